@@ -1,0 +1,369 @@
+"""The closed tree of outcomes: everything that can go wrong with one picture, and what it means for the money.
+
+What must stay true: every failure that leaves this package is one of these; each knows whether money was spent,
+whether a retry can help and whose fault it is; none carries a key, a signed link, a prompt or picture bytes
+(`scrubbed` takes them out of what a gateway said). Nothing here knows Airflow, HTTP or a gateway.
+
+    GeminiImageError
+    ├── BadRequestError            what was asked is wrong; nothing was sent
+    ├── AuthenticationError        the key is missing, wrong or inactive
+    ├── InsufficientBalanceError   the account has no money left
+    ├── RateLimitedError           too many requests; wait and ask again
+    ├── ContentRefusedError        the model or the gateway refused the content
+    ├── NoPictureError             the job ended well and brought no picture
+    ├── UpstreamFailedError        the gateway or the model behind it failed
+    │   └── NotSentError           no byte of the request was written (DNS, connect, TLS)
+    ├── LostContactError           polling failed too often; the job itself may be fine
+    ├── TimedOutError              the job was still running at the deadline
+    ├── OutcomeUnknownError        a paid request went out and nobody knows what became of it
+    ├── LinkExpiredError           paid for, and the result link no longer answers
+    ├── InvalidImageError          what was downloaded is not a picture
+    ├── MismatchError              the picture is stored, but is not what was asked for
+    ├── StorageError               the bucket or the disk failed
+    └── LedgerError                the record of what was paid for can't be read or trusted
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+
+class Billed(str, enum.Enum):
+    """Whether money was spent."""
+
+    NO = "no"
+    YES = "yes"
+    UNKNOWN = "unknown"
+
+
+class Fault(str, enum.Enum):
+    """Who has to act: the DAG's author, the account's owner, the gateway, or whoever runs storage and workers."""
+
+    AUTHOR = "author"
+    ACCOUNT = "account"
+    GATEWAY = "gateway"
+    OPERATIONS = "operations"
+
+
+_MONEY = {
+    Billed.NO: "No money was spent.",
+    Billed.YES: "The picture was paid for.",
+    Billed.UNKNOWN: "Money may have been spent.",
+}
+
+
+class GeminiImageError(Exception):
+    """Base of every outcome that is not a picture.
+
+    :param message: what happened, in one or two sentences, free of secrets.
+    :param billed: whether money was spent; default: the class's own answer.
+    :param retryable: whether trying the same again can help; default: the class's own answer.
+    :param hint: what to do next; default: the class's own answer.
+    :param code: the gateway's own error code.
+    :param gateway_message: the gateway's own message.
+    :param details: the gateway's own details, where it tells more than the message.
+    :param request_id: the gateway's id of the request, for its support.
+    :param status_code: the HTTP status, where there was one.
+    :param retry_after: seconds to wait before asking again, where the gateway told them.
+    """
+
+    kind: ClassVar[str] = "error"
+    default_billed: ClassVar[Billed] = Billed.UNKNOWN
+    default_retryable: ClassVar[bool] = False
+    fault: ClassVar[Fault] = Fault.GATEWAY
+    default_hint: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        billed: Billed | None = None,
+        retryable: bool | None = None,
+        hint: str | None = None,
+        code: str | None = None,
+        gateway_message: str | None = None,
+        details: str | None = None,
+        request_id: str | None = None,
+        status_code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.billed = self.default_billed if billed is None else billed
+        self.retryable = self.default_retryable if retryable is None else retryable
+        self.hint = self.default_hint if hint is None else hint
+        self.code = code
+        self.gateway_message = gateway_message
+        self.details = details
+        self.request_id = request_id
+        self.status_code = status_code
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        said = [
+            f"{label} {value}"
+            for label, value in (
+                ("HTTP", self.status_code),
+                ("code", self.code),
+                ("message:", self.gateway_message),
+                ("details:", self.details),
+                ("request id", self.request_id),
+            )
+            if value not in (None, "")
+        ]
+        gateway = f" (the gateway said: {'; '.join(said)})" if said else ""
+        return " ".join(part for part in (f"{self.message}{gateway}", _MONEY[self.billed], self.hint) if part)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_dict, (self.to_dict(),))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the ledger keeps of this outcome: plain JSON values, unset ones left out."""
+        values = {
+            "kind": self.kind,
+            "message": self.message,
+            "billed": self.billed.value,
+            "retryable": self.retryable,
+            "hint": self.hint,
+            "code": self.code,
+            "gateway_message": self.gateway_message,
+            "details": self.details,
+            "request_id": self.request_id,
+            "status_code": self.status_code,
+            "retry_after": self.retry_after,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def scrubbed(self, *, secrets: Iterable[str] = (), prompt: str | None = None) -> GeminiImageError:
+        """This outcome without secrets, URL queries and the prompt's text in what the gateway said.
+
+        :param secrets: texts to take out wherever they stand (the API key).
+        :param prompt: the prompt that was sent. ``None`` means that it is not known here: then the gateway's free
+            text is withheld, because a refusal may repeat the prompt.
+        """
+        values = self.to_dict()
+        for name in ("message", "code", "gateway_message", "details", "request_id"):
+            if name in values:
+                values[name] = scrub(str(values[name]), secrets=secrets, prompt=prompt)
+        if prompt is None:
+            for name in ("gateway_message", "details"):
+                if values.get(name):
+                    values[name] = "[withheld: it may repeat the prompt]"
+        return from_dict(values)
+
+
+class BadRequestError(GeminiImageError):
+    """What was asked is wrong: a field, a value, an input picture, a connection, a path."""
+
+    kind = "bad_request"
+    default_billed = Billed.NO
+    fault = Fault.AUTHOR
+
+
+class AuthenticationError(GeminiImageError):
+    """The gateway does not accept the API key."""
+
+    kind = "authentication"
+    default_billed = Billed.NO
+    fault = Fault.ACCOUNT
+    default_hint = "Put a valid API key into the connection's password, then clear the task."
+
+
+class InsufficientBalanceError(GeminiImageError):
+    """The account's balance or quota does not cover the picture."""
+
+    kind = "insufficient_balance"
+    default_billed = Billed.NO
+    fault = Fault.ACCOUNT
+    default_hint = "Top up the account, then clear the task."
+
+
+class RateLimitedError(GeminiImageError):
+    """The gateway asks to slow down."""
+
+    kind = "rate_limited"
+    default_billed = Billed.NO
+    default_retryable = True
+    fault = Fault.ACCOUNT
+    default_hint = "Lower requests_per_minute on the connection or put the tasks into an Airflow pool."
+
+
+class ContentRefusedError(GeminiImageError):
+    """Safety, prohibited content, recitation or moderation: no picture of this prompt will be made."""
+
+    kind = "content_refused"
+    fault = Fault.AUTHOR
+    default_hint = "Change the prompt or the input pictures, then clear the task."
+
+
+class NoPictureError(GeminiImageError):
+    """The job ended well, without a picture in it (text only, an empty list)."""
+
+    kind = "no_picture"
+    fault = Fault.GATEWAY
+    default_hint = 'Ask for a picture in the prompt, or clear the task with on_clear="regenerate" to buy again.'
+
+
+class UpstreamFailedError(GeminiImageError):
+    """The gateway, or the model behind it, failed."""
+
+    kind = "upstream_failed"
+    default_retryable = True
+
+
+class NotSentError(UpstreamFailedError):
+    """No byte of the request was written: name look-up, connecting or TLS failed. Safe to send again."""
+
+    kind = "not_sent"
+    default_billed = Billed.NO
+    default_hint = "Check the connection's host and the worker's network."
+
+
+class LostContactError(GeminiImageError):
+    """Polling failed several times in a row. That says nothing about the job, which is left alone."""
+
+    kind = "lost_contact"
+    default_billed = Billed.YES
+    default_retryable = True
+    default_hint = "The next attempt picks the same job up again; nothing is bought twice."
+
+
+class TimedOutError(GeminiImageError):
+    """The job was still running at the deadline. It is left alone."""
+
+    kind = "timed_out"
+    default_billed = Billed.YES
+    default_retryable = True
+    fault = Fault.OPERATIONS
+    default_hint = "Raise `timeout` and clear the task: it picks the same job up again, nothing is bought twice."
+
+
+class OutcomeUnknownError(GeminiImageError):
+    """A request that costs money went out and no answer says what became of it. Never sent again by itself."""
+
+    kind = "outcome_unknown"
+    fault = Fault.OPERATIONS
+    default_hint = (
+        "Look at the gateway's console whether the picture was made and charged. To buy it again all the same, "
+        'clear the task with on_unknown="resubmit".'
+    )
+
+
+class LinkExpiredError(GeminiImageError):
+    """The picture was made and paid for, but its link no longer answers, nor does the gateway give a fresh one."""
+
+    kind = "link_expired"
+    default_billed = Billed.YES
+    default_hint = 'Download it from the gateway\'s console, or clear the task with on_clear="regenerate" to buy again.'
+
+
+class InvalidImageError(GeminiImageError):
+    """What the result link brought is empty, cut, too large, or not a picture."""
+
+    kind = "invalid_image"
+    default_billed = Billed.YES
+    default_retryable = True
+    default_hint = "The next attempt downloads the same result again; nothing is bought twice."
+
+
+class MismatchError(GeminiImageError):
+    """The picture is stored and recorded, but its shape or size is not what was asked for."""
+
+    kind = "mismatch"
+    default_billed = Billed.YES
+    fault = Fault.GATEWAY
+    default_hint = 'Use on_mismatch="accept" to take it, or clear with on_clear="regenerate" to buy another one.'
+
+
+class StorageError(GeminiImageError):
+    """The bucket or the disk could not be read or written."""
+
+    kind = "storage"
+    default_billed = Billed.NO
+    default_retryable = True
+    fault = Fault.OPERATIONS
+
+
+class LedgerError(GeminiImageError):
+    """A record is unreadable, of a newer schema, or not where another attempt left it. Never taken for "no record"."""
+
+    kind = "ledger"
+    fault = Fault.OPERATIONS
+
+
+KINDS: dict[str, type[GeminiImageError]] = {
+    cls.kind: cls
+    for cls in (
+        BadRequestError,
+        AuthenticationError,
+        InsufficientBalanceError,
+        RateLimitedError,
+        ContentRefusedError,
+        NoPictureError,
+        UpstreamFailedError,
+        NotSentError,
+        LostContactError,
+        TimedOutError,
+        OutcomeUnknownError,
+        LinkExpiredError,
+        InvalidImageError,
+        MismatchError,
+        StorageError,
+        LedgerError,
+    )
+}
+
+
+def from_dict(values: dict[str, Any]) -> GeminiImageError:
+    """The outcome that `GeminiImageError.to_dict` described; a kind that is not known is outcome unknown."""
+    rest = {name: value for name, value in values.items() if name not in ("kind", "message", "billed")}
+    return KINDS.get(str(values.get("kind")), OutcomeUnknownError)(
+        str(values.get("message", "")), billed=Billed(values.get("billed", "unknown")), **rest
+    )
+
+
+_QUERY = re.compile(r"(?P<url>\b[a-z][a-z0-9+.-]*://[^\s?#\"'<>\\]*)[?#][^\s\"'<>\\]*", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[\w/+.-]*;base64,[A-Za-z0-9+/=_-]*")
+_USERINFO = re.compile(r"(?P<scheme>\bhttps?://)[^\s/@\"'<>]+@", re.IGNORECASE)
+_ECHO = 16  # an echo of the prompt shorter than this many characters says too little to be one
+
+
+def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:
+    """`text` without secrets, URL queries, picture bytes and echoes of the prompt, cut to `limit` characters.
+
+    :param secrets: texts to take out wherever they stand.
+    :param prompt: the prompt that was sent; it is taken out whole, in its JSON-escaped form, and in pieces of
+        16 characters and more.
+    """
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[secret]")
+    text = _DATA_URI.sub("[picture]", text)
+    text = _USERINFO.sub(r"\g<scheme>", text)
+    text = _QUERY.sub(r"\g<url>?[removed]", text)
+    for form in dict.fromkeys(_forms(prompt or "")):
+        text = _without_echo(text, form)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _forms(prompt: str) -> list[str]:
+    """The ways in which a JSON-speaking gateway may repeat a prompt."""
+    return [
+        form.strip()
+        for form in (prompt, json.dumps(prompt)[1:-1], json.dumps(prompt, ensure_ascii=False)[1:-1])
+        if form.strip()
+    ]
+
+
+def _without_echo(text: str, prompt: str) -> str:
+    text = re.sub(re.escape(prompt), "[prompt]", text, flags=re.IGNORECASE)
+    matcher = difflib.SequenceMatcher(None, text, prompt[:20_000], autojunk=False)
+    for block in sorted(matcher.get_matching_blocks(), reverse=True):
+        if block.size >= _ECHO:
+            text = f"{text[: block.a]}[prompt]{text[block.a + block.size :]}"
+    return text
