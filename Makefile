@@ -1,0 +1,44 @@
+# Everything runs from .venv, which the targets make themselves. An offline machine needs it made once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs test-live test-wheel clean
+
+help: ## Show the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
+
+demo: $(READY) ## Make pictures with a real Airflow, no API key needed
+	@$(BIN)/python -m scripts.demo
+
+test: check ## Run check, then the tests
+	$(BIN)/python -m pytest --ignore=tests/live
+
+check: $(READY) ## Run the linters, the type checker and the docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy airflow_provider_geminiimg
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
+
+docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+test-live: $(READY) ## Run the tests that need a real scheduler and triggerer
+	$(BIN)/python -m pytest tests/live
+
+test-wheel: $(READY) ## Install the built wheel into a new environment and ask Airflow for it
+	scripts/test_wheel
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .demo dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp lies inside the environment, so that removing the one removes the other.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,49 @@
+"""Gemini images in Airflow: paid for once, checked against what was asked, stored where you want them.
+
+The public names live here and are loaded on first use, because Airflow imports this package in every process to find
+the provider: importing it must stay free of Airflow, pydantic, httpx and boto3.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+    from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
+    from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+    from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
+    from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
+    from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GeminiImageEditOperator",
+    "GeminiImageGenerateOperator",
+    "GeminiImageHook",
+    "GeminiImageJobSensor",
+    "GeminiImageJobTrigger",
+    "GeminiImageSubmitOperator",
+    "__version__",
+]
+
+_HOMES = {
+    "GeminiImageEditOperator": "operators.edit",
+    "GeminiImageGenerateOperator": "operators.generate",
+    "GeminiImageHook": "hooks.geminiimg",
+    "GeminiImageJobSensor": "sensors.job",
+    "GeminiImageJobTrigger": "triggers.job",
+    "GeminiImageSubmitOperator": "operators.submit",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

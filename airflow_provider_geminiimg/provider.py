@@ -1,0 +1,129 @@
+"""What Airflow reads about this provider: the connection form, the configuration section, where things are.
+
+Every Airflow process calls `get_provider_info`, so nothing may be imported here. Airflow takes any connection field
+that is missing or null in an extra as absent: that is why the optional fields allow null.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PACKAGE = "airflow_provider_geminiimg"
+_INTEGRATION = "Gemini Images"
+
+_OPTIONAL_TEXT = ["string", "null"]
+_OPTIONAL_COUNT = {"type": ["integer", "null"], "minimum": 1}
+
+_CONN_FIELDS: dict[str, dict[str, Any]] = {
+    "gateway": {
+        "label": "Gateway",
+        "description": "Which service the API key belongs to.",
+        "schema": {"type": "string", "enum": ["1min", "apimaster"]},
+    },
+    "model": {
+        "label": "Default model",
+        "description": "Used where a task names no model. Empty: gemini-3.1-flash-image-preview.",
+        "schema": {"type": _OPTIONAL_TEXT},
+    },
+    "requests_per_minute": {
+        "label": "Requests a minute",
+        "description": "Submits, polls and uploads of one worker process. Empty: the gateway's own limit.",
+        "schema": _OPTIONAL_COUNT,
+    },
+    "max_concurrency": {
+        "label": "Requests at once",
+        "description": "How many requests one worker process has in flight. Empty: the package's default.",
+        "schema": _OPTIONAL_COUNT,
+    },
+    "price_base": {
+        "label": "Base price",
+        "description": "What one 1K picture costs you. Empty: the price that the package knows, if any.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
+    "price_currency": {
+        "label": "Currency of the base price",
+        "description": "USD or credits.",
+        "schema": {"type": _OPTIONAL_TEXT},
+    },
+    "allow_http": {
+        "label": "Allow plain http",
+        "description": "Send the API key unencrypted to a host that is not this machine. Only for a test network.",
+        "schema": {"type": ["boolean", "null"]},
+    },
+}
+
+_CONNECTION_TYPE: dict[str, Any] = {
+    "connection-type": "geminiimg",
+    "hook-class-name": f"{_PACKAGE}.hooks.geminiimg.GeminiImageHook",
+    "hook-name": _INTEGRATION,
+    "conn-fields": _CONN_FIELDS,
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"password": "API key", "host": "Base URL"},
+        "placeholders": {
+            "host": "empty: https://api.1min.ai or https://apimaster.ai/v1",
+            "model": "gemini-3.1-flash-image-preview",
+        },
+    },
+}
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "root": {
+        "description": (
+            "Folder URI of what the provider keeps: the ledger of what was paid for, and pictures of tasks without an\n"
+            "output path. Every worker must see the same folder, so use ``s3://`` where workers share no disk.\n"
+            "``file://`` and ``s3://`` are supported; ``s3://conn_id@bucket/prefix`` names an AWS connection.\n"
+        ),
+        "type": "string",
+        "example": "s3://aws_default@my-bucket/geminiimg",
+        "default": "file://{AIRFLOW_HOME}/geminiimg",
+    },
+    "namespace": {
+        "description": "Keeps the ledgers of several Airflow deployments that share one root apart.\n",
+        "type": "string",
+        "example": "production",
+        "default": "default",
+    },
+    "allowed_roots": {
+        "description": (
+            "Comma-separated URI prefixes, connection part included, under which every input, output, manifest and\n"
+            "recorded URI must lie. Unset: any.\n"
+        ),
+        "type": "string",
+        "example": "s3://aws_default@my-bucket/,file:///data/pictures",
+        "default": None,
+    },
+    "record_prompts": {
+        "description": "Write prompts into the ledger and the sidecar files. When False, only their hash is kept.\n",
+        "type": "boolean",
+        "example": "True",
+        "default": "False",
+    },
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """The provider's description, in the shape of Airflow's ``provider_info.schema.json``."""
+
+    def at(*modules: str) -> list[dict[str, Any]]:
+        return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{module}" for module in modules]}]
+
+    return {
+        "package-name": "airflow-provider-geminiimg",
+        "name": _INTEGRATION,
+        "description": "Pictures from Gemini image models, through the gateways 1min.ai and APIMaster.ai.",
+        "integrations": [
+            {"integration-name": _INTEGRATION, "external-doc-url": "https://ai.google.dev/", "tags": ["ai", "service"]}
+        ],
+        "operators": at("operators.generate", "operators.edit", "operators.submit"),
+        "sensors": at("sensors.job"),
+        "hooks": at("hooks.geminiimg"),
+        "triggers": at("triggers.job"),
+        "connection-types": [_CONNECTION_TYPE],
+        "config": {
+            "geminiimg": {
+                "description": "Settings of the Gemini Images provider.",
+                "options": {name: {**option, "version_added": "0.1.0"} for name, option in _OPTIONS.items()},
+            }
+        },
+    }
