@@ -1,0 +1,244 @@
+"""What an Airflow connection of type `geminiimg` means, checked before anything is sent.
+
+What must stay true: the API key stays out of every repr, message and pickle; a key is never sent in clear text to
+another machine unless the connection says so; a null or empty part of the connection is the same as an absent one.
+Nothing here knows Airflow: the hook passes the connection's parts in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any, NoReturn
+from urllib.parse import SplitResult, urlsplit
+
+from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
+from airflow_provider_geminiimg.gateways import GATEWAYS
+from airflow_provider_geminiimg.gateways.base import Gateway
+
+CURRENCIES = ("USD", "credits")
+EXTRAS = (
+    "gateway",
+    "model",
+    "requests_per_minute",
+    "max_concurrency",
+    "price_base",
+    "price_currency",
+    "allow_http",
+)
+_SCHEMES = ("http", "https")
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True)
+class GatewayConnection:
+    """One gateway account, as an Airflow connection describes it. It can't be pickled, because it holds the key.
+
+    :param conn_id: the Airflow connection's id.
+    :param gateway: ``1min`` or ``apimaster``.
+    :param api_key: the API key, for the transport alone.
+    :param base_url: the API's base URL, without a trailing slash.
+    :param model: the model where a request names none; ``None``: the catalogue's default.
+    :param requests_per_minute: calls a minute; ``None``: the catalogue's figure for the gateway.
+    :param max_concurrency: calls at once; ``None``: the transport's default.
+    :param price_base: the account's own price of a 1K picture; ``None``: the catalogue's figure.
+    :param price_currency: ``USD`` or ``credits``; what `price_base` is in.
+    """
+
+    conn_id: str
+    gateway: str
+    api_key: str = field(repr=False)
+    base_url: str
+    model: str | None = None
+    requests_per_minute: int | None = None
+    max_concurrency: int | None = None
+    price_base: Decimal | None = None
+    price_currency: str | None = None
+
+    def adapter(self) -> Gateway:
+        """The gateway's adapter, set to this connection's base URL."""
+        return GATEWAYS[self.gateway](self.base_url)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A GatewayConnection holds an API key and can't be pickled.")
+
+
+def parse_connection(
+    *,
+    conn_id: str,
+    password: str | None,
+    host: str | None = None,
+    schema: str | None = None,
+    port: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> GatewayConnection:
+    """The parts of an Airflow connection as a checked `GatewayConnection`.
+
+    :param conn_id: the connection's id, named in every message.
+    :param password: the API key.
+    :param host: base URL, with or without scheme; without one it is https, and http for a loopback address. Without
+        a path it gets the default one of the gateway's API. Default: the gateway's own address.
+    :param schema: ``http`` or ``https``, or a path, as Airflow reads it from a connection URI.
+    :param port: the port, where `host` holds none.
+    :param extra: see `EXTRAS`; an unknown name in it is one warning.
+    :raises BadRequestError: for a part that is missing or out of range.
+    :raises AuthenticationError: for a missing API key, or one that no HTTP header can carry.
+    """
+    parts = _Extras(conn_id, extra or {})
+    gateway = parts.choice("gateway", tuple(GATEWAYS))
+    if gateway is None:
+        raise parts.wrong("gateway", None, f"one of {', '.join(GATEWAYS)}", "the extra `gateway` is required.")
+    base_url = _base_url(
+        parts, GATEWAYS[gateway].default_base_url, _text(host), _text(schema), port, parts.flag("allow_http")
+    )
+    return GatewayConnection(
+        conn_id=conn_id,
+        gateway=gateway,
+        api_key=_api_key(conn_id, password),
+        base_url=base_url,
+        model=parts.text("model"),
+        requests_per_minute=parts.whole("requests_per_minute"),
+        max_concurrency=parts.whole("max_concurrency"),
+        price_base=parts.amount("price_base"),
+        price_currency=parts.choice("price_currency", CURRENCIES),
+    )
+
+
+class _Extras:
+    """The connection's extra fields, taken as people and forms write them: numbers as text, null as absent."""
+
+    def __init__(self, conn_id: str, values: Mapping[str, Any]) -> None:
+        self.conn_id = conn_id
+        self._values = {name: value for name, value in values.items() if value is not None and value != ""}
+        unknown = sorted(str(name) for name in self._values if name not in EXTRAS)
+        if unknown:
+            warnings.warn(
+                f"Connection {conn_id!r} has extra fields that mean nothing here: {', '.join(unknown)}. "
+                f"Known: {', '.join(EXTRAS)}.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def wrong(self, name: str, value: object, allowed: str, said: str = "") -> BadRequestError:
+        given = "nothing" if value is None else repr(value)
+        said = said or f"the extra `{name}` is wrong."
+        return BadRequestError(
+            f"Connection {self.conn_id!r}: {said} Given: {given}. Allowed: {allowed}.",
+            hint="Correct the connection, then clear the task.",
+        )
+
+    def text(self, name: str) -> str | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise self.wrong(name, value, "text")
+        return _text(value)
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        by_lower = {word.lower(): word for word in allowed}
+        found = by_lower.get(str(value).strip().lower())
+        if found is None:
+            raise self.wrong(name, value, f"one of {', '.join(allowed)}")
+        return found
+
+    def flag(self, name: str) -> bool:
+        value = self._values.get(name, False)
+        found = _BOOLEANS.get(str(value).strip().lower())
+        if found is None:
+            raise self.wrong(name, value, "true or false")
+        return found
+
+    def amount(self, name: str) -> Decimal | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        number = _decimal(value)
+        if number is None or number < 0:
+            raise self.wrong(name, value, "a number of 0 or more")
+        return number
+
+    def whole(self, name: str) -> int | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        number = _decimal(value)
+        if number is None or number != number.to_integral_value() or not 1 <= number <= 1_000_000:
+            raise self.wrong(name, value, "a whole number of 1 or more")
+        return int(number)
+
+
+def _decimal(value: object) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _text(value: str | None) -> str | None:
+    return (value or "").strip() or None
+
+
+def _api_key(conn_id: str, password: str | None) -> str:
+    key = _text(password)
+    if key is None:
+        raise AuthenticationError(f"Connection {conn_id!r} has no API key: its password is empty. Nothing was sent.")
+    if not (key.isascii() and key.isprintable()):
+        raise AuthenticationError(
+            f"Connection {conn_id!r}: its password holds characters that no API key has. Nothing was sent."
+        )
+    return key
+
+
+def _base_url(
+    parts: _Extras, default: str, host: str | None, schema: str | None, port: int | None, allow_http: bool
+) -> str:
+    if host is None:
+        return default.rstrip("/")
+    scheme = (schema or "").lower() if (schema or "").lower() in _SCHEMES else None
+    path = None if scheme else schema
+    try:
+        url = urlsplit(host if "://" in host else f"//{host}")
+        name, own_port = url.hostname, url.port
+    except ValueError:
+        name, own_port, url = None, None, SplitResult("", "", "", "", "")
+    if not name or "@" in url.netloc or url.query or url.fragment or any(char.isspace() for char in host):
+        raise BadRequestError(
+            f"Connection {parts.conn_id!r}: its host is not an address. Allowed: a host name or an http(s) URL, with "
+            "port and path where needed, without user name, query or fragment.",
+            hint="Correct the connection, then clear the task.",
+        )
+    scheme = url.scheme.lower() or scheme or ("http" if is_loopback(name) else "https")
+    if scheme not in _SCHEMES:
+        raise parts.wrong("host", scheme, "https (http to a loopback address)", "the host's scheme is wrong.")
+    if scheme == "http" and not (allow_http or is_loopback(name)):
+        raise parts.wrong(
+            "host",
+            f"http://{name}",
+            "https; http to a loopback address, or anywhere with the extra `allow_http`: true",
+            "plain http would show the API key to the network.",
+        )
+    own_port = port if own_port is None else own_port
+    shown = f"[{name}]" if ":" in name else name
+    where = f"{scheme}://{shown}" + (f":{own_port}" if own_port else "")
+    path = (url.path.strip("/") or (path or "").strip("/")) or urlsplit(default).path.strip("/")
+    return f"{where}/{path}" if path else where
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine by its own name or address, without asking DNS."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,109 @@
+"""When to ask a gateway again, and when to stop: pure decisions, fed by the trigger and by the synchronous wait alike.
+
+What must stay true: a poll that fails says nothing about the job; no pause goes past the deadline, so that the last
+poll is at the deadline itself; every answer is either a pause or an end, and an end never says that a job is dead
+when only our contact with it is.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, RateLimitedError
+from airflow_provider_geminiimg.gateways.base import JobState, JobStatus
+
+MAX_FAILURES = 5
+VANISHED_GRACE = 600.0  # seconds; a gateway may not know a new job at once (observed as late consistency)
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait, then poll.
+
+    :param seconds: how long, 0 or more.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class End:
+    """Stop polling.
+
+    :param status: ``done``, ``failed`` and ``vanished`` are the gateway's word on the job; ``timeout`` and ``lost``
+        only say that we stopped asking.
+    """
+
+    status: str
+
+
+class PollPlan:
+    """The schedule of one job's polls. Times are Unix seconds.
+
+    :param submitted_at: when the job was submitted.
+    :param deadline: when to stop.
+    :param expected_seconds: how long such a job usually takes; the first poll waits that long.
+    :param poll_interval: seconds between polls, and until the first one; ``None``: `expected_seconds`, then `spread`.
+    :param spread: the shortest and the longest pause between polls, seconds.
+    :param rng: where the jitter comes from.
+    :raises BadRequestError: for a `poll_interval` of 0 or less.
+    """
+
+    def __init__(
+        self,
+        *,
+        submitted_at: float,
+        deadline: float,
+        expected_seconds: float,
+        poll_interval: float | None,
+        spread: tuple[float, float],
+        rng: random.Random | None = None,
+    ) -> None:
+        if poll_interval is not None and not poll_interval > 0:
+            raise BadRequestError(f"poll_interval is {poll_interval!r}. Allowed: seconds, more than 0.")
+        self._submitted_at = submitted_at
+        self._deadline = deadline
+        self._first = max(0.0, expected_seconds) if poll_interval is None else poll_interval
+        self._spread = spread if poll_interval is None else (poll_interval, poll_interval)
+        self._rng = rng or random.Random()
+        self._failures = 0
+        self._backoff = 0
+
+    def first(self, now: float) -> Pause:
+        """The wait before the first poll; never longer than planned, whatever another machine's clock said."""
+        return self._pause(now, min(self._first, self._submitted_at + self._first - now))
+
+    def after(self, now: float, result: JobStatus | GeminiImageError) -> Pause | End:
+        """What to do after a poll.
+
+        :param now: the time after it.
+        :param result: what it brought; an outcome where it failed.
+        """
+        if isinstance(result, GeminiImageError):
+            return self._after_failure(now, result)
+        self._failures = self._backoff = 0
+        if result.state is JobState.DONE:
+            return End("done")
+        if result.state is JobState.FAILED:
+            return End("failed")
+        if result.state is JobState.VANISHED and now - self._submitted_at >= VANISHED_GRACE:
+            return End("vanished")
+        return self._again(now, self._interval())
+
+    def _after_failure(self, now: float, error: GeminiImageError) -> Pause | End:
+        # A gateway that says "slow down" has not been lost.
+        self._failures += not isinstance(error, RateLimitedError)
+        self._backoff = min(self._backoff + 1, MAX_FAILURES)
+        if self._failures >= MAX_FAILURES:
+            return End("lost")
+        return self._again(now, max(self._interval() * 2 ** (self._backoff - 1), error.retry_after or 0.0))
+
+    def _again(self, now: float, seconds: float) -> Pause | End:
+        return End("timeout") if now >= self._deadline else self._pause(now, seconds)
+
+    def _interval(self) -> float:
+        return self._rng.uniform(*self._spread)
+
+    def _pause(self, now: float, seconds: float) -> Pause:
+        return Pause(max(0.0, min(seconds, self._deadline - now)))

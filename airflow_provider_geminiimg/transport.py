@@ -1,0 +1,386 @@
+"""Sends a gateway's `Call`s over httpx. The only code that holds the API key.
+
+What must stay true:
+
+- the key goes to the API's own scheme, host and port, never along a redirect, and into nothing that we write;
+- a call that may cost money goes once, over a fresh connection. Whatever then happens to the network is "not sent" only
+  where no byte of the request was written, else "outcome unknown";
+- every failure is an outcome of `airflow_provider_geminiimg.exceptions`, scrubbed; an httpx exception, which holds the
+  request, is never chained to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import ssl
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Generic, NoReturn, TypeVar
+
+import anyio
+import httpx
+import tenacity
+
+from airflow_provider_geminiimg._logs import quiet_http
+from airflow_provider_geminiimg.catalog import LIMITS
+from airflow_provider_geminiimg.connection import GatewayConnection, is_loopback
+from airflow_provider_geminiimg.exceptions import (
+    Billed,
+    GeminiImageError,
+    NotSentError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    UpstreamFailedError,
+)
+from airflow_provider_geminiimg.gateways.base import Call, JobStatus
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 10.0
+WRITE_TIMEOUT = 30.0
+OVERHEAD = 40.0  # seconds beside the read timeout for one exchange
+BILLABLE_WAIT = 15.0  # seconds that a billable call waits for its turn; with OVERHEAD under the 60 the ledger allows
+SLOWEST_UPLOAD = 100_000  # bytes a second
+MAX_PAUSE = 120.0  # seconds; a longer Retry-After is the business of whoever catches the outcome
+DEFAULT_CONCURRENCY = 8  # a thousand waiters in httpx's own pool cost five times as much as behind a semaphore
+MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: pictures may come inline
+FREE_ATTEMPTS = 3
+HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
+
+_UNSENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+)
+_TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded and whole by then
+_Origin = tuple[str, str, int | None]
+
+
+class Bucket:
+    """A rate of calls, shared by threads: at most `per_minute` in any 60 seconds, a tenth of them in one burst.
+
+    :param per_minute: calls a minute.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._burst = max(1, per_minute // 10)
+        self._interval = 60.0 / (per_minute - self._burst + 1)
+        self._next = 0.0
+        self._not_before = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, *, patient: bool = False) -> float:
+        """Take a slot; returns 0.0, or the seconds after which to try again.
+
+        :param patient: leave half of the burst to others.
+        """
+        with self._lock:
+            now = time.monotonic()
+            usable = self._burst - max(1, self._burst // 2) + 1 if patient else self._burst
+            free_at = max(self._next - (usable - 1) * self._interval, self._not_before)
+            if free_at > now:
+                return free_at - now
+            self._next = max(self._next, now) + self._interval
+            return 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing pass for `seconds`, `MAX_PAUSE` at most."""
+        with self._lock:
+            self._not_before = max(self._not_before, time.monotonic() + min(seconds, MAX_PAUSE))
+
+
+class Limiter:
+    """What one account may send from this process. When it binds, polls wait longer than submits do.
+
+    :param per_minute: submits, polls, checks and uploads a minute. Downloads don't count.
+    :param uploads_per_minute: uploads a minute.
+    """
+
+    def __init__(self, per_minute: int, uploads_per_minute: int) -> None:
+        self._calls = Bucket(per_minute)
+        self._uploads = Bucket(uploads_per_minute)
+
+    async def admit(self, call: Call[Any]) -> None:
+        """Wait for a slot."""
+        if _kind(call) == "upload":
+            await _slot(self._uploads)
+        await _slot(self._calls, patient=_kind(call) == "poll")
+
+    def pause(self, seconds: float) -> None:
+        """Slow everyone down, because the gateway asked for it."""
+        self._calls.pause(seconds)
+
+
+async def _slot(bucket: Bucket, *, patient: bool = False) -> None:
+    while wait := bucket.take(patient=patient):  # noqa: ASYNC110 - other threads take slots too
+        await asyncio.sleep(wait)
+
+
+def _kind(call: Call[Any]) -> str:
+    if call.billable:
+        return "submit"
+    return "poll" if call.request.method == "GET" else "upload"
+
+
+_limiters: dict[tuple[str, str, int, int], Limiter] = {}
+_limiters_lock = threading.Lock()
+
+
+def limiter_for(connection: GatewayConnection) -> Limiter:
+    """The limiter that every transport of this connection shares in this process."""
+    limits = LIMITS[connection.gateway]
+    rates = (connection.requests_per_minute or limits.requests_per_minute, limits.uploads_per_minute)
+    with _limiters_lock:
+        return _limiters.setdefault((connection.conn_id, connection.base_url, *rates), Limiter(*rates))
+
+
+class _KeyAuth(httpx.Auth):
+    """Attaches the key to a copy of the request: who holds the call, or an error of it, does not hold the key."""
+
+    def __init__(self, headers: Mapping[str, str], base_url: str) -> None:
+        self._headers = headers
+        self._origin = _origin(httpx.URL(base_url))
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        if _origin(request.url) == self._origin:
+            headers = request.headers.copy()
+            headers.update(self._headers)
+            request = httpx.Request(
+                request.method,
+                request.url,
+                headers=headers,
+                stream=request.stream,
+                extensions=request.extensions,
+            )
+        yield request
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("This object holds an API key and can't be pickled.")
+
+
+class Transport:
+    """Sends calls to one gateway. An async context manager, bound to the event loop in which it is first used.
+
+    :param connection: the account. Its `max_concurrency` bounds polls and billable calls, each for itself.
+    """
+
+    def __init__(self, connection: GatewayConnection) -> None:
+        self.gateway = connection.adapter()
+        self._limiter = limiter_for(connection)
+        self._secrets = (connection.api_key,)
+        self._auth = _KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)
+        at_once = connection.max_concurrency or DEFAULT_CONCURRENCY
+        uploads = LIMITS[connection.gateway].uploads_at_once
+        self._turns = {
+            "submit": asyncio.Semaphore(at_once),
+            "poll": asyncio.Semaphore(at_once),
+            "upload": asyncio.Semaphore(uploads),
+        }
+        self._pool_size = at_once + uploads
+        self._pool: httpx.AsyncClient | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Transport:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the pooled connections. Nothing can be sent afterwards."""
+        self._closed = True
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
+
+    async def send(self, call: Call[T], *, prompt: str | None = None) -> T:
+        """Send a call once.
+
+        :param call: what to send. A billable call waits 15 seconds at most for its turn.
+        :param prompt: the prompt of the job that the call is about, where the call does not hold it; ``""`` where
+            there is none. Its echo is taken out of what the gateway says; without it the gateway's text is withheld.
+        :raises GeminiImageError: whatever is not an answer. `NotSentError` where no byte was written,
+            `OutcomeUnknownError` where a billable call was written and not answered, `RateLimitedError` also where
+            its turn did not come.
+        """
+        outcome = await self._outcome(call)
+        known = call.prompt if prompt is None else prompt
+        if isinstance(outcome, GeminiImageError):
+            raise outcome.scrubbed(secrets=self._secrets, prompt=known)
+        if isinstance(outcome, JobStatus) and outcome.error is not None:
+            return dataclasses.replace(outcome, error=outcome.error.scrubbed(secrets=self._secrets, prompt=known))
+        return outcome
+
+    async def send_free(self, call: Call[T], *, prompt: str | None = None) -> T:
+        """Send a call that costs nothing, up to three times while the failure may pass, with jitter between.
+
+        :param call: what to send.
+        :param prompt: see `send`.
+        :raises ValueError: for a billable call.
+        :raises GeminiImageError: the last failure.
+        """
+        if call.billable:
+            raise ValueError("A billable call is sent once: use send().")
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(FREE_ATTEMPTS),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
+            retry=tenacity.retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        return await retrying(self.send, call, prompt=prompt)
+
+    async def _outcome(self, call: Call[T]) -> T | GeminiImageError:
+        """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
+        try:
+            async with self._turn(call):
+                return await self._exchange(call)
+        except RateLimitedError as error:
+            return error
+
+    @asynccontextmanager
+    async def _turn(self, call: Call[Any]) -> AsyncIterator[None]:
+        turn = self._turns[_kind(call)]
+        with anyio.move_on_after(BILLABLE_WAIT if call.billable else None) as waiting:
+            await turn.acquire()
+            try:
+                await self._limiter.admit(call)
+            except BaseException:
+                turn.release()
+                raise
+        if waiting.cancelled_caught:
+            raise RateLimitedError(
+                "This process has used up the connection's requests_per_minute or max_concurrency; nothing was sent.",
+                retry_after=BILLABLE_WAIT,
+            )
+        try:
+            yield
+        finally:
+            turn.release()
+
+    async def _exchange(self, call: Call[T]) -> T | GeminiImageError:
+        exchange = _Exchange(call)
+        try:
+            with quiet_http(), anyio.fail_after(exchange.time_limit):
+                if not call.billable:
+                    return await exchange.run(await self._pooled(), self._auth)
+                async with await self._client(connections=1, keep=0) as client:
+                    return await exchange.run(client, self._auth)
+        except GeminiImageError as error:
+            if isinstance(error, RateLimitedError) and error.retry_after:
+                self._limiter.pause(error.retry_after)
+            return error
+        except Exception as error:
+            failure = exchange.failure(error)
+            if failure is None:
+                raise
+            return failure
+
+    async def _pooled(self) -> httpx.AsyncClient:
+        if self._pool is None:
+            client = await self._client(connections=self._pool_size, keep=self._pool_size)
+            self._pool = self._pool or client  # another task may have made one while the TLS context was made
+        if self._closed:
+            raise RuntimeError("This transport is closed.")
+        return self._pool
+
+    async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
+        context = await asyncio.to_thread(_tls_context)
+        return httpx.AsyncClient(
+            verify=context,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=keep),
+            follow_redirects=False,
+            trust_env=not is_loopback(httpx.URL(self.gateway.base_url).host),  # no proxy reaches our own loopback
+        )
+
+
+class _Exchange(Generic[T]):
+    """One sending of one call, and whether any byte of it was written."""
+
+    def __init__(self, call: Call[T]) -> None:
+        self.call = call
+        self.written = False
+        size = 0 if call.billable else int(call.request.headers.get("Content-Length", 0))
+        self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
+
+    async def run(self, client: httpx.AsyncClient, auth: httpx.Auth) -> T:
+        response = await client.send(self._request(), auth=auth, stream=True, follow_redirects=False)
+        try:
+            body = await self._body(response)
+        finally:
+            await response.aclose()
+        if 300 <= response.status_code < 400:
+            raise self._doubt(f"The gateway answered with a redirect (HTTP {response.status_code}), never followed.")
+        headers = [
+            (name, value) for name, value in response.headers.multi_items() if name.lower() not in _TRANSFER_HEADERS
+        ]
+        return self.call.parse(
+            httpx.Response(response.status_code, headers=headers, content=body, request=self.call.request)
+        )
+
+    def _request(self) -> httpx.Request:
+        sent = self.call.request
+        timeout = httpx.Timeout(connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=30.0, read=self.call.read_timeout)
+        headers = httpx.Headers(HEADERS)
+        headers.update(sent.headers)
+        return httpx.Request(
+            sent.method,
+            sent.url,
+            headers=headers,
+            stream=sent.stream,
+            extensions={"timeout": timeout.as_dict(), "trace": self._trace},
+        )
+
+    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        self.written = self.written or event.endswith("send_request_headers.started")
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_ANSWER[self.call.billable]:
+                raise self._doubt(f"The gateway's answer is larger than {MAX_ANSWER[self.call.billable]:,} bytes.")
+        return bytes(body)
+
+    def failure(self, error: Exception) -> GeminiImageError | None:
+        """What an exception of the network means; ``None`` for one that is a mistake of ours."""
+        name = type(error).__name__
+        network = isinstance(error, (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError))
+        if isinstance(error, _UNSENT) or (network and not self.written):
+            return NotSentError(f"The gateway could not be reached ({name}).")
+        if self.call.billable and self.written:
+            return OutcomeUnknownError(f"The request was sent, and the contact broke off before its answer ({name}).")
+        if network:
+            return UpstreamFailedError(f"The contact to the gateway broke off ({name}).", billed=Billed.NO)
+        return None
+
+    def _doubt(self, message: str) -> GeminiImageError:
+        """The gateway took the request and gave an answer that can't be used."""
+        if self.call.billable:
+            return OutcomeUnknownError(message)
+        return UpstreamFailedError(
+            message, billed=Billed.NO, retryable=False, hint="Check the host of the Airflow connection."
+        )
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, (UpstreamFailedError, RateLimitedError)) and error.retryable
+
+
+def _origin(url: httpx.URL) -> _Origin:
+    return url.scheme, url.host.lower(), url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """One for the process: making it costs about 20 ms, too much for an event loop that all triggers share."""
+    return httpx.create_ssl_context()
