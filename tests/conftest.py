@@ -1,0 +1,159 @@
+"""Fixtures. The environment is set here, before anything imports Airflow: it reads its settings at import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parent):  # `harness` and `scripts` are importable in any import mode
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+HOME = Path(tempfile.mkdtemp(prefix="geminiimg-tests-"))
+(HOME / "dags").mkdir()
+os.environ.update(
+    AIRFLOW_HOME=str(HOME),
+    AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__FERNET_KEY="",
+    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{HOME / 'airflow.db'}",
+    AIRFLOW__LOGGING__BASE_LOG_FOLDER=str(HOME / "logs"),
+    AIRFLOW__LOGGING__COLORED_CONSOLE_LOG="False",
+)
+os.environ.pop("AIRFLOW_CONFIG", None)
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.sandbox import Sandbox
+    from harness.inprocess import AirflowHarness
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _airflow_home() -> Path:
+    from harness.inprocess import start_airflow
+
+    start_airflow()
+    return HOME
+
+
+@pytest.fixture
+def airflow(_airflow_home: Path) -> Iterator[AirflowHarness]:
+    """A real Airflow in this process: ``airflow.run_dag(dag)``. See `harness.inprocess`."""
+    from harness.inprocess import AirflowHarness
+
+    harness = AirflowHarness()
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(scope="session")
+def _sandbox() -> Iterator[Sandbox]:
+    from airflow_provider_geminiimg.sandbox import Sandbox
+
+    with Sandbox(latency=0.05) as box:
+        yield box
+
+
+@pytest.fixture
+def sandbox(_sandbox: Sandbox) -> Sandbox:
+    """Both gateways in a box, empty, with a latency of 0.05 s."""
+    _sandbox.reset()
+    return _sandbox
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Make a connection: ``connect("my_conn", host=..., password=..., extra={...})`` gives back its id.
+
+    Every field may be left out or be ``None``; the connection type is ``geminiimg`` unless given.
+    """
+
+    def make(conn_id: str, *, conn_type: str = "geminiimg", **fields: Any) -> str:
+        given = {name: value for name, value in fields.items() if value is not None}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": conn_type, **given}))
+        return conn_id
+
+    return make
+
+
+@pytest.fixture
+def onemin(sandbox: Sandbox, connect: Callable[..., str]) -> str:
+    """The id of a connection to the sandbox's 1min.ai."""
+    return connect("onemin", host=sandbox.onemin_url, password="test-key-onemin", extra={"gateway": "1min"})
+
+
+@pytest.fixture
+def apimaster(sandbox: Sandbox, connect: Callable[..., str]) -> str:
+    """The id of a connection to the sandbox's APIMaster.ai."""
+    return connect(
+        "apimaster", host=sandbox.apimaster_url, password="test-key-apimaster", extra={"gateway": "apimaster"}
+    )
+
+
+@pytest.fixture(params=["onemin", "apimaster"])
+def geminiimg_conn_id(request: pytest.FixtureRequest) -> str:
+    """The test runs once for each gateway, with the id of a connection to it."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[str]:
+    from harness.moto import start_moto
+
+    with start_moto() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new, empty bucket at a local S3 server, as ``s3://bucket``; boto3's own chain finds server and keys."""
+    import uuid
+
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": _moto,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    bucket = f"test-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def local_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`[geminiimg] root` on disk, new for this test; as a URI."""
+    uri = (tmp_path / "root").as_uri()
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", uri)
+    return uri
+
+
+@pytest.fixture
+def s3_root(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`[geminiimg] root` in a new bucket; as a URI."""
+    uri = f"{s3}/root"
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", uri)
+    return uri
+
+
+@pytest.fixture(params=["local_root", "s3_root"], ids=["disk", "s3"])
+def root(request: pytest.FixtureRequest) -> str:
+    """The test runs twice: with `[geminiimg] root` on disk, and on S3."""
+    return str(request.getfixturevalue(request.param))
