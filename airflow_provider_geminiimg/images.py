@@ -1,0 +1,197 @@
+"""What bytes are: PNG, JPEG or WebP, how large, and whole; and whether that is what was asked for.
+
+A picture is paid for before it can be looked at, so this is the last place at which an error page, a cut download or
+an empty body is noticed before it would be stored as a success. What must stay true: bytes are only ever read, never
+decoded or rewritten (pictures carry signed provenance data); any bytes at all end in an `ImageInfo` or in an
+`InvalidImageError`, and no message repeats any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from airflow_provider_geminiimg.exceptions import InvalidImageError
+
+MAX_SIDE = 32_768
+"""Pixels; a longer side is taken for a broken header. The longest that a model makes is 12288 (8:1 at 4K)."""
+
+RATIO_TOLERANCE = 0.03
+"""How far width / height may be from what was asked, as a share of it. Google's own tables are up to 2 % off."""
+
+_BLOCK = 16  # the models cut sides to whole blocks of pixels: 1:8 at 1K was seen as 352 x 2928, 4 % off by 14 pixels
+
+_NOMINAL_SIDE = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a picture's header says.
+
+    :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
+    :param extension: ``png``, ``jpg`` or ``webp``.
+    :param width: pixels.
+    :param height: pixels.
+    """
+
+    media_type: str
+    extension: str
+    width: int
+    height: int
+
+
+def inspect_image(data: bytes) -> ImageInfo:
+    """Tell what picture `data` is, from its magic bytes and its header, and that its end is there.
+
+    :param data: the whole body, as it was received.
+    :raises InvalidImageError: it is empty, HTML, SVG, of another kind, cut, or its dimensions make no sense.
+    """
+    if not data:
+        raise InvalidImageError("The picture is empty (0 bytes).")
+    for fits, media_type, extension, measure in _FORMATS:
+        if not fits(data):
+            continue
+        try:
+            width, height = measure(data)
+        except IndexError:
+            raise _cut(extension, len(data)) from None
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise InvalidImageError(f"The {extension} header says {width} x {height} pixels, which can't be right.")
+        return ImageInfo(media_type, extension, width, height)
+    raise InvalidImageError(f"The body is {_looks_like(data)}, not a PNG, JPEG or WebP picture ({len(data)} bytes).")
+
+
+def mismatch(info: ImageInfo, *, resolution: str | None, aspect_ratio: str | None) -> str | None:
+    """Say in one sentence how a picture differs from what was asked, or ``None`` where it does not.
+
+    The models keep the *area* of a resolution, not a side: in Google's table of output sizes 1K is 1024 x 1024,
+    1376 x 768 (16:9), 1584 x 672 (21:9) and 384 x 3072 (1:8). So a picture's class is the power of two nearest to
+    the square root of its area, which in that table is within 7 % of the nominal side.
+
+    :param info: the picture.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` or another word: not compared.
+    :param aspect_ratio: such as ``16:9``; ``None``: not compared. Compared within `RATIO_TOLERANCE`, or one 16-pixel
+        block of the shorter side.
+    """
+    parts = []
+    wanted = _ratio(aspect_ratio)
+    if wanted is not None and not _near(info, wanted):
+        parts.append(
+            f"aspect_ratio {aspect_ratio} was asked, which is {wanted:.3f}, and {info.width / info.height:.3f} came"
+        )
+    nominal = _NOMINAL_SIDE.get(resolution or "")
+    side = math.sqrt(info.width * info.height)
+    if nominal is not None and round(math.log2(side)) != round(math.log2(nominal)):
+        parts.append(f"resolution {resolution} was asked, the area of a {side:.0f} pixel square came")
+    if not parts:
+        return None
+    return f"The picture has {info.width} x {info.height} pixels: {'; '.join(parts)}."
+
+
+def _near(info: ImageInfo, wanted: float) -> bool:
+    if abs(info.width / info.height - wanted) <= RATIO_TOLERANCE * wanted:
+        return True
+    short, ideal = (info.width, info.height * wanted) if wanted < 1 else (info.height, info.width / wanted)
+    return abs(short - ideal) < min(_BLOCK, 0.05 * ideal)
+
+
+def _ratio(text: str | None) -> float | None:
+    width, _, height = (text or "").partition(":")
+    try:
+        return int(width) / int(height)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _cut(extension: str, size: int) -> InvalidImageError:
+    return InvalidImageError(f"The {extension} picture is cut or damaged: it breaks off within {size} bytes.")
+
+
+def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:
+    """An unsigned integer; a slice that is too short would pass as a small number, so it is an IndexError."""
+    if start + size > len(data):
+        raise IndexError
+    return int.from_bytes(data[start : start + size], "big" if big else "little")
+
+
+def _measure_png(data: bytes) -> tuple[int, int]:
+    if data[12:16] != b"IHDR" or _uint(data, 8, 4, big=True) != 13:
+        raise _cut("png", len(data))
+    size = _uint(data, 16, 4, big=True), _uint(data, 20, 4, big=True)
+    offset, seen = 8, set()
+    while b"IEND" not in seen:
+        length = _uint(data, offset, 4, big=True)
+        seen.add(data[offset + 4 : offset + 8])
+        offset += 12 + length
+        if offset > len(data):
+            raise IndexError
+    if b"IDAT" not in seen:
+        raise _cut("png", len(data))
+    return size
+
+
+_JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}
+_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others of that range are tables
+
+
+def _measure_jpeg(data: bytes) -> tuple[int, int]:
+    size: tuple[int, int] | None = None
+    offset = 2
+    while True:
+        if data[offset] != 0xFF:
+            raise _cut("jpg", len(data))
+        while data[offset] == 0xFF:
+            offset += 1
+        marker = data[offset]
+        offset += 1
+        if marker in _JPEG_ALONE:
+            continue
+        if marker in (0xDA, 0xD9):
+            break
+        if marker in _JPEG_FRAMES:
+            size = _uint(data, offset + 5, 2, big=True), _uint(data, offset + 3, 2, big=True)
+        offset += max(2, _uint(data, offset, 2, big=True))
+    # Only what follows the start of the scan counts: an embedded thumbnail has an end marker of its own.
+    if size is None or marker != 0xDA or data.find(b"\xff\xd9", offset) < 0:
+        raise _cut("jpg", len(data))
+    return size
+
+
+def _measure_webp(data: bytes) -> tuple[int, int]:
+    if _uint(data, 4, 4, big=False) + 8 > len(data):
+        raise IndexError
+    kind, body = data[12:16], 20
+    if kind == b"VP8X":
+        return _uint(data, body + 4, 3, big=False) + 1, _uint(data, body + 7, 3, big=False) + 1
+    if kind == b"VP8L" and data[body] == 0x2F:
+        bits = _uint(data, body + 1, 4, big=False)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and data[body + 3 : body + 6] == b"\x9d\x01\x2a":
+        return _uint(data, body + 6, 2, big=False) & 0x3FFF, _uint(data, body + 8, 2, big=False) & 0x3FFF
+    raise _cut("webp", len(data))
+
+
+_FORMATS: tuple[tuple[Callable[[bytes], bool], str, str, Callable[[bytes], tuple[int, int]]], ...] = (
+    (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), "image/png", "png", _measure_png),
+    (lambda data: data.startswith(b"\xff\xd8\xff"), "image/jpeg", "jpg", _measure_jpeg),
+    (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", "image/webp", "webp", _measure_webp),
+)
+
+_OTHERS = (
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML document"),
+    (b"<", "a markup document"),
+    (b"{", "JSON"),
+    (b"gif8", "a GIF"),
+    (b"%pdf", "a PDF"),
+)
+
+
+def _looks_like(data: bytes) -> str:
+    start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
+        return "HEIC or AVIF"
+    return next((name for magic, name in _OTHERS if start.startswith(magic)), "of an unknown kind")
