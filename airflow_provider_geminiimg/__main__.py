@@ -1,0 +1,52 @@
+"""``python -m airflow_provider_geminiimg``: the package's commands, one table row each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8099, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--latency", type=float, default=2.0, help="seconds that a job takes (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a host name that callers may use; repeatable"
+    )
+
+
+def _sandbox(arguments: argparse.Namespace) -> None:
+    from airflow_provider_geminiimg.sandbox.server import serve
+    from airflow_provider_geminiimg.sandbox.state import Settings
+
+    serve(
+        host=arguments.host,
+        port=arguments.port,
+        allow_hosts=arguments.allow_host,
+        settings=Settings(latency=arguments.latency),
+    )
+
+
+_COMMANDS = {"sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m airflow_provider_geminiimg")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, (text, add_arguments, run) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        add_arguments(command)
+        command.set_defaults(run=run)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

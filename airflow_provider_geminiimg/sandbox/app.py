@@ -1,0 +1,319 @@
+"""The sandbox's web application: host check, call list and faults in front, the two gateways behind.
+
+What must stay true: every call of a gateway is in the call list, with no key and no query in it; a call that is
+dropped gets no byte of an answer; nothing here can be reached under a host name that was not allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from airflow_provider_geminiimg.sandbox import apimaster, onemin
+from airflow_provider_geminiimg.sandbox.faults import Fault
+from airflow_provider_geminiimg.sandbox.pictures import Studio
+from airflow_provider_geminiimg.sandbox.state import Box
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+# (method, path or path prefix ending in "/") -> route name
+ROUTES: dict[tuple[str, str], str] = {
+    ("POST", "/api/features"): "onemin.submit",
+    ("GET", f"/api/results/{NOBODY}"): "onemin.check",
+    ("GET", "/api/results/"): "onemin.status",
+    ("POST", "/api/assets"): "onemin.upload",
+    ("POST", "/v1/images/generations"): "apimaster.submit_sync",
+    ("POST", "/v1/images/generations/async"): "apimaster.submit",
+    ("GET", "/v1/tasks/"): "apimaster.status",
+    ("GET", "/v1/models"): "apimaster.check",
+    ("POST", "/v1/chat/completions"): "apimaster.chat",
+    ("GET", "/asset.1min.ai/"): "download",
+    ("GET", "/imgs/"): "download",
+}
+
+
+def route_of(method: str, path: str) -> str | None:
+    """The name of a gateway's route; ``None`` for the sandbox's own pages."""
+    if path.startswith("/_sandbox/"):
+        return None
+    prefix = path[: path.rfind("/") + 1] if path.count("/") < 3 else f"/{'/'.join(path.split('/')[1:3])}/"
+    for key in (path, prefix, f"/{path.split('/')[1]}/"):
+        if (method, key) in ROUTES:
+            return ROUTES[method, key]
+    return "unknown"
+
+
+@dataclass
+class Answer:
+    """A whole response, kept back until the faults have had their say."""
+
+    status: int = 500
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytes = b""
+
+
+class Front:
+    """The middleware in front of both gateways.
+
+    :param hosts: host names that may stand in ``Host``.
+    """
+
+    def __init__(self, app: ASGIApp, box: Box, hosts: Collection[str]) -> None:
+        self.app, self.box, self.hosts = app, box, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if _hostname(headers.get("host", "")) not in self.hosts:
+            await Response("This host name is not served here (--allow-host).\n", 400)(scope, receive, send)
+            return
+        route = route_of(scope["method"], scope["path"])
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        call = self._note(scope, headers, route)
+        body = await _read(receive)
+        fault = self.box.faults.take(route)
+        answer = await self._answer(scope, body, route, fault)
+        call["seconds"] = round(time.time() - call["time"], 4)
+        if answer is None:
+            call["dropped"] = True
+            self.box.touch()
+            await _abort(scope, receive)
+            return
+        call["status"] = answer.status
+        self.box.touch()
+        await _reply(scope, receive, send, answer, None if fault is None else fault.cut_after)
+
+    def _note(self, scope: Scope, headers: Headers, route: str) -> dict[str, Any]:
+        call = {
+            "method": scope["method"],
+            "route": route,
+            "path": scope["path"],
+            "client_port": (scope.get("client") or ("", 0))[1],
+            "user_agent": headers.get("user-agent", ""),
+            "with_key": "api-key" in headers or "authorization" in headers,
+            "time": time.time(),
+            "seconds": None,
+            "status": None,
+            "dropped": False,
+        }
+        self.box.calls.append(call)
+        self.box.touch()
+        return call
+
+    async def _answer(self, scope: Scope, body: bytes, route: str, fault: Fault | None) -> Answer | None:
+        """The answer to give; ``None`` to cut the connection."""
+        if fault is None:
+            return await self._ask(scope, body)
+        scope["state"]["outcome"] = fault.outcome
+        answer = await self._ask(scope, body) if fault.charge == "after" else None
+        if fault.hold and not await self.box.faults.hold(route):
+            return None
+        await asyncio.sleep(fault.delay)
+        if fault.drop:
+            return None
+        if fault.answers:
+            answer = _own_answer(fault)
+        elif answer is None:
+            answer = await self._ask(scope, body)
+        answer.headers += [(name.lower().encode(), value.encode()) for name, value in fault.headers.items()]
+        return answer
+
+    async def _ask(self, scope: Scope, body: bytes) -> Answer:
+        """What the gateway itself answers."""
+        answer = Answer()
+        chunks: list[bytes] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer.status, answer.headers = message["status"], list(message["headers"])
+            elif message["type"] == "http.response.body":
+                chunks.append(message.get("body", b""))
+
+        await self.app(scope, receive, send)
+        answer.body = b"".join(chunks)
+        return answer
+
+
+def _hostname(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0].lstrip("[").lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def _own_answer(fault: Fault) -> Answer:
+    status = 200 if fault.status is None else fault.status
+    body = fault.body
+    if body is None and status >= 400 and fault.route.startswith("onemin."):
+        body = onemin.error_body(*onemin.ERRORS.get(status, onemin.ERRORS[500]))
+    elif body is None and status >= 400 and fault.route.startswith("apimaster."):
+        body = apimaster.error_body(status)
+    if isinstance(body, str) or body is None:
+        data, kind = (body or "").encode(), "text/html; charset=utf-8"
+    else:
+        data, kind = json.dumps(body).encode(), "application/json"
+    named = {name.lower() for name in fault.headers}
+    headers = [(b"content-length", str(len(data)).encode())]
+    if "content-type" not in named:
+        headers.append((b"content-type", kind.encode()))
+    return Answer(status, headers, data)
+
+
+async def _read(receive: Receive) -> bytes:
+    chunks = []
+    while True:
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return b"".join(chunks)
+
+
+async def _reply(scope: Scope, receive: Receive, send: Send, answer: Answer, cut_after: int | None) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    if cut_after is None or cut_after >= len(answer.body):
+        await send({"type": "http.response.body", "body": answer.body})
+        return
+    await send({"type": "http.response.body", "body": answer.body[:cut_after], "more_body": True})
+    await _abort(scope, receive, flush=True)
+
+
+async def _abort(scope: Scope, receive: Receive, *, flush: bool = False) -> None:
+    """Cut the connection. The server's protocol class puts its transport into the scope's state."""
+    transport: asyncio.Transport = scope["state"]["transport"]
+    if flush:
+        transport.close()
+    else:
+        transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def make_app(box: Box, hosts: Collection[str]) -> Front:
+    """The whole application."""
+    studio = Studio()
+    app = FastAPI(title="geminiimg sandbox", openapi_url=None)
+    app.include_router(onemin.router(box))
+    app.include_router(apimaster.router(box, studio))
+    app.include_router(_downloads(box, studio))
+    app.include_router(_control(box))
+    return Front(app, box, hosts)
+
+
+def _downloads(box: Box, studio: Studio) -> APIRouter:
+    routes = APIRouter()
+
+    async def picture(key: str) -> Response:
+        job = box.job_of_key(key)
+        if job is None or not job.done or job.failed:
+            return Response("<html><body><h1>404 Not Found</h1></body></html>", 404, media_type="text/html")
+        data = await asyncio.to_thread(studio.picture, apimaster.sketch(job))
+        return Response(data, media_type=job.order.shape.media_type)
+
+    @routes.get("/asset.1min.ai/{key:path}")
+    async def signed(key: str, request: Request) -> Response:
+        query = request.query_params
+        date, expires = query.get("X-Amz-Date", ""), query.get("X-Amz-Expires", "")
+        if query.get("X-Amz-Signature", "") != box.signature(key, date, expires):
+            return _s3_error("SignatureDoesNotMatch", "The request signature we calculated does not match.")
+        start = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc).timestamp()
+        if time.time() >= start + int(expires):
+            return _s3_error("AccessDenied", "Request has expired")
+        return await picture(key)
+
+    @routes.get("/imgs/{name}")
+    async def plain(name: str) -> Response:
+        job = box.job_of_key(f"imgs/{name}")
+        if job is not None and time.time() >= job.ready_at + box.settings.link_seconds:
+            return Response("<html><body><h1>404 Not Found</h1></body></html>", 404, media_type="text/html")
+        return await picture(f"imgs/{name}")
+
+    return routes
+
+
+def _s3_error(code: str, message: str) -> Response:
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    return Response(body, 403, media_type="application/xml")
+
+
+def _control(box: Box) -> APIRouter:
+    """``/_sandbox``: what tests and demos use."""
+    routes = APIRouter(prefix="/_sandbox")
+
+    @routes.get("/ledger")
+    async def ledger() -> list[dict[str, Any]]:
+        return [job.entry() for job in box.jobs.values()]
+
+    @routes.get("/calls")
+    async def calls(route: str | None = None, count: int = 0, wait: bool = False, timeout: float = 30) -> Any:
+        def found() -> list[dict[str, Any]]:
+            return [call for call in box.calls if route in (None, call["route"])]
+
+        if wait:
+            await box.until(lambda: len(found()) >= count, timeout)
+        return found()
+
+    @routes.get("/held")
+    async def held(count: int = 1, wait: bool = False, timeout: float = 30) -> Any:
+        if wait:
+            await box.until(lambda: len(box.faults.held()) >= count, timeout)
+        return {"held": len(box.faults.held()), "routes": box.faults.held()}
+
+    @routes.post("/release")
+    async def release() -> Any:
+        return {"released": box.faults.release()}
+
+    @routes.get("/faults")
+    async def waiting() -> Any:
+        return box.faults.waiting()
+
+    @routes.post("/faults")
+    async def faults(request: Request) -> Response:
+        try:
+            given = json.loads(await request.body())
+            for item in [Fault(**one) for one in (given if isinstance(given, list) else [given])]:
+                box.faults.add(item)
+        except (ValueError, TypeError) as error:
+            return _unprocessable(error)
+        return JSONResponse(box.faults.waiting())
+
+    @routes.get("/settings")
+    async def settings() -> Any:
+        return box.settings
+
+    @routes.post("/settings")
+    async def change(request: Request) -> Response:
+        try:
+            box.change(json.loads(await request.body()))
+        except (ValueError, TypeError) as error:
+            return _unprocessable(error)
+        return JSONResponse(box.settings.model_dump(mode="json"))
+
+    @routes.post("/reset")
+    async def reset() -> Any:
+        box.reset()
+        return {"reset": True}
+
+    return routes
+
+
+def _unprocessable(error: Exception) -> Response:
+    detail = (
+        error.errors(include_url=False, include_context=False) if isinstance(error, ValidationError) else str(error)
+    )
+    return JSONResponse({"detail": detail}, 422)

@@ -1,0 +1,324 @@
+"""1min.ai as its documentation and public clients describe it, bad manners included.
+
+What must stay true: fields that a model does not take are accepted and ignored, and written down as ignored; a result
+is a storage key plus one signed link; every error has the documented body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import UploadFile
+
+from airflow_provider_geminiimg.sandbox.pictures import Input, read_input, shape
+from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, account_of
+
+GENERATE, EDIT = "IMAGE_GENERATOR", "IMAGE_EDITOR"
+OPERATIONS = {GENERATE: "generate", EDIT: "edit"}
+_COMMON = frozenset({"prompt", "imageSize", "temperature", "topP"})
+_PICTURES = ("imageUrl", "referenceImage1", "referenceImage2")
+
+# (model family, operation) -> the promptObject fields that have an effect, by the contract's table.
+FIELDS: dict[tuple[str, str], frozenset[str]] = {
+    ("3.1", GENERATE): _COMMON | {"aspectRatio"},
+    ("3.1", EDIT): _COMMON | set(_PICTURES),
+    ("3-pro", GENERATE): _COMMON,
+    ("3-pro", EDIT): _COMMON | set(_PICTURES),
+    ("2.5", GENERATE): frozenset({"prompt"}),
+    ("2.5", EDIT): frozenset({"prompt", *_PICTURES}),
+}
+# (model id, operation) -> family. The editor of 2.5 has an id of its own.
+MODELS: dict[tuple[str, str], str] = {
+    **{(f"gemini-3.1-flash-image{tail}", kind): "3.1" for tail in ("", "-preview") for kind in OPERATIONS},
+    **{(f"gemini-3-pro-image{tail}", kind): "3-pro" for tail in ("", "-preview") for kind in OPERATIONS},
+    ("gemini-2.5-flash-image", GENERATE): "2.5",
+    ("gemini-2.5-flash-image-preview", EDIT): "2.5",
+}
+SIZES = {"3.1": ("512", "1K", "2K", "4K"), "3-pro": ("1K", "2K", "4K"), "2.5": ("1K",)}
+# Made up (1min publishes none): Google's list price in credits of 0.00001 USD.
+CREDITS = {
+    "3.1": {"512": 4500, "1K": 6700, "2K": 10100, "4K": 15100},
+    "3-pro": {"1K": 13400, "2K": 13400, "4K": 24000},
+    "2.5": {"1K": 3900},
+}
+TEAM_CREDITS = 100_000_000
+
+# status -> (errorCode, message): what a queued fault answers with when it gives no body.
+ERRORS: dict[int, tuple[str, str]] = {
+    400: ("UNKNOWN_ERROR", "Unsupported feature type"),
+    401: ("HTTP_EXCEPTION", "Api Key is not active"),
+    406: ("INSUFFICIENT_CREDITS", "The feature requires more credits than the team has"),
+    429: ("HTTP_EXCEPTION", "ThrottlerException: Too Many Requests"),
+    500: ("INTERNAL_SERVER_ERROR", "Internal server error"),
+}
+
+
+class Refused(Exception):
+    """A submit or upload that is answered with an error and costs nothing."""
+
+    def __init__(self, status: int, code: str, message: str, details: Any = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(code, message, details)
+
+
+def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
+    return {
+        "errorCode": code,
+        "message": message,
+        "details": None if details is None else json.dumps(details),
+        "context": None,
+    }
+
+
+def upstream(message: str, truth: str) -> Refused:
+    """1min's message may say "busy" for a permanent error; the truth is in the details."""
+    return Refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", message, {"error": {"code": 400, "message": truth}})
+
+
+def router(box: Box) -> APIRouter:
+    """The routes under ``/api``."""
+    routes = APIRouter(prefix="/api")
+
+    @routes.post("/features")
+    async def submit(request: Request) -> Response:
+        try:
+            account = _account(request)
+            order, wants_async = await _read_order(box, request, account)
+            if not box.can_pay(order):
+                return _no_credits(box)
+            honoured = wants_async and box.settings.honour_async
+            job = box.accept(_in_mode(order, "async" if honoured else "sync"), job_id=_new_uuid())
+            if not honoured:
+                await asyncio.sleep(box.settings.latency)
+                if job.failed:
+                    raise _failure(job)
+            return JSONResponse(record(box, job, _base(request)))
+        except Refused as refused:
+            return JSONResponse(refused.body, refused.status)
+
+    @routes.get("/results/{uuid}")
+    async def result(uuid: str, request: Request) -> Response:
+        try:
+            account = _account(request)
+        except Refused as refused:
+            return JSONResponse(refused.body, refused.status)
+        job = box.jobs.get(uuid)
+        if job is None or job.order.gateway != "1min" or job.order.account != account:
+            return JSONResponse({"aiRecord": None})
+        return JSONResponse(record(box, job, _base(request)))
+
+    @routes.post("/assets")
+    async def upload(request: Request) -> Response:
+        try:
+            _account(request)
+            async with request.form() as form:
+                part = form.get("asset")
+                if not isinstance(part, UploadFile):
+                    raise Refused(400, "MISSING_REQUIRED_FIELDS", "No file in the field asset", ["asset"])
+                key = box.store_asset(part.filename or "asset", await part.read())
+        except Refused as refused:
+            return JSONResponse(refused.body, refused.status)
+        return JSONResponse(
+            {
+                "asset": {"key": key, "location": f"https://s3.us-east-1.amazonaws.com/asset.1min.ai/{key}"},
+                "fileContent": {"uuid": _new_uuid(), "path": key},
+            }
+        )
+
+    return routes
+
+
+def _account(request: Request) -> str:
+    key = request.headers.get("api-key", "")
+    if not key or key.startswith("bad"):
+        raise Refused(401, *ERRORS[401])
+    return account_of(key)
+
+
+def _base(request: Request) -> str:
+    return f"{request.url.scheme}://{request.headers['host']}"
+
+
+def _new_uuid() -> str:
+    """Like the vendor's samples, not a hexadecimal UUID."""
+    letters = "0123456789abcdefghijklmnopqrstuvwxyz"
+    return "-".join("".join(secrets.choice(letters) for _ in range(n)) for n in (8, 4, 4, 4, 12))
+
+
+def _no_credits(box: Box) -> Response:
+    code, message = ERRORS[406]
+    if box.settings.balance_error == "plain":
+        return JSONResponse(error_body(code, message), 406)
+    refusal = {"code": code, "message": message}
+    return JSONResponse({"aiRecord": {"status": "FAILURE", "aiRecordDetail": {"resultObject": refusal}}})
+
+
+async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, bool]:
+    try:
+        body = json.loads(await request.body())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused(400, "MISSING_REQUIRED_FIELDS", "The body is not a JSON object", ["type", "model"])
+    wanted = body.get("promptObject")
+    wanted = wanted if isinstance(wanted, dict) else {}
+    kind, model = body.get("type"), body.get("model")
+    if kind not in OPERATIONS:
+        raise Refused(400, *ERRORS[400])
+    family = MODELS.get((str(model), kind)) or _guess_family(str(model), kind)
+    _require(wanted, ("prompt", "imageUrl") if kind == EDIT else ("prompt",))
+    known = FIELDS[family, kind]
+    fields = {name: value for name, value in wanted.items() if name in known and name != "prompt"}
+    ignored = sorted([*(set(wanted) - known), *(set(body) - {"type", "model", "promptObject", "async"})])
+    size = _check_values(family, fields)
+    inputs = await _inputs(box, fields)
+    ratio = str(fields.get("aspectRatio") or (inputs[0].ratio if inputs else None) or "1:1")
+    outcome = getattr(request.state, "outcome", None) or "picture"
+    if outcome == "wrong_size":
+        size, ratio = "512", "1:1" if ratio != "1:1" else "16:9"
+    extension = "webp" if family == "2.5" else "jpg" if kind == EDIT else "png"
+    return Order(
+        gateway="1min",
+        route="onemin.submit",
+        account=account,
+        operation=OPERATIONS[kind],
+        model=str(model),
+        prompt=str(wanted["prompt"]),
+        fields=fields,
+        ignored=ignored,
+        shape=shape(size, ratio, extension),
+        inputs=inputs,
+        price=Decimal(CREDITS[family][str(fields.get("imageSize") or "1K")]),
+        currency="credits",
+        outcome=outcome,
+    ), body.get("async") is True
+
+
+def _in_mode(order: Order, mode: str) -> Order:
+    from dataclasses import replace
+
+    return replace(order, mode=mode)
+
+
+def _guess_family(model: str, kind: str) -> str:
+    """Ids that are newer than this package work here as they would there; ids of other vendors don't."""
+    known = {name for name, _ in MODELS}
+    if model in known or not (model.startswith("gemini-") and "image" in model):
+        raise Refused(400, "UNSUPPORTED_MODEL", "The model is not supported", {"model": model, "type": kind})
+    return "3.1"
+
+
+def _require(wanted: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not isinstance(wanted.get(name), str) or not wanted[name].strip()]
+    if missing:
+        raise Refused(400, "MISSING_REQUIRED_FIELDS", "Required fields are missing", {"missingFields": missing})
+
+
+def _check_values(family: str, fields: Mapping[str, Any]) -> str:
+    """The image size; values that the model behind refuses are an error, and free."""
+    from airflow_provider_geminiimg.sandbox.pictures import PIXELS
+
+    size = fields.get("imageSize", "1K")
+    if size not in SIZES[family]:
+        raise upstream("The model is busy, please try again", f"image_size must be one of {SIZES[family]}")
+    if fields.get("aspectRatio", "1:1") not in PIXELS:
+        raise upstream("The model is busy, please try again", "aspect_ratio is not supported")
+    for name, top in (("temperature", 2), ("topP", 1)):
+        value = fields.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
+            raise upstream("The model is busy, please try again", f"{name} must be between 0 and {top}")
+    return str(size)
+
+
+async def _inputs(box: Box, fields: Mapping[str, Any]) -> tuple[Input, ...]:
+    found = []
+    for name in _PICTURES:
+        if name not in fields:
+            continue
+        data = box.assets.get(str(fields[name]))
+        if data is None:
+            raise upstream("Something went wrong, please try again", f"{name}: no such asset")
+        try:
+            found.append(await asyncio.to_thread(read_input, data))
+        except ValueError:
+            raise upstream("Something went wrong, please try again", f"{name}: not a picture") from None
+    return tuple(found)
+
+
+def reason(job: Job) -> str | None:
+    """Why a job failed, in the model's words; ``None`` for a bare failure."""
+    return {
+        "refused": "The request was blocked: PROHIBITED_CONTENT",
+        "refused_echo": f"The request was blocked: PROHIBITED_CONTENT. Your prompt: {job.order.prompt}",
+        "failed": "Upstream model error: INTERNAL",
+    }.get(job.order.outcome)
+
+
+def _failure(job: Job) -> Refused:
+    truth = reason(job)
+    if truth is None:
+        return Refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", "Something went wrong, please try again")
+    return upstream("The model is busy, please try again", truth)
+
+
+def record(box: Box, job: Job, base_url: str) -> dict[str, Any]:
+    """The answer to a submit or a poll, as the job stands now."""
+    order = job.order
+    status = "PROCESSING" if not job.done else "FAILURE" if job.failed else "SUCCESS"
+    detail: dict[str, Any] = {
+        "promptObject": {"prompt": order.prompt, **order.fields},
+        "resultObject": [],
+        "responseObject": {},
+    }
+    link = None
+    if status == "SUCCESS" and order.outcome != "no_picture":
+        detail["resultObject"] = _result_object(box, job.key)
+        link = box.signed_link(base_url, job.key)
+    elif status == "FAILURE" and (why := reason(job)):
+        # Both places are seen in the wild.
+        if job.number % 2:
+            detail["resultObject"] = [why]
+        else:
+            detail["errorMessage"] = why
+    answer = {
+        "uuid": job.job_id,
+        "userId": f"user-{order.account}",
+        "teamId": f"team-{order.account}",
+        "teamUser": {
+            "teamId": f"team-{order.account}",
+            "status": "ACTIVE",
+            "creditLimit": TEAM_CREDITS if box.settings.credits is None else box.settings.credits,
+            # It lags a call: this job is not in it yet.
+            "usedCredit": int(box.spent("1min") - (order.price if job.charged else 0)),
+        },
+        "model": order.model,
+        "type": GENERATE if order.operation == "generate" else EDIT,
+        "status": status,
+        "createdAt": datetime.fromtimestamp(job.created, timezone.utc).isoformat().replace("+00:00", "Z"),
+        "aiRecordDetail": detail,
+        "additionalData": None,
+    }
+    top: dict[str, Any] = {"aiRecord": answer}
+    if link:
+        (top if box.settings.link_place == "top" else answer)["temporaryUrl"] = link
+    return top
+
+
+def _result_object(box: Box, key: str) -> Any:
+    shapes: dict[str, Any] = {
+        "list": [key],
+        "string": key,
+        "images": {"images": [key]},
+        "output": {"output": [key]},
+        "mixed": [{"key": key}, key],
+    }
+    return shapes[box.settings.result_object]

@@ -1,0 +1,254 @@
+"""What the sandbox remembers: jobs, uploads, calls, settings. It decides by the wall clock alone.
+
+What must stay true: a key never gets in here (callers pass `account`, a short hash); a job is written down in the
+same step that charges for it; a job's state is computed from its times, so nothing runs in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any, Literal
+from urllib.parse import quote, urlencode
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from airflow_provider_geminiimg.sandbox.faults import Faults, Outcome
+from airflow_provider_geminiimg.sandbox.pictures import Input, Shape
+
+CALLS_KEPT = 100_000
+FAILURES: frozenset[str] = frozenset({"refused", "refused_echo", "failed", "bare_failed"})
+
+
+class Settings(BaseModel):
+    """How the sandbox behaves; ``POST /_sandbox/settings`` changes any of these.
+
+    :param latency: seconds that a job takes.
+    :param honour_async: ``False``: the gateways ignore "async" and answer late, with the finished picture.
+    :param credits: 1min credits that the team has in all; ``None`` = without end.
+    :param balance: USD that the APIMaster account has in all; ``None`` = without end.
+    :param balance_error: ``plain``: 406 and 402; ``odd``: an error inside a 200, and 403.
+    :param link_seconds: seconds that a result link works.
+    :param sync_gives_up: seconds after which APIMaster's synchronous endpoint answers 408. The job goes on, and is
+        charged when it ends.
+    :param submit_code: whether APIMaster's submit answers carry ``code``.
+    :param poll_shape: the shape of APIMaster's polls; ``alternate`` changes from submission to submission.
+    :param sync_shape: the shape of APIMaster's synchronous answers, likewise.
+    :param result_object: the shape of 1min's ``resultObject``.
+    :param link_place: where 1min puts ``temporaryUrl``: inside ``aiRecord`` or at the ``top`` level.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency: float = Field(default=2.0, ge=0)
+    honour_async: bool = True
+    credits: int | None = None
+    balance: Decimal | None = None
+    balance_error: Literal["plain", "odd"] = "plain"
+    link_seconds: int = Field(default=604_800, ge=0)
+    sync_gives_up: float = Field(default=180.0, ge=0)
+    submit_code: Literal["alternate", "always", "never"] = "alternate"
+    poll_shape: Literal["alternate", "succeeded", "completed"] = "alternate"
+    sync_shape: Literal["alternate", "data", "task"] = "alternate"
+    result_object: Literal["list", "string", "images", "output", "mixed"] = "list"
+    link_place: Literal["record", "top"] = "record"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a gateway understood of a submit, before it is charged."""
+
+    gateway: str
+    route: str
+    account: str
+    operation: str
+    model: str
+    prompt: str = field(repr=False)
+    fields: Mapping[str, Any]
+    ignored: Sequence[str]
+    shape: Shape
+    inputs: Sequence[Input]
+    price: Decimal
+    currency: str
+    mode: str = "async"
+    outcome: Outcome = "picture"
+
+
+@dataclass
+class Job:
+    """A submission that was accepted, and charged unless `hidden` (then it is charged when it ends)."""
+
+    order: Order
+    number: int
+    job_id: str
+    key: str
+    created: float
+    ready_at: float
+    hidden: bool = False
+
+    @property
+    def done(self) -> bool:
+        return time.time() >= self.ready_at
+
+    @property
+    def failed(self) -> bool:
+        return self.order.outcome in FAILURES
+
+    @property
+    def refunded(self) -> bool:
+        """APIMaster gives the money of failed jobs back, 1min only where the submit itself answered so."""
+        return self.done and self.failed and (self.order.gateway == "apimaster" or self.order.mode == "sync")
+
+    @property
+    def charged(self) -> bool:
+        return not self.refunded and (self.done or not self.hidden)
+
+    def progress(self) -> int:
+        took = max(self.ready_at - self.created, 0.001)
+        return min(99, int(100 * (time.time() - self.created) / took))
+
+    def entry(self) -> dict[str, Any]:
+        """This job as ``GET /_sandbox/ledger`` shows it."""
+        order = self.order
+        return {
+            "number": self.number,
+            "gateway": order.gateway,
+            "account": order.account,
+            "route": order.route,
+            "mode": order.mode,
+            "operation": order.operation,
+            "model": order.model,
+            "prompt": order.prompt,
+            "fields": dict(order.fields),
+            "ignored": list(order.ignored),
+            "inputs": [{"sha256": item.sha256, "media_type": item.media_type} for item in order.inputs],
+            "width": order.shape.width,
+            "height": order.shape.height,
+            "price": float(order.price),
+            "currency": order.currency,
+            "charged": self.charged,
+            "refunded": self.refunded,
+            "hidden": self.hidden,
+            "job_id": self.job_id,
+            "time": self.created,
+            "outcome": order.outcome if self.done else "running",
+        }
+
+
+class Box:
+    """All that one sandbox knows. Used from its event loop only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._first_settings = settings
+        self._secret = secrets.token_bytes(32)
+        self._changed: asyncio.Condition | None = None
+        self.faults = Faults(self.touch)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, go back to the settings of the start, drop the calls that are held."""
+        self.settings = self._first_settings
+        self.jobs: dict[str, Job] = {}
+        self.assets: dict[str, bytes] = {}
+        self.calls: deque[dict[str, Any]] = deque(maxlen=CALLS_KEPT)
+        self._by_key: dict[str, Job] = {}
+        self.faults.reset()
+        self.touch()
+
+    def change(self, values: Mapping[str, Any]) -> Settings:
+        self.settings = Settings(**{**self.settings.model_dump(), **values})
+        return self.settings
+
+    # Jobs
+
+    def spent(self, gateway: str) -> Decimal:
+        return sum(
+            (job.order.price for job in self.jobs.values() if job.order.gateway == gateway and job.charged), Decimal()
+        )
+
+    def can_pay(self, order: Order) -> bool:
+        purse = {"1min": self.settings.credits, "apimaster": self.settings.balance}[order.gateway]
+        return purse is None or self.spent(order.gateway) + order.price <= purse
+
+    def accept(self, order: Order, *, job_id: str, hidden: bool = False) -> Job:
+        """Write the job down and charge for it, in one step."""
+        now = time.time()
+        number = len(self.jobs) + 1
+        stamp = datetime.fromtimestamp(now, timezone.utc).strftime("%Y_%m_%d_%H_%M_%S")
+        if order.gateway == "1min":
+            key = f"development/images/{stamp}_{number:06d}.{order.shape.extension}"
+        else:
+            # As in the vendor's sample, the name says .jpg whatever the bytes are.
+            key = f"imgs/{int(now * 1e6)}{number:03d}.jpg"
+        job = Job(order, number, job_id, key, now, now + self.settings.latency, hidden)
+        self.jobs[job_id] = self._by_key[key] = job
+        self.touch()
+        return job
+
+    def job_of_key(self, key: str) -> Job | None:
+        return self._by_key.get(key)
+
+    def store_asset(self, name: str, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()[:12]
+        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[-60:] or "asset"
+        key = f"development/images/{datetime.now(timezone.utc):%Y_%m_%d}_{digest}_{secrets.token_hex(3)}_{safe}"
+        self.assets[key] = data
+        return key
+
+    # Links
+
+    def signed_link(self, base_url: str, key: str) -> str:
+        """A link as S3 signs them, with its own expiry in it."""
+        path = f"/asset.1min.ai/{quote(key)}"
+        date = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        query = {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"SANDBOX/{date[:8]}/us-east-1/s3/aws4_request",
+            "X-Amz-Date": date,
+            "X-Amz-Expires": str(self.settings.link_seconds),
+            "X-Amz-SignedHeaders": "host",
+            "X-Amz-Signature": self.signature(key, date, str(self.settings.link_seconds)),
+        }
+        return f"{base_url}{path}?{urlencode(query)}"
+
+    def signature(self, key: str, date: str, expires: str) -> str:
+        return hmac.new(self._secret, f"{key}\n{date}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
+    # Waiting
+
+    def touch(self) -> None:
+        """Wake whoever waits for something to change."""
+        condition = self._changed
+        if condition is None:
+            return
+
+        async def wake() -> None:
+            async with condition:
+                condition.notify_all()
+
+        task = asyncio.get_running_loop().create_task(wake())
+        task.add_done_callback(lambda done: done.exception())
+
+    async def until(self, ready: Callable[[], bool], timeout: float) -> bool:
+        """Wait until `ready()`, at most `timeout` seconds; whether it is."""
+        if self._changed is None:
+            self._changed = asyncio.Condition()
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(ready), timeout)
+            except asyncio.TimeoutError:
+                return False
+        return True
+
+
+def account_of(key: str) -> str:
+    """A short hash: tells accounts apart and says nothing about the key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
