@@ -1,0 +1,115 @@
+"""Sphinx settings. The tables in the pages are made from the code here, so that they cannot drift from it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+# Importing Airflow writes its configuration there; a build must leave the user's own home alone.
+os.environ["AIRFLOW_HOME"] = str(HERE / "_build" / "airflow")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+import airflow_provider_geminiimg  # noqa: E402
+from airflow_provider_geminiimg import catalog, exceptions  # noqa: E402
+from airflow_provider_geminiimg.provider import get_provider_info  # noqa: E402
+
+project = "airflow-provider-geminiimg"
+author = "The airflow-provider-geminiimg authors"
+copyright = f"2026, {author}"
+version = release = airflow_provider_geminiimg.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"Gemini Images for Airflow {version}"
+
+myst_enable_extensions = ["substitution", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "__new__, __init__"}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def outcomes() -> Iterator[tuple[str, ...]]:
+    for cls in exceptions.KINDS.values():
+        meaning = (cls.__doc__ or "").strip().splitlines()[0]
+        retry = "yes" if cls.default_retryable else "no"
+        yield (f"`{cls.__name__}`", meaning, cls.default_billed.value, retry, cls.fault.value)
+
+
+def models() -> Iterator[tuple[str, ...]]:
+    for row in catalog.ROWS:
+        yield (
+            row.gateway,
+            f"`{row.model}`" + ("" if row.verified else " (unverified)"),
+            row.operation,
+            ", ".join(row.resolutions) or "–",
+            " ".join(row.aspect_ratios) or "–",
+            ", ".join(sorted(row.fields - {"resolution", "aspect_ratio", "image", "reference_images"})) or "–",
+            str(row.max_reference_images),
+            ", ".join(f"{size} {price}".strip() for size, price in row.prices.items()) + f" {row.currency}"
+            if row.prices
+            else "unknown",
+            row.price_basis.replace("_", " "),
+        )
+
+
+def limits() -> Iterator[tuple[str, ...]]:
+    for gateway, limit in catalog.LIMITS.items():
+        least, most = limit.poll_interval
+        yield (
+            gateway,
+            str(limit.requests_per_minute),
+            str(limit.uploads_per_minute),
+            str(limit.uploads_at_once),
+            f"{least:g} to {most:g} s",
+        )
+
+
+def connection_fields() -> Iterator[tuple[str, ...]]:
+    [connection] = get_provider_info()["connection-types"]
+    for name, field in connection["conn-fields"].items():
+        yield (f"`{name}`", field["label"], field["description"])
+
+
+def settings() -> Iterator[tuple[str, ...]]:
+    for name, option in get_provider_info()["config"]["geminiimg"]["options"].items():
+        default = "unset" if option["default"] is None else f"`{option['default']}`"
+        yield (f"`{name}`", default, f"`{option['example']}`", option["description"].replace("``", "`").strip())
+
+
+myst_substitutions = {
+    "outcomes": table(("Outcome", "Meaning", "Paid", "A retry can help", "Who acts"), outcomes()),
+    "models": table(
+        (
+            "Gateway",
+            "Model",
+            "Operation",
+            "Resolutions",
+            "Aspect ratios",
+            "Also",
+            "References",
+            "Price of a picture",
+            "Basis",
+        ),
+        models(),
+    ),
+    "limits": table(("Gateway", "Requests a minute", "Uploads a minute", "Uploads at once", "Between polls"), limits()),
+    "connection_fields": table(("Extra", "Label", "Meaning"), connection_fields()),
+    "settings": table(("Option", "Default", "Example", "Meaning"), settings()),
+}
