@@ -119,7 +119,7 @@ class _Extras:
                 f"Connection {conn_id!r} has extra fields that mean nothing here: {', '.join(unknown)}. "
                 f"Known: {', '.join(EXTRAS)}.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def wrong(self, name: str, value: object, allowed: str, said: str = "") -> BadRequestError:
