@@ -1,0 +1,214 @@
+"""The catalogue, figure by figure, against what the gateways' and Google's documents say."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, ROWS, SUCCESSORS, Row, lookup, rows_for
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+FLASH, PRO, FLASH_25 = "gemini-3.1-flash-image-preview", "gemini-3-pro-image-preview", "gemini-2.5-flash-image"
+TEN = "1:1 3:2 2:3 3:4 4:3 4:5 5:4 9:16 16:9 21:9"
+FOURTEEN = "1:1 1:4 1:8 2:3 3:2 3:4 4:1 4:3 4:5 5:4 8:1 9:16 16:9 21:9"
+FOUR, THREE = "512 1K 2K 4K", "1K 2K 4K"
+SHAPE, LIST = "resolution aspect_ratio", "google_list"
+SAMPLING, SEARCH, PICTURES = "temperature top_p", "google_search google_image_search", "image reference_images"
+FLASH_LIST, PRO_LIST = "0.045 0.067 0.101 0.151", "0.134 0.134 0.24"
+APIMASTER = "0.0672 0.0672 0.0896 0.1344"
+
+# gateway, model, operation, wire id, fields, resolutions, ratios, references, prices, basis, verified
+DOCUMENTED = [
+    ("1min", FLASH, "generate", FLASH, f"{SHAPE} {SAMPLING}", FOUR, FOURTEEN, 0, FLASH_LIST, LIST, True),
+    ("1min", FLASH, "edit", FLASH, f"{PICTURES} resolution {SAMPLING}", FOUR, "", 2, FLASH_LIST, LIST, True),
+    ("1min", PRO, "generate", PRO, f"resolution {SAMPLING}", THREE, "", 0, PRO_LIST, LIST, True),
+    ("1min", PRO, "edit", PRO, f"{PICTURES} resolution {SAMPLING}", THREE, "", 2, PRO_LIST, LIST, True),
+    ("1min", FLASH_25, "generate", FLASH_25, "", "", "", 0, "0.039", LIST, True),
+    ("1min", FLASH_25, "edit", f"{FLASH_25}-preview", PICTURES, "", "", 2, "0.039", LIST, True),
+    ("apimaster", FLASH, "generate", FLASH, f"{SHAPE} {SEARCH}", FOUR, FOURTEEN, 0, APIMASTER, "gateway", True),
+    ("apimaster", FLASH, "edit", FLASH, f"{PICTURES} {SHAPE} {SEARCH}", FOUR, FOURTEEN, 13, APIMASTER, "gateway", True),
+    ("apimaster", PRO, "generate", PRO, SHAPE, THREE, TEN, 0, PRO_LIST, LIST, False),
+    ("apimaster", PRO, "edit", PRO, f"{PICTURES} {SHAPE}", THREE, TEN, 13, PRO_LIST, LIST, False),
+]
+
+
+def name(row: Row) -> str:
+    return f"{row.gateway}-{row.model}-{row.operation}"
+
+
+every_row = pytest.mark.parametrize("row", ROWS, ids=name)
+
+
+@pytest.mark.parametrize("stated", DOCUMENTED, ids=lambda stated: "-".join(stated[:3]))
+def test_each_row_says_what_the_documents_say(stated: tuple[Any, ...]) -> None:
+    gateway, model, operation, wire, fields, resolutions, ratios, references, prices, basis, verified = stated
+    row = lookup(gateway, model, operation)
+    assert (row.gateway, row.model, row.operation, row.wire_model) == (gateway, model, operation, wire)
+    assert row.fields == set(fields.split())
+    assert row.resolutions == tuple(resolutions.split())
+    assert row.default_resolution == ("1K" if resolutions else None)
+    assert set(row.aspect_ratios) == set(ratios.split())
+    assert row.max_reference_images == references
+    keys = row.resolutions or ("",)
+    assert row.prices == dict(zip(keys, map(Decimal, prices.split()), strict=True))
+    assert (row.currency, row.price_basis, row.verified) == ("USD", basis, verified)
+
+
+def test_there_is_no_row_that_the_documents_do_not_show() -> None:
+    assert {(row.gateway, row.model, row.operation) for row in ROWS} == {stated[:3] for stated in DOCUMENTED}
+    assert len(ROWS) == len(DOCUMENTED)
+
+
+@every_row
+def test_every_figure_names_its_source(row: Row) -> None:
+    identity = {"gateway", "model", "operation", "wire_model", "default_resolution", "verified", "sources"}
+    figures = {field.name for field in dataclasses.fields(row)} - identity - {"currency", "price_basis"}
+    assert set(row.sources) == figures
+    assert all(len(source) > 10 for source in row.sources.values())
+
+
+@pytest.mark.parametrize("gateway", LIMITS)
+def test_every_limit_names_its_source(gateway: str) -> None:
+    limits = LIMITS[gateway]
+    assert set(limits.sources) == {field.name for field in dataclasses.fields(limits)} - {"sources"}
+    assert all(limits.sources.values())
+
+
+@every_row
+def test_rows_hold_data_only(row: Row) -> None:
+    plain = (str, int, float, bool, Decimal, Fraction, type(None))
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        values = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        parts = values if isinstance(values, (list, tuple, frozenset)) else [values]
+        assert all(isinstance(part, plain) for part in parts), field.name
+
+
+@every_row
+def test_a_field_stands_in_a_row_exactly_when_its_values_do(row: Row) -> None:
+    assert ("resolution" in row.fields) == bool(row.resolutions)
+    assert ("aspect_ratio" in row.fields) == bool(row.aspect_ratios)
+    assert ("reference_images" in row.fields) == bool(row.max_reference_images)
+    assert ("image" in row.fields) == (row.operation == "edit")
+
+
+@every_row
+def test_every_resolution_has_a_price_a_tier_a_wait_and_a_read_timeout(row: Row) -> None:
+    for resolution in row.resolutions or ("",):
+        for figures in (row.prices, row.price_tiers, row.expected_seconds, row.read_timeouts):
+            assert resolution in figures
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.gateway == "apimaster"], ids=name)
+def test_apimaster_is_waited_for_longer_than_it_waits_itself(row: Row) -> None:
+    gives_up = {"512": 180, "1K": 180, "2K": 300, "4K": 900}
+    for resolution in row.resolutions:
+        assert row.read_timeout(resolution) == gives_up[resolution] + 30
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.gateway == "1min"], ids=name)
+def test_1min_is_waited_for_long_enough_for_a_late_synchronous_answer(row: Row) -> None:
+    assert row.read_timeout(row.default_resolution) == 300
+
+
+@every_row
+def test_the_first_poll_comes_after_ten_to_twenty_seconds_up_to_2k(row: Row) -> None:
+    for resolution in row.resolutions or (None,):
+        low, high = (20, 60) if resolution == "4K" else (10, 20)
+        assert low <= row.expected(resolution) <= high
+
+
+@every_row
+def test_input_pictures_are_limited_as_google_limits_them(row: Row) -> None:
+    assert row.max_input_bytes == 7_000_000
+    assert row.max_total_input_bytes == {"1min": 21_000_000, "apimaster": 15_000_000}[row.gateway]
+    assert row.input_media_types == ("image/png", "image/jpeg", "image/webp")
+
+
+def test_the_limits_are_those_of_the_gateways() -> None:
+    onemin, apimaster = LIMITS["1min"], LIMITS["apimaster"]
+    assert (onemin.requests_per_minute, onemin.uploads_per_minute, onemin.uploads_at_once) == (180, 100, 5)
+    assert apimaster.poll_interval == onemin.poll_interval == (3.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "price"), [("512", "0.09"), ("1K", "0.09"), ("2K", "0.12"), ("4K", "0.18")], ids=str
+)
+def test_a_base_price_of_the_connection_is_multiplied_by_apimasters_tier(resolution: str, price: str) -> None:
+    assert lookup("apimaster", FLASH, "generate").price(resolution, base=Decimal("0.09")) == Decimal(price)
+
+
+@pytest.mark.parametrize("resolution", FOUR.split())
+def test_a_base_price_of_a_1min_connection_is_the_price_of_every_size(resolution: str) -> None:
+    assert lookup("1min", FLASH, "generate").price(resolution, base=Decimal(1500)) == 1500
+
+
+def test_a_model_without_resolutions_has_one_price_one_wait_and_one_read_timeout() -> None:
+    row = lookup("1min", FLASH_25, "edit")
+    assert (row.price(None), row.expected(None), row.read_timeout(None)) == (Decimal("0.039"), 12.0, 300.0)
+
+
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+@pytest.mark.parametrize("gateway", LIMITS)
+@pytest.mark.parametrize(("successor", "predecessor"), SUCCESSORS.items())
+def test_a_successor_shares_its_predecessors_row_and_is_sent_under_its_own_id(
+    successor: str, predecessor: str, gateway: str, operation: str
+) -> None:
+    row = lookup(gateway, predecessor, operation)
+    assert lookup(gateway, successor, operation) == dataclasses.replace(row, wire_model=successor)
+
+
+@pytest.mark.parametrize("written", [FLASH_25, f"{FLASH_25}-preview"])
+def test_1mins_2_5_editor_is_sent_its_own_id_however_the_user_writes_it(written: str) -> None:
+    assert lookup("1min", written, "edit").wire_model == f"{FLASH_25}-preview"
+    assert lookup("1min", written, "generate").wire_model == FLASH_25
+
+
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+@pytest.mark.parametrize("gateway", LIMITS)
+def test_an_unknown_model_passes_with_one_warning_and_the_widest_row(gateway: str, operation: str) -> None:
+    with pytest.warns(UserWarning, match="gemini-9") as caught:
+        row = lookup(gateway, "gemini-9", operation)
+    widest = lookup(gateway, DEFAULT_MODEL, operation)
+    assert len(caught) == 1
+    assert (row.model, row.wire_model, row.verified) == ("gemini-9", "gemini-9", False)
+    assert (row.prices, row.price_basis, row.price("1K")) == ({}, "unknown", None)
+    assert (row.fields, row.resolutions, row.aspect_ratios) == (widest.fields, widest.resolutions, widest.aspect_ratios)
+    others = [other for other in ROWS if (other.gateway, other.operation) == (gateway, operation)]
+    assert all(row.fields >= other.fields for other in others)
+
+
+def test_a_mistyped_model_is_told_what_it_may_have_meant() -> None:
+    with pytest.warns(UserWarning, match="Did you mean 'gemini-3-pro-image-preview'"):
+        lookup("1min", "gemini-3-pro-image-previw", "generate")
+
+
+def test_a_known_model_passes_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lookup("1min", DEFAULT_MODEL, "generate").verified
+
+
+def test_an_unknown_gateway_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadRequestError, match=r"gateway='2min' is not known. Allowed: 1min, apimaster."):
+        lookup("2min", DEFAULT_MODEL, "generate")
+
+
+def test_the_rows_of_a_model_are_those_of_the_gateways_that_know_it() -> None:
+    assert [row.gateway for row in rows_for(FLASH, "edit")] == ["1min", "apimaster"]
+    assert [row.gateway for row in rows_for(FLASH_25, "generate")] == ["1min"]
+
+
+def test_the_rows_of_a_model_that_nobody_knows_are_the_widest_and_come_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [row.wire_model for row in rows_for("gemini-9", "generate")] == ["gemini-9", "gemini-9"]
+
+
+def test_the_rows_of_a_model_that_is_not_known_yet_are_all_of_the_operation() -> None:
+    assert {row.model for row in rows_for(None, "generate")} == {FLASH, PRO, FLASH_25}
