@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from airflow_provider_geminiimg.exceptions import BadRequestError
@@ -52,7 +51,6 @@ class Row:
     :param max_total_input_bytes: bytes that all input pictures of one request may have.
     :param input_media_types: what an input picture may be.
     :param prices: price of one picture by resolution (``""`` where it takes none); empty = unknown.
-    :param price_tiers: price of a resolution as a multiple of the base, for a base set on the connection.
     :param currency: of `prices`: ``USD``.
     :param price_basis: ``gateway`` (its own price), ``google_list`` (Google's list price) or ``unknown``.
     :param expected_seconds: seconds after which a first poll makes sense, by resolution as in `prices`.
@@ -74,7 +72,6 @@ class Row:
     max_total_input_bytes: int
     input_media_types: tuple[str, ...]
     prices: Mapping[str, Decimal]
-    price_tiers: Mapping[str, Fraction]
     currency: str
     price_basis: str
     expected_seconds: Mapping[str, float]
@@ -82,17 +79,12 @@ class Row:
     verified: bool
     sources: Mapping[str, str]
 
-    def price(self, resolution: str | None, base: Decimal | None = None) -> Decimal | None:
+    def price(self, resolution: str | None) -> Decimal | None:
         """The price of one picture, or ``None`` where it is unknown.
 
         :param resolution: a neutral size; ``None`` where the row takes none.
-        :param base: the account's own price of a 1K picture, from the connection, in the connection's currency;
-            it replaces the catalogue's.
         """
-        if base is None:
-            return self.prices.get(resolution or "")
-        tier = self.price_tiers.get(resolution or "", Fraction(1))
-        return round(base * tier.numerator / tier.denominator, 6)
+        return self.prices.get(resolution or "")
 
     def expected(self, resolution: str | None) -> float:
         """Seconds after the submit at which the first poll makes sense."""
@@ -178,7 +170,6 @@ _ONEMIN_SOURCES = {
     "max_total_input_bytes": "the most pictures that a request takes, times the limit of one",
     "input_media_types": "Google's model pages: PNG, JPEG, WebP for every model",
     "prices": "Google's list price; 1min.ai charges credits and publishes no figure",
-    "price_tiers": "1min.ai publishes no tiers: the connection's price is taken for every size",
     "expected_seconds": _OWN,
     "read_timeouts": f"{_OWN}; three times the 100 s after which the proxy before it gives up",
 }
@@ -186,7 +177,6 @@ _APIMASTER_SOURCES = {
     "max_input_bytes": "Google's model pages: 7 MB an inline picture",
     "max_total_input_bytes": f"{_OWN}; pictures go inline as base64, kept under 20 MB a request (Google's old limit)",
     "input_media_types": "Google's model pages: PNG, JPEG, WebP for every model",
-    "price_tiers": f"{_APIMASTER_PAGE}: 1, 1, 4/3, 2 for 0.5K, 1K, 2K, 4K",
     "expected_seconds": f"{_OWN}; {_APIMASTER_PAGE} asks for a first poll after 10-20 s",
     "read_timeouts": "the gateway itself gives up after 180, 300, 900 s at 1K, 2K, 4K (seen); 30 s more",
 }
@@ -195,7 +185,10 @@ _APIMASTER_DOC = {
     "resolutions": _APIMASTER_PAGE,
     "aspect_ratios": f"{_APIMASTER_PAGE} (extreme ratios); Google's model page: 14",
     "max_reference_images": f"{_APIMASTER_PAGE}: 14 input pictures; the one to edit is the first of them",
-    "prices": "base of 0.0672 USD as third parties recorded it, times the tier, before the account's group ratio",
+    "prices": (
+        "base of 0.0672 USD as third parties recorded it, times 1, 1, 4/3, 2 for 0.5K, 1K, 2K, 4K "
+        f"({_APIMASTER_PAGE}), before the account's group ratio"
+    ),
 }
 _APIMASTER_UNDOCUMENTED = {
     "fields": "not documented by APIMaster for this model: what Google's model shares with 3.1 Flash, without search",
@@ -220,7 +213,6 @@ _APIMASTER: dict[str, Any] = {
     "max_input_bytes": 7_000_000,
     "max_total_input_bytes": 15_000_000,
     "input_media_types": _MEDIA_TYPES,
-    "price_tiers": {"512": Fraction(1), "1K": Fraction(1), "2K": Fraction(4, 3), "4K": Fraction(2)},
     "currency": "USD",
     "read_timeouts": {"512": 210.0, "1K": 210.0, "2K": 330.0, "4K": 930.0},
 }
@@ -231,7 +223,6 @@ _ONEMIN_FLASH: dict[str, Any] = {
     "resolutions": _SIZES_4,
     "default_resolution": "1K",
     "prices": _GOOGLE_FLASH,
-    "price_tiers": dict.fromkeys(_SIZES_4, Fraction(1)),
     "expected_seconds": _FLASH_SECONDS,
     "read_timeouts": dict.fromkeys(_SIZES_4, 300.0),
 }
@@ -243,7 +234,6 @@ _ONEMIN_PRO: dict[str, Any] = {
     "default_resolution": "1K",
     "aspect_ratios": (),
     "prices": _GOOGLE_PRO,
-    "price_tiers": dict.fromkeys(_SIZES_3, Fraction(1)),
     "expected_seconds": _PRO_SECONDS,
     "read_timeouts": dict.fromkeys(_SIZES_3, 300.0),
 }
@@ -254,7 +244,6 @@ _ONEMIN_25: dict[str, Any] = {
     "default_resolution": None,
     "aspect_ratios": (),
     "prices": _GOOGLE_25,
-    "price_tiers": {"": Fraction(1)},
     "expected_seconds": _25_SECONDS,
     "read_timeouts": {"": 300.0},
 }

@@ -81,7 +81,7 @@ def test_every_limit_names_its_source(gateway: str) -> None:
 
 @every_row
 def test_rows_hold_data_only(row: Row) -> None:
-    plain = (str, int, float, bool, Decimal, Fraction, type(None))
+    plain = (str, int, float, bool, Decimal, type(None))
     for field in dataclasses.fields(row):
         value = getattr(row, field.name)
         values = [*value.keys(), *value.values()] if isinstance(value, dict) else value
@@ -98,9 +98,9 @@ def test_a_field_stands_in_a_row_exactly_when_its_values_do(row: Row) -> None:
 
 
 @every_row
-def test_every_resolution_has_a_price_a_tier_a_wait_and_a_read_timeout(row: Row) -> None:
+def test_every_resolution_has_a_price_a_wait_and_a_read_timeout(row: Row) -> None:
     for resolution in row.resolutions or ("",):
-        for figures in (row.prices, row.price_tiers, row.expected_seconds, row.read_timeouts):
+        for figures in (row.prices, row.expected_seconds, row.read_timeouts):
             assert resolution in figures
 
 
@@ -136,16 +136,11 @@ def test_the_limits_are_those_of_the_gateways() -> None:
     assert apimaster.poll_interval == onemin.poll_interval == (3.0, 5.0)
 
 
-@pytest.mark.parametrize(
-    ("resolution", "price"), [("512", "0.09"), ("1K", "0.09"), ("2K", "0.12"), ("4K", "0.18")], ids=str
-)
-def test_a_base_price_of_the_connection_is_multiplied_by_apimasters_tier(resolution: str, price: str) -> None:
-    assert lookup("apimaster", FLASH, "generate").price(resolution, base=Decimal("0.09")) == Decimal(price)
-
-
-@pytest.mark.parametrize("resolution", FOUR.split())
-def test_a_base_price_of_a_1min_connection_is_the_price_of_every_size(resolution: str) -> None:
-    assert lookup("1min", FLASH, "generate").price(resolution, base=Decimal(1500)) == 1500
+@pytest.mark.parametrize(("resolution", "tier"), [("512", 1), ("1K", 1), ("2K", Fraction(4, 3)), ("4K", 2)])
+def test_apimasters_prices_are_its_base_times_its_tiers(resolution: str, tier: Fraction) -> None:
+    price = lookup("apimaster", FLASH, "generate").price(resolution)
+    assert price is not None
+    assert Fraction(price) == Fraction("0.0672") * tier
 
 
 def test_a_model_without_resolutions_has_one_price_one_wait_and_one_read_timeout() -> None:
