@@ -112,10 +112,13 @@ class InputImage:
 class Gateway(abc.ABC):
     """One gateway's contract.
 
+    Each adapter names itself by `name` (what a connection writes) and `label` (what messages say).
+
     :param base_url: the API's base, without a trailing slash; default: `default_base_url`.
     """
 
     name: str
+    label: str
     default_base_url: str
 
     def __init__(self, base_url: str | None = None) -> None:

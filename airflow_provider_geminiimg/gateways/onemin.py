@@ -1,0 +1,191 @@
+"""1min.ai: one feature endpoint for all models, pictures as storage keys with one signed link beside them.
+
+What must stay true: a submit asks for an asynchronous job, and takes whatever comes (a gateway that ignores `async`
+answers late and whole); a picture whose storage key came without a link exists and was paid for, so it is polled for,
+never declared lost; unset fields are left out, because this gateway ignores or mangles what it does not expect.
+
+Sources: the model pages of 1min.ai's API documentation, its pages "asset-api" and "get-result", and what public
+clients show of its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from airflow_provider_geminiimg.exceptions import Billed, NoPictureError, OutcomeUnknownError, UpstreamFailedError
+from airflow_provider_geminiimg.gateways import _answers
+from airflow_provider_geminiimg.gateways._answers import Answer, Purpose, Reason, Rule, Rules
+from airflow_provider_geminiimg.gateways.base import (
+    Call,
+    CheckResult,
+    Gateway,
+    InputImage,
+    JobState,
+    JobStatus,
+    as_mapping,
+)
+from airflow_provider_geminiimg.request import CheckedRequest
+
+UPLOAD_TIMEOUT = 120.0  # seconds; an asset may have 50 MB
+NO_SUCH_JOB = "00000000-0000-0000-0000-000000000000"
+
+_TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
+_FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
+_FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
+_STATES = {
+    "SUCCESS": JobState.DONE,
+    "FAILURE": JobState.FAILED,
+    "FAILED": JobState.FAILED,
+    "ERROR": JobState.FAILED,
+}
+
+_RULES: Rules = {
+    **_answers.COMMON_RULES,
+    (406, None): _answers.BALANCE,
+    (None, "INSUFFICIENT_CREDITS"): _answers.BALANCE,
+    (400, "EXTERNAL_API_RESPONSE_WITH_ERROR"): Rule(
+        UpstreamFailedError,
+        "passed the request on, and the model's provider refused it.",
+        hint="Where message and details differ, details is what the provider said.",
+    ),
+}
+_FAILED = Rule(
+    UpstreamFailedError,
+    "ended the job without a picture.",
+    Billed.UNKNOWN,
+    retryable=False,
+    hint='Look at the account\'s usage; clear the task with on_clear="regenerate" to buy again.',
+)
+_NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
+_LINK_MISSING = Rule(
+    UpstreamFailedError,
+    "made the picture, and gave no link to it yet.",
+    Billed.YES,
+    True,
+    "The next poll asks for the link again; nothing is bought twice.",
+)
+_NO_HANDLE = Rule(OutcomeUnknownError, "made the picture, and gave neither a link to it nor a job id.", Billed.YES)
+
+
+class OneMin(Gateway):
+    """The adapter of 1min.ai. See `Gateway` for the operations."""
+
+    name = "1min"
+    label = "1min.ai"
+    default_base_url = "https://api.1min.ai"
+
+    def auth_headers(self, api_key: str) -> Mapping[str, str]:
+        return {"API-KEY": api_key}
+
+    def reference(self, image: InputImage) -> Call[str]:
+        """An upload to the Asset API; the file's name says nothing of where it came from."""
+        part = (_FILE_NAMES.get(image.media_type, "input.bin"), image.data, image.media_type)
+        request = httpx.Request("POST", f"{self.base_url}/api/assets", files={"asset": part})
+        request.read()  # so that it may be sent more than once
+        return Call(request, self._uploaded, read_timeout=UPLOAD_TIMEOUT)
+
+    def submit(self, request: CheckedRequest, handles: Sequence[str], *, wait: bool = False) -> Call[JobStatus]:
+        names = [f"referenceImage{number}" for number in range(1, len(handles) + 1)]
+        if request.image is not None:
+            names.insert(0, "imageUrl")
+        fields = {wire: getattr(request, neutral) for neutral, wire in _FIELDS.items()}
+        content = {"prompt": request.prompt, **dict(zip(names, handles, strict=False)), **fields}
+        body = {
+            "type": _TYPES[request.operation],
+            "model": request.row.wire_model,
+            "promptObject": {name: value for name, value in content.items() if value is not None},
+        }
+        return Call(
+            httpx.Request("POST", f"{self.base_url}/api/features", json=body if wait else {**body, "async": True}),
+            self._submitted,
+            billable=True,
+            read_timeout=request.row.read_timeout(request.resolution),
+            prompt=request.prompt,
+        )
+
+    def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
+        return Call(self._result_request(_answers.segment(job_id)), self._polled)
+
+    def check(self) -> Call[CheckResult]:
+        return Call(self._result_request(NO_SUCH_JOB), self._checked)
+
+    def _result_request(self, segment: str) -> httpx.Request:
+        return httpx.Request("GET", f"{self.base_url}/api/results/{segment}")
+
+    def _uploaded(self, response: httpx.Response) -> str:
+        answer = Answer(response)
+        places = (("fileContent", "path"), ("asset", "key"))
+        paths = [as_mapping(answer.body.get(part)).get(name) for part, name in places]
+        if answer.ok and (path := next((path for path in paths if isinstance(path, str) and path.strip()), None)):
+            return path.strip()
+        raise answer.rejected(self.label, Purpose.FREE, _RULES)
+
+    def _checked(self, response: httpx.Response) -> CheckResult:
+        answer = Answer(response)
+        if answer.ok and "aiRecord" in answer.body:
+            return CheckResult()
+        raise answer.rejected(self.label, Purpose.FREE, _RULES)
+
+    def _submitted(self, response: httpx.Response) -> JobStatus:
+        answer = Answer(response)
+        record = as_mapping(answer.body.get("aiRecord"))
+        job_id = _answers.job_id_of(record.get("uuid"))
+        status = self._read(answer, record, job_id) if answer.ok else None
+        if status is None:
+            raise answer.rejected(self.label, Purpose.PAID, _RULES)
+        if status.state is JobState.RUNNING and job_id is None:
+            made = _answers.UNKNOWN if _state(record) is JobState.RUNNING else _NO_HANDLE
+            raise answer.outcome(self.label, made, Reason())
+        return status
+
+    def _polled(self, response: httpx.Response) -> JobStatus:
+        answer = Answer(response)
+        if answer.ok and "aiRecord" in answer.body and answer.body["aiRecord"] is None:
+            return JobStatus(JobState.VANISHED)
+        record = as_mapping(answer.body.get("aiRecord"))
+        status = self._read(answer, record, _answers.job_id_of(record.get("uuid"))) if answer.ok else None
+        if status is None:
+            raise answer.rejected(self.label, Purpose.POLL, _RULES)
+        if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
+            raise answer.outcome(self.label, _LINK_MISSING, Reason())
+        return status
+
+    def _read(self, answer: Answer, record: Mapping[str, Any], job_id: str | None) -> JobStatus | None:
+        """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
+        detail = as_mapping(record.get("aiRecordDetail"))
+        found = list(_answers.results(detail.get("resultObject")))
+        links = [*_answers.results(record.get("temporaryUrl")), *_answers.results(answer.body.get("temporaryUrl"))][:1]
+        made = _answers.pictures([*links, *found[1:]] if links and _answers.picture(links[0]) else found)
+        state = _state(record)
+        if state is JobState.FAILED:
+            return self._failed(answer, _FAILED, _reason(record, detail), job_id)
+        if made and state in (JobState.DONE, None):
+            return JobStatus(JobState.DONE, made, job_id=job_id, expires_at=_answers.link_expiry(made[0].url))
+        if state is JobState.DONE and not any(map(_answers.names_a_file, found)):
+            rule = _FAILED if _answers.reason_of(detail.get("resultObject")).code else _NO_PICTURE
+            return self._failed(answer, rule, _reason(record, detail), job_id)
+        return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
+
+    def _failed(self, answer: Answer, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
+        rule = _answers.find_rule(_RULES, None, reason.code, rule)
+        return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
+
+
+def _state(record: Mapping[str, Any]) -> JobState | None:
+    """The state by the record's own word: a word that is not known is still running, none at all says nothing."""
+    word = record.get("status")
+    return _STATES.get(word.strip().upper(), JobState.RUNNING) if isinstance(word, str) and word.strip() else None
+
+
+def _reason(record: Mapping[str, Any], detail: Mapping[str, Any]) -> Reason:
+    """Why a job brought no picture, from the first place that says so."""
+    reasons = [
+        _answers.reason_of(detail.get("resultObject")),
+        _answers.reason_of(detail.get("errorMessage")),
+        _answers.reason_of(record.get("errorMessage")),
+        _answers.finish_reason(detail.get("responseObject")),
+    ]
+    return next((reason for reason in reasons if reason.code or reason.message), Reason())
