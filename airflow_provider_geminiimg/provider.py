@@ -32,7 +32,7 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "max_concurrency": {
         "label": "Requests at once",
-        "description": "How many requests one worker process has in flight. Empty: the package's default.",
+        "description": "How many requests one worker process has in flight. Empty: 8.",
         "schema": _OPTIONAL_COUNT,
     },
     "price_base": {
