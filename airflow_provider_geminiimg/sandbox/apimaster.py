@@ -22,6 +22,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from airflow_provider_geminiimg.sandbox.faults import outcome_of
 from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, Sketch, Studio, read_input, shape
 from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, account_of
 
@@ -177,10 +178,10 @@ async def _read_order(box: Box, studio: Studio, request: Request, route: str) ->
         raise Refused(404, param="model")
     resolution = _check_values(body)
     inputs = await _inputs(box, studio, body.get("image_urls"))
-    size = body.get("size") or (inputs[0].ratio if inputs else None) or "1:1"
+    size = str(body.get("size") or (inputs[0].ratio if inputs else None) or "1:1")
     if size not in PIXELS:
         raise Refused(500)
-    outcome = getattr(request.state, "outcome", None) or "picture"
+    outcome = outcome_of(request.state)
     price = (BASE * MULTIPLIERS[resolution]).quantize(Decimal("0.0001"))
     if outcome == "wrong_size":
         resolution, size = "512", "1:1" if size != "1:1" else "16:9"

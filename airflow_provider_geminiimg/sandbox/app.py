@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -26,7 +26,12 @@ from airflow_provider_geminiimg.sandbox.pictures import Studio
 from airflow_provider_geminiimg.sandbox.state import Box
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
-# (method, path or path prefix ending in "/") -> route name
+# Which documented body a fault gets that brings a status alone.
+DEFAULT_BODIES: dict[str, Callable[[int], Any]] = {
+    "onemin": onemin.default_body,
+    "apimaster": apimaster.error_body,
+}
+# (method, path, or the start of a path, ending in "/") -> route name
 ROUTES: dict[tuple[str, str], str] = {
     ("POST", "/api/features"): "onemin.submit",
     ("GET", f"/api/results/{NOBODY}"): "onemin.check",
@@ -46,11 +51,12 @@ def route_of(method: str, path: str) -> str | None:
     """The name of a gateway's route; ``None`` for the sandbox's own pages."""
     if path.startswith("/_sandbox/"):
         return None
-    prefix = path[: path.rfind("/") + 1] if path.count("/") < 3 else f"/{'/'.join(path.split('/')[1:3])}/"
-    for key in (path, prefix, f"/{path.split('/')[1]}/"):
-        if (method, key) in ROUTES:
-            return ROUTES[method, key]
-    return "unknown"
+    if (method, path) in ROUTES:
+        return ROUTES[method, path]
+    starts = (
+        name for (verb, key), name in ROUTES.items() if verb == method and key[-1] == "/" and path.startswith(key)
+    )
+    return next(starts, "unknown")
 
 
 @dataclass
@@ -160,10 +166,9 @@ def _hostname(host: str) -> str:
 def _own_answer(fault: Fault) -> Answer:
     status = 200 if fault.status is None else fault.status
     body = fault.body
-    if body is None and status >= 400 and fault.route.startswith("onemin."):
-        body = onemin.error_body(*onemin.ERRORS.get(status, onemin.ERRORS[500]))
-    elif body is None and status >= 400 and fault.route.startswith("apimaster."):
-        body = apimaster.error_body(status)
+    if body is None and status >= 400:
+        default = DEFAULT_BODIES.get(fault.route.partition(".")[0])
+        body = default(status) if default else None
     if isinstance(body, str) or body is None:
         data, kind = (body or "").encode(), "text/html; charset=utf-8"
     else:

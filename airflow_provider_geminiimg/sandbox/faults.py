@@ -28,6 +28,12 @@ Route = Literal[
 ]
 
 
+def outcome_of(state: Any) -> Outcome:
+    """How the job is to end that this request makes; `state` is the request's."""
+    found: Outcome | None = getattr(state, "outcome", None)
+    return found or "picture"
+
+
 class Fault(BaseModel):
     """What happens to the next `times` calls of `route`. One with nothing else in it lets that many calls pass.
 

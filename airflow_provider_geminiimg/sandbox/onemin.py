@@ -10,6 +10,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -18,7 +19,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
-from airflow_provider_geminiimg.sandbox.pictures import Input, read_input, shape
+from airflow_provider_geminiimg.sandbox.faults import outcome_of
+from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, read_input, shape
 from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, account_of
 
 GENERATE, EDIT = "IMAGE_GENERATOR", "IMAGE_EDITOR"
@@ -59,6 +61,7 @@ ERRORS: dict[int, tuple[str, str]] = {
     429: ("HTTP_EXCEPTION", "ThrottlerException: Too Many Requests"),
     500: ("INTERNAL_SERVER_ERROR", "Internal server error"),
 }
+CLOUDFLARE = "<!DOCTYPE html><html><head><title>api.1min.ai | {status}: A timeout occurred</title></head></html>"
 
 
 class Refused(Exception):
@@ -79,6 +82,13 @@ def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
     }
 
 
+def default_body(status: int) -> Any:
+    """The body of an error of this status that a test queued without one."""
+    if status > 500:
+        return CLOUDFLARE.format(status=status)
+    return error_body(*ERRORS.get(status, ERRORS[400]))
+
+
 def upstream(message: str, truth: str) -> Refused:
     """1min's message may say "busy" for a permanent error; the truth is in the details."""
     return Refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", message, {"error": {"code": 400, "message": truth}})
@@ -96,7 +106,7 @@ def router(box: Box) -> APIRouter:
             if not box.can_pay(order):
                 return _no_credits(box)
             honoured = wants_async and box.settings.honour_async
-            job = box.accept(_in_mode(order, "async" if honoured else "sync"), job_id=_new_uuid())
+            job = box.accept(replace(order, mode="async" if honoured else "sync"), job_id=_new_uuid())
             if not honoured:
                 await asyncio.sleep(box.settings.latency)
                 if job.failed:
@@ -171,10 +181,10 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
         raise Refused(400, "MISSING_REQUIRED_FIELDS", "The body is not a JSON object", ["type", "model"])
     wanted = body.get("promptObject")
     wanted = wanted if isinstance(wanted, dict) else {}
-    kind, model = body.get("type"), body.get("model")
+    kind, model = str(body.get("type")), str(body.get("model"))
     if kind not in OPERATIONS:
         raise Refused(400, *ERRORS[400])
-    family = MODELS.get((str(model), kind)) or _guess_family(str(model), kind)
+    family = MODELS.get((model, kind)) or _guess_family(model, kind)
     _require(wanted, ("prompt", "imageUrl") if kind == EDIT else ("prompt",))
     known = FIELDS[family, kind]
     fields = {name: value for name, value in wanted.items() if name in known and name != "prompt"}
@@ -182,7 +192,7 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
     size = _check_values(family, fields)
     inputs = await _inputs(box, fields)
     ratio = str(fields.get("aspectRatio") or (inputs[0].ratio if inputs else None) or "1:1")
-    outcome = getattr(request.state, "outcome", None) or "picture"
+    outcome = outcome_of(request.state)
     if outcome == "wrong_size":
         size, ratio = "512", "1:1" if ratio != "1:1" else "16:9"
     extension = "webp" if family == "2.5" else "jpg" if kind == EDIT else "png"
@@ -191,7 +201,7 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
         route="onemin.submit",
         account=account,
         operation=OPERATIONS[kind],
-        model=str(model),
+        model=model,
         prompt=str(wanted["prompt"]),
         fields=fields,
         ignored=ignored,
@@ -201,12 +211,6 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
         currency="credits",
         outcome=outcome,
     ), body.get("async") is True
-
-
-def _in_mode(order: Order, mode: str) -> Order:
-    from dataclasses import replace
-
-    return replace(order, mode=mode)
 
 
 def _guess_family(model: str, kind: str) -> str:
@@ -225,12 +229,10 @@ def _require(wanted: Mapping[str, Any], names: tuple[str, ...]) -> None:
 
 def _check_values(family: str, fields: Mapping[str, Any]) -> str:
     """The image size; values that the model behind refuses are an error, and free."""
-    from airflow_provider_geminiimg.sandbox.pictures import PIXELS
-
     size = fields.get("imageSize", "1K")
     if size not in SIZES[family]:
         raise upstream("The model is busy, please try again", f"image_size must be one of {SIZES[family]}")
-    if fields.get("aspectRatio", "1:1") not in PIXELS:
+    if str(fields.get("aspectRatio", "1:1")) not in PIXELS:
         raise upstream("The model is busy, please try again", "aspect_ratio is not supported")
     for name, top in (("temperature", 2), ("topP", 1)):
         value = fields.get(name, 0)

@@ -203,7 +203,7 @@ def _landscape(prompt: str, size: tuple[int, int]) -> Image:
     from PIL import Image, ImageDraw
 
     rng = random.Random(hashlib.sha256(prompt.encode("utf-8", "replace")).digest())
-    hue = rng.random()
+    hue = 0.5 + 0.62 * rng.random()  # from teal over violet to orange: skies, not lawns
 
     def colour(turn: float, saturation: float, value: float) -> tuple[int, int, int]:
         red, green, blue = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)

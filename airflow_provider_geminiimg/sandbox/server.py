@@ -7,6 +7,7 @@ nothing that came in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Collection
@@ -42,6 +43,7 @@ class _Server(uvicorn.Server):
                 loop="asyncio",
                 log_config=None,
                 access_log=False,
+                timeout_keep_alive=60,
                 timeout_graceful_shutdown=1,
             )
         )
@@ -59,7 +61,8 @@ class _Server(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio turns Nagle's algorithm off; without it every answer takes 40 ms more.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))
     sock.listen(2048)
@@ -126,4 +129,5 @@ def serve(*, host: str, port: int, allow_hosts: Collection[str], settings: Setti
         flush=True,
     )
     client.close()
-    server.run([sock])
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run([sock])
