@@ -1,0 +1,266 @@
+"""What has been paid for: one record for every submission that may have cost money.
+
+What must stay true:
+
+- A record is created exclusively before the request that may cost money is sent. Who loses the race reads again.
+- Only the record with the highest number of an item decides. Records are never moved, reused or removed here.
+- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``landed`` | ``failed``.
+- A record that can't be read, or that a newer version wrote, is an error that names it, never "no record".
+- Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to a picture that was paid
+  for, and it is taken out when the picture lands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError, from_dict
+from airflow_provider_geminiimg.storage import Store, encode_segment
+
+SCHEMA = 1
+
+State = Literal["intent", "submitted", "answered", "landed", "failed"]
+_NEXT: dict[State, frozenset[State]] = {
+    "intent": frozenset({"intent", "submitted", "answered", "landed", "failed"}),
+    "submitted": frozenset({"submitted", "landed", "failed"}),
+    "answered": frozenset({"answered", "landed", "failed"}),
+    "landed": frozenset({"landed"}),
+    "failed": frozenset({"failed"}),
+}
+_CONFLICTS = 20  # writers of one record are a handful of attempts, so a streak this long means a broken store
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a record belongs to: the parts of a task instance that no retry, clear or worker changes.
+
+    :param item: ``"0"`` for a task that makes one picture.
+    """
+
+    namespace: str
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    item: str = "0"
+
+    @property
+    def path(self) -> str:
+        """The folder of this item's records, relative to the root, without a trailing slash."""
+        parts = (self.namespace, self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item)
+        return "/".join(["ledger", *map(encode_segment, parts)])
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a picture is meant to land: a directory URI, and a file name without its extension."""
+
+    directory: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One submission that may have cost money.
+
+    :param key: where the record lies, relative to the root.
+    :param n: number of the submission within its item, from 1.
+    :param claim: random; tells the attempt that created the record.
+    :param generation: ``ti.max_tries`` when it was claimed or landed: a larger one later means a Clear.
+    :param answer_within: seconds after the record's last write by which the answer must be there (read timeout + 60).
+    :param request_fields: the neutral fields that were asked for, without the prompt.
+    :param inputs: address (without query) and SHA-256 of each input picture.
+    :param destination: where the picture is meant to land, as it was asked for.
+    :param suffix: added to the file name where an earlier picture of the same item keeps, or may still take, the name.
+    :param resubmission: bought again after an unknown outcome, in this generation.
+    :param links: result links, only while ``answered``.
+    :param spooled: keys of inline results waiting under the root, only while ``answered``.
+    :param extra_jobs: further jobs that another living attempt paid for.
+    :param outcome: what went wrong last, as `GeminiImageError.to_dict` gives it.
+    :param manifest: what landed.
+    :param copies: manifests of copies that a clear with another destination asked for.
+    """
+
+    key: str
+    n: int
+    state: State
+    claim: str
+    generation: int
+    host: str
+    pid: int
+    claimed_at: float
+    answer_within: float
+    conn_id: str
+    gateway: str
+    model: str
+    operation: str
+    fingerprint: str
+    request_fields: dict[str, Any]
+    prompt_sha256: str
+    inputs: list[dict[str, str]]
+    destination: Destination
+    cost: dict[str, Any]
+    expected_seconds: float
+    schema: int = SCHEMA
+    suffix: str = ""
+    prompt: str | None = field(default=None, repr=False)
+    resubmission: bool = False
+    job_id: str | None = None
+    submitted_at: float | None = None
+    landed_at: float | None = None
+    deferrals: int = 0
+    links: list[str] = field(default_factory=list, repr=False)
+    spooled: list[str] = field(default_factory=list)
+    extra_jobs: list[str] = field(default_factory=list)
+    outcome: dict[str, Any] | None = None
+    manifest: dict[str, Any] | None = None
+    copies: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def error(self) -> GeminiImageError | None:
+        """What went wrong last, if anything did."""
+        return None if self.outcome is None else from_dict(self.outcome)
+
+
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record as it lies in the store.
+
+    :param version: the store's version of it, for a conditional write.
+    :param age: seconds since it was last written, by the store's clock, never below 0.
+    """
+
+    record: Record
+    version: str
+    age: float
+
+
+def new_claim() -> str:
+    """A random name for one attempt's right to pay."""
+    return secrets.token_hex(16)
+
+
+def process_identity() -> dict[str, Any]:
+    """Host, process and time of a claim, for whoever reads the record later."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "claimed_at": time.time()}
+
+
+class Ledger:
+    """The records under one root.
+
+    :param store: the root's store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def read(self, key: str) -> Found | None:
+        """The record at `key`; ``None`` only where the store is sure that there is none.
+
+        :raises LedgerError: the record can't be read, or a newer version of this package wrote it.
+        :raises StorageError: the store failed.
+        """
+        blob = self.store.read(key)
+        return None if blob is None else Found(self._parse(key, blob.data), blob.version, blob.age)
+
+    def latest(self, item: Item) -> Found | None:
+        """The record that decides for `item`: the one with the highest number.
+
+        :raises LedgerError: it can't be read.
+        :raises StorageError: the store failed.
+        """
+        numbers = self.numbers(item)
+        if not numbers:
+            return None
+        key = record_key(item, numbers[-1])
+        found = self.read(key)
+        if found is None:
+            raise LedgerError(
+                f"Record {key} under {self.store.uri} is listed but can't be read.",
+                hint="Nothing was sent. Restore the record, or find out who removes objects under the root.",
+            )
+        return found
+
+    def numbers(self, item: Item) -> list[int]:
+        """The numbers of `item`'s records, rising."""
+        names = (key.rsplit("/", 1)[1] for key in self.store.keys(item.path + "/"))
+        return sorted(int(name[: -len(".json")]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+    def create(self, record: Record) -> Found | None:
+        """Claim `record.key` exclusively; ``None`` where another attempt was first.
+
+        A create whose answer got lost is found again by its claim.
+        """
+        version = self.store.create(record.key, _RECORD.dump_json(record))
+        if version is not None:
+            return Found(record, version, 0.0)
+        found = self.read(record.key)
+        return found if found is not None and found.record.claim == record.claim else None
+
+    def change(self, key: str, step: Callable[[Record], Record | None]) -> Record:
+        """Move a record forward: `step` gets what is stored and returns what shall be, or ``None`` for "leave it".
+
+        Written only if nobody else wrote in between; otherwise `step` is asked again about what is stored then.
+
+        :raises LedgerError: the record is gone, or the step would move its state back.
+        :raises StorageError: the store failed.
+        """
+        for _ in range(_CONFLICTS):
+            found = self.read(key)
+            if found is None:
+                raise LedgerError(f"Record {key} under {self.store.uri} is gone.", hint="Restore it before a retry.")
+            wanted = step(found.record)
+            if wanted is None or wanted == found.record:
+                return found.record
+            if wanted.state not in _NEXT[found.record.state]:
+                raise LedgerError(f"Record {key} is {found.record.state} and can't become {wanted.state}.")
+            if self.store.replace(key, _RECORD.dump_json(wanted), found.version) is not None:
+                return wanted
+        raise StorageError(
+            f"Record {key} under {self.store.uri} changed {_CONFLICTS} times while it was being written.",
+            billed=Billed.UNKNOWN,
+        )
+
+    def _parse(self, key: str, data: bytes) -> Record:
+        where = f"Record {key} under {self.store.uri}"
+        hint = "Nothing was sent. Restore the record or move it away after checking with the gateway what was paid for."
+        try:
+            values = json.loads(data)
+        except ValueError:
+            raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=hint) from None
+        schema = values.get("schema") if isinstance(values, Mapping) else None
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise LedgerError(
+                f"{where} has schema {schema!r}; this version reads up to {SCHEMA}.",
+                hint="Nothing was sent. Run the version of airflow-provider-geminiimg that wrote it.",
+            )
+        try:
+            record = _RECORD.validate_python(values)
+        except ValidationError as error:
+            fields_ = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors(include_input=False)}))
+            raise LedgerError(f"{where} is not a record: {fields_}.", hint=hint) from None
+        if record.key != key:
+            raise LedgerError(f"{where} says that it is {record.key}.", hint=hint)
+        return record
+
+
+def record_key(item: Item, n: int) -> str:
+    """Where the record of `item`'s submission number `n` lies, relative to the root."""
+    return f"{item.path}/{n}.json"
+
+
+def with_error(record: Record, error: GeminiImageError, state: State | None = None) -> Record:
+    """`record` with what went wrong, in another state if one is given."""
+    return replace(record, outcome=error.to_dict(), state=state or record.state)

@@ -1,0 +1,521 @@
+"""One picture's life: what an attempt finds, what it does about it, and how a paid request is sent and recorded.
+
+What must stay true: the record is there before the request that may cost money; nobody but the winner of the record
+sends it; it is sent once; whatever its answer is, it is written down before anything else happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.decision import (
+    Asked,
+    Copy,
+    PictureState,
+    Policy,
+    Poll,
+    Refetch,
+    Refuse,
+    Reuse,
+    Step,
+    Submit,
+    WaitForRecord,
+    decide,
+    is_cleared,
+)
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    LedgerError,
+    NotSentError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    StorageError,
+)
+from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
+from airflow_provider_geminiimg.inputs import public_uri, read_inputs
+from airflow_provider_geminiimg.landing import Collector, VanishedError, Workshop, in_thread
+from airflow_provider_geminiimg.ledger import (
+    Destination,
+    Found,
+    Item,
+    Record,
+    new_claim,
+    process_identity,
+    record_key,
+    with_error,
+)
+from airflow_provider_geminiimg.manifest import estimate
+from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
+from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.storage import join_uri
+
+ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
+RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
+LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
+EXTENSIONS = ("png", "jpg", "webp", "json")
+
+
+class Marker(Protocol):
+    """A second memory of the record's key, in Airflow's own database (task state store, Airflow 3.3)."""
+
+    def get(self) -> Mapping[str, Any] | None: ...
+    def set(self, value: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one attempt asks for.
+
+    :param item: whose picture it is.
+    :param request: what to make, checked; or why it can't be, which matters only where it would be bought: what was
+        paid for before is collected whatever the templates render to now.
+    :param connection: through which gateway, with whose money.
+    :param destination: where it shall land.
+    :param policy: what this attempt may do.
+    :param timeout: seconds from the submit that the job may take, over all attempts.
+    :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
+    :param record_prompts: whether the prompt itself goes into ledger and sidecar.
+    """
+
+    item: Item
+    request: CheckedRequest | GeminiImageError
+    connection: GatewayConnection
+    destination: Destination
+    policy: Policy
+    timeout: float = 1800.0
+    poll_interval: float | None = None
+    record_prompts: bool = False
+
+    def checked(self) -> CheckedRequest:
+        """The request.
+
+        :raises GeminiImageError: it is wrong.
+        """
+        if isinstance(self.request, GeminiImageError):
+            raise self.request
+        return self.request
+
+
+class Purchase:
+    """One attempt at one picture.
+
+    :param order: what is asked for.
+    :param workshop: the surroundings.
+    :param guard: whether this process may still pay.
+    :param marker: the task state store's memory, where there is one.
+    """
+
+    def __init__(self, order: Order, workshop: Workshop, guard: Guard, marker: Marker | None = None) -> None:
+        self.order = order
+        self.workshop = workshop
+        self.guard = guard
+        self.marker = marker
+        self.ledger = workshop.ledger
+        self.log = workshop.log
+        self._inputs: list[InputImage] | None = None
+        self._recording: asyncio.Task[None] | None = None
+
+    async def start(self, vanished: str | None = None) -> tuple[Record, dict[str, Any] | None]:
+        """Do what the ledger says, until a picture has landed or a job has to be waited for.
+
+        :param vanished: key of a submitted record whose job the gateway does not know any more.
+        :returns: the record, and the manifest if the picture is there (``None``: wait for the record's job).
+        """
+        await in_thread(self.ledger.store.probe)
+        give_up = time.monotonic() + RESEND_SECONDS
+        told = False
+        while True:
+            found = await self._look()
+            step = await self._decide(found, vanished)
+            if isinstance(step, Submit):
+                try:
+                    done = await self._submit(step)
+                except (NotSentError, RateLimitedError) as error:
+                    await self._pause_before_resending(error, give_up)
+                    continue
+                if done is not None:
+                    return done
+            elif isinstance(step, WaitForRecord):
+                if not told and found is not None:
+                    self._tell_wait(found, step)
+                told = True
+                await asyncio.sleep(min(step.seconds + 0.1, LOOK_AGAIN))
+            else:
+                assert found is not None
+                return await self._collect(found.record, step)
+
+    async def finish(self, record: Record, *, at_once: bool = False) -> tuple[Record, dict[str, Any]]:
+        """Wait for the record's job here, and land it.
+
+        :param at_once: poll now, because something says that the job has ended.
+        """
+        while True:
+            try:
+                landed = await self.collector(record).wait(
+                    record, timeout=self.order.timeout, poll_interval=self.order.poll_interval, at_once=at_once
+                )
+            except VanishedError:
+                record, manifest = await self.start(vanished=record.key)
+                if manifest is not None:
+                    return record, manifest
+                at_once = False
+            else:
+                return landed, dict(landed.manifest or {})
+
+    def collector(self, record: Record) -> Collector:
+        """What lands `record`. It knows the prompt only if it is the recorded one."""
+        request = self.order.request
+        known = isinstance(request, CheckedRequest) and prompt_sha256(request.prompt) == record.prompt_sha256
+        return Collector(
+            self.workshop,
+            generation=self.order.policy.generation,
+            prompt=request.prompt if known and isinstance(request, CheckedRequest) else None,
+        )
+
+    async def resume(self, job_id: str) -> tuple[Record, dict[str, Any]]:
+        """Collect a job that a trigger waited for, also where the ledger does not know it.
+
+        :param job_id: what the trigger's event says.
+        """
+        found = await in_thread(self.ledger.latest, self.order.item)
+        if found is not None and found.record.state == "submitted" and found.record.job_id == job_id:
+            return await self.finish(found.record, at_once=True)
+        if found is not None and found.record.state != "intent":
+            record, manifest = await self.start()
+            return (record, manifest) if manifest is not None else await self.finish(record)
+        self.log.error(
+            "Job %s is not in the ledger under %s (%s); landing it all the same, from the trigger's event.",
+            job_id, self.ledger.store.uri, "its record is an intent" if found else "there is no record",
+        )  # fmt: skip
+        record = found.record if found is not None else await self._record(Submit(1, ""), "", 0.0)
+        submitted = replace(record, state="submitted", job_id=job_id, submitted_at=time.time())
+        if found is None:
+            await in_thread(self.ledger.create, submitted)
+        return await self.finish(submitted, at_once=True)
+
+    # What is known
+
+    async def _look(self) -> Found | None:
+        found = await in_thread(self.ledger.latest, self.order.item)
+        if found is None and self.marker is not None:
+            mark = await in_thread(self.marker.get)
+            if mark is not None:
+                raise LedgerError(
+                    f"Airflow remembers record {mark.get('record')} of an earlier attempt, but it is not under "
+                    f"{self.ledger.store.uri}: the ledger is not shared between workers, or was removed.",
+                    hint="Nothing was sent. Set [geminiimg] root to storage that all workers share.",
+                )
+        return found
+
+    async def _decide(self, found: Found | None, vanished: str | None) -> Step:
+        policy, asked = self.order.policy, None
+        picture: PictureState | None = None
+        if found is not None:
+            record = found.record
+            if is_cleared(record, policy):
+                asked = Asked(await self._fingerprint(), self.order.destination)
+            else:
+                self._tell_differences(record, "the recorded request is used all the same")
+            if record.state == "landed":
+                picture = await self.collector(record).picture_state(record)
+        return decide(
+            found, policy, asked, picture=picture, vanished=found is not None and found.record.key == vanished
+        )
+
+    async def _read_inputs(self) -> list[InputImage]:
+        if self._inputs is None:
+            self._inputs = await read_inputs(self.order.checked(), self.workshop.files)
+        return self._inputs
+
+    async def _fingerprint(self) -> str:
+        return self.order.checked().fingerprint(
+            input_sha256=[image.sha256 for image in await self._read_inputs()],
+            base_url_host=urlsplit(self.order.connection.base_url).hostname or "",
+            conn_id=self.order.connection.conn_id,
+        )
+
+    def _tell_differences(self, record: Record, consequence: str) -> None:
+        if isinstance(self.order.request, GeminiImageError):
+            changed = [f"what is asked for is wrong now ({self.order.request.message})"]
+        else:
+            changed = differences(record, self.order, self.order.request)
+        if changed:
+            self.log.warning("Since record %s changed: %s; %s.", record.key, ", ".join(changed), consequence)
+
+    def _tell_wait(self, found: Found, step: WaitForRecord) -> None:
+        self.log.warning(
+            "Another attempt (host %s, process %s) may still be sending the request of record %s; waiting up to %.0f s "
+            "for its answer.",
+            found.record.host, found.record.pid, found.record.key, step.seconds,
+        )  # fmt: skip
+
+    # What was paid for before
+
+    async def _collect(self, record: Record, step: Step) -> tuple[Record, dict[str, Any] | None]:
+        collector = self.collector(record)
+        if isinstance(step, Refuse):
+            raise step.error
+        if isinstance(step, Poll):
+            self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
+            return record, None
+        if isinstance(step, Copy):
+            self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
+            return record, {**await collector.copy(record, self.order.destination), "reused": True}
+        if isinstance(step, Reuse):
+            self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
+            return record, {**(record.manifest or {}), "reused": True}
+        landed = await (collector.refetch(record) if isinstance(step, Refetch) else collector.fetch(record))
+        return landed, dict(landed.manifest or {})
+
+    # What costs money
+
+    async def _submit(self, step: Submit) -> tuple[Record, dict[str, Any] | None] | None:
+        """Claim and send; ``None`` where another attempt was first."""
+        self.guard.check()
+        request = self.order.checked()
+        self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
+        if step.replaces is not None:
+            self._tell_differences(step.replaces, "submitting what is asked for now")
+        transport = await self.workshop.connect(self.order.connection.conn_id)
+        inputs = await self._read_inputs()
+        suffix = await self._reserve_name(step.n)
+        handles = []
+        for image in inputs:
+            handle = transport.gateway.reference(image)
+            if not isinstance(handle, str):
+                handle = await transport.send_free(handle, prompt=request.prompt)
+            handles.append(handle)
+        call = transport.gateway.submit(request, handles)
+        wanted = await self._record(step, suffix, call.read_timeout)
+        self.guard.check()
+        claimed = await in_thread(self.ledger.create, wanted)
+        if claimed is None:
+            self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
+            return None
+        record = claimed.record
+        with self.guard.paying():
+            status = await self._send(record, lambda: transport.send(call))
+            record = await self._write_answer(record, status)
+        return await self._after_answer(record, status)
+
+    async def _send(self, record: Record, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
+        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up."""
+        started = False
+        try:
+            if self.marker is not None:
+                await in_thread(self.marker.set, {"record": record.key, "claim": record.claim})
+            self.guard.check()
+            started = True
+            status = await send()
+        except asyncio.CancelledError:
+            error = OutcomeUnknownError(
+                f"The task was interrupted while the request was under way. Record {record.key}."
+            )
+            await self._write_failure(record, error if started else NotSentError("Interrupted before sending."))
+            raise
+        except GeminiImageError as error:
+            error.message = f"{error.message} Record {record.key}."
+            await self._write_failure(record, error)
+            raise
+        except Exception as error:
+            if started:
+                unknown = OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
+                await self._write_failure(record, unknown)
+                raise unknown from error
+            await self._write_failure(record, NotSentError(f"Nothing was sent ({type(error).__name__})."))
+            raise
+        if status.error is not None:
+            await self._write_failure(record, status.error)
+            raise status.error
+        return status
+
+    async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
+        state = None if isinstance(error, OutcomeUnknownError) else "failed"
+
+        def failed(stored: Record) -> Record | None:
+            return with_error(stored, error, state) if stored.state == "intent" else None  # type: ignore[arg-type]
+
+        try:
+            await in_thread(self.ledger.change, record.key, failed)
+        except GeminiImageError as failure:
+            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, failure.kind)
+
+    async def _write_answer(self, record: Record, status: JobStatus) -> Record:
+        """Record the answer at once; where that fails, keep trying in the background and go on landing."""
+        inline = [picture.data for picture in status.pictures if picture.data is not None]
+        keys = [f"spool/{record.key.removeprefix('ledger/')}.{index}" for index in range(len(inline))]
+        by_link = status.job_id is None or bool(inline)
+        answer = replace(
+            record,
+            state="answered" if by_link else "submitted",
+            job_id=status.job_id,
+            submitted_at=time.time(),
+            links=[picture.url for picture in status.pictures if picture.url] if by_link else [],
+            spooled=keys,
+        )
+        try:
+            for key, data in zip(keys, inline, strict=True):
+                await in_thread(self.ledger.store.create, key, data)
+            await in_thread(self._record_answer, answer)
+        except GeminiImageError as error:
+            self.log.error(
+                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
+                "landed all the same.",
+                status.job_id, record.key, error.kind, error.message,
+            )  # fmt: skip
+            self._recording = asyncio.create_task(self._keep_recording(answer))
+        return answer
+
+    def _record_answer(self, answer: Record) -> None:
+        def answered(stored: Record) -> Record | None:
+            if stored.state == "intent":
+                return replace(answer, generation=stored.generation)
+            if stored.job_id == answer.job_id and stored.job_id is not None:
+                return None
+            self.log.error(
+                "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",
+                answer.key, answer.job_id,
+            )  # fmt: skip
+            return replace(stored, extra_jobs=[*stored.extra_jobs, str(answer.job_id)])
+
+        self.ledger.change(answer.key, answered)
+        later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
+        if later:
+            self.log.error(
+                "Perhaps paid twice: while the request of record %s was under way, submission %s was claimed.",
+                answer.key, later[-1],
+            )  # fmt: skip
+
+    async def _keep_recording(self, answer: Record) -> None:
+        give_up = time.monotonic() + self.order.timeout
+        while time.monotonic() < give_up:
+            await asyncio.sleep(LOOK_AGAIN)
+            with contextlib.suppress(GeminiImageError):
+                await in_thread(self._record_answer, answer)
+                return
+
+    async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
+        self.log.info("Submitted as job %s (record %s).", record.job_id, record.key)
+        if status.state is not JobState.DONE:
+            if self._recording is not None:
+                await asyncio.wait([self._recording], timeout=30.0)
+            return record, None
+        landed = await self.collector(record).land_answer(record, status)
+        return landed, dict(landed.manifest or {})
+
+    async def _record(self, step: Submit, suffix: str, read_timeout: float) -> Record:
+        order, request = self.order, self.order.checked()
+        connection = order.connection
+        return Record(
+            key=record_key(order.item, step.n),
+            n=step.n,
+            state="intent",
+            claim=new_claim(),
+            generation=order.policy.generation,
+            **process_identity(),
+            answer_within=read_timeout + ANSWER_MARGIN,
+            conn_id=connection.conn_id,
+            gateway=request.gateway,
+            model=request.model,
+            operation=request.operation,
+            fingerprint=await self._fingerprint(),
+            request_fields=request.fields(),
+            prompt_sha256=prompt_sha256(request.prompt),
+            prompt=request.prompt if order.record_prompts else None,
+            inputs=[
+                {"uri": public_uri(uri), "sha256": image.sha256}
+                for uri, image in zip(request.input_images, await self._read_inputs(), strict=True)
+            ],
+            destination=order.destination,
+            suffix=suffix,
+            cost=dataclasses.asdict(
+                estimate(request.row, request.resolution, connection.price_base, connection.price_currency)
+            ),
+            expected_seconds=request.row.expected(request.resolution),
+            resubmission=step.resubmission,
+        )
+
+    async def _pause_before_resending(self, error: GeminiImageError, give_up: float) -> None:
+        seconds = error.retry_after if error.retry_after is not None else random.uniform(2.0, 6.0)
+        if self.guard.stopped or error.billed is not Billed.NO or time.monotonic() + seconds > give_up:
+            raise error
+        self.log.warning("%s Sending it again in %.0f s: it is known to be unpaid.", error.message, seconds)
+        await asyncio.sleep(seconds)
+
+    # Where it lands
+
+    async def _reserve_name(self, n: int) -> str:
+        """Claim the destination for this item before any money is spent.
+
+        :returns: what is added to the file name, because an earlier picture of this item has it or may still take it.
+        :raises BadRequestError: the name is another picture's, or the directory can't be written.
+        """
+        files, destination = self.workshop.files, self.order.destination
+        suffix = f"-{n}" if await self._name_is_used(n) else ""
+        stem = join_uri(destination.directory, destination.stem + suffix)
+        await in_thread(files.check, stem, "output_path")
+        await in_thread(files.check_writable, destination.directory)
+        await in_thread(self._claim_name, stem)
+        for extension in EXTENSIONS:
+            if await in_thread(files.state, f"{stem}.{extension}") == "there":
+                raise _taken(destination, f"{destination.stem}{suffix}.{extension} exists")
+        return suffix
+
+    async def _name_is_used(self, n: int) -> bool:
+        for earlier in range(1, n):
+            found = await in_thread(self.ledger.read, record_key(self.order.item, earlier))
+            if found is None or found.record.destination != self.order.destination:
+                continue
+            error = found.record.error
+            if found.record.state != "failed" or error is None or error.billed is not Billed.NO:
+                return True
+        return False
+
+    def _claim_name(self, stem: str) -> None:
+        key = f"names/{hashlib.sha256(stem.encode()).hexdigest()}.json"
+        if self.ledger.store.create(key, json.dumps({"item": self.order.item.path, "stem": stem}).encode()) is not None:
+            return
+        blob = self.ledger.store.read(key)
+        try:
+            owner = json.loads(blob.data)["item"] if blob is not None else None
+        except (ValueError, KeyError, TypeError):
+            raise StorageError(f"The claim of a file name, {key} under the root, can't be read.") from None
+        if owner != self.order.item.path:
+            raise _taken(self.order.destination, f"{owner or 'another task'} claimed it")
+
+
+def _taken(destination: Destination, why: str) -> BadRequestError:
+    return BadRequestError(
+        f"file_name {destination.stem!r} is taken in {destination.directory}: {why}.",
+        hint="Give another file_name or output_path; nothing is ever replaced.",
+    )
+
+
+def differences(record: Record, order: Order, request: CheckedRequest) -> list[str]:
+    """The names of what is asked for now and differs from what is recorded; input pictures by their addresses."""
+    pairs: Sequence[tuple[str, Any, Any]] = [
+        ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
+        ("gateway", record.gateway, request.gateway),
+        ("geminiimg_conn_id", record.conn_id, order.connection.conn_id),
+        ("model", record.model, request.model),
+        ("operation", record.operation, request.operation),
+        ("input pictures", [i["uri"] for i in record.inputs], [public_uri(u) for u in request.input_images]),
+        ("destination", record.destination, order.destination),
+    ]
+    now = request.fields()
+    names = sorted({*record.request_fields, *now})
+    changed = [name for name, before, after in pairs if before != after]
+    return changed + [name for name in names if record.request_fields.get(name) != now.get(name)]

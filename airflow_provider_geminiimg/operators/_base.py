@@ -1,0 +1,267 @@
+"""What the operators share: their arguments, and the way from Airflow's calls into one picture's life.
+
+What must stay true: nothing is decided here. An operator renders, asks `Purchase`, defers or returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
+
+from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferralError, TaskDeferralTimeout, conf
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.attempt import (
+    BACKSTOP,
+    MAX_DEFERRALS,
+    Attempt,
+    OnMismatch,
+    choice,
+    finished,
+    for_airflow,
+    seconds,
+)
+from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
+from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.lifecycle import Order, Purchase
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
+from airflow_provider_geminiimg.runner import Guard, run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster watches a job for up to 20 minutes, and charges if it finishes
+REQUEST_FIELDS = (
+    "prompt",
+    "model",
+    "image",
+    "reference_images",
+    "resolution",
+    "aspect_ratio",
+    "temperature",
+    "top_p",
+    "google_search",
+    "google_image_search",
+    "variant",
+)
+_CHOICES: Mapping[str, Any] = {"on_unknown": OnUnknown, "on_clear": OnClear, "on_mismatch": OnMismatch}
+
+
+class ImageOperator(BaseOperator):
+    """Base of the operators that buy one picture.
+
+    :param prompt: what to make, or what to change.
+    :param model: model id; default: the connection's, else ``gemini-3.1-flash-image-preview``.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; default: the model's.
+    :param aspect_ratio: such as ``16:9``; default: the model's choice.
+    :param temperature: 0.0 to 2.0, where the gateway takes it.
+    :param top_p: 0.0 to 1.0, where the gateway takes it.
+    :param google_search: ground the picture in Google's text search, where the gateway takes it.
+    :param google_image_search: ground it in Google's image search too; needs `google_search`.
+    :param variant: never sent; tells two wanted pictures of one prompt apart.
+    :param output_path: directory URI in which the picture lands; default: under ``[geminiimg] root``.
+    :param file_name: its name without extension; default: made from task, map index and variant.
+    :param geminiimg_conn_id: the Airflow connection.
+    :param deferrable: wait in the triggerer instead of a worker slot. Default: ``[operators] default_deferrable``.
+    :param poll_interval: seconds between polls, and before the first one; default: the catalogue's schedule.
+    :param timeout: seconds from the submit that the job may take, over all attempts. Default: 1800.
+    :param on_unknown: what to do about a request that was sent and whose answer nobody knows: ``"fail"`` (default) or
+        ``"resubmit"``, at most once for each Clear.
+    :param on_clear: whether a Clear may buy again what has landed, or failed after payment: ``"reuse"`` (default) or
+        ``"regenerate"``.
+    :param on_mismatch: a picture that is not what was asked for is stored, and ``"accept"`` (default) warns,
+        ``"fail"`` fails the task.
+    :raises GeminiImageError: the outcome, if it is not a picture. A bad request, an unknown outcome and a mismatch are
+        raised as ``AirflowFailException`` from it, so that no retry touches them.
+    """
+
+    operation: ClassVar[str]
+    template_fields: Sequence[str] = (
+        *REQUEST_FIELDS,
+        "output_path",
+        "file_name",
+        "geminiimg_conn_id",
+        "poll_interval",
+        "timeout",
+        "on_unknown",
+        "on_clear",
+        "on_mismatch",
+    )
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        prompt: Any,
+        model: str | None = None,
+        resolution: str | int | None = None,
+        aspect_ratio: str | None = None,
+        temperature: float | str | None = None,
+        top_p: float | str | None = None,
+        google_search: bool | str | None = None,
+        google_image_search: bool | str | None = None,
+        variant: str | int | None = None,
+        output_path: str | None = None,
+        file_name: str | None = None,
+        geminiimg_conn_id: str = "geminiimg_default",
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float | str | None = None,
+        timeout: float | str = DEFAULT_TIMEOUT,
+        on_unknown: str = "fail",
+        on_clear: str = "reuse",
+        on_mismatch: str = "accept",
+        image: Any = None,
+        reference_images: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.prompt = prompt
+        self.model = model
+        self.image = image
+        self.reference_images = reference_images
+        self.resolution = resolution
+        self.aspect_ratio = aspect_ratio
+        self.temperature = temperature
+        self.top_p = top_p
+        self.google_search = google_search
+        self.google_image_search = google_image_search
+        self.variant = variant
+        self.output_path = output_path
+        self.file_name = file_name
+        self.geminiimg_conn_id = geminiimg_conn_id
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.on_unknown = on_unknown
+        self.on_clear = on_clear
+        self.on_mismatch = on_mismatch
+        self._guard: Guard | None = None
+        self._check_literals()
+
+    def execute(self, context: Context) -> Any:
+        """Buy the picture, or collect what an earlier attempt paid for."""
+        return self._live(context, wait=not self.deferrable)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Land what the trigger waited for.
+
+        :param event: the trigger's: ``status``, ``job_id``, ``code``.
+        """
+        self.log.info("The trigger's word on job %s: %s.", event.get("job_id"), event.get("status"))
+        return self._live(context, wait=True, job_id=str(event.get("job_id")))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As Airflow's, but a trigger that crashed or was never run does not lose the job.
+
+        At most two further deferrals, then the wait goes on in the worker.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
+        except TaskDeferralError as error:
+            self.log.error("The trigger failed (%s); the job is left alone and waited for again.", error)
+            self._defer_again(context)
+        return self._live(context, wait=True, at_once=True)
+
+    def on_kill(self) -> None:
+        """From now on nothing is bought. What was paid for stays on record: neither gateway can cancel."""
+        if self._guard is not None:
+            self._guard.stop()
+
+    def _live(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
+        """One picture's life, from wherever it stands.
+
+        :param wait: wait for a running job here; otherwise defer.
+        :param at_once: poll before waiting.
+        :param job_id: the job that a trigger waited for.
+        """
+        attempt, order = self._prepare(context)
+
+        async def live() -> tuple[Record, dict[str, Any] | None]:
+            async with attempt.workshop() as workshop:
+                purchase = Purchase(order, workshop, attempt.guard, attempt.marker)
+                if job_id is not None:
+                    return await purchase.resume(job_id)
+                record, manifest = await purchase.start()
+                if manifest is None and wait:
+                    return await purchase.finish(record, at_once=at_once)
+                return record, manifest
+
+        try:
+            record, manifest = run(live, attempt.guard)
+        except GeminiImageError as error:
+            raise for_airflow(error) from error.__cause__
+        return self._ended(attempt, order, record, manifest)
+
+    def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
+        """What `execute` returns; a job that runs is deferred."""
+        if manifest is None:
+            self._wait_in_triggerer(attempt, record, order)
+        return finished(manifest, choice("on_mismatch", self.on_mismatch, OnMismatch))
+
+    def _check_literals(self) -> None:
+        """What can be known when the DAG is parsed."""
+        check_literals(self.operation, self.model, **{name: getattr(self, name) for name in self._asked_fields()})
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and "{{" not in value and "{%" not in value and value not in get_args(allowed):
+                choice(name, value, allowed)
+
+    def _asked_fields(self) -> list[str]:
+        return [name for name in REQUEST_FIELDS if name != "model"]
+
+    def _prepare(self, context: Context) -> tuple[Attempt, Order]:
+        try:
+            attempt = Attempt(context, self.log)
+            self._guard = attempt.guard
+            return attempt, self._order(attempt)
+        except GeminiImageError as error:
+            raise for_airflow(error) from error.__cause__
+
+    def _order(self, attempt: Attempt) -> Order:
+        choice("on_mismatch", self.on_mismatch, OnMismatch)
+        connection = attempt.connection(self.geminiimg_conn_id)
+        request: CheckedRequest | GeminiImageError
+        try:
+            values = {name: getattr(self, name) for name in self._asked_fields()}
+            asked = ImageRequest.build(**values, model=self.model, operation=self.operation)
+            request = asked.check(connection.gateway, connection.model)
+        except BadRequestError as error:
+            request = error
+        variant = request.variant if isinstance(request, CheckedRequest) else None
+        return Order(
+            item=attempt.item,
+            request=request,
+            connection=connection,
+            destination=attempt.destination(self.output_path, self.file_name, variant),
+            policy=Policy(
+                generation=attempt.generation,
+                on_unknown=choice("on_unknown", self.on_unknown, OnUnknown),
+                on_clear=choice("on_clear", self.on_clear, OnClear),
+            ),
+            timeout=seconds("timeout", self.timeout) or DEFAULT_TIMEOUT,
+            poll_interval=seconds("poll_interval", self.poll_interval),
+            record_prompts=settings.record_prompts(),
+        )
+
+    def _wait_in_triggerer(self, attempt: Attempt, record: Record, order: Order) -> NoReturn:
+        deadline = (record.submitted_at or record.claimed_at) + order.timeout
+        self.log.info("Waiting for job %s in the triggerer.", record.job_id)
+        self.defer(
+            trigger=attempt.trigger(record, deadline, order.poll_interval),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP),
+        )
+
+    def _defer_again(self, context: Context) -> None:
+        """Defer once more, unless that was done often enough for this job."""
+        attempt, order = self._prepare(context)
+        found = attempt.ledger.latest(attempt.item)
+        if found is None or found.record.state != "submitted" or found.record.deferrals >= MAX_DEFERRALS:
+            return
+        record = attempt.count_deferral(found.record)
+        self._wait_in_triggerer(attempt, record, order)

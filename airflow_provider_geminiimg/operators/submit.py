@@ -1,0 +1,39 @@
+"""A picture ordered now and waited for elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_geminiimg.attempt import Attempt
+from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.lifecycle import Order
+from airflow_provider_geminiimg.operators._base import ImageOperator
+
+
+class GeminiImageSubmitOperator(ImageOperator):
+    """Submit a job and return at once; `GeminiImageJobSensor` waits for it and lands it. An edit, if `image` is given.
+
+    Returns ``{record, gateway, model, job_id, conn_id}``. Where the gateway answers with the finished picture, that has
+    landed already, and the sensor finds it. Takes the arguments of `ImageOperator`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "deferrable": False})
+
+    @property
+    def operation(self) -> str:  # type: ignore[override]
+        """``edit`` if there is a picture to edit, else ``generate``."""
+        return "generate" if self.image is None or self.image == "" else "edit"
+
+    def execute(self, context: Any) -> Any:
+        """Submit, or find what an earlier attempt submitted."""
+        return self._live(context, wait=False)
+
+    def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
+        return {
+            "record": record.key,
+            "gateway": record.gateway,
+            "model": record.model,
+            "job_id": record.job_id,
+            "conn_id": record.conn_id,
+        }

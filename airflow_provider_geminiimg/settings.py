@@ -1,0 +1,52 @@
+"""The ``[geminiimg]`` section of Airflow's configuration; nothing else reads it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import conf
+
+from airflow_provider_geminiimg._compat import HAS_TASK_STATE_STORE
+
+SECTION = "geminiimg"
+log = logging.getLogger(__name__)
+
+
+def root() -> str:
+    """URI of the folder that holds the ledger and, unless told otherwise, the pictures.
+
+    Default: ``geminiimg`` in ``AIRFLOW_HOME``, on local disk.
+    """
+    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
+    default = f"file://{home}/geminiimg"
+    value = str(conf.get(SECTION, "root", fallback="") or "").strip().rstrip("/") or default
+    if value == default and not HAS_TASK_STATE_STORE:
+        _warn_of_default_root()
+    return value
+
+
+@functools.cache
+def _warn_of_default_root() -> None:
+    log.warning(
+        "[geminiimg] root is not set, and this Airflow (before 3.3) has no task state store to notice that workers do "
+        "not share the ledger. Set root to storage that all workers share."
+    )
+
+
+def namespace() -> str:
+    """What tells the ledgers of several Airflows under one root apart. Default: ``default``."""
+    return str(conf.get(SECTION, "namespace", fallback="") or "").strip() or "default"
+
+
+def allowed_roots() -> list[str]:
+    """URI prefixes that inputs and outputs must lie under; empty: any."""
+    value = str(conf.get(SECTION, "allowed_roots", fallback="") or "")
+    return [part.strip() for part in value.replace("\n", ",").split(",") if part.strip()]
+
+
+def record_prompts() -> bool:
+    """Whether prompts themselves go into ledger and sidecar. Default: false, a hash."""
+    return bool(conf.getboolean(SECTION, "record_prompts", fallback=False))
