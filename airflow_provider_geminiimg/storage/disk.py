@@ -1,0 +1,257 @@
+"""One disk, which all workers share.
+
+What must stay true: an object appears whole or not at all (a synced temporary file in the same folder gets the final
+name); of any number of creators one wins (`os.link` never replaces); a replacing writer holds the root's lock, which
+excludes threads and processes alike. Time is the disk's, which may differ from this machine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from airflow_provider_geminiimg.exceptions import StorageError
+from airflow_provider_geminiimg.storage.base import OURS, Backend, Blob, Store, checked_key, sha256
+from airflow_provider_geminiimg.storage.uris import Location
+
+LOCK_SECONDS = 30.0
+"""How long a replacing writer waits for another one on the same disk. The lock is held for about a millisecond."""
+
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+class LocalStore(Store):
+    """A folder. New folders are 0700, files 0600.
+
+    :param root: its absolute path; made when it is first written to.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(os.path.normpath(root))
+        super().__init__(f"file://{self._root}")
+        self._lock_path = self._root / f".{OURS}lock"
+
+    def create(self, key: str, data: bytes) -> str | None:
+        path = self._path(key)
+        with _failures("Creating", path):
+            _make_folders(self._root.parent, 0o777)
+            _make_folders(path.parent, 0o700)
+            with _temporary(path, data, 0o600) as temporary:
+                return sha256(data) if _link(temporary, path) else None
+
+    def read(self, key: str) -> Blob | None:
+        path = self._path(key)
+        with _failures("Reading", path):
+            found = _read_file(path)
+            if found is None:
+                return None
+            data, changed = found
+            return Blob(data, sha256(data), max(0.0, self._now() - changed))
+
+    def replace(self, key: str, data: bytes, version: str) -> str | None:
+        path = self._path(key)
+        with _failures("Replacing", path):
+            if not path.parent.is_dir():
+                return None
+            with _temporary(path, data, 0o600) as temporary:
+                with self._locked():
+                    found = _read_file(path)
+                    if found is None or sha256(found[0]) != version:
+                        return None
+                    temporary.replace(path)
+                _sync_folder(path.parent)
+            return sha256(data)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _failures("Removing", path), contextlib.suppress(*_ABSENT):
+            path.stat()
+            with self._locked():
+                path.unlink()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        folder, slash, _ = prefix.rpartition("/")
+        start = self._path(folder) if slash else self._root
+        found: list[str] = []
+        with _failures("Listing", start):
+            for path, _, names in os.walk(start, onerror=_raise_unless_absent):
+                parent = Path(path).relative_to(self._root)
+                found += [(parent / name).as_posix() for name in names if OURS not in name]
+        return iter(sorted((key for key in found if key.startswith(prefix)), key=os.fsencode))
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    def _now(self) -> float:
+        """The disk's own clock: a file is touched there and its time read back."""
+        try:
+            with self._lock_file() as handle:
+                os.utime(handle)
+                return os.fstat(handle).st_mtime
+        except OSError:
+            return time.time()  # who may only read here decides nothing by ages
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the root's lock: one open file each, so that threads exclude each other as processes do."""
+        with self._lock_file() as handle:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(handle):
+                if time.monotonic() > deadline:
+                    raise StorageError(f"{self._lock_path} has been locked for {LOCK_SECONDS:.0f} s.")
+                time.sleep(random.uniform(0.001, 0.01))
+            try:
+                yield
+            finally:
+                # Closing is not enough: a process forked meanwhile holds a copy of the handle.
+                fcntl.flock(handle, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[int]:
+        handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+class DiskFiles(Backend):
+    """Users' files: the mode is what the process's umask leaves, as for any other file of that user."""
+
+    def read(self, place: Location, max_bytes: int) -> bytes | None:
+        with _failures("Reading", place.file):
+            found = _read_file(place.file, max_bytes)
+        return None if found is None else found[0]
+
+    def create(self, place: Location, data: bytes, media_type: str) -> bool:
+        with _failures("Writing", place.file):
+            _make_folders(place.file.parent, 0o777)
+            with _temporary(place.file, data, 0o666) as temporary:
+                return _link(temporary, place.file)
+
+    def sha256(self, place: Location) -> str | None:
+        with _failures("Reading", place.file):
+            found = _read_file(place.file)
+        return None if found is None else sha256(found[0])
+
+    def put(self, place: Location, data: bytes, media_type: str) -> None:
+        with _failures("Writing", place.file):
+            _make_folders(place.file.parent, 0o777)
+            with _temporary(place.file, data, 0o666) as temporary:
+                temporary.replace(place.file)
+            _sync_folder(place.file.parent)
+
+    def exists(self, place: Location) -> bool:
+        with _failures("Looking for", place.file):
+            try:
+                return stat.S_ISREG(place.file.stat().st_mode)
+            except _ABSENT:
+                return False
+
+    def try_writing(self, place: Location) -> None:
+        self.create(place, b"", "")
+        with _failures("Removing", place.file):
+            place.file.unlink()
+
+
+@contextlib.contextmanager
+def _failures(doing: str, path: Path) -> Iterator[None]:
+    """Turn any failure of the operating system into a `StorageError` that names what was done to what."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{doing} {path} failed: {error.strerror or type(error).__name__}.",
+            hint="Check that the disk is mounted and writable for the user that runs the worker.",
+        ) from error
+
+
+def _make_folders(path: Path, mode: int) -> None:
+    """Make a folder and those above it; each new one has `mode` and is on the disk when this returns."""
+    if path.is_dir():
+        return
+    _make_folders(path.parent, mode)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no fsync of a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """A synced file with `data` beside `path`, removed at the end unless it was moved away."""
+    temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
+    try:
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a temporary file its final name; False where the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # A network file system may have linked it, lost the answer and asked again: then the file has two names.
+        if temporary.stat().st_nlink < 2:
+            return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise StorageError(
+            f"{path.parent} is on a file system without hard links, on which two writers can't be told apart.",
+            retryable=False,
+            hint="Use another disk or a bucket.",
+        ) from error
+    _sync_folder(path.parent)
+    return True
+
+
+def _read_file(path: Path, limit: int | None = None) -> tuple[bytes, float] | None:
+    """Content (at most `limit` + 1 bytes) and time of the last change; None only where there is no such file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block otherwise
+    except _ABSENT:
+        return None
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError(f"{path} is not a regular file.", retryable=False)
+        return file.read() if limit is None else file.read(limit + 1), found.st_mtime
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, _ABSENT):
+        raise error

@@ -1,0 +1,87 @@
+"""Everywhere else: whatever Airflow's providers serve, through `ObjectStoragePath`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
+from airflow_provider_geminiimg.storage.base import Backend, sha256
+from airflow_provider_geminiimg.storage.uris import Location
+
+_CONTENT_TYPE_ARGUMENT = {"gs": "content_type", "gcs": "content_type"}  # the others guess it or keep none
+
+
+class OtherFiles(Backend):
+    """All else, as Airflow's providers bring it. Not exclusive: a look before the write is all that fsspec offers."""
+
+    def read(self, place: Location, max_bytes: int) -> bytes | None:
+        with self._errors("Reading", place):
+            try:
+                with self._path(place).open("rb") as file:
+                    return bytes(file.read(max_bytes + 1))
+            except FileNotFoundError:
+                return None
+
+    def create(self, place: Location, data: bytes, media_type: str) -> bool:
+        if self.exists(place):
+            return False
+        self.put(place, data, media_type)
+        return True
+
+    def sha256(self, place: Location) -> str | None:
+        with self._errors("Reading", place):
+            return sha256(self._path(place).read_bytes())
+
+    def put(self, place: Location, data: bytes, media_type: str) -> None:
+        argument = _CONTENT_TYPE_ARGUMENT.get(place.scheme)
+        arguments = {argument: media_type} if argument else {}
+        with self._errors("Writing", place):
+            path = self._path(place)
+            try:
+                self._write(path, data, arguments)
+            except FileNotFoundError:  # only file systems with real folders say so
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._write(path, data, arguments)
+
+    def exists(self, place: Location) -> bool:
+        with self._errors("Looking for", place):
+            path = self._path(place)
+            path.fs.invalidate_cache()
+            try:
+                path.fs.info(path.path)  # not exists(): it takes any failure for absence
+            except FileNotFoundError:
+                return False
+            return True
+
+    def try_writing(self, place: Location) -> None:
+        self.put(place, b"", "application/octet-stream")
+        with self._errors("Removing", place):
+            self._path(place).unlink()
+
+    def _write(self, path: Any, data: bytes, arguments: dict[str, str]) -> None:
+        with path.open("wb", **arguments) as file:
+            file.write(data)
+
+    def _path(self, place: Location) -> Any:
+        from airflow.sdk import ObjectStoragePath
+
+        try:
+            path = ObjectStoragePath(place.uri)
+            path.fs  # noqa: B018  (the first moment at which an unknown scheme shows)
+        except (ValueError, ImportError) as error:
+            raise BadRequestError(
+                f"{place.shown}: no installed Airflow provider serves {place.scheme}://.",
+                hint="Install the provider for it, or use s3://, file:// or a plain path.",
+            ) from error
+        return path
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, place: Location) -> Iterator[None]:
+        try:
+            yield
+        except GeminiImageError:
+            raise
+        except Exception as error:
+            raise StorageError(f"{doing} {place.shown} failed: {type(error).__name__}.") from error

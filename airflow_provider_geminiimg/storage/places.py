@@ -1,0 +1,143 @@
+"""Which kind of storage serves a URI, and whether the URI may be used at all."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Literal
+
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
+from airflow_provider_geminiimg.storage.base import Backend, S3ClientFactory, Store
+from airflow_provider_geminiimg.storage.disk import DiskFiles, LocalStore
+from airflow_provider_geminiimg.storage.other import OtherFiles
+from airflow_provider_geminiimg.storage.s3 import S3Calls, S3Files, S3Store
+from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, Location, join_uri, locate
+
+State = Literal["there", "gone", "unknown"]
+
+
+def open_store(uri: str, s3_client: S3ClientFactory) -> Store:
+    """The store at a root URI.
+
+    :param uri: ``s3://[conn_id@]bucket[/prefix]``, ``file:///folder`` or ``/folder``.
+    :param s3_client: gives S3 clients, such as `default_s3_client`.
+    :raises BadRequestError: another scheme, which has no exclusive creation.
+    """
+    place = locate(uri, "root")
+    if place.scheme == "s3":
+        return S3Store(uri, s3_client)
+    if place.scheme == "file":
+        return LocalStore(place.path)
+    raise BadRequestError(
+        f"root: {place.shown} can't hold the record of what was paid for; allowed: s3:// and file://.",
+        hint="Pictures may go anywhere (output_path); [geminiimg] root needs a store that creates exclusively.",
+    )
+
+
+class Files:
+    """Reads and writes pictures wherever a URI points. Blocking: call it through `asyncio.to_thread`.
+
+    ``s3://`` goes through boto3, ``file://`` and plain paths to the disk, and all else through Airflow's
+    ``ObjectStoragePath``. Web addresses can be checked here, but they are downloaded, not read as files.
+
+    :param s3_client: gives S3 clients, such as `default_s3_client`.
+    :param allowed_roots: URI prefixes, connection part included, within which every URI must lie; compared by whole
+        path segments after symbolic links are resolved. Default: anywhere.
+    """
+
+    def __init__(self, *, s3_client: S3ClientFactory, allowed_roots: Sequence[str] = ()) -> None:
+        self._s3_client = s3_client
+        roots = [locate(root, "allowed_roots") for root in allowed_roots]
+        self._roots = {root.shown: _without_empty_end(root.segments()) for root in roots}
+
+    def check(self, uri: str, field: str) -> None:
+        """Refuse a URI that is malformed or outside the allowed roots.
+
+        :param uri: an input, an output, or one that was recorded.
+        :param field: what the message calls it.
+        :raises BadRequestError: with the reason and the allowed roots.
+        """
+        self._place(uri, field)
+
+    def read(self, uri: str, *, max_bytes: int) -> bytes:
+        """All bytes of a file.
+
+        :param uri: where it is.
+        :param max_bytes: the largest size to take.
+        :raises BadRequestError: it is not there, too large, or the scheme is not known.
+        :raises StorageError: it could not be read.
+        """
+        place = self._place(uri, "uri")
+        data = self._backend(place).read(place, max_bytes)
+        if data is None:
+            raise BadRequestError(f"{place.shown} does not exist.")
+        if len(data) > max_bytes:
+            raise BadRequestError(f"{place.shown} is larger than the {max_bytes} bytes that are allowed.")
+        return data
+
+    def write(self, uri: str, data: bytes, *, media_type: str, sha256: str) -> bool:
+        """Write a new file whole, never over other bytes.
+
+        :param uri: where to.
+        :param data: its bytes.
+        :param media_type: its content type, where the store keeps one.
+        :param sha256: hex digest of `data`.
+        :returns: True where it is written or was there with the same bytes; False where the name is taken by others.
+        :raises StorageError: it could not be written.
+        """
+        place = self._place(uri, "uri")
+        backend = self._backend(place)
+        return backend.create(place, data, media_type) or backend.sha256(place) == sha256
+
+    def put(self, uri: str, data: bytes, *, media_type: str) -> None:
+        """Write a file whole, replacing one of that name.
+
+        :raises StorageError: it could not be written.
+        """
+        place = self._place(uri, "uri")
+        self._backend(place).put(place, data, media_type)
+
+    def state(self, uri: str) -> State:
+        """Whether a file is there. ``unknown`` where the store would not or could not say."""
+        place = self._place(uri, "uri")
+        try:
+            return "there" if self._backend(place).exists(place) else "gone"
+        except GeminiImageError:
+            return "unknown"
+
+    def check_writable(self, directory_uri: str) -> None:
+        """Find out whether a directory takes files, before money is spent. Leaves no file behind.
+
+        On S3 this starts and aborts a multipart upload, which no event notification tells of.
+
+        :raises BadRequestError: it does not.
+        """
+        place = self._place(join_uri(directory_uri, f".geminiimg-{uuid.uuid4().hex}"), "output_path")
+        try:
+            self._backend(place).try_writing(place)
+        except StorageError as error:
+            raise BadRequestError(
+                f"output_path: {place.shown.rpartition('/')[0]} can't be written to. {error.message}", hint=error.hint
+            ) from error
+
+    def _place(self, uri: str, field: str) -> Location:
+        place = locate(uri, field)
+        if self._roots:
+            segments = place.segments()
+            if not any(segments[: len(root)] == root for root in self._roots.values()):
+                raise BadRequestError(
+                    f"{field}: {place.shown} is outside [geminiimg] allowed_roots.",
+                    hint=f"Allowed: {', '.join(self._roots)}.",
+                )
+        return place
+
+    def _backend(self, place: Location) -> Backend:
+        if place.scheme == "s3":
+            return S3Files(S3Calls(self._s3_client, place.conn_id, place.bucket))
+        if place.scheme in WEB_SCHEMES:
+            raise BadRequestError(f"{place.shown} is a web address, not a place for files.")
+        return DiskFiles() if place.scheme == "file" else OtherFiles()
+
+
+def _without_empty_end(segments: tuple[str, ...]) -> tuple[str, ...]:
+    return segments[:-1] if segments[-1] == "" and len(segments) > 3 else segments

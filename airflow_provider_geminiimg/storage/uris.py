@@ -1,0 +1,107 @@
+"""Names and addresses: path segments for any text, and URIs taken apart.
+
+What must stay true: different texts never share a segment; URIs are taken literally (a percent sign is a percent sign,
+so that nothing can hide behind one), and ``..`` is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+WEB_SCHEMES = ("http", "https")
+_SAME_SCHEME = {"s3a": "s3", "s3n": "s3", "local": "file"}
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # no "::": fsspec would take it for one file system inside another
+
+_ENCODED = re.compile(r"[^A-Za-z0-9_.~+:-]|:(?=:)|(?<=:):")
+_MAX_SEGMENT = 120
+
+
+def encode_segment(segment: str) -> str:
+    """One path segment for any text, a different one for every different text.
+
+    All but ``[A-Za-z0-9_.~+-]`` and single ``:`` is percent-encoded, as are ``.`` and ``..``; what gets longer than
+    120 bytes is cut and ends in ``=`` and a hash; the empty text is ``=`` alone.
+
+    :param segment: a DAG id, run id, task id or the like.
+    """
+    if segment in ("", ".", ".."):
+        return segment.replace(".", "%2E") or "="
+    encoded = _ENCODED.sub(lambda found: _percent(found.group()), segment)
+    if len(encoded) <= _MAX_SEGMENT:
+        return encoded
+    digest = hashlib.sha256(segment.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"{encoded[: _MAX_SEGMENT - len(digest) - 1]}={digest}"
+
+
+def _percent(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
+
+
+def join_uri(directory: str, name: str) -> str:
+    """The URI of `name` (which may hold ``/``) in the directory URI `directory`."""
+    return f"{directory}{name}" if directory.endswith("/") else f"{directory}/{name}"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A URI taken apart. `path` is absolute for files, else the key within `bucket`."""
+
+    scheme: str
+    conn_id: str | None
+    bucket: str
+    path: str
+    uri: str = field(repr=False)
+
+    @property
+    def file(self) -> Path:
+        """The path of a file."""
+        return Path(self.path)
+
+    @property
+    def shown(self) -> str:
+        """The URI as a message may repeat it: without a query and without a password."""
+        if self.scheme in WEB_SCHEMES:
+            return f"{self.scheme}://{self.bucket}/{self.path}".partition("?")[0]
+        conn = f"{self.conn_id.partition(':')[0]}@" if self.conn_id else ""
+        return self.path if self.scheme == "file" else f"{self.scheme}://{conn}{self.bucket}/{self.path}"
+
+    def segments(self) -> tuple[str, ...]:
+        """What `allowed_roots` are compared by: scheme, connection, bucket, and each part of the path."""
+        if self.scheme == "file":
+            return ("file", "", "", *(part for part in os.path.realpath(self.path).split("/") if part))
+        path = self.path.partition("?")[0].partition("#")[0] if self.scheme in WEB_SCHEMES else self.path
+        return (self.scheme, self.conn_id or "", self.bucket, *path.rstrip("/").split("/"))
+
+
+def locate(uri: str, what: str = "uri") -> Location:
+    """Take a URI apart.
+
+    :raises BadRequestError: it is relative, has no bucket, or holds ``..`` or a null byte.
+    """
+    scheme, separator, rest = ("file", "://", uri) if uri.startswith("/") else uri.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme.lower()):
+        raise BadRequestError(
+            f"{what}: {uri[:80]!r} is neither a URI nor an absolute path.",
+            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name or /folder/name.",
+        )
+    scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
+    authority, _, path = rest.partition("/")
+    conn_id, _, bucket = authority.rpartition("@")
+    if scheme == "file":
+        if authority not in ("", "localhost"):
+            raise BadRequestError(f"{what}: a file URI names no host; write file:///folder/name (three slashes).")
+        conn_id, bucket, path = "", "", f"/{path}"
+    place = Location(scheme, conn_id or None, bucket.lower() if scheme in WEB_SCHEMES else bucket, path, uri)
+    if scheme != "file" and not bucket:
+        raise BadRequestError(f"{what}: {place.shown} names no bucket.")
+    parts = (unquote(path.partition("?")[0]).replace("\\", "/") if scheme in WEB_SCHEMES else path).split("/")
+    if ".." in parts or "\0" in path:
+        raise BadRequestError(f'{what}: {place.shown!r} holds ".." or a null byte, which no path may.')
+    return place
