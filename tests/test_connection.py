@@ -1,0 +1,192 @@
+"""What an Airflow connection may say, and that it never shows its key."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from airflow_provider_geminiimg.connection import GatewayConnection, is_loopback, parse_connection
+from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
+
+KEY = "canary-key-9f3a"
+
+
+def parse(extra: dict[str, Any] | None = None, **parts: Any) -> GatewayConnection:
+    values = {"conn_id": "my_conn", "password": KEY, "extra": {"gateway": "1min", **(extra or {})}, **parts}
+    return parse_connection(**values)
+
+
+@pytest.mark.parametrize(
+    ("gateway", "base_url"), [("1min", "https://api.1min.ai"), ("apimaster", "https://apimaster.ai/v1")]
+)
+def test_a_connection_of_key_and_gateway_goes_to_the_gateways_own_address(gateway: str, base_url: str) -> None:
+    connection = parse({"gateway": gateway})
+    assert (connection.gateway, connection.base_url) == (gateway, base_url)
+    assert connection.adapter().name == gateway
+    assert connection.adapter().base_url == base_url
+
+
+@pytest.mark.parametrize(
+    ("parts", "base_url"),
+    [
+        ({"host": "https://proxy.example.com/api/"}, "https://proxy.example.com/api"),
+        ({"host": "proxy.example.com"}, "https://proxy.example.com"),
+        ({"host": "proxy.example.com", "schema": "https", "port": 8443}, "https://proxy.example.com:8443"),
+        ({"host": "proxy.example.com", "schema": "v2"}, "https://proxy.example.com/v2"),
+        ({"host": "https://proxy.example.com:9000", "port": 8443}, "https://proxy.example.com:9000"),
+        ({"host": "HTTPS://Proxy.Example.com"}, "https://proxy.example.com"),
+        ({"host": "http://127.0.0.1:8099"}, "http://127.0.0.1:8099"),
+        ({"host": "127.0.0.1", "port": 8099}, "http://127.0.0.1:8099"),
+        ({"host": "localhost:8099"}, "http://localhost:8099"),
+        ({"host": "http://[::1]:8099"}, "http://[::1]:8099"),
+        ({"host": "127.0.0.1", "port": 8443, "schema": "https"}, "https://127.0.0.1:8443"),
+        ({"host": "  ", "schema": "", "port": None}, "https://api.1min.ai"),
+    ],
+)
+def test_the_host_is_taken_as_people_write_it(parts: dict[str, Any], base_url: str) -> None:
+    assert parse(**parts).base_url == base_url
+
+
+@pytest.mark.parametrize(
+    ("host", "base_url"),
+    [
+        ("https://apimaster.ai", "https://apimaster.ai/v1"),
+        ("http://127.0.0.1:8099", "http://127.0.0.1:8099/v1"),
+        ("http://127.0.0.1:8099/other", "http://127.0.0.1:8099/other"),
+    ],
+)
+def test_a_host_without_a_path_gets_the_path_of_the_gateways_api(host: str, base_url: str) -> None:
+    assert parse({"gateway": "apimaster"}, host=host).base_url == base_url
+
+
+@pytest.mark.parametrize(
+    "host", ["http://api.example.com", "http://10.0.0.7:8099", "http://127.0.0.1.example.com", "http://[2001:db8::1]"]
+)
+def test_plain_http_to_another_machine_is_refused_unless_the_connection_allows_it(host: str) -> None:
+    with pytest.raises(BadRequestError, match="allow_http"):
+        parse(host=host)
+    assert parse({"allow_http": True}, host=host).base_url == host
+    assert parse({"allow_http": "true"}, host=host).base_url == host
+    with pytest.raises(BadRequestError, match="allow_http"):
+        parse({"allow_http": "false"}, host=host)
+
+
+def test_http_in_the_schema_counts_as_plain_http_too() -> None:
+    with pytest.raises(BadRequestError, match="allow_http"):
+        parse(host="api.example.com", schema="http")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "https://someone:hunter2@api.example.com",
+        "https://api.example.com/?token=hunter2",
+        "https://api.example.com/#hunter2",
+        "https://api.example.com:hunter2/",
+        "https://",
+        "https://api example.com",
+        "https://[::1",
+    ],
+)
+def test_a_host_that_is_no_plain_address_is_refused_without_showing_it(host: str) -> None:
+    with pytest.raises(BadRequestError, match="host") as caught:
+        parse(host=host)
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(caught.value.__cause__)
+
+
+def test_another_scheme_than_http_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="ftp"):
+        parse(host="ftp://api.example.com")
+
+
+@pytest.mark.parametrize("gateway", [None, "", "openai"])
+def test_a_missing_or_unknown_gateway_is_refused_and_the_allowed_ones_are_named(gateway: str | None) -> None:
+    with pytest.raises(BadRequestError, match="1min, apimaster") as caught:
+        parse({"gateway": gateway})
+    assert "my_conn" in str(caught.value)
+
+
+@pytest.mark.parametrize("password", [None, "", "  ", "with\nnewline", "schlüssel"])
+def test_a_missing_or_unsendable_key_is_an_authentication_error(password: str | None) -> None:
+    with pytest.raises(AuthenticationError, match="password") as caught:
+        parse(password=password)
+    assert not password or not password.strip() or password not in str(caught.value)
+
+
+def test_blanks_around_a_pasted_key_are_dropped() -> None:
+    assert parse(password=f" {KEY}\n").api_key == KEY
+
+
+def test_null_and_empty_extras_are_absent() -> None:
+    names = ("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "allow_http")
+    for empty in (None, ""):
+        connection = parse(dict.fromkeys(names, empty))
+        assert connection == parse()
+
+
+def test_numbers_may_come_as_text() -> None:
+    connection = parse(
+        {
+            "model": " gemini-3-pro-image-preview ",
+            "requests_per_minute": "90",
+            "max_concurrency": 4.0,
+            "price_base": "0.0672",
+            "price_currency": "usd",
+        }
+    )
+    assert connection.model == "gemini-3-pro-image-preview"
+    assert (connection.requests_per_minute, connection.max_concurrency) == (90, 4)
+    assert (connection.price_base, connection.price_currency) == (Decimal("0.0672"), "USD")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("requests_per_minute", 0),
+        ("requests_per_minute", "many"),
+        ("requests_per_minute", 1.5),
+        ("requests_per_minute", True),
+        ("max_concurrency", -1),
+        ("max_concurrency", [8]),
+        ("price_base", "-0.1"),
+        ("price_base", "NaN"),
+        ("price_base", "Infinity"),
+        ("price_currency", "EUR"),
+        ("allow_http", "maybe"),
+        ("model", 25),
+    ],
+)
+def test_an_extra_out_of_range_is_refused_with_its_name_and_value(name: str, value: object) -> None:
+    with pytest.raises(BadRequestError, match=name) as caught:
+        parse({name: value})
+    assert repr(value) in str(caught.value)
+    assert "Allowed" in str(caught.value)
+
+
+def test_an_unknown_extra_is_one_warning_that_names_it() -> None:
+    with pytest.warns(UserWarning, match="gatway") as caught:
+        parse({"gatway": "1min"})
+    assert len(caught) == 1
+
+
+def test_the_key_is_in_no_repr_no_message_and_no_pickle() -> None:
+    connection = parse()
+    assert KEY not in repr(connection)
+    assert KEY not in repr(connection.adapter().__dict__)
+    for serialize in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError) as caught:
+            serialize(connection)
+        assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "answer"),
+    [("localhost", True), ("LOCALHOST.", True), ("127.9.9.9", True), ("::1", True), ("localhost.evil.com", False)],
+)
+def test_only_names_and_addresses_of_this_machine_are_loopback(host: str, answer: bool) -> None:
+    assert is_loopback(host) is answer
