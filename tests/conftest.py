@@ -91,15 +91,13 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 @pytest.fixture
 def onemin(sandbox: Sandbox, connect: Callable[..., str]) -> str:
     """The id of a connection to the sandbox's 1min.ai."""
-    return connect("onemin", host=sandbox.onemin_url, password="test-key-onemin", extra={"gateway": "1min"})
+    return connect("onemin", **sandbox.connection("1min"))
 
 
 @pytest.fixture
 def apimaster(sandbox: Sandbox, connect: Callable[..., str]) -> str:
     """The id of a connection to the sandbox's APIMaster.ai."""
-    return connect(
-        "apimaster", host=sandbox.apimaster_url, password="test-key-apimaster", extra={"gateway": "apimaster"}
-    )
+    return connect("apimaster", **sandbox.connection("apimaster"))
 
 
 @pytest.fixture(params=["onemin", "apimaster"])

@@ -1,0 +1,387 @@
+"""A whole Airflow on this machine: api-server, scheduler, DAG processor and triggerer, each a process of its own.
+
+For the demo and for the tests that need real workers and a real triggerer; nothing in it knows about tests. SQLite
+and the LocalExecutor, on free ports of 127.0.0.1, in a home of its own.
+
+What must stay true: nothing of it outlives `LiveAirflow.stop`, not even a task whose supervisor was killed. Every
+component starts a session of its own, and a session is what a process can't lose by being orphaned.
+
+    with LiveAirflow(home, dags_folder, {"AIRFLOW_CONN_X": "..."}) as airflow:
+        airflow.trigger("my_dag", "run")
+        assert airflow.wait("my_dag", "run") == "success"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import psutil
+
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+# Logs lie on this very disk; a server for them would listen on every address of the machine.
+_ARGUMENTS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}
+FINISHED = ("success", "failed")
+
+# Short waits: with one small DAG every default interval is a pause that somebody sits through.
+_SETTINGS = {
+    "CORE__EXECUTOR": "LocalExecutor",
+    "CORE__PARALLELISM": "4",
+    "CORE__LOAD_EXAMPLES": "False",
+    "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+    "CORE__TEST_CONNECTION": "Enabled",
+    "API__HOST": "127.0.0.1",
+    "API__WORKERS": "1",
+    "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+    "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+    "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+    "LOGGING__COLORED_CONSOLE_LOG": "False",
+    "USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LiveAirflow:
+    """One Airflow. Its database and logs live in `home` and survive `stop`, so that a second one carries on.
+
+    :param home: AIRFLOW_HOME; made if absent.
+    :param dags_folder: where the DAG files are.
+    :param env: more environment for every component: connections, settings (they win over this class's own).
+    """
+
+    def __init__(self, home: Path, dags_folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self.home = home.resolve()
+        self.dags_folder = dags_folder.resolve()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {**self._environment(), **(env or {})}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._sessions: set[int] = set()
+        self._client: httpx.Client | None = None
+
+    def __enter__(self) -> LiveAirflow:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process id of every component that was started, by its name."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def start(self, components: Sequence[str] = COMPONENTS, *, timeout: float = 120) -> None:
+        """Make or bring up to date the database, start the components, and wait until each has given a sign of life.
+
+        :param components: which; the API is needed by everything else.
+        :param timeout: seconds for all of it.
+        :raises RuntimeError: when a component ends instead; with the end of its log.
+        :raises TimeoutError: when it takes longer. In both cases nothing is left running.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self._migrate(timeout)
+            since = datetime.now(timezone.utc)
+            for component in components:
+                self.spawn(component)
+            self._until(self._log_in, deadline, "the api-server does not answer")
+            self._until(
+                lambda: self._heartbeats(components, since), deadline, "not every component gave a sign of life"
+            )
+        except BaseException:
+            self.stop()
+            raise
+
+    def spawn(self, component: str, name: str | None = None) -> int:
+        """Start one more component, say a second triggerer, without waiting for it.
+
+        :param name: what `pids` and `log_file` call it; default: the component's own name.
+        :returns: its process id.
+        """
+        name = name or component
+        with self.log_file(name).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "airflow", component, *_ARGUMENTS.get(component, [])],
+                env=self.env,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        self._sessions.add(process.pid)
+        return process.pid
+
+    def stop(self) -> None:
+        """End every process of it: asked first, killed after two seconds. Does nothing the second time."""
+        if self._client is not None:
+            self._client.close()  # an open connection would keep the api-server from ending
+            self._client = None
+        processes = list(self.processes())
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)  # one that a test has stopped can't end
+                process.terminate()
+        psutil.wait_procs(processes, timeout=2)
+        for process in {*processes, *self.processes()}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for child in self._processes.values():
+            child.wait()
+        self._processes.clear()
+        self._sessions.clear()
+
+    def kill(self, name: str, signal_number: int = signal.SIGKILL) -> None:
+        """Send a signal to a component and to every child of it (a triggerer's loop runs in a child).
+
+        One that ends of it is forgotten: `spawn` brings up another.
+        """
+        process = self._processes[name]
+        for each in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(signal_number)
+        if signal_number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            process.wait(timeout=30)
+            del self._processes[name]
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """Every living process of it: components, their workers, and tasks, also those that lost their parent."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(process.pid) in self._sessions:
+                    yield process
+
+    def log_file(self, name: str) -> Path:
+        """What a component has written to its output."""
+        folder = self.home / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.log"
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, attempt: int = 1) -> str:
+        """A task's log as its worker wrote it, empty where there is none (yet); the triggerer's part follows it."""
+        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        if map_index >= 0:
+            folder /= f"map_index={map_index}"
+        return "".join(path.read_text() for path in sorted(folder.glob(f"attempt={attempt}.log*")))
+
+    def api(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
+        """One call of Airflow's REST API.
+
+        :param path: below ``/api/v2``.
+        :returns: the answer's JSON.
+        :raises httpx.HTTPStatusError: when it is an error.
+        """
+        if self._client is None:
+            raise RuntimeError("Airflow is not running")
+        answer = self._client.request(method, f"/api/v2{path}", json=body, params=query)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def trigger(
+        self, dag_id: str, run_id: str, conf: Mapping[str, Any] | None = None, *, timeout: float = 60
+    ) -> dict[str, Any]:
+        """Start a run, as soon as the DAG processor has read the DAG.
+
+        :param timeout: seconds to wait for the DAG.
+        """
+        try:
+            self._until(lambda: self._knows(dag_id), time.monotonic() + timeout, f"there is no DAG {dag_id!r}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; import errors: {self._import_errors()}") from None
+        body = {"dag_run_id": run_id, "conf": dict(conf or {}), "logical_date": _now()}
+        return dict(self.api("POST", f"/dags/{_quoted(dag_id)}/dagRuns", body))
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any] | None:
+        """What Airflow says of a run, ``None`` where it has none such."""
+        try:
+            return dict(self.api("GET", _path(dag_id, run_id)))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != 404:
+                raise
+            return None
+
+    def wait(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        timeout: float = 120,
+        watch: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> str:
+        """Wait for the end of a run.
+
+        :param timeout: seconds.
+        :param watch: is called with all task instances at every look, twice a second.
+        :returns: ``"success"`` or ``"failed"``.
+        """
+        state = ""
+
+        def over() -> bool:
+            nonlocal state
+            if watch is not None:
+                watch(self.task_instances(dag_id, run_id))
+            state = str(self.api("GET", _path(dag_id, run_id))["state"])
+            return state in FINISHED
+
+        self._until(over, time.monotonic() + timeout, f"run {run_id!r} of {dag_id!r} has not ended", pause=0.5)
+        return state
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Every task instance of a run, mapped ones each, in the order of task id and map index."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.api("GET", f"{_path(dag_id, run_id)}/taskInstances", limit=100, offset=len(found))
+            found += page["task_instances"]
+            if not page["task_instances"] or len(found) >= page["total_entries"]:
+                return sorted(found, key=lambda ti: (ti["task_id"], ti["map_index"]))
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value", map_index: int = -1) -> Any:
+        """The value of an XCom.
+
+        :raises httpx.HTTPStatusError: 404 where there is none.
+        """
+        path = f"{_path(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/xcomEntries/{_quoted(key)}"
+        return self.api("GET", path, map_index=map_index, stringify=False)["value"]
+
+    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
+        """Clear tasks of a run, all of them where none is named; the run goes on at once."""
+        body: dict[str, Any] = {"dry_run": False, "only_failed": False, "reset_dag_runs": True, "dag_run_id": run_id}
+        if task_ids:
+            body["task_ids"] = list(task_ids)
+        self.api("POST", f"/dags/{_quoted(dag_id)}/clearTaskInstances", body)
+
+    def set_state(self, dag_id: str, run_id: str, task_id: str, state: str, *, map_index: int = -1) -> None:
+        """Mark a task instance ``"failed"`` or ``"success"``, as the button does."""
+        path = f"{_path(dag_id, run_id)}/taskInstances/{_quoted(task_id)}"
+        self.api("PATCH", f"{path}/{map_index}" if map_index >= 0 else path, {"new_state": state})
+
+    def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run ``airflow <arguments>`` in this Airflow's environment."""
+        return subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            env=self.env,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        settings = {
+            **_SETTINGS,
+            **self._keys(),
+            "CORE__DAGS_FOLDER": str(self.dags_folder),
+            "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "API__PORT": str(self.port),
+            "API__BASE_URL": self.url,
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}",
+            "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
+        }
+        return {
+            **inherited,
+            **{f"AIRFLOW__{name}": value for name, value in settings.items()},
+            "AIRFLOW_HOME": str(self.home),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _keys(self) -> dict[str, str]:
+        """Keys that all components share, the same every time: what one Airflow encrypted the next must read."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        path = self.home / "keys.json"
+        if not path.exists():
+            sizes = {"CORE__FERNET_KEY": 32, "API__SECRET_KEY": 32, "API_AUTH__JWT_SECRET": 64}
+            keys = {name: urlsafe_b64encode(secrets.token_bytes(size)).decode() for name, size in sizes.items()}
+            path.touch(mode=0o600)
+            path.write_text(json.dumps(keys))
+        return dict(json.loads(path.read_text()))
+
+    def _migrate(self, timeout: float) -> None:
+        from airflow import __version__
+
+        stamp = self.home / "migrated"
+        if stamp.exists() and stamp.read_text() == __version__:
+            return
+        done = self.command("db", "migrate", timeout=timeout)
+        if done.returncode:
+            raise RuntimeError(f"airflow db migrate failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        stamp.write_text(__version__)
+
+    def _log_in(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{self.url}/auth/token", timeout=10)
+            if answer.is_success:
+                headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+                self._client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+                return True
+        return False
+
+    def _heartbeats(self, components: Sequence[str], since: datetime) -> bool:
+        health = self.api("GET", "/monitor/health")
+        beats = (
+            health[name.replace("-", "_")][f"latest_{name.replace('-', '_')}_heartbeat"]
+            for name in components
+            if name != "api-server"
+        )
+        return all(beat and datetime.fromisoformat(beat.replace("Z", "+00:00")) >= since for beat in beats)
+
+    def _knows(self, dag_id: str) -> bool:
+        with contextlib.suppress(httpx.HTTPStatusError):
+            return bool(self.api("GET", f"/dags/{_quoted(dag_id)}"))
+        return False
+
+    def _import_errors(self) -> str:
+        errors = self.api("GET", "/importErrors")["import_errors"]
+        return "; ".join(error["stack_trace"] for error in errors) or "none"
+
+    def _until(self, met: Callable[[], bool], deadline: float, complaint: str, *, pause: float = 0.2) -> None:
+        while not met():
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    tail = self.log_file(name).read_text(errors="replace")[-3000:]
+                    raise RuntimeError(f"{name} ended with {process.returncode}:\n{tail}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{complaint}; logs: {self.home / 'logs'}")
+            time.sleep(pause)
+
+
+def _quoted(segment: str) -> str:
+    return quote(segment, safe="")
+
+
+def _path(dag_id: str, run_id: str) -> str:
+    return f"/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat()
