@@ -31,19 +31,21 @@ FAILURES: frozenset[str] = frozenset({"refused", "refused_echo", "failed", "bare
 class Settings(BaseModel):
     """How the sandbox behaves; ``POST /_sandbox/settings`` changes any of these.
 
-    :param latency: seconds that a job takes.
+    :param latency: seconds that a job takes (default 2; 0.2 for `Sandbox`).
     :param honour_async: ``False``: the gateways ignore "async" and answer late, with the finished picture.
-    :param credits: 1min credits that the team has in all; ``None`` = without end.
-    :param balance: USD that the APIMaster account has in all; ``None`` = without end.
-    :param balance_error: ``plain``: 406 and 402; ``odd``: an error inside a 200, and 403.
-    :param link_seconds: seconds that a result link works.
-    :param sync_gives_up: seconds after which APIMaster's synchronous endpoint answers 408. The job goes on, and is
-        charged when it ends.
-    :param submit_code: whether APIMaster's submit answers carry ``code``.
-    :param poll_shape: the shape of APIMaster's polls; ``alternate`` changes from submission to submission.
-    :param sync_shape: the shape of APIMaster's synchronous answers, likewise.
-    :param result_object: the shape of 1min's ``resultObject``.
-    :param link_place: where 1min puts ``temporaryUrl``: inside ``aiRecord`` or at the ``top`` level.
+    :param credits: 1min credits that the team has in all; ``None`` (default) = without end.
+    :param balance: USD that the APIMaster account has in all; ``None`` (default) = without end.
+    :param balance_error: ``plain`` (default): 406 and 402; ``odd``: an error inside a 200, and 403.
+    :param link_seconds: seconds that a result link works (default: seven days).
+    :param sync_gives_up: seconds after which APIMaster's synchronous endpoint answers 408 (default 180). The job goes
+        on, and is charged when it ends.
+    :param submit_code: whether APIMaster's submit answers carry ``code``: ``always``, ``never``, or ``alternate``
+        (default), from submission to submission.
+    :param poll_shape: APIMaster's polls: ``succeeded`` (``url`` is a string), ``completed`` (a list, with cost, expiry
+        and progress), or ``alternate`` (default).
+    :param sync_shape: APIMaster's synchronous answers: ``data``, ``task``, or ``alternate`` (default).
+    :param result_object: 1min's ``resultObject``: ``list`` (default), ``string``, ``images``, ``output``, ``mixed``.
+    :param link_place: where 1min puts ``temporaryUrl``: in the ``record`` (default) or at the ``top`` level.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
