@@ -32,8 +32,9 @@ os.environ.update(
 os.environ.pop("AIRFLOW_CONFIG", None)
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.sandbox import Sandbox
     from harness.inprocess import AirflowHarness
+
+    from airflow_provider_geminiimg.sandbox import Sandbox
 
 
 def pytest_unconfigure() -> None:
