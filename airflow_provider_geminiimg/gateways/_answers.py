@@ -83,6 +83,17 @@ UNKNOWN = Rule(
 )
 FREE_FAILED = Rule(UpstreamFailedError, "did not answer a call that costs nothing as it should.")
 POLL_FAILED = Rule(UpstreamFailedError, "gave no answer about the job.", Billed.YES, True, _LEFT_ALONE)
+NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
+NO_LINK = Rule(
+    UpstreamFailedError,
+    "made the picture, and gave no usable link to it yet.",
+    Billed.YES,
+    True,
+    "The next poll asks for the link again; nothing is bought twice.",
+)
+NO_HANDLE = Rule(
+    OutcomeUnknownError, "made the picture, and gave neither a usable link to it nor a job id.", Billed.YES
+)
 
 COMMON_RULES: Rules = {
     **{(status, None): WRONG for status in (400, 404, 405, 413, 415, 422)},
@@ -169,7 +180,7 @@ def reason_of(value: Any, depth: int = 0) -> Reason:
     codes = [clean(inner.get(key)) for key in _CODE_KEYS]
     codes += [clean(value.get(key)) for key in _CODE_KEYS if key != "type"]
     message = _first(clean(source.get(key)) for source in (inner, value) for key in _MESSAGE_KEYS)
-    details = value.get("details") or inner.get("details")
+    details = value.get("details") or inner.get("details") or inner.get("param")
     code = _first(code for code in codes if code and code.lower() not in _NO_ERROR)
     heard = " ".join(part for part in (message, clean(details)) if part)
     if depth < _DEPTH and (nested := _embedded(message)):

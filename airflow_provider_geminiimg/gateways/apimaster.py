@@ -10,6 +10,7 @@ Sources: APIMaster.ai's guide of the model and its getting-started page, and wha
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ import httpx
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
-    NoPictureError,
     OutcomeUnknownError,
     UpstreamFailedError,
 )
@@ -66,17 +66,6 @@ _RULES: Rules = {
     (502, None): _answers.REFUNDED,
     (503, None): Rule(UpstreamFailedError, "has no channel for this model at the moment."),
 }
-_NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
-_NO_LINK = Rule(
-    UpstreamFailedError,
-    "made the picture, and gave no usable link to it.",
-    Billed.YES,
-    True,
-    "The next poll asks for the link again; nothing is bought twice.",
-)
-_NO_HANDLE = Rule(
-    OutcomeUnknownError, "made the picture, and gave neither a usable link to it nor a job id.", Billed.YES
-)
 
 
 class ApiMaster(Gateway):
@@ -134,10 +123,10 @@ class ApiMaster(Gateway):
             raise answer.rejected(self.label, Purpose.PAID, _RULES)
         if status.state is not JobState.RUNNING or status.job_id is not None:
             return status
-        if status.pictures:
-            return JobStatus(JobState.DONE, status.pictures, cost=status.cost, expires_at=status.expires_at)
-        made = _NO_HANDLE if _state(_task(answer.body)) is JobState.DONE else _answers.UNKNOWN
-        raise answer.outcome(self.label, made, answer.reason)
+        if made := _answers.pictures(list(_answers.results(answer.body))):
+            return dataclasses.replace(status, state=JobState.DONE, pictures=made)
+        rule = _answers.NO_HANDLE if _state(_task(answer.body)) is JobState.DONE else _answers.UNKNOWN
+        raise answer.outcome(self.label, rule, answer.reason)
 
     def _polled(self, response: httpx.Response) -> JobStatus:
         answer = Answer(response)
@@ -147,7 +136,7 @@ class ApiMaster(Gateway):
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(_task(answer.body)) is JobState.DONE:
-            raise answer.outcome(self.label, _NO_LINK, Reason())
+            raise answer.outcome(self.label, _answers.NO_LINK, Reason())
         return status
 
     def _read(self, answer: Answer) -> JobStatus | None:
@@ -165,13 +154,14 @@ class ApiMaster(Gateway):
         elif state is JobState.DONE and not made:
             state = JobState.RUNNING
             if not any(map(_answers.names_a_file, found)):
-                state, error = JobState.FAILED, answer.outcome(self.label, _NO_PICTURE, _text_answer(task, found))
+                state = JobState.FAILED
+                error = answer.outcome(self.label, _answers.NO_PICTURE, _text_answer(task, found))
         if state is None:
             return None
         image = _first_image(task)
         return JobStatus(
             state,
-            () if error else made,
+            made if state is JobState.DONE else (),
             error,
             job_id,
             cost=_answers.number(task.get("cost")),

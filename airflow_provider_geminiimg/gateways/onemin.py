@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from airflow_provider_geminiimg.exceptions import Billed, NoPictureError, OutcomeUnknownError, UpstreamFailedError
+from airflow_provider_geminiimg.exceptions import Billed, UpstreamFailedError
 from airflow_provider_geminiimg.gateways import _answers
 from airflow_provider_geminiimg.gateways._answers import Answer, Purpose, Reason, Rule, Rules
 from airflow_provider_geminiimg.gateways.base import (
@@ -59,15 +59,6 @@ _FAILED = Rule(
     retryable=False,
     hint='Look at the account\'s usage; clear the task with on_clear="regenerate" to buy again.',
 )
-_NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
-_LINK_MISSING = Rule(
-    UpstreamFailedError,
-    "made the picture, and gave no link to it yet.",
-    Billed.YES,
-    True,
-    "The next poll asks for the link again; nothing is bought twice.",
-)
-_NO_HANDLE = Rule(OutcomeUnknownError, "made the picture, and gave neither a link to it nor a job id.", Billed.YES)
 
 
 class OneMin(Gateway):
@@ -137,8 +128,8 @@ class OneMin(Gateway):
         if status is None:
             raise answer.rejected(self.label, Purpose.PAID, _RULES)
         if status.state is JobState.RUNNING and job_id is None:
-            made = _answers.UNKNOWN if _state(record) is JobState.RUNNING else _NO_HANDLE
-            raise answer.outcome(self.label, made, Reason())
+            rule = _answers.NO_HANDLE if _state(record) is JobState.DONE else _answers.UNKNOWN
+            raise answer.outcome(self.label, rule, Reason())
         return status
 
     def _polled(self, response: httpx.Response) -> JobStatus:
@@ -150,7 +141,7 @@ class OneMin(Gateway):
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
-            raise answer.outcome(self.label, _LINK_MISSING, Reason())
+            raise answer.outcome(self.label, _answers.NO_LINK, Reason())
         return status
 
     def _read(self, answer: Answer, record: Mapping[str, Any], job_id: str | None) -> JobStatus | None:
@@ -165,7 +156,7 @@ class OneMin(Gateway):
         if made and state in (JobState.DONE, None):
             return JobStatus(JobState.DONE, made, job_id=job_id, expires_at=_answers.link_expiry(made[0].url))
         if state is JobState.DONE and not any(map(_answers.names_a_file, found)):
-            rule = _FAILED if _answers.reason_of(detail.get("resultObject")).code else _NO_PICTURE
+            rule = _FAILED if _answers.reason_of(detail.get("resultObject")).code else _answers.NO_PICTURE
             return self._failed(answer, rule, _reason(record, detail), job_id)
         return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
 

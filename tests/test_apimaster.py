@@ -1,0 +1,650 @@
+"""The adapter of APIMaster.ai against every row of its contract, driven with plain requests and responses."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_geminiimg.exceptions import (
+    AuthenticationError,
+    BadRequestError,
+    Billed,
+    ContentRefusedError,
+    GeminiImageError,
+    InsufficientBalanceError,
+    NoPictureError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    UpstreamFailedError,
+)
+from airflow_provider_geminiimg.gateways import get_gateway
+from airflow_provider_geminiimg.gateways.apimaster import ApiMaster
+from airflow_provider_geminiimg.gateways.base import Call, InputImage, JobState, JobStatus, Picture
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
+
+FLASH = "gemini-3.1-flash-image-preview"
+LINK = "https://apimaster.ai/imgs/1782633695067198543.jpg"
+TASK = "task_01K8SGYNNNVBQTXNR4MM964S7K"
+GATEWAY = ApiMaster()
+
+
+def asked(operation: str = "generate", **values: Any) -> CheckedRequest:
+    return ImageRequest.build(operation=operation, **{"prompt": "a red fox", "model": FLASH, **values}).check(
+        "apimaster"
+    )
+
+
+def submit(**options: Any) -> Call[JobStatus]:
+    return GATEWAY.submit(asked(), (), **options)
+
+
+def poll() -> Call[JobStatus]:
+    return GATEWAY.status(TASK, model=FLASH)
+
+
+BOTH_SUBMITS = pytest.mark.parametrize("call", [submit(), submit(wait=True)], ids=["async", "sync"])
+EVERYWHERE = pytest.mark.parametrize("call", [submit(), submit(wait=True), poll()], ids=["async", "sync", "poll"])
+
+
+def read(call: Call[Any], status: int = 200, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    return call.parse(httpx.Response(status, content=content, headers=headers))
+
+
+def outcome(call: Call[Any], status: int, body: Any = None, headers: dict[str, str] | None = None) -> GeminiImageError:
+    with pytest.raises(GeminiImageError) as caught:
+        read(call, status, body, headers)
+    return caught.value
+
+
+def error_body(code: str | None = None, message: str = "No.", kind: str | None = None) -> Any:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def sent(call: Call[Any]) -> Any:
+    return json.loads(call.request.content)
+
+
+# Requests
+
+
+def test_the_key_travels_as_a_bearer_token() -> None:
+    assert GATEWAY.auth_headers("k") == {"Authorization": "Bearer k"}
+
+
+def test_a_submit_goes_to_the_async_endpoint() -> None:
+    call = submit()
+    assert (call.request.method, str(call.request.url)) == ("POST", "https://apimaster.ai/v1/images/generations/async")
+
+
+def test_a_submit_that_waits_goes_to_the_sync_endpoint() -> None:
+    assert str(submit(wait=True).request.url) == "https://apimaster.ai/v1/images/generations"
+
+
+def test_another_address_keeps_its_path() -> None:
+    call = get_gateway("apimaster", "http://127.0.0.1:8099/v1/").submit(asked(), ())
+    assert str(call.request.url) == "http://127.0.0.1:8099/v1/images/generations/async"
+
+
+def test_every_field_goes_out_under_the_gateways_own_name() -> None:
+    wish = asked(resolution="2K", aspect_ratio="16:9", google_search=True, google_image_search=True)
+    assert sent(GATEWAY.submit(wish, ())) == {
+        "model": FLASH,
+        "prompt": "a red fox",
+        "n": 1,
+        "size": "16:9",
+        "resolution": "2K",
+        "google_search": True,
+        "google_image_search": True,
+    }
+
+
+def test_unset_fields_are_left_out() -> None:
+    assert sent(submit()) == {"model": FLASH, "prompt": "a red fox", "n": 1, "resolution": "1K"}
+
+
+def test_n_is_a_number() -> None:
+    assert b'"n":1,' in submit().request.content.replace(b" ", b"")
+
+
+def test_512_is_called_half_a_k() -> None:
+    assert sent(GATEWAY.submit(asked(resolution="512"), ()))["resolution"] == "0.5K"
+
+
+def test_an_edit_sends_its_pictures_as_image_urls_the_image_first() -> None:
+    wish = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png"])
+    call = GATEWAY.submit(wish, ("https://example.com/a.png", "data:image/png;base64,AA=="))
+    assert sent(call)["image_urls"] == ["https://example.com/a.png", "data:image/png;base64,AA=="]
+
+
+def test_a_reference_with_a_public_address_is_named_by_it() -> None:
+    image = InputImage(b"bytes", "image/png", "0" * 64, url="https://example.com/a.png")
+    assert GATEWAY.reference(image) == "https://example.com/a.png"
+
+
+def test_a_reference_without_a_public_address_is_a_data_uri() -> None:
+    handle = GATEWAY.reference(InputImage(b"bytes", "image/webp", "0" * 64))
+    assert handle == f"data:image/webp;base64,{base64.b64encode(b'bytes').decode()}"
+
+
+def test_a_submit_is_billable_and_holds_its_prompt() -> None:
+    for call in (submit(), submit(wait=True)):
+        assert call.billable
+        assert call.prompt == "a red fox"
+
+
+def test_a_submit_waits_180_seconds_or_as_long_as_the_gateway_does() -> None:
+    wish = asked(resolution="4K")
+    assert GATEWAY.submit(wish, ()).read_timeout == 180
+    assert GATEWAY.submit(wish, (), wait=True).read_timeout == wish.row.read_timeout("4K") > 900
+
+
+def test_a_poll_always_names_the_model_and_is_free() -> None:
+    call = poll()
+    assert str(call.request.url) == f"https://apimaster.ai/v1/tasks/{TASK}?model={FLASH}"
+    assert (call.request.method, call.billable) == ("GET", False)
+
+
+def test_a_task_id_is_one_segment_of_the_path() -> None:
+    assert GATEWAY.status("a/b?x#y", model="m&n").request.url.raw_path == b"/v1/tasks/a%2Fb%3Fx%23y?model=m%26n"
+
+
+def test_what_can_not_be_a_task_id_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(BadRequestError, match="job_id"):
+        GATEWAY.status("..", model=FLASH)
+
+
+def test_the_key_check_lists_the_models() -> None:
+    call = GATEWAY.check()
+    assert (str(call.request.url), call.billable) == ("https://apimaster.ai/v1/models", False)
+    assert read(call, 200, {"data": [{"id": "a"}, "b", {"id": 5}, {}, None]}).models == ("a", "b", "5")
+
+
+@pytest.mark.parametrize("body", [b"<html>A web site</html>", b"", {"hello": "world"}, {"data": None}])
+def test_a_host_that_is_not_the_gateway_fails_the_check(body: Any) -> None:
+    error = outcome(GATEWAY.check(), 200, body)
+    assert isinstance(error, UpstreamFailedError)
+    assert error.billed is Billed.NO
+
+
+# Answers to a submit
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({"code": 200, "data": [{"status": "submitted", "task_id": TASK}]}, id="documented"),
+        pytest.param({"data": [{"status": "submitted", "task_id": TASK}]}, id="code missing"),
+        pytest.param({"data": [{"task_id": TASK}]}, id="status missing"),
+        pytest.param({"data": {"status": "submitted", "task_id": TASK}}, id="object"),
+        pytest.param({"task_id": TASK, "status": "queued"}, id="bare"),
+        pytest.param({"data": [{"status": "submitted", "task_id": TASK, "url": ""}]}, id="empty url"),
+    ],
+)
+def test_a_task_envelope_is_a_running_job(call: Call[JobStatus], body: Any) -> None:
+    assert read(call, 200, body) == JobStatus(JobState.RUNNING, job_id=TASK)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("data", [[{"url": LINK}], {"url": LINK}, {"url": [LINK]}, [{"url": [LINK]}], [LINK]], ids=repr)
+def test_pictures_at_once_are_taken(call: Call[JobStatus], data: Any) -> None:
+    assert read(call, 200, {"created": 1782633696, "data": data}) == JobStatus(JobState.DONE, (Picture(url=LINK),))
+
+
+@BOTH_SUBMITS
+def test_pictures_at_once_with_a_task_keep_the_task(call: Call[JobStatus]) -> None:
+    status = read(call, 200, {"data": [{"status": "completed", "task_id": TASK, "url": LINK}]})
+    assert (status.state, status.job_id, status.pictures) == (JobState.DONE, TASK, (Picture(url=LINK),))
+
+
+@BOTH_SUBMITS
+def test_pictures_without_a_task_are_taken_whatever_the_status_word(call: Call[JobStatus]) -> None:
+    assert read(call, 200, {"data": [{"status": "submitted", "url": LINK}]}).state is JobState.DONE
+
+
+@EVERYWHERE
+@pytest.mark.parametrize(
+    "image",
+    [{"b64_json": "iVBORw=="}, {"url": "data:image/png;base64,iVBORw=="}, {"b64_json": "iVBORw==", "url": LINK}],
+    ids=["b64_json", "data uri", "both"],
+)
+def test_inline_pictures_are_taken_as_bytes(call: Call[JobStatus], image: Any) -> None:
+    assert read(call, 200, {"data": [image]}).pictures == (Picture(data=b"\x89PNG"),)
+
+
+@EVERYWHERE
+def test_a_task_that_failed_at_once_is_refunded(call: Call[JobStatus]) -> None:
+    status = read(call, 200, {"data": [{"status": "failed", "task_id": TASK}]})
+    assert (status.state, status.job_id) == (JobState.FAILED, TASK)
+    assert isinstance(status.error, UpstreamFailedError)
+    assert status.error.billed is Billed.NO
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"OK",
+        b"<html></html>",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"data": []}',
+        b'{"data": null}',
+        b'{"code": 200}',
+        b'{"data": [{"status": "submitted"}]}',
+        b'{"data": [{"url": "ftp://host/x.png"}]}',
+    ],
+)
+def test_a_200_that_names_neither_task_nor_picture_is_outcome_unknown(call: Call[JobStatus], body: bytes) -> None:
+    error = outcome(call, 200, body)
+    assert isinstance(error, OutcomeUnknownError)
+    assert "ftp" not in str(error)
+
+
+@BOTH_SUBMITS
+def test_a_finished_task_without_a_usable_link_is_polled(call: Call[JobStatus]) -> None:
+    body = {"data": [{"status": "succeeded", "task_id": TASK, "url": "/imgs/1.jpg"}]}
+    assert read(call, 200, body) == JobStatus(JobState.RUNNING, job_id=TASK)
+
+
+@BOTH_SUBMITS
+def test_a_finished_picture_without_link_and_task_is_outcome_unknown_and_paid(call: Call[JobStatus]) -> None:
+    error = outcome(call, 200, {"data": [{"status": "succeeded", "url": "/imgs/1.jpg"}]})
+    assert isinstance(error, OutcomeUnknownError)
+    assert error.billed is Billed.YES
+
+
+# Answers to a poll
+
+
+@pytest.mark.parametrize("word", ["in_progress", "submitted", "queued", "pending", "IN_PROGRESS", "paused", "unheard"])
+def test_every_other_status_word_is_running(word: str) -> None:
+    assert read(poll(), 200, {"data": {"status": word}}).state is JobState.RUNNING
+
+
+@pytest.mark.parametrize("word", ["succeeded", "success", "completed", "Succeeded", "COMPLETED"])
+def test_every_word_of_success_is_done(word: str) -> None:
+    status = read(poll(), 200, {"data": {"status": word, "result": {"images": [{"url": LINK}]}}})
+    assert (status.state, status.pictures) == (JobState.DONE, (Picture(url=LINK),))
+
+
+@pytest.mark.parametrize("word", ["failed", "error", "cancelled", "FAILED"])
+def test_every_word_of_failure_is_failed_and_refunded(word: str) -> None:
+    status = read(poll(), 200, {"data": {"status": word, "error": {"code": "X", "message": "Broke.", "type": "t"}}})
+    assert status.state is JobState.FAILED
+    assert isinstance(status.error, UpstreamFailedError)
+    assert (status.error.billed, status.error.retryable) == (Billed.NO, True)
+    assert (status.error.code, status.error.gateway_message) == ("X", "Broke.")
+
+
+def test_a_bare_failure_is_a_failure_without_a_reason() -> None:
+    status = read(poll(), 200, {"data": {"status": "failed"}})
+    assert isinstance(status.error, UpstreamFailedError)
+    assert (status.error.code, status.error.gateway_message) == (None, None)
+
+
+def test_the_other_poll_shape_is_read_whole() -> None:
+    task = {
+        "id": TASK,
+        "status": "completed",
+        "progress": 100,
+        "cost": 0.0672,
+        "expires_at": 1782720096,
+        "result": {"images": [{"url": [LINK]}]},
+    }
+    assert read(poll(), 200, {"code": 200, "data": task}) == JobStatus(
+        JobState.DONE, (Picture(url=LINK),), job_id=TASK, cost=0.0672, progress=100.0, expires_at=1782720096.0
+    )
+
+
+def test_the_expiry_may_stand_beside_the_url() -> None:
+    images = [{"url": [LINK], "expires_at": 1782720096}]
+    assert read(poll(), 200, {"data": {"status": "completed", "result": {"images": images}}}).expires_at == 1782720096
+
+
+@pytest.mark.parametrize(("said", "progress"), [(45, 45.0), ("45%", 45.0), ("45", 45.0), ("soon", None), (None, None)])
+def test_progress_is_read_as_number_or_text(said: Any, progress: float | None) -> None:
+    assert read(poll(), 200, {"data": {"status": "in_progress", "progress": said}}).progress == progress
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"url": LINK},
+        {"url": [LINK]},
+        {"result": {"images": [LINK]}},
+        {"result": {"images": {"url": LINK}}},
+        {"result": {"url": LINK}},
+        {"result": [LINK]},
+        {"images": [{"url": LINK}]},
+        {"data": [{"url": LINK}]},
+    ],
+    ids=repr,
+)
+def test_links_are_found_wherever_a_channel_puts_them(task: Any) -> None:
+    assert read(poll(), 200, {"data": {"status": "completed", **task}}).pictures == (Picture(url=LINK),)
+    assert read(poll(), 200, {"status": "completed", **task}).pictures == (Picture(url=LINK),)
+
+
+def test_several_links_are_taken_each_once() -> None:
+    images = [{"url": [LINK, LINK]}, {"url": "https://cdn.example/2.png"}]
+    status = read(poll(), 200, {"data": {"status": "success", "result": {"images": images}}})
+    assert status.pictures == (Picture(url=LINK), Picture(url="https://cdn.example/2.png"))
+
+
+def test_a_poll_in_the_sync_shape_is_done() -> None:
+    assert read(poll(), 200, {"data": [{"url": LINK}]}).state is JobState.DONE
+
+
+@pytest.mark.parametrize("result", [None, {}, {"images": []}, {"images": [{"url": []}]}, {"images": [{"url": ""}]}])
+def test_success_without_a_picture_is_no_picture(result: Any) -> None:
+    status = read(poll(), 200, {"data": {"status": "completed", "result": result}})
+    assert status.state is JobState.FAILED
+    assert isinstance(status.error, NoPictureError)
+
+
+def test_success_with_words_instead_of_a_picture_is_no_picture() -> None:
+    status = read(poll(), 200, {"data": {"status": "completed", "result": "I would rather describe a fox."}})
+    assert isinstance(status.error, NoPictureError)
+    assert status.error.gateway_message == "I would rather describe a fox."
+
+
+@pytest.mark.parametrize(
+    "link", ["/imgs/1.jpg", "ftp://host/x.png", "javascript:alert(1)", "http://", "data:image/png"]
+)
+def test_success_without_a_usable_link_is_paid_for_and_asked_for_again(link: str) -> None:
+    error = outcome(poll(), 200, {"data": {"status": "completed", "result": {"images": [{"url": link}]}}})
+    assert isinstance(error, UpstreamFailedError)
+    assert (error.billed, error.retryable) == (Billed.YES, True)
+    assert link not in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "moderation_blocked", "message": "no", "type": "x"},
+        {"message": 'upstream said {"error": {"code": "moderation_blocked", "message": "no"}}'},
+        {"message": json.dumps({"error": {"message": json.dumps({"error": {"code": "moderation_blocked"}})}})},
+        'Upstream: {"error": {"code": "moderation_blocked"}}',
+    ],
+    ids=["code", "nested", "nested twice", "text"],
+)
+def test_moderation_is_found_however_deep_it_is_nested(error: Any) -> None:
+    status = read(poll(), 200, {"data": {"status": "failed", "error": error}})
+    assert isinstance(status.error, ContentRefusedError)
+    assert (status.error.code, status.error.billed, status.error.retryable) == ("moderation_blocked", Billed.NO, False)
+
+
+@pytest.mark.parametrize("body", [error_body("task_not_exist"), error_body(), {}, None, b"not found"])
+def test_404_on_a_poll_means_vanished(body: Any) -> None:
+    assert read(poll(), 404, body) == JobStatus(JobState.VANISHED)
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("body", [error_body("task_not_exist"), {"code": "task_not_exist", "data": None}])
+def test_the_code_task_not_exist_means_vanished_under_any_status(status: int, body: Any) -> None:
+    assert read(poll(), status, body) == JobStatus(JobState.VANISHED)
+
+
+@pytest.mark.parametrize("body", [b"<html>404</html>", error_body("model_not_found")])
+def test_a_404_on_a_poll_that_is_not_about_the_task_says_nothing_about_it(body: Any) -> None:
+    assert isinstance(outcome(poll(), 404, body), UpstreamFailedError)
+
+
+@pytest.mark.parametrize("status", [302, 400, 402, 403, 408, 500, 502, 503, 524])
+@pytest.mark.parametrize("body", [b"<html></html>", error_body("moderation_blocked"), error_body("x"), None])
+def test_a_poll_that_fails_says_nothing_about_the_task(status: int, body: Any) -> None:
+    error = outcome(poll(), status, body)
+    assert isinstance(error, UpstreamFailedError)
+    assert (error.billed, error.retryable) == (Billed.YES, True)
+
+
+@pytest.mark.parametrize("body", [b"", b"OK", b"{}", {"data": None}, {"data": {}}, error_body("x"), {"code": 500}])
+def test_a_poll_answered_without_a_status_says_nothing_about_the_task(body: Any) -> None:
+    error = outcome(poll(), 200, body)
+    assert isinstance(error, UpstreamFailedError)
+    assert (error.billed, error.retryable) == (Billed.YES, True)
+
+
+@pytest.mark.parametrize("body", [b"<html></html>", error_body(), None])
+def test_a_poll_that_comes_too_often_is_told_to_wait(body: Any) -> None:
+    error = outcome(poll(), 429, body, {"Retry-After": "3"})
+    assert isinstance(error, RateLimitedError)
+    assert (error.billed, error.retry_after) == (Billed.YES, 3.0)
+
+
+def test_a_poll_with_a_key_that_stopped_working_leaves_the_paid_job_alone() -> None:
+    error = outcome(poll(), 401, error_body())
+    assert isinstance(error, AuthenticationError)
+    assert error.billed is Billed.YES
+
+
+# Errors of a submit
+
+
+@BOTH_SUBMITS
+def test_400_says_that_our_request_is_wrong_and_unpaid(call: Call[JobStatus]) -> None:
+    error = outcome(call, 400, error_body("invalid_size", "size is wrong", "invalid_request_error"))
+    assert isinstance(error, BadRequestError)
+    assert (error.billed, error.code, error.gateway_message) == (Billed.NO, "invalid_size", "size is wrong")
+
+
+@BOTH_SUBMITS
+def test_a_missing_code_is_replaced_by_the_type(call: Call[JobStatus]) -> None:
+    assert outcome(call, 400, error_body(None, "x", "invalid_request_error")).code == "invalid_request_error"
+
+
+@pytest.mark.parametrize("call", [submit(), submit(wait=True), GATEWAY.check()], ids=["async", "sync", "check"])
+@pytest.mark.parametrize("body", [error_body(None, "Invalid token"), b"Unauthorized", b"<html></html>", None])
+def test_401_is_a_bad_key_and_unpaid(call: Call[Any], body: Any) -> None:
+    error = outcome(call, 401, body)
+    assert isinstance(error, AuthenticationError)
+    assert error.billed is Billed.NO
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (402, error_body()),
+        (403, error_body("insufficient_user_quota")),
+        (403, error_body(None, "quota", "insufficient_user_quota")),
+    ],
+    ids=["402", "403 code", "403 type"],
+)
+def test_a_missing_balance_is_told_and_unpaid(call: Call[JobStatus], status: int, body: Any) -> None:
+    error = outcome(call, status, body)
+    assert isinstance(error, InsufficientBalanceError)
+    assert error.billed is Billed.NO
+
+
+@BOTH_SUBMITS
+def test_another_403_is_about_the_key(call: Call[JobStatus]) -> None:
+    assert isinstance(outcome(call, 403, error_body("group_not_allowed")), AuthenticationError)
+
+
+@BOTH_SUBMITS
+def test_404_says_that_the_model_is_not_enabled(call: Call[JobStatus]) -> None:
+    error = outcome(call, 404, error_body("model_not_found"))
+    assert isinstance(error, BadRequestError)
+    assert error.billed is Billed.NO
+    assert "model" in str(error)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("body", [error_body("timeout"), b"<html></html>", None])
+def test_408_is_outcome_unknown_because_the_job_may_still_finish(call: Call[JobStatus], body: Any) -> None:
+    error = outcome(call, 408, body)
+    assert isinstance(error, OutcomeUnknownError)
+    assert (error.billed, error.retryable) == (Billed.UNKNOWN, False)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("body", [error_body(), None], ids=["json", "empty"])
+def test_429_in_the_gateways_own_shape_is_rate_limited_and_unpaid(call: Call[JobStatus], body: Any) -> None:
+    error = outcome(call, 429, body, {"Retry-After": "12"})
+    assert isinstance(error, RateLimitedError)
+    assert (error.billed, error.retryable, error.retry_after) == (Billed.NO, True, 12.0)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("body", [b"<html></html>", b"rate limited"], ids=["html", "plain"])
+def test_429_in_another_shape_is_outcome_unknown(call: Call[JobStatus], body: bytes) -> None:
+    assert isinstance(outcome(call, 429, body), OutcomeUnknownError)
+
+
+@BOTH_SUBMITS
+def test_500_is_outcome_unknown_and_says_why(call: Call[JobStatus]) -> None:
+    error = outcome(call, 500, error_body("upstream_error", "aspect ratio not supported"))
+    assert isinstance(error, OutcomeUnknownError)
+    assert (error.billed, error.gateway_message) == (Billed.UNKNOWN, "aspect ratio not supported")
+
+
+@BOTH_SUBMITS
+def test_502_is_an_upstream_failure_and_refunded(call: Call[JobStatus]) -> None:
+    error = outcome(call, 502, error_body("image_generation_failed"))
+    assert isinstance(error, UpstreamFailedError)
+    assert (error.billed, error.retryable, error.code) == (Billed.NO, True, "image_generation_failed")
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize(
+    "body",
+    [
+        error_body("moderation_blocked"),
+        error_body("upstream_error", 'status 400: {"error": {"code": "moderation_blocked"}}'),
+    ],
+    ids=["code", "nested"],
+)
+def test_502_for_moderation_is_a_refusal_and_refunded(call: Call[JobStatus], body: Any) -> None:
+    error = outcome(call, 502, body)
+    assert isinstance(error, ContentRefusedError)
+    assert (error.billed, error.retryable, error.code) == (Billed.NO, False, "moderation_blocked")
+
+
+@BOTH_SUBMITS
+def test_503_says_that_there_is_no_channel_and_is_unpaid(call: Call[JobStatus]) -> None:
+    error = outcome(call, 503, error_body("model_not_found", "no available channel"))
+    assert isinstance(error, UpstreamFailedError)
+    assert (error.billed, error.retryable) == (Billed.NO, True)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 522, 524])
+@pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b"bad gateway", None, b"[]"])
+def test_5xx_that_is_not_the_gateways_own_is_outcome_unknown(call: Call[JobStatus], status: int, body: Any) -> None:
+    error = outcome(call, status, body)
+    assert isinstance(error, OutcomeUnknownError)
+    assert error.billed is Billed.UNKNOWN
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("status", [302, 400, 404])
+def test_a_web_page_after_a_submit_is_outcome_unknown(call: Call[JobStatus], status: int) -> None:
+    assert isinstance(outcome(call, status, b"<html></html>", {"Content-Type": "text/html"}), OutcomeUnknownError)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (error_body("insufficient_user_quota"), "insufficient_balance"),
+        (error_body("moderation_blocked"), "content_refused"),
+        ({"code": "odd", "message": "Hm."}, "outcome_unknown"),
+    ],
+)
+def test_an_error_inside_a_200_is_read(call: Call[JobStatus], body: Any, kind: str) -> None:
+    assert outcome(call, 200, body).kind == kind
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize(
+    ("message", "headers", "expected"),
+    [
+        ("no channel (request id: 20250115204512)", {"x-oneapi-request-id": "other"}, "20250115204512"),
+        ("no channel", {"x-oneapi-request-id": "one-id"}, "one-id"),
+        ("no channel", {"x-request-id": "header-id"}, "header-id"),
+        ("no channel", {}, None),
+    ],
+)
+def test_a_request_id_is_kept(
+    call: Call[JobStatus], message: str, headers: dict[str, str], expected: str | None
+) -> None:
+    assert outcome(call, 503, error_body("x", message), headers).request_id == expected
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 524])
+def test_a_check_that_fails_never_costs(status: int) -> None:
+    error = outcome(GATEWAY.check(), status, error_body())
+    assert isinstance(error, UpstreamFailedError)
+    assert error.billed is Billed.NO
+
+
+# Anything at all
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+    st.sampled_from(["succeeded", "failed", "in_progress", TASK, LINK, "data:image/png;base64,AA==", "task_not_exist"]),
+    st.sampled_from(["http://[::1", "https://h:99999/x", "\ud800", '{"error": {"code": 1}}', "9" * 400]),
+)
+_NAMES = st.sampled_from(
+    [
+        "data",
+        "status",
+        "task_id",
+        "id",
+        "url",
+        "b64_json",
+        "result",
+        "images",
+        "error",
+        "code",
+        "message",
+        "type",
+        "progress",
+        "cost",
+        "expires_at",
+        "details",
+    ]
+)
+_JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=5))
+_TASKS = st.fixed_dictionaries({}, optional={"data": st.dictionaries(_NAMES, _JSON), "code": _JSON, "error": _JSON})
+_BODIES = st.one_of(st.binary(max_size=60), st.one_of(_JSON, _TASKS).map(lambda body: json.dumps(body).encode()))
+_HEADERS = st.dictionaries(
+    st.sampled_from(["retry-after", "date", "content-type", "x-oneapi-request-id"]),
+    st.one_of(st.binary(max_size=12), st.sampled_from([b"1e999", b"Wed, 21 Oct 9999 07:28:00 -2359", b"text/html"])),
+)
+
+
+def value_or_outcome(call: Call[Any], response: httpx.Response) -> Any:
+    try:
+        return call.parse(response)
+    except GeminiImageError as error:
+        return error
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=_BODIES, status=st.one_of(st.just(200), st.integers(100, 599)), headers=_HEADERS)
+def test_any_answer_is_a_value_or_an_outcome(body: bytes, status: int, headers: dict[str, bytes]) -> None:
+    response = httpx.Response(status, content=body, headers=[(name.encode(), value) for name, value in headers.items()])
+    for call in (submit(), submit(wait=True), poll(), GATEWAY.check()):
+        value = value_or_outcome(call, response)
+        if isinstance(value, GeminiImageError):
+            assert str(value.scrubbed(prompt="a red fox"))
+            assert call.billable or value.billed is not Billed.UNKNOWN
+        if isinstance(value, JobStatus):
+            assert bool(value.pictures) == (value.state is JobState.DONE)
+            assert (value.error is not None) == (value.state is JobState.FAILED)
