@@ -1,0 +1,224 @@
+"""Fetches a result, with a client that knows no key and trusts no link.
+
+A gateway's answer names any address it likes, and the worker stands inside somebody's network. What must stay true:
+no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
+to that very address, so that no second look-up can lead elsewhere; only the API's own scheme, host and port are exempt
+from that. Bytes come as they are stored (no content encoding), never more of them than allowed, and a body that breaks
+off is noticed. No message and no log line shows more of a link than its host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import anyio
+import httpx
+
+from airflow_provider_geminiimg._logs import quiet_http
+from airflow_provider_geminiimg.exceptions import Billed, InvalidImageError, LinkExpiredError, UpstreamFailedError
+
+MAX_REDIRECTS = 5
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two pieces of the body; the whole has the caller's limit
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_REDIRECTS = {301, 302, 303, 307, 308}
+_RETRY_LATER = {408, 425, 429}
+
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Origin: TypeAlias = tuple[str, str, int | None]
+
+
+async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | None = None) -> bytes:
+    """The bytes behind a link, exactly as they came.
+
+    :param url: an https address, often signed. Up to `MAX_REDIRECTS` redirects are followed.
+    :param max_bytes: the most to take.
+    :param timeout: seconds for all of it.
+    :param exempt: base URL of the API. Links with its scheme, host and port may be plain http and may lead to a private
+        address. Default: none is exempt.
+    :raises LinkExpiredError: the host answered 401, 403, 404, 410 or the like.
+    :raises InvalidImageError: the body is empty, cut, encoded or too large.
+    :raises UpstreamFailedError: the host can't be reached, answered 5xx or 429, took too long, or the link leads
+        somewhere it must not.
+    """
+    own = _origin(httpx.URL(exempt)) if exempt else None
+    host = "the result's host"
+    try:
+        with quiet_http(show_path=False), anyio.fail_after(timeout):
+            target = _parse(url, own)
+            for _ in range(MAX_REDIRECTS + 1):
+                host = target.host
+                found = await _hop(target, max_bytes, own)
+                if isinstance(found, bytes):
+                    return found
+                target = found
+    except TimeoutError:
+        raise _failed(f"Downloading the result from {host} took longer than {timeout:g} s.") from None
+    raise _failed(f"The result's link leads from one redirect to the next, more than {MAX_REDIRECTS} times.", False)
+
+
+@dataclass(frozen=True)
+class _Target:
+    url: httpx.URL
+    exempt: bool
+
+    @property
+    def host(self) -> str:
+        return self.url.raw_host.decode("ascii", "replace")
+
+    @property
+    def port(self) -> int:
+        return self.url.port or _DEFAULT_PORTS[self.url.scheme]
+
+
+def _origin(url: httpx.URL) -> _Origin:
+    return url.scheme, url.raw_host.decode("ascii", "replace").lower(), url.port or _DEFAULT_PORTS.get(url.scheme)
+
+
+def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
+    try:
+        url = httpx.URL(link)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        raise _failed("The result's link is not a URL.", False) from None
+    target = _Target(url, exempt=_origin(url) == own)
+    if url.scheme not in _DEFAULT_PORTS or not target.host or "%" in target.host:
+        raise _failed("The result's link is not an https address.", False)
+    if url.userinfo:
+        raise _failed(f"The result's link to {target.host} holds a user name or password, which is never sent.", False)
+    if url.scheme != "https" and not target.exempt:
+        raise _failed(f"The result's link to {target.host} is plain http; only https is followed.", False)
+    return target
+
+
+async def _hop(target: _Target, max_bytes: int, own: _Origin | None) -> bytes | _Target:
+    """One request: the body, or where it redirects to."""
+    addresses = await _resolve(target)
+    context = await asyncio.to_thread(_tls_context)
+    why = "no address"
+    for address in addresses:
+        # A client for each hop, so that not even a cookie goes from one to the next.
+        async with httpx.AsyncClient(verify=context, trust_env=False, timeout=_TIMEOUT) as client:
+            with _network(target.host):
+                try:
+                    response = await client.send(_request(target, address), stream=True, follow_redirects=False)
+                except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                    why = str(error) or type(error).__name__  # holds no link: the request was not yet looked at
+                    continue
+                async with contextlib.aclosing(response):
+                    if response.status_code in _REDIRECTS and "location" in response.headers:
+                        return _parse(_joined(target.url, response.headers["location"]), own)
+                    _check_status(response, target.host)
+                    return await _body(response, max_bytes, target.host)
+    raise _failed(f"No connection to {target.host} (port {target.port}) could be made: {why}.")
+
+
+async def _resolve(target: _Target) -> list[str]:
+    """The addresses of a host, in the resolver's order; all of them public unless the host is exempt."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(target.host.strip("[]"), target.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise _failed(f"The name {target.host} of the result's link is not known here.") from None
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not target.exempt and not all(is_public(address) for address in addresses):
+        raise _failed(f"The result's link leads to {target.host}, which is not a public address. Not followed.", False)
+    return addresses
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, and so is every address that is wrapped up in it."""
+    ip: _Address = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:
+            return _is_public_v4(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is not None:
+            return _is_public_v4(inner)
+        return ip in _GLOBAL_V6 and ip.is_global and ip.scope_id is None
+    return _is_public_v4(ip)
+
+
+def _is_public_v4(ip: ipaddress.IPv4Address) -> bool:
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def _request(target: _Target, address: str) -> httpx.Request:
+    headers = {"Host": target.url.netloc.decode("ascii", "replace"), **_HEADERS}
+    extensions = {"sni_hostname": target.host.strip("[]"), "timeout": _TIMEOUT.as_dict()}
+    return httpx.Request("GET", target.url.copy_with(host=address), headers=headers, extensions=extensions)
+
+
+def _joined(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        return url.join(location)
+    except (httpx.InvalidURL, ValueError):
+        raise _failed("The result's link redirects to something that is not a URL.", False) from None
+
+
+def _check_status(response: httpx.Response, host: str) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    if status >= 500 or status in _RETRY_LATER:
+        raise _failed(f"{host} failed to send the result (HTTP {status}).")
+    if status >= 400:
+        raise LinkExpiredError(f"The result's link to {host} no longer answers (HTTP {status}).")
+    raise _failed(f"{host} answered the result's link without a body (HTTP {status}).")
+
+
+async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise InvalidImageError(
+            f"{host} sent the result encoded although that was refused; its bytes can't be trusted."
+        )
+    announced = response.headers.get("content-length", "")
+    too_large = InvalidImageError(
+        f"The result at {host} is larger than the {max_bytes} bytes that are allowed.", retryable=False, hint=""
+    )
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > max_bytes:
+                raise too_large
+    except httpx.RemoteProtocolError:
+        raise InvalidImageError(f"The download from {host} broke off after {len(body)} bytes.") from None
+    if announced.isdecimal() and int(announced) != len(body):
+        raise InvalidImageError(f"{host} announced {announced} bytes and sent {len(body)}.")
+    if not body:
+        raise InvalidImageError(f"{host} sent an empty body (0 bytes).")
+    return bytes(body)
+
+
+@contextlib.contextmanager
+def _network(host: str) -> Iterator[None]:
+    """Turn what httpx raises, whose texts may hold the link, into an outcome that does not."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.StreamError, ssl.SSLError, OSError) as error:
+        raise _failed(f"Downloading the result from {host} failed: {type(error).__name__}.") from None
+
+
+def _failed(message: str, retryable: bool = True) -> UpstreamFailedError:
+    hint = InvalidImageError.default_hint if retryable else LinkExpiredError.default_hint
+    return UpstreamFailedError(message, billed=Billed.YES, retryable=retryable, hint=hint)
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """One for the process: making it costs about 20 ms, too much for an event loop that all triggers share."""
+    return httpx.create_ssl_context(trust_env=True)
