@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 # Importing Airflow writes its configuration there; a build must leave the user's own home alone.
 os.environ["AIRFLOW_HOME"] = str(HERE / "_build" / "airflow")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
 
 import airflow_provider_geminiimg  # noqa: E402
 from airflow_provider_geminiimg import catalog, exceptions  # noqa: E402
 from airflow_provider_geminiimg.provider import get_provider_info  # noqa: E402
+
+# Autodoc imports with TYPE_CHECKING set, which Airflow's own pydantic models do not survive; so it finds all loaded.
+for name in airflow_provider_geminiimg.__all__:
+    getattr(airflow_provider_geminiimg, name)
 
 project = "airflow-provider-geminiimg"
 author = "The airflow-provider-geminiimg authors"
@@ -113,3 +123,15 @@ myst_substitutions = {
     "connection_fields": table(("Extra", "Label", "Meaning"), connection_fields()),
     "settings": table(("Option", "Default", "Example", "Meaning"), settings()),
 }
+
+
+_NAME = re.compile(r"(?<![`:\\])`([^`]+)`(?![`_])")
+
+
+def names_as_code(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Show `name` in a docstring as code, also where letters follow it, which reST would not take."""
+    lines[:] = [_NAME.sub(r"``\1``\\ ", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", names_as_code)
