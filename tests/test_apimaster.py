@@ -292,6 +292,10 @@ def test_a_bare_failure_is_a_failure_without_a_reason() -> None:
     assert (status.error.code, status.error.gateway_message) == (None, None)
 
 
+def test_a_poll_keeps_the_id_that_it_asked_for() -> None:
+    assert read(poll(), 200, {"data": {"status": "in_progress"}}).job_id == TASK
+
+
 def test_the_other_poll_shape_is_read_whole() -> None:
     task = {
         "id": TASK,
@@ -386,13 +390,13 @@ def test_moderation_is_found_however_deep_it_is_nested(error: Any) -> None:
 
 @pytest.mark.parametrize("body", [error_body("task_not_exist"), error_body(), {}, None, b"not found"])
 def test_404_on_a_poll_means_vanished(body: Any) -> None:
-    assert read(poll(), 404, body) == JobStatus(JobState.VANISHED)
+    assert read(poll(), 404, body) == JobStatus(JobState.VANISHED, job_id=TASK)
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
 @pytest.mark.parametrize("body", [error_body("task_not_exist"), {"code": "task_not_exist", "data": None}])
 def test_the_code_task_not_exist_means_vanished_under_any_status(status: int, body: Any) -> None:
-    assert read(poll(), status, body) == JobStatus(JobState.VANISHED)
+    assert read(poll(), status, body) == JobStatus(JobState.VANISHED, job_id=TASK)
 
 
 @pytest.mark.parametrize("body", [b"<html>404</html>", error_body("model_not_found")])

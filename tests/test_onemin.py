@@ -228,12 +228,16 @@ def test_a_poll_of_a_processing_job_is_running() -> None:
     assert read(poll(), 200, record("PROCESSING", None, None)).state is JobState.RUNNING
 
 
+def test_a_poll_keeps_the_id_that_it_asked_for() -> None:
+    assert read(poll(), 200, {"aiRecord": {"status": "PROCESSING"}}).job_id == UUID
+
+
 def test_a_status_word_that_is_not_known_is_running() -> None:
     assert read(poll(), 200, record("QUEUED", None, None)).state is JobState.RUNNING
 
 
 def test_a_null_record_on_a_poll_means_vanished() -> None:
-    assert read(poll(), 200, {"aiRecord": None}) == JobStatus(JobState.VANISHED)
+    assert read(poll(), 200, {"aiRecord": None}) == JobStatus(JobState.VANISHED, job_id=UUID)
 
 
 def test_a_null_record_on_a_submit_is_outcome_unknown() -> None:
@@ -546,7 +550,7 @@ def test_a_poll_that_fails_says_nothing_about_the_job(status: int, body: Any) ->
     assert (error.billed, error.retryable) == (Billed.YES, True)
 
 
-@pytest.mark.parametrize("body", [b"", b"OK", b"{}", {"aiRecord": {}}, {"code": "INSUFFICIENT_CREDITS"}])
+@pytest.mark.parametrize("body", [b"", b"OK", b"{}", {"aiRecord": {}}, {"aiRecord": {"model": "m"}}, {"code": "X"}])
 def test_a_poll_answered_without_a_record_says_nothing_about_the_job(body: Any) -> None:
     error = outcome(poll(), 200, body)
     assert isinstance(error, UpstreamFailedError)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class ApiMaster(Gateway):
 
     def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
         url = f"{self.base_url}/tasks/{_answers.segment(job_id)}"
-        return Call(httpx.Request("GET", url, params={"model": model}), self._polled)
+        return Call(httpx.Request("GET", url, params={"model": model}), functools.partial(self._polled, job_id))
 
     def check(self) -> Call[CheckResult]:
         request = httpx.Request("GET", f"{self.base_url}/models")
@@ -128,16 +129,16 @@ class ApiMaster(Gateway):
         rule = _answers.NO_HANDLE if _state(_task(answer.body)) is JobState.DONE else _answers.UNKNOWN
         raise answer.outcome(self.label, rule, answer.reason)
 
-    def _polled(self, response: httpx.Response) -> JobStatus:
+    def _polled(self, job_id: str, response: httpx.Response) -> JobStatus:
         answer = Answer(response)
         if answer.reason.code == _NO_SUCH_TASK or (answer.status == 404 and _says_no_task(answer)):
-            return JobStatus(JobState.VANISHED)
+            return JobStatus(JobState.VANISHED, job_id=job_id)
         status = self._read(answer) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(_task(answer.body)) is JobState.DONE:
             raise answer.outcome(self.label, _answers.NO_LINK, Reason())
-        return status
+        return dataclasses.replace(status, job_id=job_id)
 
     def _read(self, answer: Answer) -> JobStatus | None:
         """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""

@@ -10,6 +10,8 @@ clients show of its errors.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,7 +100,7 @@ class OneMin(Gateway):
         )
 
     def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
-        return Call(self._result_request(_answers.segment(job_id)), self._polled)
+        return Call(self._result_request(_answers.segment(job_id)), functools.partial(self._polled, job_id))
 
     def check(self) -> Call[CheckResult]:
         return Call(self._result_request(NO_SUCH_JOB), self._checked)
@@ -132,17 +134,17 @@ class OneMin(Gateway):
             raise answer.outcome(self.label, rule, Reason())
         return status
 
-    def _polled(self, response: httpx.Response) -> JobStatus:
+    def _polled(self, job_id: str, response: httpx.Response) -> JobStatus:
         answer = Answer(response)
         if answer.ok and "aiRecord" in answer.body and answer.body["aiRecord"] is None:
-            return JobStatus(JobState.VANISHED)
+            return JobStatus(JobState.VANISHED, job_id=job_id)
         record = as_mapping(answer.body.get("aiRecord"))
         status = self._read(answer, record, _answers.job_id_of(record.get("uuid"))) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
             raise answer.outcome(self.label, _answers.NO_LINK, Reason())
-        return status
+        return dataclasses.replace(status, job_id=job_id)
 
     def _read(self, answer: Answer, record: Mapping[str, Any], job_id: str | None) -> JobStatus | None:
         """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
