@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse, Response
 
 from airflow_provider_geminiimg.sandbox.faults import outcome_of
 from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, Sketch, Studio, read_input, shape
-from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, account_of
+from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of
 
 FIELDS = frozenset({"model", "prompt", "size", "resolution", "n", "image_urls", "google_search", "google_image_search"})
 MODELS = (
@@ -55,19 +55,14 @@ ERRORS: dict[int, tuple[str, str, str]] = {
 }
 
 
-class Refused(Exception):
-    """A call that is answered with an error and costs nothing."""
-
-    def __init__(self, status: int, message: str | None = None, *, code: str | None = None, param: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message, code=code, param=param)
-
-
 def error_body(status: int, message: str | None = None, *, code: str | None = None, param: str = "") -> dict[str, Any]:
     kind, default_code, default_message = ERRORS.get(status, ERRORS[500])
     said = f"{message or default_message} (request id: {_request_id()})"
     return {"error": {"message": said, "type": kind, "param": param, "code": code or default_code}}
+
+
+def refused(status: int, message: str | None = None, *, code: str | None = None, param: str = "") -> Refused:
+    return Refused(status, error_body(status, message, code=code, param=param))
 
 
 def _request_id() -> str:
@@ -80,51 +75,38 @@ def router(box: Box, studio: Studio) -> APIRouter:
 
     @routes.post("/images/generations/async")
     async def submit(request: Request) -> Response:
-        try:
-            order = await _read_order(box, studio, request, "apimaster.submit")
-            job = _buy(box, replace(order, mode="async"))
-            if box.settings.honour_async:
-                return JSONResponse(_maybe_code(box, job, {"data": [{"status": "submitted", "task_id": job.job_id}]}))
-            await asyncio.sleep(box.settings.latency)
-            return JSONResponse(_maybe_code(box, job, {"data": _finished(job, _base(request))}))
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        order = await _read_order(box, studio, request, "apimaster.submit")
+        job = _buy(box, replace(order, mode="async"))
+        if box.settings.honour_async:
+            return JSONResponse(_maybe_code(box, job, {"data": [{"status": "submitted", "task_id": job.job_id}]}))
+        await job.finish()
+        return JSONResponse(_maybe_code(box, job, {"data": _finished(job, _base(request))}))
 
     @routes.post("/images/generations")
     async def submit_sync(request: Request) -> Response:
-        try:
-            order = await _read_order(box, studio, request, "apimaster.submit_sync")
-            patience = box.settings.sync_gives_up
-            late = box.settings.latency > patience
-            job = _buy(box, replace(order, mode="sync"), hidden=late)
-            await asyncio.sleep(min(box.settings.latency, patience))
-            if late:
-                raise Refused(408)
-            images = _finished(job, _base(request))
-            if _alternate(box.settings.sync_shape, job, "data", "task") == "task":
-                return JSONResponse(poll_body(box, job, _base(request)))
-            return JSONResponse({"created": int(job.ready_at), "data": images})
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        order = await _read_order(box, studio, request, "apimaster.submit_sync")
+        patience = box.settings.sync_gives_up
+        job = _buy(box, replace(order, mode="sync"), hidden=box.settings.latency > patience)
+        await job.finish(patience)
+        if job.hidden:
+            raise refused(408)
+        images = _finished(job, _base(request))
+        if _alternate(box.settings.sync_shape, job, "data", "task") == "task":
+            return JSONResponse(poll_body(box, job, _base(request)))
+        return JSONResponse({"created": int(job.ready_at), "data": images})
 
     @routes.get("/tasks/{task_id}")
     async def status(task_id: str, request: Request) -> Response:
-        try:
-            account = _account(request)
-            job = box.jobs.get(task_id)
-            model = request.query_params.get("model", POLLED_WITHOUT_MODEL)
-            if job is None or job.order.account != account or job.order.model != model or job.hidden:
-                raise Refused(404, "Task not found", code="task_not_found", param="task_id")
-            return JSONResponse(poll_body(box, job, _base(request)))
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        account = _account(request)
+        job = box.jobs.get(task_id)
+        model = request.query_params.get("model", POLLED_WITHOUT_MODEL)
+        if job is None or job.order.account != account or job.order.model != model or job.hidden:
+            raise refused(404, "Task not found", code="task_not_found", param="task_id")
+        return JSONResponse(poll_body(box, job, _base(request)))
 
     @routes.get("/models")
     async def models(request: Request) -> Response:
-        try:
-            _account(request)
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        _account(request)
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
 
     @routes.post("/chat/completions")
@@ -137,7 +119,7 @@ def router(box: Box, studio: Studio) -> APIRouter:
 def _account(request: Request) -> str:
     kind, _, key = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not key.strip() or key.strip().startswith("bad"):
-        raise Refused(401)
+        raise refused(401)
     return account_of(key.strip())
 
 
@@ -147,7 +129,7 @@ def _base(request: Request) -> str:
 
 def _buy(box: Box, order: Order, *, hidden: bool = False) -> Job:
     if not box.can_pay(order):
-        raise Refused(402 if box.settings.balance_error == "plain" else 403)
+        raise refused(402 if box.settings.balance_error == "plain" else 403)
     return box.accept(order, job_id=f"task_{secrets.token_hex(13).upper()}", hidden=hidden)
 
 
@@ -170,17 +152,17 @@ async def _read_order(box: Box, studio: Studio, request: Request, route: str) ->
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused(400, "The body is not a JSON object")
+        raise refused(400, "The body is not a JSON object")
     model, prompt = body.get("model"), body.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise Refused(400, "prompt is required", param="prompt")
+        raise refused(400, "prompt is required", param="prompt")
     if not isinstance(model, str) or not (model in MODELS or _looks_newer(model)):
-        raise Refused(404, param="model")
+        raise refused(404, param="model")
     resolution = _check_values(body)
     inputs = await _inputs(box, studio, body.get("image_urls"))
     size = str(body.get("size") or (inputs[0].ratio if inputs else None) or "1:1")
     if size not in PIXELS:
-        raise Refused(500)
+        raise refused(500)
     outcome = outcome_of(request.state)
     price = (BASE * MULTIPLIERS[resolution]).quantize(Decimal("0.0001"))
     if outcome == "wrong_size":
@@ -211,15 +193,15 @@ def _looks_newer(model: str) -> bool:
 def _check_values(body: Mapping[str, Any]) -> str:
     """The resolution in the models' own words."""
     if "n" in body and (isinstance(body["n"], bool) or body["n"] != 1 or not isinstance(body["n"], int)):
-        raise Refused(400, "n must be the number 1", param="n")
+        raise refused(400, "n must be the number 1", param="n")
     resolution = RESOLUTIONS.get(str(body.get("resolution", "1K")).upper())
     if resolution is None:
-        raise Refused(400, "resolution must be one of 0.5K, 1K, 2K, 4K", param="resolution")
+        raise refused(400, "resolution must be one of 0.5K, 1K, 2K, 4K", param="resolution")
     for name in ("google_search", "google_image_search"):
         if not isinstance(body.get(name, False), bool):
-            raise Refused(400, f"{name} must be a boolean", param=name)
+            raise refused(400, f"{name} must be a boolean", param=name)
     if body.get("google_image_search") and not body.get("google_search"):
-        raise Refused(400, "google_image_search requires google_search", param="google_image_search")
+        raise refused(400, "google_image_search requires google_search", param="google_image_search")
     return resolution
 
 
@@ -227,7 +209,7 @@ async def _inputs(box: Box, studio: Studio, urls: Any) -> tuple[Input, ...]:
     if urls is None:
         return ()
     if not isinstance(urls, Sequence) or isinstance(urls, str) or len(urls) > MAX_REFERENCES:
-        raise Refused(400, f"image_urls must be a list of at most {MAX_REFERENCES}", param="image_urls")
+        raise refused(400, f"image_urls must be a list of at most {MAX_REFERENCES}", param="image_urls")
     return tuple([await _input(box, studio, str(url)) for url in urls])
 
 
@@ -238,9 +220,9 @@ async def _input(box: Box, studio: Studio, url: str) -> Input:
         try:
             data = base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
         except binascii.Error:
-            raise Refused(400, "image_urls: a data URI is broken", param="image_urls") from None
+            raise refused(400, "image_urls: a data URI is broken", param="image_urls") from None
     elif not url.startswith(("http://", "https://")):
-        raise Refused(400, "image_urls: neither a URL nor a data URI", param="image_urls")
+        raise refused(400, "image_urls: neither a URL nor a data URI", param="image_urls")
     elif job := box.job_of_key(unquote(urlsplit(url).path).lstrip("/").removeprefix("asset.1min.ai/")):
         data = await asyncio.to_thread(studio.picture, sketch(job))
     if data is None:
@@ -249,7 +231,7 @@ async def _input(box: Box, studio: Studio, url: str) -> Input:
     try:
         return await asyncio.to_thread(read_input, data)
     except ValueError:
-        raise Refused(400, "image_urls: not a picture", param="image_urls") from None
+        raise refused(400, "image_urls: not a picture", param="image_urls") from None
 
 
 def sketch(job: Job) -> Sketch:
@@ -277,7 +259,7 @@ def _finished(job: Job, base_url: str) -> list[dict[str, Any]]:
     """The images of a call that waited for them."""
     if job.failed:
         error = failure(job) or {}
-        raise Refused(502, error.get("message"), code=error.get("code"))
+        raise refused(502, error.get("message"), code=error.get("code"))
     return [] if job.order.outcome == "no_picture" else [{"url": f"{base_url}/{job.key}"}]
 
 

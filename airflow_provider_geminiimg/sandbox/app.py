@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from airflow_provider_geminiimg.sandbox import apimaster, onemin
 from airflow_provider_geminiimg.sandbox.faults import Fault
 from airflow_provider_geminiimg.sandbox.pictures import Studio
-from airflow_provider_geminiimg.sandbox.state import Box
+from airflow_provider_geminiimg.sandbox.state import Box, Refused
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 # Which documented body a fault gets that brings a status alone.
@@ -216,7 +216,13 @@ def make_app(box: Box, hosts: Collection[str]) -> Front:
     app.include_router(onemin.router(box))
     app.include_router(apimaster.router(box, studio))
     app.include_router(_downloads(box, studio))
-    app.include_router(_control(box))
+    app.include_router(_views(box), prefix="/_sandbox")
+    app.include_router(_actions(box), prefix="/_sandbox")
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return JSONResponse(error.body, error.status)
+
     return Front(app, box, hosts)
 
 
@@ -256,9 +262,9 @@ def _s3_error(code: str, message: str) -> Response:
     return Response(body, 403, media_type="application/xml")
 
 
-def _control(box: Box) -> APIRouter:
-    """``/_sandbox``: what tests and demos use."""
-    routes = APIRouter(prefix="/_sandbox")
+def _views(box: Box) -> APIRouter:
+    """What tests and demos look at."""
+    routes = APIRouter()
 
     @routes.get("/ledger")
     async def ledger() -> list[dict[str, Any]]:
@@ -279,13 +285,24 @@ def _control(box: Box) -> APIRouter:
             await box.until(lambda: len(box.faults.held()) >= count, timeout)
         return {"held": len(box.faults.held()), "routes": box.faults.held()}
 
-    @routes.post("/release")
-    async def release() -> Any:
-        return {"released": box.faults.release()}
-
     @routes.get("/faults")
     async def waiting() -> Any:
         return box.faults.waiting()
+
+    @routes.get("/settings")
+    async def settings() -> Any:
+        return box.settings
+
+    return routes
+
+
+def _actions(box: Box) -> APIRouter:
+    """What tests and demos do."""
+    routes = APIRouter()
+
+    @routes.post("/release")
+    async def release() -> Any:
+        return {"released": box.faults.release()}
 
     @routes.post("/faults")
     async def faults(request: Request) -> Response:
@@ -296,10 +313,6 @@ def _control(box: Box) -> APIRouter:
         except (ValueError, TypeError) as error:
             return _unprocessable(error)
         return JSONResponse(box.faults.waiting())
-
-    @routes.get("/settings")
-    async def settings() -> Any:
-        return box.settings
 
     @routes.post("/settings")
     async def change(request: Request) -> Response:

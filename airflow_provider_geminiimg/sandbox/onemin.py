@@ -21,7 +21,7 @@ from starlette.datastructures import UploadFile
 
 from airflow_provider_geminiimg.sandbox.faults import outcome_of
 from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, read_input, shape
-from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, account_of
+from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of
 
 GENERATE, EDIT = "IMAGE_GENERATOR", "IMAGE_EDITOR"
 OPERATIONS = {GENERATE: "generate", EDIT: "edit"}
@@ -64,15 +64,6 @@ ERRORS: dict[int, tuple[str, str]] = {
 CLOUDFLARE = "<!DOCTYPE html><html><head><title>api.1min.ai | {status}: A timeout occurred</title></head></html>"
 
 
-class Refused(Exception):
-    """A submit or upload that is answered with an error and costs nothing."""
-
-    def __init__(self, status: int, code: str, message: str, details: Any = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(code, message, details)
-
-
 def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
     return {
         "errorCode": code,
@@ -80,6 +71,10 @@ def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
         "details": None if details is None else json.dumps(details),
         "context": None,
     }
+
+
+def refused(status: int, code: str, message: str, details: Any = None) -> Refused:
+    return Refused(status, error_body(code, message, details))
 
 
 def default_body(status: int) -> Any:
@@ -91,7 +86,7 @@ def default_body(status: int) -> Any:
 
 def upstream(message: str, truth: str) -> Refused:
     """1min's message may say "busy" for a permanent error; the truth is in the details."""
-    return Refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", message, {"error": {"code": 400, "message": truth}})
+    return refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", message, {"error": {"code": 400, "message": truth}})
 
 
 def router(box: Box) -> APIRouter:
@@ -100,27 +95,21 @@ def router(box: Box) -> APIRouter:
 
     @routes.post("/features")
     async def submit(request: Request) -> Response:
-        try:
-            account = _account(request)
-            order, wants_async = await _read_order(box, request, account)
-            if not box.can_pay(order):
-                return _no_credits(box)
-            honoured = wants_async and box.settings.honour_async
-            job = box.accept(replace(order, mode="async" if honoured else "sync"), job_id=_new_uuid())
-            if not honoured:
-                await asyncio.sleep(box.settings.latency)
-                if job.failed:
-                    raise _failure(job)
-            return JSONResponse(record(box, job, _base(request)))
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        account = _account(request)
+        order, wants_async = await _read_order(box, request, account)
+        if not box.can_pay(order):
+            return _no_credits(box)
+        honoured = wants_async and box.settings.honour_async
+        job = box.accept(replace(order, mode="async" if honoured else "sync"), job_id=_new_uuid())
+        if not honoured:
+            await job.finish()
+            if job.failed:
+                raise _failure(job)
+        return JSONResponse(record(box, job, _base(request)))
 
     @routes.get("/results/{uuid}")
     async def result(uuid: str, request: Request) -> Response:
-        try:
-            account = _account(request)
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        account = _account(request)
         job = box.jobs.get(uuid)
         if job is None or job.order.gateway != "1min" or job.order.account != account:
             return JSONResponse({"aiRecord": None})
@@ -128,15 +117,12 @@ def router(box: Box) -> APIRouter:
 
     @routes.post("/assets")
     async def upload(request: Request) -> Response:
-        try:
-            _account(request)
-            async with request.form() as form:
-                part = form.get("asset")
-                if not isinstance(part, UploadFile):
-                    raise Refused(400, "MISSING_REQUIRED_FIELDS", "No file in the field asset", ["asset"])
-                key = box.store_asset(part.filename or "asset", await part.read())
-        except Refused as refused:
-            return JSONResponse(refused.body, refused.status)
+        _account(request)
+        async with request.form() as form:
+            part = form.get("asset")
+            if not isinstance(part, UploadFile):
+                raise refused(400, "MISSING_REQUIRED_FIELDS", "No file in the field asset", ["asset"])
+            key = box.store_asset(part.filename or "asset", await part.read())
         return JSONResponse(
             {
                 "asset": {"key": key, "location": f"https://s3.us-east-1.amazonaws.com/asset.1min.ai/{key}"},
@@ -150,7 +136,7 @@ def router(box: Box) -> APIRouter:
 def _account(request: Request) -> str:
     key = request.headers.get("api-key", "")
     if not key or key.startswith("bad"):
-        raise Refused(401, *ERRORS[401])
+        raise refused(401, *ERRORS[401])
     return account_of(key)
 
 
@@ -178,12 +164,12 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused(400, "MISSING_REQUIRED_FIELDS", "The body is not a JSON object", ["type", "model"])
+        raise refused(400, "MISSING_REQUIRED_FIELDS", "The body is not a JSON object", ["type", "model"])
     wanted = body.get("promptObject")
     wanted = wanted if isinstance(wanted, dict) else {}
     kind, model = str(body.get("type")), str(body.get("model"))
     if kind not in OPERATIONS:
-        raise Refused(400, *ERRORS[400])
+        raise refused(400, *ERRORS[400])
     family = MODELS.get((model, kind)) or _guess_family(model, kind)
     _require(wanted, ("prompt", "imageUrl") if kind == EDIT else ("prompt",))
     known = FIELDS[family, kind]
@@ -217,14 +203,14 @@ def _guess_family(model: str, kind: str) -> str:
     """Ids that are newer than this package work here as they would there; ids of other vendors don't."""
     known = {name for name, _ in MODELS}
     if model in known or not (model.startswith("gemini-") and "image" in model):
-        raise Refused(400, "UNSUPPORTED_MODEL", "The model is not supported", {"model": model, "type": kind})
+        raise refused(400, "UNSUPPORTED_MODEL", "The model is not supported", {"model": model, "type": kind})
     return "3.1"
 
 
 def _require(wanted: Mapping[str, Any], names: tuple[str, ...]) -> None:
     missing = [name for name in names if not isinstance(wanted.get(name), str) or not wanted[name].strip()]
     if missing:
-        raise Refused(400, "MISSING_REQUIRED_FIELDS", "Required fields are missing", {"missingFields": missing})
+        raise refused(400, "MISSING_REQUIRED_FIELDS", "Required fields are missing", {"missingFields": missing})
 
 
 def _check_values(family: str, fields: Mapping[str, Any]) -> str:
@@ -268,7 +254,7 @@ def reason(job: Job) -> str | None:
 def _failure(job: Job) -> Refused:
     truth = reason(job)
     if truth is None:
-        return Refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", "Something went wrong, please try again")
+        return refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", "Something went wrong, please try again")
     return upstream("The model is busy, please try again", truth)
 
 

@@ -113,6 +113,15 @@ class Job:
     def charged(self) -> bool:
         return not self.refunded and (self.done or not self.hidden)
 
+    async def finish(self, patience: float | None = None) -> None:
+        """Wait for the job's end, at most `patience` seconds.
+
+        A sleep may end a little before the wall clock says so, hence the loop.
+        """
+        give_up = self.ready_at if patience is None else min(self.ready_at, self.created + patience)
+        while (left := give_up - time.time()) > 0:
+            await asyncio.sleep(left + 0.001)
+
     def progress(self) -> int:
         took = max(self.ready_at - self.created, 0.001)
         return min(99, int(100 * (time.time() - self.created) / took))
@@ -143,6 +152,19 @@ class Job:
             "time": self.created,
             "outcome": order.outcome if self.done else "running",
         }
+
+
+class Refused(Exception):
+    """A call that a gateway answers with an error.
+
+    :param status: the HTTP status.
+    :param body: the JSON body.
+    """
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
 
 
 class Box:
