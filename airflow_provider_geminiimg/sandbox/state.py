@@ -119,7 +119,7 @@ class Job:
         A sleep may end a little before the wall clock says so, hence the loop.
         """
         give_up = self.ready_at if patience is None else min(self.ready_at, self.created + patience)
-        while (left := give_up - time.time()) > 0:
+        while (left := give_up - time.time()) > 0:  # noqa: ASYNC110 - the clock is what is waited for
             await asyncio.sleep(left + 0.001)
 
     def progress(self) -> int:
