@@ -1,0 +1,23 @@
+"""One picture from APIMaster.ai, with the fields that this gateway takes.
+
+The connection ``apimaster``: type ``geminiimg``, password = API key, extra ``{"gateway": "apimaster"}``.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG
+
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+
+with DAG("geminiimg_apimaster", tags=["geminiimg"]):
+    GeminiImageGenerateOperator(
+        task_id="poster",
+        geminiimg_conn_id="apimaster",
+        model="gemini-3.1-flash-image-preview",
+        prompt="A travel poster of the tallest bridge that is open to traffic today",
+        resolution="1K",
+        aspect_ratio="3:2",
+        google_search=True,
+        google_image_search=True,
+        deferrable=True,
+    )

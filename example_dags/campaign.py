@@ -1,0 +1,46 @@
+"""A campaign: three variants of one idea, then one final picture made from them.
+
+Picture 0 is edited; picture 1 is the reference for its colours. All waiting is done by the triggerer. Clear the run,
+and everything is answered from what was paid for before.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+
+with DAG(
+    "geminiimg_campaign",
+    tags=["geminiimg"],
+    params={
+        "idea": Param("A lighthouse keeper drinking coffee at dawn", type="string"),
+        "folder": Param("file:///tmp/geminiimg/campaign", type="string", description="s3://... in real life"),
+        "poll_interval": Param(None, type=["null", "number"], description="unset: as the model usually needs"),
+    },
+    default_args={
+        "geminiimg_conn_id": "geminiimg_default",
+        "output_path": "{{ params.folder }}/{{ dag_run.run_after | ds }}",
+        "poll_interval": "{{ params.poll_interval or '' }}",
+        "deferrable": True,
+    },
+):
+    # `variant` is never sent. It tells the three pictures apart, which otherwise would be the same purchase.
+    variants = GeminiImageGenerateOperator.partial(
+        task_id="variants",
+        prompt="{{ params.idea }}, photographed for a billboard",
+        aspect_ratio="16:9",
+    ).expand(variant=["calm", "bold", "playful"])
+
+    @task(multiple_outputs=False)
+    def pick(pictures: list[dict], number: int) -> dict:
+        """Take one manifest: in real life a person or a model chooses here."""
+        return pictures[number]
+
+    GeminiImageEditOperator(
+        task_id="final",
+        prompt="Add the line 'Good morning.' in the sky, in the colours of the second picture",
+        image=pick.override(task_id="pick")(variants.output, 0),
+        reference_images=pick.override(task_id="pick_colours")(variants.output, 1),
+    )

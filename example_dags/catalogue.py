@@ -1,0 +1,44 @@
+"""A product catalogue: one picture for every row of ``products.csv``, named by its SKU."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+
+with DAG(
+    "geminiimg_catalogue",
+    tags=["geminiimg"],
+    params={"folder": Param("file:///tmp/geminiimg/catalogue", type="string", description="s3://... in real life")},
+):
+
+    @task
+    def products() -> list[dict]:
+        """The fields that differ from row to row."""
+        with Path(__file__).with_name("products.csv").open(newline="") as file:
+            return [
+                {"file_name": row["sku"], "prompt": f"Catalogue photograph of {row['product']}, {row['setting']}"}
+                for row in csv.DictReader(file)
+            ]
+
+    pictures = GeminiImageGenerateOperator.partial(
+        task_id="pictures",
+        aspect_ratio="1:1",
+        resolution="1K",
+        # A folder for each run: a file name that is taken is an error, and nothing is ever replaced.
+        output_path="{{ params.folder }}/{{ dag_run.run_after | ts_nodash }}",
+        deferrable=True,
+        map_index_template="{{ task.file_name }}",
+        max_active_tis_per_dagrun=8,
+    ).expand_kwargs(products())
+
+    @task
+    def index(manifests: list[dict]) -> dict[str, str]:
+        """Where every picture is, by file name."""
+        uris = [image["uri"] for manifest in manifests for image in manifest["images"]]
+        return {uri.rsplit("/", 1)[-1]: uri for uri in uris}
+
+    index(pictures.output)
