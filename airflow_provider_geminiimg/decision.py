@@ -120,7 +120,7 @@ def decide(
     cleared = is_cleared(record, policy)
     if record.state == "intent":
         return _intent(found, policy)
-    if vanished:
+    if vanished and record.state == "submitted":  # it may have landed since the job was asked about
         return _unknown(record, policy, "The gateway does not know the job that it was given.")
     if cleared and asked is not None and asked.fingerprint != record.fingerprint:
         return _again(record, policy, "the task was cleared and asks for another picture")
