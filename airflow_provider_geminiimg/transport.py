@@ -289,12 +289,12 @@ class Transport:
         if self._pool is None:
             client = await self._client(connections=self._pool_size, keep=self._pool_size)
             self._pool = self._pool or client  # another task may have made one while the TLS context was made
-        if self._closed:
-            raise RuntimeError("This transport is closed.")
         return self._pool
 
     async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
         context = await asyncio.to_thread(_tls_context)
+        if self._closed:
+            raise RuntimeError("This transport is closed.")
         return httpx.AsyncClient(
             verify=context,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=keep),

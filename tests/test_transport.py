@@ -1,0 +1,572 @@
+"""What goes over the wire, and what every way of failing there means for the money. Against real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import pickle
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_geminiimg import transport as transport_module
+from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.exceptions import (
+    AuthenticationError,
+    Billed,
+    ContentRefusedError,
+    GeminiImageError,
+    NotSentError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    UpstreamFailedError,
+)
+from airflow_provider_geminiimg.gateways.base import Call, JobState, JobStatus
+from airflow_provider_geminiimg.transport import Bucket, Transport, limiter_for
+
+KEY = "canary-key-9f3a"
+PROMPT = "a canary prompt about lighthouses"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@dataclass
+class Received:
+    """One request that the server got.
+
+    :param connection: number of the TCP connection it came over.
+    """
+
+    connection: int
+    head: str
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.head.split()[1]
+
+
+class RawServer:
+    """Answers with the very bytes that a test wants, and may hang up at any point.
+
+    :param answers: by path, the bytes to send; ``None`` hangs up without any.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, bytes | None] = {}
+        self.hang_up = False
+        self.received: list[Received] = []
+        self.connections = 0
+        self.open = 0
+        self.at_once = 0
+        self.release = asyncio.Event()
+        self.release.set()
+        self.arrived = asyncio.Condition()
+        self.base_url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        number = self.connections
+        try:
+            while await self._exchange(number, reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _exchange(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next((int(line[15:]) for line in head.lower().splitlines() if line.startswith("content-length:")), 0)
+        received = Received(number, head, await reader.readexactly(length))
+        self.received.append(received)
+        self.open += 1
+        self.at_once = max(self.at_once, self.open)
+        async with self.arrived:
+            self.arrived.notify_all()
+        await self.release.wait()
+        self.open -= 1
+        answer = self.answers.get(received.path, OK)
+        if answer is not None:
+            writer.write(answer)
+            await writer.drain()
+        return answer is not None and b"ut" not in answer[-2:] and not self.hang_up
+
+    async def wait_for(self, count: int) -> None:
+        async with self.arrived:
+            await asyncio.wait_for(self.arrived.wait_for(lambda: len(self.received) >= count), 10)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[RawServer]:
+    raw = RawServer()
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
+    raw.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield raw
+    finally:
+        raw.release.set()
+        server.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RawServer]:
+    async with running() as raw:
+        yield raw
+
+
+@pytest.fixture
+async def transport(server: RawServer) -> AsyncIterator[Transport]:
+    async with Transport(connection_to(server.base_url)) as opened:
+        yield opened
+
+
+def connection_to(base_url: str, *, gateway: str = "1min", **extra: Any) -> GatewayConnection:
+    extra = {"gateway": gateway, "requests_per_minute": 6000, **extra}
+    return parse_connection(conn_id="my_conn", password=KEY, host=base_url, extra=extra)
+
+
+def call(url: str, parse: Callable[[httpx.Response], Any] = lambda response: response.text, **values: Any) -> Call[Any]:
+    method = "POST" if values.get("billable") else "GET"
+    values = {"read_timeout": 5.0, **values}
+    return Call(httpx.Request(method, url, json={"a": 1} if method == "POST" else None), parse, **values)
+
+
+def status(head: str, body: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def failure(transport: Transport, sent: Call[Any], **values: Any) -> GeminiImageError:
+    with pytest.raises(GeminiImageError) as caught:
+        await transport.send(sent, **values)
+    return caught.value
+
+
+# The key
+
+
+@pytest.mark.parametrize(
+    ("gateway", "header"), [("1min", f"API-KEY: {KEY}"), ("apimaster", f"Authorization: Bearer {KEY}")]
+)
+async def test_the_api_gets_the_key_in_the_gateways_own_header(server: RawServer, gateway: str, header: str) -> None:
+    async with Transport(connection_to(server.base_url, gateway=gateway)) as transport:
+        for billable in (False, True):
+            await transport.send(call(f"{transport.gateway.base_url}/any", billable=billable))
+    assert [header in received.head for received in server.received] == [True, True]
+
+
+async def test_another_host_or_port_never_gets_the_key(server: RawServer, transport: Transport) -> None:
+    async with running() as other:
+        elsewhere = other.base_url.replace("127.0.0.1", "localhost")
+        for url in (f"{other.base_url}/a", f"{elsewhere}/b", server.base_url.replace("127.0.0.1", "localhost") + "/c"):
+            for billable in (False, True):
+                await transport.send(call(url, billable=billable))
+        assert len(other.received) == 4
+        assert len(server.received) == 2
+        assert not any(KEY in received.head for received in other.received + server.received)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("billable", [False, True])
+async def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(
+    server: RawServer, transport: Transport, code: int, billable: bool
+) -> None:
+    async with running() as other:
+        server.answers["/here"] = (
+            f"HTTP/1.1 {code} Go\r\nLocation: {other.base_url}/\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        error = await failure(transport, call(f"{server.base_url}/here", billable=billable))
+        assert other.connections == 0
+    assert type(error) is (OutcomeUnknownError if billable else UpstreamFailedError)
+    assert str(code) in str(error)
+    assert len(server.received) == 1
+
+
+async def test_neither_the_call_nor_the_outcome_holds_the_key(server: RawServer, transport: Transport) -> None:
+    server.answers["/drop"] = None
+    sent = call(f"{server.base_url}/drop", billable=True)
+    error = await failure(transport, sent)
+    assert KEY in server.received[0].head
+    assert KEY not in str(sent.request.headers)
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    for holder in (transport, transport._auth):
+        assert KEY not in repr(holder)
+        with pytest.raises(TypeError):
+            pickle.dumps(holder)
+
+
+async def test_what_the_parser_sees_and_raises_is_free_of_the_key(server: RawServer, transport: Transport) -> None:
+    def parse(response: httpx.Response) -> Any:
+        assert KEY not in str(response.request.headers)
+        raise UpstreamFailedError("Echo.", gateway_message=response.text, details=f"key {KEY}", code=KEY)
+
+    server.answers["/echo"] = status("500 Oops", f"your key {KEY} at https://x.example/a?sig=canary-sig".encode())
+    error = await failure(transport, call(f"{server.base_url}/echo", parse), prompt="")
+    assert KEY not in str(error)
+    assert "canary-sig" not in str(error)
+    assert "your key [secret]" in str(error)
+
+
+# What a gateway says
+
+
+def refused(response: httpx.Response) -> Any:
+    raise ContentRefusedError("Refused.", gateway_message=f"refused: {PROMPT}", code="moderation_blocked")
+
+
+def failed_job(response: httpx.Response) -> JobStatus:
+    error = ContentRefusedError("Refused.", gateway_message=f"refused: {PROMPT} {KEY}", code="moderation_blocked")
+    return JobStatus(JobState.FAILED, error=error)
+
+
+async def test_the_prompt_of_a_billable_call_is_taken_out_of_a_refusal(server: RawServer, transport: Transport) -> None:
+    error = await failure(transport, call(server.base_url, refused, billable=True, prompt=PROMPT))
+    assert "refused: [prompt]" in str(error)
+    assert error.code == "moderation_blocked"
+
+
+@pytest.mark.parametrize(("prompt", "text"), [(None, "[withheld"), (PROMPT, "refused: [prompt]")])
+async def test_a_poll_lets_the_gateways_text_through_only_where_the_prompt_is_known(
+    server: RawServer, transport: Transport, prompt: str | None, text: str
+) -> None:
+    error = await failure(transport, call(server.base_url, refused), prompt=prompt)
+    assert text in str(error)
+    answer = await transport.send(call(server.base_url, failed_job), prompt=prompt)
+    assert answer.error is not None
+    assert text in str(answer.error)
+    for said in (str(error), str(answer.error)):
+        assert PROMPT not in said
+        assert KEY not in said
+
+
+async def test_an_answer_in_another_encoding_than_asked_for_is_decoded(server: RawServer, transport: Transport) -> None:
+    body = gzip.compress(b'{"fine": true}')
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    server.answers["/gzip"] = head.encode() + body
+    assert await transport.send(call(f"{server.base_url}/gzip", lambda r: r.json())) == {"fine": True}
+    assert "Accept-Encoding: identity" in server.received[0].head
+    assert "User-Agent: airflow-provider-geminiimg" in server.received[0].head
+
+
+@pytest.mark.parametrize(("billable", "kind"), [(True, OutcomeUnknownError), (False, UpstreamFailedError)])
+async def test_an_answer_without_end_is_cut_off(
+    server: RawServer, transport: Transport, monkeypatch: pytest.MonkeyPatch, billable: bool, kind: type
+) -> None:
+    monkeypatch.setattr(transport_module, "MAX_ANSWER", {True: 1000, False: 1000})
+    server.answers["/large"] = status("200 OK", b"x" * 1001)
+    error = await failure(transport, call(f"{server.base_url}/large", billable=billable))
+    assert type(error) is kind
+    assert "1,000 bytes" in str(error)
+
+
+# The network
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"HTTP/1.1 200 OK\r\nContent-Le-cut",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{cut",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n{cut",
+        b"not HTTP at all\r\n\r\ncut",
+    ],
+    ids=["no answer", "cut in the head", "cut in the body", "cut in a chunk", "no HTTP"],
+)
+async def test_a_broken_answer_is_unknown_for_a_billable_call_and_a_passing_failure_for_a_free_one(
+    server: RawServer, transport: Transport, answer: bytes | None
+) -> None:
+    server.answers["/broken"] = answer
+    error = await failure(transport, call(f"{server.base_url}/broken", billable=True))
+    assert type(error) is OutcomeUnknownError
+    assert error.billed is Billed.UNKNOWN
+    assert len(server.received) == 1
+    error = await failure(transport, call(f"{server.base_url}/broken"))
+    assert type(error) is UpstreamFailedError
+    assert (error.billed, error.retryable) == (Billed.NO, True)
+
+
+@pytest.mark.parametrize(("billable", "kind"), [(True, OutcomeUnknownError), (False, UpstreamFailedError)])
+async def test_an_answer_that_does_not_come_in_time_is_not_waited_for(
+    server: RawServer, transport: Transport, billable: bool, kind: type
+) -> None:
+    server.release.clear()
+    error = await failure(transport, call(server.base_url, billable=billable, read_timeout=0.1))
+    assert type(error) is kind
+    assert len(server.received) == 1
+
+
+async def test_an_answer_that_only_drips_is_unknown_before_the_ledger_gives_the_attempt_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport_module, "OVERHEAD", 0.2)
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with Transport(connection_to(url)) as transport:
+        error = await failure(transport, call(url, billable=True, read_timeout=0.2))
+    assert type(error) is OutcomeUnknownError
+    server.close()
+
+
+def test_a_billable_call_ends_before_the_ledger_takes_its_attempt_for_dead() -> None:
+    assert transport_module.BILLABLE_WAIT + transport_module.OVERHEAD < 60
+
+
+@pytest.mark.parametrize("billable", [False, True])
+async def test_a_refused_connection_is_known_to_be_unpaid(unused_tcp_port: int, billable: bool) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    async with Transport(connection_to(url)) as transport:
+        error = await failure(transport, call(url, billable=billable))
+    assert type(error) is NotSentError
+    assert (error.billed, error.retryable) == (Billed.NO, True)
+
+
+async def test_a_name_that_does_not_resolve_is_known_to_be_unpaid() -> None:
+    async with Transport(connection_to("https://no-such-host.invalid")) as transport:
+        error = await failure(transport, call("https://no-such-host.invalid/x", billable=True))
+    assert type(error) is NotSentError
+
+
+async def test_a_failing_tls_handshake_is_known_to_be_unpaid(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "CONNECT_TIMEOUT", 0.3)
+    url = server.base_url.replace("http://", "https://")
+    async with Transport(connection_to(url)) as transport:
+        error = await failure(transport, call(url, billable=True))
+    assert type(error) is NotSentError
+    assert server.received == []
+
+
+async def test_a_billable_call_never_meets_a_pooled_connection_that_the_server_is_closing(
+    server: RawServer, transport: Transport
+) -> None:
+    server.hang_up = True  # every answer leaves the client with a connection that is about to close
+    for _ in range(30):
+        await transport.send_free(call(f"{server.base_url}/poll"))
+        assert await transport.send(call(f"{server.base_url}/submit", billable=True)) == "ok"
+    submits = [received.connection for received in server.received if received.path == "/submit"]
+    polls = {received.connection for received in server.received if received.path == "/poll"}
+    assert len(submits) == len(set(submits)) == 30
+    assert not polls & set(submits)
+
+
+async def test_free_calls_share_connections_and_billable_ones_open_their_own(
+    server: RawServer, transport: Transport
+) -> None:
+    for billable in (False, True, False, True, False):
+        await transport.send(call(server.base_url, billable=billable))
+    assert [received.connection for received in server.received] == [1, 2, 1, 3, 1]
+
+
+async def test_a_parser_that_breaks_does_not_hide_a_payment(server: RawServer, transport: Transport) -> None:
+    sent = call(server.base_url, lambda response: response.json(), billable=True)
+    assert type(await failure(transport, sent)) is OutcomeUnknownError
+
+
+async def test_a_cancelled_billable_call_is_cancelled_and_its_connection_closed(
+    server: RawServer, transport: Transport
+) -> None:
+    server.release.clear()
+    sending = asyncio.create_task(transport.send(call(server.base_url, billable=True)))
+    await server.wait_for(1)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    server.release.set()
+    assert await transport.send(call(server.base_url, billable=True)) == "ok"
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    server: RawServer, transport: Transport, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_tcp_port}")
+    assert await transport.send(call(server.base_url, billable=True)) == "ok"
+
+
+async def test_a_closed_transport_sends_nothing(server: RawServer, transport: Transport) -> None:
+    await transport.send(call(server.base_url))
+    await transport.aclose()
+    for billable in (False, True):
+        with pytest.raises(RuntimeError, match="closed"):
+            await transport.send(call(server.base_url, billable=billable))
+    assert len(server.received) == 1
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_no_log_record_holds_the_key_a_link_signature_or_the_prompt(
+    server: RawServer, transport: Transport, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    caplog.set_level(level)
+    url = f"{server.base_url}/result?X-Amz-Signature=canary-sig"
+    server.answers["/result?X-Amz-Signature=canary-sig"] = (
+        f"HTTP/1.1 200 OK\r\nX-Echo: {KEY}\r\nSet-Cookie: canary-sig\r\nContent-Length: 2\r\n\r\nok".encode()
+    )
+    await transport.send(call(url, billable=True, prompt=PROMPT))
+    await transport.send(call(url))
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    for canary in (KEY, "canary-sig", PROMPT):
+        assert canary not in said
+
+
+# Retries of free calls
+
+
+async def test_a_free_call_is_tried_three_times(server: RawServer, transport: Transport) -> None:
+    server.answers["/drop"] = None
+    with pytest.raises(UpstreamFailedError):
+        await transport.send_free(call(f"{server.base_url}/drop"))
+    assert len(server.received) == 3
+
+
+async def test_an_upload_is_sent_again_whole(server: RawServer, transport: Transport) -> None:
+    answers = iter([UpstreamFailedError("Busy."), RateLimitedError("Slow."), None])
+
+    def parse(response: httpx.Response) -> str:
+        if (error := next(answers)) is not None:
+            raise error
+        return "stored"
+
+    request = httpx.Request(
+        "POST", f"{server.base_url}/assets", files={"asset": ("a.png", b"\x89PNG" * 50, "image/png")}
+    )
+    assert await transport.send_free(Call(request, parse)) == "stored"
+    assert len(server.received) == 3
+    assert {received.body for received in server.received} == {server.received[0].body}
+    assert server.received[0].body.count(b"\x89PNG") == 50
+
+
+async def test_a_free_failure_that_will_not_pass_is_not_tried_again(server: RawServer, transport: Transport) -> None:
+    def parse(response: httpx.Response) -> str:
+        raise AuthenticationError("No.")
+
+    with pytest.raises(AuthenticationError):
+        await transport.send_free(call(server.base_url, parse))
+    assert len(server.received) == 1
+
+
+async def test_retrying_a_billable_call_is_refused_before_it_is_sent(server: RawServer, transport: Transport) -> None:
+    with pytest.raises(ValueError, match="billable"):
+        await transport.send_free(call(server.base_url, billable=True))
+    assert server.received == []
+
+
+# Limits
+
+
+async def test_max_concurrency_bounds_what_is_under_way(server: RawServer) -> None:
+    server.release.clear()
+    async with Transport(connection_to(server.base_url, max_concurrency=2)) as transport:
+        polls = [asyncio.create_task(transport.send(call(server.base_url))) for _ in range(6)]
+        await server.wait_for(2)
+        server.release.set()
+        assert await asyncio.gather(*polls) == ["ok"] * 6
+    assert server.at_once == 2
+    assert server.connections == 2
+
+
+async def test_polls_that_wait_do_not_hold_up_a_submit(server: RawServer) -> None:
+    server.release.clear()
+    async with Transport(connection_to(server.base_url, max_concurrency=1)) as transport:
+        poll = asyncio.create_task(transport.send(call(server.base_url)))
+        await server.wait_for(1)
+        submit = asyncio.create_task(transport.send(call(server.base_url, billable=True)))
+        await server.wait_for(2)
+        server.release.set()
+        assert await asyncio.gather(poll, submit) == ["ok", "ok"]
+
+
+async def test_a_submit_whose_turn_does_not_come_is_known_to_be_unsent(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "BILLABLE_WAIT", 0.1)
+    connection = connection_to(server.base_url)
+    limiter_for(connection).pause(60)
+    async with Transport(connection) as transport:
+        error = await failure(transport, call(server.base_url, billable=True))
+    assert type(error) is RateLimitedError
+    assert error.billed is Billed.NO
+    assert error.retry_after == 0.1
+    assert server.connections == 0
+
+
+async def test_a_retry_after_slows_every_transport_of_the_connection_down(server: RawServer) -> None:
+    def slow_down(response: httpx.Response) -> str:
+        raise RateLimitedError("Slow.", retry_after=0.4)
+
+    connection = connection_to(server.base_url)
+    async with Transport(connection) as first, Transport(connection) as second:
+        await failure(first, call(server.base_url, slow_down))
+        told = time.monotonic()
+        await second.send(call(server.base_url, billable=True))
+        assert time.monotonic() - told >= 0.35
+
+
+def test_transports_of_one_connection_share_a_limiter_and_those_of_others_do_not() -> None:
+    one = limiter_for(connection_to("http://127.0.0.1:1"))
+    assert limiter_for(connection_to("http://127.0.0.1:1")) is one
+    assert limiter_for(connection_to("http://127.0.0.1:2")) is not one
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(transport_module.time, "monotonic", clock)
+    return clock
+
+
+@pytest.mark.parametrize("per_minute", [1, 2, 10, 100, 180])
+def test_no_sixty_seconds_see_more_calls_than_allowed_and_the_rate_is_used(clock: Clock, per_minute: int) -> None:
+    bucket = Bucket(per_minute)
+    passed: list[float] = []
+    while clock.now < 1000 + 600:
+        wait = bucket.take()
+        if wait == 0.0:
+            passed.append(clock.now)
+        clock.now += wait
+    for start in passed:
+        assert sum(start <= at < start + 59.999 for at in passed) <= per_minute
+    assert len(passed) >= 10 * per_minute * 0.9
+
+
+def test_a_patient_caller_leaves_half_of_the_burst_to_others(clock: Clock) -> None:
+    bucket = Bucket(200)
+    patient = 0
+    while bucket.take(patient=True) == 0.0:
+        patient += 1
+    urgent = 0
+    while bucket.take() == 0.0:
+        urgent += 1
+    assert (patient, urgent) == (11, 9)
+    assert bucket.take(patient=True) > bucket.take()
+
+
+def test_a_pause_is_never_longer_than_two_minutes(clock: Clock) -> None:
+    bucket = Bucket(60)
+    bucket.pause(86_400)
+    assert bucket.take() == pytest.approx(120)
+    clock.now += 121
+    assert bucket.take() == 0.0
