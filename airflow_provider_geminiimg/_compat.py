@@ -1,4 +1,4 @@
-"""The only reader of Airflow's version: what 3.3 has and 3.1 and 3.2 lack."""
+"""The only reader of Airflow's version: what 3.3 has and 3.1 and 3.2 lack, or keep elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ try:
     HAS_TASK_STATE_STORE = True
 except ImportError:  # Airflow before 3.3
     HAS_TASK_STATE_STORE = False
+
+try:
+    from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+except ImportError:  # Airflow before 3.2
+    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[attr-defined, no-redef]
+
+__all__ = ["HAS_TASK_STATE_STORE", "TaskDeferralError", "TaskDeferralTimeout", "marker"]
 
 MARK = "geminiimg"
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -101,7 +101,7 @@ class Attempt:
         return GeminiImageJobTrigger(
             geminiimg_conn_id=record.conn_id,
             job_id=str(record.job_id),
-            model=record.model,
+            model=record.wire_model,
             submitted_at=record.submitted_at or record.claimed_at,
             deadline=deadline,
             expected_seconds=record.expected_seconds,
@@ -109,13 +109,15 @@ class Attempt:
         )
 
 
-def for_airflow(error: GeminiImageError) -> BaseException:
-    """The exception to raise: where no retry may touch it, one that Airflow does not retry."""
+def raise_outcome(error: GeminiImageError) -> NoReturn:
+    """Raise the outcome as Airflow needs it.
+
+    :raises AirflowFailException: from the outcome, where no retry may touch it.
+    :raises GeminiImageError: the outcome itself, otherwise.
+    """
     if isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
-        failure = AirflowFailException(str(error))
-        failure.__cause__ = error
-        return failure
-    return error
+        raise AirflowFailException(str(error)) from error
+    raise error
 
 
 def text(name: str, value: Any) -> str | None:
@@ -165,7 +167,7 @@ def finished(manifest: dict[str, Any], on_mismatch: OnMismatch) -> dict[str, Any
     """
     error = mismatch_error(manifest)
     if error is not None and on_mismatch == "fail":
-        raise for_airflow(error)
+        raise_outcome(error)
     return manifest
 
 

@@ -98,7 +98,7 @@ class Collector:
     async def poll(self, record: Record) -> JobStatus:
         """Ask once what became of the recorded job."""
         transport = await self._transport(record)
-        call = transport.gateway.status(str(record.job_id), model=record.model)
+        call = transport.gateway.status(str(record.job_id), model=record.wire_model)
         return await transport.send(call, prompt=self.prompt or record.prompt)
 
     async def peek(self, record: Record) -> Record | None:

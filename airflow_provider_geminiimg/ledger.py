@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -36,6 +37,7 @@ _NEXT: dict[State, frozenset[State]] = {
     "landed": frozenset({"landed"}),
     "failed": frozenset({"failed"}),
 }
+_NUMBERED = re.compile(r"([1-9][0-9]*)\.json")
 _CONFLICTS = 20  # writers of one record are a handful of attempts, so a streak this long means a broken store
 
 
@@ -77,6 +79,7 @@ class Record:
     :param claim: random; tells the attempt that created the record.
     :param generation: ``ti.max_tries`` when it was claimed or landed: a larger one later means a Clear.
     :param answer_within: seconds after the record's last write by which the answer must be there (read timeout + 60).
+    :param wire_model: the id that was sent for `model`; a poll needs it.
     :param request_fields: the neutral fields that were asked for, without the prompt.
     :param inputs: address (without query) and SHA-256 of each input picture.
     :param destination: where the picture is meant to land, as it was asked for.
@@ -102,6 +105,7 @@ class Record:
     conn_id: str
     gateway: str
     model: str
+    wire_model: str
     operation: str
     fingerprint: str
     request_fields: dict[str, Any]
@@ -196,18 +200,29 @@ class Ledger:
     def numbers(self, item: Item) -> list[int]:
         """The numbers of `item`'s records, rising."""
         names = (key.rsplit("/", 1)[1] for key in self.store.keys(item.path + "/"))
-        return sorted(int(name[: -len(".json")]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+        return sorted(int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name)))
 
     def create(self, record: Record) -> Found | None:
         """Claim `record.key` exclusively; ``None`` where another attempt was first.
 
-        A create whose answer got lost is found again by its claim.
+        A create whose answer got lost, or came as a failure, is found again by its claim.
+
+        :raises LedgerError: another record is there and can't be read.
+        :raises StorageError: the store failed, and the record is not there.
         """
-        version = self.store.create(record.key, _RECORD.dump_json(record))
-        if version is not None:
-            return Found(record, version, 0.0)
+        failure = None
+        try:
+            version = self.store.create(record.key, _RECORD.dump_json(record))
+            if version is not None:
+                return Found(record, version, 0.0)
+        except StorageError as error:
+            failure = error
         found = self.read(record.key)
-        return found if found is not None and found.record.claim == record.claim else None
+        if found is not None and found.record.claim == record.claim:
+            return found
+        if failure is not None:
+            raise failure
+        return None
 
     def change(self, key: str, step: Callable[[Record], Record | None]) -> Record:
         """Move a record forward: `step` gets what is stored and returns what shall be, or ``None`` for "leave it".
@@ -251,6 +266,12 @@ class Ledger:
         except ValidationError as error:
             fields_ = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors(include_input=False)}))
             raise LedgerError(f"{where} is not a record: {fields_}.", hint=hint) from None
+        try:
+            _ = record.error
+        except (TypeError, ValueError):
+            raise LedgerError(f"{where} is not a record: outcome.", hint=hint) from None
+        if record.state == "landed" and not (record.manifest or {}).get("images"):
+            raise LedgerError(f"{where} is landed and names no picture.", hint=hint)
         if record.key != key:
             raise LedgerError(f"{where} says that it is {record.key}.", hint=hint)
         return record

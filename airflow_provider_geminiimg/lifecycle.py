@@ -430,6 +430,7 @@ class Purchase:
             conn_id=connection.conn_id,
             gateway=request.gateway,
             model=request.model,
+            wire_model=request.row.wire_model,
             operation=request.operation,
             fingerprint=await self._fingerprint(),
             request_fields=request.fields(),

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
-from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferralError, TaskDeferralTimeout, conf
+from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -20,7 +21,7 @@ from airflow_provider_geminiimg.attempt import (
     OnMismatch,
     choice,
     finished,
-    for_airflow,
+    raise_outcome,
     seconds,
 )
 from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
@@ -194,7 +195,7 @@ class ImageOperator(BaseOperator):
         try:
             record, manifest = run(live, attempt.guard)
         except GeminiImageError as error:
-            raise for_airflow(error) from error.__cause__
+            raise_outcome(error)
         return self._ended(attempt, order, record, manifest)
 
     def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
@@ -220,7 +221,7 @@ class ImageOperator(BaseOperator):
             self._guard = attempt.guard
             return attempt, self._order(attempt)
         except GeminiImageError as error:
-            raise for_airflow(error) from error.__cause__
+            raise_outcome(error)
 
     def _order(self, attempt: Attempt) -> Order:
         choice("on_mismatch", self.on_mismatch, OnMismatch)

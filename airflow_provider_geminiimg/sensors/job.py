@@ -18,11 +18,10 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
     BaseSensorOperator,
     PokeReturnValue,
-    TaskDeferralError,
-    TaskDeferralTimeout,
     conf,
 )
 
+from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -30,7 +29,7 @@ from airflow_provider_geminiimg.attempt import (
     OnMismatch,
     choice,
     finished,
-    for_airflow,
+    raise_outcome,
     seconds,
     text,
 )
@@ -203,6 +202,7 @@ class GeminiImageJobSensor(BaseSensorOperator):
             conn_id=connection.conn_id,
             gateway=connection.gateway,
             model=model,
+            wire_model=model,
             operation="unknown",
             fingerprint="",
             request_fields={},
@@ -236,7 +236,7 @@ class GeminiImageJobSensor(BaseSensorOperator):
 
     def _finish(self, manifest: Any) -> Any:
         if self._failure is not None:
-            raise for_airflow(self._failure)
+            raise_outcome(self._failure)
         return finished(manifest, choice("on_mismatch", self.on_mismatch, OnMismatch))
 
 

@@ -1,0 +1,384 @@
+"""Attempts that fail part-way, and the attempts after them: pictures in storage = submissions paid for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG, task
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_provider_geminiimg.exceptions import (
+    AuthenticationError,
+    LostContactError,
+    OutcomeUnknownError,
+    StorageError,
+    TimedOutError,
+    UpstreamFailedError,
+)
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from airflow_provider_geminiimg.sandbox import read_submission
+
+if TYPE_CHECKING:
+    from harness.inprocess import AirflowHarness, Run, Task
+
+    from airflow_provider_geminiimg.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("local_root")
+
+
+@pytest.fixture(params=[False, True], ids=["waiting", "deferred"])
+def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {"deferrable": request.param, "poll_interval": 0.02}
+
+
+def one_task(conn_id: str, mode: dict[str, Any], **more: Any) -> DAG:
+    with DAG("one", schedule=None) as dag:
+        GeminiImageGenerateOperator(
+            **{"task_id": "made", "prompt": "a red fox", "geminiimg_conn_id": conn_id, **mode, **more}
+        )
+    return dag
+
+
+def failed_with(run: Run, kind: type[BaseException]) -> Task:
+    made = run.task("made")
+    assert made.state == "failed", made.log
+    cause = made.error.__cause__ if isinstance(made.error, AirflowFailException) else made.error
+    assert isinstance(cause, kind), made.log
+    return made
+
+
+def landed(run: Run, sandbox: Sandbox, submissions: int = 1) -> dict[str, Any]:
+    """The manifest of a run that ended well, with its picture in storage and so many submissions paid for."""
+    made = run.task("made")
+    assert made.state == "success", made.log
+    assert len(sandbox.ledger()) == submissions
+    manifest: dict[str, Any] = made.value
+    path = Path(manifest["images"][0]["uri"].removeprefix("file://"))
+    assert read_submission(path.read_bytes()) == sandbox.ledger()[-1]["number"]
+    return manifest
+
+
+def route(conn_id: str, name: str) -> str:
+    return f"{conn_id}.{name}"
+
+
+def test_a_failure_before_the_intent_is_retried_and_pays_once(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file where a folder should be")
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, output_path=str(tmp_path / "out")))
+    assert run.task("made").state == "failed"
+    assert sandbox.ledger() == []
+    (tmp_path / "out").unlink()
+    landed(run.retry(), sandbox)
+
+
+def test_a_timeout_after_the_submit_is_recorded_is_retried_and_pays_once(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    sandbox.settings(latency=1.5)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, timeout=0.05))
+    failed_with(run, TimedOutError)
+    landed(run.retry(dag=one_task(geminiimg_conn_id, mode, timeout=60)), sandbox)
+
+
+@pytest.mark.parametrize("gateway", ["onemin", "apimaster"])
+def test_an_immediate_answer_whose_download_fails_is_retried_and_pays_once(
+    airflow: AirflowHarness, sandbox: Sandbox, request: pytest.FixtureRequest, mode: dict[str, Any], gateway: str
+) -> None:
+    conn_id = request.getfixturevalue(gateway)
+    sandbox.settings(latency=0.0, honour_async=False)
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(one_task(conn_id, mode))
+    failed_with(run, UpstreamFailedError)
+    landed(run.retry(), sandbox)
+
+
+def test_losing_contact_while_polling_is_retried_and_pays_once(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str
+) -> None:
+    sandbox.faults(route=route(geminiimg_conn_id, "status"), status=502, times=5)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, {"deferrable": False, "poll_interval": 0.02}))
+    failed_with(run, LostContactError)
+    landed(run.retry(), sandbox)
+
+
+def test_a_trigger_that_loses_contact_leaves_the_rest_to_the_worker(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str
+) -> None:
+    sandbox.faults(route=route(geminiimg_conn_id, "status"), status=502, times=5)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, {"deferrable": True, "poll_interval": 0.02}))
+    landed(run, sandbox)
+    assert run.task("made").events[0]["status"] == "lost"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"status": 503}, {"drop": True}, {"cut_after": 500}, {"body": "<html>busy</html>"}],
+    ids=["503", "dropped", "cut", "html"],
+)
+def test_a_download_that_fails_is_retried_and_pays_once(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any], fault: dict[str, Any]
+) -> None:
+    sandbox.faults(route="download", times=3, **fault)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    assert run.task("made").state == "failed"
+    landed(run.retry(), sandbox)
+
+
+@pytest.fixture
+def in_between(sandbox: Sandbox) -> Iterator[Any]:
+    """Does something while a download is held, then lets it go on."""
+    threads = []
+
+    def plan(action: Any) -> None:
+        sandbox.faults(route="download", hold=True)
+
+        def work() -> None:
+            assert sandbox.held(1) == ["download"]
+            action()
+            sandbox.release()
+
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+
+    yield plan
+    for thread in threads:
+        thread.join(30)
+
+
+def test_a_write_that_fails_is_retried_and_pays_once(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    geminiimg_conn_id: str,
+    mode: dict[str, Any],
+    tmp_path: Path,
+    in_between: Any,
+) -> None:
+    folder = tmp_path / "out"
+
+    def break_folder() -> None:
+        folder.rename(tmp_path / "moved")
+        folder.write_text("a file where the folder was")
+
+    in_between(break_folder)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, output_path=str(folder), file_name="fox"))
+    failed_with(run, StorageError)
+    folder.unlink()
+    landed(run.retry(), sandbox)
+    assert sorted(path.name for path in folder.iterdir()) == ["fox.json", "fox.png"]
+
+
+@pytest.mark.parametrize(("charge", "paid"), [("before", 0), ("after", 1)])
+@pytest.mark.parametrize(
+    "fault",
+    [{"drop": True}, {"status": 500}, {"status": 522, "body": "<html>timed out</html>"}],
+    ids=["dropped", "500", "522-html"],
+)
+def test_a_failure_after_the_intent_is_unknown_and_nothing_is_sent_again_until_the_user_says_so(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    geminiimg_conn_id: str,
+    mode: dict[str, Any],
+    fault: dict[str, Any],
+    charge: str,
+    paid: int,
+) -> None:
+    sandbox.faults(route=route(geminiimg_conn_id, "submit"), charge=charge, **fault)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, retries=3))
+    error = failed_with(run, OutcomeUnknownError).error
+    assert 'on_unknown="resubmit"' in str(error)
+    assert run.task("made").try_number == 1, "Airflow must not retry an unknown outcome"
+    for again in (run.retry, run.clear):
+        again("made")
+        failed_with(run, OutcomeUnknownError)
+    assert len(sandbox.ledger()) == paid
+    run.clear("made", dag=one_task(geminiimg_conn_id, mode, retries=3, on_unknown="resubmit"))
+    landed(run, sandbox, paid + 1)
+
+
+def test_a_resubmission_whose_outcome_is_unknown_too_is_not_resubmitted_before_another_clear(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    sandbox.faults(route=route(geminiimg_conn_id, "submit"), drop=True, times=2)
+    dag = one_task(geminiimg_conn_id, mode, on_unknown="resubmit")
+    run = airflow.run_dag(dag)
+    failed_with(run, OutcomeUnknownError)
+    run.retry()
+    failed_with(run, OutcomeUnknownError)
+    run.retry()
+    failed_with(run, OutcomeUnknownError)
+    assert sandbox.ledger() == []
+    landed(run.clear("made"), sandbox)
+
+
+def test_a_wrong_key_fails_again_on_a_retry_without_a_call_and_submits_after_a_clear(
+    airflow: AirflowHarness, sandbox: Sandbox, connect: Any, mode: dict[str, Any]
+) -> None:
+    extra = {"gateway": "1min"}
+    connect("onemin", host=sandbox.onemin_url, password="bad-key", extra=extra)
+    run = airflow.run_dag(one_task("onemin", mode))
+    failed_with(run, AuthenticationError)
+    connect("onemin", host=sandbox.onemin_url, password="good-key", extra=extra)
+    failed_with(run.retry(), AuthenticationError)
+    assert len(sandbox.calls("onemin.submit")) == 1
+    landed(run.clear("made"), sandbox)
+
+
+def test_a_submit_that_is_known_to_be_unpaid_is_sent_again_by_the_next_attempt(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, mode: dict[str, Any]
+) -> None:
+    sandbox.faults(route="apimaster.submit", status=503)
+    run = airflow.run_dag(one_task(apimaster, mode))
+    failed_with(run, UpstreamFailedError)
+    assert sandbox.ledger() == []
+    landed(run.retry(), sandbox)
+
+
+def test_a_rate_limit_is_waited_out_within_the_attempt(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    sandbox.faults(route=route(geminiimg_conn_id, "submit"), status=429, headers={"Retry-After": "0"})
+    landed(airflow.run_dag(one_task(geminiimg_conn_id, mode)), sandbox)
+
+
+def test_a_crashed_trigger_is_deferred_again_twice_and_then_waited_for_in_the_worker(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str
+) -> None:
+    mode = {"deferrable": True, "poll_interval": 0.02}
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode), triggers=["crash", "crash", "crash"])
+    landed(run, sandbox)
+    assert len(run.task("made").triggers) == 3
+
+
+def test_a_trigger_that_nobody_runs_is_made_up_for_by_the_worker(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str
+) -> None:
+    mode = {"deferrable": True, "poll_interval": 0.02}
+    landed(airflow.run_dag(one_task(geminiimg_conn_id, mode), triggers=["timeout"]), sandbox)
+
+
+def test_a_resumed_task_lands_its_job_even_without_its_record_and_says_why(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
+
+    real = GeminiImageJobTrigger.run
+    root = Path(local_root.removeprefix("file://"))
+
+    async def run_then_lose_the_ledger(self: GeminiImageJobTrigger) -> Any:
+        async for event in real(self):
+            (root / "ledger").rename(root / "lost")
+            yield event
+
+    monkeypatch.setattr(GeminiImageJobTrigger, "run", run_then_lose_the_ledger)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, {"deferrable": True, "poll_interval": 0.02}))
+    landed(run, sandbox)
+    assert "is not in the ledger" in run.log
+
+
+def test_the_recorded_request_wins_on_a_retry_and_the_log_says_what_differs(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    run.retry(dag=one_task(geminiimg_conn_id, mode, prompt="a blue fox", aspect_ratio="16:9"))
+    assert landed(run, sandbox)["requested"] == {"resolution": "1K"}
+    assert "prompt, aspect_ratio" in run.log
+
+
+def test_a_retry_collects_what_was_paid_for_even_where_the_templates_now_render_to_nonsense(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    landed(run.retry(dag=one_task(geminiimg_conn_id, mode, prompt="{{ '' }}")), sandbox)
+
+
+def test_a_clear_returns_what_has_landed_at_no_cost(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    first = landed(run, sandbox)
+    calls = len(sandbox.calls())
+    second = landed(run.clear("made"), sandbox)
+    assert second == {**first, "reused": True}
+    assert len(sandbox.calls()) == calls
+
+
+def test_a_clear_with_another_prompt_buys_another_picture_beside_the_first(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    first = landed(run, sandbox)
+    second = landed(run.clear("made", dag=one_task(geminiimg_conn_id, mode, prompt="a blue fox")), sandbox, 2)
+    assert "changed: prompt" in run.log
+    assert "/made." in first["images"][0]["uri"]
+    assert "/made-2." in second["images"][0]["uri"]
+    assert Path(first["images"][0]["uri"].removeprefix("file://")).exists()
+
+
+def test_a_clear_with_regenerate_buys_again_once_and_a_retry_after_it_does_not(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    dag = one_task(geminiimg_conn_id, mode, on_clear="regenerate")
+    run = airflow.run_dag(dag)
+    landed(run, sandbox)
+    sandbox.faults(route="download", status=500, times=3)
+    run.clear("made")
+    assert run.task("made").state == "failed"
+    landed(run.retry(), sandbox, 2)
+
+
+def test_a_clear_with_another_file_name_copies_the_picture_at_no_cost(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    first = landed(run, sandbox)
+    second = landed(run.clear("made", dag=one_task(geminiimg_conn_id, mode, file_name="fox")), sandbox)
+    assert second["reused"] is True
+    assert "/fox." in second["images"][0]["uri"]
+    assert second["images"][0]["sha256"] == first["images"][0]["sha256"]
+
+
+def test_a_dag_run_that_is_made_again_under_the_same_id_finds_its_picture(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    landed(airflow.run_dag(one_task(geminiimg_conn_id, mode), run_id="same"), sandbox)
+    airflow.close()
+    assert landed(airflow.run_dag(one_task(geminiimg_conn_id, mode), run_id="same"), sandbox)["reused"] is True
+
+
+def test_a_ledger_that_workers_do_not_share_is_noticed_and_nothing_is_sent(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any], local_root: str
+) -> None:
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    Path(local_root.removeprefix("file://")).rename(Path(local_root.removeprefix("file://")).parent / "other-worker")
+    run.retry()
+    assert "not shared between workers" in str(run.task("made").error)
+    assert len(sandbox.ledger()) == 1
+
+
+def test_a_mapped_task_pays_once_for_each_of_its_pictures_also_when_some_fail(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    with DAG("mapped", schedule=None) as dag:
+
+        @task
+        def prompts() -> list[str]:
+            return ["one fox", "two foxes", "three foxes"]
+
+        GeminiImageGenerateOperator.partial(task_id="made", geminiimg_conn_id=geminiimg_conn_id, **mode).expand(
+            prompt=prompts()
+        )
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(dag)
+    assert sorted(made.state or "" for made in run.tasks("made")) == ["failed", "success", "success"]
+    run.retry()
+    assert [made.state for made in run.tasks("made")] == ["success"] * 3
+    assert sorted(entry["prompt"] for entry in sandbox.ledger()) == ["one fox", "three foxes", "two foxes"]
