@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness.records import ELSEWHERE, landed, make_record, submitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +45,6 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.ledger import Found, Record, with_error
-from harness.records import ELSEWHERE, landed, make_record, submitted
 
 RETRY = Policy(generation=0)
 CLEAR = Policy(generation=1)
