@@ -15,7 +15,7 @@ except ImportError:  # Airflow before 3.3
 try:
     from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
 except ImportError:  # Airflow before 3.2
-    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[attr-defined, no-redef]
+    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
 __all__ = ["HAS_TASK_STATE_STORE", "TaskDeferralError", "TaskDeferralTimeout", "marker"]
 
