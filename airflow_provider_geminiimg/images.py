@@ -90,7 +90,7 @@ def mismatch(info: ImageInfo, *, resolution: str | None, aspect_ratio: str | Non
 
 
 def _near(info: ImageInfo, wanted: float) -> bool:
-    if abs(info.width / info.height - wanted) <= RATIO_TOLERANCE * wanted:
+    if abs(info.width / info.height / wanted - 1) <= RATIO_TOLERANCE + 1e-9:
         return True
     short, ideal = (info.width, info.height * wanted) if wanted < 1 else (info.height, info.width / wanted)
     return abs(short - ideal) < min(_BLOCK, 0.05 * ideal)

@@ -237,11 +237,14 @@ def _read_file(path: Path, limit: int | None = None) -> tuple[bytes, float] | No
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block otherwise
     except _ABSENT:
         return None
-    with os.fdopen(handle, "rb") as file:
+    try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise StorageError(f"{path} is not a regular file.", retryable=False)
-        return file.read() if limit is None else file.read(limit + 1), found.st_mtime
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read() if limit is None else file.read(limit + 1), found.st_mtime
+    finally:
+        os.close(handle)
 
 
 def _try_lock(handle: int) -> bool:

@@ -71,6 +71,7 @@ class S3Calls:
         unmet = _TAKEN | (_ABSENT if "IfMatch" in condition else set())
         arguments: dict[str, str] = {
             "ContentType": media_type,
+            "ChecksumAlgorithm": "SHA256",
             "ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode(),
             **condition,
         }

@@ -1,0 +1,157 @@
+"""Bytes are told apart by their headers; a cut, empty or foreign body never passes for a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from airflow_provider_geminiimg.exceptions import Billed, InvalidImageError
+from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
+
+
+def picture(kind: str, size: tuple[int, int] = (97, 61), **options: object) -> bytes:
+    buffer = io.BytesIO()
+    mode = "RGBA" if options.pop("alpha", False) else "RGB"
+    Image.effect_noise(size, 80).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+KINDS = {
+    "png": ("PNG", {}, "image/png", "png"),
+    "jpeg baseline": ("JPEG", {}, "image/jpeg", "jpg"),
+    "jpeg progressive": ("JPEG", {"progressive": True}, "image/jpeg", "jpg"),
+    "jpeg with metadata": ("JPEG", {"exif": b"Exif\0\0" + b"\xff\xd8\xff\xd9" * 40}, "image/jpeg", "jpg"),
+    "webp lossy": ("WEBP", {}, "image/webp", "webp"),
+    "webp lossless": ("WEBP", {"lossless": True}, "image/webp", "webp"),
+    "webp extended": ("WEBP", {"alpha": True, "exif": b"Exif\0\0something"}, "image/webp", "webp"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_picture_is_measured_from_its_header(name: str) -> None:
+    kind, options, media_type, extension = KINDS[name]
+    info = inspect_image(picture(kind, (97, 61), **options))
+    assert info == ImageInfo(media_type, extension, 97, 61)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
+    kind, options, _, _ = KINDS[name]
+    whole = picture(kind, (40, 30), **options)
+    for length in (*range(40), *range(40, len(whole), 41), len(whole) - 2):
+        with pytest.raises(InvalidImageError):
+            inspect_image(whole[:length])
+
+
+def test_bytes_after_the_end_of_a_picture_do_not_matter() -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert inspect_image(picture(kind) + b"\0signed provenance").width == 97
+
+
+@pytest.mark.parametrize(
+    ("body", "called"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><title>502</title>", "HTML"),
+        (b"\xef\xbb\xbf \n<HTML>", "HTML"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b'<?xml version="1.0"?><Error><Code>ExpiredToken</Code></Error>', "XML"),
+        (b'{"error": "secret words"}', "JSON"),
+        (b"GIF89a\x01\x00\x01\x00", "GIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "unknown"),
+        (b"just words", "unknown"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name_and_never_quoted(body: bytes, called: str) -> None:
+    with pytest.raises(InvalidImageError) as caught:
+        inspect_image(body)
+    assert called in str(caught.value)
+    assert "secret words" not in str(caught.value)
+    assert caught.value.billed is Billed.YES
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, 0), (32_769, 10), (10, 2**31)])
+def test_impossible_dimensions_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(InvalidImageError, match="can't be right"):
+        inspect_image(png(*size))
+
+
+def test_the_largest_picture_that_the_models_make_is_taken() -> None:
+    assert inspect_image(png(12_288, 1_536)).width == 12_288
+
+
+def test_a_jpeg_that_ends_before_its_scan_is_refused_although_its_thumbnail_has_an_end() -> None:
+    whole = picture("JPEG", exif=b"Exif\0\0" + b"\xff\xd8\xff\xd9" * 10)
+    scan = whole.index(b"\xff\xda")
+    with pytest.raises(InvalidImageError, match="breaks off"):
+        inspect_image(whole[: scan + 20])
+
+
+@given(st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBPVP8", b""]), st.binary(max_size=80))
+def test_any_bytes_are_a_picture_or_an_invalid_one(magic: bytes, rest: bytes) -> None:
+    with contextlib.suppress(InvalidImageError):
+        assert inspect_image(magic + rest).width > 0
+
+
+# Sizes that the models were seen to make, or that Google's table names.
+MADE = [
+    ("512", "1:1", 512, 512),
+    ("512", "16:9", 688, 384),
+    ("512", "1:8", 192, 1536),
+    ("512", "4:1", 1024, 256),
+    ("1K", "1:1", 1024, 1024),
+    ("1K", "16:9", 1376, 768),
+    ("1K", "16:9", 1344, 768),
+    ("1K", "21:9", 1584, 672),
+    ("1K", "21:9", 1536, 672),
+    ("1K", "1:8", 352, 2928),
+    ("1K", "8:1", 3072, 384),
+    ("1K", "1:4", 512, 2064),
+    ("1K", "3:4", 864, 1184),
+    ("1K", "4:5", 928, 1152),
+    ("2K", "9:16", 1536, 2752),
+    ("4K", "21:9", 6336, 2688),
+    ("4K", "1:8", 1536, 12288),
+]
+
+
+@pytest.mark.parametrize(("resolution", "ratio", "width", "height"), MADE)
+def test_what_the_models_make_matches_what_was_asked(resolution: str, ratio: str, width: int, height: int) -> None:
+    info = ImageInfo("image/png", "png", width, height)
+    assert mismatch(info, resolution=resolution, aspect_ratio=ratio) is None
+    for other in {"512", "1K", "2K", "4K"} - {resolution}:
+        assert "resolution" in str(mismatch(info, resolution=other, aspect_ratio=None))
+
+
+@pytest.mark.parametrize(("width", "fits"), [(1030, True), (970, True), (1031, False), (969, False)])
+def test_a_ratio_may_be_off_by_three_percent(width: int, fits: bool) -> None:
+    said = mismatch(ImageInfo("image/png", "png", width, 1000), resolution=None, aspect_ratio="1:1")
+    assert (said is None) is fits
+
+
+def test_a_mismatch_is_one_sentence_with_both_differences() -> None:
+    said = mismatch(ImageInfo("image/png", "png", 1024, 1024), resolution="2K", aspect_ratio="16:9")
+    assert said == (
+        "The picture has 1024 x 1024 pixels: aspect_ratio 16:9 was asked, which is 1.778, and 1.000 came; "
+        "resolution 2K was asked, the area of a 1024 pixel square came."
+    )
+
+
+def test_what_was_not_asked_is_not_compared() -> None:
+    assert mismatch(ImageInfo("image/png", "png", 10, 900), resolution=None, aspect_ratio=None) is None
