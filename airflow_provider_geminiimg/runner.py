@@ -1,4 +1,4 @@
-"""How synchronous code enters the async code: an event loop in a helper thread, which the caller joins.
+"""How synchronous code enters the async code: an event loop in a helper thread, which the caller waits for.
 
 What must stay true: what Airflow raises in the main thread (``execution_timeout`` may strike at any line) never lands
 between a paid request and the record of it. It waits, a few seconds at most, until the record is written.
@@ -7,11 +7,11 @@ between a paid request and the record of it. It waits, a few seconds at most, un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from airflow_provider_geminiimg.exceptions import NotSentError
@@ -30,22 +30,22 @@ class Guard:
 
     def __init__(self) -> None:
         self._parent = os.getppid()
-        self._stopped = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
+        self._stopped = False
+        self._paying = 0
+        self._changed = threading.Condition()
 
     def stop(self) -> None:
-        """From now on no paid request is started."""
-        self._stopped.set()
+        """From now on no paid request is started. Takes no lock: signal handlers call it."""
+        self._stopped = True
 
     @property
     def stopped(self) -> bool:
         """Whether `stop` was called."""
-        return self._stopped.is_set()
+        return self._stopped
 
     def check(self) -> None:
         """:raises NotSentError: this process must not start a paid request any more."""
-        if self._stopped.is_set():
+        if self._stopped:
             raise NotSentError("The task was told to stop before the request was sent.", hint="A retry submits it.")
         if os.getppid() != self._parent:
             self.stop()
@@ -54,18 +54,22 @@ class Guard:
                 hint="Nothing was sent from here.",
             )
 
-    @contextmanager
+    @contextlib.contextmanager
     def paying(self) -> Iterator[None]:
         """Marks the time between starting a paid request and having recorded its answer."""
-        self._idle.clear()
+        with self._changed:
+            self._paying += 1
         try:
             yield
         finally:
-            self._idle.set()
+            with self._changed:
+                self._paying -= 1
+                self._changed.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until no paid request is without its record; ``False`` if `seconds` were not enough."""
-        return self._idle.wait(seconds)
+        with self._changed:
+            return self._changed.wait_for(lambda: self._paying == 0, seconds)
 
 
 def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: Guard | None = None) -> T:
@@ -78,6 +82,7 @@ def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: Guard | Non
     results: list[T] = []
     errors: list[BaseException] = []
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+    done = threading.Event()  # an interrupted Thread.join() takes the thread for dead up to Python 3.12
 
     async def main() -> T:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
@@ -88,20 +93,23 @@ def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: Guard | Non
             results.append(asyncio.run(main()))
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=(work,), name="geminiimg", daemon=True)
-    thread.start()
     try:
-        thread.join()
+        thread.start()
+        done.wait()
     except BaseException:
         if guard is not None:
             guard.stop()
             guard.wait_idle(GRACE)
         for loop, task in running:
-            if task is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(task.cancel)
-        thread.join(GRACE)
+            if task is not None:
+                with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                    loop.call_soon_threadsafe(task.cancel)
+        done.wait(GRACE)
         raise
     if errors:
         raise errors[0]
