@@ -1,0 +1,234 @@
+"""``make demo``: the campaign of ``example_dags``, run by a real Airflow, paid to a sandbox. No key, no money.
+
+What must stay true: the second demo clears the run of the first and buys nothing, and proves it by the sandbox's own
+ledger: this script ends with an error otherwise. That sandbox is a new process which remembers no job, so whatever
+comes back comes from our ledger and our storage. Everything lies in ``.demo``, which lives until ``make clean``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
+
+from airflow_provider_geminiimg.sandbox import SandboxClient
+from scripts.live_airflow import LiveAirflow
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / ".demo"
+FINISHED = DEMO / "finished"  # there exactly when the last demo came to its end
+PICTURES = DEMO / "pictures"
+DAG_ID, RUN_ID = "geminiimg_campaign", "demo"
+LATENCY = 2.0  # seconds that the sandbox takes for a picture
+PICTURE_TASKS = ("variants", "final")
+STATES = {None: "waits", "deferred": "waits for the gateway, in the triggerer", "success": "done"}
+COLUMNS = ("file", "pixels", "model", "seconds", "cost", "reused")
+
+
+class DemoError(Exception):
+    """The demo did not show what it promises."""
+
+
+def main() -> int:
+    """Run the demo.
+
+    :returns: the exit status: 0 only if everything came out as promised.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    began = time.monotonic()
+    again = FINISHED.exists()
+    if DEMO.exists() and not again:
+        say("The last demo did not finish, and its sandbox is gone: starting afresh.")
+        shutil.rmtree(DEMO)
+    DEMO.mkdir(exist_ok=True)
+    FINISHED.unlink(missing_ok=True)
+    try:
+        with sandbox() as box, campaign_airflow(box) as airflow:
+            say(f"Airflow is up after {time.monotonic() - began:.0f} s.")
+            run_campaign(airflow, again=again)
+            rows = [row(airflow, ti) for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] in PICTURE_TASKS]
+            bill = box.ledger()
+            reason = why(airflow) if again else ""
+    except (DemoError, RuntimeError, TimeoutError) as error:
+        say(f"\nThe demo failed: {error}\nLogs: {relative(DEMO / 'airflow' / 'logs')}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nStopped; nothing is left running.")
+        return 130
+    return report(rows, bill, reason, again=again, seconds=time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def sandbox() -> Iterator[SandboxClient]:
+    """Both gateways in a box, in a process of their own."""
+    command = [sys.executable, "-m", "airflow_provider_geminiimg", "sandbox", "--port", "0", "--latency", str(LATENCY)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        if found is None:
+            raise DemoError("the sandbox did not start")
+        say(f"The sandbox plays both gateways at {found.group()}.")
+        client = SandboxClient(found.group())
+        yield client
+        client.close()
+    finally:
+        process.kill()  # it keeps nothing that could be lost
+        process.wait()
+
+
+@contextlib.contextmanager
+def campaign_airflow(box: SandboxClient) -> Iterator[LiveAirflow]:
+    """Airflow with the example DAGs and one connection: to the sandbox."""
+    env = {"AIRFLOW_CONN_GEMINIIMG_DEFAULT": box.connection_json("1min")}
+    say("Starting Airflow: api-server, scheduler, DAG processor, triggerer (20 to 30 s) ...")
+    with LiveAirflow(DEMO / "airflow", REPOSITORY / "example_dags", env) as airflow:
+        yield airflow
+
+
+def run_campaign(airflow: LiveAirflow, *, again: bool) -> None:
+    """Run the campaign, or clear its run, and show what happens.
+
+    :raises DemoError: when it does not succeed.
+    """
+    if again:
+        say(f"The run {RUN_ID!r} of the first demo is there. Clearing all of its tasks ...")
+        airflow.clear(DAG_ID, RUN_ID)
+    else:
+        say(f"Running {DAG_ID}: three variants, then a final picture made from them ...")
+        airflow.trigger(DAG_ID, RUN_ID, {"folder": PICTURES.as_uri(), "poll_interval": 1})
+    state = airflow.wait(DAG_ID, RUN_ID, timeout=180, watch=Progress())
+    if state != "success":
+        failed = [ti for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["state"] == "failed"]
+        raise DemoError("; ".join(f"{label(ti)}: {complaint(airflow, ti)}" for ti in failed) or f"the run is {state}")
+
+
+class Progress:
+    """Prints a line whenever a picture's task changes its state."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seen: dict[str, str | None] = {}
+
+    def __call__(self, task_instances: Sequence[Mapping[str, Any]]) -> None:
+        for ti in task_instances:
+            name, state = label(ti), ti["state"]
+            if ti["task_id"] in PICTURE_TASKS and state is not None and self.seen.get(name) != state:
+                self.seen[name] = state
+                say(f"  {time.monotonic() - self.began:4.0f} s  {name:<12} {STATES.get(state, state)}")
+
+
+def row(airflow: LiveAirflow, ti: Mapping[str, Any]) -> dict[str, str]:
+    """One line of the table."""
+    manifest = airflow.xcom(DAG_ID, RUN_ID, ti["task_id"], map_index=ti["map_index"])
+    (image,) = manifest["images"]
+    path = Path(unquote(urlsplit(image["uri"]).path))
+    if path.stat().st_size != image["size"]:
+        raise DemoError(f"{relative(path)} is not what the task says that it wrote")
+    cost = manifest["cost"]
+    return {
+        "file": relative(path),
+        "pixels": f"{image['width']} x {image['height']}",
+        "model": manifest["model"],
+        "seconds": f"{ti['duration']:.1f}",
+        "cost": "0" if manifest["reused"] else f"{cost['amount']} {cost['currency']} ({cost['basis']})",
+        "reused": "yes" if manifest["reused"] else "no",
+    }
+
+
+def why(airflow: LiveAirflow) -> str:
+    """What the task itself said about the money.
+
+    :raises DemoError: when it said nothing.
+    """
+    (ti,) = [ti for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] == "final"]
+    for line in log_lines(airflow, ti):
+        if "at no cost" in str(line.get("event")):
+            return str(line["event"])
+    raise DemoError("no task says why it cost nothing")
+
+
+def complaint(airflow: LiveAirflow, ti: Mapping[str, Any]) -> str:
+    """The exception that a failed task ended with."""
+    errors = [each for line in log_lines(airflow, ti) for each in line.get("error_detail") or []]
+    return f"{errors[0]['exc_type']}: {errors[0]['exc_value']}" if errors else "no exception in its log"
+
+
+def log_lines(airflow: LiveAirflow, ti: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The log of a task's last attempt."""
+    where = {"map_index": ti["map_index"], "attempt": ti["try_number"]}
+    for line in airflow.task_log(DAG_ID, RUN_ID, ti["task_id"], **where).splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+def report(
+    rows: Sequence[Mapping[str, str]], bill: Sequence[Mapping[str, Any]], reason: str, *, again: bool, seconds: float
+) -> int:
+    """Print the table, the bill and what to open; the exit status."""
+    say("")
+    table(rows)
+    say("")
+    say(f"Paid submissions that the sandbox counted in this run: {len(bill)}.")
+    if again:
+        say("Why: Clear keeps Airflow's run, and the ledger knows what was paid for in it. The task's own words:")
+        say(f"  {reason}")
+    wanted = 0 if again else len(rows)
+    if len(rows) != 4 or len(bill) != wanted or any((each["reused"] == "yes") != again for each in rows):
+        say(f"That is wrong: {len(rows)} pictures should have taken {wanted} paid submissions.")
+        return 1
+    FINISHED.touch()
+    say("\nOpen:")
+    say(f"  {next(each['file'] for each in rows if '/final' in each['file'])}   the final picture")
+    say(f"  {relative(PICTURES)}   all pictures, each with what is known of it beside it (.json)")
+    say(f"  {relative(DEMO / 'airflow' / 'geminiimg' / 'ledger')}   what was paid for")
+    say(f"  {relative(DEMO / 'airflow' / 'logs')}   what Airflow said")
+    say(
+        f"\n{seconds:.0f} s in all. "
+        + ("`make clean` forgets it." if again else "Now run `make demo` again: it costs nothing.")
+    )
+    return 0
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows under their headings."""
+    widths = [max(len(name), *(len(each[name]) for each in rows)) for name in COLUMNS]
+    for cells in (
+        COLUMNS,
+        tuple("-" * width for width in widths),
+        *([each[name] for name in COLUMNS] for each in rows),
+    ):
+        say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def label(ti: Mapping[str, Any]) -> str:
+    """``variants[0]``, ``final``."""
+    return f"{ti['task_id']}[{ti['map_index']}]" if ti["map_index"] >= 0 else str(ti["task_id"])
+
+
+def relative(path: Path) -> str:
+    """`path` as seen from where the user stands."""
+    return os.path.relpath(path)
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # unwinds the `with` blocks, which end what they started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
