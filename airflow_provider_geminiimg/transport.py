@@ -288,19 +288,18 @@ class Transport:
     async def _pooled(self) -> httpx.AsyncClient:
         if self._pool is None:
             client = await self._client(connections=self._pool_size, keep=self._pool_size)
-            self._pool = self._pool or client  # another task may have made one while the TLS context was made
+            self._pool = self._pool or client  # another task may have made one meanwhile
         return self._pool
 
     async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
-        context = await asyncio.to_thread(_tls_context)
+        trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # no proxy reaches our own loopback
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=keep)
+        client = await asyncio.to_thread(
+            lambda: httpx.AsyncClient(verify=_tls_context(), limits=limits, follow_redirects=False, trust_env=trust_env)
+        )
         if self._closed:
             raise RuntimeError("This transport is closed.")
-        return httpx.AsyncClient(
-            verify=context,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=keep),
-            follow_redirects=False,
-            trust_env=not is_loopback(httpx.URL(self.gateway.base_url).host),  # no proxy reaches our own loopback
-        )
+        return client
 
 
 class _Exchange(Generic[T]):
@@ -382,5 +381,5 @@ def _origin(url: httpx.URL) -> _Origin:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """One for the process: making it costs about 20 ms, too much for an event loop that all triggers share."""
+    """One for the process: making it costs about 20 ms."""
     return httpx.create_ssl_context()

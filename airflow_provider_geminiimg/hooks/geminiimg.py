@@ -7,35 +7,22 @@ code as the asynchronous ones; nothing here is recorded, so whoever buys through
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, lookup
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.download import download
-from airflow_provider_geminiimg.exceptions import (
-    BadRequestError,
-    GeminiImageError,
-    InvalidImageError,
-    LostContactError,
-    OutcomeUnknownError,
-    TimedOutError,
-)
-from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
-from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.inputs import read_inputs
-from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
-from airflow_provider_geminiimg.polling import End, PollPlan
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
+from airflow_provider_geminiimg.gateways.base import CheckResult, JobStatus, Picture
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.runner import run
-from airflow_provider_geminiimg.storage import Files, default_s3_client
 from airflow_provider_geminiimg.transport import Transport
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.hooks._session import Session
 
 T = TypeVar("T")
 WAIT_SECONDS = 1800.0
@@ -95,11 +82,11 @@ class GeminiImageHook(BaseHook):
         :raises AuthenticationError: it does not.
         :raises GeminiImageError: it could not be asked.
         """
-        return self._run(_Session.check)
+        return self._run(lambda session: session.check())
 
     async def acheck(self) -> CheckResult:
         """As `check`."""
-        return await self._arun(_Session.check)
+        return await self._arun(lambda session: session.check())
 
     def upload(self, image: str | bytes) -> str:
         """Hand an input picture to the gateway. Free.
@@ -191,7 +178,7 @@ class GeminiImageHook(BaseHook):
         started = time.monotonic()
         try:
             connection = self.connection()
-            found = run(lambda: _with_session(connection, _Session.check))
+            found = run(lambda: _with_session(connection, lambda session: session.check()))
         except GeminiImageError as error:
             return False, str(error)
         milliseconds = (time.monotonic() - started) * 1000
@@ -220,97 +207,21 @@ class GeminiImageHook(BaseHook):
             extra=extra,
         )
 
-    def _run(self, step: Callable[[_Session], Awaitable[T]]) -> T:
+    def _run(self, step: Callable[[Session], Awaitable[T]]) -> T:
         # Looked up here and not in the helper thread: Airflow's channel to its supervisor belongs to this one.
         connection = self.connection()
         return run(lambda: _with_session(connection, step))
 
-    async def _arun(self, step: Callable[[_Session], Awaitable[T]]) -> T:
+    async def _arun(self, step: Callable[[Session], Awaitable[T]]) -> T:
         return await _with_session(await self.aconnection(), step)
 
 
-class _Session:
-    """The hook's methods, written once."""
+async def _with_session(connection: GatewayConnection, step: Callable[[Session], Awaitable[T]]) -> T:
+    # Imported late, because the triggerer needs this module for its connections alone, and imports in its event loop.
+    from airflow_provider_geminiimg.hooks._session import Session
 
-    def __init__(self, connection: GatewayConnection, transport: Transport) -> None:
-        self.connection = connection
-        self.transport = transport
-        self.gateway = transport.gateway
-
-    async def check(self) -> CheckResult:
-        return await self.transport.send_free(self.gateway.check(), prompt="")
-
-    async def upload(self, image: str | bytes) -> str:
-        if isinstance(image, str):
-            image = await asyncio.to_thread(self._read, image)
-        try:
-            info = inspect_image(image)
-        except InvalidImageError as error:
-            raise BadRequestError(f"image can't be used: {error.message}") from None
-        return await self._handle(InputImage(image, info.media_type, hashlib.sha256(image).hexdigest()), prompt="")
-
-    async def submit(self, request: ImageRequest) -> JobStatus:
-        checked = request.check(self.connection.gateway, self.connection.model)
-        images = await read_inputs(checked, _files())
-        handles = [await self._handle(image, prompt=checked.prompt) for image in images]
-        return await self.transport.send(self.gateway.submit(checked, handles))
-
-    async def status(self, job_id: str, model: str | None) -> JobStatus:
-        model = model or self.connection.model or DEFAULT_MODEL
-        return await self.transport.send(self.gateway.status(job_id, model=model))
-
-    async def wait(self, job_id: str, model: str | None, timeout: float, poll_interval: float | None) -> JobStatus:
-        now = time.time()
-        plan = PollPlan(
-            submitted_at=now,
-            deadline=now + timeout,
-            expected_seconds=0.0,
-            poll_interval=poll_interval,
-            spread=LIMITS[self.connection.gateway].poll_interval,
-        )
-        step = plan.first(now)
-        while True:
-            await asyncio.sleep(step.seconds)
-            result: JobStatus | GeminiImageError
-            try:
-                result = await self.status(job_id, model)
-            except GeminiImageError as error:
-                result = error
-            after = plan.after(time.time(), result)
-            if isinstance(after, End):
-                return _ended(job_id, after, result)
-            step = after
-
-    async def download(self, picture: Picture) -> bytes:
-        data = picture.data
-        if data is None:
-            data = await download(
-                picture.url or "",
-                max_bytes=MAX_PICTURE_BYTES,
-                timeout=DOWNLOAD_SECONDS,
-                exempt=self.connection.base_url,
-            )
-        inspect_image(data)
-        return data
-
-    async def _handle(self, image: InputImage, *, prompt: str) -> str:
-        reference = self.gateway.reference(image)
-        return reference if isinstance(reference, str) else await self.transport.send_free(reference, prompt=prompt)
-
-    def _read(self, uri: str) -> bytes:
-        files = _files()
-        files.check(uri, "image")
-        row = lookup(self.connection.gateway, DEFAULT_MODEL, "edit")
-        return files.read(uri, max_bytes=row.max_input_bytes)
-
-
-async def _with_session(connection: GatewayConnection, step: Callable[[_Session], Awaitable[T]]) -> T:
     async with Transport(connection) as transport:
-        return await step(_Session(connection, transport))
-
-
-def _files() -> Files:
-    return Files(s3_client=default_s3_client, allowed_roots=settings.allowed_roots())
+        return await step(Session(connection, transport))
 
 
 def _request(request: ImageRequest | None, fields: dict[str, Any]) -> ImageRequest:
@@ -320,21 +231,6 @@ def _request(request: ImageRequest | None, fields: dict[str, Any]) -> ImageReque
         return request
     pictures = fields.get("image") or fields.get("reference_images")
     return ImageRequest.build(**{"operation": "edit" if pictures else "generate", **fields})
-
-
-def _ended(job_id: str, end: End, result: JobStatus | GeminiImageError) -> JobStatus:
-    if isinstance(result, JobStatus) and end.status == "done":
-        return result
-    if isinstance(result, JobStatus) and result.error is not None:
-        raise result.error
-    if end.status == "vanished":
-        raise OutcomeUnknownError(f"The gateway does not know job {job_id}.")
-    if end.status == "timeout":
-        raise TimedOutError(f"Job {job_id} was still running at the deadline. It is left alone.")
-    cause = result if isinstance(result, GeminiImageError) else None
-    raise LostContactError(
-        f"Job {job_id} could not be asked about several times in a row. It is left alone."
-    ) from cause
 
 
 async def _async_extra(connection: Any) -> Any:

@@ -1,0 +1,130 @@
+"""What the hook's methods do, written once and async.
+
+What must stay true: `Session.submit` alone costs money, and sends once; an input is read and checked before anything
+is sent; the key stays with the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, lookup
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.download import download
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    GeminiImageError,
+    InvalidImageError,
+    LostContactError,
+    OutcomeUnknownError,
+    TimedOutError,
+)
+from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
+from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.inputs import read_inputs
+from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
+from airflow_provider_geminiimg.polling import End, PollPlan
+from airflow_provider_geminiimg.request import ImageRequest
+from airflow_provider_geminiimg.storage import Files, default_s3_client
+from airflow_provider_geminiimg.transport import Transport
+
+
+class Session:
+    """One connection, open.
+
+    :param connection: the account.
+    :param transport: sends to it.
+    """
+
+    def __init__(self, connection: GatewayConnection, transport: Transport) -> None:
+        self.connection = connection
+        self.transport = transport
+        self.gateway = transport.gateway
+
+    async def check(self) -> CheckResult:
+        return await self.transport.send_free(self.gateway.check(), prompt="")
+
+    async def upload(self, image: str | bytes) -> str:
+        if isinstance(image, str):
+            image = await asyncio.to_thread(self._read, image)
+        try:
+            info = inspect_image(image)
+        except InvalidImageError as error:
+            raise BadRequestError(f"image can't be used: {error.message}") from None
+        return await self._handle(InputImage(image, info.media_type, hashlib.sha256(image).hexdigest()), prompt="")
+
+    async def submit(self, request: ImageRequest) -> JobStatus:
+        checked = request.check(self.connection.gateway, self.connection.model)
+        images = await read_inputs(checked, _files())
+        handles = [await self._handle(image, prompt=checked.prompt) for image in images]
+        return await self.transport.send(self.gateway.submit(checked, handles))
+
+    async def status(self, job_id: str, model: str | None) -> JobStatus:
+        model = model or self.connection.model or DEFAULT_MODEL
+        return await self.transport.send(self.gateway.status(job_id, model=model))
+
+    async def wait(self, job_id: str, model: str | None, timeout: float, poll_interval: float | None) -> JobStatus:
+        now = time.time()
+        plan = PollPlan(
+            submitted_at=now,
+            deadline=now + timeout,
+            expected_seconds=0.0,
+            poll_interval=poll_interval,
+            spread=LIMITS[self.connection.gateway].poll_interval,
+        )
+        step = plan.first(now)
+        while True:
+            await asyncio.sleep(step.seconds)
+            result: JobStatus | GeminiImageError
+            try:
+                result = await self.status(job_id, model)
+            except GeminiImageError as error:
+                result = error
+            after = plan.after(time.time(), result)
+            if isinstance(after, End):
+                return _ended(job_id, after, result)
+            step = after
+
+    async def download(self, picture: Picture) -> bytes:
+        data = picture.data
+        if data is None:
+            data = await download(
+                picture.url or "",
+                max_bytes=MAX_PICTURE_BYTES,
+                timeout=DOWNLOAD_SECONDS,
+                exempt=self.connection.base_url,
+            )
+        inspect_image(data)
+        return data
+
+    async def _handle(self, image: InputImage, *, prompt: str) -> str:
+        reference = self.gateway.reference(image)
+        return reference if isinstance(reference, str) else await self.transport.send_free(reference, prompt=prompt)
+
+    def _read(self, uri: str) -> bytes:
+        files = _files()
+        files.check(uri, "image")
+        row = lookup(self.connection.gateway, DEFAULT_MODEL, "edit")
+        return files.read(uri, max_bytes=row.max_input_bytes)
+
+
+def _files() -> Files:
+    return Files(s3_client=default_s3_client, allowed_roots=settings.allowed_roots())
+
+
+def _ended(job_id: str, end: End, result: JobStatus | GeminiImageError) -> JobStatus:
+    if isinstance(result, JobStatus) and end.status == "done":
+        return result
+    if isinstance(result, JobStatus) and result.error is not None:
+        raise result.error
+    if end.status == "vanished":
+        raise OutcomeUnknownError(f"The gateway does not know job {job_id}.")
+    if end.status == "timeout":
+        raise TimedOutError(f"Job {job_id} was still running at the deadline. It is left alone.")
+    cause = result if isinstance(result, GeminiImageError) else None
+    raise LostContactError(
+        f"Job {job_id} could not be asked about several times in a row. It is left alone."
+    ) from cause
