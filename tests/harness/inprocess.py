@@ -1,4 +1,4 @@
-"""A real Airflow in the test's own process: `AirflowHarness.run_dag` runs a DAG object in about 0.3 s.
+"""A real Airflow in the test's own process: `AirflowHarness.run_dag` runs a DAG object in about 0.1 s.
 
 What is real: the metadata database, the serialized DAG, the scheduling decisions, the execution API, the task runner
 with its rendering, mapping, XComs, task state store and retries, and the records by which a deferred task is resumed.
