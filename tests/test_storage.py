@@ -594,6 +594,12 @@ def test_a_uri_that_is_no_plain_absolute_address_is_refused(files: Files, uri: s
         files.check(uri, "reference_images")
 
 
+def test_a_data_uri_is_refused_without_its_bytes(files: Files) -> None:
+    with pytest.raises(BadRequestError, match="image") as caught:
+        files.check("data:image/png;base64,CANARY", "image")
+    assert "CANARY" not in str(caught.value)
+
+
 def test_the_connection_of_a_uri_reaches_the_client_factory(s3: str) -> None:
     asked = []
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
 WEB_SCHEMES = ("http", "https")
 _SAME_SCHEME = {"s3a": "s3", "s3n": "s3", "local": "file"}
@@ -88,7 +88,7 @@ def locate(uri: str, what: str = "uri") -> Location:
     scheme, separator, rest = ("file", "://", uri) if uri.startswith("/") else uri.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.lower()):
         raise BadRequestError(
-            f"{what}: {uri[:80]!r} is neither a URI nor an absolute path.",
+            f"{what}: {scrub(uri, limit=80)!r} is neither a URI nor an absolute path.",
             hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name or /folder/name.",
         )
     scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
