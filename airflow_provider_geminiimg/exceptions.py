@@ -25,12 +25,13 @@ whether a retry can help and whose fault it is; none carries a key, a signed lin
 
 from __future__ import annotations
 
-import difflib
 import enum
+import html
 import json
 import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 
 class Billed(str, enum.Enum):
@@ -327,43 +328,64 @@ def from_dict(values: dict[str, Any]) -> GeminiImageError:
     )
 
 
-_QUERY = re.compile(r"(?P<url>\b[a-z][a-z0-9+.-]*://[^\s?#\"'<>\\]*)[?#][^\s\"'<>\\]*", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:[\w/+.-]*;base64,[A-Za-z0-9+/=_-]*")
-_USERINFO = re.compile(r"(?P<scheme>\bhttps?://)[^\s/@\"'<>]+@", re.IGNORECASE)
-_ECHO = 16  # an echo of the prompt shorter than this many characters says too little to be one
+_SLASH = r"(?:\\*/)"  # as it stands, or escaped by a JSON encoder, once or more
+_QUERY = re.compile(
+    rf"(?P<url>\b[a-z][a-z0-9+.-]*:{_SLASH}{{2}}(?:[^\s?#\"'<>\\]|\\+/)*)"
+    r"[?#](?:[^\s\"'<>\\]|\\+/|\\+u[0-9a-f]{4})*",
+    re.IGNORECASE,
+)
+_DATA_URI = re.compile(r"data:(?:[\w/+.;=-]|\\+/)*;base64,(?:[a-z0-9+/=_-]|\\+[/nr]|%[0-9a-f]{2})*", re.IGNORECASE)
+_BYTES = re.compile(r"(?:[A-Za-z0-9+/_-]|\\+/){256,}={0,2}")  # no word, hash or token of an error is that long
+_USERINFO = re.compile(rf"(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", re.IGNORECASE)
+_ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
+_PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
 
 
 def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:
     """`text` without secrets, URL queries, picture bytes and echoes of the prompt, cut to `limit` characters.
 
-    :param secrets: texts to take out wherever they stand.
-    :param prompt: the prompt that was sent; it is taken out whole, in its JSON-escaped form, and in pieces of
-        16 characters and more.
+    :param secrets: texts to take out wherever they stand, also percent-encoded.
+    :param prompt: the prompt that was sent; it is taken out whole, however JSON or HTML escape it, and in pieces of
+        12 letters and digits and more, whatever stands between them and in any case.
     """
     for secret in secrets:
-        if secret:
-            text = text.replace(secret, "[secret]")
+        for form in dict.fromkeys((secret, quote(secret, safe=""))):
+            text = text.replace(form, "[secret]") if form else text
     text = _DATA_URI.sub("[picture]", text)
     text = _USERINFO.sub(r"\g<scheme>", text)
     text = _QUERY.sub(r"\g<url>?[removed]", text)
-    for form in dict.fromkeys(_forms(prompt or "")):
-        text = _without_echo(text, form)
+    text = _BYTES.sub("[bytes]", text)
+    if prompt and prompt.strip():
+        text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _forms(prompt: str) -> list[str]:
-    """The ways in which a JSON-speaking gateway may repeat a prompt."""
-    return [
-        form.strip()
-        for form in (prompt, json.dumps(prompt)[1:-1], json.dumps(prompt, ensure_ascii=False)[1:-1])
-        if form.strip()
-    ]
+    """The ways in which a gateway may repeat a prompt."""
+    encoded = json.dumps(prompt)[1:-1]
+    forms = (prompt, html.escape(prompt), json.dumps(prompt, ensure_ascii=False)[1:-1], encoded)
+    return list(dict.fromkeys((*forms, json.dumps(encoded)[1:-1])))
 
 
-def _without_echo(text: str, prompt: str) -> str:
-    text = re.sub(re.escape(prompt), "[prompt]", text, flags=re.IGNORECASE)
-    matcher = difflib.SequenceMatcher(None, text, prompt[:20_000], autojunk=False)
-    for block in sorted(matcher.get_matching_blocks(), reverse=True):
-        if block.size >= _ECHO:
-            text = f"{text[: block.a]}[prompt]{text[block.a + block.size :]}"
+def _without_echo(text: str, forms: list[str]) -> str:
+    for form in forms:
+        text = re.sub(re.escape(form), "[prompt]", text, flags=re.IGNORECASE)
+    said, places = _letters(text)
+    hidden = bytearray(len(text))
+    for form in forms:
+        letters, _ = _letters(form)
+        pieces = {letters[at : at + _ECHO] for at in range(len(letters) - _ECHO + 1)}
+        for at in range(len(said) - _ECHO + 1):
+            if said[at : at + _ECHO] in pieces:
+                start, end = places[at], places[at + _ECHO - 1] + 1
+                hidden[start:end] = b"\1" * (end - start)
+    runs = [(run.start(), run.end()) for run in re.finditer(b"\1+", hidden)]
+    for start, end in reversed(runs):
+        text = f"{text[:start]}[prompt]{text[end:]}"
     return text
+
+
+def _letters(text: str) -> tuple[str, list[int]]:
+    """The letters and digits of `text` in one case, and where each of them stands."""
+    found = [(letter, at) for at, char in enumerate(text) for letter in char.casefold() if letter.isalnum()]
+    return "".join(letter for letter, _ in found), [at for _, at in found]
