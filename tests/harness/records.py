@@ -24,6 +24,7 @@ def make_record(item: Item = ITEM, n: int = 1, **values: Any) -> Record:
         "conn_id": "onemin",
         "gateway": "1min",
         "model": "gemini-3.1-flash-image-preview",
+        "wire_model": "gemini-3.1-flash-image-preview",
         "operation": "generate",
         "fingerprint": "f" * 64,
         "request_fields": {"resolution": "1K"},
