@@ -560,6 +560,15 @@ def test_a_setting_that_is_not_understood_is_refused(sandbox: Sandbox) -> None:
 # Around it
 
 
+def test_every_result_link_is_listed_until_a_reset(call: Caller, sandbox: Sandbox) -> None:
+    sandbox.settings(honour_async=False, latency=0)
+    signed = call.features().json()["aiRecord"]["temporaryUrl"]
+    plain = call.generations().json()["data"][0]["url"]
+    assert sandbox.links() == [signed, plain]
+    sandbox.reset()
+    assert sandbox.links() == []
+
+
 def test_calls_say_who_called_without_queries(call: Caller, sandbox: Sandbox) -> None:
     sandbox.settings(latency=0)
     call.http.get(call.features().json()["aiRecord"]["temporaryUrl"])

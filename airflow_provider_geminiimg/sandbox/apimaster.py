@@ -80,7 +80,7 @@ def router(box: Box, studio: Studio) -> APIRouter:
         if box.settings.honour_async:
             return JSONResponse(_maybe_code(box, job, {"data": [{"status": "submitted", "task_id": job.job_id}]}))
         await job.finish()
-        return JSONResponse(_maybe_code(box, job, {"data": _finished(job, _base(request))}))
+        return JSONResponse(_maybe_code(box, job, {"data": _finished(box, job, _base(request))}))
 
     @routes.post("/images/generations")
     async def submit_sync(request: Request) -> Response:
@@ -90,7 +90,7 @@ def router(box: Box, studio: Studio) -> APIRouter:
         await job.finish(patience)
         if job.hidden:
             raise refused(408)
-        images = _finished(job, _base(request))
+        images = _finished(box, job, _base(request))
         if _alternate(box.settings.sync_shape, job, "data", "task") == "task":
             return JSONResponse(poll_body(box, job, _base(request)))
         return JSONResponse({"created": int(job.ready_at), "data": images})
@@ -255,18 +255,17 @@ def failure(job: Job) -> dict[str, Any] | None:
     }.get(job.order.outcome)
 
 
-def _finished(job: Job, base_url: str) -> list[dict[str, Any]]:
+def _finished(box: Box, job: Job, base_url: str) -> list[dict[str, Any]]:
     """The images of a call that waited for them."""
     if job.failed:
         error = failure(job) or {}
         raise refused(502, error.get("message"), code=error.get("code"))
-    return [] if job.order.outcome == "no_picture" else [{"url": f"{base_url}/{job.key}"}]
+    return [] if job.order.outcome == "no_picture" else [{"url": box.plain_link(base_url, job.key)}]
 
 
 def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
     """A task's envelope in one of the two shapes, as the job stands now."""
     shape_name = _alternate(box.settings.poll_shape, job, "succeeded", "completed")
-    url = f"{base_url}/{job.key}"
     rich = shape_name == "completed"
     data: dict[str, Any] = {"id": job.job_id, "progress": job.progress()} if rich else {}
     if not job.done:
@@ -276,9 +275,10 @@ def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
         error = failure(job)
         return _envelope(rich, {**data, "status": "failed", **({"error": error} if error else {})})
     expires = int(job.ready_at) + box.settings.link_seconds
-    images: list[dict[str, Any]] = [{"url": [url], "expires_at": expires}] if rich else [{"url": url}]
-    if job.order.outcome == "no_picture":
-        images = []
+    images: list[dict[str, Any]] = []
+    if job.order.outcome != "no_picture":
+        url = box.plain_link(base_url, job.key)
+        images = [{"url": [url], "expires_at": expires}] if rich else [{"url": url}]
     if rich:
         data |= {"cost": float(job.order.price), "expires_at": expires}
     return _envelope(rich, {**data, "status": shape_name, "result": {"images": images}})

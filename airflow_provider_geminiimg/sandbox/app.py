@@ -279,6 +279,10 @@ def _views(box: Box) -> APIRouter:
             await box.until(lambda: len(found()) >= count, timeout)
         return found()
 
+    @routes.get("/links")
+    async def links() -> Any:
+        return list(box.links)
+
     @routes.get("/held")
     async def held(count: int = 1, wait: bool = False, timeout: float = 30) -> Any:
         if wait:

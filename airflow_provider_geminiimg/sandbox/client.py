@@ -75,6 +75,10 @@ class SandboxClient:
         query = {"count": count, "wait": int(count > 0), "timeout": timeout, **({"route": route} if route else {})}
         return list(self._ask("GET", "calls", params=query))
 
+    def links(self) -> list[str]:
+        """Every result link that was given out, signatures included: what must not be found in any log."""
+        return list(self._ask("GET", "links"))
+
     def faults(self, *faults: dict[str, Any], **fault: Any) -> list[dict[str, Any]]:
         """Queue faults: dictionaries, or one by keywords. Fields: `airflow_provider_geminiimg.sandbox.faults.Fault`.
 

@@ -183,6 +183,7 @@ class Box:
         self.jobs: dict[str, Job] = {}
         self.assets: dict[str, bytes] = {}
         self.calls: deque[dict[str, Any]] = deque(maxlen=CALLS_KEPT)
+        self.links: dict[str, None] = {}
         self._by_key: dict[str, Job] = {}
         self.faults.reset()
         self.touch()
@@ -241,7 +242,15 @@ class Box:
             "X-Amz-SignedHeaders": "host",
             "X-Amz-Signature": self.signature(key, date, str(self.settings.link_seconds)),
         }
-        return f"{base_url}{path}?{urlencode(query)}"
+        return self._served(f"{base_url}{path}?{urlencode(query)}")
+
+    def plain_link(self, base_url: str, key: str) -> str:
+        """A link that works for `Settings.link_seconds`, unsigned."""
+        return self._served(f"{base_url}/{key}")
+
+    def _served(self, link: str) -> str:
+        self.links[link] = None
+        return link
 
     def signature(self, key: str, date: str, expires: str) -> str:
         return hmac.new(self._secret, f"{key}\n{date}\n{expires}".encode(), hashlib.sha256).hexdigest()
