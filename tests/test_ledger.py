@@ -8,19 +8,19 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from harness.records import ITEM, landed, make_record, submitted
+from harness.records import ITEM, Wire, landed, make_record, submitted
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.ledger import SCHEMA, Item, Ledger, Record, record_key, with_error
-from airflow_provider_geminiimg.storage import Blob, Store, default_s3_client, encode_segment, open_store
+from airflow_provider_geminiimg.storage import Store, default_s3_client, encode_segment, open_store
 
 T = TypeVar("T")
 
@@ -61,43 +61,6 @@ def race(jobs: list[Callable[[], T]]) -> list[T]:
 
     with ThreadPoolExecutor(len(jobs)) as pool:
         return list(pool.map(run, jobs))
-
-
-class Wire(Store):
-    """A store behind a bad line: `fail` decides, by operation, what becomes of a call that the real store served.
-
-    The call reaches the real store or not (``before``); its answer is an error, or ``None`` (an answer that a client
-    asked for twice).
-    """
-
-    def __init__(self, real: Store) -> None:
-        super().__init__(real.uri)
-        self.real = real
-        self.fail: dict[str, str] = {}
-
-    def _call(self, operation: str, *args: Any) -> Any:
-        fault = self.fail.pop(operation, None)
-        if fault == "before":
-            raise StorageError(f"{operation}: the line is down.")
-        answer = getattr(self.real, operation)(*args)
-        if fault == "after":
-            raise StorageError(f"{operation}: the answer got lost.")
-        return None if fault == "nothing" else answer
-
-    def create(self, key: str, data: bytes) -> str | None:
-        return self._call("create", key, data)  # type: ignore[no-any-return]
-
-    def read(self, key: str) -> Blob | None:
-        return self._call("read", key)  # type: ignore[no-any-return]
-
-    def replace(self, key: str, data: bytes, version: str) -> str | None:
-        return self._call("replace", key, data, version)  # type: ignore[no-any-return]
-
-    def delete(self, key: str) -> None:
-        self._call("delete", key)
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        return iter(self._call("keys", prefix))
 
 
 # Claiming
@@ -153,7 +116,7 @@ def test_eight_claimants_at_once_have_one_winner_in_each_of_100_races(root: str)
 def test_a_claim_whose_answer_got_lost_is_found_again_by_its_name(store: Store) -> None:
     wire = Wire(store)
     record = make_record()
-    wire.fail["create"] = "nothing"
+    wire.once["create"] = "nothing"
     found = Ledger(wire).create(record)
     assert found is not None
     assert found.record == record
@@ -162,7 +125,7 @@ def test_a_claim_whose_answer_got_lost_is_found_again_by_its_name(store: Store) 
 def test_a_claim_that_was_written_although_the_store_reported_a_failure_is_won(store: Store) -> None:
     wire = Wire(store)
     record = make_record()
-    wire.fail["create"] = "after"
+    wire.once["create"] = "after"
     found = Ledger(wire).create(record)
     assert found is not None
     assert found.record == record
@@ -170,7 +133,7 @@ def test_a_claim_that_was_written_although_the_store_reported_a_failure_is_won(s
 
 def test_a_claim_that_was_not_written_is_a_storage_error(store: Store) -> None:
     wire = Wire(store)
-    wire.fail["create"] = "before"
+    wire.once["create"] = "before"
     with pytest.raises(StorageError, match="the line is down"):
         Ledger(wire).create(make_record())
     assert Ledger(store).latest(ITEM) is None
@@ -180,7 +143,7 @@ def test_a_claim_that_failed_on_another_attempts_record_is_a_storage_error(store
     first = make_record()
     assert Ledger(store).create(first)
     wire = Wire(store)
-    wire.fail["create"] = "before"
+    wire.once["create"] = "before"
     with pytest.raises(StorageError, match="the line is down"):
         Ledger(wire).create(make_record())
 
@@ -269,7 +232,7 @@ def test_a_record_that_is_wrong_is_not_won_by_a_second_claim(ledger: Ledger) -> 
 def test_a_record_that_is_listed_but_not_there_is_a_ledger_error(store: Store) -> None:
     assert Ledger(store).create(make_record())
     wire = Wire(store)
-    wire.fail["read"] = "nothing"
+    wire.once["read"] = "nothing"
     with pytest.raises(LedgerError, match="is listed but can't be read"):
         Ledger(wire).latest(ITEM)
 
@@ -277,14 +240,14 @@ def test_a_record_that_is_listed_but_not_there_is_a_ledger_error(store: Store) -
 def test_a_record_that_can_not_be_read_is_a_storage_error(store: Store) -> None:
     assert Ledger(store).create(make_record())
     wire = Wire(store)
-    wire.fail["read"] = "before"
+    wire.once["read"] = "before"
     with pytest.raises(StorageError):
         Ledger(wire).latest(ITEM)
 
 
 def test_records_that_can_not_be_listed_are_a_storage_error(store: Store) -> None:
     wire = Wire(store)
-    wire.fail["keys"] = "before"
+    wire.once["keys"] = "before"
     with pytest.raises(StorageError):
         Ledger(wire).latest(ITEM)
 
@@ -355,7 +318,7 @@ def test_a_change_whose_answer_got_lost_is_found_to_be_done(store: Store) -> Non
     record = make_record()
     assert Ledger(store).create(record)
     wire = Wire(store)
-    wire.fail["replace"] = "nothing"
+    wire.once["replace"] = "nothing"
     changed = Ledger(wire).change(record.key, lambda s: dataclasses.replace(s, state="submitted", job_id="job-1"))
     assert (changed.state, changed.job_id) == ("submitted", "job-1")
 

@@ -1,11 +1,14 @@
-"""Ledger records for tests, made by hand: what an attempt that died would have left behind."""
+"""Ledger records made by hand (what an attempt that died would have left behind), and a store behind a bad line."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from airflow_provider_geminiimg.exceptions import StorageError
 from airflow_provider_geminiimg.ledger import Destination, Item, Record, new_claim, process_identity, record_key
+from airflow_provider_geminiimg.storage import Blob, Store
 
 ITEM = Item("default", "campaign", "manual__2026-01-01T00:00:00+00:00", "hero", -1)
 ELSEWHERE = Destination("file:///elsewhere", "hero")
@@ -49,3 +52,46 @@ def landed(item: Item = ITEM, n: int = 1, **values: Any) -> Record:
         "sha256": "0" * 64,
     }  # fmt: skip
     return submitted(item, n, **{"state": "landed", "manifest": {"images": [image]}, **values})
+
+
+class Wire(Store):
+    """A store behind a bad line. By operation, what becomes of a call:
+
+    ``before``: an error, and the real store heard nothing; ``after``: an error, although the real store did it;
+    ``nothing``: ``None``, which is what a client gets that asked twice because the first answer was lost.
+
+    :param real: the store behind it.
+    :param prefix: keys that the line is bad for.
+    """
+
+    def __init__(self, real: Store, prefix: str = "") -> None:
+        super().__init__(real.uri)
+        self.real = real
+        self.prefix = prefix
+        self.once: dict[str, str] = {}
+        self.always: dict[str, str] = {}
+
+    def _call(self, operation: str, key: str, *args: Any) -> Any:
+        bad = key.startswith(self.prefix)
+        fault = (self.once.pop(operation, None) or self.always.get(operation)) if bad else None
+        if fault == "before":
+            raise StorageError(f"{operation}: the line is down.")
+        answer = getattr(self.real, operation)(key, *args)
+        if fault == "after":
+            raise StorageError(f"{operation}: the answer got lost.")
+        return None if fault == "nothing" else answer
+
+    def create(self, key: str, data: bytes) -> str | None:
+        return self._call("create", key, data)  # type: ignore[no-any-return]
+
+    def read(self, key: str) -> Blob | None:
+        return self._call("read", key)  # type: ignore[no-any-return]
+
+    def replace(self, key: str, data: bytes, version: str) -> str | None:
+        return self._call("replace", key, data, version)  # type: ignore[no-any-return]
+
+    def delete(self, key: str) -> None:
+        self._call("delete", key)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return iter(self._call("keys", prefix))
