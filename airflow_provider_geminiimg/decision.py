@@ -16,6 +16,7 @@ from airflow_provider_geminiimg.exceptions import (
     LinkExpiredError,
     OutcomeUnknownError,
     StorageError,
+    UpstreamFailedError,
 )
 from airflow_provider_geminiimg.ledger import Destination, Found, Record
 
@@ -128,14 +129,21 @@ def decide(
         return _landed(record, policy, cleared, asked, picture)
     if record.state == "failed":
         return _failed(record, policy, cleared)
-    if cleared and policy.on_clear == "regenerate" and isinstance(record.error, LinkExpiredError | InvalidImageError):
-        return _again(record, policy, 'its result can no longer be fetched and on_clear is "regenerate"')
+    if cleared and policy.on_clear == "regenerate" and _is_beyond_reach(record):
+        return _again(record, policy, 'its result could not be fetched and on_clear is "regenerate"')
     return Poll() if record.state == "submitted" else Fetch()
 
 
 def is_cleared(record: Record, policy: Policy) -> bool:
     """Whether the task was cleared since `record` was claimed or landed. A Clear while it ran looks like a retry."""
     return policy.generation > record.generation
+
+
+def _is_beyond_reach(record: Record) -> bool:
+    """Whether fetching what was paid for failed in a way that trying again does not mend."""
+    error = record.error
+    refused = isinstance(error, UpstreamFailedError) and not error.retryable
+    return refused or isinstance(error, LinkExpiredError | InvalidImageError)
 
 
 def _again(record: Record, policy: Policy, why: str, *, resubmission: bool = False) -> Submit:

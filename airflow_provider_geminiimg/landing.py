@@ -31,12 +31,13 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     StorageError,
     TimedOutError,
+    UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, with_error
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
-from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, Pause, PollPlan
+from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
 from airflow_provider_geminiimg.storage import Files, encode_segment, join_uri
 from airflow_provider_geminiimg.transport import Transport
 
@@ -130,18 +131,8 @@ class Collector:
             poll_interval=poll_interval,
             spread=LIMITS[record.gateway].poll_interval,
         )
-        pause = Pause(0.0) if at_once else plan.first(time.time())
-        while True:
-            await asyncio.sleep(pause.seconds)
-            result: JobStatus | GeminiImageError
-            try:
-                result = await self.poll(record)
-            except GeminiImageError as error:
-                result = error
-            step = plan.after(time.time(), result)
-            if isinstance(step, End):
-                return await self._end(record, step, result)
-            pause = step
+        end, result = await follow(plan, lambda: self.poll(record), at_once=at_once)
+        return await self._end(record, end, result)
 
     async def fetch(self, record: Record) -> Record:
         """Land the results of an ``answered`` record: they came without a job id."""
@@ -250,7 +241,7 @@ class Collector:
     async def _land_or_note(self, record: Record, pictures: Sequence[Picture], cost: float | None = None) -> Record:
         try:
             return await self.land(record, pictures, cost)
-        except (LinkExpiredError, InvalidImageError) as error:
+        except (LinkExpiredError, InvalidImageError, UpstreamFailedError) as error:
             await self.note(record, error)
             raise
 

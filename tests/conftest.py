@@ -18,6 +18,8 @@ for folder in (HERE, HERE.parent):  # `harness` and `scripts` are importable in 
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+NO_LIMIT = {"requests_per_minute": 100_000}  # all tests share one process, and so one limiter a connection
+
 HOME = Path(tempfile.mkdtemp(prefix="geminiimg-tests-"))
 (HOME / "dags").mkdir()
 os.environ.update(
@@ -92,13 +94,13 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 @pytest.fixture
 def onemin(sandbox: Sandbox, connect: Callable[..., str]) -> str:
     """The id of a connection to the sandbox's 1min.ai."""
-    return connect("onemin", **sandbox.connection("1min"))
+    return connect("onemin", **sandbox.connection("1min", **NO_LIMIT))
 
 
 @pytest.fixture
 def apimaster(sandbox: Sandbox, connect: Callable[..., str]) -> str:
     """The id of a connection to the sandbox's APIMaster.ai."""
-    return connect("apimaster", **sandbox.connection("apimaster"))
+    return connect("apimaster", **sandbox.connection("apimaster", **NO_LIMIT))
 
 
 @pytest.fixture(params=["onemin", "apimaster"])

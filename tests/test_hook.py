@@ -34,20 +34,6 @@ if TYPE_CHECKING:
 MODEL = "gemini-3.1-flash-image-preview"
 
 
-@pytest.fixture
-def onemin(sandbox: Sandbox, connect: Callable[..., str]) -> str:
-    """As everywhere, with a limit that does not bind: one process runs all tests, and so one limiter."""
-    extra = {"gateway": "1min", "requests_per_minute": 6000}
-    return connect("onemin", host=sandbox.onemin_url, password="test-key-onemin", extra=extra)
-
-
-@pytest.fixture
-def apimaster(sandbox: Sandbox, connect: Callable[..., str]) -> str:
-    """See `onemin`."""
-    extra = {"gateway": "apimaster", "requests_per_minute": 6000}
-    return connect("apimaster", host=sandbox.apimaster_url, password="test-key-apimaster", extra=extra)
-
-
 def png(width: int = 64, height: int = 36) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "navy").save(buffer, "PNG")

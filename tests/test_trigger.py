@@ -25,20 +25,6 @@ MODEL = "gemini-3.1-flash-image-preview"
 ABSENT = {"onemin": "00000000-1111-2222-3333-444444444444", "apimaster": "task_that_never_was"}
 
 
-@pytest.fixture
-def onemin(sandbox: Sandbox, connect: Callable[..., str]) -> str:
-    """As everywhere, with a limit that does not bind: one process runs all tests, and so one limiter."""
-    extra = {"gateway": "1min", "requests_per_minute": 6000}
-    return connect("onemin", host=sandbox.onemin_url, password="test-key-onemin", extra=extra)
-
-
-@pytest.fixture
-def apimaster(sandbox: Sandbox, connect: Callable[..., str]) -> str:
-    """See `onemin`."""
-    extra = {"gateway": "apimaster", "requests_per_minute": 6000}
-    return connect("apimaster", host=sandbox.apimaster_url, password="test-key-apimaster", extra=extra)
-
-
 @pytest.fixture(autouse=True)
 def _quick_look_ups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_module, "LOOK_UP_AGAIN", 0.05)
@@ -273,7 +259,7 @@ async def test_a_key_that_was_changed_is_looked_up_again(
     connect("rotated", host=sandbox.onemin_url, password="bad-key", extra=extra)
     waiting = asyncio.create_task(events(trigger("rotated", job_id, poll_interval=0.1)))
     await asyncio.to_thread(lambda: sandbox.calls("onemin.status", count=1))
-    connect("rotated", host=sandbox.onemin_url, password="test-key-onemin", extra=extra)
+    connect("rotated", host=sandbox.onemin_url, password="another-key", extra=extra)
     assert (await waiting)[0]["status"] == "done"
     assert look_ups.count("rotated") >= 2
 

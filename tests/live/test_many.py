@@ -1,0 +1,67 @@
+"""Forty mapped pictures in a whole Airflow: one client and one look-up in the triggerer, each picture paid for once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
+from scripts.live_airflow import LiveAirflow
+
+COUNT = 40
+SOURCE = f"""
+    from airflow.sdk import DAG
+
+    from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+
+    with DAG("many", max_active_tasks=16):
+        GeminiImageGenerateOperator.partial(
+            task_id="made", resolution="512", deferrable=True, poll_interval=1.0, timeout=600
+        ).expand(prompt=[f"picture number {{number}}" for number in range({COUNT})])
+"""
+POOL = 10  # connections that one client keeps to a gateway at the most: max_concurrency and uploads
+
+
+def test_forty_mapped_pictures_share_one_client_and_one_look_up_and_block_no_event_loop(
+    live: Callable[..., LiveAirflow], tmp_path: Path
+) -> None:
+    with Sandbox(latency=40.0) as sandbox:
+        airflow = live(
+            {"many.py": SOURCE},
+            {
+                "AIRFLOW_CONN_GEMINIIMG_DEFAULT": sandbox.connection_json(
+                    "apimaster", requests_per_minute=3000, max_concurrency=5
+                ),
+                "AIRFLOW__GEMINIIMG__ROOT": (tmp_path / "root").as_uri(),
+                # Airflow's watchdog sleeps for 0.1 s and compares that sleep too: 0.2 allows 0.1 s of blocking.
+                "AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.2",
+                "PYTHONASYNCIODEBUG": "1",
+            },
+        )
+        airflow.trigger("many", "run")
+        assert airflow.wait("many", "run", timeout=400) == "success"
+
+        # What a trigger logs goes to its task's log, the rest to the triggerer's own.
+        log = "\n".join(path.read_text() for path in airflow.home.rglob("*") if path.is_file() and ".log" in path.name)
+        assert log.count("Opened one client for connection geminiimg_default") == 1
+        slow = [line for line in log.splitlines() if re.search(r"Executing .*airflow_provider_geminiimg.* took", line)]
+        assert slow == []
+        print(f"the triggerer's watchdog warned {log.count('async thread was blocked')} times")
+
+        polls = [call for call in sandbox.calls("apimaster.status") if call["user_agent"]]
+        by_port: dict[int, int] = {}
+        for call in polls:
+            by_port[call["client_port"]] = by_port.get(call["client_port"], 0) + 1
+        # A worker's poll at the end is one call on a connection of its own; the rest is the triggerer's one pool.
+        shared = [port for port, count in by_port.items() if count > 1]
+        assert len(shared) <= POOL, by_port
+        assert sum(by_port[port] for port in shared) > COUNT
+
+        assert len(sandbox.ledger()) == COUNT
+        numbers = set()
+        for index in range(COUNT):
+            manifest = airflow.xcom("many", "run", "made", map_index=index)
+            data = Path(manifest["images"][0]["uri"].removeprefix("file://")).read_bytes()
+            numbers.add(read_submission(data))
+        assert numbers == set(range(1, COUNT + 1))
