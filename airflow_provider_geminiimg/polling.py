@@ -1,4 +1,4 @@
-"""When to ask a gateway again, and when to stop: pure decisions, fed by the trigger and by the synchronous wait alike.
+"""When to ask a gateway again, and when to stop: pure decisions, and the one loop that follows them everywhere.
 
 What must stay true: a poll that fails says nothing about the job; no pause goes past the deadline, so that the last
 poll is at the deadline itself; every answer is either a pause or an end, and an end never says that a job is dead
@@ -7,7 +7,10 @@ when only our contact with it is.
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, RateLimitedError
@@ -107,3 +110,26 @@ class PollPlan:
 
     def _pause(self, now: float, seconds: float) -> Pause:
         return Pause(max(0.0, min(seconds, self._deadline - now)))
+
+
+async def follow(
+    plan: PollPlan, ask: Callable[[], Awaitable[JobStatus]], *, at_once: bool = False
+) -> tuple[End, JobStatus | GeminiImageError]:
+    """Poll as `plan` says, until it ends.
+
+    :param ask: one poll; an outcome that it raises is a poll that failed.
+    :param at_once: poll now, because something says that the job has ended.
+    :returns: the end, and what the last poll brought.
+    """
+    pause = Pause(0.0) if at_once else plan.first(time.time())
+    while True:
+        await asyncio.sleep(pause.seconds)
+        result: JobStatus | GeminiImageError
+        try:
+            result = await ask()
+        except GeminiImageError as error:
+            result = error
+        step = plan.after(time.time(), result)
+        if isinstance(step, End):
+            return step, result
+        pause = step

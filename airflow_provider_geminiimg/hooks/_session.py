@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, Jo
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.inputs import read_inputs
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
-from airflow_provider_geminiimg.polling import End, PollPlan
+from airflow_provider_geminiimg.polling import End, PollPlan, follow
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Files, default_s3_client
 from airflow_provider_geminiimg.transport import Transport
@@ -75,18 +75,8 @@ class Session:
             poll_interval=poll_interval,
             spread=LIMITS[self.connection.gateway].poll_interval,
         )
-        step = plan.first(now)
-        while True:
-            await asyncio.sleep(step.seconds)
-            result: JobStatus | GeminiImageError
-            try:
-                result = await self.status(job_id, model)
-            except GeminiImageError as error:
-                result = error
-            after = plan.after(time.time(), result)
-            if isinstance(after, End):
-                return _ended(job_id, after, result)
-            step = after
+        end, result = await follow(plan, lambda: self.status(job_id, model))
+        return _ended(job_id, end, result)
 
     async def download(self, picture: Picture) -> bytes:
         data = picture.data

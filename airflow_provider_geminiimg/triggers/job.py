@@ -33,7 +33,7 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import JobStatus
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-from airflow_provider_geminiimg.polling import End, PollPlan
+from airflow_provider_geminiimg.polling import PollPlan, follow
 from airflow_provider_geminiimg.transport import Transport
 
 LINGER = 30.0  # seconds that a client outlives its last trigger: mapped tasks come one by one
@@ -213,18 +213,12 @@ class GeminiImageJobTrigger(BaseTrigger):
                 poll_interval=self.poll_interval,
                 spread=await poller.spread(),
             )
-            step = plan.first(time.time())
-            while True:
-                await asyncio.sleep(step.seconds)
-                result = await self._poll(poller)
-                after = plan.after(time.time(), result)
-                if isinstance(after, End):
-                    return {"status": after.status, "job_id": self.job_id, "code": _code(result)}
-                step = after
+            end, result = await follow(plan, lambda: self._poll(poller))
+            return {"status": end.status, "job_id": self.job_id, "code": _code(result)}
         finally:
             poller.leave()
 
-    async def _poll(self, poller: Poller) -> JobStatus | GeminiImageError:
+    async def _poll(self, poller: Poller) -> JobStatus:
         try:
             with anyio.fail_after(max(0.0, self.deadline - time.time()) + LAST_POLL):
                 return await poller.poll(self.job_id, self.model)
@@ -236,7 +230,7 @@ class GeminiImageJobTrigger(BaseTrigger):
             "Polling job %s failed (%s, HTTP %s); that says nothing about the job.",
             self.job_id, failure.kind, failure.status_code,
         )  # fmt: skip
-        return failure
+        raise failure
 
 
 def _code(result: JobStatus | GeminiImageError) -> str | None:
