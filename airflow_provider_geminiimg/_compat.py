@@ -17,7 +17,7 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
-__all__ = ["HAS_TASK_STATE_STORE", "TaskDeferralError", "TaskDeferralTimeout", "marker"]
+__all__ = ["HAS_TASK_STATE_STORE", "TaskDeferralError", "TaskDeferralTimeout", "is_mapped", "marker"]
 
 MARK = "geminiimg"
 
@@ -37,6 +37,11 @@ class StateStoreMarker:
 
     def set(self, value: Mapping[str, Any]) -> None:
         self._store.set(MARK, dict(value), retention=NEVER_EXPIRE)
+
+
+def is_mapped(operator: Any) -> bool:
+    """Whether the operator is being made out of ``.partial().expand()``, at run time. Airflow tells it nowhere else."""
+    return bool(getattr(operator, "_BaseOperator__from_mapped", False))
 
 
 def marker(context: Mapping[str, Any]) -> StateStoreMarker | None:

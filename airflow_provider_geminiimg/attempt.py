@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.landing import Logs, Workshop, mismatch_error
 from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record
+from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment, join_uri, open_store
 from airflow_provider_geminiimg.transport import Transport
@@ -28,6 +29,7 @@ from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 OnMismatch = Literal["accept", "fail"]
 
 MAX_DEFERRALS = 2  # further ones, after a trigger crashed; then the wait goes on in the worker
+MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
 BACKSTOP = 120.0  # seconds after the trigger's own deadline, for a trigger that nobody runs
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
 
@@ -52,13 +54,16 @@ class Attempt:
         self.ledger = Ledger(open_store(self.root, default_s3_client))
         self.files = Files(s3_client=default_s3_client, allowed_roots=[*allowed, self.images] if allowed else [])
 
-    def connection(self, conn_id: str) -> GatewayConnection:
+    def connection(self, conn_id: Any) -> GatewayConnection:
         """The checked connection.
 
         :raises BadRequestError: it is missing or wrong.
         :raises AuthenticationError: it has no API key.
         """
-        return GeminiImageHook(conn_id).connection()
+        name = text("geminiimg_conn_id", conn_id)
+        if name is None:
+            raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
+        return GeminiImageHook(name).connection()
 
     @asynccontextmanager
     async def workshop(self) -> AsyncIterator[Workshop]:
@@ -85,12 +90,12 @@ class Attempt:
         item = self.item
         mapped = "" if item.map_index < 0 else f"-{item.map_index}"
         run = "" if not output_path else "-" + hashlib.sha256(f"{item.dag_id}\n{item.run_id}".encode()).hexdigest()[:8]
-        stem = encode_segment(f"{item.task_id}{run}{mapped}{f'-v{variant}' if variant else ''}")
+        usual = encode_segment(f"{item.task_id}{run}{mapped}{f'-v{variant}' if variant else ''}")
         folder = "/".join(
             encode_segment(part) for part in (item.dag_id, item.run_id, item.task_id, str(item.map_index))
         )
         directory = text("output_path", output_path) or join_uri(self.images, folder)
-        return Destination(directory.rstrip("/"), _file_name(file_name) if file_name is not None else stem)
+        return Destination(directory.rstrip("/"), stem("file_name", file_name) or usual)
 
     def count_deferral(self, record: Record) -> Record:
         """Note on the record that its trigger had to be started again."""
@@ -128,7 +133,7 @@ def text(name: str, value: Any) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise BadRequestError(f"{name} is {type(value).__name__}; allowed: text.")
+        raise BadRequestError(f"{name}{given(value)}: takes one text, not {type(value).__name__}.")
     return value
 
 
@@ -138,25 +143,26 @@ def choice(name: str, value: Any, allowed: Any) -> Any:
     :raises BadRequestError: for any other value.
     """
     if value not in get_args(allowed):
-        raise BadRequestError(f"{name} is {value!r}; allowed: {', '.join(map(repr, get_args(allowed)))}.")
+        words = " or ".join(map(repr, get_args(allowed)))
+        raise BadRequestError(f"{name}{given(value)}: is not one of its words. Allowed: {words}.")
     return value
 
 
 def seconds(name: str, value: Any) -> float | None:
-    """A rendered number of seconds above 0; ``None`` and empty mean unset.
+    """A rendered number of seconds, above 0 and up to `MAX_SECONDS`; ``None`` and empty mean unset.
 
     :raises BadRequestError: for anything else.
     """
     if value is None or value == "":
         return None
-    if isinstance(value, timedelta):
-        return value.total_seconds()
+    number = value.total_seconds() if isinstance(value, timedelta) else value
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 < number < math.inf:
-        raise BadRequestError(f"{name} is {value!r}; allowed: a number of seconds above 0.")
+    if not 0 < number <= MAX_SECONDS:
+        allowed = f"Allowed: above 0, up to {MAX_SECONDS:.0f} (30 days)"
+        raise BadRequestError(f"{name}{given(value)}: takes a number of seconds. {allowed}.")
     return number
 
 
@@ -171,17 +177,24 @@ def finished(manifest: dict[str, Any], on_mismatch: OnMismatch) -> dict[str, Any
     return manifest
 
 
-def _file_name(value: Any) -> str:
-    name = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+def stem(name: str, value: Any) -> str | None:
+    """A rendered file name without extension; ``None`` means unset.
+
+    :raises BadRequestError: for a name that is a path, hidden, too long, or has a picture's extension.
+    """
+    if value is None:
+        return None
+    plain = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     wrong = (
-        "empty or no text" if not name
-        else "a path" if any(char in name for char in "/\\\0") or name in (".", "..")
-        else "hidden" if name.startswith(".")
-        else "longer than 120 bytes" if len(name.encode()) > 120
-        else "with control characters" if not name.isprintable()
-        else "with an extension, which comes from the picture's bytes" if name.lower().endswith(_IMAGE_SUFFIXES)
+        "empty or no text" if not plain
+        else "a path" if any(char in plain for char in "/\\\0") or plain in (".", "..")
+        else "hidden" if plain.startswith(".")
+        else "with control characters" if not plain.isprintable()
+        else "longer than 120 bytes" if len(plain.encode()) > 120
+        else "with an extension, which comes from the picture's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
         else None
     )  # fmt: skip
     if wrong:
-        raise BadRequestError(f"file_name is {value!r}: {wrong}. Allowed: a plain name without extension.")
-    return name
+        allowed = "Allowed: a plain name without folder and extension, up to 120 bytes"
+        raise BadRequestError(f"{name}{given(value)}: is {wrong}. {allowed}.")
+    return plain

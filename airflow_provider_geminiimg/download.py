@@ -1,4 +1,4 @@
-"""Fetches a result, with a client that knows no key and trusts no link.
+"""Fetches a picture from a link, with a client that knows no key and trusts no link.
 
 A gateway's answer names any address it likes, and the worker stands inside somebody's network. What must stay true:
 no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
@@ -53,7 +53,7 @@ async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | No
         somewhere it must not.
     """
     own = _origin(httpx.URL(exempt)) if exempt else None
-    host = "the result's host"
+    host = "the link's host"
     try:
         with quiet_http(show_path=False), anyio.fail_after(timeout):
             target = _parse(url, own)
@@ -64,8 +64,8 @@ async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | No
                     return found
                 target = found
     except TimeoutError:
-        raise _failed(f"Downloading the result from {host} took longer than {timeout:g} s.") from None
-    raise _failed(f"The result's link leads from one redirect to the next, more than {MAX_REDIRECTS} times.", False)
+        raise _failed(f"Downloading from {host} took longer than {timeout:g} s.") from None
+    raise _failed(f"The link leads from one redirect to the next, more than {MAX_REDIRECTS} times.", False)
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
     try:
         url = httpx.URL(link)
     except (httpx.InvalidURL, TypeError, ValueError):
-        raise _failed("The result's link is not a URL.", False) from None
+        raise _failed("The link is not a URL.", False) from None
     target = _Target(url, exempt=_origin(url) == own)
     if url.scheme not in _DEFAULT_PORTS or not target.host or "%" in target.host:
-        raise _failed("The result's link is not an https address.", False)
+        raise _failed("The link is not an https address.", False)
     if url.userinfo:
-        raise _failed(f"The result's link to {target.host} holds a user name or password, which is never sent.", False)
+        raise _failed(f"The link to {target.host} holds a user name or password, which is never sent.", False)
     if url.scheme != "https" and not target.exempt:
-        raise _failed(f"The result's link to {target.host} is plain http; only https is followed.", False)
+        raise _failed(f"The link to {target.host} is plain http; only https is followed.", False)
     return target
 
 
@@ -129,10 +129,10 @@ async def _resolve(target: _Target) -> list[str]:
     try:
         found = await loop.getaddrinfo(target.host.strip("[]"), target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise _failed(f"The name {target.host} of the result's link is not known here.") from None
+        raise _failed(f"The link's host {target.host} is not known here.") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not target.exempt and not all(is_public(address) for address in addresses):
-        raise _failed(f"The result's link leads to {target.host}, which is not a public address. Not followed.", False)
+        raise _failed(f"The link leads to {target.host}, which is not a public address. Not followed.", False)
     return addresses
 
 
@@ -163,7 +163,7 @@ def _joined(url: httpx.URL, location: str) -> httpx.URL:
     try:
         return url.join(location)
     except (httpx.InvalidURL, ValueError):
-        raise _failed("The result's link redirects to something that is not a URL.", False) from None
+        raise _failed("The link redirects to something that is not a URL.", False) from None
 
 
 def _check_status(response: httpx.Response, host: str) -> None:
@@ -171,21 +171,21 @@ def _check_status(response: httpx.Response, host: str) -> None:
     if status == 200:
         return
     if status >= 500 or status in _RETRY_LATER:
-        raise _failed(f"{host} failed to send the result (HTTP {status}).")
+        raise _failed(f"{host} failed to send the picture (HTTP {status}).")
     if status >= 400:
-        raise LinkExpiredError(f"The result's link to {host} no longer answers (HTTP {status}).")
-    raise _failed(f"{host} answered the result's link without a body (HTTP {status}).")
+        raise LinkExpiredError(f"The link to {host} no longer answers (HTTP {status}).")
+    raise _failed(f"{host} answered the link without a body (HTTP {status}).")
 
 
 async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise InvalidImageError(
-            f"{host} sent the result encoded although that was refused; its bytes can't be trusted."
+            f"{host} sent the picture encoded although that was refused; its bytes can't be trusted."
         )
     announced = response.headers.get("content-length", "")
     too_large = InvalidImageError(
-        f"The result at {host} is larger than the {max_bytes} bytes that are allowed.", retryable=False, hint=""
+        f"The picture at {host} is larger than the {max_bytes} bytes that are allowed.", retryable=False, hint=""
     )
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large
@@ -210,7 +210,7 @@ def _network(host: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.StreamError, ssl.SSLError, OSError) as error:
-        raise _failed(f"Downloading the result from {host} failed: {type(error).__name__}.") from None
+        raise _failed(f"Downloading from {host} failed: {type(error).__name__}.") from None
 
 
 def _failed(message: str, retryable: bool = True) -> UpstreamFailedError:

@@ -7,24 +7,30 @@ an address.
 from __future__ import annotations
 
 import hashlib
-from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.catalog import Row
 from airflow_provider_geminiimg.download import download
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, InvalidImageError
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    InvalidImageError,
+    StorageError,
+)
 from airflow_provider_geminiimg.gateways.base import InputImage
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, in_thread
 from airflow_provider_geminiimg.request import CheckedRequest
-from airflow_provider_geminiimg.storage import Files
+from airflow_provider_geminiimg.storage import WEB_SCHEMES, Files, locate
 
 
 def public_uri(uri: str) -> str:
-    """`uri` as it may be written down: without user info, query and fragment."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """`uri` as it may be written down: without the user of a web address, and without a query that signs it."""
+    try:
+        place = locate(uri)
+    except BadRequestError:
+        return uri.partition("?")[0]
+    return uri if place.scheme in ("s3", "file") else place.shown
 
 
 async def read_inputs(request: CheckedRequest, files: Files) -> list[InputImage]:
@@ -32,6 +38,7 @@ async def read_inputs(request: CheckedRequest, files: Files) -> list[InputImage]
 
     :raises BadRequestError: one is unreadable, too large, no picture, or of a type that the model does not take; or
         all together are too large.
+    :raises StorageError: one could not be read now; trying again can help.
     """
     names = ["image"] if request.image else []
     names += [f"reference_images[{index}]" for index in range(len(request.reference_images))]
@@ -42,32 +49,34 @@ async def read_inputs(request: CheckedRequest, files: Files) -> list[InputImage]
     total = sum(len(image.data) for image in images)
     if total > request.row.max_total_input_bytes:
         raise BadRequestError(
-            f"The input pictures have {total} bytes together. Allowed: {request.row.max_total_input_bytes}."
+            f"{', '.join(names)}: {total} bytes together. Allowed: {request.row.max_total_input_bytes} bytes."
         )
     return images
 
 
 async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
-    where = f"{name} {public_uri(uri)!r}"
     await in_thread(files.check, uri, name)
-    is_web = urlsplit(uri).scheme in ("http", "https")
+    from_web = locate(uri, name).scheme in WEB_SCHEMES
     try:
-        if is_web:
+        if from_web:
             data = await download(uri, max_bytes=row.max_input_bytes, timeout=DOWNLOAD_SECONDS)
         else:
             data = await in_thread(lambda: files.read(uri, max_bytes=row.max_input_bytes))
-        info = inspect_image(data)
-    except BadRequestError:
-        raise
-    except InvalidImageError as error:
-        raise BadRequestError(f"{where} can't be used: {error.message}") from None
     except GeminiImageError as error:
-        raise type(error)(
-            f"{where} could not be read: {error.message}",
-            billed=BadRequestError.default_billed,
-            retryable=error.retryable,
-            hint="Nothing was sent. Check the address and the worker's access to it.",
-        ) from None
-    if info.media_type not in row.input_media_types:
-        raise BadRequestError(f"{where} is {info.media_type}; allowed: {', '.join(row.input_media_types)}.")
-    return InputImage(data, info.media_type, hashlib.sha256(data).hexdigest(), uri if is_web else None)
+        raise _unusable(name, uri, row, error, passing=error.retryable) from None
+    try:
+        media_type = inspect_image(data).media_type
+    except InvalidImageError as error:
+        raise _unusable(name, uri, row, error, passing=False) from None
+    if media_type not in row.input_media_types:
+        raise _unusable(name, uri, row, BadRequestError(f"It is {media_type}."), passing=False)
+    return InputImage(data, media_type, hashlib.sha256(data).hexdigest(), uri if from_web else None)
+
+
+def _unusable(name: str, uri: str, row: Row, error: GeminiImageError, *, passing: bool) -> GeminiImageError:
+    """What went wrong, as an error about the input: a storage error where trying again can help (`passing`)."""
+    types = ", ".join(row.input_media_types)
+    allowed = f"Allowed: a picture that the worker can read, {types}, of at most {row.max_input_bytes} bytes."
+    hint = f"{allowed} {error.hint}" if isinstance(error, BadRequestError | StorageError) else allowed
+    kind = StorageError if passing else BadRequestError
+    return kind(f"{name}={public_uri(uri)!r}: {error.message}", billed=Billed.NO, retryable=passing, hint=hint.strip())

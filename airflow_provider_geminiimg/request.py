@@ -188,8 +188,8 @@ def check_literals(operation: str, model: Any, **values: Any) -> None:
     :param values: the operator's arguments by their neutral names.
     :raises BadRequestError: naming the field, the value given and what is allowed.
     """
-    name = _clean("model", model) if _is_literal(model) else None
-    known = {key: _clean(key, value) for key, value in values.items() if _is_literal(value)}
+    name = _clean("model", model) if is_literal(model) else None
+    known = {key: _clean(key, value) for key, value in values.items() if is_literal(value)}
     _obey(_union(rows_for(name, operation)), known, f"{name or 'any model'} ({operation} on any gateway)")
 
 
@@ -201,11 +201,11 @@ def prompt_sha256(prompt: str) -> str:
 # Values as people write them
 
 
-def _refuse(name: str, given: str, problem: str, hint: str = "") -> NoReturn:
-    raise BadRequestError(f"{name}{given}: {problem}", hint=hint)
+def _refuse(name: str, shown: str, problem: str, hint: str = "") -> NoReturn:
+    raise BadRequestError(f"{name}{shown}: {problem}", hint=hint)
 
 
-def _given(value: Any) -> str:
+def given(value: Any) -> str:
     """The value for an error message: short, without a link's query, collections by their size alone."""
     if value is None or isinstance(value, (str, int, float)):
         return f"={scrub(repr(value), limit=100)}"
@@ -226,8 +226,8 @@ def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadR
         names = ", ".join(ImageRequest.model_fields)
         hint = _did_you_mean(name, ImageRequest.model_fields)
         return BadRequestError(f"{name}: there is no such field. Allowed: {names}.", hint=hint)
-    given = "" if name == "prompt" or name not in values else _given(values[name])
-    return BadRequestError(f"{name}{given}: {problem['msg']}.")
+    shown = "" if name == "prompt" or name not in values else given(values[name])
+    return BadRequestError(f"{name}{shown}: {problem['msg']}.")
 
 
 def _prompt(name: str, value: Any) -> str:
@@ -246,7 +246,7 @@ def _prompt(name: str, value: Any) -> str:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        _refuse(name, _given(value), f"takes one text, not {type(value).__name__}.")
+        _refuse(name, given(value), f"takes one text, not {type(value).__name__}.")
     return value.strip()
 
 
@@ -268,14 +268,14 @@ def _number(name: str, value: Any) -> float:
         number = math.nan
     if not math.isfinite(number):
         low, high = BOUNDS[name]
-        _refuse(name, _given(value), f"takes a number from {low} to {high}.")
+        _refuse(name, given(value), f"takes a number from {low} to {high}.")
     return number + 0.0  # -0.0 becomes 0.0: one value, one fingerprint
 
 
 def _flag(name: str, value: Any) -> bool:
     flag = value if isinstance(value, bool) else _FLAGS.get(str(value).strip().lower())
     if flag is None:
-        _refuse(name, _given(value), "takes true or false.")
+        _refuse(name, given(value), "takes true or false.")
     return flag
 
 
@@ -288,16 +288,16 @@ def _decoded(name: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        _refuse(name, _given(value), "takes URIs, JSON or manifests.", _TOJSON)
+        _refuse(name, given(value), "takes URIs, JSON or manifests.", _TOJSON)
 
 
 def _manifest_uris(name: str, value: Mapping[Any, Any]) -> tuple[str, ...]:
     images = [value] if "uri" in value else value.get("images")
     if not isinstance(images, (list, tuple)) or not images:
-        _refuse(name, _given(value), 'a mapping must be a manifest with pictures: {"images": [{"uri": ...}]}.')
+        _refuse(name, given(value), 'a mapping must be a manifest with pictures: {"images": [{"uri": ...}]}.')
     uris = [image.get("uri") if isinstance(image, Mapping) else None for image in images]
     if not all(isinstance(uri, str) and uri.strip() for uri in uris):
-        _refuse(name, _given(value), "every picture of a manifest needs its uri.")
+        _refuse(name, given(value), "every picture of a manifest needs its uri.")
     return tuple(str(uri).strip() for uri in uris)
 
 
@@ -306,13 +306,11 @@ def _picture(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         uris = _manifest_uris(name, value)
         if len(uris) != 1:
-            _refuse(
-                name, _given(value), f"takes exactly one picture, this manifest has {len(uris)}.", "Name one's uri."
-            )
+            _refuse(name, given(value), f"takes exactly one picture, this manifest has {len(uris)}.", "Name one's uri.")
         return uris[0]
     if not isinstance(value, str):
         problem = f"takes one picture, as a URI or as a manifest with exactly one, not {type(value).__name__}."
-        _refuse(name, _given(value), problem)
+        _refuse(name, given(value), problem)
     return value
 
 
@@ -325,7 +323,7 @@ def _pictures(name: str, value: Any) -> tuple[str, ...]:
     # A set has no order of its own, and the order of references counts.
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, set, frozenset)):
         return tuple(uri for index, item in enumerate(value) for uri in _pictures(f"{name}[{index}]", item))
-    _refuse(name, _given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
+    _refuse(name, given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
 
 
 _CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -361,7 +359,7 @@ def _only_what_it_takes(row: Row, values: Mapping[str, Any], where: str) -> None
             continue
         takes = ", ".join(("prompt", *(known for known in (*_PICTURES, *_SETTINGS) if known in row.fields)))
         hint = _EDIT_TAKES_PICTURES if name in _PICTURES else ""
-        _refuse(name, _given(value), f"{where} does not take it. It takes: {takes}.", hint)
+        _refuse(name, given(value), f"{where} does not take it. It takes: {takes}.", hint)
 
 
 def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
@@ -369,14 +367,14 @@ def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
         value = values.get(name)
         if value is not None and value not in allowed:
             problem = f"{where} does not take it. Allowed: {', '.join(allowed)}."
-            _refuse(name, _given(value), problem, _did_you_mean(value, allowed))
+            _refuse(name, given(value), problem, _did_you_mean(value, allowed))
 
 
 def _within_bounds(row: Row, values: Mapping[str, Any], where: str) -> None:
     for name, (low, high) in BOUNDS.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
-            _refuse(name, _given(value), f"out of range. Allowed: {low} to {high}.")
+            _refuse(name, given(value), f"out of range. Allowed: {low} to {high}.")
 
 
 def _image_search_needs_search(row: Row, values: Mapping[str, Any], where: str) -> None:
@@ -422,12 +420,12 @@ def _union(rows: Sequence[Row]) -> Row:
     )
 
 
-def _is_literal(value: Any) -> bool:
+def is_literal(value: Any) -> bool:
     """Whether the value stands for itself: no template, nothing of Airflow's."""
     if isinstance(value, str):
         return not any(mark in value for mark in ("{{", "{%", "{#"))
     if isinstance(value, Mapping):
-        return type(value) is dict and all(_is_literal(part) for pair in value.items() for part in pair)
+        return type(value) is dict and all(is_literal(part) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple)):
-        return all(_is_literal(part) for part in value)
+        return all(is_literal(part) for part in value)
     return value is None or isinstance(value, (int, float))

@@ -468,35 +468,47 @@ async def test_a_certificate_of_another_name_is_refused(
 # --- logs -------------------------------------------------------------------------------------------------------------
 
 
-async def test_no_part_of_a_link_but_its_host_is_logged(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def everything_logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """An Airflow that an earlier test started has set httpx's own level."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "httpx")
+    return caplog
+
+
+async def test_no_part_of_a_link_but_its_host_is_logged(
+    host: Host, everything_logged: pytest.LogCaptureFixture
+) -> None:
     host.routes["/CANARY-path"] = answer(302, b"", Location="/CANARY-next?sig=CANARY", Set_Cookie="a=CANARY")
     host.routes["/CANARY-next"] = answer(X_Amz_Meta="CANARY")
     host.routes["/CANARY-gone"] = answer(403, b"CANARY")
-    with caplog.at_level(logging.DEBUG):
-        await fetch(host, "/CANARY-path?sig=CANARY")
-        with pytest.raises(GeminiImageError) as caught:
-            await fetch(host, "/CANARY-gone?sig=CANARY")
-    assert f"HTTP request to {host.url}/…: 302" in caplog.messages
-    assert any(message.startswith("connect_tcp.started host='127.0.0.1'") for message in caplog.messages)
-    assert "CANARY" not in caplog.text
+    await fetch(host, "/CANARY-path?sig=CANARY")
+    with pytest.raises(GeminiImageError) as caught:
+        await fetch(host, "/CANARY-gone?sig=CANARY")
+    assert f"HTTP request to {host.url}/…: 302" in everything_logged.messages
+    assert any(message.startswith("connect_tcp.started host='127.0.0.1'") for message in everything_logged.messages)
+    assert "CANARY" not in everything_logged.text
     assert "CANARY" not in str(caught.value)
 
 
-async def test_other_peoples_requests_are_logged_as_before(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+async def test_other_peoples_requests_are_logged_as_before(
+    host: Host, everything_logged: pytest.LogCaptureFixture
+) -> None:
     host.routes["/theirs"] = answer(X_Theirs="value")
     host.routes["/p.png"] = answer()
-    with caplog.at_level(logging.DEBUG):
-        await fetch(host)
-        async with httpx.AsyncClient(trust_env=False) as client:
-            await client.get(f"{host.url}/theirs?a=1")
-    assert f'HTTP Request: GET {host.url}/theirs?a=1 "HTTP/1.0 200 OK"' in caplog.messages
-    assert "X-Theirs" in caplog.text
+    await fetch(host)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        await client.get(f"{host.url}/theirs?a=1")
+    assert f'HTTP Request: GET {host.url}/theirs?a=1 "HTTP/1.0 200 OK"' in everything_logged.messages
+    assert "X-Theirs" in everything_logged.text
 
 
-async def test_a_path_may_stay_in_the_log_and_its_query_never(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_path_may_stay_in_the_log_and_its_query_never(
+    host: Host, everything_logged: pytest.LogCaptureFixture
+) -> None:
     host.routes["/v1/tasks"] = answer()
-    with caplog.at_level(logging.DEBUG), quiet_http():
+    with quiet_http():
         async with httpx.AsyncClient(trust_env=False) as client:
             await client.get(f"{host.url}/v1/tasks?model=CANARY", headers={"Authorization": "Bearer CANARY"})
-    assert f"HTTP request to {host.url}/v1/tasks: 200" in caplog.messages
-    assert "CANARY" not in caplog.text
+    assert f"HTTP request to {host.url}/v1/tasks: 200" in everything_logged.messages
+    assert "CANARY" not in everything_logged.text

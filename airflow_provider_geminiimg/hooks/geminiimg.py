@@ -188,7 +188,7 @@ class GeminiImageHook(BaseHook):
 
     def _missing(self) -> BadRequestError:
         return BadRequestError(
-            f"There is no Airflow connection {self.geminiimg_conn_id!r}.",
+            f"geminiimg_conn_id: there is no Airflow connection {self.geminiimg_conn_id!r}.",
             hint="Create it with type geminiimg, the API key as password and the extra `gateway`, then clear the task.",
         )
 

@@ -6,14 +6,15 @@ What must stay true: nothing is decided here. An operator renders, asks `Purchas
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout
+from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -23,12 +24,14 @@ from airflow_provider_geminiimg.attempt import (
     finished,
     raise_outcome,
     seconds,
+    stem,
+    text,
 )
 from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.lifecycle import Order, Purchase
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, is_literal
 from airflow_provider_geminiimg.runner import Guard, run
 
 if TYPE_CHECKING:
@@ -48,7 +51,16 @@ REQUEST_FIELDS = (
     "google_image_search",
     "variant",
 )
-_CHOICES: Mapping[str, Any] = {"on_unknown": OnUnknown, "on_clear": OnClear, "on_mismatch": OnMismatch}
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "geminiimg_conn_id": text,
+    "output_path": text,
+    "file_name": stem,
+    "timeout": seconds,
+    "poll_interval": seconds,
+    "on_unknown": partial(choice, allowed=OnUnknown),
+    "on_clear": partial(choice, allowed=OnClear),
+    "on_mismatch": partial(choice, allowed=OnMismatch),
+}
 
 
 class ImageOperator(BaseOperator):
@@ -140,7 +152,8 @@ class ImageOperator(BaseOperator):
         self.on_clear = on_clear
         self.on_mismatch = on_mismatch
         self._guard: Guard | None = None
-        self._check_literals()
+        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+            self._check_literals()
 
     def execute(self, context: Context) -> Any:
         """Buy the picture, or collect what an earlier attempt paid for."""
@@ -202,15 +215,17 @@ class ImageOperator(BaseOperator):
         """What `execute` returns; a job that runs is deferred."""
         if manifest is None:
             self._wait_in_triggerer(attempt, record, order)
-        return finished(manifest, choice("on_mismatch", self.on_mismatch, OnMismatch))
+        return finished(manifest, self._checked("on_mismatch"))
 
     def _check_literals(self) -> None:
         """What can be known when the DAG is parsed."""
         check_literals(self.operation, self.model, **{name: getattr(self, name) for name in self._asked_fields()})
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if isinstance(value, str) and "{{" not in value and "{%" not in value and value not in get_args(allowed):
-                choice(name, value, allowed)
+        for name in _CHECKS:
+            if is_literal(getattr(self, name)):
+                self._checked(name)
+
+    def _checked(self, name: str) -> Any:
+        return _CHECKS[name](name, getattr(self, name))
 
     def _asked_fields(self) -> list[str]:
         return [name for name in REQUEST_FIELDS if name != "model"]
@@ -224,7 +239,7 @@ class ImageOperator(BaseOperator):
             raise_outcome(error)
 
     def _order(self, attempt: Attempt) -> Order:
-        choice("on_mismatch", self.on_mismatch, OnMismatch)
+        self._checked("on_mismatch")
         connection = attempt.connection(self.geminiimg_conn_id)
         request: CheckedRequest | GeminiImageError
         try:
@@ -241,11 +256,11 @@ class ImageOperator(BaseOperator):
             destination=attempt.destination(self.output_path, self.file_name, variant),
             policy=Policy(
                 generation=attempt.generation,
-                on_unknown=choice("on_unknown", self.on_unknown, OnUnknown),
-                on_clear=choice("on_clear", self.on_clear, OnClear),
+                on_unknown=self._checked("on_unknown"),
+                on_clear=self._checked("on_clear"),
             ),
-            timeout=seconds("timeout", self.timeout) or DEFAULT_TIMEOUT,
-            poll_interval=seconds("poll_interval", self.poll_interval),
+            timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
+            poll_interval=self._checked("poll_interval"),
             record_prompts=settings.record_prompts(),
         )
 

@@ -18,9 +18,10 @@ from airflow_provider_geminiimg.storage.base import Blob, S3ClientFactory, Store
 from airflow_provider_geminiimg.storage.disk import LocalStore
 from airflow_provider_geminiimg.storage.places import Files, State, open_store
 from airflow_provider_geminiimg.storage.s3 import S3Store, default_s3_client
-from airflow_provider_geminiimg.storage.uris import encode_segment, join_uri
+from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, encode_segment, join_uri, locate, same_place
 
 __all__ = [
+    "WEB_SCHEMES",
     "Blob",
     "Files",
     "LocalStore",
@@ -31,5 +32,7 @@ __all__ = [
     "default_s3_client",
     "encode_segment",
     "join_uri",
+    "locate",
     "open_store",
+    "same_place",
 ]

@@ -26,6 +26,16 @@ LOCK_SECONDS = 30.0
 """How long a replacing writer waits for another one on the same disk. The lock is held for about a millisecond."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError)
+_REFUSALS = (  # trying again can't help
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -171,6 +181,7 @@ def _failures(doing: str, path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{doing} {path} failed: {error.strerror or type(error).__name__}.",
+            retryable=error.errno not in _REFUSALS,
             hint="Check that the disk is mounted and writable for the user that runs the worker.",
         ) from error
 

@@ -111,14 +111,17 @@ class Files:
         On S3 this starts and aborts a multipart upload, which no event notification tells of.
 
         :raises BadRequestError: it does not.
+        :raises StorageError: it could not be told now; trying again can help.
         """
         place = self._place(join_uri(directory_uri, f".geminiimg-{uuid.uuid4().hex}"), "output_path")
         try:
             self._backend(place).try_writing(place)
+        except BadRequestError as error:
+            raise BadRequestError(f"output_path: {error.message}", hint=error.hint) from None
         except StorageError as error:
-            raise BadRequestError(
-                f"output_path: {place.shown.rpartition('/')[0]} can't be written to. {error.message}", hint=error.hint
-            ) from error
+            kind = StorageError if error.retryable else BadRequestError
+            shown = place.shown.rpartition("/")[0]
+            raise kind(f"output_path: {shown} can't be written to. {error.message}", hint=error.hint) from error
 
     def _place(self, uri: str, field: str) -> Location:
         place = locate(uri, field)

@@ -66,11 +66,12 @@ class Location:
 
     @property
     def shown(self) -> str:
-        """The URI as a message may repeat it: without a query and without a password."""
-        if self.scheme in WEB_SCHEMES:
-            return f"{self.scheme}://{self.bucket}/{self.path}".partition("?")[0]
-        conn = f"{self.conn_id.partition(':')[0]}@" if self.conn_id else ""
-        return self.path if self.scheme == "file" else f"{self.scheme}://{conn}{self.bucket}/{self.path}"
+        """The URI as a message may repeat it: without a query, and without the user of a web address."""
+        if self.scheme == "file":
+            return self.path
+        conn = f"{self.conn_id}@" if self.conn_id and self.scheme not in WEB_SCHEMES else ""
+        path = self.path if self.scheme == "s3" else self.path.partition("?")[0]
+        return f"{self.scheme}://{conn}{self.bucket}/{path}"
 
     def segments(self) -> tuple[str, ...]:
         """What `allowed_roots` are compared by: scheme, connection, bucket, and each part of the path."""
@@ -80,15 +81,25 @@ class Location:
         return (self.scheme, self.conn_id or "", self.bucket, *path.rstrip("/").split("/"))
 
 
+def same_place(uri: str) -> str:
+    """64 hex digits that every spelling of one place has: ``file://`` or not, through symbolic links, doubled slashes.
+
+    One bucket by way of two connections is two places here.
+
+    :raises BadRequestError: it is no URI.
+    """
+    return hashlib.sha256("\n".join(locate(uri).segments()).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def locate(uri: str, what: str = "uri") -> Location:
     """Take a URI apart.
 
-    :raises BadRequestError: it is relative, has no bucket, or holds ``..`` or a null byte.
+    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..`` or a null byte.
     """
     scheme, separator, rest = ("file", "://", uri) if uri.startswith("/") else uri.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.lower()):
         raise BadRequestError(
-            f"{what}: {scrub(uri, limit=80)!r} is neither a URI nor an absolute path.",
+            f"{what}: {scrub(uri.partition('?')[0], limit=80)!r} is neither a URI nor an absolute path.",
             hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name or /folder/name.",
         )
     scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
@@ -99,6 +110,11 @@ def locate(uri: str, what: str = "uri") -> Location:
             raise BadRequestError(f"{what}: a file URI names no host; write file:///folder/name (three slashes).")
         conn_id, bucket, path = "", "", f"/{path}"
     place = Location(scheme, conn_id or None, bucket.lower() if scheme in WEB_SCHEMES else bucket, path, uri)
+    if ":" in conn_id and scheme not in WEB_SCHEMES:
+        raise BadRequestError(
+            f"{what}: a {scheme}:// URI takes no password.",
+            hint=f"Put it into an Airflow connection, and name that one: {scheme}://conn_id@bucket/key.",
+        )
     if scheme != "file" and not bucket:
         raise BadRequestError(f"{what}: {place.shown} names no bucket.")
     parts = (unquote(path.partition("?")[0]).replace("\\", "/") if scheme in WEB_SCHEMES else path).split("/")
