@@ -251,7 +251,10 @@ def test_regenerate_leaves_a_job_alone_that_has_not_ended() -> None:
     assert decide(found(answered()), policy, SAME) == Fetch()
 
 
-@pytest.mark.parametrize("error", [LinkExpiredError("gone"), InvalidImageError("HTML")], ids=lambda e: e.kind)
+@pytest.mark.parametrize("error", [
+    LinkExpiredError("gone"), InvalidImageError("HTML"),
+    UpstreamFailedError("no such picture", billed=Billed.YES, retryable=False),
+], ids=lambda e: e.kind)  # fmt: skip
 @pytest.mark.parametrize("make", [submitted, answered])
 def test_a_result_that_can_no_longer_be_fetched_is_tried_again_until_a_clear_with_regenerate(
     make: Any, error: GeminiImageError
@@ -295,6 +298,7 @@ ERRORS: list[GeminiImageError | None] = [
     RateLimitedError("slow down"),
     AuthenticationError("bad key"),
     UpstreamFailedError("perhaps paid"),
+    UpstreamFailedError("can't be fetched", billed=Billed.YES, retryable=False),
     ContentRefusedError("blocked", billed=Billed.YES),
 ]
 MAKERS: dict[str, Any] = {
@@ -333,7 +337,10 @@ def may_buy(record: Record, policy: Policy, asked: Asked | None, vanished: bool)
     unpaid = record.state == "failed" and error is not None and error.billed is Billed.NO
     unknown = record.state == "intent" or (record.state == "submitted" and vanished)
     told_resubmit = unknown and policy.on_unknown == "resubmit" and (cleared or not record.resubmission)
-    ended = record.state in ("landed", "failed") or isinstance(error, (LinkExpiredError, InvalidImageError))
+    beyond_reach = isinstance(error, (LinkExpiredError, InvalidImageError)) or (
+        isinstance(error, UpstreamFailedError) and not error.retryable
+    )
+    ended = record.state in ("landed", "failed") or beyond_reach
     told_regenerate = cleared and policy.on_clear == "regenerate" and ended and record.state != "intent"
     changed = cleared and record.state != "intent" and asked is not None and asked.fingerprint != record.fingerprint
     return unpaid or told_resubmit or told_regenerate or changed
@@ -352,7 +359,7 @@ def test_in_every_situation_only_what_may_not_have_been_paid_for_or_is_asked_for
         if isinstance(step, WaitForRecord):
             assert step.seconds > 0, situation
         count += 1
-    assert count == 5 * 2 * 8 * 2 * 8 * 3 * 3 * 2
+    assert count == 5 * 2 * len(ERRORS) * 2 * 8 * 3 * 3 * 2
     assert bought
 
 
