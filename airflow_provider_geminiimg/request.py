@@ -359,14 +359,15 @@ def _only_what_it_takes(row: Row, values: Mapping[str, Any], where: str) -> None
             continue
         takes = ", ".join(("prompt", *(known for known in (*_PICTURES, *_SETTINGS) if known in row.fields)))
         hint = _EDIT_TAKES_PICTURES if name in _PICTURES else ""
-        _refuse(name, given(value), f"{where} does not take it. It takes: {takes}.", hint)
+        shown = f" ({len(value)} given)" if isinstance(value, tuple) else given(value)
+        _refuse(name, shown, f"is not taken by {where}, which takes: {takes}.", hint)
 
 
 def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
     for name, allowed in (("resolution", row.resolutions), ("aspect_ratio", row.aspect_ratios)):
         value = values.get(name)
         if value is not None and value not in allowed:
-            problem = f"{where} does not take it. Allowed: {', '.join(allowed)}."
+            problem = f"is not taken by {where}. Allowed: {', '.join(allowed)}."
             _refuse(name, given(value), problem, _did_you_mean(value, allowed))
 
 

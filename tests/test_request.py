@@ -259,13 +259,13 @@ class TestWhatAGatewayTakes:
             checked = getattr(request.check(gateway), field)
             assert checked == getattr(request, field)
         else:
-            refused(lambda: request.check(gateway), field, f"{model} ({operation} on {gateway})", "It takes: prompt")
+            refused(lambda: request.check(gateway), field, f"{model} ({operation} on {gateway})", "which takes: prompt")
 
     def test_a_refused_field_is_shown_with_its_value_and_what_is_taken_instead(self) -> None:
         error = refused(lambda: build(model=PRO, aspect_ratio="16:9").check("1min"))
         assert error.message == (
-            "aspect_ratio='16:9': gemini-3-pro-image-preview (generate on 1min) does not take it. "
-            "It takes: prompt, resolution, temperature, top_p."
+            "aspect_ratio='16:9': is not taken by gemini-3-pro-image-preview (generate on 1min), "
+            "which takes: prompt, resolution, temperature, top_p."
         )
 
     @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
