@@ -16,7 +16,13 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import marker
 from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, MismatchError, OutcomeUnknownError
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    GeminiImageError,
+    MismatchError,
+    OutcomeUnknownError,
+    bare,
+)
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.landing import Logs, Workshop, mismatch_error
 from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record
@@ -115,11 +121,12 @@ class Attempt:
 
 
 def raise_outcome(error: GeminiImageError) -> NoReturn:
-    """Raise the outcome as Airflow needs it.
+    """Raise the outcome as Airflow needs it, and bare: its message says what happened.
 
     :raises AirflowFailException: from the outcome, where no retry may touch it.
     :raises GeminiImageError: the outcome itself, otherwise.
     """
+    error = bare(error)
     if isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
         raise AirflowFailException(str(error)) from error
     raise error

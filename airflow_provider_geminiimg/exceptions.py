@@ -328,6 +328,21 @@ def from_dict(values: dict[str, Any]) -> GeminiImageError:
     )
 
 
+def bare(error: GeminiImageError) -> GeminiImageError:
+    """`error` without stack frames, its own and those of what stands behind it.
+
+    Their local variables hold prompts, links and keys, and error reporters send local variables away. What `error`
+    hides (``raise ... from None``) is let go for the same reason.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        if each.__suppress_context__:
+            each.__context__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
 _SLASH = r"(?:\\*/)"  # as it stands, or escaped by a JSON encoder, once or more
 _QUERY = re.compile(
     rf"(?P<url>\b[a-z][a-z0-9+.-]*:{_SLASH}{{2}}(?:[^\s?#\"'<>\\]|\\+/)*)"

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, bare
 from airflow_provider_geminiimg.gateways.base import CheckResult, JobStatus, Picture
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.runner import run
@@ -63,18 +63,16 @@ class GeminiImageHook(BaseHook):
         :raises AuthenticationError: it has no API key.
         """
         try:
-            found = self.get_connection(self.geminiimg_conn_id)
-        except AirflowNotFoundException:
-            raise self._missing() from None
-        return self._parsed(found, found.extra_dejson)
+            return self._look_up()
+        except GeminiImageError as error:
+            raise bare(error) from error.__cause__
 
     async def aconnection(self) -> GatewayConnection:
         """As `connection`, through Airflow's asynchronous getters."""
         try:
-            found = await get_async_connection(self.geminiimg_conn_id, hook=self)
-        except AirflowNotFoundException:
-            raise self._missing() from None
-        return self._parsed(found, await _async_extra(found))
+            return await self._alook_up()
+        except GeminiImageError as error:
+            raise bare(error) from error.__cause__
 
     def check(self) -> CheckResult:
         """Ask the gateway whether it accepts the key. Free and without effect.
@@ -186,6 +184,20 @@ class GeminiImageHook(BaseHook):
         parts += [f"it sees {len(found.models)} models"] if found.models else []
         return True, f"{'; '.join(parts)}."
 
+    def _look_up(self) -> GatewayConnection:
+        try:
+            found = self.get_connection(self.geminiimg_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        return self._parsed(found, found.extra_dejson)
+
+    async def _alook_up(self) -> GatewayConnection:
+        try:
+            found = await get_async_connection(self.geminiimg_conn_id, hook=self)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        return self._parsed(found, await _async_extra(found))
+
     def _missing(self) -> BadRequestError:
         return BadRequestError(
             f"geminiimg_conn_id: there is no Airflow connection {self.geminiimg_conn_id!r}.",
@@ -210,10 +222,17 @@ class GeminiImageHook(BaseHook):
     def _run(self, step: Callable[[Session], Awaitable[T]]) -> T:
         # Looked up here and not in the helper thread: Airflow's channel to its supervisor belongs to this one.
         connection = self.connection()
-        return run(lambda: _with_session(connection, step))
+        try:
+            return run(lambda: _with_session(connection, step))
+        except GeminiImageError as error:
+            raise bare(error) from error.__cause__
 
     async def _arun(self, step: Callable[[Session], Awaitable[T]]) -> T:
-        return await _with_session(await self.aconnection(), step)
+        connection = await self.aconnection()
+        try:
+            return await _with_session(connection, step)
+        except GeminiImageError as error:
+            raise bare(error) from error.__cause__
 
 
 async def _with_session(connection: GatewayConnection, step: Callable[[Session], Awaitable[T]]) -> T:
