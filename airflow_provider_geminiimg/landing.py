@@ -37,6 +37,7 @@ from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Pictur
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, with_error
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
+from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
 from airflow_provider_geminiimg.storage import Files, encode_segment, join_uri
 from airflow_provider_geminiimg.transport import Transport
@@ -103,16 +104,25 @@ class Collector:
         return await transport.send(call, prompt=self.prompt or record.prompt)
 
     async def peek(self, record: Record) -> Record | None:
-        """Ask once, and land the picture if it is ready; ``None`` while the job runs, or can't be asked about."""
+        """Ask once, and land the picture if it is ready.
+
+        :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs, or can't be asked about.
+        :raises GeminiImageError: asking again can't help (connection, key), the gateway does not know the job, or the
+            result could not be landed.
+        """
         try:
             status = await self.poll(record)
         except GeminiImageError as error:
+            if not error.retryable:
+                raise
             self.log.warning("Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind)
             return None
         if status.state is JobState.VANISHED and _seconds_since_submit(record) < VANISHED_GRACE:
             return None
         if status.state is JobState.RUNNING:
             return None
+        if status.state is JobState.FAILED:
+            return await self._record_failure(record, status)
         return await self._end(record, End(status.state.value), status)
 
     async def wait(
@@ -160,19 +170,25 @@ class Collector:
 
     async def copy(self, record: Record, destination: Destination) -> dict[str, Any]:
         """The manifest of a copy of what landed, at another destination; made unless it is there."""
-        for known in record.copies:
-            if known["destination"] == dataclasses.asdict(destination):
-                return dict(known["manifest"])
+        asked = dataclasses.asdict(destination)
+        known = next((dict(copy["manifest"]) for copy in record.copies if copy["destination"] == asked), None)
+        if known is not None and await self._where(known) == "there":
+            return known
+        ledger, files = self.workshop.ledger, self.workshop.files
+        suffix = ""
+        if known is None:
+            item_path = record.key.rsplit("/", 1)[0]
+            suffix = await in_thread(reserve_name, ledger, files, item_path, destination, record.n)
         manifest = dict(record.manifest or {})
         images = []
         for index, image in enumerate(manifest["images"]):
             data = await in_thread(lambda uri=image["uri"]: self.workshop.files.read(uri, max_bytes=MAX_PICTURE_BYTES))
             if hashlib.sha256(data).hexdigest() != image["sha256"]:
                 raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
-            images.append(await self._store(replace(record, destination=destination, suffix=""), index, data))
+            images.append(await self._store(replace(record, destination=destination, suffix=suffix), index, data))
         manifest["images"] = [dataclasses.asdict(image) for image in images]
-        await self._write_sidecar(destination, "", sidecar(manifest, record))
-        copied = {"destination": dataclasses.asdict(destination), "manifest": manifest}
+        await self._write_sidecar(images[0], sidecar(manifest, record))
+        copied = {"destination": asked, "manifest": manifest}
         await in_thread(
             self.workshop.ledger.change, record.key, lambda stored: replace(stored, copies=[*stored.copies, copied])
         )
@@ -193,16 +209,17 @@ class Collector:
             data = await self._bytes(record, picture)
             stored.append(await self._store(record, index, data))
         manifest = build(record, stored, mismatch=self._mismatch(record, stored[0]), cost=_cost(record, reported_cost))
-        await self._write_sidecar(record.destination, record.suffix, sidecar(manifest, record))
+        await self._write_sidecar(stored[0], sidecar(manifest, record))
         landed = await self._record_landing(record, manifest)
         self._report(landed)
         return landed
 
     async def picture_state(self, record: Record) -> Literal["there", "gone", "unknown"]:
         """Whether what has landed is still where it landed."""
-        states = [
-            await in_thread(self.workshop.files.state, image["uri"]) for image in (record.manifest or {})["images"]
-        ]
+        return await self._where(record.manifest or {})
+
+    async def _where(self, manifest: Mapping[str, Any]) -> Literal["there", "gone", "unknown"]:
+        states = [await in_thread(self.workshop.files.state, image["uri"]) for image in manifest["images"]]
         return "gone" if "gone" in states else "unknown" if "unknown" in states else "there"
 
     async def note(self, record: Record, error: GeminiImageError) -> None:
@@ -217,9 +234,8 @@ class Collector:
         if end.status == "done" and isinstance(result, JobStatus):
             return await self._land_job(record, result)
         if end.status == "failed" and isinstance(result, JobStatus):
-            error = result.error or GeminiImageError(f"{job} failed; the gateway gave no reason.")
-            await in_thread(self.workshop.ledger.change, record.key, lambda stored: _failed(stored, error))
-            raise error
+            await self._record_failure(record, result)
+            raise _failure(record, result)
         if end.status == "vanished":
             raise VanishedError(f"{job} is not known to the gateway any more. Record {record.key}.")
         if end.status == "timeout":
@@ -229,6 +245,10 @@ class Collector:
         raise LostContactError(
             f"{job} could not be asked about{said}. It is left alone. Record {record.key}."
         ) from cause
+
+    async def _record_failure(self, record: Record, status: JobStatus) -> Record:
+        error = _failure(record, status)
+        return await in_thread(self.workshop.ledger.change, record.key, lambda stored: _failed(stored, error))
 
     async def _land_job(self, record: Record, status: JobStatus) -> Record:
         try:
@@ -286,8 +306,8 @@ class Collector:
             raise StorageError(f"No free name for the picture of record {record.key}.", billed=Billed.YES)
         return _stored(uri, info, data, digest)
 
-    async def _write_sidecar(self, destination: Destination, suffix: str, content: Mapping[str, Any]) -> None:
-        uri = join_uri(destination.directory, f"{destination.stem}{suffix}.json")
+    async def _write_sidecar(self, image: StoredImage, content: Mapping[str, Any]) -> None:
+        uri = f"{image.uri.rpartition('.')[0]}.json"
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
         await in_thread(lambda: self.workshop.files.put(uri, body, media_type="application/json"))
 
@@ -364,6 +384,10 @@ def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:
 
 class VanishedError(OutcomeUnknownError):
     """The gateway has not known the job for long enough to believe it; `on_unknown` decides."""
+
+
+def _failure(record: Record, status: JobStatus) -> GeminiImageError:
+    return status.error or UpstreamFailedError(f"Job {record.job_id} failed; the gateway gave no reason.")
 
 
 def _failed(stored: Record, error: GeminiImageError) -> Record | None:

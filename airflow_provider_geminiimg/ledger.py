@@ -4,7 +4,8 @@ What must stay true:
 
 - A record is created exclusively before the request that may cost money is sent. Who loses the race reads again.
 - Only the record with the highest number of an item decides. Records are never moved, reused or removed here.
-- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``landed`` | ``failed``.
+- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A picture that is in
+  storage outweighs a failure that another attempt wrote down.
 - A record that can't be read, or that a newer version wrote, is an error that names it, never "no record".
 - Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to a picture that was paid
   for, and it is taken out when the picture lands.
@@ -35,7 +36,7 @@ _NEXT: dict[State, frozenset[State]] = {
     "submitted": frozenset({"submitted", "landed", "failed"}),
     "answered": frozenset({"answered", "landed", "failed"}),
     "landed": frozenset({"landed"}),
-    "failed": frozenset({"failed"}),
+    "failed": frozenset({"failed", "landed"}),
 }
 _NUMBERED = re.compile(r"([1-9][0-9]*)\.json")
 _CONFLICTS = 20  # writers of one record are a handful of attempts, so a streak this long means a broken store

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
-import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,14 +33,12 @@ from airflow_provider_geminiimg.decision import (
     is_cleared,
 )
 from airflow_provider_geminiimg.exceptions import (
-    BadRequestError,
     Billed,
     GeminiImageError,
     LedgerError,
     NotSentError,
     OutcomeUnknownError,
     RateLimitedError,
-    StorageError,
 )
 from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.inputs import public_uri, read_inputs
@@ -58,14 +54,13 @@ from airflow_provider_geminiimg.ledger import (
     with_error,
 )
 from airflow_provider_geminiimg.manifest import estimate
+from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import join_uri
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
-EXTENSIONS = ("png", "jpg", "webp", "json")
 
 
 class Marker(Protocol):
@@ -155,6 +150,9 @@ class Purchase:
                 await asyncio.sleep(min(step.seconds + 0.1, LOOK_AGAIN))
             else:
                 assert found is not None
+                if isinstance(step, Poll) and await self._is_still_unknown(found.record):
+                    vanished = found.record.key
+                    continue
                 return await self._collect(found.record, step)
 
     async def finish(self, record: Record, *, at_once: bool = False) -> tuple[Record, dict[str, Any]]:
@@ -262,6 +260,15 @@ class Purchase:
             found.record.host, found.record.pid, found.record.key, step.seconds,
         )  # fmt: skip
 
+    async def _is_still_unknown(self, record: Record) -> bool:
+        """Whether a sensor noted that the gateway does not know the job, and the gateway still says so."""
+        if not isinstance(record.error, OutcomeUnknownError):
+            return False
+        try:
+            return (await self.collector(record).poll(record)).state is JobState.VANISHED
+        except GeminiImageError:
+            return False
+
     # What was paid for before
 
     async def _collect(self, record: Record, step: Step) -> tuple[Record, dict[str, Any] | None]:
@@ -291,7 +298,9 @@ class Purchase:
             self._tell_differences(step.replaces, "submitting what is asked for now")
         transport = await self.workshop.connect(self.order.connection.conn_id)
         inputs = await self._read_inputs()
-        suffix = await self._reserve_name(step.n)
+        suffix = await in_thread(
+            reserve_name, self.ledger, self.workshop.files, self.order.item.path, self.order.destination, step.n
+        )
         handles = []
         for image in inputs:
             handle = transport.gateway.reference(image)
@@ -301,23 +310,28 @@ class Purchase:
         call = transport.gateway.submit(request, handles)
         wanted = await self._record(step, suffix, call.read_timeout)
         self.guard.check()
-        claimed = await in_thread(self.ledger.create, wanted)
-        if claimed is None:
-            self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
-            return None
-        record = claimed.record
         with self.guard.paying():
-            status = await self._send(record, lambda: transport.send(call))
-            record = await self._write_answer(record, status)
+            since = time.monotonic()
+            claimed = await in_thread(self.ledger.create, wanted)
+            if claimed is None:
+                self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
+                return None
+            status = await self._send(claimed.record, since, lambda: transport.send(call))
+            record = await self._write_answer(claimed.record, status)
         return await self._after_answer(record, status)
 
-    async def _send(self, record: Record, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
-        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up."""
+    async def _send(self, record: Record, since: float, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
+        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.
+
+        :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
+        """
         started = False
         try:
             if self.marker is not None:
                 await in_thread(self.marker.set, {"record": record.key, "claim": record.claim})
             self.guard.check()
+            if time.monotonic() - since > ANSWER_MARGIN / 2:
+                raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
             started = True
             status = await send()
         except asyncio.CancelledError:
@@ -367,23 +381,24 @@ class Purchase:
             spooled=keys,
         )
         try:
-            for key, data in zip(keys, inline, strict=True):
-                await in_thread(self.ledger.store.create, key, data)
-            await in_thread(self._record_answer, answer)
+            await in_thread(self._record_answer, answer, inline)
         except GeminiImageError as error:
             self.log.error(
                 "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
                 "landed all the same.",
                 status.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
-            self._recording = asyncio.create_task(self._keep_recording(answer))
+            self._recording = asyncio.create_task(self._keep_recording(answer, inline))
         return answer
 
-    def _record_answer(self, answer: Record) -> None:
+    def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
+        for key, data in zip(answer.spooled, inline, strict=True):
+            self.ledger.store.create(key, data)
+
         def answered(stored: Record) -> Record | None:
             if stored.state == "intent":
                 return replace(answer, generation=stored.generation)
-            if stored.job_id == answer.job_id and stored.job_id is not None:
+            if stored.job_id == answer.job_id or answer.job_id in stored.extra_jobs:
                 return None
             self.log.error(
                 "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",
@@ -399,12 +414,12 @@ class Purchase:
                 answer.key, later[-1],
             )  # fmt: skip
 
-    async def _keep_recording(self, answer: Record) -> None:
+    async def _keep_recording(self, answer: Record, inline: Sequence[bytes]) -> None:
         give_up = time.monotonic() + self.order.timeout
         while time.monotonic() < give_up:
             await asyncio.sleep(LOOK_AGAIN)
             with contextlib.suppress(GeminiImageError):
-                await in_thread(self._record_answer, answer)
+                await in_thread(self._record_answer, answer, inline)
                 return
 
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
@@ -455,54 +470,6 @@ class Purchase:
             raise error
         self.log.warning("%s Sending it again in %.0f s: it is known to be unpaid.", error.message, seconds)
         await asyncio.sleep(seconds)
-
-    # Where it lands
-
-    async def _reserve_name(self, n: int) -> str:
-        """Claim the destination for this item before any money is spent.
-
-        :returns: what is added to the file name, because an earlier picture of this item has it or may still take it.
-        :raises BadRequestError: the name is another picture's, or the directory can't be written.
-        """
-        files, destination = self.workshop.files, self.order.destination
-        suffix = f"-{n}" if await self._name_is_used(n) else ""
-        stem = join_uri(destination.directory, destination.stem + suffix)
-        await in_thread(files.check, stem, "output_path")
-        await in_thread(files.check_writable, destination.directory)
-        await in_thread(self._claim_name, stem)
-        for extension in EXTENSIONS:
-            if await in_thread(files.state, f"{stem}.{extension}") == "there":
-                raise _taken(destination, f"{destination.stem}{suffix}.{extension} exists")
-        return suffix
-
-    async def _name_is_used(self, n: int) -> bool:
-        for earlier in range(1, n):
-            found = await in_thread(self.ledger.read, record_key(self.order.item, earlier))
-            if found is None or found.record.destination != self.order.destination:
-                continue
-            error = found.record.error
-            if found.record.state != "failed" or error is None or error.billed is not Billed.NO:
-                return True
-        return False
-
-    def _claim_name(self, stem: str) -> None:
-        key = f"names/{hashlib.sha256(stem.encode()).hexdigest()}.json"
-        if self.ledger.store.create(key, json.dumps({"item": self.order.item.path, "stem": stem}).encode()) is not None:
-            return
-        blob = self.ledger.store.read(key)
-        try:
-            owner = json.loads(blob.data)["item"] if blob is not None else None
-        except (ValueError, KeyError, TypeError):
-            raise StorageError(f"The claim of a file name, {key} under the root, can't be read.") from None
-        if owner != self.order.item.path:
-            raise _taken(self.order.destination, f"{owner or 'another task'} claimed it")
-
-
-def _taken(destination: Destination, why: str) -> BadRequestError:
-    return BadRequestError(
-        f"file_name {destination.stem!r} is taken in {destination.directory}: {why}.",
-        hint="Give another file_name or output_path; nothing is ever replaced.",
-    )
 
 
 def differences(record: Record, order: Order, request: CheckedRequest) -> list[str]:

@@ -66,11 +66,6 @@ SHOPS = itertools.count(1)
 HTML = "<html><body>A timeout occurred</body></html>"
 
 
-def known(why: str) -> pytest.MarkDecorator:
-    """A known fault: the test says what should be, and fails loudly once it is."""
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 class Memory:
     """A task state store's memory, as one task instance sees it."""
 
@@ -717,7 +712,6 @@ async def test_an_answered_link_that_is_gone_for_good_is_an_error_until_regenera
     assert shop.submission(await shop.buy(generation=1, on_clear="regenerate")) == 2
 
 
-@known("an answer without a job id is not recognised as one's own")
 async def test_a_link_answer_whose_record_was_written_although_the_store_did_not_say_so_is_no_second_payment(
     link_shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -768,7 +762,6 @@ async def test_inline_bytes_that_could_not_land_are_landed_from_the_spool_by_the
     assert shop.submits() == 1
 
 
-@known("the spool is not tried again")
 async def test_inline_bytes_that_could_not_be_spooled_at_once_are_spooled_before_the_record_names_them(
     root: str, sandbox: Sandbox
 ) -> None:
@@ -886,7 +879,6 @@ async def test_another_destination_after_a_clear_is_a_copy_without_a_call(shop: 
     assert len(shop.record.copies) == 1
 
 
-@known("a known copy is returned unseen")
 async def test_a_copy_that_is_gone_is_made_again(shop: Shop) -> None:
     await shop.buy()
     there = Destination(f"{shop.folder}-2", "copy")
@@ -897,7 +889,6 @@ async def test_a_copy_that_is_gone_is_made_again(shop: Shop) -> None:
     assert shop.paid() == 1
 
 
-@known("a copy claims no name, and its sidecar replaces a file")
 async def test_a_copy_replaces_no_file_of_anybody_else(shop: Shop) -> None:
     await shop.buy()
     there = Destination(f"{shop.folder}-2", "copy")
@@ -909,7 +900,6 @@ async def test_a_copy_replaces_no_file_of_anybody_else(shop: Shop) -> None:
     assert shop.files.read(f"{there.directory}/copy.png", max_bytes=10) == b"mine"
 
 
-@known("copies don't count as used names")
 async def test_regenerate_where_a_copy_has_the_name_lands_beside_it(shop: Shop) -> None:
     await shop.buy()
     there = Destination(f"{shop.folder}-2", "copy")
@@ -1092,7 +1082,6 @@ async def test_a_stopped_attempt_still_collects_what_was_paid_for(disk_shop: Sho
     assert shop.submission(await shop.buy(guard=guard)) == 1
 
 
-@known("the guard is idle while the claim is written")
 async def test_an_attempt_is_paying_from_before_its_claim_is_written(disk_shop: Shop) -> None:
     """Else a timeout that strikes in between leaves an intent that looks like a lost payment."""
     shop = disk_shop

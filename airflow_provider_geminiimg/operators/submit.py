@@ -14,22 +14,26 @@ class GeminiImageSubmitOperator(ImageOperator):
     """Submit a job and return at once; `GeminiImageJobSensor` waits for it and lands it. An edit, if `image` is given.
 
     Returns ``{record, gateway, model, job_id, conn_id}``. Where the gateway answers with the finished picture, that has
-    landed already, and the sensor finds it. Takes the arguments of `ImageOperator`.
+    landed already, and the sensor finds it; `on_mismatch` counts for it, too.
+
+    Takes the arguments of `ImageOperator`, `deferrable` excepted: there is nothing to wait for.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "deferrable": False})
+        super().__init__(deferrable=False, **kwargs)
 
     @property
     def operation(self) -> str:  # type: ignore[override]
         """``edit`` if there is a picture to edit, else ``generate``."""
-        return "generate" if self.image is None or self.image == "" else "edit"
+        return "generate" if self.image in (None, "") else "edit"
 
     def execute(self, context: Any) -> Any:
         """Submit, or find what an earlier attempt submitted."""
         return self._live(context, wait=False)
 
     def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
+        if manifest is not None:
+            super()._ended(attempt, order, record, manifest)
         return {
             "record": record.key,
             "gateway": record.gateway,

@@ -1,18 +1,23 @@
 """Waits for a job that was submitted elsewhere, and lands its picture.
 
 What must stay true: the sensor buys nothing and cancels nothing. A job that failed for good fails the sensor, whatever
-``soft_fail``, ``never_fail`` and ``silent_fail`` say: they are about waiting.
+``soft_fail``, ``never_fail`` and ``silent_fail`` say: they are about waiting. So that outcome is looked at outside of
+Airflow's poking, which only hears that the waiting is over.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseOperator,
@@ -21,7 +26,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout
+from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -31,47 +36,61 @@ from airflow_provider_geminiimg.attempt import (
     finished,
     raise_outcome,
     seconds,
+    stem,
     text,
 )
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL
+from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.landing import Collector
-from airflow_provider_geminiimg.ledger import Record, new_claim, process_identity, record_key
+from airflow_provider_geminiimg.landing import Collector, VanishedError, Workshop, in_thread
+from airflow_provider_geminiimg.ledger import Destination, Found, Record, new_claim, process_identity, record_key
 from airflow_provider_geminiimg.manifest import Cost
+from airflow_provider_geminiimg.names import reserve_name
+from airflow_provider_geminiimg.request import given, is_literal
 from airflow_provider_geminiimg.runner import run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-LANDING_SECONDS = 300.0  # for polls that fail between a trigger's "done" and the landing
+_RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]*\.json", re.ASCII)
+_CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
+_CLEAR_THE_SUBMIT = (
+    "Look at the gateway's console whether the picture was made and charged. To buy it again all the same, clear the "
+    'submit task with on_unknown="resubmit".'
+)
+_SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "job_id": text,
+    "model": text,
+    "geminiimg_conn_id": text,
+    "output_path": text,
+    "file_name": stem,
+    "on_mismatch": partial(choice, allowed=OnMismatch),
+    "poll_interval": seconds,
+}
 
 
 class GeminiImageJobSensor(BaseSensorOperator):
     """Wait for a job and land its picture. Returns the picture's manifest.
+
+    A poll that fails says nothing about the job, and the sensor goes on. When it gives up, the job is left alone: clear
+    the sensor with a longer `timeout`, and it lands.
 
     :param job: what `GeminiImageSubmitOperator` returned. The picture lands where that operator said.
     :param job_id: instead of `job`: a job that was submitted outside of this package. It lands under this task.
     :param model: the model of `job_id`; default: the connection's, else ``gemini-3.1-flash-image-preview``.
     :param geminiimg_conn_id: the connection of `job_id`; a `job` knows its own.
     :param output_path: directory URI for the picture of `job_id`; default: under ``[geminiimg] root``.
-    :param file_name: its name without extension.
-    :param on_mismatch: as for the operators.
+    :param file_name: its name without extension; default: made from task and map index.
+    :param on_mismatch: as for the operators. What was asked for is not known of a `job_id`, so nothing mismatches.
     :param poll_interval: seconds between the trigger's polls, and before the first one; default: the catalogue's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``. Otherwise `mode` decides.
     :param poke_interval: seconds between pokes in the modes ``poke`` and ``reschedule``. Default: 10.
-    :param timeout: seconds after which the sensor gives up; the job is left alone.
+    :param timeout: seconds after which a try of the sensor gives up. Default: ``[sensors] default_timeout``.
+    :raises GeminiImageError: why there will be no picture; as ``AirflowFailException`` where the job failed for good.
     """
 
-    template_fields: Sequence[str] = (
-        "job",
-        "job_id",
-        "model",
-        "geminiimg_conn_id",
-        "output_path",
-        "file_name",
-        "on_mismatch",
-        "poll_interval",
-    )
+    template_fields: Sequence[str] = ("job", *_CHECKS)
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -99,99 +118,177 @@ class GeminiImageJobSensor(BaseSensorOperator):
         self.on_mismatch = on_mismatch
         self.poll_interval = poll_interval
         self.deferrable = deferrable
-        self._failure: GeminiImageError | None = None
+        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+            self._check(is_literal)
 
     def execute(self, context: Context) -> Any:
         """Poke once, then wait in the triggerer, or in the way that `mode` says."""
-        if self.deferrable:
-            manifest = self._look(context)
-            if manifest is None:
-                self._defer(context)
-        else:
-            manifest = super().execute(context)
-        return self._finish(manifest)
+        if not self.deferrable:
+            return self._finish(super().execute(context))
+        seen = self._look(context)
+        if _running(seen):
+            self._defer(context, seen, self._deadline(context))
+        return self._finish(seen)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once; land the picture if it is ready."""
-        manifest = self._look(context)
-        return PokeReturnValue(is_done=manifest is not None or self._failure is not None, xcom_value=manifest)
+        seen = self._look(context)
+        return PokeReturnValue(is_done=not _running(seen), xcom_value=seen)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+    def execute_complete(self, context: Context, event: dict[str, Any], deadline: float) -> Any:
         """Land what the trigger waited for.
 
         :param event: the trigger's: ``status``, ``job_id``, ``code``.
+        :param deadline: when the sensor gives up, in Unix seconds.
         """
         self.log.info("The trigger's word on job %s: %s.", event.get("job_id"), event.get("status"))
-        if event.get("status") == "timeout":
-            manifest = self._look(context)
-            if manifest is None and self._failure is None:
-                raise TaskDeferralTimeout(f"Job {event.get('job_id')} was still running; it is left alone.")
-            return self._finish(manifest)
-        return self._finish(self._look(context, wait=True))
+        seen = self._look(context, resumed=True)
+        if _running(seen) and event.get("status") == "lost":
+            self._defer(context, seen, deadline)
+        return self._finish(self._wait_here(context, seen, deadline))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """As Airflow's, but a trigger that crashed does not end the wait: two further deferrals, then pokes."""
+        """As Airflow's, but a trigger that crashed or was never run does not lose the job.
+
+        At most two further deferrals, then the wait goes on in the worker.
+        """
         try:
             # Not the sensor's own: that one turns a job's failure into a skip where soft_fail is set.
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
-        except TaskDeferralTimeout as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise AirflowSensorTimeout(str(error)) from error
+        except TaskDeferralTimeout:
+            self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
+            deadline = time.time()
         except TaskDeferralError as error:
             self.log.error("The trigger failed (%s); the job is left alone and waited for again.", error)
-        record = self._record(Attempt(context, self.log))
-        if record.deferrals < MAX_DEFERRALS:
-            self._defer(context, again=True)
-        return self._finish(super().execute(context))
+            deadline = self._deadline(context)
+        seen = self._look(context, resumed=True)
+        if _running(seen) and time.time() < deadline and seen.deferrals < MAX_DEFERRALS:
+            Attempt(context, self.log).count_deferral(seen)
+            self._defer(context, seen, deadline)
+        return self._finish(self._wait_here(context, seen, deadline))
 
-    def _look(self, context: Context, *, wait: bool = False) -> dict[str, Any] | None:
-        """The manifest, if the picture is there or can be landed now. A job that failed for good is kept as `_failure`.
+    # Waiting
 
-        :param wait: poll until the job has ended, because a trigger saw its end.
+    def _deadline(self, context: Context) -> float:
+        """Counted from the start of this try, which a deferral does not move."""
+        started: float = context["ti"].start_date.timestamp()
+        return started + self.timeout
+
+    def _defer(self, context: Context, record: Record, deadline: float) -> NoReturn:
+        self.defer(
+            trigger=Attempt(context, self.log).trigger(record, deadline, seconds("poll_interval", self.poll_interval)),
+            method_name="execute_complete",
+            kwargs={"deadline": deadline},
+            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP),
+        )
+
+    def _wait_here(self, context: Context, seen: Record | GeminiImageError, deadline: float) -> Any:
+        """What has become of the job, once it has ended; asks every `poke_interval` seconds.
+
+        :raises AirflowSensorTimeout: it was still running at the deadline.
         """
-        attempt = Attempt(context, self.log)
-        record: Record | None = None
-        try:
-            record = self._record(attempt)
-            landed = run(lambda: self._collect(attempt, record, wait), attempt.guard)
-        except GeminiImageError as error:
-            if error.retryable and not (record is not None and self._has_failed(attempt, record)):
-                raise
-            self._failure = error
-            return None
-        return None if landed is None else dict(landed.manifest or {})
+        while _running(seen):
+            left = deadline - time.time()
+            if left <= 0:
+                said = f"Job {seen.job_id} was still running after {self.timeout:.0f} s. It is left alone: clear the "
+                said += f"sensor with a longer timeout, and it lands. Record {seen.key}."
+                raise AirflowSkipException(said) if self.soft_fail or self.never_fail else AirflowSensorTimeout(said)
+            time.sleep(min(self.poke_interval, left))
+            seen = self._look(context, resumed=True)
+        return seen
 
-    async def _collect(self, attempt: Attempt, record: Record, wait: bool) -> Record | None:
+    def _finish(self, seen: Record | GeminiImageError) -> dict[str, Any]:
+        if isinstance(seen, GeminiImageError):
+            raise_outcome(seen)
+        if seen.state == "failed":
+            raise AirflowFailException(str(seen.error)) from seen.error
+        self._tell_destination(seen)
+        return finished(dict(seen.manifest or {}), choice("on_mismatch", self.on_mismatch, OnMismatch))
+
+    def _tell_destination(self, record: Record) -> None:
+        used = [record.destination, *(Destination(**copy["destination"]) for copy in record.copies)]
+        other_path = self.output_path and self.output_path.rstrip("/") not in [place.directory for place in used]
+        if other_path or (self.file_name and self.file_name not in [place.stem for place in used]):
+            self.log.warning("It landed where its submit task said: output_path and file_name here are for a job_id.")
+
+    # Looking
+
+    def _check(self, known: Callable[[Any], bool]) -> None:
+        """Refuse arguments that are wrong, of those whose value is known."""
+        for name, check in _CHECKS.items():
+            if known(getattr(self, name)):
+                check(name, getattr(self, name))
+        if known(self.job) and self.job is not None:
+            _key(self.job)
+        if known(self.job) and known(self.job_id) and (self.job is None) == (self.job_id in (None, "")):
+            found = "neither (did the submit task run?)" if self.job is None else "both"
+            raise BadRequestError(f"job, job_id: exactly one of them is needed, given: {found}.")
+
+    def _look(self, context: Context, *, resumed: bool = False) -> Record | GeminiImageError:
+        """Ask once, and land the picture if it is ready.
+
+        :param resumed: a trigger waited for the job, so it is landed even without its record.
+        :returns: the record: ``landed``, ``failed``, or ``submitted`` while the job runs; or why there is nothing to
+            wait for. What the next try of the sensor may find better is raised.
+        """
+        try:
+            self._check(lambda value: True)
+            attempt = Attempt(context, self.log)
+            return run(lambda: self._collect(attempt, context["ti"].try_number > 1, resumed))
+        except GeminiImageError as error:
+            if error.retryable:
+                raise
+            return error
+
+    async def _collect(self, attempt: Attempt, again: bool, resumed: bool) -> Record:
         async with attempt.workshop() as workshop:
-            collector = Collector(workshop, generation=attempt.generation)
-            if record.state == "failed" and record.error is not None:
-                raise record.error
+            found = await self._find(attempt, workshop, resumed)
+            record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
+            # Two tasks' generations don't compare: the submit task's record keeps its own.
+            policy = Policy(attempt.generation if own else record.generation)
+            collector = Collector(workshop, generation=policy.generation)
             if record.state == "landed":
-                gone = await collector.picture_state(record) == "gone"
-                return await collector.refetch(record) if gone else record
+                destination = attempt.destination(self.output_path, self.file_name) if own else record.destination
+                asked = Asked(record.fingerprint, destination)
+                return await _landed(collector, found, policy, asked, own=own, again=again)
             if record.state == "answered":
                 return await collector.fetch(record)
-            if not wait:
-                return await collector.peek(record)
-            waited = time.time() - (record.submitted_at or record.claimed_at)
-            return await collector.wait(record, timeout=waited + LANDING_SECONDS, poll_interval=None, at_once=True)
+            if record.state == "failed":
+                return record
+            try:
+                return await collector.peek(record) or record
+            except VanishedError as error:
+                # The submit task, once cleared, finds the note and does as its on_unknown says.
+                await collector.note(record, error)
+                error.hint = _CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT
+                raise
 
-    def _record(self, attempt: Attempt) -> Record:
-        job_id = text("job_id", self.job_id)
-        if (self.job is None) == (job_id is None):
-            raise BadRequestError("Exactly one of job and job_id is needed.")
-        return self._own_record(attempt, job_id) if job_id is not None else _recorded(attempt, self.job)
+    async def _find(self, attempt: Attempt, workshop: Workshop, resumed: bool) -> Found:
+        if self.job is None:
+            return await self._own(attempt, workshop, str(self.job_id), self.geminiimg_conn_id, self.model)
+        key, job_id = _key(self.job), self.job.get("job_id")
+        found = await in_thread(attempt.ledger.read, key)
+        if found is not None:
+            return replace(found, record=_answered(found.record, job_id))
+        missing = f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed."
+        if not (resumed and job_id):
+            raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
+        self.log.error("%s Landing job %s all the same, under this task.", missing, job_id)
+        return await self._own(attempt, workshop, str(job_id), self.job.get("conn_id"), self.job.get("model"))
 
-    def _own_record(self, attempt: Attempt, job_id: str) -> Record:
-        """The record of a job that was submitted outside of this package: made by the sensor's first try."""
-        found = attempt.ledger.latest(attempt.item)
-        if found is not None and found.record.job_id == job_id:
-            return found.record
-        connection = attempt.connection(self.geminiimg_conn_id)
-        model = text("model", self.model) or connection.model or DEFAULT_MODEL
-        n = found.record.n + 1 if found is not None else 1
-        record = Record(
+    async def _own(self, attempt: Attempt, workshop: Workshop, job_id: str, conn_id: Any, model: str | None) -> Found:
+        """The record of a job of which this package has none: made at the first look, under this task's own key."""
+        connection = await in_thread(attempt.connection, conn_id)
+        model = model or connection.model or DEFAULT_MODEL
+        found = await in_thread(attempt.ledger.latest, attempt.item)
+        if found is not None:
+            known = found.record
+            if (known.job_id, known.conn_id, known.model) == (job_id, connection.conn_id, model):
+                return found
+        n = 1 if found is None else found.record.n + 1
+        destination = attempt.destination(self.output_path, self.file_name)
+        suffix = await in_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
+        made = Record(
             key=record_key(attempt.item, n),
             n=n,
             state="submitted",
@@ -204,57 +301,67 @@ class GeminiImageJobSensor(BaseSensorOperator):
             model=model,
             wire_model=model,
             operation="unknown",
-            fingerprint="",
+            # What was sent is not known here, so the job stands for it.
+            fingerprint=hashlib.sha256(f"job\n{connection.gateway}\n{conn_id}\n{job_id}".encode()).hexdigest(),
             request_fields={},
             prompt_sha256="",
             inputs=[],
-            destination=attempt.destination(self.output_path, self.file_name),
-            suffix=f"-{n}" if n > 1 else "",
+            destination=destination,
+            suffix=suffix,
             cost=asdict(Cost(None, "USD", "unknown")),
             expected_seconds=0.0,
             job_id=job_id,
             submitted_at=time.time(),
         )
-        created = attempt.ledger.create(record)
-        return created.record if created is not None else self._own_record(attempt, job_id)
-
-    def _has_failed(self, attempt: Attempt, record: Record) -> bool:
-        found = attempt.ledger.read(record.key)
-        return found is not None and found.record.state == "failed"
-
-    def _defer(self, context: Context, *, again: bool = False) -> None:
-        attempt = Attempt(context, self.log)
-        record = self._record(attempt)
-        if again:
-            record = attempt.count_deferral(record)
-        deadline = time.time() + self.timeout
-        self.defer(
-            trigger=attempt.trigger(record, deadline, seconds("poll_interval", self.poll_interval)),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout + BACKSTOP),
-        )
-
-    def _finish(self, manifest: Any) -> Any:
-        if self._failure is not None:
-            raise_outcome(self._failure)
-        return finished(manifest, choice("on_mismatch", self.on_mismatch, OnMismatch))
+        created = await in_thread(attempt.ledger.create, made)
+        return created or await self._own(attempt, workshop, job_id, conn_id, model)
 
 
-def _recorded(attempt: Attempt, job: Any) -> Record:
-    """The record that a submit operator wrote."""
+def _running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
+    return isinstance(seen, Record) and seen.state == "submitted"
+
+
+def _key(job: Any) -> str:
+    """The key of the record that a submit operator wrote."""
     key = job.get("record") if isinstance(job, Mapping) else None
-    if not isinstance(key, str) or not key.startswith("ledger/") or ".." in key.split("/"):
+    if not isinstance(key, str) or not _RECORD_KEY.fullmatch(key):
         raise BadRequestError(
-            f"job is {type(job).__name__}; allowed: what GeminiImageSubmitOperator returned (its .output)."
+            f"job{given(job)}: takes what GeminiImageSubmitOperator returned (its .output).",
+            hint="The id of a job that was submitted elsewhere goes into job_id." if isinstance(job, str) else None,
         )
-    found = attempt.ledger.read(key)
-    if found is None:
+    return key
+
+
+def _answered(record: Record, job_id: Any) -> Record:
+    """`record`; an intent, because its answer could not be written down, goes on by what the submit task returned."""
+    if record.state != "intent":
+        return record
+    if not job_id:
         raise LedgerError(
-            f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed.",
+            f"Record {record.key} holds no answer yet, and job no job_id.",
             billed=Billed.UNKNOWN,
-            hint="Set [geminiimg] root to storage that all workers share.",
+            hint="Clear the submit task: it finds out what became of its request.",
         )
+    return replace(record, state="submitted", job_id=str(job_id), submitted_at=record.claimed_at)
+
+
+async def _landed(
+    collector: Collector, found: Found, policy: Policy, asked: Asked, *, own: bool, again: bool
+) -> Record:
+    """What has landed before, fetched once more if it is gone from storage.
+
+    :param own: the record is the sensor's own, not a submit task's.
+    :param again: the sensor has been run before.
+    """
     record = found.record
-    if record.state == "intent" and job.get("job_id"):
-        return replace(record, state="submitted", job_id=str(job["job_id"]), submitted_at=record.claimed_at)
-    return record
+    step = decide(found, policy, asked, picture=await collector.picture_state(record))
+    if isinstance(step, Refuse):
+        raise step.error
+    if isinstance(step, Refetch):
+        return await collector.refetch(record)
+    manifest = record.manifest or {}
+    if isinstance(step, Copy):
+        manifest = await collector.copy(record, asked.destination)
+    elif record.copies and not own:
+        manifest = record.copies[-1]["manifest"]  # made by the submit task, cleared with another destination
+    return replace(record, manifest={**manifest, "reused": own or again})
