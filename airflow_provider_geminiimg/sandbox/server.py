@@ -27,6 +27,11 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 class _Protocol(H11Protocol):
     """Puts the connection's transport where the application finds it, so that it can cut the connection."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # `Config(access_log=False)` is undone by whoever configures logging later, and links hold signatures.
+        self.access_log = False
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
