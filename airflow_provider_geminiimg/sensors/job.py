@@ -237,7 +237,7 @@ class GeminiImageJobSensor(BaseSensorOperator):
             return run(lambda: self._collect(attempt, context["ti"].try_number > 1, resumed))
         except GeminiImageError as error:
             if error.retryable:
-                raise
+                raise_outcome(error)
             return error
 
     async def _collect(self, attempt: Attempt, again: bool, resumed: bool) -> Record:

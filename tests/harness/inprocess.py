@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from airflow.sdk import DAG
 
 BUNDLE = "dags-folder"
-TriggerFate = Literal["run", "crash", "timeout"]
+TriggerFate = Literal["run", "crash", "timeout", "clear"]
 
 
 @dataclass
@@ -255,6 +255,9 @@ class Run:
         if fate == "timeout":
             self._time_out(ti_id)
             return
+        if fate == "clear":
+            with create_session() as session:
+                clear_task_instances([session.get_one(TaskInstance, ti_id)], session, dag_run_state=DagRunState.RUNNING)
         with _captured(trace.log):
             try:
                 event = _run_trigger(classpath, kwargs, wire, timeout_at)
@@ -348,8 +351,9 @@ class AirflowHarness:
         :param conf: the run's ``dag_run.conf``.
         :param logical_date: default: now.
         :param triggers: what becomes of the triggers of this run in the order in which they start: ``"run"``,
-            ``"crash"`` (the triggerer lost it) or ``"timeout"`` (the deferral's timeout has passed). Those after the
-            last one run. A real ``defer(timeout=...)`` that passes while a trigger runs is kept as well.
+            ``"crash"`` (the triggerer lost it), ``"timeout"`` (the deferral's timeout has passed) or ``"clear"``
+            (the deferred task is cleared, and the trigger's event comes too late). Those after the last one run. A
+            real ``defer(timeout=...)`` that passes while a trigger runs is kept as well.
         :param timeout: seconds after which a run that does not end is a `TimeoutError`.
         """
         moment = logical_date or dt.datetime.now(dt.timezone.utc)
