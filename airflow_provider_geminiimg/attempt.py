@@ -54,6 +54,7 @@ class Attempt:
         self.marker = marker(context)
         self.generation = int(ti.max_tries or 0)
         self.item = Item(settings.namespace(), ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
+        self._connections: dict[str, GatewayConnection] = {}
         self.root = settings.root()
         self.images = join_uri(self.root, "images")
         allowed = settings.allowed_roots()
@@ -61,7 +62,7 @@ class Attempt:
         self.files = Files(s3_client=default_s3_client, allowed_roots=[*allowed, self.images] if allowed else [])
 
     def connection(self, conn_id: Any) -> GatewayConnection:
-        """The checked connection.
+        """The checked connection, looked up once an attempt.
 
         :raises BadRequestError: it is missing or wrong.
         :raises AuthenticationError: it has no API key.
@@ -69,7 +70,9 @@ class Attempt:
         name = text("geminiimg_conn_id", conn_id)
         if name is None:
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
-        return GeminiImageHook(name).connection()
+        if name not in self._connections:
+            self._connections[name] = GeminiImageHook(name).connection()
+        return self._connections[name]
 
     @asynccontextmanager
     async def workshop(self) -> AsyncIterator[Workshop]:
