@@ -79,4 +79,5 @@ def _unusable(name: str, uri: str, row: Row, error: GeminiImageError, *, passing
     allowed = f"Allowed: a picture that the worker can read, {types}, of at most {row.max_input_bytes} bytes."
     hint = f"{allowed} {error.hint}" if isinstance(error, BadRequestError | StorageError) else allowed
     kind = StorageError if passing else BadRequestError
-    return kind(f"{name}={public_uri(uri)!r}: {error.message}", billed=Billed.NO, retryable=passing, hint=hint.strip())
+    problem = error.message.removeprefix(locate(uri).shown).lstrip(" :")
+    return kind(f"{name}={public_uri(uri)!r}: {problem}", billed=Billed.NO, retryable=passing, hint=hint.strip())

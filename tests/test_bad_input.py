@@ -356,8 +356,15 @@ def test_the_model_of_the_connection_decides_what_a_request_may_say(world: World
         ({"image": "s3://in/cat.png", "top_p": "{{ 2 }}"}, ["top_p=2.0", "Allowed: 0.0 to 1.0"]),
         ({"image": "s3://in/cat.png", "aspect_ratio": "1:1"}, ["aspect_ratio='1:1'", "edit on 1min"]),
         ({"reference_images": "{{ 's3://in/cat.png' }}"}, ["reference_images (1 given)", "generate on 1min"]),
+        ({"image": "{{ '' }}"}, ["image: not given", "edit on 1min", "as a URI or a manifest"]),
     ],
-    ids=["an empty prompt", "a top_p out of bounds", "a field that an edit does not take", "references alone"],
+    ids=[
+        "an empty prompt",
+        "a top_p out of bounds",
+        "a field that an edit does not take",
+        "references alone",
+        "a picture to edit that renders to nothing",
+    ],
 )
 def test_a_submit_refuses_like_the_others(world: World, arguments: dict[str, Any], says: list[str]) -> None:
     shared = usual()
@@ -471,18 +478,18 @@ def put_object(uri: str, content: bytes) -> None:
 
 
 UNREADABLE = {
-    "a file that is not there": ("{folder}/absent.png", "absent.png does not exist"),
+    "a file that is not there": ("{folder}/absent.png", "absent.png': does not exist"),
     "a folder": ("{folder}", "is not a regular file"),
     "a relative path": ("in/cat.png", "'in/cat.png' is neither a URI nor an absolute path"),
     "a link without its scheme": (f"in.test/cat.png?{SIGNATURE}", "'in.test/cat.png' is neither a URI nor"),
     "a path that leads upwards": ("{folder}/../../etc/cat.png", 'holds ".."'),
     "a file on another host": ("file://host/cat.png", "a file URI names no host"),
     "a scheme that nobody serves": (f"nowhere://in/cat.png?{SIGNATURE}", "no installed Airflow provider serves"),
-    "an object that is not there": ("{s3}/absent.png", "absent.png does not exist"),
+    "an object that is not there": ("{s3}/absent.png", "absent.png': does not exist"),
     "a bucket that is not there": ("s3://no-such-bucket-here/cat.png", "Create the bucket no-such-bucket-here"),
     "a bucket without a name": ("s3:///cat.png", "names no bucket"),
     "a connection that is not there": ("s3://nowhere@in/cat.png", "the Airflow connection 'nowhere': there is none"),
-    "a password in the address": (f"s3://user:{SIGNATURE}@in/cat.png", "takes no password"),
+    "a password in the address": (f"s3://user:{SIGNATURE}@in/cat.png", "s3:// URIs take no password"),
     "an object that S3 denies": ("{refusing}/denied.png", "AccessDenied (HTTP 403)"),
     "a link inwards": (f"https://127.0.0.1/cat.png?{SIGNATURE}", "127.0.0.1, which is not a public address"),
     "a link to the cloud's own address": (f"https://169.254.169.254/?{SIGNATURE}", "not a public address"),

@@ -80,7 +80,7 @@ class ImageOperator(BaseOperator):
     :param geminiimg_conn_id: the Airflow connection.
     :param deferrable: wait in the triggerer instead of a worker slot. Default: ``[operators] default_deferrable``.
     :param poll_interval: seconds between polls, and before the first one; default: the catalogue's schedule.
-    :param timeout: seconds from the submit that the job may take, over all attempts. Default: 1800.
+    :param timeout: seconds from the submit that the job may take, over all attempts. Default: 1800; at most 30 days.
     :param on_unknown: what to do about a request that was sent and whose answer nobody knows: ``"fail"`` (default) or
         ``"resubmit"``, at most once for each Clear.
     :param on_clear: whether a Clear may buy again what has landed, or failed after payment: ``"reuse"`` (default) or

@@ -19,13 +19,15 @@ class GeminiImageSubmitOperator(ImageOperator):
     Takes the arguments of `ImageOperator`, `deferrable` excepted: there is nothing to wait for.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(deferrable=False, **kwargs)
+    def __init__(self, *, image: Any = None, **kwargs: Any) -> None:
+        # What the author wrote decides: an image that renders to nothing is an error, not another picture to pay for.
+        self._is_edit = image is not None
+        super().__init__(image=image, deferrable=False, **kwargs)
 
     @property
     def operation(self) -> str:  # type: ignore[override]
         """``edit`` if there is a picture to edit, else ``generate``."""
-        return "generate" if self.image in (None, "") else "edit"
+        return "edit" if self._is_edit else "generate"
 
     def execute(self, context: Any) -> Any:
         """Submit, or find what an earlier attempt submitted."""

@@ -113,11 +113,12 @@ class Files:
         :raises BadRequestError: it does not.
         :raises StorageError: it could not be told now; trying again can help.
         """
-        place = self._place(join_uri(directory_uri, f".geminiimg-{uuid.uuid4().hex}"), "output_path")
+        name = f".geminiimg-{uuid.uuid4().hex}"
+        place = self._place(join_uri(directory_uri, name), "output_path")
         try:
             self._backend(place).try_writing(place)
         except BadRequestError as error:
-            raise BadRequestError(f"output_path: {error.message}", hint=error.hint) from None
+            raise BadRequestError(f"output_path: {error.message.replace(f'/{name}', '')}", hint=error.hint) from None
         except StorageError as error:
             kind = StorageError if error.retryable else BadRequestError
             shown = place.shown.rpartition("/")[0]

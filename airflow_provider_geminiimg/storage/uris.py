@@ -66,11 +66,13 @@ class Location:
 
     @property
     def shown(self) -> str:
-        """The URI as a message may repeat it: without a query, and without the user of a web address."""
+        """The URI as a message may repeat it: without a query, and without user and fragment of a web address."""
         if self.scheme == "file":
             return self.path
         conn = f"{self.conn_id}@" if self.conn_id and self.scheme not in WEB_SCHEMES else ""
         path = self.path if self.scheme == "s3" else self.path.partition("?")[0]
+        if self.scheme in WEB_SCHEMES:
+            path = path.partition("#")[0]  # browsers keep it to themselves, and some hosts put secrets there
         return f"{self.scheme}://{conn}{self.bucket}/{path}"
 
     def segments(self) -> tuple[str, ...]:
@@ -96,11 +98,13 @@ def locate(uri: str, what: str = "uri") -> Location:
 
     :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..`` or a null byte.
     """
-    scheme, separator, rest = ("file", "://", uri) if uri.startswith("/") else uri.partition("://")
+    is_path = uri.startswith("/") and not uri.startswith("//")  # web pages write //host/name?query
+    scheme, separator, rest = ("file", "://", uri) if is_path else uri.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.lower()):
         raise BadRequestError(
             f"{what}: {scrub(uri.partition('?')[0], limit=80)!r} is neither a URI nor an absolute path.",
-            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name or /folder/name.",
+            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only a "
+            "picture that goes in) https://host/name.",
         )
     scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
     authority, _, path = rest.partition("/")
@@ -112,7 +116,7 @@ def locate(uri: str, what: str = "uri") -> Location:
     place = Location(scheme, conn_id or None, bucket.lower() if scheme in WEB_SCHEMES else bucket, path, uri)
     if ":" in conn_id and scheme not in WEB_SCHEMES:
         raise BadRequestError(
-            f"{what}: a {scheme}:// URI takes no password.",
+            f"{what}: {scheme}:// URIs take no password.",
             hint=f"Put it into an Airflow connection, and name that one: {scheme}://conn_id@bucket/key.",
         )
     if scheme != "file" and not bucket:
