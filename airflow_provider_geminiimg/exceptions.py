@@ -331,15 +331,13 @@ def from_dict(values: dict[str, Any]) -> GeminiImageError:
 def bare(error: GeminiImageError) -> GeminiImageError:
     """`error` without stack frames, its own and those of what stands behind it.
 
-    Their local variables hold prompts, links and keys, and error reporters send local variables away. What `error`
-    hides (``raise ... from None``) is let go for the same reason.
+    Their local variables hold prompts, links and keys, and error reporters send local variables away. What `error` was
+    not raised ``from`` is let go for the same reason.
     """
     each: BaseException | None = error
     while each is not None:
-        each.__traceback__ = None
-        if each.__suppress_context__:
-            each.__context__ = None
-        each = each.__cause__ or each.__context__
+        each.__traceback__ = each.__context__ = None
+        each = each.__cause__
     return error
 
 
