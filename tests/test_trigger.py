@@ -259,7 +259,7 @@ async def test_a_key_that_was_changed_is_looked_up_again(
     connect("rotated", host=sandbox.onemin_url, password="bad-key", extra=extra)
     waiting = asyncio.create_task(events(trigger("rotated", job_id, poll_interval=0.1)))
     await asyncio.to_thread(lambda: sandbox.calls("onemin.status", count=1))
-    connect("rotated", host=sandbox.onemin_url, password="another-key", extra=extra)
+    connect("rotated", host=sandbox.onemin_url, password="sandbox-key", extra=extra)  # the account of the job
     assert (await waiting)[0]["status"] == "done"
     assert look_ups.count("rotated") >= 2
 
