@@ -14,7 +14,7 @@ demo: $(READY) ## Make pictures with a real Airflow, no API key needed
 	@$(BIN)/python -m scripts.demo
 
 test: check ## Run check, then the tests
-	$(BIN)/python -m pytest --ignore=tests/live
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/live --ignore=tests/compat
 
 check: $(READY) ## Run the linters, the type checker and the docs
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,12 @@ import pytest
 from airflow_provider_geminiimg.catalog import lookup
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, prompt_sha256
+
+
+def shown(value: object) -> str:
+    """A test's id, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
 
 FLASH, PRO, FLASH_25 = "gemini-3.1-flash-image-preview", "gemini-3-pro-image-preview", "gemini-2.5-flash-image"
 CANARY = "canary prompt nobody may read in a log"
@@ -167,7 +174,7 @@ class TestPictures:
             manifest("s3://a", "s3://b")["images"],
             (uri for uri in ("s3://a", "s3://b")),
         ],
-        ids=str,
+        ids=shown,
     )
     def test_references_are_taken_in_every_form_and_flattened_in_order(self, written: Any) -> None:
         assert edit(reference_images=written).reference_images == ("s3://a", "s3://b")
@@ -204,7 +211,7 @@ class TestPictures:
     @pytest.mark.parametrize(
         "written",
         ["s3://a", " s3://a ", manifest("s3://a"), json.dumps(manifest("s3://a")), {"uri": "s3://a"}],
-        ids=str,
+        ids=shown,
     )
     def test_an_image_is_a_uri_or_a_manifest_with_one_picture(self, written: Any) -> None:
         assert edit(image=written).image == "s3://a"
@@ -212,7 +219,7 @@ class TestPictures:
     def test_a_manifest_with_two_pictures_is_no_image(self) -> None:
         refused(lambda: edit(image=manifest("s3://a", "s3://b")), "image", "exactly one picture, this manifest has 2")
 
-    @pytest.mark.parametrize("written", [["s3://a"], Lazy("s3://a"), '["s3://a"]', 5, [manifest("s3://a")]], ids=str)
+    @pytest.mark.parametrize("written", [["s3://a"], Lazy("s3://a"), '["s3://a"]', 5, [manifest("s3://a")]], ids=shown)
     def test_a_list_is_no_image(self, written: Any) -> None:
         refused(lambda: edit(image=written), "image", "takes one picture")
 
@@ -410,7 +417,7 @@ class TestLiteralsOfADag:
             ({"uri": "{{ x }}"},),
             (uri for uri in "ab"),
         ],
-        ids=str,
+        ids=shown,
     )
     @pytest.mark.parametrize("field", ["prompt", "temperature", "aspect_ratio", "google_search", "reference_images"])
     def test_what_is_not_a_plain_literal_is_left_for_run_time(self, field: str, value: Any) -> None:
@@ -509,7 +516,7 @@ class TestFingerprint:
             ({"variant": 3}, {"variant": "3"}),
             ({**EDIT, "model": FLASH_25}, {**EDIT, "model": f"{FLASH_25}-preview"}),
         ],
-        ids=str,
+        ids=shown,
     )
     def test_the_same_wish_written_in_two_ways_has_one_fingerprint(
         self, written: dict[str, Any], same: dict[str, Any]
