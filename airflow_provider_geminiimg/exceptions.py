@@ -145,15 +145,16 @@ class GeminiImageError(Exception):
 
         :param secrets: texts to take out wherever they stand (the API key).
         :param prompt: the prompt that was sent. ``None`` means that it is not known here: then the gateway's free
-            text is withheld, because a refusal may repeat the prompt.
+            text, and a code that is no single word, is withheld, because a refusal may repeat the prompt.
         """
         values = self.to_dict()
         for name in ("message", "code", "gateway_message", "details", "request_id"):
             if name in values:
                 values[name] = scrub(str(values[name]), secrets=secrets, prompt=prompt)
         if prompt is None:
-            for name in ("gateway_message", "details"):
-                if values.get(name):
+            for name in ("gateway_message", "details", "code", "request_id"):
+                is_word = name in ("code", "request_id") and _WORD.fullmatch(str(values.get(name)))
+                if values.get(name) and not is_word:
                     values[name] = "[withheld: it may repeat the prompt]"
         return from_dict(values)
 
@@ -350,6 +351,7 @@ _QUERY = re.compile(
 _DATA_URI = re.compile(r"data:(?:[\w/+.;=-]|\\+/)*;base64,(?:[a-z0-9+/=_-]|\\+[/nr]|%[0-9a-f]{2})*", re.IGNORECASE)
 _BYTES = re.compile(r"(?:[A-Za-z0-9+/_-]|\\+/){256,}={0,2}")  # no word, hash or token of an error is that long
 _USERINFO = re.compile(rf"(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", re.IGNORECASE)
+_WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
 

@@ -22,11 +22,13 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 import structlog
+import test_download as web
 from airflow.sdk import DAG, task
 from harness import canaries as search
 from harness.canaries import Canaries, Leak, Logs, Text
 from PIL import Image
 
+from airflow_provider_geminiimg import download as download_module
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     ContentRefusedError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 HOME = Path(os.environ["AIRFLOW_HOME"])
+tls_host, resolver = web.tls_host, web.resolver
 GATEWAYS = {"onemin": "1min", "apimaster": "apimaster"}
 FAST = {"poll_interval": 0.02}
 
@@ -72,6 +75,7 @@ class Watch:
         self.sandbox = sandbox
         self.folder = folder
         self.errors: list[BaseException] = []
+        self.texts: list[Text] = []
         self._airflow = airflow
         self._connect = connect
         self._output = output
@@ -84,8 +88,10 @@ class Watch:
         return self.note(self._airflow.run_dag(dag, **more))
 
     def note(self, run: Run) -> Run:
-        """Search the exceptions of this run too."""
-        self.errors += [each.error for each in run.tasks() if each.error is not None]
+        """Search what this run left outside of the database: exceptions, and triggers that are gone by now."""
+        for each in run.tasks():
+            self.errors += [each.error] if each.error is not None else []
+            self.texts.append(Text(f"triggers of {each.task_id}", f"{each.triggers} {each.events}".encode()))
         return run
 
     def noise(self, *, argument: bool = False) -> Path:
@@ -112,6 +118,7 @@ class Watch:
 
     def _everything(self) -> Iterator[Text]:
         yield from self.logs.texts
+        yield from self.texts
         out, err = self._output.readouterr()
         yield from search.output("stdout", out)
         yield from search.output("stderr", err)
@@ -204,6 +211,31 @@ def test_pictures_made_and_edited_leave_no_canary(
     assert {"httpx", "httpcore.http11", "asyncio", "task"} <= watch.logs.loggers
     assert "uvicorn.access" not in watch.logs.loggers
     assert place == "disk" or {"botocore.parsers", "urllib3.connectionpool"} <= watch.logs.loggers
+    watch.clean()
+
+
+def test_the_query_of_an_input_pictures_address_goes_to_its_host_and_to_the_gateway_alone(
+    watch: Watch,
+    gateway: str,
+    tls_host: tuple[web.Host, list[str | None]],
+    resolver: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host, _ = tls_host
+    host.routes["/a.png"] = web.answer(body=watch.noise().read_bytes())
+    resolver["pictures.test"] = ["127.0.0.1"]
+    monkeypatch.setattr(download_module, "is_public", lambda address: True)  # no public one leads to this machine
+    address = f"https://pictures.test:{host.port}/a.png?{watch.canaries.query}"
+    with DAG("private", schedule=None) as dag:
+        for task_id in ("made", "refused"):
+            GeminiImageEditOperator(
+                task_id=task_id, prompt=watch.canaries.prompt, image=address, geminiimg_conn_id=gateway, **FAST
+            )
+    refusal = {"message": f"can't read {address}", "error": {"message": json.dumps({"url": address})}}
+    watch.sandbox.faults({"route": f"{gateway}.submit"}, {"route": f"{gateway}.submit", "status": 400, "body": refusal})
+    run = watch.run(dag)
+    assert sorted(each.state or "" for each in run.tasks()) == ["failed", "success"], run.log
+    assert {path for path, _ in host.requests} == {f"/a.png?{watch.canaries.query}"}
     watch.clean()
 
 
@@ -312,6 +344,24 @@ def test_no_answer_to_a_poll_that_says_too_much_leaves_a_canary(
     body = {"message": said, "error": {"message": said, "code": said}}
     watch.sandbox.faults(route=f"{gateway}.status", status=status, body=body, times=4)
     assert watch.run(one_task(watch, gateway, mode)).state == "success"
+    watch.clean()
+
+
+@pytest.mark.parametrize("waiting", ["worker", "trigger", "sensor"])
+def test_no_end_of_a_job_that_says_too_much_leaves_a_canary(watch: Watch, gateway: str, waiting: str) -> None:
+    said = chatter(watch)
+    reason = {"code": said, "message": said, "type": said}
+    watch.sandbox.faults(
+        route=f"{gateway}.status",
+        body={
+            "aiRecord": {"status": "FAILURE", "aiRecordDetail": {"resultObject": reason}},
+            "data": {"status": "failed", "error": reason},
+        },
+        times=9,
+    )
+    mode = {"deferrable": waiting == "trigger"}
+    run = watch.run(submit_and_wait(watch, gateway) if waiting == "sensor" else one_task(watch, gateway, mode))
+    assert outcome(run).gateway_message
     watch.clean()
 
 
