@@ -42,7 +42,7 @@ from airflow_provider_geminiimg.attempt import (
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL
 from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.landing import Collector, VanishedError, Workshop, in_thread
+from airflow_provider_geminiimg.landing import Collector, VanishedError, in_thread
 from airflow_provider_geminiimg.ledger import Destination, Found, Record, new_claim, process_identity, record_key
 from airflow_provider_geminiimg.manifest import Cost
 from airflow_provider_geminiimg.names import reserve_name
@@ -242,7 +242,7 @@ class GeminiImageJobSensor(BaseSensorOperator):
 
     async def _collect(self, attempt: Attempt, again: bool, resumed: bool) -> Record:
         async with attempt.workshop() as workshop:
-            found = await self._find(attempt, workshop, resumed)
+            found = await self._find(attempt, resumed)
             record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
             # Two tasks' generations don't compare: the submit task's record keeps its own.
             policy = Policy(attempt.generation if own else record.generation)
@@ -263,9 +263,9 @@ class GeminiImageJobSensor(BaseSensorOperator):
                 error.hint = _CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT
                 raise
 
-    async def _find(self, attempt: Attempt, workshop: Workshop, resumed: bool) -> Found:
+    async def _find(self, attempt: Attempt, resumed: bool) -> Found:
         if self.job is None:
-            return await self._own(attempt, workshop, str(self.job_id), self.geminiimg_conn_id, self.model)
+            return await self._own(attempt, str(self.job_id), self.geminiimg_conn_id, self.model)
         key, job_id = _key(self.job), self.job.get("job_id")
         found = await in_thread(attempt.ledger.read, key)
         if found is not None:
@@ -274,9 +274,9 @@ class GeminiImageJobSensor(BaseSensorOperator):
         if not (resumed and job_id):
             raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
         self.log.error("%s Landing job %s all the same, under this task.", missing, job_id)
-        return await self._own(attempt, workshop, str(job_id), self.job.get("conn_id"), self.job.get("model"))
+        return await self._own(attempt, str(job_id), self.job.get("conn_id"), self.job.get("model"))
 
-    async def _own(self, attempt: Attempt, workshop: Workshop, job_id: str, conn_id: Any, model: str | None) -> Found:
+    async def _own(self, attempt: Attempt, job_id: str, conn_id: Any, model: str | None) -> Found:
         """The record of a job of which this package has none: made at the first look, under this task's own key."""
         connection = await in_thread(attempt.connection, conn_id)
         model = model or connection.model or DEFAULT_MODEL
@@ -314,7 +314,7 @@ class GeminiImageJobSensor(BaseSensorOperator):
             submitted_at=time.time(),
         )
         created = await in_thread(attempt.ledger.create, made)
-        return created or await self._own(attempt, workshop, job_id, conn_id, model)
+        return created or await self._own(attempt, job_id, conn_id, model)
 
 
 def _running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
