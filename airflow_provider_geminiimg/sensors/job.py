@@ -135,12 +135,14 @@ class GeminiImageJobSensor(BaseSensorOperator):
         seen = self._look(context)
         return PokeReturnValue(is_done=not _running(seen), xcom_value=seen)
 
-    def execute_complete(self, context: Context, event: dict[str, Any], deadline: float) -> Any:
+    def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> Any:
         """Land what the trigger waited for.
 
         :param event: the trigger's: ``status``, ``job_id``, ``code``.
-        :param deadline: when the sensor gives up, in Unix seconds.
+        :param deadline: when the sensor gives up, in Unix seconds. Default, because ``dag.test()`` hands on nothing
+            but the event: `timeout` after the task started.
         """
+        deadline = self._deadline(context) if deadline is None else deadline
         self.log.info("The trigger's word on job %s: %s.", event.get("job_id"), event.get("status"))
         seen = self._look(context, resumed=True)
         if _running(seen) and event.get("status") == "lost":
