@@ -8,11 +8,12 @@ record still says enough for the next attempt to try again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -99,9 +100,10 @@ class Collector:
 
     async def poll(self, record: Record) -> JobStatus:
         """Ask once what became of the recorded job."""
-        transport = await self._transport(record)
-        call = transport.gateway.status(str(record.job_id), model=record.wire_model)
-        return await transport.send(call, prompt=self.prompt or record.prompt)
+        with _paid():
+            transport = await self._transport(record)
+            call = transport.gateway.status(str(record.job_id), model=record.wire_model)
+            return await transport.send(call, prompt=self.prompt or record.prompt)
 
     async def peek(self, record: Record) -> Record | None:
         """Ask once, and land the picture if it is ready.
@@ -146,7 +148,8 @@ class Collector:
 
     async def fetch(self, record: Record) -> Record:
         """Land the results of an ``answered`` record: they came without a job id."""
-        spooled = [await in_thread(self.workshop.ledger.store.read, key) for key in record.spooled]
+        with _paid():
+            spooled = [await in_thread(self.workshop.ledger.store.read, key) for key in record.spooled]
         if any(blob is None for blob in spooled):
             raise StorageError(f"A spooled result of record {record.key} is gone.", billed=Billed.YES)
         pictures = [Picture(data=blob.data) for blob in spooled if blob is not None]
@@ -205,11 +208,13 @@ class Collector:
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
         stored = []
-        for index, picture in enumerate(pictures):
-            data = await self._bytes(record, picture)
-            stored.append(await self._store(record, index, data))
-        manifest = build(record, stored, mismatch=self._mismatch(record, stored[0]), cost=_cost(record, reported_cost))
-        await self._write_sidecar(stored[0], sidecar(manifest, record))
+        with _paid():
+            for index, picture in enumerate(pictures):
+                data = await self._bytes(record, picture)
+                stored.append(await self._store(record, index, data))
+            difference = self._mismatch(record, stored[0])
+            manifest = build(record, stored, mismatch=difference, cost=_cost(record, reported_cost))
+            await self._write_sidecar(stored[0], sidecar(manifest, record))
         landed = await self._record_landing(record, manifest)
         self._report(landed)
         return landed
@@ -384,6 +389,17 @@ def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:
 
 class VanishedError(OutcomeUnknownError):
     """The gateway has not known the job for long enough to believe it; `on_unknown` decides."""
+
+
+@contextlib.contextmanager
+def _paid() -> Iterator[None]:
+    """What fails here fails after the payment, and says so."""
+    try:
+        yield
+    except GeminiImageError as error:
+        if error.billed is Billed.NO:
+            error.billed = Billed.YES
+        raise
 
 
 def _failure(record: Record, status: JobStatus) -> GeminiImageError:

@@ -167,7 +167,7 @@ def test_a_write_that_fails_is_retried_and_pays_once(
 
     in_between(break_folder)
     run = airflow.run_dag(one_task(geminiimg_conn_id, mode, output_path=str(folder), file_name="fox"))
-    failed_with(run, StorageError)
+    assert "The picture was paid for." in str(failed_with(run, StorageError).error)
     folder.unlink()
     landed(run.retry(), sandbox)
     assert sorted(path.name for path in folder.iterdir()) == ["fox.json", "fox.png"]
