@@ -6,6 +6,8 @@ and everything is answered from what was paid for before.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow.sdk import DAG, Param, task
 
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
@@ -24,6 +26,9 @@ with DAG(
         "output_path": "{{ params.folder }}/{{ dag_run.run_after | ds }}",
         "poll_interval": "{{ params.poll_interval or '' }}",
         "deferrable": True,
+        # Safe: a retry carries on with what was paid for.
+        "retries": 2,
+        "retry_delay": timedelta(seconds=5),
     },
 ):
     # `variant` is never sent. It tells the three pictures apart, which otherwise would be the same purchase.

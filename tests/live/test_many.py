@@ -10,13 +10,17 @@ from scripts.live_airflow import LiveAirflow
 
 COUNT = 40
 SOURCE = f"""
+    from datetime import timedelta
+
     from airflow.sdk import DAG
 
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
     with DAG("many", max_active_tasks=64):
         GeminiImageGenerateOperator.partial(
-            task_id="made", resolution="512", deferrable=True, poll_interval=1.0, timeout=600
+            task_id="made", resolution="512", deferrable=True, poll_interval=1.0, timeout=600,
+            # A busy scheduler may take a task that comes back from its trigger for a lost one.
+            retries=2, retry_delay=timedelta(seconds=1),
         ).expand(prompt=[f"picture number {{number}}" for number in range({COUNT})])
 """
 POOL = 10  # connections that one client keeps to a gateway at the most: max_concurrency and uploads
