@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs test-live test-wheel clean
+.PHONY: help demo test check docs test-live test-compat test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -29,11 +29,14 @@ docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 test-live: $(READY) ## Run the tests that need a real scheduler and triggerer
 	$(BIN)/python -m pytest tests/live
 
+test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
+	@$(BIN)/python -m scripts.test_compat
+
 test-wheel: $(READY) ## Install the built wheel into a new environment and ask Airflow for it
 	scripts/test_wheel
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .demo dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venvs .demo dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp lies inside the environment, so that removing the one removes the other.

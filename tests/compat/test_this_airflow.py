@@ -1,0 +1,198 @@
+"""What must hold on every supported Airflow and Python: the package is found, imported, and buys each picture once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+from airflow import __version__ as airflow_version
+from airflow.sdk import DAG, BaseOperator
+
+import airflow_provider_geminiimg
+from airflow_provider_geminiimg import (
+    GeminiImageEditOperator,
+    GeminiImageGenerateOperator,
+    GeminiImageHook,
+    GeminiImageJobSensor,
+    GeminiImageSubmitOperator,
+    _compat,
+    settings,
+)
+from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.provider import get_provider_info
+from airflow_provider_geminiimg.sandbox import read_submission
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.sandbox import Sandbox
+
+RunDag = Callable[[DAG], Mapping[str, Any]]
+AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
+PACKAGE = "airflow-provider-geminiimg"
+
+waiting_and_deferred = pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
+
+
+def picture(manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest's one picture, after a look at its pixels."""
+    [image] = manifest["images"]
+    data = Path(image["uri"].removeprefix("file://")).read_bytes()
+    info = inspect_image(data)
+    assert (info.width, info.height) == (image["width"], image["height"])
+    return data
+
+
+def test_the_built_wheel_is_what_is_tested_here() -> None:
+    installed = metadata.distribution(PACKAGE).locate_file("airflow_provider_geminiimg/__init__.py")
+    assert Path(str(installed)) == Path(airflow_provider_geminiimg.__file__)
+
+
+def test_every_public_name_and_every_module_of_the_provider_info_can_be_imported() -> None:
+    for name in airflow_provider_geminiimg.__all__:
+        assert getattr(airflow_provider_geminiimg, name) is not None
+    info = get_provider_info()
+    for kind in ("operators", "sensors", "hooks", "triggers"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                importlib.import_module(module)
+
+
+def test_the_provider_info_is_what_this_airflow_expects() -> None:
+    schema = json.loads(resources.files("airflow").joinpath("provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+
+
+def test_this_airflow_finds_the_provider_its_hook_and_its_connection_type() -> None:
+    from airflow.providers_manager import ProvidersManager
+
+    manager = ProvidersManager()
+    assert manager.providers[PACKAGE].version == airflow_provider_geminiimg.__version__
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions would like another class to be asked
+        hook = manager.hooks["geminiimg"]
+        fields = [name for name in manager.connection_form_widgets if name.startswith("extra__geminiimg__")]
+    assert hook is not None
+    assert hook.hook_class_name == f"{GeminiImageHook.__module__}.{GeminiImageHook.__name__}"
+    assert hook.hook_name == GeminiImageHook.hook_name
+    assert hook.connection_testable
+    assert bool(fields) == (AIRFLOW >= (3, 2)), "docs/compatibility.md says since when the form has our fields"
+
+
+def test_the_deferral_errors_are_those_that_this_airflow_raises() -> None:
+    task = BaseOperator(task_id="deferred")
+    with pytest.raises(_compat.TaskDeferralTimeout):
+        task.resume_execution("__fail__", {"error": "Trigger timeout"}, {})
+    with pytest.raises(_compat.TaskDeferralError, match="failure"):
+        task.resume_execution("__fail__", {"error": "Trigger failure", "traceback": ["gone"]}, {})
+
+
+def test_the_hook_checks_its_key(sandbox: Sandbox, onemin: str) -> None:
+    works, message = GeminiImageHook(onemin).test_connection()
+    assert works, message
+    assert sandbox.ledger() == []
+
+
+@waiting_and_deferred
+def test_a_picture_is_made_and_edited_for_two_payments(
+    run_dag: RunDag, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, deferrable: bool
+) -> None:
+    shared = {"geminiimg_conn_id": geminiimg_conn_id, "deferrable": deferrable, "poll_interval": 0.05}
+    with DAG("make_and_edit", schedule=None) as dag:
+        made = GeminiImageGenerateOperator(task_id="made", prompt="a lighthouse", aspect_ratio="16:9", **shared)
+        GeminiImageEditOperator(task_id="edited", prompt="make it winter", image=made.output, **shared)
+    tasks = run_dag(dag)
+    assert [tasks[task_id].state for task_id in ("made", "edited")] == ["success", "success"]
+    assert [read_submission(picture(tasks[task_id].value)) for task_id in ("made", "edited")] == [1, 2]
+    assert len(sandbox.ledger()) == 2
+
+
+@waiting_and_deferred
+def test_what_was_submitted_is_waited_for_by_the_sensor(
+    run_dag: RunDag, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, deferrable: bool
+) -> None:
+    sandbox.settings(latency=0.5)  # the sensor must not find the picture at once
+    with DAG("submit_and_wait", schedule=None) as dag:
+        order = GeminiImageSubmitOperator(
+            task_id="order", prompt="a boat", variant="{{ 1 + 1 }}", geminiimg_conn_id=geminiimg_conn_id
+        )
+        GeminiImageJobSensor(
+            task_id="landed",
+            job=order.output,
+            geminiimg_conn_id=geminiimg_conn_id,
+            poke_interval=0.1,
+            poll_interval=0.05,
+            timeout=60,
+            deferrable=deferrable,
+        )
+    tasks = run_dag(dag)
+    assert tasks["landed"].state == "success"
+    assert read_submission(picture(tasks["landed"].value)) == 1
+    assert len(sandbox.ledger()) == 1
+
+
+@waiting_and_deferred
+def test_a_retry_collects_the_picture_without_paying_again(
+    run_dag: RunDag, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, deferrable: bool
+) -> None:
+    sandbox.faults(route="download", status=500, times=3)
+    with DAG("retried", schedule=None) as dag:
+        GeminiImageGenerateOperator(
+            task_id="made",
+            prompt="a red fox",
+            geminiimg_conn_id=geminiimg_conn_id,
+            deferrable=deferrable,
+            poll_interval=0.05,
+            retries=1,
+            retry_delay=timedelta(0),
+        )
+    made = run_dag(dag)["made"]
+    assert (made.state, made.try_number) == ("success", 2)
+    assert read_submission(picture(made.value)) == 1
+    assert len(sandbox.ledger()) == 1
+
+
+def test_a_mapped_task_pays_once_for_each_of_its_pictures(
+    run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str
+) -> None:
+    with DAG("mapped", schedule=None) as dag:
+        GeminiImageGenerateOperator.partial(
+            task_id="made", prompt="a fox", geminiimg_conn_id=apimaster, deferrable=True, poll_interval=0.05
+        ).expand(variant=["calm", "bold"])
+    tasks = run_dag(dag)
+    assert {read_submission(picture(tasks[f"made[{number}]"].value)) for number in range(2)} == {1, 2}
+    assert len(sandbox.ledger()) == 2
+
+
+def test_an_unset_root_is_warned_of_once_where_this_airflow_would_not_notice_an_unshared_ledger(
+    run_dag: RunDag, sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW__GEMINIIMG__ROOT", raising=False)
+    settings._warn_of_default_root.cache_clear()
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    settings.log.addHandler(handler)
+    try:
+        with DAG("no_root", schedule=None) as dag:
+            GeminiImageGenerateOperator(task_id="made", prompt="a fox", geminiimg_conn_id=onemin, poll_interval=0.05)
+        made = run_dag(dag)["made"]
+        settings.root()
+    finally:
+        settings.log.removeHandler(handler)
+    assert made.state == "success"
+    assert made.value["images"][0]["uri"].startswith(f"file://{os.environ['AIRFLOW_HOME']}/geminiimg/images/")
+    warned = [line for line in lines if "root is not set" in line]
+    assert len(warned) == (1 if AIRFLOW < (3, 3) else 0)
+
+
+def test_this_airflow_has_a_task_state_store_from_3_3_on() -> None:
+    assert (AIRFLOW >= (3, 3)) == _compat.HAS_TASK_STATE_STORE
