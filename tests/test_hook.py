@@ -65,6 +65,25 @@ async def test_the_asynchronous_twins_do_the_same(sandbox: Sandbox, geminiimg_co
     assert await hook.aconnection() == hook.connection()
 
 
+def test_a_synchronous_submit_brings_the_finished_picture(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
+    hook = GeminiImageHook(geminiimg_conn_id)
+    job = hook.submit(prompt="a lighthouse", synchronous=True)
+    assert job.state is JobState.DONE
+    assert inspect_image(hook.download(job.pictures[0])).width > 0
+    [call] = [call["route"] for call in sandbox.calls() if "submit" in call["route"]]
+    assert call in ("onemin.submit", "apimaster.submit_sync")
+
+
+def test_a_synchronous_submit_that_the_gateway_gives_up_is_outcome_unknown_and_sent_once(
+    sandbox: Sandbox, apimaster: str
+) -> None:
+    sandbox.settings(latency=0.5, sync_gives_up=0.05)
+    with pytest.raises(OutcomeUnknownError) as caught:
+        GeminiImageHook(apimaster).submit(prompt="a lighthouse", synchronous=True)
+    assert caught.value.status_code == 408
+    assert len(sandbox.calls("apimaster.submit_sync")) == 1
+
+
 def test_an_edit_uploads_its_pictures_first(sandbox: Sandbox, geminiimg_conn_id: str, tmp_path: Path) -> None:
     picture = tmp_path / "in.png"
     picture.write_bytes(png())

@@ -56,11 +56,11 @@ class Session:
             raise BadRequestError(f"image can't be used: {error.message}") from None
         return await self._handle(InputImage(image, info.media_type, hashlib.sha256(image).hexdigest()), prompt="")
 
-    async def submit(self, request: ImageRequest) -> JobStatus:
+    async def submit(self, request: ImageRequest, *, synchronous: bool) -> JobStatus:
         checked = request.check(self.connection.gateway, self.connection.model)
         images = await read_inputs(checked, _files())
         handles = [await self._handle(image, prompt=checked.prompt) for image in images]
-        return await self.transport.send(self.gateway.submit(checked, handles))
+        return await self.transport.send(self.gateway.submit(checked, handles, wait=synchronous))
 
     async def status(self, job_id: str, model: str | None) -> JobStatus:
         model = model or self.connection.model or DEFAULT_MODEL

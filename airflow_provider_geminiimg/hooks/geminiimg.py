@@ -99,22 +99,26 @@ class GeminiImageHook(BaseHook):
         """As `upload`."""
         return await self._arun(lambda session: session.upload(image))
 
-    def submit(self, request: ImageRequest | None = None, **fields: Any) -> JobStatus:
+    def submit(self, request: ImageRequest | None = None, *, synchronous: bool = False, **fields: Any) -> JobStatus:
         """Ask for a picture. **This costs money**, and is sent once.
 
         :param request: what to make; or give its fields by keyword. Input pictures are read and uploaded first.
         :param fields: see `ImageRequest`; ``operation`` is ``edit`` where there is an ``image`` or a reference, else
             ``generate``.
+        :param synchronous: ask for the finished picture in the answer, which then takes as long as the picture does.
+            An answer that comes too late for the gateway is an unknown outcome, so the default is the safer one.
         :returns: a job that runs (`JobStatus.job_id`), or the pictures at once.
         :raises BadRequestError: a field or value that the model does not take; nothing was sent.
         :raises OutcomeUnknownError: it was sent, and nobody knows what became of it.
         :raises GeminiImageError: the gateway refused it.
         """
-        return self._run(lambda session: session.submit(_request(request, fields)))
+        return self._run(lambda session: session.submit(_request(request, fields), synchronous=synchronous))
 
-    async def asubmit(self, request: ImageRequest | None = None, **fields: Any) -> JobStatus:
+    async def asubmit(
+        self, request: ImageRequest | None = None, *, synchronous: bool = False, **fields: Any
+    ) -> JobStatus:
         """As `submit`."""
-        return await self._arun(lambda session: session.submit(_request(request, fields)))
+        return await self._arun(lambda session: session.submit(_request(request, fields), synchronous=synchronous))
 
     def status(self, job_id: str, model: str | None = None) -> JobStatus:
         """Ask once what became of a job. Free.
