@@ -71,12 +71,19 @@ def models() -> Iterator[tuple[str, ...]]:
             ", ".join(row.resolutions) or "–",
             " ".join(row.aspect_ratios) or "–",
             ", ".join(sorted(row.fields - {"resolution", "aspect_ratio", "image", "reference_images"})) or "–",
-            str(row.max_reference_images),
+            _inputs(row),
             ", ".join(f"{size} {price}".strip() for size, price in row.prices.items()) + f" {row.currency}"
             if row.prices
             else "unknown",
             row.price_basis.replace("_", " "),
         )
+
+
+def _inputs(row: catalog.Row) -> str:
+    if "image" not in row.fields:
+        return "–"
+    each, total = (size // 1_000_000 for size in (row.max_input_bytes, row.max_total_input_bytes))
+    return f"{row.max_reference_images}; {each} MB a picture, {total} MB together"
 
 
 def limits() -> Iterator[tuple[str, ...]]:
@@ -113,7 +120,7 @@ myst_substitutions = {
             "Resolutions",
             "Aspect ratios",
             "Also",
-            "References",
+            "References, input pictures",
             "Price of a picture",
             "Basis",
         ),

@@ -89,7 +89,8 @@ class GeminiImageHook(BaseHook):
     def upload(self, image: str | bytes) -> str:
         """Hand an input picture to the gateway. Free.
 
-        :param image: its bytes, or a URI to read it from (within ``[geminiimg] allowed_roots``, where set).
+        :param image: its bytes, or the URI of a file to read, no web address (within ``[geminiimg] allowed_roots``,
+            where set).
         :returns: the gateway's own handle of it: a storage path, a URL or a data URI.
         :raises BadRequestError: it can't be read, or is no picture, or too large.
         """

@@ -76,11 +76,14 @@ class ImageOperator(BaseOperator):
     :param google_image_search: ground it in Google's image search too; needs `google_search`.
     :param variant: never sent; tells two wanted pictures of one prompt apart.
     :param output_path: directory URI in which the picture lands; default: under ``[geminiimg] root``.
-    :param file_name: its name without extension; default: made from task, map index and variant.
+    :param file_name: its name without extension; default: the task's id, then a short hash of DAG and run where there
+        is an `output_path`, then ``-<map_index>`` and ``-v<variant>`` where there are such.
     :param geminiimg_conn_id: the Airflow connection.
     :param deferrable: wait in the triggerer instead of a worker slot. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds between polls, and before the first one; default: the catalogue's schedule.
-    :param timeout: seconds from the submit that the job may take, over all attempts. Default: 1800; at most 30 days.
+    :param poll_interval: seconds between polls, and before the first one, above 0 and up to 30 days; default: the
+        catalogue's schedule.
+    :param timeout: seconds from the submit that the job may take, over all attempts, above 0 and up to 30 days.
+        Default: 1800.
     :param on_unknown: what to do about a request that was sent and whose answer nobody knows: ``"fail"`` (default) or
         ``"resubmit"``, at most once for each Clear.
     :param on_clear: whether a Clear may buy again what has landed, or failed after payment: ``"reuse"`` (default) or

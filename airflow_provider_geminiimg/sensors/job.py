@@ -81,12 +81,13 @@ class GeminiImageJobSensor(BaseSensorOperator):
     :param model: the model of `job_id`; default: the connection's, else ``gemini-3.1-flash-image-preview``.
     :param geminiimg_conn_id: the connection of `job_id`; a `job` knows its own.
     :param output_path: directory URI for the picture of `job_id`; default: under ``[geminiimg] root``.
-    :param file_name: its name without extension; default: made from task and map index.
+    :param file_name: its name without extension; default: as for the operators.
     :param on_mismatch: as for the operators. What was asked for is not known of a `job_id`, so nothing mismatches.
     :param poll_interval: seconds between the trigger's polls, and before the first one; default: the catalogue's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``. Otherwise `mode` decides.
     :param poke_interval: seconds between pokes in the modes ``poke`` and ``reschedule``. Default: 10.
-    :param timeout: seconds after which a try of the sensor gives up. Default: ``[sensors] default_timeout``.
+    :param timeout: seconds after which the sensor gives up, without retries, from the start of its try (``reschedule``:
+        from the first poke). Default: ``[sensors] default_timeout``, 7 days.
     :raises GeminiImageError: why there will be no picture; as ``AirflowFailException`` where the job failed for good.
     """
 
