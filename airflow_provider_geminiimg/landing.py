@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 MAX_PICTURE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
 DOWNLOAD_SECONDS = 300.0
+_UNFETCHED = (InvalidImageError, UpstreamFailedError)
 
 
 class Logs(Protocol):
@@ -181,7 +182,8 @@ class Collector:
         suffix = ""
         if known is None:
             item_path = record.key.rsplit("/", 1)[0]
-            suffix = await in_thread(reserve_name, ledger, files, item_path, destination, record.n)
+            digest = (record.manifest or {})["images"][0]["sha256"]
+            suffix = await in_thread(reserve_name, ledger, files, item_path, destination, record.n, digest)
         manifest = dict(record.manifest or {})
         images = []
         for index, image in enumerate(manifest["images"]):
@@ -229,8 +231,13 @@ class Collector:
 
     async def note(self, record: Record, error: GeminiImageError) -> None:
         """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""
+
+        def noted(stored: Record) -> Record | None:
+            overtaken = stored.state == "landed" and record.state != "landed"  # another attempt fetched it
+            return None if overtaken else with_error(stored, error)
+
         try:
-            await in_thread(self.workshop.ledger.change, record.key, lambda stored: with_error(stored, error))
+            await in_thread(self.workshop.ledger.change, record.key, noted)
         except GeminiImageError as failure:
             self.log.warning("Could not note %r on record %s (%s).", error.kind, record.key, failure.kind)
 
@@ -260,13 +267,16 @@ class Collector:
             return await self.land(record, status.pictures, status.cost)
         except LinkExpiredError:
             self.log.warning("The link of job %s no longer answers; asking for a fresh one.", record.job_id)
+        except _UNFETCHED as error:
+            await self.note(record, error)
+            raise
         fresh = await self.poll(record)
         return await self._land_or_note(record, fresh.pictures, fresh.cost)
 
     async def _land_or_note(self, record: Record, pictures: Sequence[Picture], cost: float | None = None) -> Record:
         try:
             return await self.land(record, pictures, cost)
-        except (LinkExpiredError, InvalidImageError, UpstreamFailedError) as error:
+        except (LinkExpiredError, *_UNFETCHED) as error:
             await self.note(record, error)
             raise
 
@@ -415,7 +425,8 @@ def _seconds_since_submit(record: Record) -> float:
 
 
 def _cost(record: Record, reported: float | None) -> dict[str, Any]:
-    return record.cost if reported is None else {**record.cost, "amount": reported, "basis": "gateway"}
+    # Gateways report in USD, or not at all; a connection's own prices may be in credits.
+    return record.cost if reported is None else {"amount": reported, "currency": "USD", "basis": "gateway"}
 
 
 def _stored(uri: str, info: ImageInfo, data: bytes, digest: str) -> StoredImage:

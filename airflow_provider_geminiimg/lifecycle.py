@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -33,12 +33,14 @@ from airflow_provider_geminiimg.decision import (
     is_cleared,
 )
 from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
     Billed,
     GeminiImageError,
     LedgerError,
     NotSentError,
     OutcomeUnknownError,
     RateLimitedError,
+    StorageError,
 )
 from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.inputs import public_uri, read_inputs
@@ -57,9 +59,11 @@ from airflow_provider_geminiimg.manifest import estimate
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
 from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
+CLAIM_SECONDS = ANSWER_MARGIN - BILLABLE_WAIT - OVERHEAD  # that a claim may take, or others give it up too early
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
 
 
@@ -121,6 +125,7 @@ class Purchase:
         self.ledger = workshop.ledger
         self.log = workshop.log
         self._inputs: list[InputImage] | None = None
+        self._told: set[tuple[str, str]] = set()
         self._recording: asyncio.Task[None] | None = None
 
     async def start(self, vanished: str | None = None) -> tuple[Record, dict[str, Any] | None]:
@@ -129,11 +134,13 @@ class Purchase:
         :param vanished: key of a submitted record whose job the gateway does not know any more.
         :returns: the record, and the manifest if the picture is there (``None``: wait for the record's job).
         """
-        await in_thread(self.ledger.store.probe)
+        async with self._reading():
+            await in_thread(self.ledger.store.probe)
         give_up = time.monotonic() + RESEND_SECONDS
         told = False
         while True:
-            found = await self._look()
+            async with self._reading():
+                found = await self._look()
             step = await self._decide(found, vanished)
             if isinstance(step, Submit):
                 try:
@@ -188,10 +195,12 @@ class Purchase:
 
         :param job_id: what the trigger's event says.
         """
-        found = await in_thread(self.ledger.latest, self.order.item)
-        if found is not None and found.record.state == "submitted" and found.record.job_id == job_id:
-            return await self.finish(found.record, at_once=True)
-        if found is not None and found.record.state != "intent":
+        async with self._reading(Billed.YES):
+            found = await in_thread(self.ledger.latest, self.order.item)
+            known = await in_thread(self._record_of, job_id)
+        if known is not None and known.state == "submitted":
+            return await self.finish(known, at_once=True)
+        if found is not None and (known is not None or found.record.state != "intent"):
             record, manifest = await self.start()
             return (record, manifest) if manifest is not None else await self.finish(record)
         self.log.error(
@@ -205,6 +214,22 @@ class Purchase:
         return await self.finish(submitted, at_once=True)
 
     # What is known
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, billed: Billed = Billed.UNKNOWN) -> AsyncIterator[None]:
+        """A ledger that can't be read does not say what earlier attempts paid; so neither does the error."""
+        try:
+            yield
+        except StorageError as error:
+            if billed is Billed.YES or self.marker is None or await in_thread(self.marker.get) is not None:
+                error.billed = billed
+            raise
+
+    def _record_of(self, job_id: str) -> Record | None:
+        """The record of a job; after a Clear it may not be the latest."""
+        item = self.order.item
+        records = (self.ledger.read(record_key(item, n)) for n in reversed(self.ledger.numbers(item)))
+        return next((found.record for found in records if found is not None and found.record.job_id == job_id), None)
 
     async def _look(self) -> Found | None:
         found = await in_thread(self.ledger.latest, self.order.item)
@@ -224,7 +249,7 @@ class Purchase:
         if found is not None:
             record = found.record
             if is_cleared(record, policy):
-                asked = Asked(await self._fingerprint(), self.order.destination)
+                asked = Asked(await self._fingerprint(record), self.order.destination)
             else:
                 self._tell_differences(record, "the recorded request is used all the same")
             if record.state == "landed":
@@ -238,9 +263,23 @@ class Purchase:
             self._inputs = await read_inputs(self.order.checked(), self.workshop.files)
         return self._inputs
 
-    async def _fingerprint(self) -> str:
-        return self.order.checked().fingerprint(
-            input_sha256=[image.sha256 for image in await self._read_inputs()],
+    async def _fingerprint(self, paid: Record | None = None) -> str:
+        """The fingerprint of what is asked for now.
+
+        :param paid: what may still have to be collected. Its inputs may be gone for good, which must not keep its
+            picture from landing: under the same address they are taken to be what they were.
+        """
+        request = self.order.checked()
+        try:
+            digests = [image.sha256 for image in await self._read_inputs()]
+        except BadRequestError as error:
+            same = paid and [known["uri"] for known in paid.inputs] == [public_uri(uri) for uri in request.input_images]
+            if paid is None or not same or paid.state not in ("submitted", "answered"):
+                raise
+            self.log.warning("An input can't be read any more, and is taken to be as it was: %s", error.message)
+            digests = [known["sha256"] for known in paid.inputs]
+        return request.fingerprint(
+            input_sha256=digests,
             base_url_host=urlsplit(self.order.connection.base_url).hostname or "",
             conn_id=self.order.connection.conn_id,
         )
@@ -250,7 +289,8 @@ class Purchase:
             changed = [f"what is asked for is wrong now ({self.order.request.message})"]
         else:
             changed = differences(record, self.order, self.order.request)
-        if changed:
+        if changed and (record.key, consequence) not in self._told:
+            self._told.add((record.key, consequence))
             self.log.warning("Since record %s changed: %s; %s.", record.key, ", ".join(changed), consequence)
 
     def _tell_wait(self, found: Found, step: WaitForRecord) -> None:
@@ -330,7 +370,7 @@ class Purchase:
             if self.marker is not None:
                 await in_thread(self.marker.set, {"record": record.key, "claim": record.claim})
             self.guard.check()
-            if time.monotonic() - since > ANSWER_MARGIN / 2:
+            if time.monotonic() - since > CLAIM_SECONDS:
                 raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
             started = True
             status = await send()

@@ -16,11 +16,14 @@ from airflow_provider_geminiimg.storage import Files, join_uri, same_place
 EXTENSIONS = ("png", "jpg", "webp", "json")
 
 
-def reserve_name(ledger: Ledger, files: Files, item_path: str, destination: Destination, n: int) -> str:
+def reserve_name(
+    ledger: Ledger, files: Files, item_path: str, destination: Destination, n: int, digest: str | None = None
+) -> str:
     """Claim a destination for an item.
 
     :param item_path: `Item.path` of whose picture shall land there.
     :param n: number of the submission that needs it.
+    :param digest: SHA-256 of the picture, where it is known already: an attempt that died may have written it.
     :returns: what is added to the file name, because an earlier picture of this item has it or may still take it.
     :raises BadRequestError: the name is another picture's, or the directory can't be written.
     :raises StorageError: the store failed.
@@ -33,7 +36,10 @@ def reserve_name(ledger: Ledger, files: Files, item_path: str, destination: Dest
     files.check_writable(destination.directory)
     _claim(ledger, item_path, destination, stem)
     for extension in EXTENSIONS:
-        if files.state(f"{stem}.{extension}") == "there":
+        uri = f"{stem}.{extension}"
+        if files.state(uri) == "there":
+            if digest is not None and files.sha256(uri) == digest:
+                break
             raise _taken(destination, f"{destination.stem}{suffix}.{extension} exists")
     return suffix
 

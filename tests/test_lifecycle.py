@@ -27,7 +27,7 @@ import boto3
 import pytest
 from harness.records import ITEM, Wire, make_record, submitted
 
-from airflow_provider_geminiimg import landing, lifecycle
+from airflow_provider_geminiimg import landing, lifecycle, transport
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import (
@@ -534,6 +534,18 @@ async def test_a_clear_with_the_same_request_collects_the_job(disk_shop: Shop) -
     assert shop.submits() == 1
 
 
+async def test_a_clear_collects_the_job_even_where_its_input_is_gone(disk_shop: Shop, tmp_path: Path) -> None:
+    shop, edit = disk_shop, {"operation": "edit", "image": str(tmp_path / "in.png")}
+    (tmp_path / "in.png").write_bytes(png())
+    await shop.submit(**edit)
+    (tmp_path / "in.png").unlink()
+    other = {**edit, "image": str(tmp_path / "other.png")}
+    await shop.refused(BadRequestError, generation=1, **other)
+    await shop.refused(BadRequestError, generation=1, prompt="a cat", **edit)
+    assert shop.submission(await shop.buy(generation=1, **edit)) == 1
+    assert shop.submits() == 1
+
+
 async def test_a_clear_that_asks_for_another_picture_buys_it_and_keeps_the_first_to_collect(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -889,6 +901,20 @@ async def test_a_copy_that_is_gone_is_made_again(shop: Shop) -> None:
     assert shop.paid() == 1
 
 
+async def test_a_copy_that_an_attempt_wrote_and_could_not_record_is_taken_by_the_next(shop: Shop) -> None:
+    await shop.buy()
+    there = Destination(f"{shop.folder}-2", "copy")
+    wire = Wire(shop.real, "ledger/")
+    wire.always["replace"] = "before"
+    shop.store = wire
+    await shop.refused(StorageError, generation=1, destination=there)
+    shop.store = shop.real
+    copied = await shop.buy(generation=1, destination=there)
+    assert copied["images"][0]["uri"] == f"{shop.folder}-2/copy.png"
+    assert shop.names(there.directory) == ["copy.json", "copy.png"]
+    assert shop.paid() == 1
+
+
 async def test_a_copy_replaces_no_file_of_anybody_else(shop: Shop) -> None:
     await shop.buy()
     there = Destination(f"{shop.folder}-2", "copy")
@@ -1043,6 +1069,36 @@ async def test_a_store_that_can_not_be_read_lets_nothing_be_sent(shop: Shop) -> 
     assert shop.submits() == 0
 
 
+async def test_a_store_that_can_not_be_read_does_not_say_that_nothing_was_spent(disk_shop: Shop) -> None:
+    shop, marker = disk_shop, Memory()
+    wire = Wire(shop.real, "ledger/")
+    wire.always["keys"] = "before"
+    shop.store = wire
+    assert (await shop.refused(StorageError, marker=marker)).billed is Billed.NO
+    shop.store = shop.real
+    record = await shop.submit(marker=marker)
+    shop.store = wire
+    assert (await shop.refused(StorageError, marker=marker)).billed is Billed.UNKNOWN
+    assert (await shop.refused(StorageError)).billed is Billed.UNKNOWN
+    async with shop.attempt() as purchase:
+        with pytest.raises(StorageError) as caught:
+            await purchase.resume(str(record.job_id))
+    assert caught.value.billed is Billed.YES
+
+
+async def test_a_claim_that_took_too_long_for_its_answer_to_be_in_time_sends_nothing(
+    disk_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = disk_shop
+    # The turn and the exchange fit into what is left of the time that other attempts wait.
+    assert lifecycle.CLAIM_SECONDS + transport.BILLABLE_WAIT + transport.OVERHEAD <= lifecycle.ANSWER_MARGIN
+    monkeypatch.setattr(lifecycle, "CLAIM_SECONDS", -1.0)
+    monkeypatch.setattr(lifecycle, "RESEND_SECONDS", 0.0)
+    await shop.refused(NotSentError)
+    assert shop.submits() == 0
+    assert states(shop) == [("failed", "not_sent")]
+
+
 async def test_a_record_that_can_not_be_read_lets_nothing_be_sent(shop: Shop) -> None:
     assert shop.real.create(record_key(ITEM, 1), b"{") is not None
     error = await shop.refused(LedgerError)
@@ -1129,11 +1185,38 @@ async def test_a_result_that_is_no_picture_is_downloaded_again_and_never_bought_
     assert shop.submits() == 1
 
 
+async def test_a_result_that_never_becomes_a_picture_is_bought_again_by_a_clear_with_regenerate(
+    disk_shop: Shop,
+) -> None:
+    shop = disk_shop
+    shop.fault("download", status=200, body=HTML, times=9)
+    await shop.refused(InvalidImageError)
+    await shop.refused(InvalidImageError, on_clear="regenerate")
+    await shop.refused(InvalidImageError, generation=1)
+    assert shop.submits() == 1
+    assert shop.submission(await shop.buy(generation=1, on_clear="regenerate")) == 2
+
+
 async def test_a_download_that_is_cut_off_is_repeated(disk_shop: Shop) -> None:
     shop = disk_shop
     shop.fault("download", cut_after=100)
     assert shop.submission(await shop.buy()) == 1
     assert shop.submits() == 1
+
+
+async def test_a_failure_of_an_attempt_that_another_one_overtook_is_not_noted(disk_shop: Shop) -> None:
+    shop = disk_shop
+    before = await shop.submit()
+    await shop.buy()
+    async with shop.attempt() as purchase:
+        await purchase.collector(before).note(before, LinkExpiredError("gone"))
+    assert (shop.record.state, shop.record.outcome) == ("landed", None)
+
+
+async def test_a_reported_cost_is_in_the_gateways_currency_whatever_the_connection_counts_in() -> None:
+    record = make_record(cost={"amount": 900.0, "currency": "credits", "basis": "connection"})
+    assert landing._cost(record, None) == record.cost
+    assert landing._cost(record, 0.05) == {"amount": 0.05, "currency": "USD", "basis": "gateway"}
 
 
 async def test_a_picture_that_can_not_be_stored_is_stored_by_the_next_attempt(shop: Shop) -> None:
@@ -1187,6 +1270,17 @@ async def test_a_trigger_event_lands_its_job_where_the_record_is_still_an_intent
     assert shop.submission(manifest) == 1
     assert (shop.record.state, shop.record.job_id) == ("landed", record.job_id)
     assert shop.submits() == 1
+
+
+async def test_a_trigger_event_never_lands_its_job_on_the_record_of_another_submission(disk_shop: Shop) -> None:
+    shop = disk_shop
+    first = await shop.submit()
+    shop.put(make_record(n=2, generation=1))
+    async with shop.attempt() as purchase:
+        landed, manifest = await asyncio.wait_for(purchase.resume(str(first.job_id)), 10)
+    assert (landed.key, landed.state) == (first.key, "landed")
+    assert shop.submission(manifest) == 1
+    assert (shop.record.state, shop.record.job_id) == ("intent", None)
 
 
 async def test_a_trigger_event_of_a_job_that_has_landed_meanwhile_returns_it(disk_shop: Shop) -> None:

@@ -97,6 +97,14 @@ class Files:
         place = self._place(uri, "uri")
         self._backend(place).put(place, data, media_type)
 
+    def sha256(self, uri: str) -> str | None:
+        """Hex digest of a file, ``None`` where there is none.
+
+        :raises StorageError: it could not be read.
+        """
+        place = self._place(uri, "uri")
+        return self._backend(place).sha256(place)
+
     def state(self, uri: str) -> State:
         """Whether a file is there. ``unknown`` where the store would not or could not say."""
         place = self._place(uri, "uri")
