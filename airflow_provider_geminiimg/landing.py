@@ -284,22 +284,18 @@ class Collector:
         if picture.data is not None:
             return picture.data
         transport = await self._transport(record)
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(3),
-            wait=wait_random_exponential(multiplier=0.5, max=5),
-            retry=retry_if_exception(lambda e: isinstance(e, GeminiImageError) and e.retryable),
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
-                data = await download(
-                    str(picture.url),
-                    max_bytes=MAX_PICTURE_BYTES,
-                    timeout=DOWNLOAD_SECONDS,
-                    exempt=transport.gateway.base_url,
-                )
-                inspect_image(data)
-        return data
+
+        async def fetched() -> bytes:
+            data = await download(
+                str(picture.url),
+                max_bytes=MAX_PICTURE_BYTES,
+                timeout=DOWNLOAD_SECONDS,
+                exempt=transport.gateway.base_url,
+            )
+            inspect_image(data)
+            return data
+
+        return await _patiently(fetched)
 
     async def _store(self, record: Record, index: int, data: bytes) -> StoredImage:
         info = inspect_image(data)
@@ -343,7 +339,7 @@ class Collector:
 
         ledger = self.workshop.ledger
         try:
-            kept = await in_thread(ledger.change, record.key, landed)
+            kept = await _patiently(lambda: in_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
             # The picture is safe in storage; failing the task now would only hide it.
             self.log.error(
@@ -388,6 +384,20 @@ class Collector:
                 hint="Point the connection back until what was paid for has landed.",
             )
         return transport
+
+
+async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
+    """What `step` brings, tried three times while its failure may pass."""
+    retrying = AsyncRetrying(
+        stop=stop_after_attempt(3),
+        wait=wait_random_exponential(multiplier=0.5, max=5),
+        retry=retry_if_exception(lambda e: isinstance(e, GeminiImageError) and e.retryable),
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            result = await step()
+    return result
 
 
 def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:

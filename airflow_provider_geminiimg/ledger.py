@@ -251,7 +251,10 @@ class Ledger:
 
     def _parse(self, key: str, data: bytes) -> Record:
         where = f"Record {key} under {self.store.uri}"
-        hint = "Nothing was sent. Restore the record or move it away after checking with the gateway what was paid for."
+        hint = (
+            "Nothing was sent. Restore the record; or ask the gateway what was paid for, and buy the picture in a DAG "
+            "run with a new run id."
+        )
         try:
             values = json.loads(data)
         except ValueError:

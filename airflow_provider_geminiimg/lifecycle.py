@@ -239,7 +239,8 @@ class Purchase:
                 raise LedgerError(
                     f"Airflow remembers record {mark.get('record')} of an earlier attempt, but it is not under "
                     f"{self.ledger.store.uri}: the ledger is not shared between workers, or was removed.",
-                    hint="Nothing was sent. Set [geminiimg] root to storage that all workers share.",
+                    hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If the record was "
+                    "removed on purpose, a DAG run with a new run id buys the picture.",
                 )
         return found
 
@@ -409,6 +410,8 @@ class Purchase:
 
     async def _write_answer(self, record: Record, status: JobStatus) -> Record:
         """Record the answer at once; where that fails, keep trying in the background and go on landing."""
+        # Before it is recorded, which may take longer than this process lives.
+        self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
         inline = [picture.data for picture in status.pictures if picture.data is not None]
         keys = [f"spool/{record.key.removeprefix('ledger/')}.{index}" for index in range(len(inline))]
         by_link = status.job_id is None or bool(inline)
@@ -463,7 +466,6 @@ class Purchase:
                 return
 
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
-        self.log.info("Submitted as job %s (record %s).", record.job_id, record.key)
         if status.state is not JobState.DONE:
             if self._recording is not None:
                 await asyncio.wait([self._recording], timeout=30.0)

@@ -1059,6 +1059,38 @@ async def test_a_store_that_never_comes_back_does_not_keep_the_picture_from_land
     assert shop.submits() == 1
 
 
+async def test_an_attempt_that_is_interrupted_while_it_records_its_job_has_logged_it(
+    disk_shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = disk_shop
+    await asyncio.to_thread(shop.real.probe)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Wire):
+        def replace(self, key: str, data: bytes, version: str) -> str | None:
+            begun.set()
+            go_on.wait(10)
+            raise StorageError("The line is down.")
+
+    shop.store = Slow(shop.real, "ledger/")
+    attempt = asyncio.create_task(shop.buy())
+    await asyncio.to_thread(begun.wait, 10)
+    attempt.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    assert f"job {shop.sandbox.ledger()[0]['job_id']} (record {shop.record.key})" in caplog.text
+
+
+async def test_a_landing_that_could_not_be_recorded_at_once_is_recorded(shop: Shop) -> None:
+    record = await shop.submit()
+    wire = Wire(shop.real, "ledger/")
+    wire.once["replace"] = "before"
+    shop.store = wire
+    manifest = await shop.buy()
+    assert (shop.record.key, shop.record.state, shop.record.manifest) == (record.key, "landed", manifest)
+
+
 async def test_a_store_that_can_not_be_read_lets_nothing_be_sent(shop: Shop) -> None:
     await asyncio.to_thread(shop.real.probe)
     for operation in ("keys", "create"):

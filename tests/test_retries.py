@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     LostContactError,
+    NotSentError,
     OutcomeUnknownError,
     StorageError,
     TimedOutError,
@@ -362,6 +363,23 @@ def test_a_ledger_that_workers_do_not_share_is_noticed_and_nothing_is_sent(
     run.retry()
     assert "not shared between workers" in str(run.task("made").error)
     assert len(sandbox.ledger()) == 1
+
+
+def test_a_task_that_was_told_to_stop_before_it_began_buys_nothing_until_its_retry(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    told = []
+
+    def tell(context: Any) -> None:
+        if not told:
+            told.append(context["ti"].try_number)
+            context["task"].on_kill()
+
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, pre_execute=tell))
+    assert told == [1]
+    failed_with(run, NotSentError)
+    assert sandbox.ledger() == []
+    landed(run.retry(), sandbox)
 
 
 def test_a_mapped_task_pays_once_for_each_of_its_pictures_also_when_some_fail(

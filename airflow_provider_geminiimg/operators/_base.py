@@ -155,6 +155,7 @@ class ImageOperator(BaseOperator):
         self.on_clear = on_clear
         self.on_mismatch = on_mismatch
         self._guard: Guard | None = None
+        self._killed = False
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
             self._check_literals()
 
@@ -186,6 +187,7 @@ class ImageOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """From now on nothing is bought. What was paid for stays on record: neither gateway can cancel."""
+        self._killed = True
         if self._guard is not None:
             self._guard.stop()
 
@@ -237,6 +239,8 @@ class ImageOperator(BaseOperator):
         try:
             attempt = Attempt(context, self.log)
             self._guard = attempt.guard
+            if self._killed:  # before there was a guard
+                attempt.guard.stop()
             return attempt, self._order(attempt)
         except GeminiImageError as error:
             raise_outcome(error)
