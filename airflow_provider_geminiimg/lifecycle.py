@@ -11,17 +11,15 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import (
     Asked,
     Copy,
     PictureState,
-    Policy,
     Poll,
     Refetch,
     Refuse,
@@ -46,9 +44,7 @@ from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobSt
 from airflow_provider_geminiimg.inputs import public_uri, read_inputs
 from airflow_provider_geminiimg.landing import Collector, VanishedError, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import (
-    Destination,
     Found,
-    Item,
     Record,
     new_claim,
     process_identity,
@@ -57,6 +53,7 @@ from airflow_provider_geminiimg.ledger import (
 )
 from airflow_provider_geminiimg.manifest import estimate
 from airflow_provider_geminiimg.names import reserve_name
+from airflow_provider_geminiimg.order import Marker, Order, differences
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
@@ -65,47 +62,6 @@ ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
 CLAIM_SECONDS = ANSWER_MARGIN - BILLABLE_WAIT - OVERHEAD  # that a claim may take, or others give it up too early
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
-
-
-class Marker(Protocol):
-    """A second memory of the record's key, in Airflow's own database (task state store, Airflow 3.3)."""
-
-    def get(self) -> Mapping[str, Any] | None: ...
-    def set(self, value: Mapping[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Order:
-    """What one attempt asks for.
-
-    :param item: whose picture it is.
-    :param request: what to make, checked; or why it can't be, which matters only where it would be bought: what was
-        paid for before is collected whatever the templates render to now.
-    :param connection: through which gateway, with whose money.
-    :param destination: where it shall land.
-    :param policy: what this attempt may do.
-    :param timeout: seconds from the submit that the job may take, over all attempts.
-    :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
-    :param record_prompts: whether the prompt itself goes into ledger and sidecar.
-    """
-
-    item: Item
-    request: CheckedRequest | GeminiImageError
-    connection: GatewayConnection
-    destination: Destination
-    policy: Policy
-    timeout: float = 1800.0
-    poll_interval: float | None = None
-    record_prompts: bool = False
-
-    def checked(self) -> CheckedRequest:
-        """The request.
-
-        :raises GeminiImageError: it is wrong.
-        """
-        if isinstance(self.request, GeminiImageError):
-            raise self.request
-        return self.request
 
 
 class Purchase:
@@ -512,20 +468,3 @@ class Purchase:
             raise error
         self.log.warning("%s Sending it again in %.0f s: it is known to be unpaid.", error.message, seconds)
         await asyncio.sleep(seconds)
-
-
-def differences(record: Record, order: Order, request: CheckedRequest) -> list[str]:
-    """The names of what is asked for now and differs from what is recorded; input pictures by their addresses."""
-    pairs: Sequence[tuple[str, Any, Any]] = [
-        ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
-        ("gateway", record.gateway, request.gateway),
-        ("geminiimg_conn_id", record.conn_id, order.connection.conn_id),
-        ("model", record.model, request.model),
-        ("operation", record.operation, request.operation),
-        ("input pictures", [i["uri"] for i in record.inputs], [public_uri(u) for u in request.input_images]),
-        ("destination", record.destination, order.destination),
-    ]
-    now = request.fields()
-    names = sorted({*record.request_fields, *now})
-    changed = [name for name, before, after in pairs if before != after]
-    return changed + [name for name in names if record.request_fields.get(name) != now.get(name)]

@@ -49,7 +49,8 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.landing import Workshop
 from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, record_key
-from airflow_provider_geminiimg.lifecycle import Order, Purchase
+from airflow_provider_geminiimg.lifecycle import Purchase
+from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.sandbox import read_submission

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
+    BadRequestError,
     LostContactError,
     NotSentError,
     OutcomeUnknownError,
@@ -298,6 +299,21 @@ def test_a_retry_collects_what_was_paid_for_even_where_the_templates_now_render_
     sandbox.faults(route="download", status=500, times=3)
     run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
     landed(run.retry(dag=one_task(geminiimg_conn_id, mode, prompt="{{ '' }}")), sandbox)
+
+
+def test_a_connection_that_is_gone_after_the_payment_does_not_make_a_retry_say_that_nothing_was_spent(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    geminiimg_conn_id: str,
+    mode: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
+    with monkeypatch.context() as patch:
+        patch.delenv(f"AIRFLOW_CONN_{geminiimg_conn_id.upper()}")
+        assert "Money may have been spent." in str(failed_with(run.retry(), BadRequestError).error)
+    landed(run.retry(), sandbox)
 
 
 def test_a_clear_returns_what_has_landed_at_no_cost(

@@ -28,9 +28,10 @@ from airflow_provider_geminiimg.attempt import (
     text,
 )
 from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.ledger import Record
-from airflow_provider_geminiimg.lifecycle import Order, Purchase
+from airflow_provider_geminiimg.lifecycle import Purchase
+from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, is_literal
 from airflow_provider_geminiimg.runner import Guard, run
 
@@ -236,6 +237,7 @@ class ImageOperator(BaseOperator):
         return [name for name in REQUEST_FIELDS if name != "model"]
 
     def _prepare(self, context: Context) -> tuple[Attempt, Order]:
+        attempt = None
         try:
             attempt = Attempt(context, self.log)
             self._guard = attempt.guard
@@ -243,6 +245,8 @@ class ImageOperator(BaseOperator):
                 attempt.guard.stop()
             return attempt, self._order(attempt)
         except GeminiImageError as error:
+            if attempt is not None and attempt.marker is not None and attempt.marker.get() is not None:
+                error.billed = Billed.UNKNOWN  # this attempt spent nothing, an earlier one may have
             raise_outcome(error)
 
     def _order(self, attempt: Attempt) -> Order:

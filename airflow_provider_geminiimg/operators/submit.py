@@ -6,8 +6,8 @@ from typing import Any
 
 from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.ledger import Record
-from airflow_provider_geminiimg.lifecycle import Order
 from airflow_provider_geminiimg.operators._base import ImageOperator
+from airflow_provider_geminiimg.order import Order
 
 
 class GeminiImageSubmitOperator(ImageOperator):

@@ -1,0 +1,72 @@
+"""What one attempt asks for, and how it differs from what is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.decision import Policy
+from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.inputs import public_uri
+from airflow_provider_geminiimg.ledger import Destination, Item, Record
+from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
+
+
+class Marker(Protocol):
+    """A second memory of the record's key, in Airflow's own database (task state store, Airflow 3.3)."""
+
+    def get(self) -> Mapping[str, Any] | None: ...
+    def set(self, value: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one attempt asks for.
+
+    :param item: whose picture it is.
+    :param request: what to make, checked; or why it can't be, which matters only where it would be bought: what was
+        paid for before is collected whatever the templates render to now.
+    :param connection: through which gateway, with whose money.
+    :param destination: where it shall land.
+    :param policy: what this attempt may do.
+    :param timeout: seconds from the submit that the job may take, over all attempts.
+    :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
+    :param record_prompts: whether the prompt itself goes into ledger and sidecar.
+    """
+
+    item: Item
+    request: CheckedRequest | GeminiImageError
+    connection: GatewayConnection
+    destination: Destination
+    policy: Policy
+    timeout: float = 1800.0
+    poll_interval: float | None = None
+    record_prompts: bool = False
+
+    def checked(self) -> CheckedRequest:
+        """The request.
+
+        :raises GeminiImageError: it is wrong.
+        """
+        if isinstance(self.request, GeminiImageError):
+            raise self.request
+        return self.request
+
+
+def differences(record: Record, order: Order, request: CheckedRequest) -> list[str]:
+    """The names of what is asked for now and differs from what is recorded; input pictures by their addresses."""
+    pairs: Sequence[tuple[str, Any, Any]] = [
+        ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
+        ("gateway", record.gateway, request.gateway),
+        ("geminiimg_conn_id", record.conn_id, order.connection.conn_id),
+        ("model", record.model, request.model),
+        ("operation", record.operation, request.operation),
+        ("input pictures", [i["uri"] for i in record.inputs], [public_uri(u) for u in request.input_images]),
+        ("destination", record.destination, order.destination),
+    ]
+    now = request.fields()
+    names = sorted({*record.request_fields, *now})
+    changed = [name for name, before, after in pairs if before != after]
+    return changed + [name for name in names if record.request_fields.get(name) != now.get(name)]
