@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.triggers import job as job_module
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
@@ -242,11 +243,20 @@ async def test_a_connection_that_comes_back_is_found(
     sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = await submit(onemin)
+    failed, original = asyncio.Event(), GeminiImageHook.aconnection
+
+    async def watched(self: GeminiImageHook) -> Any:
+        try:
+            return await original(self)
+        except BadRequestError:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(GeminiImageHook, "aconnection", watched)
     value = os.environ["AIRFLOW_CONN_ONEMIN"]
     monkeypatch.delenv("AIRFLOW_CONN_ONEMIN")
     waiting = asyncio.create_task(events(trigger(onemin, job_id, poll_interval=0.2)))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0.1)
+    await failed.wait()
     monkeypatch.setenv("AIRFLOW_CONN_ONEMIN", value)
     assert (await waiting)[0]["status"] == "done"
 
