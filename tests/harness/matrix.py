@@ -1,0 +1,152 @@
+"""One row of the failure matrix: what was paid for, what became of it, and the sum that must come out.
+
+The truth is read where it can't be made up: what was paid from the gateway's own ledger, what has landed from the
+pictures themselves (each has the number of its submission drawn on it), what is unknown from the records.
+
+What must stay true: for every row, each submission that was paid for has landed or is reported as unknown; no item is
+paid for twice without its user's word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
+from airflow_provider_geminiimg.ledger import Found, Ledger
+from airflow_provider_geminiimg.sandbox import read_submission
+from airflow_provider_geminiimg.sandbox.client import SandboxClient
+from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+
+RESULTS = Path(__file__).resolve().parents[2] / "build" / "matrix"
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What became of the money.
+
+    :param submitted: submissions that the gateway accepted.
+    :param paid: those of them that it charges for.
+    :param landed: those of them whose picture lies in storage, recorded.
+    :param unknown: items that are reported as "outcome unknown".
+    :param lost: submissions that were paid for and are neither landed nor reported.
+    :param paid_twice: submissions that were paid for beyond the first of an item, and that no user asked for.
+    """
+
+    submitted: int
+    paid: int
+    landed: int
+    unknown: int
+    lost: int
+    paid_twice: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, as it was seen to happen.
+
+    :param group: ``processes``, ``airflow``, ``gateway``, ``storage`` or ``time``.
+    :param event: what happens, such as "The task process is killed".
+    :param moment: when, such as "between the intent and the gateway's answer"; may be empty.
+    :param gateway: ``1min`` or ``apimaster``.
+    :param mode: ``waiting`` (in the worker), ``deferred``, ``collect`` or ``sensor``.
+    :param balance: what became of the money in the end.
+    :param state: the task's state in the end.
+    :param then: what the next attempt, or a person, does about it; for the docs.
+    """
+
+    group: str
+    event: str
+    moment: str
+    gateway: str
+    mode: str
+    balance: Balance
+    state: str
+    then: str
+
+    @property
+    def name(self) -> str:
+        """Tells rows apart; also the name of the result's file."""
+        words = "-".join((self.group, self.event, self.moment, self.gateway, self.mode)).lower()
+        return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+    def save(self) -> Row:
+        """Keep the row for the table in the docs; a row that is run again replaces itself."""
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{hashlib.sha256(self.name.encode()).hexdigest()[:20]}.json").write_text(json.dumps(asdict(self)))
+        return self
+
+
+def weigh(sandbox: SandboxClient, root: str, *, asked_again: Mapping[str, int] | None = None) -> Balance:
+    """Compare the gateway's ledger with what lies under `root`, and in the places that its records name.
+
+    :param sandbox: the gateway; its submissions are told apart by their prompts, so each item needs its own.
+    :param root: URI of ``[geminiimg] root``.
+    :param asked_again: prompts that a user asked to buy again, and how often.
+    """
+    entries = sandbox.ledger()
+    paid = [entry for entry in entries if entry["charged"]]
+    records = read_records(root)
+    landed = Counter(number for found in records for number in _numbers(found))
+    unknown = [found for found in latest(records) if is_unknown(found)]
+    reported = {found.record.prompt_sha256 for found in unknown}
+    times = Counter(entry["prompt"] for entry in paid)
+    allowed = asked_again or {}
+    return Balance(
+        submitted=len(entries),
+        paid=len(paid),
+        landed=sum(entry["number"] in landed for entry in paid),
+        unknown=len(unknown),
+        lost=sum(entry["number"] not in landed and _digest(entry["prompt"]) not in reported for entry in paid),
+        paid_twice=sum(max(0, count - 1 - allowed.get(prompt, 0)) for prompt, count in times.items()),
+    )
+
+
+def read_records(root: str) -> list[Found]:
+    """Every record under `root`."""
+    ledger = Ledger(open_store(root, default_s3_client))
+    found = (ledger.read(key) for key in ledger.store.keys("ledger/"))
+    return [each for each in found if each is not None]
+
+
+def latest(records: Sequence[Found]) -> list[Found]:
+    """The records that decide: of each item the one with the highest number."""
+    items: dict[str, Found] = {}
+    for found in records:
+        item = found.record.key.rsplit("/", 1)[0]
+        if item not in items or items[item].record.n < found.record.n:
+            items[item] = found
+    return list(items.values())
+
+
+def is_unknown(found: Found) -> bool:
+    """Whether nobody knows what became of a request that went out."""
+    record = found.record
+    if record.state == "intent":
+        return record.outcome is not None or found.age >= record.answer_within
+    return record.state == "submitted" and isinstance(record.error, OutcomeUnknownError)
+
+
+def _numbers(found: Found) -> list[int]:
+    """The submissions whose pictures a record has landed, read from the pictures."""
+    record = found.record
+    if record.state != "landed":
+        return []
+    manifests: list[dict[str, Any]] = [dict(record.manifest or {}), *(copy["manifest"] for copy in record.copies)]
+    files = Files(s3_client=default_s3_client)
+    numbers = []
+    for image in (image for manifest in manifests for image in manifest["images"]):
+        data = files.read(image["uri"], max_bytes=64 * 1024 * 1024)
+        assert hashlib.sha256(data).hexdigest() == image["sha256"], image["uri"]
+        numbers.append(read_submission(data))
+    return numbers
+
+
+def _digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()
