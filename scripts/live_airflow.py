@@ -119,17 +119,18 @@ class LiveAirflow:
             self.stop()
             raise
 
-    def spawn(self, component: str, name: str | None = None) -> int:
+    def spawn(self, component: str, name: str | None = None, env: Mapping[str, str] | None = None) -> int:
         """Start one more component, say a second triggerer, without waiting for it.
 
         :param name: what `pids` and `log_file` call it; default: the component's own name.
+        :param env: more environment for this one.
         :returns: its process id.
         """
         name = name or component
         with self.log_file(name).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "airflow", component, *_ARGUMENTS.get(component, [])],
-                env=self.env,
+                env={**self.env, **(env or {})},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

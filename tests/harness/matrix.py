@@ -22,7 +22,7 @@ from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.ledger import Found, Ledger
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment, open_store
 
 RESULTS = Path(__file__).resolve().parents[2] / "build" / "matrix"
 
@@ -83,16 +83,19 @@ class Row:
         return self
 
 
-def weigh(sandbox: SandboxClient, root: str, *, asked_again: Mapping[str, int] | None = None) -> Balance:
+def weigh(
+    sandbox: SandboxClient, root: str, *, dag_id: str | None = None, asked_again: Mapping[str, int] | None = None
+) -> Balance:
     """Compare the gateway's ledger with what lies under `root`, and in the places that its records name.
 
     :param sandbox: the gateway; its submissions are told apart by their prompts, so each item needs its own.
     :param root: URI of ``[geminiimg] root``.
+    :param dag_id: only this DAG's records.
     :param asked_again: prompts that a user asked to buy again, and how often.
     """
     entries = sandbox.ledger()
     paid = [entry for entry in entries if entry["charged"]]
-    records = read_records(root)
+    records = read_records(root, dag_id)
     landed = Counter(number for found in records for number in _numbers(found))
     unknown = [found for found in latest(records) if is_unknown(found)]
     reported = {found.record.prompt_sha256 for found in unknown}
@@ -108,10 +111,11 @@ def weigh(sandbox: SandboxClient, root: str, *, asked_again: Mapping[str, int] |
     )
 
 
-def read_records(root: str) -> list[Found]:
-    """Every record under `root`."""
+def read_records(root: str, dag_id: str | None = None) -> list[Found]:
+    """Every record under `root`, or every one of a DAG."""
     ledger = Ledger(open_store(root, default_s3_client))
-    found = (ledger.read(key) for key in ledger.store.keys("ledger/"))
+    prefix = "ledger/" if dag_id is None else f"ledger/default/{encode_segment(dag_id)}/"
+    found = (ledger.read(key) for key in ledger.store.keys(prefix))
     return [each for each in found if each is not None]
 
 
