@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import logging
 import socket
-import ssl
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import pytest
+from harness import forbidden as web
+from harness.forbidden import Forbidden, Host, Internet, answer
 
-from airflow_provider_geminiimg import download as download_module
 from airflow_provider_geminiimg._logs import quiet_http
 from airflow_provider_geminiimg.download import MAX_REDIRECTS, download, is_public
 from airflow_provider_geminiimg.exceptions import (
@@ -27,92 +22,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-Route = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Host:
-    """An HTTP server in a thread that does what its routes say and remembers who came."""
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.routes: dict[str, Route] = {}
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.connections = 0
-        host = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def setup(self) -> None:
-                host.connections += 1
-                super().setup()
-
-            def do_GET(self) -> None:
-                host.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-                with contextlib.suppress(OSError):
-                    host.routes[self.path.partition("?")[0]](self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def answer(status: int = 200, body: bytes = b"picture", **headers: str) -> Route:
-    """A route with this status, body and headers; a header of value "" is left out."""
-
-    def route(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            if value:
-                handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return route
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """The API's own host: the only one that may be private."""
-    server = Host()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def forbidden() -> Iterator[Host]:
-    """A host inside that no link may reach."""
-    server = Host()
-    server.routes = {"/p.png": answer(body=b"secret")}
-    yield server
-    assert server.connections == 0
-    server.close()
-
-
-@pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Names and the addresses that they resolve to; asked names are counted under ``asked``."""
-    names: dict[str, list[str]] = {"asked": []}
-    real = socket.getaddrinfo
-
-    def getaddrinfo(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
-        if name not in names:
-            return real(name, port, *args, **kwargs)
-        names["asked"].append(name)
-        family = socket.AF_INET6 if ":" in names[name][0] else socket.AF_INET
-        return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for address in names[name]]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return names
+host, forbidden, internet, tls_host = web.host, web.forbidden, web.internet, web.tls_host
 
 
 async def fetch(host: Host, path: str = "/p.png", *, max_bytes: int = 1_000, timeout: float = 20.0) -> bytes:
@@ -291,7 +201,7 @@ async def test_a_host_that_is_not_there_may_be_asked_again() -> None:
         "[fe80::1]",
     ],
 )
-async def test_a_link_to_a_private_address_is_not_followed_in_any_spelling(forbidden: Host, name: str) -> None:
+async def test_a_link_to_a_private_address_is_not_followed_in_any_spelling(forbidden: Forbidden, name: str) -> None:
     with pytest.raises(UpstreamFailedError, match="not a public address") as caught:
         await download(f"https://{name}:{forbidden.port}/p.png?sig=SECRET", max_bytes=10, timeout=20)
     assert not caught.value.retryable
@@ -303,22 +213,22 @@ async def test_a_link_to_a_private_address_is_not_followed_in_any_spelling(forbi
     "addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"], ["2001:4860:4860::8888", "::1"]]
 )
 async def test_a_name_is_refused_unless_all_its_addresses_are_public(
-    forbidden: Host, resolver: dict[str, list[str]], addresses: list[str]
+    forbidden: Forbidden, internet: Internet, addresses: list[str]
 ) -> None:
-    resolver["pictures.test"] = addresses
+    internet.names["pictures.test"] = [addresses]
     with pytest.raises(UpstreamFailedError, match=r"pictures\.test, which is not a public address"):
         await download(f"https://pictures.test:{forbidden.port}/p.png", max_bytes=10, timeout=20)
-    assert resolver["asked"] == ["pictures.test"]
+    assert internet.asked == ["pictures.test"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_redirect_inwards_is_not_followed(host: Host, forbidden: Host, scheme: str) -> None:
+async def test_a_redirect_inwards_is_not_followed(host: Host, forbidden: Forbidden, scheme: str) -> None:
     host.routes["/p.png"] = answer(302, b"", Location=f"{scheme}://127.0.0.1:{forbidden.port}/p.png")
     with pytest.raises(UpstreamFailedError, match=r"plain http|not a public address"):
         await fetch(host)
 
 
-async def test_only_the_apis_own_scheme_host_and_port_are_exempt(host: Host, forbidden: Host) -> None:
+async def test_only_the_apis_own_scheme_host_and_port_are_exempt(host: Host, forbidden: Forbidden) -> None:
     for exempt in (host.url, f"https://127.0.0.1:{forbidden.port}", f"http://localhost:{forbidden.port}"):
         with pytest.raises(UpstreamFailedError):
             await download(f"{forbidden.url}/p.png", max_bytes=10, timeout=20, exempt=exempt)
@@ -386,79 +296,34 @@ def test_an_address_is_public_only_if_what_is_wrapped_in_it_is_too(address: str,
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
-def certificate(folder: Path, name: str) -> Path:
-    """A certificate for `name` that signs itself, with its key, as one PEM file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = folder / f"{name}.pem"
-    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    return path
-
-
-@pytest.fixture
-def tls_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Host, list[str | None]]]:
-    """An https server for ``pictures.test`` whose certificate is trusted, and the names that clients asked it for."""
-    pem = certificate(tmp_path, "pictures.test")
-    asked: list[str | None] = []
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    context.sni_callback = lambda _socket, name, _context: asked.append(name)
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    download_module._tls_context.cache_clear()
-    server = Host(context)
-    yield server, asked
-    server.close()
-    download_module._tls_context.cache_clear()
-
-
 async def test_a_host_is_resolved_once_and_reached_at_that_address_under_its_name(
-    tls_host: tuple[Host, list[str | None]], resolver: dict[str, list[str]]
+    tls_host: tuple[Host, list[str | None]], internet: Internet
 ) -> None:
     host, asked = tls_host
     host.routes["/p.png"] = answer()
-    resolver["pictures.test"] = ["127.0.0.1"]
+    internet.names["pictures.test"] = [["127.0.0.1"]]
     url = f"https://pictures.test:{host.port}"
     assert await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url) == b"picture"
-    assert resolver["asked"] == ["pictures.test"]
+    assert internet.asked == ["pictures.test"]
     assert asked == ["pictures.test"]
     assert host.requests[0][1]["host"] == f"pictures.test:{host.port}"
 
 
 async def test_the_next_address_is_tried_where_the_first_does_not_answer(
-    tls_host: tuple[Host, list[str | None]], resolver: dict[str, list[str]]
+    tls_host: tuple[Host, list[str | None]], internet: Internet
 ) -> None:
     host, _ = tls_host
     host.routes["/p.png"] = answer()
-    resolver["pictures.test"] = ["127.0.0.9", "127.0.0.1"]
+    internet.names["pictures.test"] = [["127.0.0.9", "127.0.0.1"]]
     url = f"https://pictures.test:{host.port}"
     assert await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url) == b"picture"
 
 
 async def test_a_certificate_of_another_name_is_refused(
-    tls_host: tuple[Host, list[str | None]], resolver: dict[str, list[str]]
+    tls_host: tuple[Host, list[str | None]], internet: Internet
 ) -> None:
     host, _ = tls_host
-    resolver["other.test"] = ["127.0.0.1"]
+    internet.names["other.test"] = [["127.0.0.1"]]
     url = f"https://other.test:{host.port}"
     with pytest.raises(UpstreamFailedError, match="CERTIFICATE_VERIFY_FAILED"):
         await download(f"{url}/p.png?sig=SECRET", max_bytes=10, timeout=20, exempt=url)

@@ -22,13 +22,12 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 import structlog
-import test_download as web
 from airflow.sdk import DAG, task
 from harness import canaries as search
+from harness import forbidden as web
 from harness.canaries import Canaries, Leak, Logs, Text
 from PIL import Image
 
-from airflow_provider_geminiimg import download as download_module
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     ContentRefusedError,
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 HOME = Path(os.environ["AIRFLOW_HOME"])
-tls_host, resolver = web.tls_host, web.resolver
+internet, tls_host = web.internet, web.tls_host
 GATEWAYS = {"onemin": "1min", "apimaster": "apimaster"}
 FAST = {"poll_interval": 0.02}
 
@@ -218,13 +217,11 @@ def test_the_query_of_an_input_pictures_address_goes_to_its_host_and_to_the_gate
     watch: Watch,
     gateway: str,
     tls_host: tuple[web.Host, list[str | None]],
-    resolver: dict[str, list[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    internet: web.Internet,
 ) -> None:
     host, _ = tls_host
     host.routes["/a.png"] = web.answer(body=watch.noise().read_bytes())
-    resolver["pictures.test"] = ["127.0.0.1"]
-    monkeypatch.setattr(download_module, "is_public", lambda address: True)  # no public one leads to this machine
+    internet.names["pictures.test"], internet.hosts[web.PUBLIC] = [[web.PUBLIC]], host.port
     address = f"https://pictures.test:{host.port}/a.png?{watch.canaries.query}"
     with DAG("private", schedule=None) as dag:
         for task_id in ("made", "refused"):
