@@ -1,8 +1,9 @@
-"""Keeps signed links out of the logs that httpx and httpcore write.
+"""What our log lines must not do: give links away, or come between a payment and its record.
 
 httpx logs every URL, its signature included, at INFO; httpcore logs response headers, a redirect's `Location`
 included, at DEBUG. What must stay true: what these loggers say inside `quiet_http()` names no query and no header
-value; what anybody else's requests say there is left alone.
+value; what anybody else's requests say there is left alone. And a line that can't be written is lost, nothing else: a
+task whose supervisor was killed logs into a broken pipe, and may be the only one who knows what was just paid for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextvars
 import logging
 import re
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import httpx
 
@@ -19,6 +21,36 @@ _LOGGERS = ("httpx", *(f"httpcore.{name}" for name in ("connection", "http11", "
 _show_path: contextvars.ContextVar[bool | None] = contextvars.ContextVar("geminiimg_quiet_http", default=None)
 # httpcore writes "<event> <name>=<repr> …"; of those only where it connects to is both useful and free of secrets.
 _HARMLESS = re.compile(r"\b(?:host|port|timeout)=(?:'[^']*'|[\d.]+)")
+
+
+class Logs(Protocol):
+    """The part of a logger that is used here; Airflow's and the standard library's both have it."""
+
+    def info(self, message: Any, /, *args: Any) -> Any: ...
+    def warning(self, message: Any, /, *args: Any) -> Any: ...
+    def error(self, message: Any, /, *args: Any) -> Any: ...
+
+
+class SteadyLogs:
+    """A logger whose own failures stay its own.
+
+    :param log: where the lines go.
+    """
+
+    def __init__(self, log: Logs) -> None:
+        self._log = log
+
+    def info(self, message: Any, /, *args: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._log.info(message, *args)
+
+    def warning(self, message: Any, /, *args: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._log.warning(message, *args)
+
+    def error(self, message: Any, /, *args: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._log.error(message, *args)
 
 
 @contextlib.contextmanager

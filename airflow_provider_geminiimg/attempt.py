@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import marker
+from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -24,7 +25,7 @@ from airflow_provider_geminiimg.exceptions import (
     bare,
 )
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-from airflow_provider_geminiimg.landing import Logs, Workshop, mismatch_error
+from airflow_provider_geminiimg.landing import Workshop, mismatch_error
 from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record
 from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.runner import Guard

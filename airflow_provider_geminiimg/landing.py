@@ -15,10 +15,11 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from airflow_provider_geminiimg._logs import Logs, SteadyLogs
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
@@ -36,11 +37,11 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
-from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, with_error
+from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, index_key, with_error
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
-from airflow_provider_geminiimg.storage import Files, encode_segment, join_uri
+from airflow_provider_geminiimg.storage import Files, join_uri
 from airflow_provider_geminiimg.transport import Transport
 
 T = TypeVar("T")
@@ -50,14 +51,6 @@ DOWNLOAD_SECONDS = 300.0
 _UNFETCHED = (InvalidImageError, UpstreamFailedError)
 
 
-class Logs(Protocol):
-    """The part of a logger that is used here; Airflow's and the standard library's both have it."""
-
-    def info(self, message: Any, /, *args: Any) -> Any: ...
-    def warning(self, message: Any, /, *args: Any) -> Any: ...
-    def error(self, message: Any, /, *args: Any) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Workshop:
     """What the life of a picture needs from outside.
@@ -65,13 +58,16 @@ class Workshop:
     :param ledger: the records under the root.
     :param files: pictures, anywhere.
     :param connect: gives the transport of a connection id, opened once.
-    :param log: where to say what happens.
+    :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
     """
 
     ledger: Ledger
     files: Files
     connect: Callable[[str], Awaitable[Transport]]
     log: Logs
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log", SteadyLogs(self.log))
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -323,11 +319,15 @@ class Collector:
         await in_thread(lambda: self.workshop.files.put(uri, body, media_type="application/json"))
 
     async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> Record:
-        def landed(stored: Record) -> Record:
+        def landed(stored: Record) -> Record | None:
+            if stored.state == "landed" and stored.job_id != record.job_id:
+                return None  # the picture of another job was first; this job stays an extra one, to be collected
+            jobs = dict.fromkeys(job for job in (*stored.extra_jobs, stored.job_id) if job)
             return replace(
                 stored,
                 state="landed",
-                job_id=stored.job_id or record.job_id,
+                job_id=record.job_id or stored.job_id,
+                extra_jobs=[job for job in jobs if job != (record.job_id or stored.job_id)],
                 submitted_at=stored.submitted_at or record.submitted_at,
                 landed_at=time.time(),
                 generation=max(stored.generation, self.generation),
@@ -346,16 +346,14 @@ class Collector:
                 "The picture of job %s landed, but its record %s could not be written (%s): %s",
                 record.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
-            return landed(record)
+            return landed(record) or record
         await self._after_landing(record, kept)
         return kept
 
     async def _after_landing(self, record: Record, landed: Record) -> None:
-        namespace, dag = landed.key.split("/")[1:3]
-        key = f"index/{namespace}/{dag}/{encode_segment(landed.fingerprint)}.json"
         store = self.workshop.ledger.store
         try:
-            await in_thread(store.create, key, json.dumps({"record": landed.key}).encode())
+            await in_thread(store.create, index_key(landed), json.dumps({"record": landed.key}).encode())
             for spooled in record.spooled:
                 await in_thread(store.delete, spooled)
         except GeminiImageError as error:

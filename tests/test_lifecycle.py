@@ -105,7 +105,7 @@ class Shop:
         self.base_url = sandbox.base_url(gateway)
         self.conn_id = f"shop-{next(SHOPS)}"  # each has a limiter of its own
         self.broken_lines = 0
-        self.log = logging.getLogger("a-task")
+        self.log: Any = logging.getLogger("a-task")
 
     def connection(self, base_url: str | None = None) -> GatewayConnection:
         return parse_connection(
@@ -324,6 +324,29 @@ async def test_the_marker_is_set_before_the_request_is_sent(shop: Shop) -> None:
     shop.fault("submit", status=500)
     await shop.refused(OutcomeUnknownError, marker=marker)
     assert marker.value == {"record": shop.record.key, "claim": shop.record.claim}
+
+
+class OrphansLog:
+    """The log of a task whose supervisor was killed: nobody reads the pipe any more."""
+
+    def __init__(self) -> None:
+        reader, self._pipe = os.pipe()
+        os.close(reader)
+
+    def info(self, message: str, *args: Any) -> None:
+        os.write(self._pipe, (message % args).encode())
+
+    warning = error = info
+
+
+async def test_a_log_that_nobody_reads_any_more_keeps_no_answer_from_its_record(shop: Shop) -> None:
+    shop.log = OrphansLog()
+    with pytest.raises(BrokenPipeError):
+        shop.log.info("a line")
+    record = await shop.submit()
+    assert shop.record == record
+    assert (record.state, shop.paid()) == ("submitted", 1)
+    assert shop.submission(await shop.buy()) == 1
 
 
 async def test_a_marker_without_its_record_means_that_the_ledger_is_not_shared(shop: Shop) -> None:
