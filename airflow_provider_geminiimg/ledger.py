@@ -3,9 +3,10 @@
 What must stay true:
 
 - A record is created exclusively before the request that may cost money is sent. Who loses the race reads again.
-- Only the record with the highest number of an item decides. Records are never moved, reused or removed here.
+- Only the record with the highest number of an item decides. Records are never moved or reused. A person may have one
+  removed; what excuses its absence is written down first (`Ledger.excuse`).
 - States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A picture that is in
-  storage outweighs a failure that another attempt wrote down.
+  storage, or an answer of the gateway that comes after all, outweighs a failure that somebody else wrote down.
 - A record that can't be read, or that a newer version wrote, is an error that names it, never "no record".
 - Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to a picture that was paid
   for, and it is taken out when the picture lands.
@@ -36,9 +37,10 @@ _NEXT: dict[State, frozenset[State]] = {
     "submitted": frozenset({"submitted", "landed", "failed"}),
     "answered": frozenset({"answered", "landed", "failed"}),
     "landed": frozenset({"landed"}),
-    "failed": frozenset({"failed", "landed"}),
+    "failed": frozenset({"failed", "submitted", "answered", "landed"}),
 }
 _NUMBERED = re.compile(r"([1-9][0-9]*)\.json")
+_RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]*\.json", re.ASCII)
 _CONFLICTS = 20  # writers of one record are a handful of attempts, so a streak this long means a broken store
 
 
@@ -200,7 +202,11 @@ class Ledger:
 
     def numbers(self, item: Item) -> list[int]:
         """The numbers of `item`'s records, rising."""
-        names = (key.rsplit("/", 1)[1] for key in self.store.keys(item.path + "/"))
+        return self.numbers_in(item.path)
+
+    def numbers_in(self, folder: str) -> list[int]:
+        """The numbers of the records in an item's folder, rising."""
+        names = (key.rsplit("/", 1)[1] for key in self.store.keys(folder + "/"))
         return sorted(int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name)))
 
     def create(self, record: Record) -> Found | None:
@@ -249,6 +255,15 @@ class Ledger:
             billed=Billed.UNKNOWN,
         )
 
+    def excuse(self, record: Record) -> None:
+        """Write down that a person has this record removed, before it is: only then may it be missing."""
+        said = {"record": record.key, "claim": record.claim, "state": record.state, "job_id": record.job_id}
+        self.store.create(_excuse_key(record.key, record.claim), json.dumps({**said, "at": time.time()}).encode())
+
+    def is_excused(self, key: str, claim: str) -> bool:
+        """Whether a person had the record of this claim removed."""
+        return is_record_key(key) and self.store.read(_excuse_key(key, claim)) is not None
+
     def _parse(self, key: str, data: bytes) -> Record:
         where = f"Record {key} under {self.store.uri}"
         hint = (
@@ -284,6 +299,22 @@ class Ledger:
 def record_key(item: Item, n: int) -> str:
     """Where the record of `item`'s submission number `n` lies, relative to the root."""
     return f"{item.path}/{n}.json"
+
+
+def is_record_key(key: str) -> bool:
+    """Whether `key` is one that a record can have."""
+    return _RECORD_KEY.fullmatch(key) is not None
+
+
+def index_key(record: Record) -> str:
+    """Where it is noted that what `record` asked for has landed."""
+    namespace, dag = record.key.split("/")[1:3]
+    return f"index/{namespace}/{dag}/{encode_segment(record.fingerprint)}.json"
+
+
+def _excuse_key(key: str, claim: str) -> str:
+    # The claim is in the name, because a later record may get the same key, and be removed too.
+    return f"forgotten/{key.removeprefix('ledger/').removesuffix('.json')}-{encode_segment(claim)}.json"
 
 
 def with_error(record: Record, error: GeminiImageError, state: State | None = None) -> Record:

@@ -189,16 +189,18 @@ class Purchase:
 
     async def _look(self) -> Found | None:
         found = await in_thread(self.ledger.latest, self.order.item)
-        if found is None and self.marker is not None:
-            mark = await in_thread(self.marker.get)
-            if mark is not None:
-                raise LedgerError(
-                    f"Airflow remembers record {mark.get('record')} of an earlier attempt, but it is not under "
-                    f"{self.ledger.store.uri}: the ledger is not shared between workers, or was removed.",
-                    hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If the record was "
-                    "removed on purpose, a DAG run with a new run id buys the picture.",
-                )
-        return found
+        mark = await in_thread(self.marker.get) if found is None and self.marker is not None else None
+        if mark is None:
+            return found
+        key, claim = str(mark.get("record")), str(mark.get("claim"))
+        if await in_thread(self.ledger.is_excused, key, claim):
+            return None
+        raise LedgerError(
+            f"Airflow remembers record {key} of an earlier attempt, but it is not under {self.ledger.store.uri}: the "
+            "ledger is not shared between workers, or was removed.",
+            hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If the record was removed "
+            "on purpose, a DAG run with a new run id buys the picture.",
+        )
 
     async def _decide(self, found: Found | None, vanished: str | None) -> Step:
         policy, asked = self.order.policy, None
@@ -369,7 +371,8 @@ class Purchase:
         # Before it is recorded, which may take longer than this process lives.
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
         inline = [picture.data for picture in status.pictures if picture.data is not None]
-        keys = [f"spool/{record.key.removeprefix('ledger/')}.{index}" for index in range(len(inline))]
+        folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
+        keys = [f"{folder}.{index}" for index in range(len(inline))]
         by_link = status.job_id is None or bool(inline)
         answer = replace(
             record,
@@ -395,9 +398,10 @@ class Purchase:
             self.ledger.store.create(key, data)
 
         def answered(stored: Record) -> Record | None:
-            if stored.state == "intent":
+            # A failure without a job is a person's word, who took the answer for lost. Here it is.
+            if stored.claim == answer.claim and stored.job_id is None and stored.state in ("intent", "failed"):
                 return replace(answer, generation=stored.generation)
-            if stored.job_id == answer.job_id or answer.job_id in stored.extra_jobs:
+            if answer.job_id in (None, stored.job_id, *stored.extra_jobs):
                 return None
             self.log.error(
                 "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",

@@ -358,7 +358,7 @@ FORWARD = {
     "submitted": {"submitted", "landed", "failed"},
     "answered": {"answered", "landed", "failed"},
     "landed": {"landed"},
-    "failed": {"failed", "landed"},
+    "failed": {"failed", "submitted", "answered", "landed"},
 }
 
 

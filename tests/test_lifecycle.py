@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from harness.records import ITEM, Wire, make_record, submitted
+from harness.records import ITEM, Wire, landed, make_record, submitted
 
 from airflow_provider_geminiimg import landing, lifecycle, transport
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
@@ -48,7 +48,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.landing import Workshop
-from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, record_key
+from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, record_key, with_error
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import ImageRequest
@@ -358,6 +358,19 @@ async def test_a_marker_without_its_record_means_that_the_ledger_is_not_shared(s
     assert shop.ledger.latest(ITEM) is None
 
 
+async def test_a_record_that_a_person_had_removed_may_be_missing_and_only_the_one_of_that_claim(shop: Shop) -> None:
+    marker = Memory()
+    shop.fault("submit", drop=True)
+    await shop.refused(OutcomeUnknownError, marker=marker)
+    record = shop.record
+    shop.real.delete(record.key)
+    shop.ledger.excuse(dataclasses.replace(record, claim="of another attempt"))
+    assert "was removed" in str(await shop.refused(LedgerError, marker=marker))
+    assert shop.submits() == 1
+    shop.ledger.excuse(record)
+    assert shop.submission(await shop.buy(marker=marker)) == 1
+
+
 async def test_a_marker_that_can_not_be_set_lets_nothing_be_sent(disk_shop: Shop) -> None:
     shop = disk_shop
 
@@ -516,6 +529,80 @@ async def test_an_attempt_that_comes_back_from_the_dead_keeps_its_picture_and_sa
     assert "Perhaps paid twice" in caplog.text
     assert shop.names() == ["hero-2.json", "hero-2.png", "hero.json", "hero.png"]
     assert [(shop.ledger.read(record_key(ITEM, n)) or shop.found()).record.state for n in (1, 2)] == ["landed"] * 2
+
+
+async def settle_as_unpaid(shop: Shop) -> None:
+    """What a person does about an unknown outcome, who takes it that nothing was charged."""
+    word = UpstreamFailedError("Settled by hand.", billed=Billed.NO)
+    shop.ledger.change(shop.record.key, lambda stored: with_error(stored, word, "failed"))
+
+
+async def test_an_answer_that_comes_after_its_request_was_settled_by_hand_is_collected_and_nothing_is_bought(
+    shop: Shop,
+) -> None:
+    shop.fault("submit", hold=True, charge="after")
+    first = asyncio.create_task(shop.submit())
+    await asyncio.to_thread(shop.sandbox.held)
+    await settle_as_unpaid(shop)
+    shop.sandbox.release()
+    record = await first
+    assert (shop.record.state, shop.record.job_id) == ("submitted", record.job_id)
+    assert shop.submission(await shop.buy(generation=1)) == 1
+    assert shop.paid() == 1
+
+
+async def test_links_that_come_after_their_request_was_settled_by_hand_are_not_lost(link_shop: Shop) -> None:
+    shop = link_shop
+    shop.files.full = True
+    shop.fault("submit", hold=True, charge="after")
+    first = asyncio.create_task(shop.refused(StorageError))
+    await asyncio.to_thread(shop.sandbox.held)
+    await settle_as_unpaid(shop)
+    shop.sandbox.release()
+    await first
+    assert shop.record.state == "answered"
+    shop.files.full = False
+    assert shop.submission(await shop.buy(generation=1)) == 1
+    assert shop.paid() == 1
+
+
+async def test_an_answer_never_goes_into_the_record_of_another_claim(shop: Shop) -> None:
+    shop.fault("submit", hold=True, charge="after")
+    first = asyncio.create_task(shop.submit())
+    await asyncio.to_thread(shop.sandbox.held)
+    shop.real.delete(shop.record.key)
+    other = shop.put(make_record())
+    shop.sandbox.release()
+    record = await first
+    assert shop.record == dataclasses.replace(other, extra_jobs=[record.job_id])
+
+
+async def test_a_record_with_two_jobs_keeps_the_one_whose_picture_has_not_landed(
+    shop: Shop,
+) -> None:
+    shop.fault("submit", hold=True, charge="after")
+    first = asyncio.create_task(shop.buy())
+    await asyncio.to_thread(shop.sandbox.held)
+    shop.ledger.change(shop.record.key, lambda stored: dataclasses.replace(stored, state="submitted", job_id="another"))
+    shop.sandbox.release()
+    manifest = await first
+    assert shop.record.manifest == manifest
+    assert (shop.record.job_id, shop.record.extra_jobs) == (manifest["job_id"], ["another"])
+
+
+async def test_a_picture_that_has_landed_keeps_its_record_when_another_job_of_that_record_lands(shop: Shop) -> None:
+    shop.fault("submit", hold=True, charge="after")
+    second = asyncio.create_task(shop.buy())
+    await asyncio.to_thread(shop.sandbox.held)
+    kept = dataclasses.replace(landed(), claim=shop.record.claim)
+    shop.ledger.change(
+        shop.record.key,
+        lambda stored: dataclasses.replace(stored, state="landed", job_id="another", manifest=kept.manifest),
+    )
+    shop.sandbox.release()
+    await second
+    assert shop.record.manifest == kept.manifest
+    assert (shop.record.job_id, shop.record.extra_jobs) == ("another", [shop.sandbox.ledger()[0]["job_id"]])
 
 
 # A job was there

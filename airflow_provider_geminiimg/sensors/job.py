@@ -8,7 +8,6 @@ Airflow's poking, which only hears that the waiting is over.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -43,7 +42,15 @@ from airflow_provider_geminiimg.catalog import DEFAULT_MODEL
 from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.landing import Collector, VanishedError, in_thread
-from airflow_provider_geminiimg.ledger import Destination, Found, Record, new_claim, process_identity, record_key
+from airflow_provider_geminiimg.ledger import (
+    Destination,
+    Found,
+    Record,
+    is_record_key,
+    new_claim,
+    process_identity,
+    record_key,
+)
 from airflow_provider_geminiimg.manifest import Cost
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.request import given, is_literal
@@ -52,7 +59,6 @@ from airflow_provider_geminiimg.runner import run
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]*\.json", re.ASCII)
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
     "Look at the gateway's console whether the picture was made and charged. To buy it again all the same, clear the "
@@ -327,7 +333,7 @@ def _running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
 def _key(job: Any) -> str:
     """The key of the record that a submit operator wrote."""
     key = job.get("record") if isinstance(job, Mapping) else None
-    if not isinstance(key, str) or not _RECORD_KEY.fullmatch(key):
+    if not isinstance(key, str) or not is_record_key(key):
         raise BadRequestError(
             f"job{given(job)}: takes what GeminiImageSubmitOperator returned (its .output).",
             hint="The id of a job that was submitted elsewhere goes into job_id." if isinstance(job, str) else None,
