@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
     from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
+    from airflow_provider_geminiimg.retry_policy import IMAGE_RETRY_POLICY
     from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "IMAGE_RETRY_POLICY",
     "GeminiImageEditOperator",
     "GeminiImageGenerateOperator",
     "GeminiImageHook",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "IMAGE_RETRY_POLICY": "retry_policy",
     "GeminiImageEditOperator": "operators.edit",
     "GeminiImageGenerateOperator": "operators.generate",
     "GeminiImageHook": "hooks.geminiimg",

@@ -17,7 +17,23 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
-__all__ = ["HAS_TASK_STATE_STORE", "TaskDeferralError", "TaskDeferralTimeout", "is_mapped", "marker"]
+try:
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+
+    HAS_RETRY_POLICY = True
+except ImportError:  # Airflow before 3.3
+    HAS_RETRY_POLICY = False
+
+__all__ = [
+    "HAS_RETRY_POLICY",
+    "HAS_TASK_STATE_STORE",
+    "RetryDecision",
+    "RetryPolicy",
+    "TaskDeferralError",
+    "TaskDeferralTimeout",
+    "is_mapped",
+    "marker",
+]
 
 MARK = "geminiimg"
 

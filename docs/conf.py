@@ -20,7 +20,7 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
 
 import airflow_provider_geminiimg  # noqa: E402
-from airflow_provider_geminiimg import catalog, exceptions  # noqa: E402
+from airflow_provider_geminiimg import catalog, exceptions, retry_policy  # noqa: E402
 from airflow_provider_geminiimg.provider import get_provider_info  # noqa: E402
 
 # Autodoc imports with TYPE_CHECKING set, which Airflow's own pydantic models do not survive; so it finds all loaded.
@@ -58,8 +58,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def outcomes() -> Iterator[tuple[str, ...]]:
     for cls in exceptions.KINDS.values():
         meaning = (cls.__doc__ or "").strip().splitlines()[0]
-        retry = "yes" if cls.default_retryable else "no"
-        yield (f"`{cls.__name__}`", meaning, cls.default_billed.value, retry, cls.fault.value)
+        delay = retry_policy.DELAYS[cls.default_billed].total_seconds()
+        retry, policy = ("yes", f"again after {delay:.0f} s") if cls.default_retryable else ("no", "fails at once")
+        yield (f"`{cls.__name__}`", meaning, cls.default_billed.value, retry, policy, cls.fault.value)
 
 
 def models() -> Iterator[tuple[str, ...]]:
@@ -111,7 +112,9 @@ def settings() -> Iterator[tuple[str, ...]]:
 
 
 myst_substitutions = {
-    "outcomes": table(("Outcome", "Meaning", "Paid", "A retry can help", "Who acts"), outcomes()),
+    "outcomes": table(
+        ("Outcome", "Meaning", "Paid", "A retry can help", "`IMAGE_RETRY_POLICY`", "Who acts"), outcomes()
+    ),
     "models": table(
         (
             "Gateway",

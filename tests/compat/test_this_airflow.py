@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 RunDag = Callable[[DAG], Mapping[str, Any]]
 AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 PACKAGE = "airflow-provider-geminiimg"
+NEEDS_3_3 = set() if AIRFLOW >= (3, 3) else {"IMAGE_RETRY_POLICY"}
 
 waiting_and_deferred = pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
 
@@ -57,7 +58,7 @@ def test_the_built_wheel_is_what_is_tested_here() -> None:
 
 
 def test_every_public_name_and_every_module_of_the_provider_info_can_be_imported() -> None:
-    for name in airflow_provider_geminiimg.__all__:
+    for name in {*airflow_provider_geminiimg.__all__} - NEEDS_3_3:
         assert getattr(airflow_provider_geminiimg, name) is not None
     info = get_provider_info()
     for kind in ("operators", "sensors", "hooks", "triggers"):
@@ -196,3 +197,23 @@ def test_an_unset_root_is_warned_of_once_where_this_airflow_would_not_notice_an_
 
 def test_this_airflow_has_a_task_state_store_from_3_3_on() -> None:
     assert (AIRFLOW >= (3, 3)) == _compat.HAS_TASK_STATE_STORE
+
+
+def test_the_retry_policy_retries_what_it_should_or_says_that_it_needs_airflow_3_3(
+    run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str
+) -> None:
+    if AIRFLOW < (3, 3):
+        with pytest.raises(ImportError, match=r"needs Airflow 3\.3 or newer"):
+            from airflow_provider_geminiimg import IMAGE_RETRY_POLICY
+        return
+    from airflow_provider_geminiimg import IMAGE_RETRY_POLICY
+
+    sandbox.faults(route="apimaster.submit", status=503, headers={"Retry-After": "0"})
+    sandbox.faults(route="apimaster.submit", status=401)
+    with DAG("by_outcome", schedule=None) as dag:
+        GeminiImageGenerateOperator(
+            task_id="made", prompt="a fox", geminiimg_conn_id=apimaster, retries=2, retry_policy=IMAGE_RETRY_POLICY
+        )
+    made = run_dag(dag)["made"]
+    assert (made.state, made.try_number) == ("failed", 2)
+    assert sandbox.ledger() == []
