@@ -32,11 +32,13 @@ class Policy:
     :param generation: ``ti.max_tries`` now.
     :param on_unknown: what to do about a submission whose outcome nobody knows.
     :param on_clear: whether a Clear may buy again what has landed or failed after payment.
+    :param anew: the DAG run was deleted and made again since; that counts as a Clear.
     """
 
     generation: int
     on_unknown: OnUnknown = "fail"
     on_clear: OnClear = "reuse"
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,19 +131,18 @@ def decide(
         return _landed(record, policy, cleared, asked, picture)
     if record.state == "failed":
         return _failed(record, policy, cleared)
-    if cleared and policy.on_clear == "regenerate" and _is_beyond_reach(record):
+    if cleared and policy.on_clear == "regenerate" and is_out_of_reach(record.error):
         return _again(record, policy, 'its result could not be fetched and on_clear is "regenerate"')
     return Poll() if record.state == "submitted" else Fetch()
 
 
 def is_cleared(record: Record, policy: Policy) -> bool:
     """Whether the task was cleared since `record` was claimed or landed. A Clear while it ran looks like a retry."""
-    return policy.generation > record.generation
+    return policy.anew or policy.generation > record.generation
 
 
-def _is_beyond_reach(record: Record) -> bool:
+def is_out_of_reach(error: GeminiImageError | None) -> bool:
     """Whether fetching what was paid for failed in a way that trying again does not mend."""
-    error = record.error
     refused = isinstance(error, UpstreamFailedError) and not error.retryable
     return refused or isinstance(error, LinkExpiredError | InvalidImageError)
 

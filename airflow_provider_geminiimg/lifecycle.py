@@ -207,15 +207,36 @@ class Purchase:
         picture: PictureState | None = None
         if found is not None:
             record = found.record
+            policy = replace(policy, anew=await self._is_anew(record))
             if is_cleared(record, policy):
                 asked = Asked(await self._fingerprint(record), self.order.destination)
             else:
                 self._tell_differences(record, "the recorded request is used all the same")
             if record.state == "landed":
                 picture = await self.collector(record).picture_state(record)
-        return decide(
+        step = decide(
             found, policy, asked, picture=picture, vanished=found is not None and found.record.key == vanished
         )
+        if policy.anew and found is not None and not isinstance(step, Submit):
+            await self._adopt(found.record)
+        return step
+
+    async def _is_anew(self, record: Record) -> bool:
+        """Whether Airflow remembers nothing of a request that was sent: its DAG run was deleted, and made again.
+
+        An intent does not tell: it is written before Airflow is told of it.
+        """
+        if self.marker is None or record.state == "intent":
+            return False
+        return await in_thread(self.marker.get) is None
+
+    async def _adopt(self, record: Record) -> None:
+        """From now on the record is this DAG run's: a retry is a retry again, and the next Clear can be seen."""
+        assert self.marker is not None
+        self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
+        generation = self.order.policy.generation
+        await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, generation=generation))
+        await in_thread(self.marker.set, {"record": record.key, "claim": record.claim})
 
     async def _read_inputs(self) -> list[InputImage]:
         if self._inputs is None:

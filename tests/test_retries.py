@@ -370,6 +370,20 @@ def test_a_dag_run_that_is_made_again_under_the_same_id_finds_its_picture(
     assert landed(airflow.run_dag(one_task(geminiimg_conn_id, mode), run_id="same"), sandbox)["reused"] is True
 
 
+def test_a_dag_run_that_is_made_again_with_another_prompt_buys_it_and_its_retries_do_not_ask_again(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
+) -> None:
+    landed(airflow.run_dag(one_task(geminiimg_conn_id, mode), run_id="same"), sandbox)
+    airflow.close()
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, prompt="a blue fox"), run_id="same")
+    landed(run, sandbox, 2)
+    airflow.close()
+    run = airflow.run_dag(one_task(geminiimg_conn_id, mode, prompt="a blue fox"), run_id="same")
+    assert landed(run, sandbox, 2)["reused"] is True
+    assert landed(run.retry("made", dag=one_task(geminiimg_conn_id, mode, prompt="a green fox")), sandbox, 2)["reused"]
+    landed(run.clear("made", dag=one_task(geminiimg_conn_id, mode, prompt="a green fox")), sandbox, 3)
+
+
 def test_a_ledger_that_workers_do_not_share_is_noticed_and_nothing_is_sent(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any], local_root: str
 ) -> None:

@@ -191,6 +191,7 @@ class ImageOperator(BaseOperator):
         self._killed = True
         if self._guard is not None:
             self._guard.stop()
+        self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
 
     def _live(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
         """One picture's life, from wherever it stands.
