@@ -52,14 +52,9 @@ MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: pictur
 FREE_ATTEMPTS = 3
 HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
 
-_UNSENT = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.ProxyError,
-    httpx.UnsupportedProtocol,
-    httpx.InvalidURL,
-)
+# Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
+# httpx raises InvalidURL for where a redirect leads, too.
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded and whole by then
 _Origin = tuple[str, str, int | None]
 

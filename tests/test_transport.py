@@ -187,6 +187,18 @@ async def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(
     assert len(server.received) == 1
 
 
+@pytest.mark.parametrize("location", ["data:,x", "https:x", "//", "https://[half/", "https://\x7f/"])
+async def test_a_redirect_to_nowhere_is_no_proof_that_nothing_was_sent(
+    server: RawServer, transport: Transport, location: str
+) -> None:
+    server.answers["/here"] = f"HTTP/1.1 302 Go\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    error = await failure(transport, call(f"{server.base_url}/here", billable=True))
+    assert isinstance(error, OutcomeUnknownError)
+    error = await failure(transport, call(f"{server.base_url}/here"))
+    assert type(error) is UpstreamFailedError
+    assert len(server.received) == 2
+
+
 async def test_neither_the_call_nor_the_outcome_holds_the_key(server: RawServer, transport: Transport) -> None:
     server.answers["/drop"] = None
     sent = call(f"{server.base_url}/drop", billable=True)
