@@ -209,7 +209,7 @@ def _network(host: str) -> Iterator[None]:
     """Turn what httpx raises, whose texts may hold the link, into an outcome that does not."""
     try:
         yield
-    except (httpx.HTTPError, httpx.StreamError, ssl.SSLError, OSError) as error:
+    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
         raise _failed(f"Downloading from {host} failed: {type(error).__name__}.") from None
 
 

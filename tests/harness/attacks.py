@@ -1,0 +1,230 @@
+"""What every attack goes through: a task of this package in a real Airflow, one gateway, and a world around them.
+
+What must stay true: an attack is made from outside (by what a gateway, a host, a name server or a disk answers), and
+judged from outside: by who was connected to, by every file that was written, by the gateway's ledger and the records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG, task
+from airflow.sdk.exceptions import AirflowFailException
+from PIL import Image
+
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
+from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from airflow_provider_geminiimg.sandbox import read_submission
+from harness.forbidden import PUBLIC, Forbidden, Host, Internet, done, trusted
+from harness.matrix import read_records
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.sandbox import Sandbox
+    from harness.inprocess import AirflowHarness, Run
+
+PROMPT = "a red fox"
+PICTURES = "pictures.test"  # the host of hostile pictures, with a public address and a certificate
+OTHER = "other.test"  # another name that the same certificate is good for
+
+
+@dataclass
+class Target:
+    """What is attacked.
+
+    :param conn_id: ``onemin`` or ``apimaster``: a connection to the sandbox.
+    :param folder: the test's own; the root lies in it.
+    """
+
+    airflow: AirflowHarness
+    sandbox: Sandbox
+    internet: Internet
+    forbidden: Forbidden
+    pictures: Host
+    conn_id: str
+    folder: Path
+    runs: int = field(default=0)
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    def link(self, path: str = "/p.png", name: str = PICTURES) -> str:
+        """A link at the hostile host. At its port on this machine's own addresses stands the forbidden server."""
+        return f"https://{name}:{self.forbidden.port}{path}"
+
+    def polls_answer(self, link: str, times: int = 1) -> None:
+        """Let the next polls say that the job is done, and that its picture is behind `link`."""
+        self.sandbox.faults(route=f"{self.conn_id}.status", body=done(link), times=times)
+
+    def generate(self, **more: Any) -> Run:
+        """The run of a DAG with one task, ``made``, that generates a picture."""
+        return self._run(self.dag(**more))
+
+    def edit(self, image: Any, **more: Any) -> Run:
+        """The same, of a task that edits `image`."""
+        return self._run(self.dag(GeminiImageEditOperator, image=image, **more))
+
+    def run_as_is(self, operator: Callable[..., Any], **arguments: Any) -> Run:
+        """The same, of another operator, with these arguments alone."""
+        with DAG("attacked", schedule=None) as dag:
+            operator(**arguments)
+        return self._run(dag)
+
+    def run_with(self, name: str, value: Any) -> Run:
+        """The same, of a task whose argument `name` is what another task returned."""
+        operator = GeminiImageEditOperator if name == "image" else GeminiImageGenerateOperator
+        with DAG("attacked", schedule=None) as dag:
+
+            @task
+            def upstream() -> Any:
+                return value
+
+            operator(**self.arguments({name: upstream()}))
+        return self._run(dag)
+
+    def dag(self, operator: Callable[..., Any] = GeminiImageGenerateOperator, **more: Any) -> DAG:
+        """The DAG of `generate`, to clear a task with."""
+        with DAG("attacked", schedule=None) as dag:
+            operator(**self.arguments(more))
+        return dag
+
+    def _run(self, dag: DAG) -> Run:
+        self.runs += 1
+        return self.airflow.run_dag(dag, run_id=f"run-{self.runs}")
+
+    def arguments(self, more: dict[str, Any]) -> dict[str, Any]:
+        """Those of a task, with `more` instead of the usual ones."""
+        usual = {"task_id": "made", "prompt": PROMPT, "geminiimg_conn_id": self.conn_id}
+        return {**usual, "poll_interval": 0.02, "deferrable": False, **more}
+
+    def records(self) -> list[Record]:
+        return [found.record for found in read_records(self.root.as_uri())]
+
+    def written(self) -> list[Path]:
+        """Every file below the test's folder, but for certificates."""
+        return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".pem")
+
+    def kept(self, run: Run, said: str, *, noted: bool = True) -> GeminiImageError:
+        """Check that a picture was paid for and did not land, and that nothing about it is lost.
+
+        :param said: in the error.
+        :param noted: whether the record says why, so that a Clear with ``regenerate`` may buy again.
+        """
+        error = outcome(run)
+        assert said in str(error), error
+        assert error.billed is Billed.YES
+        assert "The picture was paid for." in str(error)
+        assert error.hint
+        assert len(self.sandbox.ledger()) == 1
+        [record] = self.records()
+        assert (record.state, record.job_id) == ("submitted", self.sandbox.ledger()[0]["job_id"])
+        assert (record.error is not None and record.error.message == error.message) is noted
+        assert not list(self.root.glob("images/**/*.*"))
+        return error
+
+    def lands(self, run: Run, submissions: int = 1) -> dict[str, Any]:
+        """Check that a run ended with the gateway's own picture in storage, and so many paid for."""
+        made = run.task("made")
+        assert made.state == "success", made.log
+        assert len(self.sandbox.ledger()) == submissions
+        manifest: dict[str, Any] = made.value
+        path = Path(manifest["images"][0]["uri"].removeprefix("file://"))
+        assert read_submission(path.read_bytes()) == self.sandbox.ledger()[-1]["number"]
+        return manifest
+
+    def refused_unsent(self, run: Run, said: str) -> GeminiImageError:
+        """Check that a task was refused before anything was sent, recorded or paid for."""
+        error = outcome(run)
+        assert said in str(error), error
+        assert error.billed is Billed.NO
+        assert self.sandbox.calls() == []
+        assert not list(self.root.glob("ledger/**/*.json"))
+        return error
+
+
+def outcome(run: Run, task_id: str = "made") -> GeminiImageError:
+    """Why the task failed."""
+    made = run.task(task_id)
+    assert made.state == "failed", made.log
+    error = made.error.__cause__ if isinstance(made.error, AirflowFailException) else made.error
+    assert isinstance(error, GeminiImageError), made.log
+    return error
+
+
+@pytest.fixture
+def target(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    internet: Internet,
+    forbidden: Forbidden,
+    local_root: str,
+    tmp_path: Path,
+    geminiimg_conn_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Target]:
+    """The test runs once for each gateway; afterwards nobody has been connected to who should not have been."""
+    with trusted(tmp_path, monkeypatch, PICTURES, OTHER) as context:
+        pictures = Host(context)
+        internet.names = {PICTURES: [[PUBLIC]], OTHER: [[PUBLIC]], "localhost.": [["127.0.0.1"]]}
+        internet.hosts[PUBLIC] = pictures.port
+        yield Target(airflow, sandbox, internet, forbidden, pictures, geminiimg_conn_id, tmp_path)
+        pictures.close()
+    assert set(internet.reached) <= {"127.0.0.1", PUBLIC}
+    assert forbidden.hits == 0
+
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
+_MOVES = {"os.rename": 1, "os.link": 1, "os.symlink": 1, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0}
+_watching: list[list[str]] = []
+
+
+def _audit(event: str, args: Sequence[Any]) -> None:
+    if not _watching:
+        return
+    path = None
+    if event == "open" and isinstance(args[2], int) and args[2] & _WRITES:
+        path = args[0]
+    elif event in _MOVES:
+        path = args[_MOVES[event]]
+    if isinstance(path, (str, bytes, os.PathLike)):
+        for seen in _watching:
+            seen.append(os.path.realpath(os.fsdecode(path)))
+
+
+@contextlib.contextmanager
+def every_write() -> Iterator[list[str]]:
+    """The real paths of all that this process writes, makes, moves or removes on any disk within this block.
+
+    Airflow's own home is left out, as are devices and Python's caches.
+    """
+    if not _installed:
+        sys.addaudithook(_audit)
+        _installed.append(True)
+    seen: list[str] = []
+    _watching.append(seen)
+    try:
+        yield seen
+    finally:
+        _watching.remove(seen)
+        home = os.path.realpath(os.environ["AIRFLOW_HOME"])
+        seen[:] = [path for path in seen if not path.startswith((home, "/dev/")) and "__pycache__" not in path]
+
+
+_installed: list[bool] = []
+
+
+def picture(size: tuple[int, int] = (1024, 1024), kind: str = "PNG") -> bytes:
+    """A picture that the sandbox did not make."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, kind)
+    return buffer.getvalue()
