@@ -6,6 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from airflow_provider_geminiimg import _cli_jobs
+from airflow_provider_geminiimg.exceptions import GeminiImageError
+
 
 def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8099, help="0 picks a free one (default: %(default)s)")
@@ -16,7 +19,7 @@ def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _sandbox(arguments: argparse.Namespace) -> None:
+def _sandbox(arguments: argparse.Namespace) -> int:
     from airflow_provider_geminiimg.sandbox.server import serve
     from airflow_provider_geminiimg.sandbox.state import Settings
 
@@ -26,9 +29,13 @@ def _sandbox(arguments: argparse.Namespace) -> None:
         allow_hosts=arguments.allow_host,
         settings=Settings(latency=arguments.latency),
     )
+    return 0
 
 
-_COMMANDS = {"sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox)}
+_COMMANDS = {
+    "jobs": ("what was paid for: look at it, collect it, settle it", _cli_jobs.add_arguments, _cli_jobs.run),
+    "sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
-    except (ImportError, OSError) as error:
+        status: int = arguments.run(arguments)
+    except (ImportError, OSError, GeminiImageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
 if __name__ == "__main__":

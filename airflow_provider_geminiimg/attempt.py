@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal, NoReturn, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import marker
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.connection import GatewayConnection
@@ -24,13 +21,12 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     bare,
 )
-from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-from airflow_provider_geminiimg.landing import Workshop, mismatch_error
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record
+from airflow_provider_geminiimg.landing import mismatch_error
+from airflow_provider_geminiimg.ledger import Destination, Item, Record
 from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment, join_uri, open_store
-from airflow_provider_geminiimg.transport import Transport
+from airflow_provider_geminiimg.storage import encode_segment, join_uri
+from airflow_provider_geminiimg.surroundings import Surroundings
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 OnMismatch = Literal["accept", "fail"]
@@ -41,7 +37,7 @@ BACKSTOP = 120.0  # seconds after the trigger's own deadline, for a trigger that
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
 
 
-class Attempt:
+class Attempt(Surroundings):
     """The surroundings of one try.
 
     :param context: Airflow's context of the running task.
@@ -49,45 +45,19 @@ class Attempt:
     """
 
     def __init__(self, context: Mapping[str, Any], log: Logs) -> None:
+        super().__init__(log)
         ti = context["ti"]
-        self.log = log
         self.guard = Guard()
         self.marker = marker(context)
         self.generation = int(ti.max_tries or 0)
-        self.item = Item(settings.namespace(), ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
-        self._connections: dict[str, GatewayConnection] = {}
-        self.root = settings.root()
-        self.images = join_uri(self.root, "images")
-        allowed = settings.allowed_roots()
-        self.ledger = Ledger(open_store(self.root, default_s3_client))
-        self.files = Files(s3_client=default_s3_client, allowed_roots=[*allowed, self.images] if allowed else [])
+        self.item = Item(self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
 
     def connection(self, conn_id: Any) -> GatewayConnection:
-        """The checked connection, looked up once an attempt.
-
-        :raises BadRequestError: it is missing or wrong.
-        :raises AuthenticationError: it has no API key.
-        """
+        """As `Surroundings.connection`, for a rendered argument."""
         name = text("geminiimg_conn_id", conn_id)
         if name is None:
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
-        if name not in self._connections:
-            self._connections[name] = GeminiImageHook(name).connection()
-        return self._connections[name]
-
-    @asynccontextmanager
-    async def workshop(self) -> AsyncIterator[Workshop]:
-        """What a picture's life needs, open until the context ends."""
-        async with AsyncExitStack() as stack:
-            transports: dict[str, Transport] = {}
-
-            async def connect(conn_id: str) -> Transport:
-                if conn_id not in transports:
-                    connection = await asyncio.to_thread(self.connection, conn_id)
-                    transports[conn_id] = await stack.enter_async_context(Transport(connection))
-                return transports[conn_id]
-
-            yield Workshop(self.ledger, self.files, connect, self.log)
+        return super().connection(name)
 
     def destination(self, output_path: str | None, file_name: str | None, variant: str | None = None) -> Destination:
         """Where the picture shall land.

@@ -116,6 +116,16 @@ class Collector:
                 raise
             self.log.warning("Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind)
             return None
+        return await self.conclude(record, status)
+
+    async def conclude(self, record: Record, status: JobStatus) -> Record | None:
+        """Do what one look at the job calls for.
+
+        :param status: what the gateway said of the record's job just now.
+        :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs.
+        :raises VanishedError: the gateway does not know the job, and has had time to.
+        :raises GeminiImageError: the result could not be landed.
+        """
         if status.state is JobState.VANISHED and _seconds_since_submit(record) < VANISHED_GRACE:
             return None
         if status.state is JobState.RUNNING:

@@ -115,7 +115,7 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {"integration-name": _INTEGRATION, "external-doc-url": "https://ai.google.dev/", "tags": ["ai", "service"]}
         ],
-        "operators": at("operators.generate", "operators.edit", "operators.submit"),
+        "operators": at("operators.generate", "operators.edit", "operators.submit", "operators.collect"),
         "sensors": at("sensors.job"),
         "hooks": at("hooks.geminiimg"),
         "triggers": at("triggers.job"),

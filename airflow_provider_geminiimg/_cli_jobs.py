@@ -1,0 +1,241 @@
+"""``python -m airflow_provider_geminiimg jobs``: the ledger from the command line.
+
+What must stay true: no line holds a link or a prompt, but for `show`, which has the prompt where prompts are recorded;
+Airflow is imported only once a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.jobs import Scope
+    from airflow_provider_geminiimg.surroundings import Surroundings
+
+_WHERE = (
+    "The ledger is looked for where workers look: [geminiimg] root and namespace of this machine's Airflow "
+    "configuration. Connections come from Airflow as well: environment, secrets backends, metadata database."
+)
+_AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_STATES = ("waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable")
+
+
+class _Printed:
+    """A log of which a person reads every line."""
+
+    def info(self, message: Any, /, *args: Any) -> None:
+        print(str(message) % args, flush=True)
+
+    def warning(self, message: Any, /, *args: Any) -> None:
+        print(f"warning: {str(message) % args}", flush=True)
+
+    def error(self, message: Any, /, *args: Any) -> None:
+        print(f"error: {str(message) % args}", file=sys.stderr, flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``jobs`` its commands."""
+    parser.epilog = _WHERE
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, (text, add, run_it) in _JOBS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_WHERE)
+        add(command)
+        command.set_defaults(job=run_it)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one of the commands; the exit status.
+
+    :raises GeminiImageError: it could not be done.
+    """
+    # As Airflow's own commands do it: connections may come from the metadata database.
+    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
+    from airflow_provider_geminiimg.surroundings import Surroundings
+
+    job: Callable[[argparse.Namespace, Surroundings], int] = arguments.job
+    return job(arguments, Surroundings(_Printed()))
+
+
+# Arguments
+
+
+def _filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dag", metavar="ID", help="only this DAG's")
+    parser.add_argument("--run", dest="dag_run", metavar="ID", help="only this DAG run's")
+    parser.add_argument("--task", metavar="ID", help="only this task's")
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    _filters(parser)
+    parser.add_argument("--state", choices=_STATES, help="only those that stand so")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", metavar="KEY", help="the record's key, as `jobs list` and log lines show it: ledger/...")
+
+
+def _collect_arguments(parser: argparse.ArgumentParser) -> None:
+    _filters(parser)
+    _dry_run(parser)
+
+
+def _dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+
+def _resolve_arguments(parser: argparse.ArgumentParser) -> None:
+    _key(parser)
+    verdict = parser.add_mutually_exclusive_group(required=True)
+    verdict.add_argument("--unpaid", action="store_true", help="nothing was charged: a retry or a Clear submits again")
+    verdict.add_argument("--lost", action="store_true", help="it was charged, and the picture can't be had any more")
+    verdict.add_argument("--job", metavar="ID", dest="job_id", help="it is this job: collect, or a Clear, lands it")
+
+
+def _forget_arguments(parser: argparse.ArgumentParser) -> None:
+    _key(parser)
+    parser.add_argument("--lose-it", action="store_true", help="also where something paid for is not in storage yet")
+
+
+def _purge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--older-than", type=_days, required=True, metavar="DAYS", help="ended so long ago")
+    _dry_run(parser)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < float("inf"):
+        raise argparse.ArgumentTypeError("takes a number of days, 0 or more")
+    return days
+
+
+# Commands
+
+
+def _scope(arguments: argparse.Namespace, surroundings: Surroundings) -> Scope:
+    from airflow_provider_geminiimg.jobs import Scope
+
+    return Scope(surroundings.namespace, arguments.dag, arguments.dag_run, arguments.task)
+
+
+def _list(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+    from airflow_provider_geminiimg import jobs
+    from airflow_provider_geminiimg.runner import run as run_async
+
+    async def listed() -> int:
+        unreadable = 0
+        async for entry in jobs.walk(surroundings.ledger, _scope(arguments, surroundings)):
+            unreadable += entry.found is None
+            if arguments.state in (None, entry.standing):
+                line = jobs.summary(entry)
+                print(json.dumps(line) if arguments.json else _line(line), flush=True)
+        return unreadable
+
+    unreadable = run_async(listed)
+    if unreadable:
+        surroundings.log.error("%s of the records can't be read; `jobs show` says why.", unreadable)
+    return int(unreadable > 0)
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    if "age_seconds" not in entry:
+        return f"{entry['state']:<10} {'':>5} {'':>13}  {'':<9}  {entry['key']}"
+    cost = entry["cost"]
+    price = "?" if cost.get("amount") is None else f"{cost['amount']:.6g} {cost['currency']}"
+    jobs = ", ".join(map(str, filter(None, [entry["job_id"], *entry["extra_jobs"]])))
+    said = f"  job {jobs}" if jobs else ""
+    return (
+        f"{entry['state']:<10} {_age(entry['age_seconds']):>5} {price:>13}  {entry['gateway']:<9}  {entry['key']}{said}"
+    )
+
+
+def _age(seconds: float) -> str:
+    return next((f"{seconds // size:.0f}{unit}" for size, unit in _AGES if seconds >= size), "0s")
+
+
+def _show(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+    from airflow_provider_geminiimg import jobs
+
+    print(json.dumps(jobs.detail(jobs.entry_at(surroundings.ledger, arguments.key)), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+    from airflow_provider_geminiimg import jobs
+    from airflow_provider_geminiimg.runner import run as run_async
+
+    async def collected() -> jobs.Report:
+        async with surroundings.workshop() as workshop:
+            return await jobs.collect(workshop, _scope(arguments, surroundings), dry_run=arguments.dry_run)
+
+    report = run_async(collected)
+    print(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
+    failure = report.failure()
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+    from airflow_provider_geminiimg import jobs
+
+    word = "unpaid" if arguments.unpaid else "lost" if arguments.lost else {"job": arguments.job_id}
+    [(key, verdict)] = jobs.verdicts({arguments.key: word}).items()
+    if jobs.resolve(surroundings.ledger, key, verdict):
+        print(f"{key} is settled: {verdict}.")
+    else:
+        print(f"{key} was settled before: {verdict}. Nothing was changed.")
+    return 0
+
+
+def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+    from airflow_provider_geminiimg import jobs
+
+    removed = jobs.forget(surroundings.ledger, arguments.key, lose_it=arguments.lose_it)
+    print(f"{removed.key} is removed (job {removed.job_id}).")
+    earlier = surroundings.ledger.numbers_in(removed.key.rpartition("/")[0])
+    if earlier:
+        print(f"Record {earlier[-1]} of the same item decides now.")
+    else:
+        print("The next attempt of its task submits again.")
+    return 0
+
+
+def _purge(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+    from airflow_provider_geminiimg import jobs
+    from airflow_provider_geminiimg.runner import run as run_async
+
+    async def purged() -> int:
+        count = 0
+        scope = jobs.Scope(surroundings.namespace)
+        async for key in jobs.purge(surroundings.ledger, scope, days=arguments.older_than, dry_run=arguments.dry_run):
+            print(key, flush=True)
+            count += 1
+        return count
+
+    count = run_async(purged)
+    print(f"{count} records {'would be' if arguments.dry_run else 'are'} removed.")
+    return 0
+
+
+_Command = tuple[
+    str,
+    Callable[[argparse.ArgumentParser], None],
+    "Callable[[argparse.Namespace, Surroundings], int]",
+]
+_JOBS: dict[str, _Command] = {
+    "list": ("show what the ledger holds, one line a record", _list_arguments, _list),
+    "show": ("show one record, and what to do about it", _key, _show),
+    "collect": ("land what was paid for and left behind; never submits", _collect_arguments, _collect),
+    "resolve": ("settle a request of which nobody knows whether it was paid for", _resolve_arguments, _resolve),
+    "forget": ("remove a record, so that its task submits again", _forget_arguments, _forget),
+    "purge": ("remove old records of which everything has ended; pictures stay", _purge_arguments, _purge),
+}

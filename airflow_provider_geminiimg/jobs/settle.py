@@ -1,0 +1,156 @@
+"""Settles what only a person can: a request of which nobody knows whether it was paid for.
+
+What must stay true: nothing but an unknown outcome, or a picture that nobody can fetch any more, is settled; a record
+that moves meanwhile is left as it is; settling again in the same way changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from airflow_provider_geminiimg.decision import is_out_of_reach
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    LinkExpiredError,
+    UpstreamFailedError,
+)
+from airflow_provider_geminiimg.gateways import get_gateway
+from airflow_provider_geminiimg.jobs.records import billed, entry_at, standing
+from airflow_provider_geminiimg.ledger import Found, Ledger, Record, with_error
+from airflow_provider_geminiimg.request import given
+
+Word = Literal["unpaid", "lost", "job"]
+
+_SHAPE = 'takes {key: "unpaid"}, {key: "lost"} or {key: {"job": "the gateway\'s id of the job"}}, also as JSON text.'
+_INSTEAD: Mapping[str, tuple[str, str]] = {
+    # how it stands: (what is so, what to do instead)
+    "waiting": ("an attempt may still be waiting for its answer", "Wait until that is overdue."),
+    "in-flight": ("it was paid for, and is not lost", "`jobs collect` lands it."),
+    "to-collect": ("it was paid for, and is not lost", "`jobs collect` lands it."),
+    "out of reach": ("it was paid for, and can't be fetched any more", "Only --lost is left."),
+    "landed": ("its picture has landed", 'A Clear with on_clear="regenerate" buys another one.'),
+    "failed": ("it has failed already", "`jobs show` says how."),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a person found out.
+
+    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the picture can't be had; ``job``: it is
+        this job.
+    :param job_id: the gateway's id of the job.
+    """
+
+    word: Word
+    job_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}" if self.word == "job" else self.word
+
+
+def verdicts(value: Any) -> dict[str, Verdict]:
+    """What an operator's ``resolve`` says: a mapping from record keys to verdicts, or the JSON text of one.
+
+    :raises BadRequestError: it is anything else.
+    """
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRequestError(f"resolve{given(value)}: {_SHAPE} Render it with | tojson.") from None
+    if not isinstance(value, Mapping):
+        raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")
+    return {str(key): _verdict(word) for key, word in value.items()}
+
+
+def _verdict(value: Any) -> Verdict:
+    if value == "unpaid" or value == "lost":
+        return Verdict(value)
+    job_id = value.get("job") if isinstance(value, Mapping) and len(value) == 1 else None
+    if not isinstance(job_id, str) or not job_id.strip():
+        raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")
+    return Verdict("job", job_id.strip())
+
+
+def resolve(ledger: Ledger, key: str, verdict: Verdict, *, dry_run: bool = False) -> bool:
+    """Settle the record at `key`.
+
+    :param dry_run: only find out whether it could be settled.
+    :returns: whether it is settled now; ``False``: it was before, in the same way.
+    :raises BadRequestError: there is no such record, there is nothing to settle, or it moved meanwhile.
+    :raises GeminiImageError: it can't be read or written.
+    """
+    found = entry_at(ledger, key).readable()
+    record = found.record
+    if verdict.job_id is not None:
+        get_gateway(record.gateway).status(verdict.job_id, model=record.wire_model)  # refuses what can't be an id
+    wanted = _settled(record, verdict)
+    if _is_settled(record, wanted, verdict):
+        return False
+    how = _how(found)
+    if how != "unknown" and (how, verdict.word) != ("out of reach", "lost"):
+        raise _refusal(record, how)
+    if not dry_run:
+        ledger.change(key, lambda stored: _step(stored, record, wanted))
+        for spooled in record.spooled:
+            ledger.store.delete(spooled)
+    return True
+
+
+def _how(found: Found) -> str:
+    record, how = found.record, standing(found)
+    fetched = record.state in ("submitted", "answered") and how != "unknown"
+    return "out of reach" if fetched and is_out_of_reach(record.error) else how
+
+
+def _step(stored: Record, seen: Record, wanted: Record) -> Record | None:
+    if stored == wanted:
+        return None
+    if stored != seen:
+        raise BadRequestError(f"Record {seen.key} has just changed.", hint="Nothing was settled. Look at it again.")
+    return wanted
+
+
+def _settled(record: Record, verdict: Verdict) -> Record:
+    """`record` as the verdict makes it."""
+    if verdict.word == "job":
+        since = record.submitted_at or record.claimed_at
+        # Nobody waits for the answer any more, so that the next collect need not either.
+        return replace(
+            record, state="submitted", job_id=verdict.job_id, submitted_at=since, answer_within=0.0, outcome=None
+        )
+    return replace(with_error(record, _outcome(verdict.word), "failed"), links=[], spooled=[])
+
+
+def _outcome(word: Word) -> GeminiImageError:
+    if word == "unpaid":
+        return UpstreamFailedError(
+            "Settled by hand: the gateway did not charge for it.",
+            billed=Billed.NO,
+            retryable=True,
+            hint="A retry or a Clear of its task submits again.",
+        )
+    return LinkExpiredError(
+        "Settled by hand: the picture is lost.", hint='Only a Clear with on_clear="regenerate" buys another one.'
+    )
+
+
+def _is_settled(record: Record, wanted: Record, verdict: Verdict) -> bool:
+    if verdict.word == "job":
+        return record.job_id == verdict.job_id
+    return record.state == "failed" and record.outcome == wanted.outcome
+
+
+def _refusal(record: Record, how: str) -> BadRequestError:
+    so, instead = _INSTEAD[how]
+    return BadRequestError(
+        f"Record {record.key} can't be settled: {so}.", billed=billed(record), hint=f"Nothing was changed. {instead}"
+    )

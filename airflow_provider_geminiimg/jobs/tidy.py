@@ -1,0 +1,117 @@
+"""Takes records out of the ledger: one that a person wants gone, or old ones that have come to their end.
+
+What must stay true: what may hold something that was paid for goes only where a person says so, and is settled as lost
+before it does, so that no moment exists in which it is simply not there; a picture is never touched. A record that a
+person has removed leaves an excuse behind: only then does an attempt that remembers it submit again. One that was old
+leaves none, and so nothing is bought again by mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from airflow_provider_geminiimg.exceptions import BadRequestError, LinkExpiredError
+from airflow_provider_geminiimg.jobs.collect import adopted
+from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
+from airflow_provider_geminiimg.landing import in_thread
+from airflow_provider_geminiimg.ledger import Ledger, Record, index_key, with_error
+
+_FINISHED = ("landed", "failed")
+
+
+def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
+    """Remove the record at `key`, so that its task submits again.
+
+    :param lose_it: also where something may have been paid for that is not in storage.
+    :returns: what was removed.
+    :raises BadRequestError: there is no such record, a later one of its item decides, or `lose_it` is needed.
+    :raises GeminiImageError: it can't be read or removed.
+    """
+    entry = entry_at(ledger, key)
+    record = entry.readable().record
+    folder, _, _ = key.rpartition("/")
+    last = max(ledger.numbers_in(folder), default=record.n)
+    if last > record.n:
+        raise _refusal(record, f"Record {folder}/{last}.json decides for its item.", "Forget that one first.")
+    if not lose_it and record.state not in _FINISHED:
+        raise _refusal(record, STANDINGS[entry.standing], "To give it up all the same, add --lose-it.")
+    if not lose_it and _left_behind(ledger, record):
+        raise _refusal(record, "Jobs that were perhaps paid for, too, are kept on it.", "`jobs collect` lands them.")
+    removed = ledger.change(key, _given_up)
+    ledger.excuse(removed)
+    _remove(ledger, removed)
+    return removed
+
+
+async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = False) -> AsyncIterator[str]:
+    """Remove the records of task instances of which everything has ended, more than `days` days ago.
+
+    :param dry_run: only say which.
+    :returns: the keys of what is removed.
+    :raises StorageError: the records can't be listed, or one can't be removed.
+    """
+    together: list[Entry] = []
+    async for entry in walk(ledger, scope):
+        if together and _task_instance(together[0]) != _task_instance(entry):
+            for key in await in_thread(_purge, ledger, together, days, dry_run):
+                yield key
+            together = []
+        together.append(entry)
+    for key in await in_thread(_purge, ledger, together, days, dry_run):
+        yield key
+
+
+def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool) -> list[str]:
+    """Remove the records of one task instance, if all of them may go."""
+    records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
+    keys = {record.key for record in records}
+    if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
+        return []
+    # Of each item the one that decides goes last, whatever comes in between.
+    records.sort(key=lambda record: (record.key.rpartition("/")[0], record.n))
+    for record in () if dry_run else records:
+        _remove(ledger, record)
+    return [record.key for record in records]
+
+
+def _task_instance(entry: Entry) -> str:
+    return entry.key.rsplit("/", 2)[0]
+
+
+def _is_old(entry: Entry, days: float) -> bool:
+    found = entry.found
+    return found is not None and found.record.state in _FINISHED and found.age >= days * 86400.0
+
+
+def _left_behind(ledger: Ledger, record: Record, known: frozenset[str] | set[str] = frozenset()) -> bool:
+    """Whether a job that was paid for beside `record`'s own has no record of its own yet."""
+    wanted = [adopted(record, job_id) for job_id in record.extra_jobs]
+    return any(
+        each.key not in known and ledger.read(each.key) is None and not ledger.is_excused(each.key, each.claim)
+        for each in wanted
+    )
+
+
+def _given_up(stored: Record) -> Record | None:
+    """A record that is about to be removed. It says so first: whoever writes to it meanwhile is not overwritten."""
+    if stored.state in _FINISHED:
+        return None
+    error = LinkExpiredError("Given up by hand.", billed=billed(stored))
+    return replace(with_error(stored, error, "failed"), links=[])
+
+
+def _remove(ledger: Ledger, record: Record) -> None:
+    index = index_key(record)
+    noted = ledger.store.read(index)
+    if noted is not None and noted.data == json.dumps({"record": record.key}).encode():
+        ledger.store.delete(index)
+    for key in (*record.spooled, record.key):
+        ledger.store.delete(key)
+
+
+def _refusal(record: Record, so: str, instead: str) -> BadRequestError:
+    return BadRequestError(
+        f"Record {record.key} is not removed. {so}", billed=billed(record), hint=f"Nothing was changed. {instead}"
+    )

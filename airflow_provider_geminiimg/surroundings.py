@@ -1,0 +1,63 @@
+"""What work on the ledger needs of Airflow: its settings and its connections.
+
+What must stay true: a connection is looked up once a piece of work, and one at a time: Airflow's channel to the
+supervisor serves one caller at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg._logs import Logs
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+from airflow_provider_geminiimg.landing import Workshop
+from airflow_provider_geminiimg.ledger import Ledger
+from airflow_provider_geminiimg.storage import Files, default_s3_client, join_uri, open_store
+from airflow_provider_geminiimg.transport import Transport
+
+
+class Surroundings:
+    """Root, files and connections, as ``[geminiimg]`` and Airflow's connections say.
+
+    :param log: where to say what happens.
+    """
+
+    def __init__(self, log: Logs) -> None:
+        self.log = log
+        self._connections: dict[str, GatewayConnection] = {}
+        self.namespace = settings.namespace()
+        self.root = settings.root()
+        self.images = join_uri(self.root, "images")
+        allowed = settings.allowed_roots()
+        self.ledger = Ledger(open_store(self.root, default_s3_client))
+        self.files = Files(s3_client=default_s3_client, allowed_roots=[*allowed, self.images] if allowed else [])
+
+    def connection(self, conn_id: str) -> GatewayConnection:
+        """The checked connection.
+
+        :raises BadRequestError: it is missing or wrong.
+        :raises AuthenticationError: it has no API key.
+        """
+        if conn_id not in self._connections:
+            self._connections[conn_id] = GeminiImageHook(conn_id).connection()
+        return self._connections[conn_id]
+
+    @asynccontextmanager
+    async def workshop(self) -> AsyncIterator[Workshop]:
+        """What a picture's life needs, open until the context ends."""
+        async with AsyncExitStack() as stack:
+            transports: dict[str, Transport] = {}
+            connecting = asyncio.Lock()
+
+            async def connect(conn_id: str) -> Transport:
+                async with connecting:
+                    if conn_id not in transports:
+                        connection = await asyncio.to_thread(self.connection, conn_id)
+                        transports[conn_id] = await stack.enter_async_context(Transport(connection))
+                return transports[conn_id]
+
+            yield Workshop(self.ledger, self.files, connect, self.log)
