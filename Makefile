@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs test-live test-compat test-wheel clean
+.PHONY: help demo test check docs postgres test-live test-compat test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -26,7 +26,7 @@ check: $(READY) ## Run the linters, the type checker and the docs
 docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
-test-live: $(READY) ## Run the tests that need a real scheduler and triggerer
+test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer
 	$(BIN)/python -m pytest tests/live
 
 test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
@@ -34,6 +34,9 @@ test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the o
 
 test-wheel: $(READY) ## Install the built wheel into a new environment and ask Airflow for it
 	scripts/test_wheel
+
+postgres: ## Install Debian's PostgreSQL, unless it is there
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || scripts/as_root apt-get install --quiet --yes --no-install-recommends postgresql
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .venvs .demo dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,9 +11,12 @@ import io
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
 
 WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -52,3 +55,9 @@ def start_moto(around: Callable[[WsgiApp], WsgiApp] | None = None) -> Iterator[s
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def age_object(bucket: str, key: str, seconds: float) -> None:
+    """Make an object of the server in this process older: it says that it was written so many seconds earlier."""
+    stored = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket].keys[key]
+    stored.last_modified -= timedelta(seconds=seconds)

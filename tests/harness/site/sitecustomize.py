@@ -1,0 +1,46 @@
+"""Strikes inside Airflow's own processes, for the tests: on their ``PYTHONPATH`` only.
+
+A rule is a file in the folder that ``GEMINIIMG_TEST_STRIKES`` names: ``{"event", "path", "victim", "nth"}``. The process
+that is about to do this for the nth time (`os.link`, or ``os.rename`` for `os.replace`, to a path that holds the text)
+takes the rule by removing the file, and kills itself or its parent. ``GEMINIIMG_TEST_HIDDEN`` names a module that can't be imported.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+_FOLDER = os.environ.get("GEMINIIMG_TEST_STRIKES")
+_HIDDEN = os.environ.get("GEMINIIMG_TEST_HIDDEN")
+_seen = {}
+
+
+def _strike(event, arguments):
+    if event not in ("os.link", "os.rename"):
+        return
+    target = os.fsdecode(arguments[1])
+    for path in Path(_FOLDER).glob("*.json"):
+        try:
+            rule = json.loads(path.read_text())
+            if rule["event"] != event or rule["path"] not in target:
+                continue
+            _seen[path] = _seen.get(path, 0) + 1
+            if _seen[path] < rule["nth"]:
+                continue
+            path.unlink()  # of several processes one gets it
+        except FileNotFoundError:
+            continue
+        os.kill(os.getpid() if rule["victim"] == "task" else os.getppid(), signal.SIGKILL)
+
+
+class _Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name == _HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+if _FOLDER:
+    sys.addaudithook(_strike)
+if _HIDDEN:
+    sys.meta_path.insert(0, _Hide())

@@ -1,0 +1,68 @@
+"""The failure matrix, live: real processes die at exact points, and the sum must come out.
+
+Rows of one Airflow run side by side; those that restart its components run alone, after the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from harness import airflow_rows, component_rows, process_rows
+from harness.matrix import Row
+from harness.stage import Plan, Scene, Stage
+
+AT_ONCE = 12
+ON_S3 = [*process_rows.PLANS, *airflow_rows.PLANS]
+ON_DISK = [*component_rows.PLANS, *component_rows.ALONE]
+Rows = dict[str, Future[Row]]
+
+
+@pytest.fixture(scope="module")
+def on_s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+    """The chosen rows, under way in one Airflow whose root is a bucket."""
+    with Stage(tmp_path_factory.mktemp("s3"), chosen(request, ON_S3)) as stage, ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {dag_id: pool.submit(perform, scene) for dag_id, scene in stage.scenes.items()}
+
+
+@pytest.fixture(scope="module")
+def on_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+    """The chosen rows, under way in one Airflow whose root is a folder."""
+    plans = chosen(request, ON_DISK)
+    alone = {plan.dag_id for plan in component_rows.ALONE}
+    with (
+        Stage(tmp_path_factory.mktemp("disk"), plans, disk=True) as stage,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+        ThreadPoolExecutor(1) as queue,
+    ):
+        beside = {name: pool.submit(perform, scene) for name, scene in stage.scenes.items() if name not in alone}
+        for future in beside.values():
+            queue.submit(future.exception)  # nothing is restarted before these have ended
+        after = {name: queue.submit(perform, scene) for name, scene in stage.scenes.items() if name in alone}
+        yield beside | after
+
+
+def chosen(request: pytest.FixtureRequest, plans: Sequence[Plan]) -> list[Plan]:
+    names = {item.callspec.id for item in request.session.items if hasattr(item, "callspec")}
+    return [plan for plan in plans if plan.dag_id in names]
+
+
+def perform(scene: Scene) -> Row:
+    scene.plan.act(scene)
+    return scene.result()
+
+
+def check(plan: Plan, row: Row) -> None:
+    row.save()
+    assert (row.balance, row.state) == (plan.expected, plan.state)
+
+
+@pytest.mark.parametrize("plan", ON_S3, ids=lambda plan: plan.dag_id)
+def test_paid_work_is_safe_on_s3_when(plan: Plan, on_s3: Rows) -> None:
+    check(plan, on_s3[plan.dag_id].result())
+
+
+@pytest.mark.parametrize("plan", ON_DISK, ids=lambda plan: plan.dag_id)
+def test_paid_work_is_safe_on_disk_when(plan: Plan, on_disk: Rows) -> None:
+    check(plan, on_disk[plan.dag_id].result())
