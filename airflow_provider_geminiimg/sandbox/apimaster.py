@@ -76,20 +76,15 @@ def router(box: Box, studio: Studio) -> APIRouter:
     @routes.post("/images/generations/async")
     async def submit(request: Request) -> Response:
         order = await _read_order(box, studio, request, "apimaster.submit")
+        if not box.settings.honour_async:
+            job = await _made(box, order)
+            return JSONResponse(_maybe_code(box, job, {"data": _finished(box, job, _base(request))}))
         job = _buy(box, replace(order, mode="async"))
-        if box.settings.honour_async:
-            return JSONResponse(_maybe_code(box, job, {"data": [{"status": "submitted", "task_id": job.job_id}]}))
-        await job.finish()
-        return JSONResponse(_maybe_code(box, job, {"data": _finished(box, job, _base(request))}))
+        return JSONResponse(_maybe_code(box, job, {"data": [{"status": "submitted", "task_id": job.job_id}]}))
 
     @routes.post("/images/generations")
     async def submit_sync(request: Request) -> Response:
-        order = await _read_order(box, studio, request, "apimaster.submit_sync")
-        patience = box.settings.sync_gives_up
-        job = _buy(box, replace(order, mode="sync"), hidden=box.settings.latency > patience)
-        await job.finish(patience)
-        if job.hidden:
-            raise refused(408)
+        job = await _made(box, await _read_order(box, studio, request, "apimaster.submit_sync"))
         images = _finished(box, job, _base(request))
         if _alternate(box.settings.sync_shape, job, "data", "task") == "task":
             return JSONResponse(poll_body(box, job, _base(request)))
@@ -131,6 +126,16 @@ def _buy(box: Box, order: Order, *, hidden: bool = False) -> Job:
     if not box.can_pay(order):
         raise refused(402 if box.settings.balance_error == "plain" else 403)
     return box.accept(order, job_id=f"task_{secrets.token_hex(13).upper()}", hidden=hidden)
+
+
+async def _made(box: Box, order: Order) -> Job:
+    """The job of a call that waits for its picture; taking too long, it is hidden, and the answer a 408."""
+    patience = box.settings.sync_gives_up
+    job = _buy(box, replace(order, mode="sync"), hidden=box.settings.latency > patience)
+    await job.finish(patience)
+    if job.hidden:
+        raise refused(408)
+    return job
 
 
 def _alternate(setting: str, job: Job, odd: str, even: str) -> str:

@@ -102,8 +102,10 @@ def router(box: Box) -> APIRouter:
         honoured = wants_async and box.settings.honour_async
         job = box.accept(replace(order, mode="async" if honoured else "sync"), job_id=_new_uuid())
         if not honoured:
-            await job.finish()
-            if job.failed:
+            await job.finish(box.settings.sync_gives_up)
+            if not job.done:
+                job.order = replace(job.order, mode="async")
+            elif job.failed:
                 raise _failure(job)
         return JSONResponse(record(box, job, _base(request)))
 

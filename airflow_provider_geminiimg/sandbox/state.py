@@ -37,8 +37,8 @@ class Settings(BaseModel):
     :param balance: USD that the APIMaster account has in all; ``None`` (default) = without end.
     :param balance_error: ``plain`` (default): 406 and 402; ``odd``: an error inside a 200, and 403.
     :param link_seconds: seconds that a result link works (default: seven days).
-    :param sync_gives_up: seconds after which APIMaster's synchronous endpoint answers 408 (default 180). The job goes
-        on, and is charged when it ends.
+    :param sync_gives_up: seconds after which a call that waits for its picture is answered without it (default 180).
+        1min: ``PROCESSING``. APIMaster: a 408; the job goes on, and is charged when it ends.
     :param submit_code: whether APIMaster's submit answers carry ``code``: ``always``, ``never``, or ``alternate``
         (default), from submission to submission.
     :param poll_shape: APIMaster's polls: ``succeeded`` (``url`` is a string), ``completed`` (a list, with cost, expiry
