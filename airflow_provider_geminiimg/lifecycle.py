@@ -128,7 +128,9 @@ class Purchase:
                 landed = await self.collector(record).wait(
                     record, timeout=self.order.timeout, poll_interval=self.order.poll_interval, at_once=at_once
                 )
-            except VanishedError:
+            except VanishedError as error:
+                # Noted, so that whoever looks at the ledger alone sees an unknown outcome too.
+                await self.collector(record).note(record, error)
                 record, manifest = await self.start(vanished=record.key)
                 if manifest is not None:
                     return record, manifest
