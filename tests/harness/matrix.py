@@ -3,8 +3,8 @@
 The truth is read where it can't be made up: what was paid from the gateway's own ledger, what has landed from the
 pictures themselves (each has the number of its submission drawn on it), what is unknown from the records.
 
-What must stay true: for every row, each submission that was paid for has landed or is reported as unknown; no item is
-paid for twice without its user's word.
+What must stay true: for every row, each submission that was paid for has landed, is reported as unknown, or ended
+without a picture by the gateway's own word; no item is paid for twice without its user's word.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
+from airflow_provider_geminiimg.exceptions import Billed, LinkExpiredError, OutcomeUnknownError
 from airflow_provider_geminiimg.ledger import Found, Ledger
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
@@ -35,8 +35,10 @@ class Balance:
     :param paid: those of them that it charges for.
     :param landed: those of them whose picture lies in storage, recorded.
     :param unknown: items that are reported as "outcome unknown".
-    :param lost: submissions that were paid for and are neither landed nor reported.
+    :param lost: submissions that were paid for and are none of landed, unknown and without a picture.
     :param paid_twice: submissions that were paid for beyond the first of an item, and that no user asked for.
+    :param no_picture: submissions that were paid for and of which the gateway itself gave no picture (a job that it
+        let fail, a link that it took away); the error says so.
     """
 
     submitted: int
@@ -45,6 +47,7 @@ class Balance:
     unknown: int
     lost: int
     paid_twice: int
+    no_picture: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ class Row:
 
     def save(self) -> Row:
         """Keep the row for the table in the docs; a row that is run again replaces itself."""
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{hashlib.sha256(self.name.encode()).hexdigest()[:20]}.json").write_text(json.dumps(asdict(self)))
+        path = RESULTS / self.group / f"{hashlib.sha256(self.name.encode()).hexdigest()[:20]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self)))
         return self
 
 
@@ -97,17 +101,19 @@ def weigh(
     paid = [entry for entry in entries if entry["charged"]]
     records = read_records(root, dag_id)
     landed = Counter(number for found in records for number in _numbers(found))
-    unknown = [found for found in latest(records) if is_unknown(found)]
-    reported = {found.record.prompt_sha256 for found in unknown}
+    missing = Counter(_digest(entry["prompt"]) for entry in paid if entry["number"] not in landed)
+    unknown = Counter(found.record.prompt_sha256 for found in records if is_unknown(found))
+    without = Counter(found.record.prompt_sha256 for found in records if has_no_picture(found)) & missing
     times = Counter(entry["prompt"] for entry in paid)
     allowed = asked_again or {}
     return Balance(
         submitted=len(entries),
         paid=len(paid),
         landed=sum(entry["number"] in landed for entry in paid),
-        unknown=len(unknown),
-        lost=sum(entry["number"] not in landed and _digest(entry["prompt"]) not in reported for entry in paid),
+        unknown=sum(is_unknown(found) for found in latest(records)),
+        lost=(missing - unknown - without).total(),
         paid_twice=sum(max(0, count - 1 - allowed.get(prompt, 0)) for prompt, count in times.items()),
+        no_picture=without.total(),
     )
 
 
@@ -135,6 +141,13 @@ def is_unknown(found: Found) -> bool:
     if record.state == "intent":
         return record.outcome is not None or found.age >= record.answer_within
     return record.state == "submitted" and isinstance(record.error, OutcomeUnknownError)
+
+
+def has_no_picture(found: Found) -> bool:
+    """Whether the gateway itself gives no picture for what was, or may have been, paid for, and the record says so."""
+    record = found.record
+    failed = record.state == "failed" and record.error is not None and record.error.billed is not Billed.NO
+    return failed or (record.state != "landed" and isinstance(record.error, LinkExpiredError))
 
 
 def _numbers(found: Found) -> list[int]:
