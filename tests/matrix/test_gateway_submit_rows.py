@@ -1,0 +1,95 @@
+"""The failure matrix: what the gateway answers to the paid request itself, or does not answer."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+from harness.rows import AT_1MIN, AT_APIMASTER, CROSSED, STRAIGHT, Case, Play, each, play, unknown
+
+from airflow_provider_geminiimg import lifecycle
+from airflow_provider_geminiimg.catalog import Row as CatalogRow
+from airflow_provider_geminiimg.exceptions import InsufficientBalanceError
+from airflow_provider_geminiimg.gateways import apimaster
+
+PAGE = "<html><body>A timeout occurred</body></html>"
+SUBMIT = "in answer to the submit"
+IN_THE_ATTEMPT = "The same attempt waits, and sends it again: it is known to be unpaid."
+NEXT_ATTEMPT = "The next attempt sends it again: it is known to be unpaid."
+NO_RESENDING = ((lifecycle, "RESEND_SECONDS", 0.0),)
+
+
+def nobody_listens(stage: Play) -> None:
+    """Lead the connection to a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        stage.connect(host=f"http://127.0.0.1:{free.getsockname()[1]}/v1")
+
+
+def top_up(stage: Play) -> None:
+    stage.sandbox.settings(credits=None, balance=None)
+
+
+def job_ends(stage: Play) -> None:
+    """Wait until the gateway has charged for the job that it no longer speaks of; from then on it is quick."""
+    while not all(entry["charged"] for entry in stage.sandbox.ledger()):
+        pass
+    stage.sandbox.settings(sync_gives_up=180)
+
+
+def unanswered(status: str, fault: dict[str, Any], **more: Any) -> list[Case]:
+    """A submit that went out and that no usable answer came to, where the gateway charges and where it does not.
+
+    The task does not come as far as waiting, so each is played in half of the combinations.
+    """
+    return [
+        unknown(
+            status,
+            SUBMIT,
+            charged=charged,
+            where=CROSSED if charged else STRAIGHT,
+            faults=({"route": "submit", "charge": "after" if charged else "before", **fault},),
+            **more,
+        )
+        for charged in (False, True)
+    ]
+
+
+CASES = [
+    Case("429 with Retry-After", SUBMIT, IN_THE_ATTEMPT,
+         faults=({"route": "submit", "status": 429, "headers": {"Retry-After": "1"}},)),
+    Case("429 without Retry-After", SUBMIT, IN_THE_ATTEMPT, faults=({"route": "submit", "status": 429, "times": 2},)),
+    Case("429 for longer than two minutes", SUBMIT, NEXT_ATTEMPT,
+         faults=({"route": "submit", "status": 429},), patches=NO_RESENDING),
+    Case("The gateway can't be reached", "by the submit", NEXT_ATTEMPT,
+         patches=NO_RESENDING, prepare=nobody_listens, between=Play.connect),
+    Case("502 that says why, in the gateway's own words", SUBMIT, NEXT_ATTEMPT,
+         faults=({"route": "submit", "status": 502},), where=AT_APIMASTER),
+    Case("503 that says why, in the gateway's own words", SUBMIT, NEXT_ATTEMPT,
+         faults=({"route": "submit", "status": 503},), where=AT_APIMASTER),
+    *unanswered("429 as a web page", {"status": 429, "body": PAGE}),
+    *unanswered("500", {"status": 500}),
+    *unanswered("502 as a web page", {"status": 502, "body": PAGE}),
+    *unanswered("503 as a web page", {"status": 503, "body": PAGE}),
+    *unanswered("522 as a web page", {"status": 522, "body": PAGE}),
+    *unanswered("The connection breaks off", {"drop": True}),
+    *unanswered(
+        "No answer comes in time",
+        {"hold": True},
+        patches=((CatalogRow, "read_timeout", lambda row, resolution: 0.2), (apimaster, "ASYNC_READ_TIMEOUT", 0.2)),
+    ),
+    unknown("408, and the job goes on unseen", SUBMIT, charged=True, where=AT_APIMASTER, between=job_ends,
+            settings={"honour_async": False, "sync_gives_up": 0.02, "latency": 0.2}),
+    Case("PROCESSING after a long wait instead of the picture", SUBMIT, "The job is polled.", where=AT_1MIN,
+         settings={"honour_async": False, "sync_gives_up": 0.02, "latency": 0.2}),
+    Case("The picture itself after a long wait instead of a job", SUBMIT, "The picture is taken as it is.",
+         settings={"honour_async": False}),
+    Case("The account has no money", SUBMIT, "Nothing is sent again until a Clear. Top up the account, then clear.",
+         settings={"credits": 0, "balance": 0}, error=InsufficientBalanceError, still=("retry",), mend=top_up, buys=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "gateway", "mode"), each(CASES))
+def test_paid_work_is_safe_from(case: Case, stage: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(case, stage, "gateway", monkeypatch)
