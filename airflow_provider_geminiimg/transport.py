@@ -17,6 +17,7 @@ import functools
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -55,6 +56,8 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 # Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
 # httpx raises InvalidURL for where a redirect leads, too.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_PACKED = ("gzip", "x-gzip", "deflate")
+_BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
 _TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded and whole by then
 _Origin = tuple[str, str, int | None]
 
@@ -338,11 +341,20 @@ class _Exchange(Generic[T]):
         self.written = self.written or event.endswith("send_request_headers.started")
 
     async def _body(self, response: httpx.Response) -> bytes:
+        """The body, unpacked no further than it may be large: a few bytes may stand for gigabytes."""
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity", *_PACKED):
+            raise self._doubt("The gateway's answer is encoded in a way that was not asked for.")
+        unpacker = zlib.decompressobj(_BY_ITS_HEADER) if encoding in _PACKED else None
+        limit = MAX_ANSWER[self.call.billable]
         body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_ANSWER[self.call.billable]:
-                raise self._doubt(f"The gateway's answer is larger than {MAX_ANSWER[self.call.billable]:,} bytes.")
+        async for chunk in response.aiter_raw():
+            try:
+                body += chunk if unpacker is None else unpacker.decompress(chunk, limit + 1 - len(body))
+            except zlib.error:
+                raise self._doubt("The gateway's answer can't be unpacked.") from None
+            if len(body) > limit:
+                raise self._doubt(f"The gateway's answer is larger than {limit:,} bytes.")
         return bytes(body)
 
     def failure(self, error: Exception) -> GeminiImageError | None:

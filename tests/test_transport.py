@@ -7,6 +7,8 @@ import gzip
 import logging
 import pickle
 import time
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -257,13 +259,45 @@ async def test_a_poll_lets_the_gateways_text_through_only_where_the_prompt_is_kn
         assert KEY not in said
 
 
-async def test_an_answer_in_another_encoding_than_asked_for_is_decoded(server: RawServer, transport: Transport) -> None:
-    body = gzip.compress(b'{"fine": true}')
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
-    server.answers["/gzip"] = head.encode() + body
-    assert await transport.send(call(f"{server.base_url}/gzip", lambda r: r.json())) == {"fine": True}
-    assert "Accept-Encoding: identity" in server.received[0].head
-    assert "User-Agent: airflow-provider-geminiimg" in server.received[0].head
+def encoded(encoding: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress)])
+async def test_an_answer_in_another_encoding_than_asked_for_is_decoded(
+    server: RawServer, transport: Transport, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    server.answers["/packed"] = encoded(encoding, pack(b'{"fine": true}'))
+    assert await transport.send(call(f"{server.base_url}/packed", lambda r: r.json())) == {"fine": True}
+
+
+async def test_an_answer_is_unpacked_no_further_than_it_may_be_large(server: RawServer, transport: Transport) -> None:
+    server.answers["/bomb"] = encoded("gzip", gzip.compress(bytes(200_000_000), 9))
+    tracemalloc.start()
+    try:
+        for billable, kind in ((True, OutcomeUnknownError), (False, UpstreamFailedError)):
+            error = await failure(transport, call(f"{server.base_url}/bomb", billable=billable))
+            assert type(error) is kind
+            assert "is larger than" in str(error)
+        assert tracemalloc.get_traced_memory()[1] < 170_000_000  # 64 MB may come, in a buffer that grows by doubling
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "br", "zstd", "gzip;q=1"])
+async def test_an_answer_in_an_encoding_that_has_no_bounds_is_not_unpacked(
+    server: RawServer, transport: Transport, encoding: str
+) -> None:
+    server.answers["/packed"] = encoded(encoding, gzip.compress(gzip.compress(b'{"fine": true}')))
+    assert isinstance(await failure(transport, call(f"{server.base_url}/packed", billable=True)), OutcomeUnknownError)
+    error = await failure(transport, call(f"{server.base_url}/packed"))
+    assert "encoded in a way that was not asked for" in str(error)
+
+
+async def test_an_answer_that_can_not_be_unpacked_is_no_answer(server: RawServer, transport: Transport) -> None:
+    server.answers["/packed"] = encoded("gzip", b"not gzip")
+    assert isinstance(await failure(transport, call(f"{server.base_url}/packed", billable=True)), OutcomeUnknownError)
 
 
 @pytest.mark.parametrize(("billable", "kind"), [(True, OutcomeUnknownError), (False, UpstreamFailedError)])
