@@ -142,20 +142,19 @@ class Play:
         """Queue a fault of this gateway's ``submit`` or ``status``, or of ``download``."""
         self.sandbox.faults(route=route if route == "download" else f"{ROUTES[self.gateway]}.{route}", **fault)
 
+    def usual(self) -> dict[str, Any]:
+        """The operator's arguments, but for the prompt."""
+        return {
+            "resolution": "512",
+            "geminiimg_conn_id": ROUTES[self.gateway],
+            "deferrable": self.mode == "deferred",
+            "poll_interval": 0.02,
+            **self.arguments,
+        }
+
     def dag(self, **changes: Any) -> DAG:
         with DAG("rows", schedule=None) as dag:
-            GeminiImageGenerateOperator(
-                **{
-                    "task_id": "made",
-                    "prompt": self.prompt,
-                    "resolution": "512",
-                    "geminiimg_conn_id": ROUTES[self.gateway],
-                    "deferrable": self.mode == "deferred",
-                    "poll_interval": 0.02,
-                    **self.arguments,
-                    **changes,
-                }
-            )
+            GeminiImageGenerateOperator(task_id="made", **{"prompt": self.prompt, **self.usual(), **changes})
         return dag
 
     def start(self) -> None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from typing import Any
 
 import pytest
-from harness.rows import AT_1MIN, AT_APIMASTER, CROSSED, STRAIGHT, Case, Play, each, play, unknown
+from airflow.sdk import DAG
+from harness.matrix import Row, weigh
+from harness.rows import (
+    AT_1MIN,
+    AT_APIMASTER,
+    CROSSED,
+    EVERYWHERE,
+    LANDED,
+    STRAIGHT,
+    Case,
+    Play,
+    each,
+    play,
+    unknown,
+)
 
 from airflow_provider_geminiimg import lifecycle
 from airflow_provider_geminiimg.catalog import Row as CatalogRow
 from airflow_provider_geminiimg.exceptions import InsufficientBalanceError
 from airflow_provider_geminiimg.gateways import apimaster
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
 PAGE = "<html><body>A timeout occurred</body></html>"
 SUBMIT = "in answer to the submit"
@@ -93,3 +109,29 @@ CASES = [
 @pytest.mark.parametrize(("case", "gateway", "mode"), each(CASES))
 def test_paid_work_is_safe_from(case: Case, stage: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     play(case, stage, "gateway", monkeypatch)
+
+
+@pytest.mark.parametrize(("gateway", "mode"), EVERYWHERE)
+def test_paid_work_is_safe_from_money_that_is_gone_half_way(stage: Play) -> None:
+    event = "The account has money for two of three mapped items"
+    then = "The third fails, and is not sent again until a Clear. Top up, then clear: it is bought, and no other."
+    prompts = ["one fox", "two foxes", "three foxes"]
+    stage.sandbox.settings(credits=2 * 4500, balance=2 * 0.0672)
+    with DAG("rows", schedule=None) as dag:
+        GeminiImageGenerateOperator.partial(task_id="made", **stage.usual()).expand(prompt=prompts)
+    stage.run = stage.airflow.run_dag(dag)
+    for _ in range(2):  # the retry sends nothing
+        states = [made.state for made in stage.run.tasks("made")]
+        assert (states.count("success"), states.count("failed")) == (2, 1)
+        [failed] = [made for made in stage.run.tasks("made") if made.state == "failed"]
+        assert isinstance(failed.error, InsufficientBalanceError)
+        assert "No money was spent." in str(failed.error)
+        assert (len(stage.sandbox.ledger()), stage.submits()) == (2, 3)
+        stage.run.retry()
+    top_up(stage)
+    stage.run.clear("made")
+    assert [made.state for made in stage.run.tasks("made")] == ["success"] * 3
+    assert stage.submits() == 4
+    balance = weigh(stage.sandbox, stage.root)
+    assert balance == dataclasses.replace(LANDED, submitted=3, paid=3, landed=3)
+    Row("gateway", event, SUBMIT, stage.gateway, stage.mode, balance, "success", then).save()
