@@ -119,14 +119,15 @@ def _measure_png(data: bytes) -> tuple[int, int]:
     if data[12:16] != b"IHDR" or _uint(data, 8, 4, big=True) != 13:
         raise _cut("png", len(data))
     size = _uint(data, 16, 4, big=True), _uint(data, 20, 4, big=True)
-    offset, seen = 8, set()
-    while b"IEND" not in seen:
+    offset, name, has_pixels = 8, b"", False
+    while name != b"IEND":
         length = _uint(data, offset, 4, big=True)
-        seen.add(data[offset + 4 : offset + 8])
+        name = data[offset + 4 : offset + 8]
+        has_pixels = has_pixels or name == b"IDAT"
         offset += 12 + length
         if offset > len(data):
             raise IndexError
-    if b"IDAT" not in seen:
+    if not has_pixels:
         raise _cut("png", len(data))
     return size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -94,6 +95,18 @@ def test_impossible_dimensions_are_refused(size: tuple[int, int]) -> None:
 
 def test_the_largest_picture_that_the_models_make_is_taken() -> None:
     assert inspect_image(png(12_288, 1_536)).width == 12_288
+
+
+def test_a_picture_of_nothing_but_small_parts_takes_no_memory() -> None:
+    parts = b"".join(bytes(4) + number.to_bytes(4, "big") + bytes(4) for number in range(200_000))
+    whole = png(10, 10)
+    body = whole[:33] + parts + whole[33:]
+    tracemalloc.start()
+    try:
+        assert inspect_image(body).width == 10
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_jpeg_that_ends_before_its_scan_is_refused_although_its_thumbnail_has_an_end() -> None:
