@@ -185,7 +185,9 @@ async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
         )
     announced = response.headers.get("content-length", "")
     too_large = InvalidImageError(
-        f"The picture at {host} is larger than the {max_bytes} bytes that are allowed.", retryable=False, hint=""
+        f"The picture at {host} is larger than the {max_bytes} bytes that are allowed.",
+        retryable=False,
+        hint=LinkExpiredError.default_hint,
     )
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large

@@ -128,6 +128,7 @@ async def test_an_announced_size_above_the_limit_is_refused_unread(host: Host) -
     with pytest.raises(InvalidImageError, match="larger than the 1000 bytes") as caught:
         await fetch(host)
     assert not caught.value.retryable
+    assert 'on_clear="regenerate"' in str(caught.value)
 
 
 async def test_a_body_that_grows_above_the_limit_is_refused(host: Host) -> None:
