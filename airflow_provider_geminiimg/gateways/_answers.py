@@ -13,6 +13,7 @@ import datetime
 import email.utils
 import enum
 import functools
+import itertools
 import json
 import math
 import re
@@ -39,6 +40,7 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways.base import Picture, as_mapping
 
 MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
+MAX_PICTURES = 16  # of one job, of which one is asked for: an answer must not fill the disk
 _DEPTH = 6  # no shape of the contracts nests deeper
 
 
@@ -349,8 +351,9 @@ def picture(text: str) -> Picture | None:
 
 
 def pictures(texts: list[str]) -> tuple[Picture, ...]:
-    """The pictures among result texts, each once, in their order."""
-    return tuple(found for text in dict.fromkeys(texts) if (found := picture(text)))
+    """The pictures among result texts, each once, in their order, `MAX_PICTURES` at most."""
+    found = (each for text in dict.fromkeys(texts) if (each := picture(text)))
+    return tuple(itertools.islice(found, MAX_PICTURES))
 
 
 _NAMES_A_FILE = re.compile(r"\S+|[^\n]*\.(png|jpe?g|webp)", re.IGNORECASE)
