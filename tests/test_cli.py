@@ -1,15 +1,25 @@
-"""Airflow's own command line knows the provider's connections."""
+"""The package's command line, and what Airflow's own knows of the provider."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.canaries import Canaries, Text
+from harness.left_behind import LeftBehind
+from harness.records import ITEM, landed, make_record, submitted
+
+from airflow_provider_geminiimg import _cli_jobs
+from airflow_provider_geminiimg.__main__ import main
+from airflow_provider_geminiimg.jobs import STANDINGS
+from airflow_provider_geminiimg.ledger import record_key
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -39,3 +49,224 @@ def test_airflow_connections_test_says_whether_the_key_works_and_spends_nothing(
     assert "does not accept the API key" in bad.stdout
     assert "bad-canary-key" not in bad.stdout + bad.stderr
     assert sandbox.ledger() == []
+
+
+# jobs
+
+
+class Shell:
+    """The commands, run in this process.
+
+    :param left: what there is to see.
+    """
+
+    def __init__(self, left: LeftBehind, output: pytest.CaptureFixture[str]) -> None:
+        self.left = left
+        self._output = output
+
+    def __call__(self, *words: str) -> str:
+        """What a command prints that ends well."""
+        status, out, err = self.run(*words)
+        assert (status, err) == (0, ""), out + err
+        return out
+
+    def refused(self, *words: str) -> str:
+        """What a command says that does not."""
+        status, _, err = self.run(*words)
+        assert status == 1
+        return err
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        self._output.readouterr()
+        status = main(["jobs", *words])
+        out, err = self._output.readouterr()
+        return status, _without_logs(out), err
+
+
+def _without_logs(out: str) -> str:
+    """Airflow's logging writes to standard output in tests; a person's shell shows none of it."""
+    return "".join(line for line in out.splitlines(keepends=True) if "] loc=" not in line)
+
+
+@pytest.fixture
+def shell(
+    root: str,
+    sandbox: Sandbox,
+    onemin: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Shell:
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")  # the command sets it, and it must not stay
+    return Shell(LeftBehind(sandbox, onemin), capsys)
+
+
+def test_the_states_to_choose_from_are_all_there_are() -> None:
+    assert tuple(STANDINGS) == _cli_jobs._STATES
+
+
+def test_list_has_a_line_for_each_record_and_leaves_out_what_the_filters_leave_out(shell: Shell) -> None:
+    other = replace(ITEM, dag_id="other")
+    records = [submitted(), landed(other), make_record(replace(other, task_id="t"), outcome=None)]
+    for record in records:
+        shell.left.ledger.create(replace(record, answer_within=0.0, cost={"amount": 0.0672, "currency": "USD"}))
+    lines = shell("list").splitlines()
+    assert [line.split()[0] for line in lines] == ["to-collect", "landed", "unknown"]
+    assert all(record.key in line for record, line in zip(records, lines, strict=True))
+    assert "0.0672 USD" in lines[0]
+    assert "job job-1" in lines[0]
+    assert shell("list", "--state", "to-collect").splitlines() == lines[:1]
+    assert len(shell("list", "--dag", "other").splitlines()) == 2
+    assert len(shell("list", "--dag", "other", "--run", ITEM.run_id, "--task", "t").splitlines()) == 1
+    [line] = shell("list", "--json", "--state", "landed").splitlines()
+    assert json.loads(line)["key"] == records[1].key
+
+
+def test_list_shows_what_can_not_be_read_as_such_goes_on_and_ends_with_an_error(shell: Shell) -> None:
+    shell.left.store.create(record_key(ITEM, 1), b"{")
+    shell.left.ledger.create(landed(n=2))
+    status, out, err = shell.run("list")
+    assert (status, [line.split()[0] for line in out.splitlines()]) == (1, ["unreadable", "landed"])
+    assert err == "error: 1 of the records can't be read; `jobs show` says why.\n"
+    assert "not JSON" in shell.refused("show", record_key(ITEM, 1))
+
+
+def test_show_has_the_record_and_says_what_to_do_next(shell: Shell) -> None:
+    record = asyncio.run(shell.left.unknown())
+    shown = json.loads(shell("show", record.key))
+    assert (shown["state"], shown["record"]["claim"]) == ("unknown", record.claim)
+    assert "--unpaid, --lost or --job" in shown["next"]
+    assert "There is no record" in shell.refused("show", "ledger/nothing")
+
+
+def test_collect_lands_says_so_line_by_line_and_ends_with_the_counts(shell: Shell) -> None:
+    record = asyncio.run(shell.left.submitted())
+    would = shell("collect", "--dry-run")
+    assert f"Would be collected: {record.key}" in would
+    assert would.endswith("skipped: 0, to collect: 1\n")
+    assert shell("collect", "--dag", "another").endswith("landed: 0, running: 0, skipped: 0, to collect: 0\n")
+    out = shell("collect")
+    assert f"Landed: {record.key}. {shell.left.folder}/hero.png" in out
+    assert out.endswith("errors: 0, unknown: 0, failed: 0, landed: 1, running: 0, skipped: 0, to collect: 0\n")
+    assert shell.left.calls("submit") == 1
+
+
+def test_collect_ends_with_an_error_where_something_could_not_be_looked_at(shell: Shell) -> None:
+    record = asyncio.run(shell.left.submitted())
+    shell.left.store.create(f"{record.key.rpartition('/')[0]}/2.json", b"{")
+    status, out, err = shell.run("collect")
+    assert (status, "landed: 1" in out) == (1, True)
+    assert err.count("error: ") == 2
+    assert "1 of the records could not be looked at" in err
+
+
+def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shell) -> None:
+    left = shell.left
+    keys = [asyncio.run(left.unknown(task_id)).key for task_id in "abc"]
+    job_id = left.sandbox.ledger()[2]["job_id"]
+    for key, words in zip(keys, (["--unpaid"], ["--lost"], ["--job", job_id]), strict=True):
+        assert f"{key} is settled" in shell("resolve", key, *words)
+        assert "Nothing was changed" in shell("resolve", key, *words)
+    assert "landed: 1" in shell("collect")
+    assert "has landed" in shell.refused("resolve", keys[2], "--lost")
+    assert left.calls("submit") == 3
+
+
+def test_forget_asks_for_a_word_where_something_may_have_been_paid_for(shell: Shell) -> None:
+    record = asyncio.run(shell.left.submitted())
+    assert "--lose-it" in shell.refused("forget", record.key)
+    assert f"job {record.job_id}" in shell("forget", record.key, "--lose-it")
+    assert shell.left.records() == []
+    for n in (1, 2):
+        shell.left.ledger.create(landed(n=n))
+    assert "Record 1 of the same item decides now." in shell("forget", record_key(ITEM, 2))
+
+
+def test_purge_names_what_it_removes(shell: Shell) -> None:
+    record = landed()
+    shell.left.ledger.create(record)
+    assert shell("purge", "--older-than", "1") == "0 records are removed.\n"
+    assert shell("purge", "--older-than", "0", "--dry-run") == f"{record.key}\n1 records would be removed.\n"
+    assert shell("purge", "--older-than", "0") == f"{record.key}\n1 records are removed.\n"
+    assert shell.left.records() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["list", "--state", "good"],
+        ["resolve", "KEY"],
+        ["resolve", "KEY", "--lost", "--unpaid"],
+        ["purge"],
+        ["purge", "--older-than", "-1"],
+        ["purge", "--older-than", "nan"],
+        ["purge", "--older-than", "soon"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_is_not_understood_does_nothing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["jobs", *words])
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_root_that_can_not_be_used_is_an_error_in_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", "gs://bucket/root")
+    [line] = shell.refused("list").splitlines()
+    assert line.startswith("error: root: gs://bucket/root")
+
+
+def test_no_command_shows_a_link_or_a_prompt(shell: Shell) -> None:
+    canaries, left = Canaries(), shell.left
+    asyncio.run(left.submitted("landed", prompt=canaries.prompt))
+    unknown = asyncio.run(left.unknown("unknown", prompt=canaries.prompt))
+    said = [shell("list"), shell("list", "--json"), shell("collect", "--dry-run"), shell("collect"), shell("list")]
+    said += [shell("show", key) for key in left.records()]
+    said += [shell("resolve", unknown.key, "--lost"), shell("forget", unknown.key)]
+    canaries.add_links(left.sandbox.links())
+    assert left.sandbox.links()
+    assert not canaries.leaks(Text("output", text.encode()) for text in said)
+
+
+@pytest.fixture
+def stored_connection(_airflow_home: Path, sandbox: Sandbox) -> Any:
+    """A connection that only Airflow's metadata database has."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    given = sandbox.connection("1min")
+    connection = Connection(
+        conn_id="stored", conn_type="geminiimg", host=given["host"], password=given["password"], extra=given["extra"]
+    )
+    with create_session() as session:
+        session.add(connection)
+    yield "stored"
+    with create_session() as session:
+        session.query(Connection).filter_by(conn_id="stored").delete()
+
+
+def test_the_command_line_collects_in_a_shell_of_its_own_with_the_configuration_and_connections_of_airflow(
+    local_root: str, sandbox: Sandbox, onemin: str, stored_connection: str
+) -> None:
+    left = LeftBehind(sandbox, onemin)
+    record = left.change(asyncio.run(left.submitted()), conn_id=stored_connection)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_CONN_")}
+    environment.pop("_AIRFLOW_PROCESS_CONTEXT", None)
+
+    def jobs(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "airflow_provider_geminiimg", "jobs", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    found = jobs("list", "--json")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [json.loads(line)["state"] for line in found.stdout.splitlines()] == ["to-collect"]
+    done = jobs("collect")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == [
+        f"Landed: {record.key}. {left.folder}/hero.png",
+        "errors: 0, unknown: 0, failed: 0, landed: 1, running: 0, skipped: 0, to collect: 0",
+    ]
+    assert left.picture(record)[1] == 1
+    assert left.calls("submit") == 1
+    assert "[geminiimg] root" in jobs("collect", "--help").stdout
