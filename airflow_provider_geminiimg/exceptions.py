@@ -357,29 +357,39 @@ _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes
 
 
 def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:
-    """`text` without secrets, URL queries, picture bytes and echoes of the prompt, cut to `limit` characters.
+    """`text` without secrets, URL queries, picture bytes and echoes of the prompt, on one line of `limit` characters.
 
-    :param secrets: texts to take out wherever they stand, also percent-encoded.
+    What is no printable character (a line break, a terminal's escape, a change of direction) becomes a blank: whoever
+    reads a log must not take a gateway's text for lines of ours.
+
+    :param secrets: texts to take out wherever they stand, however URLs, JSON or HTML escape them, and in any case.
     :param prompt: the prompt that was sent; it is taken out whole, however JSON or HTML escape it, and in pieces of
         12 letters and digits and more, whatever stands between them and in any case.
     """
-    for secret in secrets:
-        for form in dict.fromkeys((secret, quote(secret, safe=""))):
-            text = text.replace(form, "[secret]") if form else text
+    for secret in filter(None, secrets):
+        for form in _spellings(secret):
+            text = re.sub(re.escape(form), "[secret]", text, flags=re.IGNORECASE)
     text = _DATA_URI.sub("[picture]", text)
     text = _USERINFO.sub(r"\g<scheme>", text)
     text = _QUERY.sub(r"\g<url>?[removed]", text)
     text = _BYTES.sub("[bytes]", text)
     if prompt and prompt.strip():
         text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
+    text = "".join(char if char.isprintable() else " " for char in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _forms(prompt: str) -> list[str]:
-    """The ways in which a gateway may repeat a prompt."""
-    encoded = json.dumps(prompt)[1:-1]
-    forms = (prompt, html.escape(prompt), json.dumps(prompt, ensure_ascii=False)[1:-1], encoded)
+def _forms(text: str) -> list[str]:
+    """The ways in which a gateway may repeat a text."""
+    encoded = json.dumps(text)[1:-1]
+    forms = (text, html.escape(text), json.dumps(text, ensure_ascii=False)[1:-1], encoded)
     return list(dict.fromkeys((*forms, json.dumps(encoded)[1:-1])))
+
+
+def _spellings(secret: str) -> list[str]:
+    """The same, and the ways in which URLs and other JSON encoders write it."""
+    quoted = (quote(secret, safe=safe, errors="replace") for safe in ("", "/"))
+    return list(dict.fromkeys((*_forms(secret), secret.replace("/", "\\/"), *quoted)))
 
 
 def _without_echo(text: str, forms: list[str]) -> str:

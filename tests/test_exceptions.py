@@ -178,9 +178,28 @@ def test_the_key_is_taken_out_wherever_it_stands(text: str) -> None:
     assert KEY not in scrub(text, secrets=[KEY])
 
 
-def test_a_key_with_odd_characters_is_taken_out_percent_encoded_too() -> None:
-    key = "canary/key+with=odd&characters"
-    assert "with%3Dodd" not in scrub(f"?key={quote(key, safe='')}", secrets=[key])
+ODD_KEY = 'canary/key+with=odd&"characters"'
+
+
+@pytest.mark.parametrize("spelled", [
+    quote(ODD_KEY),
+    quote(ODD_KEY, safe=""),
+    quote(ODD_KEY, safe="").lower(),
+    json.dumps(ODD_KEY),
+    json.dumps(json.dumps(ODD_KEY)),
+    ODD_KEY.replace("/", "\\/"),
+    html.escape(ODD_KEY),
+    ODD_KEY.upper(),
+])  # fmt: skip
+def test_a_key_with_odd_characters_is_taken_out_however_it_is_written(spelled: str) -> None:
+    assert "odd" not in scrub(f"your key {spelled} is wrong", secrets=[ODD_KEY]).lower()
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r\n", "\x1b[2J", "\0", "\x85", "\u2028", "\u202e"])
+def test_what_could_be_taken_for_another_line_or_moves_a_cursor_becomes_a_blank(sign: str) -> None:
+    said = scrub(f"refused{sign}2026-01-01 INFO all is well")
+    assert said.isprintable()
+    assert said.startswith("refused ")
 
 
 def test_an_empty_secret_changes_nothing() -> None:
