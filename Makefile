@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs postgres test-live test-compat test-wheel clean
+.PHONY: help demo test check docs postgres test-live chaos test-compat test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -28,6 +28,9 @@ docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 
 test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer
 	$(BIN)/python -m pytest tests/live
+
+chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
+	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),1)
 
 test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
 	@$(BIN)/python -m scripts.test_compat
