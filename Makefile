@@ -32,6 +32,9 @@ test-live: $(READY) postgres ## Run the tests that need a real scheduler and tri
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
 	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),1)
 
+teeth: $(READY) postgres ## Take out one protection at a time, and see which rows of the failure matrix turn red
+	@$(BIN)/python -m scripts.teeth
+
 test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
 	@$(BIN)/python -m scripts.test_compat
 

@@ -124,6 +124,12 @@ def told_to_stop(scene: Scene) -> None:
     scene.says("Told to stop")
 
 
+def bought_by_the_next(scene: Scene) -> None:
+    """The attempt that was told to stop has claimed a record, and left its request to the next one."""
+    scene.ends("success")
+    assert [(record.n, record.state) for record in scene.records()] == [(1, "failed"), (2, "landed")]
+
+
 def cleared(scene: Scene) -> None:
     scene.clear()
 
@@ -194,8 +200,8 @@ CLEARED, EDIT = "The task is cleared", "The task is cleared after its prompt was
 ANEW = 'The task is cleared with `on_clear="regenerate"`'
 
 PLANS = [
-    _plan("term_intent", SIGTERM, POINTS["intent"].moment, "1min", while_running(told_to_stop, SUCCESS, point="intent"),
-          LANDED, "success", BOUGHT),
+    _plan("term_intent", SIGTERM, POINTS["intent"].moment, "1min",
+          while_running(told_to_stop, bought_by_the_next, point="intent"), LANDED, "success", BOUGHT),
     _plan("term_submitting", SIGTERM, SUBMITTING, "apimaster", while_running(told_to_stop, SUCCESS, point="sent_paid"),
           LANDED, "success", RUNS_ON),
     _plan("term_downloading", SIGTERM, DOWNLOADING, "1min", while_running(told_to_stop, SUCCESS, point="download"),

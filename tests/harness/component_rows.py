@@ -28,6 +28,12 @@ def struck(event: str, path: str, victim: str, *, nth: int = 1) -> Act:
     return act
 
 
+def orphan_struck(scene: Scene) -> None:
+    """The orphan claims a record whose request it then leaves to the next attempt."""
+    struck("os.link", RECORD, "supervisor")(scene)
+    assert [(record.n, record.state) for record in scene.records()] == [(1, "failed"), (2, "landed")]
+
+
 def struck_before_the_record(scene: Scene) -> None:
     scene.strike("os.rename", RECORD, "task")
     scene.trigger()
@@ -101,7 +107,7 @@ PLANS = [
     Plan("disk_landing", KILLED, "before the landing's record has its name", "1min",
          struck("os.rename", RECORD, "task", nth=2), LANDED, "success", POLLED),
     Plan("disk_orphan_intent", LIVES_ON, "before the intent's file has its name", "apimaster",
-         struck("os.link", RECORD, "supervisor"), LANDED, "success", BOUGHT),
+         orphan_struck, LANDED, "success", BOUGHT),
     Plan("disk_orphan_answer", LIVES_ON, "before the answer's file has its name", "1min",
          struck("os.rename", RECORD, "supervisor"), LANDED, "success", POLLED),
 ]  # fmt: skip

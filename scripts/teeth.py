@@ -1,0 +1,245 @@
+"""``make teeth``: take out one protection at a time, and see which rows of the failure matrix turn red.
+
+A row that stays green whatever is taken out proves nothing. Each protection is taken out of a copy of the tree; the
+rows then run against that copy. What must stay true: the working tree is never changed; a protection whose code moved
+is an error, never a green line; nothing taken out leaves the matrix green.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "airflow_provider_geminiimg"
+HERE = ["tests/matrix", "-n", "2", "--dist", "loadfile"]
+LIVE = ["tests/live/test_matrix.py", "-k"]
+SECONDS = 900  # for one run of the rows
+SHOWN = 6  # rows that are named in the table
+
+
+@dataclass(frozen=True)
+class Tooth:
+    """One protection, and how it is taken out.
+
+    :param name: what it promises.
+    :param file: where it is, in the package.
+    :param code: the code that keeps the promise; it must be there once.
+    :param without: what stands there instead.
+    :param live: the live rows that need it, where those in this process can't tell; as pytest's ``-k`` takes them.
+    """
+
+    name: str
+    file: str
+    code: str
+    without: str
+    live: str = ""
+
+
+TEETH = (
+    Tooth(
+        "The intent is on record before the request is sent",
+        "lifecycle.py",
+        "claimed = await in_thread(self.ledger.create, wanted)",
+        'claimed = Found(wanted, "", 0.0)',
+    ),
+    Tooth(
+        "A record is created exclusively",
+        "ledger.py",
+        "version = self.store.create(record.key, _RECORD.dump_json(record))",
+        "self.store.delete(record.key)\n            version = self.store.create(record.key, _RECORD.dump_json(record))",
+    ),
+    Tooth(
+        "Who loses the race for a record reads again, and does not send",
+        "lifecycle.py",
+        "            if claimed is None:\n",
+        '            claimed = claimed or Found(wanted, "", 0.0)\n            if claimed is None:\n',
+    ),
+    Tooth(
+        "The gateway's answer is on record before anything else happens",
+        "lifecycle.py",
+        "            await in_thread(self._record_answer, answer, inline)\n        except",
+        "            pass\n        except",
+    ),
+    Tooth(
+        "A paid request goes over a fresh connection",
+        "transport.py",
+        "                if not call.billable:\n",
+        "                if True:\n",
+    ),
+    Tooth(
+        "A paid request that was written is never taken for unsent",
+        "transport.py",
+        '            return OutcomeUnknownError(f"The request was sent, and the contact broke off',
+        '            return NotSentError(f"The request was sent, and the contact broke off',
+    ),
+    Tooth(
+        "An attempt waits for another one's answer until that is overdue",
+        "decision.py",
+        "if found.record.outcome is None and found.age < found.record.answer_within:",
+        "if False:",
+    ),
+    Tooth(
+        "What nobody knows is not bought again by itself",
+        "decision.py",
+        'if policy.on_unknown == "resubmit" and not spent:',
+        "if not spent:",
+    ),
+    Tooth(
+        "Only a Clear compares what is asked for now",
+        "decision.py",
+        "    return policy.anew or policy.generation > record.generation\n",
+        "    return True\n",
+    ),
+    Tooth(
+        "The trigger's first event is its last",
+        "triggers/job.py",
+        "        yield TriggerEvent(await self._watch())",
+        '        yield TriggerEvent({"status": "running", "job_id": self.job_id, "code": None})\n'
+        "        yield TriggerEvent(await self._watch())",
+    ),
+    Tooth(
+        "A job that the gateway does not know yet is given ten minutes",
+        "polling.py",
+        "VANISHED_GRACE = 600.0",
+        "VANISHED_GRACE = 0.0",
+    ),
+    Tooth(
+        "A record that can't be read is never taken for no record",
+        "ledger.py",
+        "        blob = self.store.read(key)\n        return None if blob is None else Found(",
+        "        blob = self.store.read(key)\n        try:\n            self._parse(key, blob.data)\n"
+        "        except Exception:\n            return None\n        return None if blob is None else Found(",
+    ),
+    Tooth(
+        "A ledger that workers do not share is noticed",
+        "lifecycle.py",
+        "        if await in_thread(self.ledger.is_excused, key, claim):\n",
+        "        if True:\n",
+    ),
+    Tooth(
+        "A file name belongs to one item",
+        "names.py",
+        "    if owner != item_path:\n",
+        "    if False:\n",
+    ),
+    Tooth(
+        "What was downloaded is looked at before it counts as a picture",
+        "landing.py",
+        "            inspect_image(data)\n            return data\n",
+        "            return data\n",
+    ),
+    Tooth(
+        "An error after the payment says that it was paid",
+        "landing.py",
+        "            error.billed = Billed.YES\n",
+        "            pass\n",
+    ),
+    Tooth(
+        "A line that can't be logged keeps no answer from its record",
+        "landing.py",
+        'object.__setattr__(self, "log", SteadyLogs(self.log))',
+        "pass",
+        live="supervisor_sent_paid",
+    ),
+    Tooth(
+        "A task process whose supervisor is gone sends nothing",
+        "runner.py",
+        "if os.getppid() != self._parent:",
+        "if False:",
+        live="disk_orphan_intent",
+    ),
+    Tooth(
+        "A task that was told to stop sends nothing",
+        "runner.py",
+        '        """From now on no paid request is started. Takes no lock: signal handlers call it."""\n'
+        "        self._stopped = True\n",
+        '        """From now on no paid request is started. Takes no lock: signal handlers call it."""\n',
+        live="term_intent",
+    ),
+)
+
+
+def copy_tree(target: Path) -> None:
+    """Everything that git knows of, as it is now."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        source = ROOT / name
+        if source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target / name)
+
+
+def take_out(tooth: Tooth, tree: Path) -> None:
+    """Remove a protection from a copy of the tree.
+
+    :raises SystemExit: its code is not there, or not only there.
+    """
+    path = tree / PACKAGE / tooth.file
+    source = path.read_text()
+    if source.count(tooth.code) != 1:
+        raise SystemExit(f"{tooth.name}: its code stands {source.count(tooth.code)} times in {tooth.file}, not once.")
+    path.write_text(source.replace(tooth.code, tooth.without))
+
+
+def red_rows(tree: Path, tests: Sequence[str]) -> list[str]:
+    """The rows that turn red, each by its id.
+
+    :raises SystemExit: they could not be run.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *tests, "-q", "-rfE", "-p", "no:cacheprovider", f"--basetemp={tree / 'tmp'}"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"The rows could not be run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return re.findall(r"^(?:FAILED|ERROR) \S+?\[(.+?)\](?: - |$)", done.stdout, re.MULTILINE)
+
+
+def pull(tooth: Tooth | None, live: str) -> list[str]:
+    """The rows that turn red without a protection; ``None``: with all of them."""
+    with tempfile.TemporaryDirectory(prefix="geminiimg-teeth-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        if tooth is not None:
+            take_out(tooth, tree)
+        return red_rows(tree, [*LIVE, live] if live else HERE)
+
+
+def main() -> int:
+    """Print the table; the exit status."""
+    parser = argparse.ArgumentParser(description="Take out one protection at a time; see which rows turn red.")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the protections whose name holds this")
+    chosen = [tooth for tooth in TEETH if parser.parse_args().only.lower() in tooth.name.lower()]
+    for live in sorted({tooth.live for tooth in chosen}):
+        if red := pull(None, live):
+            print(f"Red with every protection in place: {', '.join(red)}")
+            return 1
+    loose = 0
+    for tooth in chosen:
+        start = time.monotonic()
+        red = pull(tooth, tooth.live)
+        loose += not red
+        print(f"\n{tooth.name}: {len(red)} rows turn red ({time.monotonic() - start:.0f} s)", flush=True)
+        for row in [*red[:SHOWN], *([f"and {len(red) - SHOWN} more"] if len(red) > SHOWN else [])]:
+            print(f"    {row}", flush=True)
+    print(f"\n{len(chosen)} protections were taken out; {loose} of them left the matrix green.")
+    return int(loose > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
