@@ -23,6 +23,7 @@ from harness.left_behind import LOGGER, SCOPE, LeftBehind
 from harness.records import ITEM, Wire, landed, make_record, submitted
 
 from airflow_provider_geminiimg import jobs
+from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -37,6 +38,7 @@ from airflow_provider_geminiimg.jobs import Entry, Report, Scope, Verdict
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, record_key
 from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment
+from airflow_provider_geminiimg.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -233,6 +235,21 @@ async def test_each_job_is_asked_about_once_and_what_has_landed_is_not_asked_abo
     assert left.calls("status") == 20
     assert nonzero(await left.collect()) == {}
     assert left.calls("status") == left.calls("submit") == 20
+
+
+async def test_a_connection_is_looked_up_once_for_all_its_jobs(disk_left: LeftBehind) -> None:
+    class Counting(Surroundings):
+        looked_up = 0
+
+        def connection(self, conn_id: str) -> GatewayConnection:
+            self.looked_up += 1
+            return super().connection(conn_id)
+
+    for number in range(8):
+        await disk_left.submitted(f"task-{number}")
+    disk_left.surroundings = counting = Counting(disk_left.surroundings.log)
+    assert nonzero(await disk_left.collect()) == {"landed": 8}
+    assert counting.looked_up == 1
 
 
 async def test_what_an_attempt_may_be_working_on_is_skipped_and_so_is_an_intent_that_may_be_answered(
@@ -820,7 +837,7 @@ def test_what_has_come_to_its_end_is_removed_at_once(disk_left: LeftBehind, reco
 def test_only_the_record_that_decides_can_be_removed(disk_left: LeftBehind) -> None:
     for n in (1, 2, 10):
         disk_left.ledger.create(landed(n=n))
-    with pytest.raises(BadRequestError, match="/10.json decides"):
+    with pytest.raises(BadRequestError, match=r"/10\.json decides"):
         jobs.forget(disk_left.ledger, record_key(ITEM, 2))
     for n in (10, 2, 1):
         jobs.forget(disk_left.ledger, record_key(ITEM, n))

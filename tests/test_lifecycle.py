@@ -848,19 +848,23 @@ async def test_a_link_answer_whose_record_was_written_although_the_store_did_not
     assert shop.record.extra_jobs == []
 
 
-def png() -> bytes:
+def png(colour: str = "red") -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.new("RGB", (512, 512), "red").save(buffer, "PNG")
+    Image.new("RGB", (512, 512), colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def inline_shop(root: str, sandbox: Sandbox) -> tuple[Shop, bytes]:
-    """A gateway whose next answer has the picture's bytes in it."""
-    shop, data = Shop(root, sandbox, "apimaster"), png()
+def answers_inline(shop: Shop, data: bytes) -> bytes:
+    """Let the gateway's next answer have the picture's bytes in it."""
     shop.fault("submit", charge="after", body={"data": [{"b64_json": base64.b64encode(data).decode()}]})
-    return shop, data
+    return data
+
+
+def inline_shop(root: str, sandbox: Sandbox) -> tuple[Shop, bytes]:
+    shop = Shop(root, sandbox, "apimaster")
+    return shop, answers_inline(shop, png())
 
 
 async def test_inline_bytes_land_and_leave_no_spool(root: str, sandbox: Sandbox) -> None:
@@ -883,6 +887,20 @@ async def test_inline_bytes_that_could_not_land_are_landed_from_the_spool_by_the
     assert shop.files.read(manifest["images"][0]["uri"], max_bytes=10**6) == data
     assert list(shop.real.keys("spool/")) == []
     assert shop.submits() == 1
+
+
+async def test_inline_bytes_that_a_record_left_which_is_gone_are_not_taken_for_those_of_the_next(
+    root: str, sandbox: Sandbox
+) -> None:
+    shop, _ = inline_shop(root, sandbox)
+    shop.files.full = True
+    await shop.refused(StorageError)
+    shop.real.delete(shop.record.key)
+    data = answers_inline(shop, png("blue"))
+    await shop.refused(StorageError)
+    shop.files.full = False
+    manifest = await shop.buy()
+    assert shop.files.read(manifest["images"][0]["uri"], max_bytes=10**6) == data
 
 
 async def test_inline_bytes_that_could_not_be_spooled_at_once_are_spooled_before_the_record_names_them(

@@ -33,8 +33,8 @@ _MEANINGS: Mapping[What, tuple[str, str]] = {
     "to_collect": ("info", "Would be collected"),
 }
 _FATE: Mapping[str, tuple[What, str]] = {
-    "waiting": ("skipped", "an attempt may still be waiting for its answer"),
-    "in-flight": ("skipped", "an attempt may be collecting it right now"),
+    "waiting": ("skipped", "An attempt may still be waiting for its answer."),
+    "in-flight": ("skipped", "An attempt may be collecting it right now."),
 }
 
 
@@ -216,4 +216,4 @@ def _is_known(ledger: Ledger, wanted: Record) -> bool:
 
 
 def _handle(record: Record) -> str:
-    return f"Job {record.job_id} at {record.gateway}" if record.job_id else f"The links that {record.gateway} gave"
+    return f"Job {record.job_id} at {record.gateway}." if record.job_id else f"The links that {record.gateway} gave."
