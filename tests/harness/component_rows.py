@@ -62,6 +62,7 @@ def restarted(component: str, signal_number: int = signal.SIGTERM, **env: str) -
     def strike(scene: Scene) -> None:
         scene.airflow.kill(component, signal_number)
         scene.airflow.spawn(component, env=env)
+        scene.stage.looks_again()
 
     return strike
 

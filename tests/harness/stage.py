@@ -279,6 +279,7 @@ class Stage:
     def __init__(self, home: Path, plans: list[Plan], *, disk: bool = False) -> None:
         self.gate = Gate()
         self.tasks: dict[str, dict[str, Any]] = {}
+        self._looks = 0
         self._home, self._plans = home, plans
         self.root = (home / "root").as_uri() if disk else f"s3://{BUCKET}/root"
         self.strikes, self.rows = home / "strikes", home / "dags" / "rows"
@@ -316,6 +317,11 @@ class Stage:
                 assert time.monotonic() < deadline, complaint
                 self._looked.wait(5)
         return value
+
+    def looks_again(self) -> None:
+        """Wait until Airflow's API answers."""
+        seen = self._looks
+        self.until(lambda: self._looks > seen or None, "Airflow's API does not answer")
 
     def _build(self, stack: contextlib.ExitStack) -> None:
         for folder in (self.strikes, self.rows):
@@ -358,6 +364,7 @@ class Stage:
                 found = {ti["dag_id"]: ti for ti in self._all_tasks()}
                 with self._looked:
                     self.tasks = found
+                    self._looks += 1
                     self._looked.notify_all()
 
     def _all_tasks(self) -> Iterator[dict[str, Any]]:
