@@ -30,7 +30,7 @@ test-live: $(READY) postgres ## Run the tests that need a real scheduler and tri
 	$(BIN)/python -m pytest tests/live
 
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
-	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),1)
+	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),12)
 
 teeth: $(READY) postgres ## Take out one protection at a time, and see which rows of the failure matrix turn red
 	@$(BIN)/python -m scripts.teeth

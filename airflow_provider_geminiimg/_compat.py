@@ -18,7 +18,7 @@ except ImportError:  # Airflow before 3.2
     from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
 try:
-    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+    from airflow.sdk import RetryDecision, RetryPolicy
 
     HAS_RETRY_POLICY = True
 except ImportError:  # Airflow before 3.3

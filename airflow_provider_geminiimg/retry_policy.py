@@ -14,7 +14,9 @@ from airflow_provider_geminiimg import _compat
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 
 if not _compat.HAS_RETRY_POLICY:
-    raise ImportError("IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Plain `retries` pay as little without it.")
+    raise ImportError(
+        "IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Leave it out here: plain `retries` pay for nothing twice either."
+    )
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
