@@ -34,7 +34,6 @@ from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
     GeminiImageError,
-    LedgerError,
     NotSentError,
     OutcomeUnknownError,
     RateLimitedError,
@@ -52,6 +51,7 @@ from airflow_provider_geminiimg.ledger import (
     with_error,
 )
 from airflow_provider_geminiimg.manifest import estimate
+from airflow_provider_geminiimg.memory import look, remember
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.order import Marker, Order, differences
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
@@ -61,6 +61,7 @@ from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
 CLAIM_SECONDS = ANSWER_MARGIN - BILLABLE_WAIT - OVERHEAD  # that a claim may take, or others give it up too early
+RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
 
 
@@ -96,7 +97,7 @@ class Purchase:
         told = False
         while True:
             async with self._reading():
-                found = await self._look()
+                found = await look(self.ledger, self.order.item, self.marker)
             step = await self._decide(found, vanished)
             if isinstance(step, Submit):
                 try:
@@ -188,21 +189,6 @@ class Purchase:
         item = self.order.item
         records = (self.ledger.read(record_key(item, n)) for n in reversed(self.ledger.numbers(item)))
         return next((found.record for found in records if found is not None and found.record.job_id == job_id), None)
-
-    async def _look(self) -> Found | None:
-        found = await in_thread(self.ledger.latest, self.order.item)
-        mark = await in_thread(self.marker.get) if found is None and self.marker is not None else None
-        if mark is None:
-            return found
-        key, claim = str(mark.get("record")), str(mark.get("claim"))
-        if await in_thread(self.ledger.is_excused, key, claim):
-            return None
-        raise LedgerError(
-            f"Airflow remembers record {key} of an earlier attempt, but it is not under {self.ledger.store.uri}: the "
-            "ledger is not shared between workers, or was removed.",
-            hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If the record was removed "
-            "on purpose, a DAG run with a new run id buys the picture.",
-        )
 
     async def _decide(self, found: Found | None, vanished: str | None) -> Step:
         policy, asked = self.order.policy, None
@@ -349,8 +335,7 @@ class Purchase:
         """
         started = False
         try:
-            if self.marker is not None:
-                await in_thread(self.marker.set, {"record": record.key, "claim": record.claim})
+            await remember(self.marker, record)
             self.guard.check()
             if time.monotonic() - since > CLAIM_SECONDS:
                 raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
@@ -413,6 +398,8 @@ class Purchase:
                 "landed all the same.",
                 status.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
+            with contextlib.suppress(Exception):  # whatever Airflow's API raises: landing goes on
+                await remember(self.marker, answer)
             self._recording = asyncio.create_task(self._keep_recording(answer, inline))
         return answer
 
@@ -451,7 +438,7 @@ class Purchase:
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
         if status.state is not JobState.DONE:
             if self._recording is not None:
-                await asyncio.wait([self._recording], timeout=30.0)
+                await asyncio.wait([self._recording], timeout=RECORDING_SECONDS)
             return record, None
         landed = await self.collector(record).land_answer(record, status)
         return landed, dict(landed.manifest or {})

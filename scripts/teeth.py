@@ -122,9 +122,15 @@ TEETH = (
     ),
     Tooth(
         "A ledger that workers do not share is noticed",
-        "lifecycle.py",
-        "        if await in_thread(self.ledger.is_excused, key, claim):\n",
-        "        if True:\n",
+        "memory.py",
+        "    if not await in_thread(ledger.is_excused, key, claim):\n",
+        "    if False:\n",
+    ),
+    Tooth(
+        "Airflow remembers a job whose record could not be written",
+        "memory.py",
+        '        job = {} if record.job_id is None else {"job_id": record.job_id}\n',
+        "        job: dict[str, str] = {}\n",
     ),
     Tooth(
         "A file name belongs to one item",

@@ -371,6 +371,13 @@ async def test_a_record_that_a_person_had_removed_may_be_missing_and_only_the_on
     assert shop.submission(await shop.buy(marker=marker)) == 1
 
 
+async def test_a_job_that_is_remembered_for_another_claim_is_not_taken_for_the_records_own(disk_shop: Shop) -> None:
+    record = disk_shop.put(make_record(answer_within=0.0))
+    other = Memory({"record": record.key, "claim": "another", "job_id": "job-1"})
+    await disk_shop.refused(OutcomeUnknownError, marker=other)
+    assert disk_shop.calls() == 0
+
+
 async def test_a_marker_that_can_not_be_set_lets_nothing_be_sent(disk_shop: Shop) -> None:
     shop = disk_shop
 
