@@ -127,6 +127,7 @@ class Play:
     ) -> None:
         self.airflow, self.sandbox, self.root, self.gateway, self.mode = airflow, sandbox, root, gateway, mode
         self.arguments: dict[str, Any] = {}
+        self.trouble: Any = None  # what a row's storage is in
         self.run: Run
         self._connect = connect
         self.connect()
