@@ -10,15 +10,14 @@ import gzip
 import json
 import struct
 import zlib
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, outcome, picture
-from harness.forbidden import Host, Route, answer, done, play_gateway
+from harness.attacks import Target, answers, outcome, picture
+from harness.forbidden import Host, Route, answer, done
 
 from airflow_provider_geminiimg import inputs, landing, transport
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, lookup
@@ -26,7 +25,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknow
 from airflow_provider_geminiimg.gateways._answers import MAX_PICTURES
 from airflow_provider_geminiimg.gateways.apimaster import ASYNC_READ_TIMEOUT
 
-target, internet, forbidden, host = attacks.target, web.internet, web.forbidden, web.host
+target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
 
 # What follows a poll is the same for both gateways.
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["onemin"], indirect=True)
@@ -134,30 +133,6 @@ def test_an_input_that_is_a_gzip_bomb_is_not_unpacked(target: Target) -> None:
 
 
 # The API's own answers
-
-
-@pytest.fixture
-def api(target: Target, host: Host, connect: Callable[..., str]) -> Host:
-    """A hostile server that the task's connection leads to."""
-    gateway = {"onemin": "1min", "apimaster": "apimaster"}[target.conn_id]
-    path = {"onemin": "", "apimaster": "/v1"}[target.conn_id]
-    extra = {"gateway": gateway, "requests_per_minute": 100_000}
-    connect(target.conn_id, host=host.url + path, password="key", extra=extra)
-    host.routes["/p.png"] = answer(body=picture())
-    return host
-
-
-def answers(api: Host, *, submit: Route | None = None, poll: Route | None = None) -> None:
-    """Let a gateway behave but for these answers."""
-    play_gateway(api, "job-1", done(f"{api.url}/p.png"))
-    behaving = api.otherwise
-    assert behaving is not None
-
-    def route(handler: BaseHTTPRequestHandler) -> None:
-        chosen = submit if handler.command == "POST" else poll
-        (chosen or behaving)(handler)
-
-    api.otherwise = route
 
 
 def bomb(**headers: str) -> Route:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import read_submission
-from harness.forbidden import PUBLIC, Forbidden, Host, Internet, done, trusted
+from harness.forbidden import PUBLIC, Forbidden, Host, Internet, Route, answer, as_json, done, trusted
 from harness.matrix import read_records
 
 if TYPE_CHECKING:
@@ -90,6 +91,14 @@ class Target:
                 return value
 
             operator(**self.arguments({name: upstream()}))
+        return self._run(dag)
+
+    def run_with_params(
+        self, operator: Callable[..., Any] = GeminiImageGenerateOperator, *, given: Any, **more: Any
+    ) -> Run:
+        """The same, of a task whose arguments may be templates of ``params.given``."""
+        with DAG("attacked", schedule=None, params={"given": given}) as dag:
+            operator(**self.arguments(more))
         return self._run(dag)
 
     def dag(self, operator: Callable[..., Any] = GeminiImageGenerateOperator, **more: Any) -> DAG:
@@ -181,6 +190,42 @@ def target(
         pictures.close()
     assert set(internet.reached) <= {"127.0.0.1", PUBLIC}
     assert forbidden.hits == 0
+
+
+@pytest.fixture
+def api(target: Target, host: Host, connect: Callable[..., str]) -> Host:
+    """A server in the gateway's place: the task's connection leads there. See `answers`."""
+    gateway, path = {"onemin": ("1min", ""), "apimaster": ("apimaster", "/v1")}[target.conn_id]
+    extra = {"gateway": gateway, "requests_per_minute": 100_000}
+    connect(target.conn_id, host=host.url + path, password="key", extra=extra)
+    host.routes["/p.png"] = answer(body=picture())
+    return host
+
+
+def answers(
+    api: Host,
+    *,
+    submit: Route | None = None,
+    poll: Route | None = None,
+    job_id: str = "job-1",
+    keys: Sequence[str] = (),
+) -> None:
+    """Let the server in the gateway's place behave well, but for these answers.
+
+    :param job_id: of every submit.
+    :param keys: the storage keys of the picture, where the gateway names them.
+    """
+    submitted = {
+        "aiRecord": {"uuid": job_id, "status": "PROCESSING"},
+        "data": [{"status": "submitted", "task_id": job_id}],
+    }
+    ended = done(f"{api.url}/p.png", *keys)
+
+    def route(handler: BaseHTTPRequestHandler) -> None:
+        special, usual = (submit, submitted) if handler.command == "POST" else (poll, ended)
+        (special or as_json(usual))(handler)
+
+    api.otherwise = route
 
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC

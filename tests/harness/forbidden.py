@@ -106,6 +106,11 @@ def answer(status: int = 200, body: bytes = b"picture", **headers: str) -> Route
     return route
 
 
+def as_json(value: Any, status: int = 200, **headers: str) -> Route:
+    """A route that answers with this value."""
+    return answer(status, json.dumps(value).encode(), Content_Type="application/json", **headers)
+
+
 def done(link: str, *keys: str) -> dict[str, Any]:
     """The answer of either gateway to a poll: the job is done, and its picture is behind `link`.
 
@@ -119,24 +124,6 @@ def done(link: str, *keys: str) -> dict[str, Any]:
         },
         "data": {"status": "succeeded", "result": {"images": [{"url": link}]}},
     }
-
-
-def play_gateway(host: Host, job_id: str, poll: dict[str, Any], **headers: str) -> None:
-    """Let `host` answer as either gateway does: any POST gives this job id, any other GET is a poll.
-
-    :param poll: see `done`.
-    :param headers: of every answer.
-    """
-    submitted = {
-        "aiRecord": {"uuid": job_id, "status": "PROCESSING"},
-        "data": [{"status": "submitted", "task_id": job_id}],
-    }
-
-    def route(handler: BaseHTTPRequestHandler) -> None:
-        body = json.dumps(submitted if handler.command == "POST" else poll).encode()
-        answer(200, body, Content_Type="application/json", **headers)(handler)
-
-    host.otherwise = route
 
 
 class Forbidden:
