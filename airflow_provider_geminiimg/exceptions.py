@@ -251,8 +251,9 @@ class OutcomeUnknownError(GeminiImageError):
     kind = "outcome_unknown"
     fault = Fault.OPERATIONS
     default_hint = (
-        "Look at the gateway's console whether the picture was made and charged. To buy it again all the same, "
-        'clear the task with on_unknown="resubmit".'
+        "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
+        "`resolve` of GeminiImageCollectOperator. To buy it again all the same, clear the task with "
+        'on_unknown="resubmit".'
     )
 
 

@@ -676,6 +676,13 @@ async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way
     assert left.everything() == before
 
 
+async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left: LeftBehind) -> None:
+    record = await disk_left.unknown()
+    jobs.resolve(disk_left.ledger, record.key, LOST)
+    disk_left.change(record, outcome={**(disk_left.at(record).outcome or {}), "hint": "Other words."})
+    assert jobs.resolve(disk_left.ledger, record.key, LOST) is False
+
+
 async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: LeftBehind) -> None:
     record = await left.unknown()
     verdict = Verdict("job", left.sandbox.ledger()[0]["job_id"])

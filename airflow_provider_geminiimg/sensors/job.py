@@ -61,8 +61,9 @@ if TYPE_CHECKING:
 
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
-    "Look at the gateway's console whether the picture was made and charged. To buy it again all the same, clear the "
-    'submit task with on_unknown="resubmit".'
+    "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
+    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, clear the submit task with "
+    'on_unknown="resubmit".'
 )
 _SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
