@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.left_behind import LeftBehind
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -121,12 +123,30 @@ def test_catalogue_makes_one_picture_a_row_named_by_its_sku(
     assert len(sandbox.ledger()) == 3
 
 
+@both_gateways
+def test_maintenance_lands_what_was_left_behind_and_settles_what_it_is_told(
+    airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
+) -> None:
+    left = LeftBehind(sandbox, default_connection)
+    record, unknown = asyncio.run(left.submitted("paid")), asyncio.run(left.unknown("sent"))
+    dag = load("maintenance")
+    run = airflow.run_dag(dag)
+    assert run.state == "success", run.log
+    assert (run.task("collect").value["landed"], run.task("collect").value["unknown"]) == (1, 1)
+    assert left.picture(record)[1] == 1
+    run = airflow.run_dag(dag, run_id="by-hand", conf={"resolve": {unknown.key: "lost"}})
+    assert run.state == "success", run.log
+    assert left.at(unknown).state == "failed"
+    assert left.calls("submit") == 2
+
+
 def test_every_example_is_run_by_a_test() -> None:
     assert {path.stem for path in FILES} == {
         "apimaster",
         "campaign",
         "catalogue",
         "edit_chain",
+        "maintenance",
         "onemin",
         "submit_and_wait",
     }
