@@ -220,11 +220,10 @@ class Purchase:
 
     async def _adopt(self, record: Record) -> None:
         """From now on the record is this DAG run's: a retry is a retry again, and the next Clear can be seen."""
-        assert self.marker is not None
         self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
         generation = self.order.policy.generation
         await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, generation=generation))
-        await in_thread(self.marker.set, {"record": record.key, "claim": record.claim})
+        await remember(self.marker, record)
 
     async def _read_inputs(self) -> list[InputImage]:
         if self._inputs is None:
