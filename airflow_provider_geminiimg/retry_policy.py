@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 
 if not _compat.HAS_RETRY_POLICY:
     raise ImportError(
-        "IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Leave it out here: plain `retries` pay for nothing twice either."
+        "IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Leave it out here: plain `retries` pay for nothing twice."
     )
 
 if TYPE_CHECKING:
