@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,7 +156,7 @@ class Play:
 
     def dag(self, **changes: Any) -> DAG:
         with DAG("rows", schedule=None) as dag:
-            GeminiImageGenerateOperator(task_id="made", **{"prompt": self.prompt, **self.usual(), **changes})
+            GeminiImageGenerateOperator(**{"task_id": "made", "prompt": self.prompt, **self.usual(), **changes})
         return dag
 
     def start(self) -> None:
@@ -172,6 +173,14 @@ class Play:
     def retry(self) -> None:
         self.run.retry("made")
         self.is_honest()
+
+    def rival(self, **changes: Any) -> Callable[[], Any]:
+        """An attempt that Airflow knows nothing of (a task whose supervisor was killed), to be called in a thread."""
+        operator = self.dag(**{"deferrable": False, **changes}).tasks[0]
+        ti = SimpleNamespace(
+            dag_id="rows", run_id="run", task_id=operator.task_id, map_index=-1, max_tries=0, try_number=1
+        )
+        return lambda: operator.execute({"ti": ti})
 
     def clear(self, **changes: Any) -> None:
         self.run.clear("made", dag=self.dag(**changes))
@@ -214,7 +223,8 @@ class Play:
         if self.task.state == "success":
             return
         assert self.task.state == "failed", self.error
-        said, paid = str(self.error), any(entry["charged"] for entry in self.sandbox.ledger())
+        paid = any(entry["charged"] for entry in self.sandbox.ledger() if entry["prompt"] == self.prompt)
+        said = str(self.error)
         statements = {"No money was spent.": not paid, "The picture was paid for.": paid, "Money may have been": True}
         assert [true for statement, true in statements.items() if statement in said] == [True], (said, paid)
 

@@ -1,15 +1,18 @@
-"""What the rows of the failure matrix share: a gateway each, and waits that take no time."""
+"""What the rows of the failure matrix share: a gateway, storage that can be in trouble, waits that take no time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from harness.gate import Gate
     from harness.inprocess import AirflowHarness
     from harness.rows import Play
+    from harness.trouble import Bucket
 
     from airflow_provider_geminiimg.sandbox import Sandbox
 
@@ -30,3 +33,62 @@ def stage(
     from harness.rows import Play
 
     return Play(airflow, sandbox, connect, local_root, gateway, mode)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Bucket:
+    from harness.trouble import Bucket
+
+    return Bucket()
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    from harness.gate import Gate
+
+    return Gate()
+
+
+@pytest.fixture(scope="module")
+def _moto(bucket: Bucket, gate: Gate) -> Iterator[str]:
+    from harness.moto import start_moto
+
+    with start_moto(lambda app: gate(bucket(app))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def clients(_moto: str) -> dict[str, Any]:
+    """Two S3 clients: one that waits a minute for an answer, as the package's own, and one that waits half a second."""
+    import boto3
+    from botocore.config import Config
+
+    def client(**settings: Any) -> Any:
+        session = boto3.session.Session("test", "test", region_name="us-east-1")
+        return session.client("s3", endpoint_url=_moto, config=Config(max_pool_connections=32, **settings))
+
+    impatient = {"read_timeout": 0.5, "retries": {"mode": "standard", "total_max_attempts": 2}}
+    return {"patient": client(), "impatient": client(**impatient)}
+
+
+@pytest.fixture
+def bucket_stage(
+    stage: Play, bucket: Bucket, gate: Gate, s3_root: str, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Play]:
+    """As `stage`, with the root in a bucket, whose client is patient."""
+    from airflow_provider_geminiimg.storage import s3
+
+    stage.root, stage.trouble = s3_root, bucket
+    monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): clients["patient"]})
+    yield stage
+    bucket.end()
+    gate.open()
+
+
+@pytest.fixture
+def impatient_stage(bucket_stage: Play, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Play:
+    """As `bucket_stage`, with the client that does not wait long."""
+    from airflow_provider_geminiimg.storage import s3
+
+    monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): clients["impatient"]})
+    return bucket_stage

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from harness.moto import start_moto
-from harness.rows import CROSSED, STRAIGHT, Case, Play, each, play
-from harness.trouble import Bucket, Disk, Kind, Writes
+from harness.gate import Gate
+from harness.matrix import Row
+from harness.moto import age_object
+from harness.rows import BUY_AGAIN, CROSSED, EVERYWHERE, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play
+from harness.trouble import Disk, Kind, Writes
 
 from airflow_provider_geminiimg import lifecycle
-from airflow_provider_geminiimg.exceptions import StorageError
-from airflow_provider_geminiimg.storage import s3
+from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError
 
 MOMENTS: dict[str, Writes] = {
     "while the record is claimed": lambda path, body: b'"state":"intent"' in body,
@@ -87,39 +89,78 @@ DISK = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Bucket:
-    return Bucket()
+def later(stage: Play) -> None:
+    """Bring the bucket back, when the answer's deadline has passed."""
+    stage.trouble.end()
+    bucket, _, root = stage.root.removeprefix("s3://").partition("/")
+    age_object(bucket, f"{root}/{stage.record.key}", 600.0)
 
 
-@pytest.fixture(scope="module")
-def _moto(bucket: Bucket) -> Iterator[str]:
-    with start_moto(bucket) as url:
-        yield url
+def download_fails(stage: Play) -> None:
+    """Let the first attempt end with a job on record."""
+    stage.fault("download", status=500, times=3)
 
 
-@pytest.fixture(scope="module")
-def impatient(_moto: str) -> Any:
-    """An S3 client that waits half a second for an answer, not a minute."""
-    return boto3.session.Session("test", "test", region_name="us-east-1").client(
-        "s3", endpoint_url=_moto, config=Config(read_timeout=0.5, retries={"mode": "standard"})
-    )
+def spoil(change: Callable[[bytes], bytes]) -> Callable[[Play], None]:
+    """Write something else into the record."""
+
+    def spoiled(stage: Play) -> None:
+        path = stage.folder / stage.record.key
+        stage.trouble = (path, path.read_bytes())
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoiled
 
 
-@pytest.fixture
-def bucket_stage(
-    stage: Play, bucket: Bucket, s3_root: str, impatient: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Play]:
-    """As `stage`, with the root in a bucket that may be in trouble."""
-    stage.root, stage.trouble = s3_root, bucket
-    monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): impatient})
-    yield stage
-    bucket.end()
+def restored(stage: Play) -> None:
+    path, content = stage.trouble
+    path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("case", "gateway", "mode"), each(BUCKET))
-def test_paid_work_is_safe_from_bucket(case: Case, bucket_stage: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    play(case, bucket_stage, "storage", monkeypatch)
+def hide(stage: Play) -> None:
+    """Let the next attempt run on a machine with another disk."""
+    stage.folder.rename(stage.folder.with_name("of-another-worker"))
+
+
+def shared(stage: Play) -> None:
+    shutil.rmtree(stage.folder, ignore_errors=True)
+    stage.folder.with_name("of-another-worker").rename(stage.folder)
+
+
+def delete_the_picture(stage: Play) -> None:
+    Path(stage.task.value["images"][0]["uri"].removeprefix("file://")).unlink()
+
+
+UNREADABLE = {
+    "prepare": download_fails, "error": LedgerError, "still": ("retry", "clear"), "mend": restored,
+    "then": "Nothing is sent, the error names the record. Restore it, then clear: the job is collected at no cost.",
+}  # fmt: skip
+BETWEEN = "between two attempts"
+SILENT = [
+    Case("The bucket falls silent", "once the record is claimed",
+         "Nothing was sent, which no later attempt can know. From the answer's deadline on the outcome counts as "
+         'unknown; a Clear with `on_unknown="resubmit"` buys.',
+         UNKNOWN_UNPAID, prepare=begin("silent", MOMENTS[CLAIM]), between=later, error=OutcomeUnknownError,
+         still=("retry", "clear"), again=BUY_AGAIN, where=CROSSED),
+]  # fmt: skip
+RECORDS = [
+    Case("The record is cut off", BETWEEN, between=spoil(lambda data: data[: len(data) // 2]), **UNREADABLE,
+         where=STRAIGHT),
+    Case("The record is empty", BETWEEN, between=spoil(lambda data: b""), **UNREADABLE, where=CROSSED),
+    Case("The record is not JSON", BETWEEN, between=spoil(lambda data: b"PNG" + data), **UNREADABLE, where=STRAIGHT),
+    Case("The record is of a newer version of this package", BETWEEN,
+         between=spoil(lambda data: data.replace(b'"schema":1', b'"schema":2')), **UNREADABLE, where=CROSSED),
+    Case("The root is not shared between workers", "on a retry elsewhere",
+         "Nothing is sent, the error says so. Share the root, then clear: the job is collected at no cost.",
+         prepare=download_fails, between=hide, error=LedgerError, still=("retry", "clear"), mend=shared),
+    Case("Somebody deletes the picture", "after it landed",
+         "A Clear asks the gateway for a fresh link, and lands it again at no cost.", mend=delete_the_picture),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "gateway", "mode"), each([*BUCKET, *SILENT]))
+def test_paid_work_is_safe_from_bucket(case: Case, impatient_stage: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(case, impatient_stage, "storage", monkeypatch)
 
 
 @pytest.mark.parametrize(("case", "gateway", "mode"), each(DISK))
@@ -128,3 +169,53 @@ def test_paid_work_is_safe_from_disk(case: Case, stage: Play, monkeypatch: pytes
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     play(case, stage, "storage", monkeypatch)
+
+
+@pytest.mark.parametrize(("case", "gateway", "mode"), each(RECORDS))
+def test_paid_work_is_safe_where(case: Case, stage: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(case, stage, "storage", monkeypatch)
+
+
+def race(stage: Play, gate: Gate, rival: Callable[[], Any], path: str, body: str) -> BaseException | None:
+    """Let an attempt and its rival write the same object at once; returns how the rival failed, if it did."""
+    first, second = gate.hold("PUT", path, body), gate.hold("PUT", path, body)
+
+    def start_together() -> None:
+        second.reached()
+        first.let_go()
+        second.let_go()
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(rival)
+        first.reached()
+        starting = pool.submit(start_together)
+        stage.start()
+        starting.result()
+        return other.exception()
+
+
+@pytest.mark.parametrize(("gateway", "mode"), EVERYWHERE)
+def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
+    stage = bucket_stage
+    assert race(stage, gate, stage.rival(), "/ledger/", '"state":"intent"') is None
+    case = Case("Two attempts claim one record at once", "before the submit",
+                "One of them submits. Both end with its picture.")  # fmt: skip
+    assert stage.submits() == 1
+    assert (stage.task.state, stage.balance()) == ("success", LANDED)
+    stage.save("storage", case, stage.balance())
+
+
+@pytest.mark.parametrize(("gateway", "mode"), EVERYWHERE)
+def test_two_tasks_that_claim_one_file_name_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
+    stage = bucket_stage
+    stage.arguments.update(output_path=f"{stage.root}-pictures", file_name="fox")
+    lost = race(stage, gate, stage.rival(task_id="other", prompt="a blue fox"), "/names/", "")
+    errors = [error for error in (lost, stage.task.error) if error is not None]
+    assert [type(error.__cause__) for error in errors] == [BadRequestError]
+    assert "is taken" in str(errors[0])
+    assert stage.submits() == 1
+    balance = stage.balance()
+    assert balance == LANDED
+    event, moment = "Two tasks claim one file name at once", "before the submit"
+    then = "One of them submits. The other fails before anything is sent: give it another name."
+    Row("storage", event, moment, stage.gateway, stage.mode, balance, "one success, one failed", then).save()
