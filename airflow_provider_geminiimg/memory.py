@@ -31,7 +31,7 @@ async def look(ledger: Ledger, item: Item, marker: Marker | None) -> Found | Non
     :raises StorageError: the store failed.
     """
     found = await in_thread(ledger.latest, item)
-    if marker is None or (found is not None and found.record.state != "intent"):
+    if marker is None or (found is not None and not _lacks_its_answer(found.record)):
         return found
     mark = await in_thread(marker.get)
     if mark is not None and found is not None:
@@ -39,6 +39,11 @@ async def look(ledger: Ledger, item: Item, marker: Marker | None) -> Found | Non
     if mark is not None:
         await _check_excuse(ledger, mark)
     return found
+
+
+def _lacks_its_answer(record: Record) -> bool:
+    """Whether an answer may be missing on it. A failure without a job may be a person's word, who knew of no job."""
+    return record.job_id is None and record.state in ("intent", "failed")
 
 
 async def _check_excuse(ledger: Ledger, mark: Mapping[str, Any]) -> None:
@@ -54,13 +59,13 @@ async def _check_excuse(ledger: Ledger, mark: Mapping[str, Any]) -> None:
 
 
 async def _recalled(ledger: Ledger, found: Found, mark: Mapping[str, Any]) -> Found:
-    """An intent whose answer could not be written down then, written down now."""
+    """A record whose answer could not be written down then, with the answer, written down now."""
     job_id = mark.get("job_id")
     if not job_id or mark.get("claim") != found.record.claim:
         return found
 
     def submitted(stored: Record) -> Record | None:
-        if stored.state != "intent" or stored.claim != mark["claim"]:
+        if not _lacks_its_answer(stored) or stored.claim != mark["claim"]:
             return None
         return replace(stored, state="submitted", job_id=str(job_id), submitted_at=stored.claimed_at, outcome=None)
 

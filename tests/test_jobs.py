@@ -601,6 +601,17 @@ async def test_what_is_settled_as_unpaid_is_submitted_again_by_a_retry_and_by_a_
     assert nonzero(await left.collect()) == {}
 
 
+async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_settled_as_unpaid(
+    left: LeftBehind,
+) -> None:
+    memory = Memory()
+    record = await left.unknown(marker=memory)
+    jobs.resolve(left.ledger, record.key, UNPAID)
+    memory.set({**(memory.get() or {}), "job_id": left.sandbox.ledger()[0]["job_id"]})
+    assert left.picture(await left.attempt(generation=1, marker=memory)) == (f"{left.folder}/hero.png", 1)
+    assert left.calls("submit") == 1
+
+
 async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_regenerate(left: LeftBehind) -> None:
     record = await left.unknown()
     assert jobs.resolve(left.ledger, record.key, LOST) is True
