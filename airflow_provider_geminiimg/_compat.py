@@ -1,8 +1,8 @@
-"""The only reader of Airflow's version: what 3.3 has and 3.1 and 3.2 lack, or keep elsewhere."""
+"""The only reader of Airflow's version and of its private parts: what one Airflow has and another lacks or hides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 try:
@@ -29,6 +29,7 @@ __all__ = [
     "HAS_TASK_STATE_STORE",
     "RetryDecision",
     "RetryPolicy",
+    "TakesTexts",
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "is_mapped",
@@ -58,6 +59,35 @@ class StateStoreMarker:
 def is_mapped(operator: Any) -> bool:
     """Whether the operator is being made out of ``.partial().expand()``, at run time. Airflow tells it nowhere else."""
     return bool(getattr(operator, "_BaseOperator__from_mapped", False))
+
+
+class TakesTexts:
+    """An operator that takes what another task returned as it is, braces included.
+
+    Airflow does so too, but for ``.expand_kwargs()``: what that takes from another task it renders as if the DAG's
+    author had written it, and a prompt that asks for ``{{ conn.x.password }}`` gets it.
+    """
+
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Any, context: Any, jinja_env: Any, seen_oids: set[int]
+    ) -> None:
+        seen = seen_oids | _returned_by_a_task(self, context)
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen)  # type: ignore[misc]
+
+
+def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
+    """The ids of the arguments that ``.expand_kwargs()`` took from another task."""
+    if not is_mapped(operator):
+        return set()
+    mapped = operator.dag.get_task(operator.task_id)
+    rows = getattr(mapped.expand_input, "value", None)
+    if isinstance(rows, Mapping):  # `.expand()`: Airflow's own ids are right
+        return set()
+    row = rows[context["ti"].map_index] if isinstance(rows, Sized) else rows  # type: ignore[index]
+    if isinstance(row, Mapping):  # written in the DAG
+        return set()
+    given = ((name, getattr(operator, name)) for name in operator.template_fields)
+    return {id(value) for name, value in given if value is not mapped.partial_kwargs.get(name)}
 
 
 def marker(context: Mapping[str, Any]) -> StateStoreMarker | None:

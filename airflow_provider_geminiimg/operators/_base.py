@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
+from airflow_provider_geminiimg._compat import TakesTexts, TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -64,7 +64,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class ImageOperator(BaseOperator):
+class ImageOperator(TakesTexts, BaseOperator):
     """Base of the operators that buy one picture.
 
     :param prompt: what to make, or what to change.

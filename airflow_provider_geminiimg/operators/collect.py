@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_geminiimg._compat import is_mapped
+from airflow_provider_geminiimg._compat import TakesTexts, is_mapped
 from airflow_provider_geminiimg.attempt import raise_outcome, text
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.jobs import Report, Scope, collect, resolve, verdicts
@@ -38,7 +38,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageCollectOperator(BaseOperator):
+class GeminiImageCollectOperator(TakesTexts, BaseOperator):
     """Land what was paid for and is not in storage: what killed, failed or cleared tasks left behind. Buys nothing.
 
     Walks the ledger of this Airflow (``[geminiimg] namespace``). Each picture lands where it was meant to, and the task

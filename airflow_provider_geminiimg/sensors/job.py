@@ -25,7 +25,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
+from airflow_provider_geminiimg._compat import TakesTexts, TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -77,7 +77,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageJobSensor(BaseSensorOperator):
+class GeminiImageJobSensor(TakesTexts, BaseSensorOperator):
     """Wait for a job and land its picture. Returns the picture's manifest.
 
     A poll that fails says nothing about the job, and the sensor goes on. When it gives up, the job is left alone: clear

@@ -75,22 +75,27 @@ class Target:
         """The same, of a task that edits `image`."""
         return self._run(self.dag(GeminiImageEditOperator, image=image, **more))
 
+    def run_as(self, operator: Callable[..., Any], **more: Any) -> Run:
+        """The same, of another operator that takes the usual arguments."""
+        return self._run(self.dag(operator, **more))
+
     def run_as_is(self, operator: Callable[..., Any], **arguments: Any) -> Run:
         """The same, of another operator, with these arguments alone."""
         with DAG("attacked", schedule=None) as dag:
             operator(**arguments)
         return self._run(dag)
 
-    def run_with(self, name: str, value: Any) -> Run:
+    def run_with(self, name: str, value: Any, **more: Any) -> Run:
         """The same, of a task whose argument `name` is what another task returned."""
-        operator = GeminiImageEditOperator if name == "image" else GeminiImageGenerateOperator
+        operator = GeminiImageEditOperator if name in ("image", "reference_images") else GeminiImageGenerateOperator
+        usual = {"image": str(self.folder / "absent.png")} if name == "reference_images" else {}
         with DAG("attacked", schedule=None) as dag:
 
             @task
             def upstream() -> Any:
                 return value
 
-            operator(**self.arguments({name: upstream()}))
+            operator(**self.arguments({**usual, name: upstream(), **more}))
         return self._run(dag)
 
     def run_with_params(
