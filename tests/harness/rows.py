@@ -35,7 +35,6 @@ EVERYWHERE = AT_1MIN + AT_APIMASTER
 # Each gateway and each mode once, for rows on which one of them has no bearing.
 STRAIGHT = (AT_1MIN[0], AT_APIMASTER[1])
 CROSSED = (AT_1MIN[1], AT_APIMASTER[0])
-RETRIES = 2
 BUY_AGAIN = {"on_unknown": "resubmit", "on_clear": "regenerate"}
 
 LANDED = Balance(submitted=1, paid=1, landed=1, unknown=0, lost=0, paid_twice=0)
@@ -166,9 +165,8 @@ class Play:
 
     def go_on(self) -> None:
         """What follows by itself: a failed task is retried, unless its error forbids that."""
-        for _ in range(RETRIES):
-            if self.task.state == "failed" and not isinstance(self.task.error, AirflowFailException):
-                self.retry()
+        if self.task.state == "failed" and not isinstance(self.task.error, AirflowFailException):
+            self.retry()
 
     def retry(self) -> None:
         self.run.retry("made")
@@ -183,7 +181,7 @@ class Play:
         return lambda: operator.execute({"ti": ti})
 
     def clear(self, **changes: Any) -> None:
-        self.run.clear("made", dag=self.dag(**changes))
+        self.run.clear("made", dag=self.dag(**changes) if changes else None)
         self.is_honest()
 
     # What is there

@@ -13,8 +13,10 @@ from harness.rows import (
     AT_1MIN,
     AT_APIMASTER,
     BUY_AGAIN,
+    CROSSED,
     LANDED,
     NO_PICTURE,
+    STRAIGHT,
     UNKNOWN_PAID,
     UNPAID,
     Case,
@@ -34,7 +36,7 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways.base import Call
 
 PAGE = "<html><body>A timeout occurred</body></html>"
-POLL, DOWNLOAD, JOB = "in answer to a poll", "in answer to the download", "as the job's end"
+POLL, DOWNLOAD, JOB = "on a poll", "on the download", "at the job's end"
 ASKED_AGAIN = "That says nothing about the job. The next poll asks again."
 LANDS_LATER = "The next attempt polls the same job and downloads again, at no cost."
 BOUGHT_AGAIN = 'Nothing is sent again. A Clear with `on_clear="regenerate"` buys again.'
@@ -64,7 +66,7 @@ def no_link_at_first(stage: Play) -> None:
     stage.fault("status", times=2, body=NO_LINK[stage.gateway])
 
 
-def forgets(stage: Play, times: int = 1000) -> None:
+def forgets(stage: Play, times: int = 6) -> None:
     """Let the gateway know nothing of a job that was submitted a quarter of an hour ago."""
     path = stage.folder / stage.record.key
     record = json.loads(path.read_text())
@@ -128,19 +130,20 @@ CASES = [
          still=("retry", "clear"), again={"prompt": "a kind fox"}, where=AT_1MIN),
     Case("Success without a picture", JOB, BOUGHT_AGAIN, NO_PICTURE, error=NoPictureError,
          faults=({"route": "submit", "outcome": "no_picture"},), still=("retry", "clear"), again=BUY_AGAIN),
-    Case("500, 502, then 503", DOWNLOAD, LANDS_LATER,
+    Case("500, 502, then 503", DOWNLOAD, LANDS_LATER, where=STRAIGHT,
          faults=[{"route": "download", "status": status} for status in (500, 502, 503)]),
     Case("500, of a link that came with the answer to the submit", DOWNLOAD,
          "The next attempt downloads again, at no cost: the link, or the job, is on record.",
          settings={"honour_async": False, "latency": 0}, faults=({"route": "download", "status": 500, "times": 3},)),
-    Case("429", DOWNLOAD, "The same attempt downloads again.", faults=({"route": "download", "status": 429},)),
-    Case("A 522 page that calls itself a success", DOWNLOAD, LANDS_LATER,
+    Case("429", DOWNLOAD, "The same attempt downloads again.", where=CROSSED,
+         faults=({"route": "download", "status": 429},)),
+    Case("A 522 page that calls itself a success", DOWNLOAD, LANDS_LATER, where=STRAIGHT,
          faults=({"route": "download", "status": 200, "body": PAGE, "times": 3},)),
-    Case("The connection breaks off before the first byte", DOWNLOAD, LANDS_LATER,
+    Case("The connection breaks off before the first byte", DOWNLOAD, LANDS_LATER, where=CROSSED,
          faults=({"route": "download", "drop": True, "times": 3},)),
-    Case("The connection breaks off in the middle", DOWNLOAD, LANDS_LATER,
+    Case("The connection breaks off in the middle", DOWNLOAD, LANDS_LATER, where=STRAIGHT,
          faults=({"route": "download", "cut_after": 500, "times": 3},)),
-    Case("No byte comes in time", DOWNLOAD, "The same attempt downloads again.",
+    Case("No byte comes in time", DOWNLOAD, "The same attempt downloads again.", where=CROSSED,
          faults=({"route": "download", "hold": True},), patches=QUICK_DOWNLOADS),
     Case("The link expires", "between poll and download", "The same attempt asks for a fresh link.",
          faults=({"route": "download", "status": 403},)),

@@ -30,7 +30,7 @@ from airflow_provider_geminiimg.gateways import apimaster
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
 PAGE = "<html><body>A timeout occurred</body></html>"
-SUBMIT = "in answer to the submit"
+SUBMIT = "on the submit"
 IN_THE_ATTEMPT = "The same attempt waits, and sends it again: it is known to be unpaid."
 NEXT_ATTEMPT = "The next attempt sends it again: it is known to be unpaid."
 NO_RESENDING = ((lifecycle, "RESEND_SECONDS", 0.0),)
@@ -78,7 +78,7 @@ CASES = [
     Case("429 without Retry-After", SUBMIT, IN_THE_ATTEMPT, faults=({"route": "submit", "status": 429, "times": 2},)),
     Case("429 for longer than two minutes", SUBMIT, NEXT_ATTEMPT,
          faults=({"route": "submit", "status": 429},), patches=NO_RESENDING),
-    Case("The gateway can't be reached", "by the submit", NEXT_ATTEMPT,
+    Case("The gateway can't be reached", SUBMIT, NEXT_ATTEMPT,
          patches=NO_RESENDING, prepare=nobody_listens, between=Play.connect),
     Case("502 that says why, in the gateway's own words", SUBMIT, NEXT_ATTEMPT,
          faults=({"route": "submit", "status": 502},), where=AT_APIMASTER),

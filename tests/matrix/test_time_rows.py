@@ -100,13 +100,15 @@ CASES = [
     Case("The task's `timeout` passes", "while the job runs", arguments={"timeout": 0.2}, settings={"latency": 1.2},
          **TIMED_OUT),
     Case("The worker's clock steps back an hour", RETRY, "The job is polled as ever.",
-         prepare=polls_fail, between=turn(-HOUR)),
+         where=STRAIGHT, prepare=polls_fail, between=turn(-HOUR)),
     Case("The worker's clock steps forward an hour", RETRY, "The next attempt asks once, and lands it.",
-         prepare=polls_fail, between=turn(HOUR)),
-    Case("The worker's clock steps forward an hour", f"{RETRY}, while the job runs", prepare=polls_fail,
-         between=turn(HOUR), settings={"latency": 2.0}, **TIMED_OUT),
-    Case("The worker's clock is an hour behind the storage's", "all along", "Nothing changes.", prepare=turn(-HOUR)),
-    Case("The worker's clock is an hour ahead of the storage's", "all along", "Nothing changes.", prepare=turn(HOUR)),
+         where=CROSSED, prepare=polls_fail, between=turn(HOUR)),
+    Case("The worker's clock steps forward an hour", f"{RETRY}, while the job runs", where=STRAIGHT,
+         prepare=polls_fail, between=turn(HOUR), settings={"latency": 2.0}, **TIMED_OUT),
+    Case("The worker's clock is an hour behind the storage's", "all along", "Nothing changes.",
+         where=CROSSED, prepare=turn(-HOUR)),
+    Case("The worker's clock is an hour ahead of the storage's", "all along", "Nothing changes.",
+         where=STRAIGHT, prepare=turn(HOUR)),
 ]  # fmt: skip
 
 
