@@ -14,6 +14,7 @@ demo: $(READY) ## Make pictures with a real Airflow, no API key needed
 	@$(BIN)/python -m scripts.demo
 
 test: check ## Run check, then the tests
+	rm -rf $(addprefix build/matrix/,gateway storage time)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/live --ignore=tests/compat
 
 check: $(READY) ## Run the linters, the type checker and the docs
@@ -27,6 +28,7 @@ docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer
+	rm -rf $(addprefix build/matrix/,processes airflow)
 	$(BIN)/python -m pytest tests/live
 
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7

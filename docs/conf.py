@@ -22,6 +22,7 @@ os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
 import airflow_provider_geminiimg  # noqa: E402
 from airflow_provider_geminiimg import catalog, exceptions, retry_policy  # noqa: E402
 from airflow_provider_geminiimg.provider import get_provider_info  # noqa: E402
+from scripts import failure_matrix  # noqa: E402
 
 # Autodoc imports with TYPE_CHECKING set, which Airflow's own pydantic models do not survive; so it finds all loaded.
 for name in airflow_provider_geminiimg.__all__:
@@ -111,7 +112,20 @@ def settings() -> Iterator[tuple[str, ...]]:
         yield (f"`{name}`", default, f"`{option['example']}`", option["description"].replace("``", "`").strip())
 
 
+def rows_of(group: str) -> Iterator[tuple[str, ...]]:
+    shown = [failure_matrix.COUNTS.index(name) for name in ("submitted", "paid", "landed", "unknown", "no_picture")]
+    for line in failure_matrix.lines(row for row in MATRIX if row["group"] == group):
+        row, counts = line.row, line.counts
+        yield (row["event"], row["moment"], line.where, *(counts[at] for at in shown), row["state"], row["then"])
+
+
+MATRIX = failure_matrix.read_committed()
+MATRIX_HEAD = ("What happens", "When", "Where", "Submitted", "Paid", "Landed", "Unknown", "No picture", "Task", "Then")
+
 myst_substitutions = {
+    **{f"matrix_{group}": table(MATRIX_HEAD, rows_of(group)) for group in failure_matrix.GROUPS},
+    **{f"matrix_{name}": str(count) for name, count in failure_matrix.total(MATRIX).items()},
+    "matrix_rows": str(len(MATRIX)),
     "outcomes": table(
         ("Outcome", "Meaning", "Paid", "A retry can help", "`IMAGE_RETRY_POLICY`", "Who acts"), outcomes()
     ),

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,22 @@ if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
 
     from airflow_provider_geminiimg.sandbox import Sandbox
+
+
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.time()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The failure matrix, as far as this session has run it."""
+    from scripts.failure_matrix import read_results, table
+
+    if rows := read_results(since=config.stash[STARTED]):
+        terminalreporter.section("failure matrix")
+        terminalreporter.write(table(rows))
 
 
 def pytest_unconfigure() -> None:
