@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -369,6 +369,30 @@ async def test_an_extra_job_that_still_runs_keeps_its_record_for_the_next_collec
         assert nonzero(await left.collect()) == {"running": 1}
         assert left.calls("status") == before + number
     assert len(left.records()) == 2
+
+
+async def test_an_extra_job_is_looked_at_once_where_its_new_record_is_listed_by_the_same_walk(
+    disk_left: LeftBehind,
+) -> None:
+    class Paged(Wire):
+        """Lists as a bucket does: what comes late is on a later page."""
+
+        def keys(self, prefix: str) -> Iterator[str]:
+            last = ""
+            while (key := next((key for key in super().keys(prefix) if key > last), None)) is not None:
+                yield (last := key)
+
+    left = disk_left
+    left.sandbox.settings(latency=60)
+    running = await left.attempt(land=False)
+    left.store.delete(running.key)
+    for n in range(1, 9):
+        extra = [running.job_id] if n == 1 else []
+        left.ledger.create(landed(n=n, conn_id=left.conn_id, extra_jobs=extra, answer_within=0.0))
+    left.surroundings.ledger = Ledger(Paged(left.store))
+    assert nonzero(await left.collect()) == {"running": 1}
+    assert len(left.records()) == 9
+    assert left.calls("status") == 1
 
 
 async def test_an_extra_job_of_an_attempt_that_may_still_land_it_is_left_to_that_attempt(left: LeftBehind) -> None:
