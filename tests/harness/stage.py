@@ -128,7 +128,7 @@ class Scene:
             "resolution": "512",
             "deferrable": self.plan.deferrable,
             "poll_interval": 0.5,
-            "retries": 2,
+            "retries": 6,  # a busy scheduler takes a task that comes back from its trigger for a lost one
             **self.plan.arguments,
         }
         path = self.stage.rows / f"{self.dag_id}.json"

@@ -13,7 +13,7 @@ from harness import airflow_rows, component_rows, process_rows
 from harness.matrix import Row
 from harness.stage import Plan, Scene, Stage
 
-AT_ONCE = 12
+AT_ONCE = 10
 ON_S3 = [*process_rows.PLANS, *airflow_rows.PLANS]
 ON_DISK = [*component_rows.PLANS, *component_rows.ALONE]
 Rows = dict[str, Future[Row]]
