@@ -247,7 +247,7 @@ class Scene:
 
     def log(self) -> str:
         """What all attempts logged, without what surrounds it."""
-        lines = "".join(self.airflow.task_log(self.dag_id, RUN, "made", attempt=n) for n in range(1, 7)).splitlines()
+        lines = "".join(self.airflow.task_log(self.dag_id, RUN, "made", attempt=n) for n in range(1, 12)).splitlines()
         return "\n".join(str(json.loads(line).get("event")) for line in lines if line.endswith("}"))
 
     def records(self) -> list[Record]:
