@@ -59,6 +59,7 @@ class Case:
         would take minutes.
     :param prepare: what else is done before the first attempt.
     :param between: what is done between the first attempt and what follows it by itself.
+    :param attempts: how many there are when nothing more happens by itself; a task may be retried once.
     :param error: what the task fails with when nothing more happens by itself; ``None``: there is a picture.
     :param still: what changes nothing about that error: ``retry``, ``clear``.
     :param mend: what a person then does, after which a Clear brings the picture; the row is weighed after that.
@@ -77,6 +78,7 @@ class Case:
     patches: Sequence[tuple[Any, str, Any]] = ()
     prepare: Callable[[Play], None] | None = None
     between: Callable[[Play], None] | None = None
+    attempts: int = 1
     error: type[GeminiImageError] | None = None
     still: Sequence[str] = ()
     mend: Callable[[Play], None] | None = None
@@ -267,6 +269,7 @@ def _fails(case: Case) -> bool:
 
 
 def _nothing_follows(case: Case, stage: Play) -> None:
+    assert stage.task.try_number == case.attempts, stage.error
     if case.error is None:
         assert stage.task.state == "success", stage.error
         return

@@ -76,7 +76,7 @@ def edit_the_task(stage: Play) -> None:
 CASES = [
     Case("The templates render to another prompt", "on a retry",
          "The recorded request counts: its job is polled, and the log says what differs. Only a Clear compares.",
-         prepare=download_fails, between=edit_the_task),
+         prepare=download_fails, between=edit_the_task, attempts=2),
 ]  # fmt: skip
 
 

@@ -77,13 +77,13 @@ CASES = [
          faults=({"route": "submit", "status": 429, "headers": {"Retry-After": "1"}},)),
     Case("429 without Retry-After", SUBMIT, IN_THE_ATTEMPT, faults=({"route": "submit", "status": 429, "times": 2},)),
     Case("429 for longer than two minutes", SUBMIT, NEXT_ATTEMPT,
-         faults=({"route": "submit", "status": 429},), patches=NO_RESENDING),
+         faults=({"route": "submit", "status": 429},), patches=NO_RESENDING, attempts=2),
     Case("The gateway can't be reached", SUBMIT, NEXT_ATTEMPT,
-         patches=NO_RESENDING, prepare=nobody_listens, between=Play.connect),
+         patches=NO_RESENDING, prepare=nobody_listens, between=Play.connect, attempts=2),
     Case("502 that says why, in the gateway's own words", SUBMIT, NEXT_ATTEMPT,
-         faults=({"route": "submit", "status": 502},), where=AT_APIMASTER),
+         faults=({"route": "submit", "status": 502},), where=AT_APIMASTER, attempts=2),
     Case("503 that says why, in the gateway's own words", SUBMIT, NEXT_ATTEMPT,
-         faults=({"route": "submit", "status": 503},), where=AT_APIMASTER),
+         faults=({"route": "submit", "status": 503},), where=AT_APIMASTER, attempts=2),
     *unanswered("429 as a web page", {"status": 429, "body": PAGE}),
     *unanswered("500", {"status": 500}),
     *unanswered("502 as a web page", {"status": 502, "body": PAGE}),
@@ -102,7 +102,8 @@ CASES = [
     Case("The picture itself after a long wait instead of a job", SUBMIT, "The picture is taken as it is.",
          settings={"honour_async": False}),
     Case("The account has no money", SUBMIT, "Nothing is sent again until a Clear. Top up the account, then clear.",
-         settings={"credits": 0, "balance": 0}, error=InsufficientBalanceError, still=("retry",), mend=top_up, buys=1),
+         settings={"credits": 0, "balance": 0}, attempts=2, error=InsufficientBalanceError, still=("retry",),
+         mend=top_up, buys=1),
 ]  # fmt: skip
 
 

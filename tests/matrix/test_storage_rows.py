@@ -51,13 +51,13 @@ def mended(stage: Play) -> None:
 # What becomes of a picture whose write fails at each moment, until a person mends the storage.
 BEFORE = {
     "then": "No money was spent, nothing was sent. Mend the storage, then clear: it is bought.",
-    "error": StorageError, "mend": mended, "buys": 1,
+    "attempts": 2, "error": StorageError, "mend": mended, "buys": 1,
 }  # fmt: skip
 ALL_THE_SAME = {"then": "The picture lands all the same, and its record with it."}
 AFTER = {
     "then": "Each retry fails, and says that the picture was paid for. Mend the storage, then clear: it lands, at no "
     "cost.",
-    "error": StorageError, "mend": mended,
+    "attempts": 2, "error": StorageError, "mend": mended,
 }  # fmt: skip
 UNRECORDED = {
     "then": "The picture lies in storage, the task succeeds, and the log names the record. A Clear records it, at no "
@@ -132,7 +132,7 @@ def delete_the_picture(stage: Play) -> None:
 
 
 UNREADABLE = {
-    "prepare": download_fails, "error": LedgerError, "still": ("retry", "clear"), "mend": restored,
+    "prepare": download_fails, "attempts": 2, "error": LedgerError, "still": ("retry", "clear"), "mend": restored,
     "then": "Nothing is sent, the error names the record. Restore it, then clear: the job is collected at no cost.",
 }  # fmt: skip
 BETWEEN = "between two attempts"
@@ -140,7 +140,7 @@ SILENT = [
     Case("The bucket falls silent", "once the record is claimed",
          "Nothing was sent, which no later attempt can know. From the answer's deadline on the outcome counts as "
          'unknown; a Clear with `on_unknown="resubmit"` buys.',
-         UNKNOWN_UNPAID, prepare=begin("silent", MOMENTS[CLAIM]), between=later, error=OutcomeUnknownError,
+         UNKNOWN_UNPAID, prepare=begin("silent", MOMENTS[CLAIM]), between=later, attempts=2, error=OutcomeUnknownError,
          still=("retry", "clear"), again=BUY_AGAIN, where=CROSSED),
 ]  # fmt: skip
 RECORDS = [
@@ -152,7 +152,7 @@ RECORDS = [
          between=spoil(lambda data: data.replace(b'"schema":1', b'"schema":2')), **UNREADABLE, where=CROSSED),
     Case("The root is not shared between workers", "on a retry elsewhere",
          "Nothing is sent, the error says so. Share the root, then clear: the job is collected at no cost.",
-         prepare=download_fails, between=hide, error=LedgerError, still=("retry", "clear"), mend=shared,
+         prepare=download_fails, between=hide, attempts=2, error=LedgerError, still=("retry", "clear"), mend=shared,
          where=STRAIGHT),
     Case("Somebody deletes the picture", "after it landed",
          "A Clear asks the gateway for a fresh link, and lands it again at no cost.", mend=delete_the_picture,

@@ -63,13 +63,14 @@ def job_ends(stage: Play) -> None:
 
 
 def died_while_sending(*, seconds_ago: float, answer_within: float) -> Callable[[Play], None]:
-    """Leave the record as an attempt leaves it that died between sending and the answer."""
+    """Leave the record as an attempt leaves it that died between sending and the answer; Airflow then retries."""
 
     def died(stage: Play) -> None:
         path = stage.folder / stage.record.key
         path.write_text(json.dumps({**json.loads(path.read_text()), "outcome": None, "answer_within": answer_within}))
         then = time.time() - seconds_ago
         os.utime(path, (then, then))
+        stage.retry()
 
     return died
 
@@ -79,11 +80,11 @@ def sent(*, charged: bool) -> tuple[dict[str, Any], ...]:
 
 
 UNKNOWN = {
-    "error": OutcomeUnknownError, "still": ("retry", "clear"), "again": BUY_AGAIN,
+    "attempts": 2, "error": OutcomeUnknownError, "still": ("retry", "clear"), "again": BUY_AGAIN,
     "then": 'Outcome unknown. Nothing is sent again; a Clear with `on_unknown="resubmit"` buys again.',
 }  # fmt: skip
 TIMED_OUT = {
-    "error": TimedOutError, "mend": job_ends,
+    "attempts": 2, "error": TimedOutError, "mend": job_ends,
     "then": "The job is left alone. Each attempt asks once more. Once the job has ended, a Clear lands it at no cost.",
 }  # fmt: skip
 PASSED = died_while_sending(seconds_ago=600, answer_within=240)
@@ -100,9 +101,9 @@ CASES = [
     Case("The task's `timeout` passes", "while the job runs", arguments={"timeout": 0.2}, settings={"latency": 1.2},
          **TIMED_OUT),
     Case("The worker's clock steps back an hour", RETRY, "The job is polled as ever.",
-         where=STRAIGHT, prepare=polls_fail, between=turn(-HOUR)),
+         where=STRAIGHT, prepare=polls_fail, between=turn(-HOUR), attempts=2),
     Case("The worker's clock steps forward an hour", RETRY, "The next attempt asks once, and lands it.",
-         where=CROSSED, prepare=polls_fail, between=turn(HOUR)),
+         where=CROSSED, prepare=polls_fail, between=turn(HOUR), attempts=2),
     Case("The worker's clock steps forward an hour", f"{RETRY}, while the job runs", where=STRAIGHT,
          prepare=polls_fail, between=turn(HOUR), settings={"latency": 2.0}, **TIMED_OUT),
     Case("The worker's clock is an hour behind the storage's", "all along", "Nothing changes.",
