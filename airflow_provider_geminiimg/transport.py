@@ -58,7 +58,11 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _PACKED = ("gzip", "x-gzip", "deflate")
 _BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
-_TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded and whole by then
+_TRANSFER_HEADERS = (
+    b"content-encoding",
+    b"content-length",
+    b"transfer-encoding",
+)  # the body is decoded and whole by then
 _Origin = tuple[str, str, int | None]
 
 
@@ -317,9 +321,8 @@ class _Exchange(Generic[T]):
             await response.aclose()
         if 300 <= response.status_code < 400:
             raise self._doubt(f"The gateway answered with a redirect (HTTP {response.status_code}), never followed.")
-        headers = [
-            (name, value) for name, value in response.headers.multi_items() if name.lower() not in _TRANSFER_HEADERS
-        ]
+        # As bytes: a header in another script must not cost the answer to a paid request.
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in _TRANSFER_HEADERS]
         return self.call.parse(
             httpx.Response(response.status_code, headers=headers, content=body, request=self.call.request)
         )

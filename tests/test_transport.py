@@ -259,6 +259,12 @@ async def test_a_poll_lets_the_gateways_text_through_only_where_the_prompt_is_kn
         assert KEY not in said
 
 
+async def test_a_header_in_another_script_does_not_cost_the_answer(server: RawServer, transport: Transport) -> None:
+    head = b"HTTP/1.1 200 OK\r\nX-City: S\xc3\xa3o Paulo\r\nX-Odd: \x80\xff\r\nContent-Length: 2\r\n\r\nok"
+    server.answers["/here"] = head
+    assert await transport.send(call(f"{server.base_url}/here", billable=True)) == "ok"
+
+
 def encoded(encoding: str, body: bytes) -> bytes:
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
