@@ -322,12 +322,26 @@ KINDS: dict[str, type[GeminiImageError]] = {
 }
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("message", "hint", "code", "gateway_message", "details", "request_id"), (str,)),
+    "retryable": (bool,),
+    "status_code": (int,),
+    "retry_after": (int, float),
+}
+
+
 def from_dict(values: dict[str, Any]) -> GeminiImageError:
-    """The outcome that `GeminiImageError.to_dict` described; a kind that is not known is outcome unknown."""
-    rest = {name: value for name, value in values.items() if name not in ("kind", "message", "billed")}
-    return KINDS.get(str(values.get("kind")), OutcomeUnknownError)(
-        str(values.get("message", "")), billed=Billed(values.get("billed", "unknown")), **rest
-    )
+    """The outcome that `GeminiImageError.to_dict` described; a kind that is not known is outcome unknown.
+
+    :raises TypeError: a value has another type than it gave, or another name.
+    :raises ValueError: `billed` is not one of its words.
+    """
+    rest = {name: value for name, value in values.items() if name not in ("kind", "billed")}
+    for name, value in rest.items():
+        if not isinstance(value, _TYPES.get(name, ())):
+            raise TypeError(f"{name} of an outcome can't be {type(value).__name__}.")
+    kind = KINDS.get(str(values.get("kind")), OutcomeUnknownError)
+    return kind(rest.pop("message", ""), billed=Billed(values.get("billed", "unknown")), **rest)
 
 
 def bare(error: GeminiImageError) -> GeminiImageError:

@@ -272,7 +272,7 @@ class Ledger:
         )
         try:
             values = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=hint) from None
         schema = values.get("schema") if isinstance(values, Mapping) else None
         if not isinstance(schema, int) or schema > SCHEMA:
@@ -289,11 +289,33 @@ class Ledger:
             _ = record.error
         except (TypeError, ValueError):
             raise LedgerError(f"{where} is not a record: outcome.", hint=hint) from None
-        if record.state == "landed" and not (record.manifest or {}).get("images"):
+        if record.state == "landed" and not _names_pictures(record.manifest):
             raise LedgerError(f"{where} is landed and names no picture.", hint=hint)
+        if not all(_is_copy(copy) for copy in record.copies):
+            raise LedgerError(f"{where} is not a record: copies.", hint=hint)
         if record.key != key:
             raise LedgerError(f"{where} says that it is {record.key}.", hint=hint)
         return record
+
+
+def _names_pictures(manifest: Any) -> bool:
+    images = manifest.get("images") if isinstance(manifest, Mapping) else None
+    return isinstance(images, list) and bool(images) and all(map(_is_picture, images))
+
+
+def _is_picture(image: Any) -> bool:
+    return isinstance(image, Mapping) and _all_text(image.get("uri"), image.get("sha256"))
+
+
+def _is_copy(copy: Mapping[str, Any]) -> bool:
+    destination = copy.get("destination")
+    if not isinstance(destination, Mapping) or destination.keys() != {"directory", "stem"}:
+        return False
+    return _all_text(*destination.values()) and _names_pictures(copy.get("manifest"))
+
+
+def _all_text(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def record_key(item: Item, n: int) -> str:

@@ -60,7 +60,7 @@ def _claim(ledger: Ledger, item_path: str, destination: Destination, stem: str) 
     blob = ledger.store.read(key)
     try:
         owner = json.loads(blob.data)["item"] if blob is not None else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StorageError(f"The claim of a file name, {key} under the root, can't be read.") from None
     if owner != item_path:
         raise _taken(destination, f"{owner or 'another task'} claimed it")

@@ -71,7 +71,7 @@ def test_a_record_comes_back_as_it_was_written(ledger: Ledger) -> None:
         prompt="Ein Fuchs, 狐",
         suffix="-2",
         extra_jobs=["job-2"],
-        copies=[{"destination": {"directory": "d", "stem": "s"}, "manifest": {}}],
+        copies=[{"destination": {"directory": "d", "stem": "s"}, "manifest": landed().manifest}],
         inputs=[{"uri": "file:///in.png", "sha256": "0" * 64}],
         outcome=OutcomeUnknownError("?").to_dict(),
     )
@@ -203,10 +203,24 @@ WRONG: dict[str, Callable[[Record], Any]] = {
     "with a field missing": lambda record: {k: v for k, v in values_of(record).items() if k != "claim"},
     "with a state that does not exist": lambda record: {**values_of(record), "state": "lost"},
     "landed without a picture": lambda record: {**values_of(record), "state": "landed", "manifest": {"images": []}},
+    "landed with a picture that is nowhere": lambda record: {
+        **values_of(record), "state": "landed", "manifest": {"images": [{"sha256": "0" * 64}]},
+    },
+    "landed with pictures that are none": lambda record: {
+        **values_of(record), "state": "landed", "manifest": {"images": "all of them"},
+    },
+    "with a copy that is nowhere": lambda record: {
+        **values_of(record), "copies": [{"destination": {"directory": "d"}, "manifest": landed().manifest}],
+    },
+    "with a copy of nothing": lambda record: {
+        **values_of(record), "copies": [{"destination": {"directory": "d", "stem": "s"}, "manifest": {}}],
+    },
+    "nested without an end": lambda record: b"[" * 100_000,
     "of another key": lambda record: {**values_of(record), "key": record_key(ITEM, 9)},
     "with an outcome that means nothing": lambda record: {**values_of(record), "outcome": {"billed": "perhaps"}},
     "with an outcome of unknown fields": lambda record: {**values_of(record), "outcome": {"kind": "storage", "x": 1}},
-}
+    "with an outcome of other types": lambda record: {**values_of(record), "outcome": {"retryable": "no"}},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG)
