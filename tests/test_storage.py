@@ -587,6 +587,8 @@ def test_a_web_address_is_no_place_for_files(files: Files) -> None:
         "https://example.com/a\\..\\b",
         "/a\0b",
         "simplecache::s3://bucket/key",
+        "gs://bucket?sig=SECRET/key",
+        "s3://bucket#x/key",
     ],
 )
 def test_a_uri_that_is_no_plain_absolute_address_is_refused(files: Files, uri: str) -> None:

@@ -107,7 +107,8 @@ def locate(uri: str, what: str = "uri") -> Location:
             "picture that goes in) https://host/name.",
         )
     scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
-    authority, _, path = rest.partition("/")
+    authority = re.split("[/?#]" if scheme in WEB_SCHEMES else "/", rest, maxsplit=1)[0]
+    path = rest[len(authority) :].removeprefix("/")
     conn_id, _, bucket = authority.rpartition("@")
     if scheme == "file":
         if authority not in ("", "localhost"):
@@ -121,6 +122,8 @@ def locate(uri: str, what: str = "uri") -> Location:
         )
     if scheme != "file" and not bucket:
         raise BadRequestError(f"{what}: {place.shown} names no bucket.")
+    if "?" in authority or "#" in authority:
+        raise BadRequestError(f"{what}: a {scheme}:// URI holds a query where its bucket should be.")
     parts = (unquote(path.partition("?")[0]).replace("\\", "/") if scheme in WEB_SCHEMES else path).split("/")
     if ".." in parts or "\0" in path:
         raise BadRequestError(f'{what}: {place.shown!r} holds ".." or a null byte, which no path may.')
