@@ -8,8 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -591,64 +589,3 @@ def test_a_check_that_fails_never_costs(status: int) -> None:
     error = outcome(GATEWAY.check(), status, error_body())
     assert isinstance(error, UpstreamFailedError)
     assert error.billed is Billed.NO
-
-
-# Anything at all
-
-_SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=12),
-    st.sampled_from(["succeeded", "failed", "in_progress", TASK, LINK, "data:image/png;base64,AA==", "task_not_exist"]),
-    st.sampled_from(["http://[::1", "https://h:99999/x", "\ud800", '{"error": {"code": 1}}', "9" * 400]),
-)
-_NAMES = st.sampled_from(
-    [
-        "data",
-        "status",
-        "task_id",
-        "id",
-        "url",
-        "b64_json",
-        "result",
-        "images",
-        "error",
-        "code",
-        "message",
-        "type",
-        "progress",
-        "cost",
-        "expires_at",
-        "details",
-    ]
-)
-_JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=5))
-_TASKS = st.fixed_dictionaries({}, optional={"data": st.dictionaries(_NAMES, _JSON), "code": _JSON, "error": _JSON})
-_BODIES = st.one_of(st.binary(max_size=60), st.one_of(_JSON, _TASKS).map(lambda body: json.dumps(body).encode()))
-_HEADERS = st.dictionaries(
-    st.sampled_from(["retry-after", "date", "content-type", "x-oneapi-request-id"]),
-    st.one_of(st.binary(max_size=12), st.sampled_from([b"1e999", b"Wed, 21 Oct 9999 07:28:00 -2359", b"text/html"])),
-)
-
-
-def value_or_outcome(call: Call[Any], response: httpx.Response) -> Any:
-    try:
-        return call.parse(response)
-    except GeminiImageError as error:
-        return error
-
-
-@settings(max_examples=300, deadline=None)
-@given(body=_BODIES, status=st.one_of(st.just(200), st.integers(100, 599)), headers=_HEADERS)
-def test_any_answer_is_a_value_or_an_outcome(body: bytes, status: int, headers: dict[str, bytes]) -> None:
-    response = httpx.Response(status, content=body, headers=[(name.encode(), value) for name, value in headers.items()])
-    for call in (submit(), submit(wait=True), poll(), GATEWAY.check()):
-        value = value_or_outcome(call, response)
-        if isinstance(value, GeminiImageError):
-            assert str(value.scrubbed(prompt="a red fox"))
-            assert call.billable or value.billed is not Billed.UNKNOWN
-        if isinstance(value, JobStatus):
-            assert bool(value.pictures) == (value.state is JobState.DONE)
-            assert (value.error is not None) == (value.state is JobState.FAILED)

@@ -7,8 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -614,74 +612,6 @@ def test_a_good_key_passes_the_check() -> None:
 @pytest.mark.parametrize("body", [b"<html>A web site</html>", b"", {"hello": "world"}])
 def test_a_host_that_is_not_the_gateway_fails_the_check(body: Any) -> None:
     assert isinstance(outcome(GATEWAY.check(), 200, body), UpstreamFailedError)
-
-
-# Anything at all
-
-_SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=12),
-    st.sampled_from(["SUCCESS", "FAILURE", "PROCESSING", KEY, SIGNED, "data:image/png;base64,AA==", "data:;base64,?"]),
-    st.sampled_from(["http://[::1", "https://h:99999/x", "\ud800", '{"error": {"code": 1}}']),
-)
-_NAMES = st.sampled_from(
-    [
-        "aiRecord",
-        "aiRecordDetail",
-        "uuid",
-        "status",
-        "resultObject",
-        "responseObject",
-        "temporaryUrl",
-        "errorMessage",
-        "error",
-        "code",
-        "message",
-        "details",
-        "images",
-        "output",
-        "url",
-        "b64_json",
-        "fileContent",
-        "path",
-        "key",
-    ]
-)
-_JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=5))
-_RECORDS = st.fixed_dictionaries({}, optional={"aiRecord": st.dictionaries(_NAMES, _JSON), "temporaryUrl": _JSON})
-_BODIES = st.one_of(
-    st.binary(max_size=60),
-    _JSON.map(lambda body: json.dumps(body).encode()),
-    _RECORDS.map(lambda r: json.dumps(r).encode()),
-)
-_HEADERS = st.dictionaries(
-    st.sampled_from(["retry-after", "date", "content-type", "x-request-id"]),
-    st.one_of(st.binary(max_size=12), st.sampled_from([b"1e999", b"Wed, 21 Oct 9999 07:28:00 -2359", b"text/html"])),
-)
-
-
-def value_or_outcome(call: Call[Any], response: httpx.Response) -> Any:
-    try:
-        return call.parse(response)
-    except GeminiImageError as error:
-        return error
-
-
-@settings(max_examples=300, deadline=None)
-@given(body=_BODIES, status=st.one_of(st.just(200), st.integers(100, 599)), headers=_HEADERS)
-def test_any_answer_is_a_value_or_an_outcome(body: bytes, status: int, headers: dict[str, bytes]) -> None:
-    response = httpx.Response(status, content=body, headers=[(name.encode(), value) for name, value in headers.items()])
-    for call in (submit(), poll(), upload(), GATEWAY.check()):
-        value = value_or_outcome(call, response)
-        if isinstance(value, GeminiImageError):
-            assert str(value.scrubbed(prompt="a red fox"))
-            assert call.billable or value.billed is not Billed.UNKNOWN
-        if isinstance(value, JobStatus):
-            assert bool(value.pictures) == (value.state is JobState.DONE)
-            assert (value.error is not None) == (value.state is JobState.FAILED)
 
 
 def test_json_that_nests_too_deep_is_an_answer_like_any_other() -> None:
