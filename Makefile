@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs postgres test-live chaos test-compat test-wheel clean
+.PHONY: help demo test check docs postgres test-live fuzz chaos test-compat test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -30,6 +30,9 @@ docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer
 	rm -rf $(addprefix build/matrix/,processes airflow)
 	$(BIN)/python -m pytest tests/live
+
+fuzz: $(READY) ## Feed whatever reads what others wrote with 100,000 examples each; EXAMPLES=20000
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),100000) $(BIN)/python -m pytest -n auto --dist load --durations=0 tests/test_fuzz.py
 
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
 	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),12)
