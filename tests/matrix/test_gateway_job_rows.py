@@ -152,10 +152,12 @@ CASES = [
     Case("The links expire for good", "between poll and download",
          "Each retry and each Clear asks for a fresh link, at no cost. Download the picture from the gateway's "
          'console, or buy again by a Clear with `on_clear="regenerate"`.',
-         NO_PICTURE, settings={"link_seconds": 0}, attempts=2, error=LinkExpiredError, still=("retry", "clear")),
+         NO_PICTURE, settings={"link_seconds": 0}, attempts=2, error=LinkExpiredError, still=("retry", "clear"),
+         where=STRAIGHT),
     Case("The links expire, and work again afterwards", "between poll and download",
          "Each retry and each Clear asks for a fresh link, at no cost.",
-         settings={"link_seconds": 0}, attempts=2, error=LinkExpiredError, mend=links_work_again),
+         settings={"link_seconds": 0}, attempts=2, error=LinkExpiredError, mend=links_work_again,
+         where=CROSSED),
 ]  # fmt: skip
 
 
