@@ -18,12 +18,28 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from harness.attacks import picture
+from harness.anything import (
+    ADDRESSES,
+    BODIES,
+    BYTES,
+    HEADERS,
+    JSON,
+    KEYS,
+    LENGTHS,
+    OUTCOMES,
+    PROMPT,
+    RECORD,
+    RECORDS,
+    SECRET,
+    STATUSES,
+    TEXTS,
+    WIRE_ANSWERS,
+    response,
+)
 from harness.forbidden import Internet
 from harness.records import ITEM, make_record
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from airflow_provider_geminiimg import download as download_module
 from airflow_provider_geminiimg import names
@@ -46,7 +62,7 @@ from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.images import MAX_SIDE, inspect_image
 from airflow_provider_geminiimg.inputs import public_uri
-from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, record_key
+from airflow_provider_geminiimg.ledger import Destination, Ledger, record_key
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Blob, Files, Store, locate, same_place
 from airflow_provider_geminiimg.transport import Transport
@@ -59,128 +75,6 @@ fuzz = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-
-SECRET = "sk-fuzz/0123456789+abcdef=="
-PROMPT = "a red fox in the snow, as a woodcut"
-KEY = "development/images/2025_01_15_city.png"
-LINK = "https://apimaster.ai/imgs/1782633695067198543.jpg"
-SIGNED = f"https://s3.amazonaws.com/{KEY}?X-Amz-Date=20250115T105045Z&X-Amz-Expires=604800&X-Amz-Signature=abc"
-
-# What gateways say
-
-_WORDS = st.sampled_from(
-    [
-        *("SUCCESS", "FAILURE", "PROCESSING", "succeeded", "failed", "in_progress", "submitted", "task_not_exist"),
-        *("moderation_blocked", "SAFETY", "insufficient_user_quota", "INSUFFICIENT_CREDITS", "bad_response"),
-        *(
-            KEY,
-            LINK,
-            SIGNED,
-            "data:image/png;base64,AA==",
-            "data:;base64,?",
-            "DATA:,",
-            "task_01K8SGYNNNVBQTXNR4MM964S7K",
-        ),
-        *(
-            "http://[::1",
-            "https://h:99999/x",
-            "https://①/",
-            "https://a\\@b/",
-            "//x",
-            "..",
-            "\ud800",
-            "\0",
-            "a\nb",
-            "9" * 400,
-        ),
-        *(
-            '{"error": {"code": 1}}',
-            '{"error": "' * 20,
-            "[" * 2_000,
-            '"finish_reason": "SAFETY"',
-            f"key {SECRET}",
-            PROMPT,
-        ),
-        *("request id: 20250115204512", "1e400", "-1", "50%", "nan", " "),
-    ]
-)
-_SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), _WORDS)
-_NAMES = st.sampled_from(
-    [
-        *(
-            "aiRecord",
-            "aiRecordDetail",
-            "uuid",
-            "status",
-            "resultObject",
-            "responseObject",
-            "temporaryUrl",
-            "errorMessage",
-        ),
-        *("error", "errorCode", "code", "message", "details", "type", "param", "reason", "finishReason"),
-        *("data", "task_id", "id", "result", "images", "image", "output", "url", "urls", "b64_json", "key", "path"),
-        *("progress", "cost", "expires_at", "fileContent", "asset", "models", "teamUser"),
-    ]
-)
-_JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=5))
-_OBJECTS = st.dictionaries(_NAMES, _JSON, max_size=5)
-_ANSWERS = st.fixed_dictionaries(
-    {},
-    optional={
-        "aiRecord": _OBJECTS | st.none(),
-        "temporaryUrl": _JSON,
-        "data": _OBJECTS | st.lists(_OBJECTS, max_size=2),
-        "code": _JSON,
-        "error": _JSON,
-        "message": _JSON,
-        "asset": _OBJECTS,
-        "fileContent": _OBJECTS,
-    },
-)
-_WRITTEN = st.one_of(_JSON, _ANSWERS).map(lambda value: json.dumps(value).encode())
-BODIES = st.one_of(
-    st.binary(max_size=60),
-    _WRITTEN,
-    st.builds(lambda body, at: body[:at], _WRITTEN, st.integers(0, 60)),
-    st.builds(
-        lambda open_, times: open_ * times,
-        st.sampled_from([b"[", b'{"data":', b'{"aiRecord":', b"<"]),
-        st.integers(1, 9_999),
-    ),
-)
-STATUSES = st.one_of(
-    st.just(200), st.sampled_from([400, 401, 403, 404, 408, 429, 500, 502, 503, 522]), st.integers(100, 999)
-)
-_HEADER_NAMES = st.sampled_from(
-    [
-        b"Retry-After",
-        b"Date",
-        b"Content-Type",
-        b"X-Request-Id",
-        b"X-Oneapi-Request-Id",
-        b"Location",
-        b"Set-Cookie",
-        b"Link",
-    ]
-)
-_HEADER_VALUES = st.one_of(
-    st.binary(max_size=12).map(lambda value: bytes(byte for byte in value if byte not in b"\r\n\0")),
-    st.sampled_from(
-        [
-            b"1e999",
-            b"0",
-            b"-5",
-            b"Wed, 21 Oct 9999 07:28:00 -2359",
-            b"Wed, 99 Oct 2026",
-            b"text/html",
-            b"application/json",
-        ]
-    ),
-    st.sampled_from(
-        [b"https:x", b"data:,x", b"//", b"https://[half/", b"/next", b"a=b; Domain=.", b"a=" + b"x" * 5_000]
-    ),
-)
-HEADERS = st.lists(st.tuples(_HEADER_NAMES, _HEADER_VALUES), max_size=4)
 
 
 def connection(gateway: str, base_url: str = "https://gateway.test") -> GatewayConnection:
@@ -238,9 +132,6 @@ def is_fit(found: Any, *, billable: bool, known: bool) -> None:
             GATEWAYS["1min"]().status(found.job_id, model="any")
     else:
         assert isinstance(found, (str, CheckResult))
-
-
-RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 @each_call
@@ -335,47 +226,6 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-_LINES = st.one_of(
-    st.builds(lambda status, why: b"HTTP/1.1 %d %b" % (status, why), STATUSES, st.binary(max_size=6)),
-    st.sampled_from([b"HTTP/1.0 200", b"HTTP/1.1 200 OK", b"HTTP/2 200", b"HTTP/1.1 2000 OK", b"SSH-2.0-x", b""]),
-    st.binary(max_size=20),
-)
-_TRANSFER = st.sampled_from(
-    [
-        b"Content-Encoding: gzip",
-        b"Content-Encoding: identity",
-        b"Content-Encoding: br, gzip",
-        b"Transfer-Encoding: chunked",
-        b"Transfer-Encoding: gzip, chunked",
-        b"Content-Length: 5",
-        b"Content-Length: 18446744073709551616",
-        b"Content-Length: -1",
-        b"Content-Length: " + b"9" * 5_000,
-        b"Connection: close",
-        b"Connection: upgrade\r\nUpgrade: websocket",
-        b"X: " + b"x" * 200_000,
-    ]
-)
-_LENGTHS = st.sampled_from(["right", "none", "short"])
-_CHUNKS = st.sampled_from([b"", b"5\r\nhello\r\n0\r\n\r\n", b"zz\r\n", b"ffffffffffffffffffff\r\nx", b"0\r\n\r\n"])
-
-
-def response(
-    line: bytes, headers: list[tuple[bytes, bytes]], more: list[bytes], length: str, body: bytes, chunks: bytes
-) -> bytes:
-    head = [line, *(b"%b: %b" % pair for pair in headers), *more]
-    if length != "none":
-        head.append(b"Content-Length: %d" % (len(body) + (7 if length == "short" else 0)))
-    return b"\r\n".join(head) + b"\r\n\r\n" + chunks + body
-
-
-WIRE_ANSWERS = st.one_of(
-    st.binary(max_size=200),
-    st.builds(response, _LINES, HEADERS, st.lists(_TRANSFER, max_size=2), _LENGTHS, BODIES, _CHUNKS),
-    st.builds(response, st.just(b"HTTP/1.1 200 OK"), HEADERS, st.just([]), st.just("right"), BODIES, st.just(b"")),
-)
-
-
 async def attempt(doing: Coroutine[Any, Any, T]) -> T | GeminiImageError:
     try:
         return await doing
@@ -405,38 +255,13 @@ def test_any_bytes_that_an_api_sends_are_a_value_or_an_outcome(
     answered()
 
 
-PICTURES = {kind: picture((9, 7), kind) for kind in ("PNG", "JPEG", "WEBP")}
-
-
-def mutated(data: bytes, at: int, cut: int, inserted: bytes) -> bytes:
-    at %= len(data)
-    return data[:at] + inserted + data[at + cut :]
-
-
-BYTES = st.one_of(
-    st.binary(max_size=80),
-    st.builds(
-        lambda magic, rest: magic + rest,
-        st.sampled_from([data[:n] for data in PICTURES.values() for n in (2, 4, 8, 16, 33)]),
-        st.binary(max_size=80),
-    ),
-    st.builds(
-        mutated,
-        st.sampled_from(list(PICTURES.values())),
-        st.integers(0, 1_000),
-        st.integers(0, 60),
-        st.binary(max_size=12),
-    ),
-)
-
-
 def test_any_bytes_that_a_pictures_host_sends_are_a_body_or_an_outcome(
     wire: Wire, loop: asyncio.AbstractEventLoop
 ) -> None:
     @fuzz
     @given(
         WIRE_ANSWERS
-        | st.builds(response, st.just(b"HTTP/1.1 200 OK"), HEADERS, st.just([]), _LENGTHS, BYTES, st.just(b""))
+        | st.builds(response, st.just(b"HTTP/1.1 200 OK"), HEADERS, st.just([]), LENGTHS, BYTES, st.just(b""))
     )
     def answered(answer: bytes) -> None:
         wire.answer = answer
@@ -498,42 +323,8 @@ class Shelf(Store):
         return iter([record_key(ITEM, 1)])
 
 
-_OUTCOME = st.one_of(
-    _JSON,
-    st.dictionaries(
-        st.sampled_from(
-            ["kind", "message", "billed", "retryable", "hint", "code", "status_code", "retry_after", "new"]
-        ),
-        st.one_of(_JSON, st.sampled_from([*KINDS, "yes", "no", "unknown"])),
-    ),
-)
-_IMAGES = st.lists(
-    st.dictionaries(st.sampled_from(["uri", "sha256", "width", "size"]), _JSON | st.just("s3://b/k")), max_size=2
-)
-_MANIFESTS = st.one_of(_JSON, st.fixed_dictionaries({"images": _JSON | _IMAGES}))
-_STATES = st.sampled_from(["intent", "submitted", "answered", "landed", "failed"])
-_FIELDS: dict[str, Any] = json.loads(RECORD.dump_json(make_record(claim="c", job_id="job-1", submitted_at=1.0)))
-_RECORDS = st.builds(
-    lambda changed, state: json.dumps({**_FIELDS, "state": state, **changed}).encode(),
-    st.one_of(
-        st.dictionaries(st.sampled_from(list(_FIELDS)), _JSON, max_size=2),
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "outcome": _OUTCOME,
-                "manifest": _MANIFESTS,
-                "copies": st.lists(
-                    _OBJECTS | st.fixed_dictionaries({"destination": _JSON, "manifest": _MANIFESTS}), max_size=2
-                ),
-            },
-        ),
-    ),
-    _STATES,
-)
-
-
 @fuzz
-@given(st.one_of(BODIES, _RECORDS), st.integers(0, 2), st.sampled_from(["there", "gone", "unknown"]), st.booleans())
+@given(st.one_of(BODIES, RECORDS), st.integers(0, 2), st.sampled_from(["there", "gone", "unknown"]), st.booleans())
 @example(b"[" * 100_000, 0, "there", False)
 @example(b'{"schema": ' + b"9" * 5_000 + b"}", 0, "there", False)
 def test_any_record_is_read_or_refused_and_decided_about(
@@ -563,7 +354,7 @@ def test_any_record_is_read_or_refused_and_decided_about(
 
 
 @fuzz
-@given(st.one_of(BODIES, _JSON.map(lambda value: json.dumps({"item": value}).encode())))
+@given(st.one_of(BODIES, JSON.map(lambda value: json.dumps({"item": value}).encode())))
 @example(b"[" * 100_000)
 def test_any_claim_of_a_name_is_somebodys_or_can_not_be_read(data: bytes) -> None:
     with pytest.raises((StorageError, BadRequestError)):
@@ -572,12 +363,9 @@ def test_any_claim_of_a_name_is_somebodys_or_can_not_be_read(data: bytes) -> Non
 
 # What is said, and what is written in addresses
 
-_KEYS = st.text("abcdefXYZ0189-_./+=&%\"'\\", min_size=8, max_size=40)
-_TEXTS = st.one_of(st.text(max_size=200), _WORDS)
-
 
 @fuzz
-@given(_TEXTS, _KEYS, st.one_of(st.none(), st.text(max_size=60)), _TEXTS, st.integers(0, 9), st.integers(1, 600))
+@given(TEXTS, KEYS, st.one_of(st.none(), st.text(max_size=60)), TEXTS, st.integers(0, 9), st.integers(1, 600))
 def test_any_text_is_scrubbed_of_the_key(
     before: str, key: str, prompt: str | None, after: str, way: int, limit: int
 ) -> None:
@@ -596,7 +384,7 @@ def test_any_text_any_secret_and_any_prompt_can_be_scrubbed(said: str, secrets: 
 
 
 @fuzz
-@given(st.one_of(_OUTCOME.filter(lambda value: isinstance(value, dict)), st.dictionaries(st.text(max_size=10), _JSON)))
+@given(st.one_of(OUTCOMES.filter(lambda value: isinstance(value, dict)), st.dictionaries(st.text(max_size=10), JSON)))
 def test_any_mapping_is_an_outcome_or_none(values: dict[str, Any]) -> None:
     try:
         error = from_dict(values)
@@ -608,20 +396,8 @@ def test_any_mapping_is_an_outcome_or_none(values: dict[str, Any]) -> None:
     assert str(error.scrubbed(prompt=PROMPT)).isprintable()
 
 
-_ADDRESSES = st.one_of(
-    st.text(max_size=40),
-    st.builds(
-        lambda scheme, rest: f"{scheme}{rest}",
-        st.sampled_from(
-            ["s3://", "s3://conn@", "file://", "https://", "HTTPS://", "/", "gs://", "data:", "https://a@", "::"]
-        ),
-        st.text("ab/.%2eE@:?#\\[]\0\n狐 ", max_size=20),
-    ),
-)
-
-
 @fuzz
-@given(_ADDRESSES)
+@given(ADDRESSES)
 def test_any_address_is_a_place_or_refused(address: str) -> None:
     files = Files(s3_client=lambda conn_id: None, allowed_roots=["s3://bucket/allowed", "https://in.test/allowed"])
     with contextlib.suppress(BadRequestError):
