@@ -177,7 +177,7 @@ def test_a_link_inwards_that_came_instead_of_a_job_id_is_not_followed_and_bought
 def test_a_sensor_follows_no_link_inwards_either(target: Target) -> None:
     target.polls_answer(inwards(target, "metadata"))
     wait = {"job_id": "job-1", "geminiimg_conn_id": target.conn_id, "poke_interval": 0.02, "timeout": 20}
-    error = outcome(target.run_as_is(GeminiImageJobSensor, task_id="made", **wait))
+    error = outcome(target.run_as_is(GeminiImageJobSensor, **wait))
     assert NOT_FOLLOWED in str(error)
     assert error.billed is Billed.YES
 

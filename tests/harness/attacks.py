@@ -82,7 +82,13 @@ class Target:
     def run_as_is(self, operator: Callable[..., Any], **arguments: Any) -> Run:
         """The same, of another operator, with these arguments alone."""
         with DAG("attacked", schedule=None) as dag:
-            operator(**arguments)
+            operator(task_id="made", **arguments)
+        return self._run(dag)
+
+    def run_as_is_with(self, operator: Callable[..., Any], name: str, value: Any) -> Run:
+        """The same, with one argument, which is what another task returned."""
+        with DAG("attacked", schedule=None) as dag:
+            operator(task_id="made", **{name: returned(value)})
         return self._run(dag)
 
     def run_with(self, name: str, value: Any, **more: Any) -> Run:
@@ -90,12 +96,7 @@ class Target:
         operator = GeminiImageEditOperator if name in ("image", "reference_images") else GeminiImageGenerateOperator
         usual = {"image": str(self.folder / "absent.png")} if name == "reference_images" else {}
         with DAG("attacked", schedule=None) as dag:
-
-            @task
-            def upstream() -> Any:
-                return value
-
-            operator(**self.arguments({**usual, name: upstream(), **more}))
+            operator(**self.arguments({**usual, name: returned(value), **more}))
         return self._run(dag)
 
     def run_with_params(
@@ -164,6 +165,16 @@ class Target:
         assert self.sandbox.calls() == []
         assert not list(self.root.glob("ledger/**/*.json"))
         return error
+
+
+def returned(value: Any) -> Any:
+    """What a task returns, for the argument of another one."""
+
+    @task
+    def upstream() -> Any:
+        return value
+
+    return upstream()
 
 
 def outcome(run: Run, task_id: str = "made") -> GeminiImageError:
