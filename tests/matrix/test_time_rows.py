@@ -135,9 +135,11 @@ def test_an_attempt_that_is_still_sending_is_waited_for_by_the_storages_clock(
     looks = [gate.hold("GET", "/1.json"), gate.hold("GET", "/1.json")]
 
     def look_twice() -> None:
-        for look in looks:
-            look.reached().let_go()
-        stage.sandbox.release()
+        try:
+            for look in looks:
+                look.reached().let_go()
+        finally:
+            stage.sandbox.release()
 
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(stage.rival())
