@@ -1,6 +1,6 @@
 """Strikes inside Airflow's own processes, for the tests: on their ``PYTHONPATH`` only.
 
-A rule is a file in the folder that ``GEMINIIMG_TEST_STRIKES`` names: ``{"event", "path", "victim", "nth"}``. The process
+A rule is a file in the folder that ``GEMINIIMG_TEST_STRIKES`` names: ``{"event", "path", "victim", "nth"}``. A process
 that is about to do this for the nth time (`os.link`, or ``os.rename`` for `os.replace`, to a path that holds the text)
 takes the rule by removing the file, and kills itself or its parent. ``GEMINIIMG_TEST_HIDDEN`` names a module that can't
 be imported.
