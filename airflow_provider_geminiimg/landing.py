@@ -215,11 +215,17 @@ class Collector:
         """
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
-        stored = []
+        stored: list[StoredImage] = []
         with _paid():
-            for index, picture in enumerate(pictures):
-                data = await self._bytes(record, picture)
-                stored.append(await self._store(record, index, data))
+            for picture in pictures:
+                try:
+                    data = await self._bytes(record, picture)
+                    stored.append(await self._store(record, len(stored), data))
+                except (LinkExpiredError, *_UNFETCHED) as error:
+                    if not stored:
+                        raise
+                    # One was asked for, and is stored: it must not wait for what else the gateway names.
+                    self.log.warning("A further picture of record %s is left: %s", record.key, error.message)
             difference = self._mismatch(record, stored[0])
             manifest = build(record, stored, mismatch=difference, cost=_cost(record, reported_cost))
             await self._write_sidecar(stored[0], sidecar(manifest, record))

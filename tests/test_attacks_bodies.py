@@ -11,13 +11,14 @@ import json
 import struct
 import zlib
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import attacks
 from harness import forbidden as web
 from harness.attacks import Target, answers, outcome, picture
-from harness.forbidden import Host, Route, answer, done
+from harness.forbidden import Host, Route, answer, as_json, done
 
 from airflow_provider_geminiimg import inputs, landing, transport
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, lookup
@@ -217,6 +218,25 @@ def test_an_answer_that_names_thousands_of_pictures_fills_no_disk(target: Target
     run = target.generate()
     assert len(run.task("made").value["images"]) == MAX_PICTURES
     assert len([path for path, _ in api.requests if path.startswith("/p.png")]) == MAX_PICTURES
+
+
+@pytest.mark.parametrize("further", ["inwards", "gone", "HTML", "busy"])
+def test_a_further_picture_that_can_not_be_fetched_does_not_keep_the_first_from_landing(
+    target: Target, api: Host, further: str
+) -> None:
+    api.routes |= {"/gone": answer(404), "/HTML": answer(body=b"<html>"), "/busy": answer(503)}
+    link = f"{api.url}/{further}"
+    if further == "inwards":
+        link = f"https://127.0.0.1:{target.forbidden.port}/p.png"
+    first = f"{api.url}/p.png"
+    both = done(first, "out/picture.png", link)
+    both["data"]["result"]["images"] = [{"url": first}, {"url": link}]
+    answers(api, poll=as_json(both))
+    run = target.generate()
+    [image] = run.task("made").value["images"]
+    assert Path(image["uri"].removeprefix("file://")).read_bytes() == picture()
+    assert "A further picture of record" in run.log
+    assert [record.state for record in target.records()] == ["landed"]
 
 
 # What is no picture
