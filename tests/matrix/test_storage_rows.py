@@ -17,7 +17,9 @@ from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_UNPAID, C
 from harness.trouble import Disk, Kind, Writes
 
 from airflow_provider_geminiimg import lifecycle
+from airflow_provider_geminiimg.catalog import Row as CatalogRow
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError
+from airflow_provider_geminiimg.gateways import apimaster
 
 MOMENTS: dict[str, Writes] = {
     "while the record is claimed": lambda path, body: b'"state":"intent"' in body,
@@ -68,7 +70,12 @@ FAILING: dict[str, dict[str, Any]] = {
     CLAIM: BEFORE, ANSWER: ALL_THE_SAME, PICTURE: AFTER, SIDECAR: AFTER, LANDING: UNRECORDED,
 }  # fmt: skip
 FROM_THE_ANSWER_ON = "from the gateway's answer on"
-SOON = ((lifecycle, "RECORDING_SECONDS", 0.2),)
+SOON = (
+    (lifecycle, "RECORDING_SECONDS", 0.2),
+    (lifecycle, "ANSWER_MARGIN", 0.0),
+    (CatalogRow, "read_timeout", lambda row, resolution: 5.0),
+    (apimaster, "ASYNC_READ_TIMEOUT", 5.0),
+)
 
 BUCKET = [
     *(Case("The bucket refuses writes (403)", moment, **more, prepare=begin("denied", MOMENTS[moment]), patches=SOON,
