@@ -303,6 +303,7 @@ def test_the_log_and_the_result_of_a_collect_hold_no_link_and_no_prompt(
     connect("onemin", **sandbox.connection("1min", key=canaries.key, requests_per_minute=100_000))
     works.dies("a", prompt=canaries.prompt)
     works.dies_sending("b", prompt=canaries.prompt)
+    sandbox.settings(latency=3.0)  # the task gives up long before
     sandbox.faults(route="onemin.submit", outcome="refused_echo")
     works.airflow.run_dag(works.picture(prompt=canaries.prompt, timeout=0.01), run_id="c")
     works.left.old(works.record("c"))

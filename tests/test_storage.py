@@ -723,9 +723,11 @@ def test_one_client_serves_all_threads_of_a_process(s3: str) -> None:
 def other() -> str:
     """A directory URI on a file system that only fsspec knows."""
     from airflow.sdk.io import attach
+    from airflow.sdk.io.store import _STORE_CACHE
     from fsspec.implementations.memory import MemoryFileSystem
 
     MemoryFileSystem.store.clear()
+    _STORE_CACHE.pop("memory", None)  # whoever asked for it before there was one left an empty store behind
     attach("memory", fs=MemoryFileSystem())
     return "memory://bucket/out"
 

@@ -105,7 +105,7 @@ CASES = [
     Case("The worker's clock steps forward an hour", RETRY, "The next attempt asks once, and lands it.",
          where=CROSSED, prepare=polls_fail, between=turn(HOUR), attempts=2),
     Case("The worker's clock steps forward an hour", f"{RETRY}, while the job runs", where=STRAIGHT,
-         prepare=polls_fail, between=turn(HOUR), settings={"latency": 2.0}, **TIMED_OUT),
+         prepare=polls_fail, between=turn(HOUR), settings={"latency": 6.0}, **TIMED_OUT),
     Case("The worker's clock is an hour behind the storage's", "all along", "Nothing changes.",
          where=CROSSED, prepare=turn(-HOUR)),
     Case("The worker's clock is an hour ahead of the storage's", "all along", "Nothing changes.",
