@@ -98,7 +98,7 @@ CASES = [
            where=CROSSED if charged else STRAIGHT, **UNKNOWN)
       for charged in (False, True)
       for moment, died in (("before the next attempt", PASSED), (WAITING, PASSING))),
-    Case("The task's `timeout` passes", "while the job runs", arguments={"timeout": 0.2}, settings={"latency": 1.2},
+    Case("The task's `timeout` passes", "while the job runs", arguments={"timeout": 0.2}, settings={"latency": 5.0},
          **TIMED_OUT),
     Case("The worker's clock steps back an hour", RETRY, "The job is polled as ever.",
          where=STRAIGHT, prepare=polls_fail, between=turn(-HOUR), attempts=2),
