@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, answers, outcome, picture
+from harness.attacks import Target, answers, outcome, picture, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 
 from airflow_provider_geminiimg import inputs, landing, transport
@@ -216,7 +216,7 @@ def test_an_answer_that_names_thousands_of_pictures_fills_no_disk(target: Target
     both["data"]["result"]["images"] = [{"url": link} for link in links]
     answers(api, poll=answer(body=json.dumps(both).encode(), Content_Type="application/json"))
     run = target.generate()
-    assert len(run.task("made").value["images"]) == MAX_PICTURES
+    assert len(returned(run)["images"]) == MAX_PICTURES
     assert len([path for path, _ in api.requests if path.startswith("/p.png")]) == MAX_PICTURES
 
 
@@ -233,7 +233,7 @@ def test_a_further_picture_that_can_not_be_fetched_does_not_keep_the_first_from_
     both["data"]["result"]["images"] = [{"url": first}, {"url": link}]
     answers(api, poll=as_json(both))
     run = target.generate()
-    [image] = run.task("made").value["images"]
+    [image] = returned(run)["images"]
     assert Path(image["uri"].removeprefix("file://")).read_bytes() == picture()
     assert "A further picture of record" in run.log
     assert [record.state for record in target.records()] == ["landed"]
@@ -352,7 +352,7 @@ def test_a_picture_that_is_something_else_too_lands_as_a_picture_and_as_nothing_
     target.pictures.routes["/page.html"] = answer(body=body, Content_Type="text/html")
     target.polls_answer(target.link("/page.html"))
     run = target.generate(output_path=f"{s3}/out", file_name="page.html")
-    [image] = run.task("made").value["images"]
+    [image] = returned(run)["images"]
     assert (image["uri"], image["media_type"]) == (f"{s3}/out/page.html.{extension}", media_type)
     bucket = s3.removeprefix("s3://")
     stored = boto3.client("s3").get_object(Bucket=bucket, Key=f"out/page.html.{extension}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, every_write, outcome, picture
+from harness.attacks import FromTask, Target, every_write, outcome, picture
 from harness.forbidden import Forbidden, answer
 
 from airflow_provider_geminiimg.exceptions import Billed
@@ -154,7 +154,7 @@ def aws_inside(connect: Callable[..., str], forbidden: Forbidden, monkeypatch: p
 def test_no_other_connection_bucket_or_prefix_passes_for_an_allowed_root(target: Target, name: str) -> None:
     uri = OTHER_PLACES[name]
     target.refused_unsent(target.edit(uri), "image")
-    target.refused_unsent(target.run_with("image", {"images": [{"uri": uri}]}), "image")
+    target.refused_unsent(target.edit(FromTask({"images": [{"uri": uri}]})), "image")
     target.refused_unsent(target.generate(output_path=uri.rpartition("/")[0], file_name="p"), "output_path")
     assert target.pictures.connections == 0
 

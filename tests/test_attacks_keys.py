@@ -22,11 +22,12 @@ from airflow.sdk import DAG, task
 from harness import attacks
 from harness import canaries as search
 from harness import forbidden as web
-from harness.attacks import Target, outcome
+from harness.attacks import FromTask, Target, outcome, returned
 from harness.canaries import Canaries, Leak, Logs, Text
 from harness.matrix import read_records
 
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 from airflow_provider_geminiimg.transport import Transport
@@ -225,11 +226,11 @@ def mapped(target: Target, **more: Any) -> Any:
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
 def test_braces_in_a_prompt_that_a_task_returned_are_not_rendered(target: Target, deferrable: bool) -> None:
-    run = target.run_with("prompt", ASKING, deferrable=deferrable)
+    run = target.generate(prompt=FromTask(ASKING), deferrable=deferrable)
     assert run.state == "success", run.log
     sent(target)
     run.clear("made")
-    assert run.task("made").value["reused"] is True
+    assert returned(run)["reused"] is True
     sent(target)
 
 
@@ -263,7 +264,7 @@ def test_braces_in_keyword_arguments_that_a_task_is_mapped_over_are_not_rendered
     run = target.airflow.run_dag(dag)
     assert run.state == "success", run.log
     sent(target)
-    manifest = run.tasks("made")[0].value
+    manifest = returned(run, 0)
     assert manifest["images"][0]["uri"] == f"{target.folder}/author/{{{{ conn.onemin.password }}}}.png"
     assert manifest["requested"]["variant"] == "{{ 1 + 1 }}"
 
@@ -321,7 +322,9 @@ def test_braces_in_other_arguments_that_a_task_returned_are_not_rendered(target:
     secret = GeminiImageHook(target.conn_id).connection().api_key
     text = "s3://{{ conn.onemin.password }}/{{ conn.onemin.password }}.png"
     value = {"images": [{"uri": text}]} if name in ("image", "reference_images") else text
-    run = target.run_with(name, value)
+    operator = GeminiImageEditOperator if name in ("image", "reference_images") else GeminiImageGenerateOperator
+    beside = {"image": str(target.folder / "absent.png")} if name == "reference_images" else {}
+    run = target.run_as(operator, **beside, **{name: FromTask(value)})
     assert secret not in run.log
     made = run.task("made")
     if made.state == "failed":
@@ -331,6 +334,6 @@ def test_braces_in_other_arguments_that_a_task_returned_are_not_rendered(target:
 
 @ONE_GATEWAY
 def test_a_template_that_the_author_wrote_is_rendered_by_airflow_and_by_airflow_alone(target: Target) -> None:
-    run = target.run_with_params(prompt="a {{ params.given }} fox", given="{{ 1 + 1 }}")
+    run = target.generate(prompt="a {{ params.given }} fox", given="{{ 1 + 1 }}")
     assert run.state == "success", run.log
     assert [entry["prompt"] for entry in target.sandbox.ledger()] == ["a {{ 1 + 1 }} fox"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import OTHER, PICTURES, Target, outcome
+from harness.attacks import OTHER, PICTURES, FromTask, Target, outcome
 from harness.forbidden import PUBLIC, answer
 
 from airflow_provider_geminiimg.exceptions import (
@@ -398,5 +398,5 @@ def test_an_input_that_is_a_data_uri_is_refused(target: Target) -> None:
 
 
 def test_a_manifest_of_an_upstream_task_opens_no_way_inwards(target: Target) -> None:
-    run = target.run_with("image", {"images": [{"uri": inwards(target, "metadata")}]})
+    run = target.edit(FromTask({"images": [{"uri": inwards(target, "metadata")}]}))
     target.refused_unsent(run, NOT_FOLLOWED)

@@ -16,7 +16,7 @@ import pytest
 from airflow.sdk import DAG
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, answers, every_write, outcome, picture
+from harness.attacks import FromTask, Target, answers, every_write, outcome, picture, returned
 from harness.forbidden import Host, answer, as_json
 
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
@@ -84,7 +84,7 @@ def test_a_job_id_leads_to_no_other_address_of_the_api_and_to_no_other_file(
     answers(api, job_id=SENT[name])
     with every_write() as seen:
         run = target.generate()
-    assert run.task("made").value["job_id"] == SENT[name]
+    assert returned(run)["job_id"] == SENT[name]
     stays_inside(target, seen)
     polls = POLLS[target.conn_id] + quote(SENT[name], safe="")
     assert {path.partition("?")[0] for path, _ in api.requests} == {SUBMITS[target.conn_id], polls, "/p.png"}
@@ -108,9 +108,7 @@ def test_a_storage_key_is_no_path_of_ours(target: Target, api: Host, name: str) 
     answers(api, keys=[{**SENT, **NO_IDS}[name]])
     with every_write() as seen:
         run = target.generate()
-    assert (
-        run.task("made").value["images"][0]["uri"] == (target.root / "images/attacked/run-1/made/-1/made.png").as_uri()
-    )
+    assert returned(run)["images"][0]["uri"] == (target.root / "images/attacked/run-1/made/-1/made.png").as_uri()
     stays_inside(target, seen)
 
 
@@ -127,7 +125,7 @@ def test_names_in_headers_and_fields_that_nobody_asked_for_are_no_paths_of_ours(
     api.routes["/p.png"] = answer(body=picture(), Content_Disposition=disposition, Content_Location=evil)
     with every_write() as seen:
         run = target.generate()
-    assert run.task("made").value["model"] == "gemini-3.1-flash-image-preview"
+    assert returned(run)["model"] == "gemini-3.1-flash-image-preview"
     stays_inside(target, seen)
 
 
@@ -210,7 +208,7 @@ def test_a_file_name_that_could_be_a_path_is_refused_before_anything_is_sent(tar
     out = target.folder / "out"
     with every_write() as seen:
         for name in ODD_FILE_NAMES:
-            run = target.run_with_params(file_name="{{ params.given }}", output_path=str(out), given=name)
+            run = target.generate(file_name="{{ params.given }}", output_path=str(out), given=name)
             target.refused_unsent(run, "file_name=")
     assert seen == []
 
@@ -237,8 +235,8 @@ def test_a_percent_encoded_file_name_is_taken_literally(target: Target) -> None:
     out = target.folder / "out"
     with every_write() as seen:
         for name in LITERAL_NAMES:
-            run = target.run_with_params(file_name="{{ params.given }}", output_path=str(out), given=name)
-            assert run.task("made").value["images"][0]["uri"] == f"{out}/{name}.png"
+            run = target.generate(file_name="{{ params.given }}", output_path=str(out), given=name)
+            assert returned(run)["images"][0]["uri"] == f"{out}/{name}.png"
     assert {path.name for path in out.iterdir()} == {
         f"{name}.{end}" for name in LITERAL_NAMES for end in ("png", "json")
     }
@@ -266,7 +264,7 @@ ODD_FOLDERS = {
 def test_an_output_path_that_leads_elsewhere_is_refused_before_anything_is_sent(target: Target, name: str) -> None:
     given = ODD_FOLDERS[name].format(folder=target.folder)
     with every_write() as seen:
-        run = target.run_with_params(output_path="{{ params.given }}", given=given)
+        run = target.generate(output_path="{{ params.given }}", given=given)
     target.refused_unsent(run, "output_path")
     stays_inside(target, seen) if seen else None
     assert target.pictures.connections == 0
@@ -277,7 +275,7 @@ def test_a_percent_encoded_output_path_is_taken_literally(target: Target) -> Non
     out = target.folder / "out"
     with every_write() as seen:
         for folder in ("%2e%2e/%2e%2e", "..%2f..%2fescape", "%2Fetc", "~root", "$HOME", "a/./b", "c//d"):
-            run = target.run_with_params(output_path="{{ params.given }}", file_name="fox", given=f"{out}/{folder}")
+            run = target.generate(output_path="{{ params.given }}", file_name="fox", given=f"{out}/{folder}")
             assert (Path(f"{out}/{folder}") / "fox.png").read_bytes()
             assert run.state == "success"
     assert {path.name for path in out.iterdir()} == {"%2e%2e", "..%2f..%2fescape", "%2Fetc", "~root", "$HOME", "a", "c"}
@@ -334,7 +332,7 @@ def test_a_namespace_and_a_variant_that_look_like_paths_stay_under_the_root(
         run = target.generate(variant="/../../escape")
     stays_inside(target, seen)
     name = "made-v%2F..%2F..%2Fescape.png"
-    assert run.task("made").value["images"][0]["uri"] == f"{target.root.as_uri()}/images/attacked/run-1/made/-1/{name}"
+    assert returned(run)["images"][0]["uri"] == f"{target.root.as_uri()}/images/attacked/run-1/made/-1/{name}"
 
 
 ODD_KEYS = ("ledger/../../bait/1.json", "../bait/1.json", "{folder}/bait/1.json", f"ledger/a{'/..' * 7}/bait/1.json")
@@ -355,7 +353,7 @@ def test_keys_of_records_that_look_like_paths_lead_nowhere_else(target: Target, 
     with every_write() as seen:
         for key in ODD_KEYS:
             given = value(key.format(folder=target.folder))
-            assert target.run_as_is_with(operator, name, given).state == "failed"
+            assert target.run_as_is(operator, **{name: FromTask(given)}).state == "failed"
     assert bait.read_text() == "{}"
     assert target.sandbox.calls() == []
     stays_inside(target, [*seen, str(target.root)])

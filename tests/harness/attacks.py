@@ -7,11 +7,12 @@ judged from outside: by who was connected to, by every file that was written, by
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,22 @@ PICTURES = "pictures.test"  # the host of hostile pictures, with a public addres
 OTHER = "other.test"  # another name that the same certificate is good for
 
 
+@dataclass(frozen=True)
+class FromTask:
+    """An argument that is what another task returned."""
+
+    value: Any
+
+    def output(self) -> Any:
+        """The output of that task, within a DAG."""
+
+        @task
+        def upstream() -> Any:
+            return self.value
+
+        return upstream()
+
+
 @dataclass
 class Target:
     """What is attacked.
@@ -53,7 +70,7 @@ class Target:
     pictures: Host
     conn_id: str
     folder: Path
-    runs: int = field(default=0)
+    runs: int = 0
 
     @property
     def root(self) -> Path:
@@ -68,7 +85,7 @@ class Target:
         self.sandbox.faults(route=f"{self.conn_id}.status", body=done(link), times=times)
 
     def generate(self, **more: Any) -> Run:
-        """The run of a DAG with one task, ``made``, that generates a picture."""
+        """The run of a DAG with one task, ``made``, that generates a picture. Arguments: see `dag`."""
         return self._run(self.dag(**more))
 
     def edit(self, image: Any, **more: Any) -> Run:
@@ -82,35 +99,17 @@ class Target:
     def run_as_is(self, operator: Callable[..., Any], **arguments: Any) -> Run:
         """The same, of another operator, with these arguments alone."""
         with DAG("attacked", schedule=None) as dag:
-            operator(task_id="made", **arguments)
+            operator(task_id="made", **_resolved(arguments))
         return self._run(dag)
 
-    def run_as_is_with(self, operator: Callable[..., Any], name: str, value: Any) -> Run:
-        """The same, with one argument, which is what another task returned."""
-        with DAG("attacked", schedule=None) as dag:
-            operator(task_id="made", **{name: returned(value)})
-        return self._run(dag)
+    def dag(self, operator: Callable[..., Any] = GeminiImageGenerateOperator, *, given: Any = None, **more: Any) -> DAG:
+        """The DAG of `generate`, to clear a task with.
 
-    def run_with(self, name: str, value: Any, **more: Any) -> Run:
-        """The same, of a task whose argument `name` is what another task returned."""
-        operator = GeminiImageEditOperator if name in ("image", "reference_images") else GeminiImageGenerateOperator
-        usual = {"image": str(self.folder / "absent.png")} if name == "reference_images" else {}
-        with DAG("attacked", schedule=None) as dag:
-            operator(**self.arguments({**usual, name: returned(value), **more}))
-        return self._run(dag)
-
-    def run_with_params(
-        self, operator: Callable[..., Any] = GeminiImageGenerateOperator, *, given: Any, **more: Any
-    ) -> Run:
-        """The same, of a task whose arguments may be templates of ``params.given``."""
+        :param given: what templates find as ``params.given``.
+        :param more: arguments of the task; a `FromTask` is what another task returned.
+        """
         with DAG("attacked", schedule=None, params={"given": given}) as dag:
-            operator(**self.arguments(more))
-        return self._run(dag)
-
-    def dag(self, operator: Callable[..., Any] = GeminiImageGenerateOperator, **more: Any) -> DAG:
-        """The DAG of `generate`, to clear a task with."""
-        with DAG("attacked", schedule=None) as dag:
-            operator(**self.arguments(more))
+            operator(**_resolved(self.arguments(more)))
         return dag
 
     def _run(self, dag: DAG) -> Run:
@@ -124,10 +123,6 @@ class Target:
 
     def records(self) -> list[Record]:
         return [found.record for found in read_records(self.root.as_uri())]
-
-    def written(self) -> list[Path]:
-        """Every file below the test's folder, but for certificates."""
-        return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".pem")
 
     def kept(self, run: Run, said: str, *, noted: bool = True) -> GeminiImageError:
         """Check that a picture was paid for and did not land, and that nothing about it is lost.
@@ -149,10 +144,8 @@ class Target:
 
     def lands(self, run: Run, submissions: int = 1) -> dict[str, Any]:
         """Check that a run ended with the gateway's own picture in storage, and so many paid for."""
-        made = run.task("made")
-        assert made.state == "success", made.log
+        manifest = returned(run)
         assert len(self.sandbox.ledger()) == submissions
-        manifest: dict[str, Any] = made.value
         path = Path(manifest["images"][0]["uri"].removeprefix("file://"))
         assert read_submission(path.read_bytes()) == self.sandbox.ledger()[-1]["number"]
         return manifest
@@ -167,14 +160,19 @@ class Target:
         return error
 
 
-def returned(value: Any) -> Any:
-    """What a task returns, for the argument of another one."""
+def _resolved(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.output() if isinstance(value, FromTask) else value
+        for name, value in arguments.items()
+    }  # fmt: skip
 
-    @task
-    def upstream() -> Any:
-        return value
 
-    return upstream()
+def returned(run: Run, map_index: int = -1) -> dict[str, Any]:
+    """What a task returned that ended well."""
+    made = run.task("made", map_index)
+    assert made.state == "success", made.log
+    manifest: dict[str, Any] = made.value
+    return manifest
 
 
 def outcome(run: Run, task_id: str = "made") -> GeminiImageError:
@@ -262,15 +260,18 @@ def _audit(event: str, args: Sequence[Any]) -> None:
             seen.append(os.path.realpath(os.fsdecode(path)))
 
 
+@functools.cache
+def _listen() -> None:
+    sys.addaudithook(_audit)  # which can't be taken back
+
+
 @contextlib.contextmanager
 def every_write() -> Iterator[list[str]]:
     """The real paths of all that this process writes, makes, moves or removes on any disk within this block.
 
     Airflow's own home is left out, as are devices and Python's caches.
     """
-    if not _installed:
-        sys.addaudithook(_audit)
-        _installed.append(True)
+    _listen()
     seen: list[str] = []
     _watching.append(seen)
     try:
@@ -279,9 +280,6 @@ def every_write() -> Iterator[list[str]]:
         _watching.remove(seen)
         home = os.path.realpath(os.environ["AIRFLOW_HOME"])
         seen[:] = [path for path in seen if not path.startswith((home, "/dev/")) and "__pycache__" not in path]
-
-
-_installed: list[bool] = []
 
 
 def picture(size: tuple[int, int] = (1024, 1024), kind: str = "PNG") -> bytes:
