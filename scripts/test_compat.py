@@ -138,12 +138,14 @@ def run_tests(python: Path, suite: Path, tests: list[str]) -> tuple[bool, str]:
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """The wheel, and a copy of the tests that lies beside no package."""
+    """The wheel, and a copy of the tests and of the scripts they use, beside no package."""
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(ROOT)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     [wheel] = (folder / "dist").glob("*.whl")
     suite = folder / "suite"
-    shutil.copytree(ROOT / "tests", suite / "tests", ignore=shutil.ignore_patterns("__pycache__", "live"))
+    for name in ("tests", "scripts"):
+        ignore = shutil.ignore_patterns("__pycache__", "live")
+        shutil.copytree(ROOT / name, suite / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", suite)
     return wheel, suite
 
