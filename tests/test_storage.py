@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.storage import (
     Files,
     Store,
     default_s3_client,
+    decode_segment,
     encode_segment,
     join_uri,
     open_store,
@@ -151,6 +152,13 @@ def test_keys_come_sorted_below_a_prefix_and_without_temporary_files(store: Stor
     assert list(store.keys("b")) == ["b-c/1", "b/.hidden", "b/10", "b/2", "b/3"]
     assert list(store.keys("")) == ["a/x", "b-c/1", "b/.hidden", "b/10", "b/2", "b/3"]
     assert list(store.keys("nothing/here/")) == []
+
+
+def test_folders_are_the_next_parts_of_keys_and_nothing_else(store: Store) -> None:
+    for key in ("b/2/x", "b/10/y", "b/10/z", "b/file", "bc/1/x"):
+        store.create(key, b"-")
+    assert store.folders("b") == ["10", "2"]
+    assert store.folders("nothing/here") == []
 
 
 def test_more_keys_than_a_page_holds_are_all_listed(s3: str) -> None:
@@ -773,6 +781,13 @@ def test_a_scheme_that_no_provider_serves_is_refused_by_name(files: Files) -> No
 )
 def test_a_segment_is_readable_and_harmless(text: str, segment: str) -> None:
     assert encode_segment(text) == segment
+    assert decode_segment(segment) == (text or None)
+
+
+def test_a_name_that_was_cut_is_not_taken_for_another_one() -> None:
+    assert decode_segment(encode_segment("x" * 121)) is None
+    assert decode_segment("a%2Fb") == "a/b"
+    assert decode_segment("a%2fb") is None
 
 
 def test_different_texts_never_share_a_segment() -> None:

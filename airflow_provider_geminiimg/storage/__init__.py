@@ -18,7 +18,14 @@ from airflow_provider_geminiimg.storage.base import Blob, S3ClientFactory, Store
 from airflow_provider_geminiimg.storage.disk import LocalStore
 from airflow_provider_geminiimg.storage.places import Files, State, open_store
 from airflow_provider_geminiimg.storage.s3 import S3Store, default_s3_client
-from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, encode_segment, join_uri, locate, same_place
+from airflow_provider_geminiimg.storage.uris import (
+    WEB_SCHEMES,
+    decode_segment,
+    encode_segment,
+    join_uri,
+    locate,
+    same_place,
+)
 
 __all__ = [
     "WEB_SCHEMES",
@@ -29,6 +36,7 @@ __all__ = [
     "S3Store",
     "State",
     "Store",
+    "decode_segment",
     "default_s3_client",
     "encode_segment",
     "join_uri",

@@ -84,6 +84,10 @@ class Store(abc.ABC):
     def keys(self, prefix: str) -> Iterator[str]:
         """All keys that start with `prefix`, in the order of their bytes."""
 
+    @abc.abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """The names that keys have directly below `folder`, where more parts follow; sorted, without slashes."""
+
     def probe(self) -> None:
         """Refuse a root on which promises don't hold. Done once per process and root; writes and removes one object.
 

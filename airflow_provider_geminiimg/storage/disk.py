@@ -98,6 +98,14 @@ class LocalStore(Store):
                 found += [(parent / name).as_posix() for name in names if OURS not in name]
         return iter(sorted((key for key in found if key.startswith(prefix)), key=os.fsencode))
 
+    def folders(self, folder: str) -> list[str]:
+        start = self._path(folder)
+        with _failures("Listing", start):
+            try:
+                return sorted(path.name for path in start.iterdir() if path.is_dir())
+            except _ABSENT:
+                return []
+
     def _path(self, key: str) -> Path:
         return self._root / checked_key(key)
 

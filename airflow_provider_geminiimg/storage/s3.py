@@ -152,10 +152,19 @@ class S3Store(Store):
         self._s3.call("delete_object", self._key(key), unless={"NoSuchKey"})
 
     def keys(self, prefix: str) -> Iterator[str]:
-        wanted: dict[str, str] = {"Prefix": self._prefix + prefix}
+        for page in self._pages(Prefix=self._prefix + prefix):
+            yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", ()))
+
+    def folders(self, folder: str) -> list[str]:
+        start = f"{self._key(folder)}/"
+        pages = self._pages(Prefix=start, Delimiter="/")
+        found = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
+        return sorted(prefix[len(start) :].rstrip("/") for prefix in found)
+
+    def _pages(self, **wanted: str) -> Iterator[Any]:
         while True:
             page = self._s3.call("list_objects_v2", None, **wanted)
-            yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", ()))
+            yield page
             if not page.get("IsTruncated"):
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]

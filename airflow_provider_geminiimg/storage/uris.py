@@ -40,6 +40,12 @@ def encode_segment(segment: str) -> str:
     return f"{encoded[: _MAX_SEGMENT - len(digest) - 1]}={digest}"
 
 
+def decode_segment(segment: str) -> str | None:
+    """The text that `encode_segment` made this of; ``None`` where that is not known, because it was cut."""
+    text = unquote(segment, errors="surrogatepass")
+    return text if encode_segment(text) == segment else None
+
+
 def _percent(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
 
