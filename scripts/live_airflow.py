@@ -36,6 +36,7 @@ import psutil
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 # Logs lie on this very disk; a server for them would listen on every address of the machine.
 _ARGUMENTS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}
+GRACE = 30  # seconds that a component which is asked to end has for it
 FINISHED = ("success", "failed")
 
 # Short waits: with one small DAG every default interval is a pause that somebody sits through.
@@ -163,13 +164,21 @@ class LiveAirflow:
     def kill(self, name: str, signal_number: int = signal.SIGKILL) -> None:
         """Send a signal to a component and to every child of it (a triggerer's loop runs in a child).
 
-        One that ends of it is forgotten: `spawn` brings up another.
+        One that is only asked to end tells its children itself, and is killed with them after `GRACE` seconds, as
+        service managers do. One that ends of it is forgotten: `spawn` brings up another.
         """
         process = self._processes[name]
+        if signal_number in (signal.SIGTERM, signal.SIGINT):
+            process.send_signal(signal_number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE)
+                del self._processes[name]
+                return
+            signal_number = signal.SIGKILL
         for each in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(signal_number)
-        if signal_number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        if signal_number == signal.SIGKILL:
             process.wait(timeout=30)
             del self._processes[name]
 
