@@ -93,6 +93,21 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "example": "s3://aws_default@my-bucket/,file:///data/pictures",
         "default": None,
     },
+    "gallery_roots": {
+        "description": (
+            "Comma-separated URI prefixes, connection part included, from which the gallery may show pictures,\n"
+            "besides the root. Whoever may read a DAG sees the pictures of its tasks there. Unset: the root alone.\n"
+        ),
+        "type": "string",
+        "example": "s3://aws_default@my-bucket/campaigns",
+        "default": None,
+    },
+    "gallery_tabs": {
+        "description": "Show the tab Images on every DAG, run, task and task instance. Browse has its page anyway.\n",
+        "type": "boolean",
+        "example": "False",
+        "default": "True",
+    },
     "record_prompts": {
         "description": "Write prompts into the ledger and the sidecar files. When False, only their hash is kept.\n",
         "type": "boolean",
@@ -120,6 +135,10 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": at("hooks.geminiimg"),
         "triggers": at("triggers.job"),
         "connection-types": [_CONNECTION_TYPE],
+        "extra-links": [f"{_PACKAGE}.links.ImagesLink"],
+        "plugins": [
+            {"name": "geminiimg_gallery", "plugin-class": f"{_PACKAGE}.plugins.gallery.plugin.GalleryPlugin"}
+        ],
         "config": {
             "geminiimg": {
                 "description": "Settings of the Gemini Images provider.",

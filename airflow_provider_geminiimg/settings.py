@@ -43,10 +43,24 @@ def namespace() -> str:
 
 def allowed_roots() -> list[str]:
     """URI prefixes that inputs and outputs must lie under; empty: any."""
-    value = str(conf.get(SECTION, "allowed_roots", fallback="") or "")
-    return [part.strip() for part in value.replace("\n", ",").split(",") if part.strip()]
+    return _list("allowed_roots")
+
+
+def gallery_roots() -> list[str]:
+    """URI prefixes, besides the root, from which the gallery may show pictures. Default: none."""
+    return _list("gallery_roots")
+
+
+def gallery_tabs() -> bool:
+    """Whether DAGs, runs, tasks and task instances have a tab with their pictures. Default: true."""
+    return bool(conf.getboolean(SECTION, "gallery_tabs", fallback=True))
 
 
 def record_prompts() -> bool:
     """Whether prompts themselves go into ledger and sidecar. Default: false, a hash."""
     return bool(conf.getboolean(SECTION, "record_prompts", fallback=False))
+
+
+def _list(name: str) -> list[str]:
+    value = str(conf.get(SECTION, name, fallback="") or "")
+    return [part.strip() for part in value.replace("\n", ",").split(",") if part.strip()]

@@ -322,6 +322,9 @@ class Shelf(Store):
     def keys(self, prefix: str) -> Iterator[str]:
         return iter([record_key(ITEM, 1)])
 
+    def folders(self, folder: str) -> list[str]:
+        return []
+
 
 @fuzz
 @given(st.one_of(BODIES, RECORDS), st.integers(0, 2), st.sampled_from(["there", "gone", "unknown"]), st.booleans())

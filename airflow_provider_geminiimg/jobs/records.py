@@ -127,7 +127,7 @@ async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Entry]]:
     """
     keys = await in_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
     while batch := await in_thread(lambda: list(itertools.islice(keys, AT_ONCE))):
-        entries = await asyncio.gather(*(in_thread(_look, ledger, key) for key in batch))
+        entries = await asyncio.gather(*(in_thread(look, ledger, key) for key in batch))
         yield [entry for entry in entries if entry is not None]
 
 
@@ -143,7 +143,7 @@ def entry_at(ledger: Ledger, key: str) -> Entry:
 
     :raises BadRequestError: there is none.
     """
-    entry = _look(ledger, key) if is_record_key(key) else None
+    entry = look(ledger, key) if is_record_key(key) else None
     if entry is None:
         raise BadRequestError(
             f"There is no record {key!r} under {ledger.store.uri}.",
@@ -152,7 +152,7 @@ def entry_at(ledger: Ledger, key: str) -> Entry:
     return entry
 
 
-def _look(ledger: Ledger, key: str) -> Entry | None:
+def look(ledger: Ledger, key: str) -> Entry | None:
     """The entry at `key`; ``None`` where there is none."""
     try:
         found = ledger.read(key)

@@ -31,6 +31,7 @@ from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.lifecycle import Purchase
+from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, is_literal
 from airflow_provider_geminiimg.runner import Guard, run
@@ -108,6 +109,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         "on_mismatch",
     )
     ui_color = "#e8f0fe"
+    operator_extra_links = (ImagesLink(),)
 
     def __init__(
         self,

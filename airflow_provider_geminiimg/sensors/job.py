@@ -51,6 +51,7 @@ from airflow_provider_geminiimg.ledger import (
     process_identity,
     record_key,
 )
+from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.manifest import Cost
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.request import given, is_literal
@@ -100,6 +101,7 @@ class GeminiImageJobSensor(TakesTexts, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("job", *_CHECKS)
     ui_color = "#e8f0fe"
+    operator_extra_links = (ImagesLink(),)
 
     def __init__(
         self,

@@ -95,3 +95,6 @@ class Wire(Store):
 
     def keys(self, prefix: str) -> Iterator[str]:
         return iter(self._call("keys", prefix))
+
+    def folders(self, folder: str) -> list[str]:
+        return self._call("folders", folder)  # type: ignore[no-any-return]

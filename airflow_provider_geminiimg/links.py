@@ -1,0 +1,33 @@
+"""The link from a task instance to its pictures in the gallery.
+
+Airflow keeps what is made here, so what must stay true: the address is stable, and holds nothing but names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import TaskInstanceKey
+
+GALLERY = "plugin/images"  # Airflow's page around the gallery: its own prefix, and the route of the gallery's view
+
+
+class ImagesLink(BaseOperatorLink):
+    """Opens the gallery, inside Airflow's frame, at one task instance."""
+
+    name = "Images"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+        """The address.
+
+        :param operator: the operator; not looked at.
+        :param ti_key: which task instance.
+        """
+        names = {"dag_id": ti_key.dag_id, "run_id": ti_key.run_id, "task_id": ti_key.task_id}
+        which = {"map_index": ti_key.map_index} if ti_key.map_index >= 0 else {}
+        base = conf.get("api", "base_url", fallback="/") or "/"
+        return f"{base.rstrip('/')}/{GALLERY}?{urlencode({**names, **which})}"

@@ -1,0 +1,253 @@
+"""The gallery's addresses.
+
+What must stay true:
+
+- All but the page itself and its script ask Airflow, for the very DAG in their path, whether this user may read its
+  XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
+- Nothing is changed from here: GET and HEAD only.
+- A picture's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
+  served as what they are; a body that is no picture is not served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.middleware.base import RequestResponseEndpoint
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, InvalidImageError, StorageError
+from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.landing import MAX_PICTURE_BYTES
+from airflow_provider_geminiimg.ledger import Ledger, Record
+from airflow_provider_geminiimg.plugins.gallery.shelf import Address, Shelf, Wanted, address_of
+from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.thumbnails import thumbnail_key
+
+STATIC = Path(__file__).parent / "static"
+PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
+READ = ["GET", "HEAD"]
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-store",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
+_STATUS: tuple[tuple[type[GeminiImageError], int], ...] = (
+    (BadRequestError, 404),
+    (InvalidImageError, 415),
+    (StorageError, 503),
+    (GeminiImageError, 500),
+)
+_NOTHING = "There is nothing at this address."
+# As Airflow's own patterns of ids, but for dots alone, and for the ``=`` of a name that was too long for the ledger.
+_NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
+_PARTS: Mapping[str, re.Pattern[str]] = {
+    "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # and so no "~", which means any DAG
+    "run_id": _NAME,
+    "task_id": _NAME,
+    "map_index": re.compile(r"-1|0|[1-9][0-9]{0,8}"),
+    "item": _NAME,
+    "n": _COUNT,
+    "index": _COUNT,
+}
+
+
+def _known(request: Request) -> None:
+    """Refuse an address that no record can have."""
+    for name, value in request.path_params.items():
+        if not _PARTS[name].fullmatch(value):
+            raise HTTPException(404, _NOTHING)
+
+
+def _shelf() -> Shelf:
+    root = settings.root()
+    files = Files(s3_client=default_s3_client, allowed_roots=[root, *settings.gallery_roots()])
+    return Shelf(Ledger(open_store(root, default_s3_client)), settings.namespace(), files)
+
+
+def _reads(dag_id: str | None = None) -> Any:
+    """Airflow's own check whether a user may read a DAG's XComs; by default the DAG of the request's path."""
+    return requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM, param_dag_id=dag_id)
+
+
+def _may_read(request: Request, user: Any, dag_id: str) -> bool:
+    try:
+        _reads(dag_id)(request, user)
+    except HTTPException:
+        return False
+    return True
+
+
+ShelfDep = Annotated[Shelf, Depends(_shelf)]
+per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known)])
+pages = APIRouter()
+
+
+@pages.api_route("/", methods=READ)
+def page() -> Response:
+    """The page. It holds nothing of anybody's; what it shows it asks for as the user who looks at it."""
+    return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+@pages.api_route("/static/{name}", methods=READ)
+def static(name: str) -> Response:
+    """The page's script and style."""
+    if name not in ("gallery.js", "gallery.css"):
+        raise HTTPException(404, _NOTHING)
+    return FileResponse(STATIC / name, headers={"Cache-Control": "no-cache"})
+
+
+@pages.api_route("/api/dags", methods=READ)
+def dags(request: Request, user: GetUserDep, shelf: ShelfDep) -> dict[str, Any]:
+    """The DAGs that have pictures, or will have, and that this user may read."""
+    return {"dags": [dag_id for dag_id in shelf.dags() if _may_read(request, user, dag_id)]}
+
+
+@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/pictures", methods=READ)
+def pictures(
+    dag_id: str,
+    run_id: str,
+    shelf: ShelfDep,
+    task_id: str | None = None,
+    map_index: int | None = None,
+    model: str | None = None,
+    standing: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = PAGE_SIZE,
+) -> dict[str, Any]:
+    """A run's records, some at a time."""
+    items, following = shelf.page(Wanted(dag_id, run_id, task_id, map_index, model, standing), after, limit)
+    return {"items": items, "next": following}
+
+
+@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/summary", methods=READ)
+def summary(
+    dag_id: str, run_id: str, shelf: ShelfDep, task_id: str | None = None, map_index: int | None = None
+) -> dict[str, Any]:
+    """What a run's records come to."""
+    return shelf.summary(Wanted(dag_id, run_id, task_id, map_index))
+
+
+@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/sources", methods=READ)
+def sources(
+    request: Request,
+    user: GetUserDep,
+    shelf: ShelfDep,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    item: str,
+    n: int,
+) -> dict[str, Any]:
+    """The pictures that one was made from; those of another DAG only where the user may read that DAG, too."""
+    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+
+    def shown(place: int, source: Mapping[str, str]) -> dict[str, Any]:
+        role = "source" if place == 0 and record.operation == "edit" else "reference"
+        about = {"role": role, "name": source["uri"].rpartition("/")[2], "picture": None, "why": None}
+        made = shelf.made(source)
+        if made is None:
+            return {**about, "why": "It was not made here, or lies where the gallery may not read."}
+        of = address_of(made[0].key)
+        if of.dag_id != dag_id and not _may_read(request, user, of.dag_id):
+            return {**about, "why": "It belongs to a DAG that you may not read."}
+        names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, "map_index": of.map_index}
+        return {**about, "picture": {**names, **shelf.picture(*made)}}
+
+    return {"sources": [shown(place, source) for place, source in enumerate(record.inputs)]}
+
+
+@per_dag.api_route("/f/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)
+def picture(
+    request: Request,
+    shelf: ShelfDep,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    item: str,
+    n: int,
+    index: int,
+) -> Response:
+    """A picture's bytes, as they are in storage."""
+    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    return _picture(request, shelf, record, index)
+
+
+@per_dag.api_route("/thumbs/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)
+def thumbnail(
+    request: Request,
+    shelf: ShelfDep,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    item: str,
+    n: int,
+    index: int,
+) -> Response:
+    """A picture's thumbnail; the picture itself where there is none."""
+    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    shelf.image(record, index)
+    blob = shelf.ledger.store.read(thumbnail_key(record.key, index))
+    return _picture(request, shelf, record, index) if blob is None else _answer(request, blob.data, blob.version)
+
+
+def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Response:
+    data = shelf.files.read(str(shelf.image(record, index)["uri"]), max_bytes=MAX_PICTURE_BYTES)
+    return _answer(request, data, hashlib.sha256(data).hexdigest())
+
+
+def _answer(request: Request, data: bytes, version: str) -> Response:
+    media_type = inspect_image(data).media_type
+    headers = {"Cache-Control": "private, max-age=600", "ETag": f'"{version.strip(chr(34))}"'}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)
+
+
+async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(request)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GeminiImageError)
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    return JSONResponse({"detail": f"{error.message} {error.hint}".strip()}, status)
+
+
+def _misspelt(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    names = sorted({str(each["loc"][-1]) for each in error.errors()})
+    return JSONResponse({"detail": f"These can't be: {', '.join(names)}."}, 422)
+
+
+def make_app() -> FastAPI:
+    """The gallery as an application of its own, to be mounted in Airflow's API server."""
+    app = FastAPI(title="Images", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(pages)
+    app.include_router(per_dag)
+    app.middleware("http")(_with_headers)
+    app.add_exception_handler(GeminiImageError, _failed)
+    app.add_exception_handler(RequestValidationError, _misspelt)
+    return app

@@ -1,0 +1,277 @@
+"""What the ledger holds of a DAG's runs, in the words and the order in which the gallery shows it.
+
+What must stay true: an address names a record, and only that record says where its pictures lie; no value here holds a
+link that was paid for, and none holds a prompt unless prompts are recorded; a record that can't be read is shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
+from airflow_provider_geminiimg.jobs.records import AT_ONCE, STANDINGS, Entry, billed, look
+from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
+from airflow_provider_geminiimg.manifest import iso
+from airflow_provider_geminiimg.storage import Files, decode_segment, encode_segment
+
+MAX_LOOKED_AT = 5_000  # records that one summary reads
+MAX_SIDECAR_BYTES = 1 << 20
+_NUMBER = re.compile(r"-?[0-9]+")
+
+
+@dataclass(frozen=True)
+class Address:
+    """One submission, as an address of the gallery names it.
+
+    A name that was too long for the ledger, and was cut there, stands for itself.
+
+    :param n: number of the submission within its item, from 1.
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    item: str
+    n: int
+
+    def key(self, namespace: str) -> str:
+        """Where its record lies."""
+        names = (self.run_id, self.task_id, str(self.map_index), self.item)
+        parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
+        return "/".join(("ledger", *parts, f"{self.n}.json"))
+
+    def path(self, index: int) -> str:
+        """The last part of the address of one of its pictures."""
+        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item, str(self.n), str(index))
+        return "/".join(quote(part, safe="") for part in parts)
+
+
+def segment(name: str) -> str:
+    """A name as it stands in a key. No id of Airflow's holds a ``=``, so one that does was cut."""
+    return name if "=" in name else encode_segment(name)
+
+
+def address_of(key: str) -> Address:
+    """What a record's key stands for."""
+    _, _, *names, number = key.removesuffix(".json").split("/")
+    dag_id, run_id, task_id, map_index, item = (decode_segment(name) or name for name in names)
+    return Address(dag_id, run_id, task_id, int(map_index), item, int(number))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which records of a run are asked for; ``None``: any.
+
+    :param standing: see `jobs.STANDINGS`.
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str | None = None
+    map_index: int | None = None
+    model: str | None = None
+    standing: str | None = None
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether what was read is asked for."""
+        model = None if entry.found is None else entry.found.record.model
+        return self.model in (None, model) and self.standing in (None, entry.standing)
+
+
+class Shelf:
+    """The records and pictures that the gallery may show.
+
+    :param ledger: the root's.
+    :param namespace: as ``[geminiimg] namespace`` says.
+    :param files: reads pictures, and only from where the gallery may.
+    """
+
+    def __init__(self, ledger: Ledger, namespace: str, files: Files) -> None:
+        self.ledger, self.namespace, self.files = ledger, namespace, files
+        self._folder = f"ledger/{encode_segment(namespace)}"
+
+    def dags(self) -> list[str]:
+        """The DAGs that have records. One whose id was too long for the ledger is not among them."""
+        names = map(decode_segment, self.ledger.store.folders(self._folder))
+        return [name for name in names if name is not None]
+
+    def page(self, wanted: Wanted, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Some records, and the cursor for those after them; ``None``: there are none.
+
+        :param after: the cursor that an earlier page gave.
+        :param limit: how many.
+        """
+        keys = self._keys(wanted)
+        if after:
+            keys = [key for key in keys if _order(key) > _order(after)]
+        found: list[Entry] = []
+        for entries in self._read(keys):
+            found += filter(wanted.fits, entries)
+            if len(found) > limit:
+                break
+        shown = found[:limit]
+        return [self.item(entry) for entry in shown], shown[-1].key if len(found) > limit else None
+
+    def summary(self, wanted: Wanted) -> dict[str, Any]:
+        """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them."""
+        keys = self._keys(wanted)
+        entries = [entry for some in self._read(keys[:MAX_LOOKED_AT]) for entry in some]
+        records = [entry.found.record for entry in entries if entry.found is not None]
+        costs, without_price = _total(records)
+        return {
+            "standings": dict(Counter(entry.standing for entry in entries)),
+            "pictures": sum(len(_images(record)) for record in records),
+            "costs": costs,
+            "without_price": without_price,
+            "tasks": sorted({address_of(key).task_id for key in keys}),
+            "models": sorted({record.model for record in records}),
+            "looked_at": len(entries),
+            "more": len(keys) > len(entries),
+        }
+
+    def record(self, address: Address) -> Record:
+        """The record at an address.
+
+        :raises BadRequestError: there is none.
+        :raises GeminiImageError: it can't be read.
+        """
+        key = address.key(self.namespace)
+        entry = look(self.ledger, key) if _is_shown(key) else None
+        if entry is None:
+            raise BadRequestError("There is no such picture.")
+        return entry.readable().record
+
+    def image(self, record: Record, index: int) -> Mapping[str, Any]:
+        """One of the pictures that a record says have landed.
+
+        :raises BadRequestError: it has none such.
+        """
+        images = _images(record)
+        if index >= len(images):
+            raise BadRequestError("There is no such picture.")
+        return images[index]
+
+    def made(self, source: Mapping[str, str]) -> tuple[Record, int] | None:
+        """The record, and the number of its picture, that an input picture came from, if it is one of ours.
+
+        The sidecar beside it says which record; only what that record says of itself is believed.
+
+        :param source: one of `Record.inputs`.
+        """
+        try:
+            sidecar = f"{source['uri'].rpartition('.')[0]}.json"
+            key = json.loads(self.files.read(sidecar, max_bytes=MAX_SIDECAR_BYTES))["record"]
+            entry = look(self.ledger, key) if _is_shown(key) and key.startswith(f"{self._folder}/") else None
+            images = _images(entry.readable().record) if entry else []
+        except (GeminiImageError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        places = (i for i, image in enumerate(images) if image["sha256"] == source["sha256"])
+        index = next(places, None)
+        return None if entry is None or index is None else (entry.readable().record, index)
+
+    def item(self, entry: Entry) -> dict[str, Any]:
+        """One record as the page shows it."""
+        address = address_of(entry.key)
+        names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
+        about = {**names, "standing": entry.standing, "next": STANDINGS[entry.standing]}
+        if entry.found is None:
+            return {**about, "error": _said(entry.error), "images": []}
+        record = entry.found.record
+        manifest = record.manifest or {}
+        began = record.submitted_at or record.claimed_at
+        return {
+            **about,
+            "error": _said(record.error),
+            "billed": billed(record).value,
+            "gateway": record.gateway,
+            "model": record.model,
+            "operation": record.operation,
+            "requested": record.request_fields,
+            "cost": manifest.get("cost") or record.cost,
+            "seconds": round(record.landed_at - began, 1) if record.landed_at else None,
+            "submitted_at": iso(began),
+            "landed_at": iso(record.landed_at) if record.landed_at else None,
+            "prompt": record.prompt,
+            "job_id": record.job_id,
+            "mismatch": manifest.get("mismatch"),
+            "inputs": len(record.inputs),
+            "images": [self.picture(record, index) for index in range(len(_images(record)))],
+        }
+
+    def picture(self, record: Record, index: int) -> dict[str, Any]:
+        """One picture: what is known of it, and the addresses at which the gallery serves it."""
+        image, path = self.image(record, index), address_of(record.key).path(index)
+        known = ("uri", "media_type", "width", "height", "size", "sha256")
+        why = self._hidden(image["uri"])
+        return {
+            **{name: image.get(name) for name in known},
+            "name": image["uri"].rpartition("/")[2],
+            "href": None if why else f"f/{path}",
+            "thumb": f"thumbs/{path}",
+            "why": why,
+        }
+
+    def _hidden(self, uri: str) -> str | None:
+        """Why the gallery may not show what lies there, if it may not."""
+        try:
+            self.files.check(uri, "uri")
+        except BadRequestError:
+            return "It lies outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
+        return None
+
+    def _keys(self, wanted: Wanted) -> list[str]:
+        names = [encode_segment(wanted.dag_id), segment(wanted.run_id)]
+        names += [] if wanted.task_id is None else [segment(wanted.task_id)]
+        keys = filter(_is_shown, self.ledger.store.keys("/".join((self._folder, *names, ""))))
+        return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
+
+    def _read(self, keys: Sequence[str]) -> Iterator[list[Entry]]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rest = iter(keys)
+            while some := list(itertools.islice(rest, AT_ONCE)):
+                yield [entry for entry in pool.map(lambda key: look(self.ledger, key), some) if entry is not None]
+
+
+def _is_shown(key: str) -> bool:
+    return is_record_key(key) and _NUMBER.fullmatch(key.split("/")[5]) is not None
+
+
+def _order(key: str) -> tuple[Any, ...]:
+    """Keys in the order in which people count: numbers as such, and before names."""
+    return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in re.split(r"[/.]", key))
+
+
+def _images(record: Record) -> list[Mapping[str, Any]]:
+    return list((record.manifest or {}).get("images") or [])
+
+
+def _said(error: GeminiImageError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"code": error.kind, "message": str(error), "billed": error.billed.value, "hint": error.hint}
+
+
+def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
+    """What was paid, by currency and by where the price is from; and for how many paid pictures no price is known."""
+    sums: dict[tuple[str, str], float] = {}
+    without = 0
+    for record in records:
+        if billed(record).value != "yes":
+            continue
+        cost = (record.manifest or {}).get("cost") or record.cost
+        if cost.get("amount") is None:
+            without += 1
+            continue
+        which = (str(cost.get("currency")), str(cost.get("basis")))
+        sums[which] = sums.get(which, 0.0) + float(cost["amount"])
+    costs = [{"amount": round(amount, 6), "currency": c, "basis": b} for (c, b), amount in sorted(sums.items())]
+    return costs, without
