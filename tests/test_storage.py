@@ -788,6 +788,7 @@ def test_a_name_that_was_cut_is_not_taken_for_another_one() -> None:
     assert decode_segment(encode_segment("x" * 121)) is None
     assert decode_segment("a%2Fb") == "a/b"
     assert decode_segment("a%2fb") is None
+    assert decode_segment("%FF") is None
 
 
 def test_different_texts_never_share_a_segment() -> None:

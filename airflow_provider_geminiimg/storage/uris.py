@@ -42,7 +42,10 @@ def encode_segment(segment: str) -> str:
 
 def decode_segment(segment: str) -> str | None:
     """The text that `encode_segment` made this of; ``None`` where that is not known, because it was cut."""
-    text = unquote(segment, errors="surrogatepass")
+    try:
+        text = unquote(segment, errors="surrogatepass")
+    except UnicodeDecodeError:  # not by us
+        return None
     return text if encode_segment(text) == segment else None
 
 
