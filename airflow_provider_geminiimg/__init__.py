@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
     from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+    from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
     from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
     from airflow_provider_geminiimg.retry_policy import IMAGE_RETRY_POLICY
+    from airflow_provider_geminiimg.review import review_markdown
     from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
@@ -29,8 +31,10 @@ __all__ = [
     "GeminiImageHook",
     "GeminiImageJobSensor",
     "GeminiImageJobTrigger",
+    "GeminiImageReviewOperator",
     "GeminiImageSubmitOperator",
     "__version__",
+    "review_markdown",
 ]
 
 _HOMES = {
@@ -41,7 +45,9 @@ _HOMES = {
     "GeminiImageHook": "hooks.geminiimg",
     "GeminiImageJobSensor": "sensors.job",
     "GeminiImageJobTrigger": "triggers.job",
+    "GeminiImageReviewOperator": "operators.review",
     "GeminiImageSubmitOperator": "operators.submit",
+    "review_markdown": "review",
 }
 
 

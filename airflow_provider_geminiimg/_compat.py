@@ -34,6 +34,7 @@ __all__ = [
     "TaskDeferralTimeout",
     "is_mapped",
     "marker",
+    "shown_request",
 ]
 
 MARK = "geminiimg"
@@ -94,3 +95,16 @@ def marker(context: Mapping[str, Any]) -> StateStoreMarker | None:
     """The marker of the running task; ``None`` where Airflow has no task state store."""
     store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
     return None if store is None else StateStoreMarker(store)
+
+
+def shown_request(**request: Any) -> Any:
+    """Have Airflow show a request to a person, and say what it shows: an earlier try's, where there was one.
+
+    `HITLOperator` does the same and does not look.
+
+    :param request: the fields of Airflow's ``CreateHITLDetailPayload``.
+    """
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
+
+    return task_runner.SUPERVISOR_COMMS.send(msg=CreateHITLDetailPayload(**request))

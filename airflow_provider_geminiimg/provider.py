@@ -18,16 +18,26 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "gateway": {
         "label": "Gateway",
         "description": "Which service the API key belongs to.",
-        "schema": {"type": "string", "enum": ["1min", "apimaster"]},
+        "schema": {
+            "type": "string",
+            "enum": ["1min", "apimaster"],
+            "values_display": {"1min": "1min.ai", "apimaster": "APIMaster.ai"},
+        },
     },
     "model": {
         "label": "Default model",
-        "description": "Used where a task names no model. Empty: gemini-3.1-flash-image-preview.",
-        "schema": {"type": _OPTIONAL_TEXT},
+        "description": (
+            "Used where a task names no model. Empty: gemini-3.1-flash-image-preview. APIMaster.ai is not known to have "
+            "gemini-2.5-flash-image. Any other id is taken too."
+        ),
+        "schema": {
+            "type": _OPTIONAL_TEXT,
+            "examples": ["gemini-3.1-flash-image-preview", "gemini-3-pro-image-preview", "gemini-2.5-flash-image"],
+        },
     },
     "requests_per_minute": {
         "label": "Requests a minute",
-        "description": "Submits, polls and uploads of one worker process. Empty: the gateway's own limit.",
+        "description": "Submits, polls and uploads of one worker process. Empty: 180.",
         "schema": _OPTIONAL_COUNT,
     },
     "max_concurrency": {
@@ -42,8 +52,12 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "price_currency": {
         "label": "Currency of the base price",
-        "description": "USD or credits.",
-        "schema": {"type": _OPTIONAL_TEXT},
+        "description": "What the base price is in.",
+        "schema": {
+            "type": _OPTIONAL_TEXT,
+            "enum": ["USD", "credits", None],
+            "values_display": {"null": "not set (USD)"},
+        },
     },
     "allow_http": {
         "label": "Allow plain http",
@@ -51,6 +65,9 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
         "schema": {"type": ["boolean", "null"]},
     },
 }
+# Airflow folds these fields away under "Extra Fields" unless told what is in there.
+for _field in _CONN_FIELDS.values():
+    _field["schema"] = {**_field["schema"], "section": "Gateway, model, limits and price"}
 
 _CONNECTION_TYPE: dict[str, Any] = {
     "connection-type": "geminiimg",
@@ -58,11 +75,11 @@ _CONNECTION_TYPE: dict[str, Any] = {
     "hook-name": _INTEGRATION,
     "conn-fields": _CONN_FIELDS,
     "ui-field-behaviour": {
-        "hidden-fields": ["login", "schema", "port"],
+        "hidden-fields": ["login", "schema"],
         "relabeling": {"password": "API key", "host": "Base URL"},
         "placeholders": {
             "host": "empty: https://api.1min.ai or https://apimaster.ai/v1",
-            "model": "gemini-3.1-flash-image-preview",
+            "port": "443, where Airflow's test button asks for a port",
         },
     },
 }
@@ -130,15 +147,15 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {"integration-name": _INTEGRATION, "external-doc-url": "https://ai.google.dev/", "tags": ["ai", "service"]}
         ],
-        "operators": at("operators.generate", "operators.edit", "operators.submit", "operators.collect"),
+        "operators": at(
+            "operators.generate", "operators.edit", "operators.submit", "operators.collect", "operators.review"
+        ),
         "sensors": at("sensors.job"),
         "hooks": at("hooks.geminiimg"),
         "triggers": at("triggers.job"),
         "connection-types": [_CONNECTION_TYPE],
         "extra-links": [f"{_PACKAGE}.links.ImagesLink"],
-        "plugins": [
-            {"name": "geminiimg_gallery", "plugin-class": f"{_PACKAGE}.plugins.gallery.plugin.GalleryPlugin"}
-        ],
+        "plugins": [{"name": "geminiimg_gallery", "plugin-class": f"{_PACKAGE}.plugins.gallery.plugin.GalleryPlugin"}],
         "config": {
             "geminiimg": {
                 "description": "Settings of the Gemini Images provider.",

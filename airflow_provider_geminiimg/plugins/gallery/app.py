@@ -25,11 +25,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.middleware.base import RequestResponseEndpoint
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.addresses import Address, address_of
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, InvalidImageError, StorageError
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.landing import MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.ledger import Ledger, Record
-from airflow_provider_geminiimg.plugins.gallery.shelf import Address, Shelf, Wanted, address_of
+from airflow_provider_geminiimg.plugins.gallery.shelf import Shelf, Wanted
 from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
 from airflow_provider_geminiimg.thumbnails import thumbnail_key
 

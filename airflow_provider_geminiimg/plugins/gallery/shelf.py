@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
+from airflow_provider_geminiimg.addresses import Address, address_of, segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.jobs.records import AT_ONCE, STANDINGS, Entry, billed, look
 from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
@@ -25,46 +25,6 @@ from airflow_provider_geminiimg.storage import Files, decode_segment, encode_seg
 MAX_LOOKED_AT = 5_000  # records that one summary reads
 MAX_SIDECAR_BYTES = 1 << 20
 _NUMBER = re.compile(r"-?[0-9]+")
-
-
-@dataclass(frozen=True)
-class Address:
-    """One submission, as an address of the gallery names it.
-
-    A name that was too long for the ledger, and was cut there, stands for itself.
-
-    :param n: number of the submission within its item, from 1.
-    """
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    item: str
-    n: int
-
-    def key(self, namespace: str) -> str:
-        """Where its record lies."""
-        names = (self.run_id, self.task_id, str(self.map_index), self.item)
-        parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
-        return "/".join(("ledger", *parts, f"{self.n}.json"))
-
-    def path(self, index: int) -> str:
-        """The last part of the address of one of its pictures."""
-        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item, str(self.n), str(index))
-        return "/".join(quote(part, safe="") for part in parts)
-
-
-def segment(name: str) -> str:
-    """A name as it stands in a key. No id of Airflow's holds a ``=``, so one that does was cut."""
-    return name if "=" in name else encode_segment(name)
-
-
-def address_of(key: str) -> Address:
-    """What a record's key stands for."""
-    _, _, *names, number = key.removesuffix(".json").split("/")
-    dag_id, run_id, task_id, map_index, item = (decode_segment(name) or name for name in names)
-    return Address(dag_id, run_id, task_id, int(map_index), item, int(number))
 
 
 @dataclass(frozen=True)

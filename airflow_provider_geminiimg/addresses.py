@@ -1,0 +1,52 @@
+"""The gallery's addresses: a record's key taken apart, and put together again.
+
+What must stay true: an address holds names alone, each quoted; it leads to one record, and never says where a picture
+lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from airflow_provider_geminiimg.storage import decode_segment, encode_segment
+
+
+@dataclass(frozen=True)
+class Address:
+    """One submission, as an address of the gallery names it.
+
+    A name that was too long for the ledger, and was cut there, stands for itself.
+
+    :param n: number of the submission within its item, from 1.
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    item: str
+    n: int
+
+    def key(self, namespace: str) -> str:
+        """Where its record lies."""
+        names = (self.run_id, self.task_id, str(self.map_index), self.item)
+        parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
+        return "/".join(("ledger", *parts, f"{self.n}.json"))
+
+    def path(self, index: int) -> str:
+        """The last part of the address of one of its pictures."""
+        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item, str(self.n), str(index))
+        return "/".join(quote(part, safe="") for part in parts)
+
+
+def segment(name: str) -> str:
+    """A name as it stands in a key. No id of Airflow's holds a ``=``, so one that does was cut."""
+    return name if "=" in name else encode_segment(name)
+
+
+def address_of(key: str) -> Address:
+    """What a record's key stands for."""
+    _, _, *names, number = key.removesuffix(".json").split("/")
+    dag_id, run_id, task_id, map_index, item = (decode_segment(name) or name for name in names)
+    return Address(dag_id, run_id, task_id, int(map_index), item, int(number))
