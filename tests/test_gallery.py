@@ -1,0 +1,470 @@
+"""The gallery's addresses, asked over HTTP in Airflow's own API server, by users of every role."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+import pytest
+from airflow.sdk import DAG as Dag
+from harness.left_behind import LeftBehind
+from harness.records import ITEM, landed, make_record
+
+from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.ledger import Item, Record, record_key
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from airflow_provider_geminiimg.plugins.gallery.shelf import address_of
+from airflow_provider_geminiimg.storage import encode_segment
+from airflow_provider_geminiimg.thumbnails import thumbnail_key
+
+if TYPE_CHECKING:
+    from harness.inprocess import AirflowHarness
+    from starlette.testclient import TestClient
+
+    from airflow_provider_geminiimg.sandbox import Sandbox
+
+DAG, RUN = ITEM.dag_id, ITEM.run_id
+LISTING = f"api/dags/{DAG}/runs/{quote(RUN)}/pictures"
+SUMMARY = f"api/dags/{DAG}/runs/{quote(RUN)}/summary"
+USERS = {"admin": "ADMIN", "ursula": "USER", "vera": "VIEWER", "norole": None}
+
+
+@pytest.fixture(scope="module")
+def server(_airflow_home: Path) -> Iterator[TestClient]:
+    """Airflow's API server, with a login."""
+    from airflow.api_fastapi.app import create_app, purge_cached_app
+    from starlette.testclient import TestClient
+
+    with pytest.MonkeyPatch.context() as patch:
+        users = ",".join(f"{name}:{role or ''}" for name, role in USERS.items())
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "False")
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", users)
+        patch.setenv("AIRFLOW__API__SECRET_KEY", "s" * 32)
+        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
+        purge_cached_app()
+        yield TestClient(create_app("core"), base_url="http://testserver/geminiimg/")
+    purge_cached_app()
+
+
+@pytest.fixture(params=["cookie", "token"])
+def ask(request: pytest.FixtureRequest, server: TestClient) -> Callable[..., Any]:
+    """``ask("f/...", user="vera")``: an address of the gallery, asked with a browser's cookie or with a token."""
+    return _asker(server, request.param)
+
+
+@pytest.fixture
+def get(server: TestClient) -> Callable[..., Any]:
+    """As `ask`, with a token only."""
+    return _asker(server, "token")
+
+
+def _asker(server: TestClient, how: str) -> Callable[..., Any]:
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    def asked(path: str, user: str | None = "vera", method: str = "GET", json: Any = None, **headers: str) -> Any:
+        server.cookies.clear()
+        if user is not None:
+            token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=user, role=USERS[user]))
+            if how == "cookie":
+                server.cookies.set("_token", token)
+            else:
+                headers["Authorization"] = f"Bearer {token}"
+        return server.request(method, path, headers=headers, json=json)
+
+    return asked
+
+
+@pytest.fixture
+def left(root: str, sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch) -> LeftBehind:
+    """On disk and on S3; the pictures lie where the gallery may read."""
+    left = LeftBehind(sandbox, onemin)
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS", f"s3://elsewhere/x, {left.folder}")
+    return left
+
+
+def picture_of(record: Record, index: int = 0) -> str:
+    return f"f/{address_of(record.key).path(index)}"
+
+
+# --- who may look -----------------------------------------------------------------------------------------------------
+
+
+def addresses(record: Record) -> list[str]:
+    path = address_of(record.key).path(0)
+    sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id=hero&map_index=-1&item=0&n=1"
+    return [LISTING, SUMMARY, sources, f"f/{path}", f"thumbs/{path}"]
+
+
+async def test_only_who_may_read_the_dag_sees_anything(left: LeftBehind, ask: Callable[..., Any]) -> None:
+    record = await left.attempt()
+    for path in addresses(record):
+        said = {user: ask(path, user=user) for user in (None, "norole", "vera", "ursula", "admin")}
+        assert {user: answer.status_code for user, answer in said.items()} == {
+            None: 401, "norole": 403, "vera": 200, "ursula": 200, "admin": 200,
+        }, path  # fmt: skip
+        for nobody in (None, "norole"):
+            assert set(said[nobody].json()) == {"detail"}
+    assert ask("api/dags", user=None).status_code == 401
+    assert ask("api/dags", user="norole").json() == {"dags": []}
+    assert ask("api/dags").json() == {"dags": [DAG]}
+
+
+def test_the_page_itself_is_open_and_holds_nothing(get: Callable[..., Any], local_root: str) -> None:
+    answer = get("", user=None)
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for name, kind in (("gallery.js", "javascript"), ("gallery.css", "css")):
+        file = get(f"static/{name}", user=None)
+        assert file.status_code == 200
+        assert kind in file.headers["content-type"]
+        assert file.headers["x-content-type-options"] == "nosniff"
+    for name in ("index.html", "%2e%2e%2fapp.py", "..%2fapp.py", "%2e%2e"):
+        assert get(f"static/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_nothing_can_be_changed_from_here(get: Callable[..., Any], local_root: str, method: str) -> None:
+    for path in ("", "api/dags", LISTING, SUMMARY, picture_of(landed())):
+        assert get(path, user="admin", method=method).status_code == 405
+
+
+NOWHERE = [
+    "f/~/{run}/hero/-1/0/1/0",
+    "f//{run}/hero/-1/0/1/0",
+    "f/{dag}//hero/-1/0/1/0",
+    "f/../{run}/hero/-1/0/1/0",
+    "f/%2e%2e/{run}/hero/-1/0/1/0",
+    "f/%2E/{run}/hero/-1/0/1/0",
+    "f/{dag}/%2e%2e/hero/-1/0/1/0",
+    "f/{dag}/..%2f..%2fledger/hero/-1/0/1/0",
+    "f/{dag}/%252e%252e/hero/-1/0/1/0",
+    "f/{dag}/{run}/%2e%2e/-1/0/1/0",
+    "f/{dag}/{run}/hero/%2e%2e/0/1/0",
+    "f/{dag}/{run}/hero/-2/0/1/0",
+    "f/{dag}/{run}/hero/01/0/1/0",
+    "f/{dag}/{run}/hero/-1/%2e%2e/1/0",
+    "f/{dag}/{run}/hero/-1/0/%2e%2e/0",
+    "f/{dag}/{run}/hero/-1/0/0/0",
+    "f/{dag}/{run}/hero/-1/0/2/0",
+    "f/{dag}/{run}/hero/-1/0/1/1",
+    "f/{dag}/{run}/hero/-1/0/1/-1",
+    "f/{dag}/{run}/hero/-1/0/1/%2e%2e",
+    "f/{dag}/{run}/hero/-1/0/1/0%00",
+    "f/{dag}/{run}/hero%0a/-1/0/1/0",
+    "f/{dag}%2fx/{run}/hero/-1/0/1/0",
+    "f/other/{run}/hero/-1/0/1/0",
+    "api/dags/~/runs/{run}/pictures",
+    "api/dags//runs/{run}/pictures",
+    "api/dags/%2e%2e/runs/{run}/pictures",
+    "api/dags/{dag}/runs/~%2f~/summary",
+]
+
+
+async def test_an_address_that_no_record_has_is_not_found(left: LeftBehind, get: Callable[..., Any]) -> None:
+    record = await left.attempt()
+    assert get(picture_of(record), user="admin").status_code == 200
+    for path in NOWHERE:
+        for address in {path, path.replace("f/", "thumbs/", 1)}:
+            assert get(address.format(dag=DAG, run=quote(RUN)), user="admin").status_code in (404, 307), address
+
+
+async def test_a_run_by_that_name_of_any_dag_holds_nothing(left: LeftBehind, get: Callable[..., Any]) -> None:
+    await left.attempt()
+    assert get(f"api/dags/{DAG}/runs/~/pictures").json() == {"items": [], "next": None}
+    assert get(f"api/dags/other/runs/{quote(RUN)}/pictures").json() == {"items": [], "next": None}
+
+
+def test_a_user_who_edits_what_a_task_returned_sees_nothing_new(
+    airflow: AirflowHarness, server: TestClient, get: Callable[..., Any], local_root: str, onemin: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.png"
+    with Dag(dag_id=f"edited_{uuid.uuid4().hex}") as dag:
+        GeminiImageGenerateOperator(task_id="hero", prompt="a fox", resolution="512", geminiimg_conn_id=onemin)
+    run = airflow.run_dag(dag)
+    manifest = run.task("hero").value
+    secret.write_bytes(Path(unquote(urlsplit(manifest["images"][0]["uri"]).path)).read_bytes() + b"canary")
+    listing = f"api/dags/{dag.dag_id}/runs/{quote(run.run_id)}/pictures"
+    before = get(listing).json()
+    forged = {**manifest, "images": [{**manifest["images"][0], "uri": secret.as_uri()}], "record": landed().key}
+    xcom = f"http://testserver/api/v2/dags/{dag.dag_id}/dagRuns/{quote(run.run_id)}/taskInstances/hero/xcomEntries"
+    changed = get(f"{xcom}/return_value", user="ursula", method="PATCH", json={"value": forged, "map_index": -1})
+    assert changed.status_code == 200
+    assert get(f"{xcom}/return_value?deserialize=true", user="ursula").json()["value"]["images"] == forged["images"]
+    assert get(listing).json() == before
+    assert b"canary" not in get(before["items"][0]["images"][0]["href"]).content
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_picture_comes_as_it_lies_in_storage(left: LeftBehind, get: Callable[..., Any]) -> None:
+    record = await left.attempt()
+    image = (record.manifest or {})["images"][0]
+    answer = get(picture_of(record))
+    assert hashlib.sha256(answer.content).hexdigest() == image["sha256"]
+    assert answer.headers["content-type"] == image["media_type"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert answer.headers["cache-control"].startswith("private")
+    assert get(picture_of(record), method="HEAD").status_code == 200
+    again = get(picture_of(record), **{"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_a_thumbnail_is_small_and_where_there_is_none_the_picture_comes(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    record = await left.attempt()
+    path = picture_of(record).replace("f/", "thumbs/", 1)
+    small = get(path)
+    assert small.headers["content-type"] == "image/webp"
+    assert max(inspect_image(small.content).width, inspect_image(small.content).height) <= 512
+    left.store.delete(thumbnail_key(record.key, 0))
+    whole = get(path)
+    assert hashlib.sha256(whole.content).hexdigest() == (record.manifest or {})["images"][0]["sha256"]
+
+
+async def test_a_page_of_html_by_the_name_of_a_picture_is_not_served(left: LeftBehind, get: Callable[..., Any]) -> None:
+    record = await left.attempt()
+    left.surroundings.files.put(
+        (record.manifest or {})["images"][0]["uri"], b"<!doctype html><script>alert(1)</script>", media_type="image/png"
+    )
+    answer = get(picture_of(record))
+    assert answer.status_code == 415
+    assert b"alert" not in answer.content
+    left.store.delete(thumbnail_key(record.key, 0))
+    assert get(picture_of(record).replace("f/", "thumbs/", 1)).status_code == 415
+
+
+async def test_a_picture_outside_the_gallerys_folders_is_named_and_not_served(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await left.attempt()
+    monkeypatch.delenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS")
+    assert get(picture_of(record)).status_code == 404
+    [item] = get(LISTING).json()["items"]
+    assert item["images"][0]["href"] is None
+    assert "gallery_roots" in item["images"][0]["why"]
+    assert item["images"][0]["uri"] == (record.manifest or {})["images"][0]["uri"]
+
+
+async def test_a_picture_that_is_gone_is_an_error_that_says_so(left: LeftBehind, get: Callable[..., Any]) -> None:
+    record = await left.attempt()
+    uri = str((record.manifest or {})["images"][0]["uri"])
+    left.change(record, manifest={**(record.manifest or {}), "images": [{"uri": f"{uri}x", "sha256": "0" * 64}]})
+    answer = get(picture_of(record))
+    assert answer.status_code == 404
+    assert "does not exist" in answer.json()["detail"]
+
+
+# --- what is listed ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_picture_is_listed_with_all_that_is_known_of_it(left: LeftBehind, get: Callable[..., Any]) -> None:
+    record = await left.attempt(prompt="a secret fox")
+    [item] = get(LISTING).json()["items"]
+    image = (record.manifest or {})["images"][0]
+    assert {name: item[name] for name in ("task_id", "map_index", "item", "n", "standing", "error", "mismatch")} == {
+        "task_id": "hero", "map_index": -1, "item": "0", "n": 1, "standing": "landed", "error": None, "mismatch": None,
+    }  # fmt: skip
+    assert item["requested"] == {"resolution": "512"}
+    assert (item["gateway"], item["model"], item["job_id"]) == (record.gateway, record.model, record.job_id)
+    assert item["cost"] == (record.manifest or {})["cost"]
+    assert item["seconds"] >= 0
+    [shown] = item["images"]
+    assert {name: shown[name] for name in image} == image
+    assert (shown["href"], shown["why"]) == (picture_of(record), None)
+    assert item["prompt"] is None
+    assert "secret fox" not in json.dumps(get(LISTING).json())
+
+
+async def test_a_prompt_is_listed_where_prompts_are_recorded(left: LeftBehind, get: Callable[..., Any]) -> None:
+    left.change(await left.attempt(), prompt="<b>fox</b>")
+    assert get(LISTING).json()["items"][0]["prompt"] == "<b>fox</b>"
+
+
+async def test_what_is_not_a_picture_is_listed_with_its_reason(left: LeftBehind, get: Callable[..., Any]) -> None:
+    await left.attempt("a", land=False)
+    await left.submitted("b")
+    await left.unknown("c")
+    left.sandbox.faults(route="onemin.submit", status=401)
+    await left.failed("d")
+    key = record_key(replace(ITEM, task_id="e"), 1)
+    left.store.create(key, b"not JSON")
+    items = get(LISTING).json()["items"]
+    assert [item["standing"] for item in items] == ["in-flight", "to-collect", "unknown", "failed", "unreadable"]
+    assert all(item["next"] and not item["images"] for item in items)
+    assert items[2]["error"]["billed"] == "unknown"
+    assert items[3]["error"]["code"] == "authentication"
+    assert "not JSON" in items[4]["error"]["message"]
+    assert get(SUMMARY).json()["standings"] == {item["standing"]: 1 for item in items}
+    assert [item["task_id"] for item in get(f"{LISTING}?standing=unknown").json()["items"]] == ["c"]
+
+
+async def test_no_listing_shows_the_link_of_an_answer(left: LeftBehind, get: Callable[..., Any]) -> None:
+    record = make_record(ITEM, state="answered", links=["https://cdn.example/x.png?sig=secret"])
+    assert left.ledger.create(record)
+    listed = get(LISTING)
+    assert listed.json()["items"][0]["standing"] in ("in-flight", "to-collect")
+    assert "sig=secret" not in listed.text
+    assert "cdn.example" not in listed.text
+
+
+def put(left: LeftBehind, item: Item, n: int = 1, **values: Any) -> Record:
+    record = landed(item, n, **values)
+    assert left.ledger.create(record)
+    return record
+
+
+def test_pages_follow_one_another_in_the_order_in_which_people_count(left: LeftBehind, get: Callable[..., Any]) -> None:
+    for index in range(25):
+        put(left, replace(ITEM, task_id="each", map_index=index))
+    put(left, replace(ITEM, task_id="each", map_index=3), 2)
+    put(left, replace(ITEM, task_id="alone"))
+    seen, after, pages = [], "", 0
+    while after is not None:
+        page = get(f"{LISTING}?limit=10&after={quote(after, safe='')}").json()
+        seen += [(item["task_id"], item["map_index"], item["n"]) for item in page["items"]]
+        after, pages = page["next"], pages + 1
+    wanted = [("each", index, 1) for index in range(25)]
+    assert seen == [("alone", -1, 1), *wanted[:4], ("each", 3, 2), *wanted[4:]]
+    assert pages == 3
+
+
+def test_a_listing_is_narrowed_by_task_map_index_and_model(left: LeftBehind, get: Callable[..., Any]) -> None:
+    for index in range(12):
+        put(left, replace(ITEM, task_id="each", map_index=index), model="fast" if index % 2 else "fine")
+    put(left, replace(ITEM, task_id="each-one"), model="fine")
+
+    def found(query: str) -> list[int]:
+        return [item["map_index"] for item in get(f"{LISTING}?{query}").json()["items"]]
+
+    assert found("task_id=each&map_index=1") == [1]
+    assert found("task_id=each&model=fast") == [1, 3, 5, 7, 9, 11]
+    assert found("task_id=each-one") == [-1]
+    assert found("task_id=eac") == []
+    assert len(found("model=fine")) == 7
+    summary = get(f"{SUMMARY}?task_id=each").json()
+    assert (summary["pictures"], summary["tasks"], summary["models"]) == (12, ["each"], ["fast", "fine"])
+
+
+def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    for index, cost in enumerate([(0.1, "USD", "gateway"), (0.2, "USD", "gateway"), (5.0, "credits", "connection")]):
+        amount, currency, basis = cost
+        put(left, replace(ITEM, map_index=index), cost={"amount": amount, "currency": currency, "basis": basis})
+    put(left, replace(ITEM, map_index=3))
+    summary = get(SUMMARY).json()
+    assert summary["costs"] == [
+        {"amount": 0.3, "currency": "USD", "basis": "gateway"},
+        {"amount": 5.0, "currency": "credits", "basis": "connection"},
+    ]
+    assert (summary["without_price"], summary["looked_at"], summary["more"]) == (1, 4, False)
+
+
+def test_a_name_that_was_too_long_for_the_ledger_still_has_its_address(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    task_id = "g." * 80 + "hero"
+    assert "=" in encode_segment(task_id)
+    put(left, replace(ITEM, task_id=task_id))
+    [item] = get(f"{LISTING}?task_id={task_id}").json()["items"]
+    answer = get(item["images"][0]["thumb"])
+    assert "does not exist" in answer.json()["detail"] or "outside" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "map_index=x"])
+def test_a_query_that_makes_no_sense_is_refused_in_a_sentence(
+    left: LeftBehind, get: Callable[..., Any], query: str
+) -> None:
+    answer = get(f"{LISTING}?{query}")
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json()["detail"]
+
+
+def test_a_root_that_can_not_be_read_is_an_error_that_says_what_to_do(
+    get: Callable[..., Any], s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", "s3://no-such-bucket-here/root")
+    answer = get(LISTING)
+    assert answer.status_code == 503
+    assert "Create the bucket" in answer.json()["detail"]
+
+
+# --- where a picture comes from ---------------------------------------------------------------------------------------
+
+
+async def sources_of(get: Callable[..., Any], record: Record, user: str = "vera") -> list[dict[str, Any]]:
+    at = address_of(record.key)
+    query = f"task_id={at.task_id}&map_index={at.map_index}&item={at.item}&n={at.n}"
+    answer = await asyncio.to_thread(get, f"api/dags/{at.dag_id}/runs/{quote(at.run_id)}/sources?{query}", user)
+    return list(answer.json()["sources"])
+
+
+def edited(left: LeftBehind, source: Record, **inputs: str) -> Record:
+    image = (source.manifest or {})["images"][0]
+    given = {"uri": image["uri"], "sha256": image["sha256"], **inputs}
+    return put(left, replace(ITEM, task_id="edit"), operation="edit", inputs=[given])
+
+
+async def test_the_source_of_an_edit_is_shown_beside_it(left: LeftBehind, get: Callable[..., Any]) -> None:
+    source = await left.attempt()
+    [shown] = await sources_of(get, edited(left, source))
+    assert shown["role"] == "source"
+    assert shown["picture"]["href"] == picture_of(source)
+    assert shown["picture"]["task_id"] == "hero"
+
+
+async def test_a_sidecar_that_names_a_record_of_another_picture_is_not_believed(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    source, other = await left.attempt(), await left.attempt("other")
+    sidecar = f"{(source.manifest or {})['images'][0]['uri'].rpartition('.')[0]}.json"
+    for content in ({"record": other.key}, {"record": "ledger/../x"}, {"record": 7}, [], "x"):
+        left.surroundings.files.put(sidecar, json.dumps(content).encode(), media_type="application/json")
+        task = replace(ITEM, task_id=f"edit-{hashlib.md5(repr(content).encode()).hexdigest()}")
+        image = (source.manifest or {})["images"][0]
+        record = put(left, task, operation="edit", inputs=[{"uri": image["uri"], "sha256": image["sha256"]}])
+        [shown] = await sources_of(get, record)
+        assert shown["picture"] is None
+        assert "not made here" in shown["why"]
+
+
+async def test_a_source_outside_the_gallerys_folders_is_not_looked_at(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await left.attempt()
+    record = edited(left, source)
+    monkeypatch.delenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS")
+    assert [shown["picture"] for shown in await sources_of(get, record)] == [None]
+
+
+# --- Airflow's side ---------------------------------------------------------------------------------------------------
+
+
+def test_airflow_lists_the_plugin_with_its_page_and_its_tabs(server: TestClient, get: Callable[..., Any]) -> None:
+    answer = get("http://testserver/api/v2/plugins", user="admin").json()
+    [plugin] = [each for each in answer["plugins"] if each["name"] == "geminiimg_gallery"]
+    assert [view["destination"] for view in plugin["external_views"]] == [
+        "nav", "dag", "dag_run", "task", "task_instance",
+    ]  # fmt: skip
+    assert all(not view["href"].startswith(("/", "http")) for view in plugin["external_views"])
+    assert plugin["fastapi_apps"][0]["url_prefix"] == "/geminiimg"
+
+
+def test_tabs_can_be_switched_off_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_geminiimg.plugins.gallery.plugin import views
+
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_TABS", "False")
+    assert [view["destination"] for view in views()] == ["nav"]
