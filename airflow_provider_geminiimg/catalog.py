@@ -362,6 +362,11 @@ def _known(gateway: str, model: str, operation: str) -> Row | None:
     return dataclasses.replace(row, wire_model=model) if row and model in SUCCESSORS else row
 
 
+def knows(gateway: str, model: str) -> bool:
+    """Whether the catalogue has a row for a model on a gateway, by any of its ids."""
+    return any(_known(gateway, model, row.operation) for row in ROWS)
+
+
 def _widest(gateway: str, model: str, operation: str) -> Row:
     """What the gateway takes at most, for a model that the catalogue does not know there: no price, not verified."""
     return dataclasses.replace(

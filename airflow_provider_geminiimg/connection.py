@@ -30,6 +30,7 @@ EXTRAS = (
     "allow_http",
 )
 _SCHEMES = ("http", "https")
+_NO_OTHER_PORT = (None, 0, 443)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -82,7 +83,7 @@ def parse_connection(
     :param host: base URL, with or without scheme; without one it is https, and http for a loopback address. Without
         a path it gets the default one of the gateway's API. Default: the gateway's own address.
     :param schema: ``http`` or ``https``, or a path, as Airflow reads it from a connection URI.
-    :param port: the port, where `host` holds none.
+    :param port: the port, where `host` holds none. Without a host it may be 443 alone, which changes nothing.
     :param extra: see `EXTRAS`; an unknown name in it is one warning.
     :raises BadRequestError: for a part that is missing or out of range.
     :raises AuthenticationError: for a missing API key, or one that no HTTP header can carry.
@@ -203,6 +204,8 @@ def _base_url(
     parts: _Extras, default: str, host: str | None, schema: str | None, port: int | None, allow_http: bool
 ) -> str:
     if host is None:
+        if port not in _NO_OTHER_PORT:
+            raise parts.wrong("port", port, "443, or another one beside a host", "the port has no host.")
         return default.rstrip("/")
     scheme = (schema or "").lower() if (schema or "").lower() in _SCHEMES else None
     path = None if scheme else schema

@@ -27,8 +27,8 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "model": {
         "label": "Default model",
         "description": (
-            "Used where a task names no model. Empty: gemini-3.1-flash-image-preview. APIMaster.ai is not known to have "
-            "gemini-2.5-flash-image. Any other id is taken too."
+            "Used where a task names no model. Empty: gemini-3.1-flash-image-preview. Any id is taken; of those listed "
+            "here gemini-2.5-flash-image is known on 1min.ai only."
         ),
         "schema": {
             "type": _OPTIONAL_TEXT,

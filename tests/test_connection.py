@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.connection import GatewayConnection, is_loopback, parse_connection
+from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, ROWS, SUCCESSORS, knows
+from airflow_provider_geminiimg.connection import CURRENCIES, GatewayConnection, is_loopback, parse_connection
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
+from airflow_provider_geminiimg.gateways import GATEWAYS
+from airflow_provider_geminiimg.provider import get_provider_info
+from airflow_provider_geminiimg.transport import DEFAULT_CONCURRENCY
 
 KEY = "canary-key-9f3a"
 
@@ -61,6 +65,13 @@ def test_the_host_is_taken_as_people_write_it(parts: dict[str, Any], base_url: s
 )
 def test_a_host_without_a_path_gets_the_path_of_the_gateways_api(host: str, base_url: str) -> None:
     assert parse({"gateway": "apimaster"}, host=host).base_url == base_url
+
+
+def test_a_port_without_a_host_is_refused_unless_it_changes_nothing() -> None:
+    for port in (None, 0, 443):
+        assert parse(port=port) == parse()
+    with pytest.raises(BadRequestError, match="the port has no host"):
+        parse(port=8443)
 
 
 @pytest.mark.parametrize(
@@ -190,3 +201,61 @@ def test_the_key_is_in_no_repr_no_message_and_no_pickle() -> None:
 )
 def test_only_names_and_addresses_of_this_machine_are_loopback(host: str, answer: bool) -> None:
     assert is_loopback(host) is answer
+
+
+# The form in Airflow's pages
+
+
+def form() -> dict[str, Any]:
+    [connection] = get_provider_info()["connection-types"]
+    return dict(connection)
+
+
+def test_the_form_offers_the_gateways_that_there_are_by_their_own_names() -> None:
+    field = form()["conn-fields"]["gateway"]["schema"]
+    assert field["enum"] == list(GATEWAYS)
+    assert field["values_display"] == {name: gateway.label for name, gateway in GATEWAYS.items()}
+
+
+def test_the_form_suggests_the_models_of_the_catalogue_and_says_which_one_gateway_alone_has() -> None:
+    field = form()["conn-fields"]["model"]
+    models = list(dict.fromkeys(row.model for row in ROWS))
+    assert field["schema"]["examples"] == models
+    assert models[0] == DEFAULT_MODEL
+    assert f"Empty: {DEFAULT_MODEL}." in field["description"]
+    for model in models:
+        names = [GATEWAYS[name].label for name in GATEWAYS if knows(name, model)]
+        assert (f"{model} is known on {names[0]} only" in field["description"]) == (len(names) == 1)
+
+
+def test_the_form_offers_the_currencies_that_there_are_or_none() -> None:
+    assert form()["conn-fields"]["price_currency"]["schema"]["enum"] == [*CURRENCIES, None]
+
+
+def test_the_form_says_what_an_empty_limit_means() -> None:
+    fields = form()["conn-fields"]
+    [usual] = {limits.requests_per_minute for limits in LIMITS.values()}
+    assert f"Empty: {usual}." in fields["requests_per_minute"]["description"]
+    assert f"Empty: {DEFAULT_CONCURRENCY}." in fields["max_concurrency"]["description"]
+
+
+def test_the_form_shows_the_parts_that_a_connection_uses_and_hides_the_others() -> None:
+    behaviour = form()["ui-field-behaviour"]
+    assert set(behaviour["hidden-fields"]) == {"login", "schema"}
+    for gateway in GATEWAYS.values():
+        assert gateway.default_base_url in behaviour["placeholders"]["host"]
+    assert len({field["schema"]["section"] for field in form()["conn-fields"].values()}) == 1
+
+
+def test_what_the_form_saves_when_nothing_but_the_gateway_was_chosen_is_a_connection() -> None:
+    saved = dict.fromkeys(form()["conn-fields"]) | {"gateway": "1min"}
+    assert parse(saved, host="", schema="", port=None) == parse()
+
+
+def test_the_catalogue_knows_a_model_by_any_of_its_ids_where_the_gateway_has_it() -> None:
+    for successor, model in SUCCESSORS.items():
+        assert knows("apimaster", model)
+        assert knows("apimaster", successor)
+    assert knows("1min", "gemini-2.5-flash-image-preview")
+    assert not knows("apimaster", "gemini-2.5-flash-image")
+    assert not knows("1min", "gpt-image-1")

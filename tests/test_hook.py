@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -210,30 +212,69 @@ def test_a_link_that_no_longer_answers_and_a_page_instead_of_a_picture_are_told_
         hook.download(Picture(data=b"inline, and no picture"))
 
 
-def test_the_connection_test_says_what_it_found(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
+def test_the_connection_test_says_who_answered_where_how_fast_and_what_the_key_sees(
+    sandbox: Sandbox, geminiimg_conn_id: str
+) -> None:
     works, message = GeminiImageHook(geminiimg_conn_id).test_connection()
+    label, url, sees = {
+        "onemin": ("1min.ai", sandbox.onemin_url, "It does not tell which models the key may use."),
+        "apimaster": (
+            "APIMaster.ai",
+            sandbox.apimaster_url,
+            "The key sees 4 models, among them these of the catalogue: ",
+        ),
+    }[geminiimg_conn_id]
     assert works is True
-    assert "accepts the key" in message
-    assert " ms" in message
-    assert ("models" in message) == (geminiimg_conn_id == "apimaster")
+    assert re.match(rf"{label} at {re.escape(url)} accepts the key \(\d+ ms\)\. {re.escape(sees)}", message)
+    assert (MODEL in message) == (geminiimg_conn_id == "apimaster")
+    assert "default model" not in message
     assert sandbox.ledger() == []
 
 
-def test_the_connection_test_says_what_is_wrong_without_the_key(
+def test_the_connection_test_says_that_the_key_does_not_see_the_default_model(
+    sandbox: Sandbox, connect: Callable[..., str]
+) -> None:
+    connect("mine", **sandbox.connection("apimaster", model="gemini-2.5-flash-image"))
+    works, message = GeminiImageHook("mine").test_connection()
+    assert works is True
+    assert "The default model gemini-2.5-flash-image is not among them" in message
+
+
+def test_the_connection_test_tells_our_models_from_the_gateways_others(
+    sandbox: Sandbox, connect: Callable[..., str]
+) -> None:
+    sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}, {"id": MODEL}]}))
+    _, message = GeminiImageHook(connect("mine", **sandbox.connection("apimaster"))).test_connection()
+    assert f"sees 2 models, among them these of the catalogue: {MODEL}." in message
+    sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}]}))
+    _, message = GeminiImageHook("mine").test_connection()
+    assert "these of the catalogue: none." in message
+
+
+def test_the_connection_test_says_what_is_wrong_and_what_to_do_without_the_key(
     sandbox: Sandbox, connect: Callable[..., str], unused_tcp_port: int
 ) -> None:
-    key = "bad-canary-key"
-    cases = {
-        "refused": {"host": sandbox.onemin_url, "password": key, "extra": {"gateway": "1min"}},
-        "no_key": {"host": sandbox.onemin_url, "extra": {"gateway": "1min"}},
-        "no_gateway": {"host": sandbox.onemin_url, "password": key},
-        "deaf": {"host": f"http://127.0.0.1:{unused_tcp_port}", "password": key, "extra": {"gateway": "1min"}},
-    }
-    for conn_id, fields in cases.items():
-        works, message = GeminiImageHook(connect(conn_id, **fields)).test_connection()
+    key, good = "bad-canary-key", {"gateway": "1min"}
+    deaf = f"http://127.0.0.1:{unused_tcp_port}"
+    asked, wrong_place = f"Asked: 1min.ai at {sandbox.onemin_url}", "Check the connection's gateway and base URL."
+    cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"password": key}, ("does not accept the API key", "Put a valid API key into", asked)),
+        ({}, ("This connection has no API key", "Put a valid API key into")),
+        ({"password": key, "extra": {}}, ("`gateway` is required", "1min, apimaster", "Correct the connection.")),
+        ({"password": key, "host": deaf}, ("could not be reached", "Check the connection's host", deaf)),
+        ({"password": key, "host": f"{sandbox.onemin_url}/nowhere"}, ("HTTP 404", wrong_place, "/nowhere")),
+    ]
+    for fields, said in cases:
+        connect("made_up", **{"host": sandbox.onemin_url, "extra": good, **fields})
+        works, message = GeminiImageHook("made_up").test_connection()
         assert works is False
-        assert message
-        assert key not in message
+        for part in said:
+            assert part in message
+        for unwanted in (key, "made_up", "task"):
+            assert unwanted not in message
+    sandbox.faults(route="onemin.check", status=200, body="<html>a captive portal</html>", times=3)
+    works, message = GeminiImageHook(connect("portal", **sandbox.connection("1min"))).test_connection()
+    assert (works, wrong_place in message) == (False, True)
     assert GeminiImageHook("absent").test_connection()[0] is False
 
 

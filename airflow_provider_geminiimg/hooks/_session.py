@@ -11,7 +11,7 @@ import hashlib
 import time
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, lookup
+from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, knows, lookup
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
@@ -46,6 +46,23 @@ class Session:
 
     async def check(self) -> CheckResult:
         return await self.transport.send_free(self.gateway.check(), prompt="")
+
+    async def test(self) -> str:
+        """What the free check finds, for people."""
+        began = time.monotonic()
+        models = (await self.check()).models
+        milliseconds = (time.monotonic() - began) * 1000
+        asked, label = self.connection.base_url, self.gateway.label
+        where = label if asked == self.gateway.default_base_url else f"{label} at {asked}"
+        said = f"{where} accepts the key ({milliseconds:.0f} ms)."
+        if not models:
+            return f"{said} It does not tell which models the key may use."
+        known = [model for model in models if knows(self.connection.gateway, model)]
+        said += f" The key sees {len(models)} models, among them these of the catalogue: {', '.join(known) or 'none'}."
+        model = self.connection.model or DEFAULT_MODEL
+        if model not in models:
+            said += f" The default model {model} is not among them: change it, or enable it at the gateway."
+        return said
 
     async def upload(self, image: str | bytes) -> str:
         if isinstance(image, str):
