@@ -12,8 +12,11 @@ const PAGE = 60; // pictures that are asked for at once
 const SAMPLE = 12; // pictures of a run where many runs are shown
 const LOOK = 200; // the most that one request may bring
 const RUNS = 8;
+const HOME = "?browse"; // not empty, so that nothing is taken from the page around
 const PAUSE = 3000; // milliseconds between two looks at what is under way
+const MARGIN = 16; // pixels around a picture that fits
 const MOST_CHOSEN = 4;
+const FEW = 2; // troubles that are shown without being asked for
 const CLOSE = 0.035; // pixels are whole, and models round them: a ratio this near is the one that was asked for
 const RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8", "8:1"];
 
@@ -28,6 +31,7 @@ const STANDINGS = {
 };
 const REFUSED = { label: "Refused", tone: "bad" };
 const BUSY = ["waiting", "in-flight"];
+const TROUBLES = ["unknown", "failed", "unreadable"];
 const BASES = {
   gateway: "by the gateway's price",
   connection: "by the connection's price",
@@ -279,21 +283,33 @@ function pictureCard(entry) {
       h("label", { class: "choose" }, choose, h("span", { "aria-hidden": "true" }, "Compare"))));
 }
 
+/** Where a picture is on its way, or may not be shown. */
 function otherCard(entry) {
   const { item, image } = entry;
   const { label: state, tone } = image ? { label: "Not shown", tone: "warn" } : standingOf(item);
-  const money = !item.error && item.billed && !BUSY.includes(item.standing) ? BILLED[item.billed] : null;
-  const reason = image ? image.why : item.error?.message;
-  const next = image || item.error?.hint ? null : item.next;
-  return h("li", { class: `card other ${tone}`, "data-key": entry.key },
-    h("div", { class: "frame", "aria-hidden": "true" }, BUSY.includes(item.standing) ? h("span", { class: "pulse" }) : icon("warning")),
+  const isBusy = BUSY.includes(item.standing);
+  return h("li", { class: `card ${tone}`, "data-key": entry.key },
+    h("div", { class: "frame", "aria-hidden": "true" }, isBusy ? h("span", { class: "pulse" }) : icon("warning")),
     h("div", { class: "text" },
       h("p", { class: "name" }, image ? name(image) : label(item)),
       h("p", { class: "by" }, image ? label(item) : null, chip(tone, state)),
       item.prompt && h("p", { class: "prompt", title: item.prompt }, item.prompt),
-      reason && h("p", { class: "reason" }, reason),
-      (next || money) && h("p", { class: "next" }, [next, money].filter(Boolean).join(" ")),
+      h("p", { class: "next" }, image ? image.why : item.next),
       facts(item, image)));
+}
+
+/** What came to no picture: why, and what to do about it. */
+function troubleRow({ key, item }) {
+  const { label: state, tone } = standingOf(item);
+  const { message = null, hint = null } = item.error ?? {};
+  const reason = hint && message.endsWith(hint) ? message.slice(0, -hint.length) : message;
+  const next = hint ? hint : [item.next, !item.error && BILLED[item.billed]].filter(Boolean).join(" ");
+  return h("li", { class: `trouble ${tone}`, "data-key": key }, icon("warning"),
+    h("div", null,
+      h("p", { class: "by" }, h("strong", null, label(item)), chip(tone, state), h("span", null, item.model)),
+      item.prompt && h("p", { class: "prompt", title: item.prompt }, item.prompt),
+      reason && h("p", { class: "reason" }, reason),
+      h("p", { class: "next" }, next)));
 }
 
 /* The pictures of one run */
@@ -313,8 +329,10 @@ class Listing {
     this.totals = h("div", { class: "totals" });
     this.grid = h("ul", { class: "grid", "aria-label": `Pictures of ${where.run}` });
     this.grid.addEventListener("keydown", walk);
+    this.troubles = h("ul", { class: "troubles", "aria-label": `Came to no picture in ${where.run}` });
+    this.attention = h("details", { class: "attention", hidden: true }, h("summary"), this.troubles);
     this.below = h("div", { class: "below" });
-    this.element = h("div", { class: "listing" }, this.grid, this.below);
+    this.element = h("div", { class: "listing" }, this.attention, this.grid, this.below);
     listings.push(this);
   }
 
@@ -450,26 +468,37 @@ class Listing {
         this.cards.delete(key);
       }
     }
-    let at = this.grid.firstElementChild;
-    for (const entry of this.entries) {
+    const isTrouble = ({ item }) => TROUBLES.includes(item.standing);
+    const troubles = this.entries.filter(isTrouble);
+    this.arrange(this.grid, this.entries.filter((entry) => !isTrouble(entry)));
+    this.arrange(this.troubles, troubles);
+    if (this.attention.hidden) this.attention.open = troubles.length <= FEW;
+    this.attention.hidden = !troubles.length;
+    this.attention.firstChild.textContent = `${counted(troubles.length, "order")} came to no picture`;
+    this.showOrigins();
+  }
+
+  arrange(list, entries) {
+    let at = list.firstElementChild;
+    for (const entry of entries) {
       const element = this.card(entry, (old, fresh) => { if (at === old) at = fresh; });
       if (at === element) at = at.nextElementSibling;
-      else this.grid.insertBefore(element, at);
+      else list.insertBefore(element, at);
     }
-    this.showOrigins();
   }
 
   card(entry, replaced) {
     const text = JSON.stringify([entry.item, entry.image]);
     const known = this.cards.get(entry.key);
     if (known?.text === text) return known.element;
-    const element = (entry.image?.href ? pictureCard : otherCard)(entry);
+    const make = TROUBLES.includes(entry.item.standing) ? troubleRow : entry.image?.href ? pictureCard : otherCard;
+    const element = make(entry);
     this.cards.set(entry.key, { text, element });
     if (known) {
       const focused = known.element.contains(document.activeElement);
       known.element.replaceWith(element);
       replaced(known.element, element);
-      if (focused) element.querySelector(".frame").focus();
+      if (focused) (element.querySelector(".frame") ?? this.grid).focus();
     }
     return element;
   }
@@ -478,7 +507,7 @@ class Listing {
     const last = new Map(this.items.map((item) => [[item.task_id, item.map_index, item.item].join("/"), item.n]));
     for (const entry of this.entries) {
       const place = this.cards.get(entry.key).element.querySelector(".origin");
-      if (place) place.replaceChildren(...this.origin(entry.item, last));
+      place?.replaceChildren(...this.origin(entry.item, last));
     }
   }
 
@@ -498,7 +527,8 @@ class Listing {
   surround() {
     const seen = this.summary;
     if (!seen) return;
-    this.totals.replaceChildren(...totals(seen), ...(this.run?.state ? [chip(RUN_TONES[this.run.state] ?? "plain", `Run ${this.run.state}`)] : []));
+    const state = this.run?.state && chip(RUN_TONES[this.run.state] ?? "plain", `Run ${this.run.state}`);
+    this.totals.replaceChildren(...totals(seen), ...(state ? [state] : []));
     this.below.replaceChildren(...this.rest(seen));
     this.changed?.();
   }
@@ -633,7 +663,8 @@ class Stage {
   }
 
   get fit() {
-    return Math.min(this.box.clientWidth / this.width, this.box.clientHeight / this.height, 1) || 1;
+    const [width, height] = [this.box.clientWidth - 2 * MARGIN, this.box.clientHeight - 2 * MARGIN];
+    return Math.min(Math.max(width, 1) / this.width, Math.max(height, 1) / this.height, 1) || 1;
   }
 
   get actual() {
@@ -873,14 +904,14 @@ class Lightbox extends Dialog {
       h("p", { class: "do" },
         h("a", { class: "button strong", href: image.href, download: name(image) }, icon("download"), "Download"),
         h("label", { class: "button" }, choose, "Compare")),
-      h("dl", null, rows.flatMap(([what, value]) => [h("dt", null, what), h("dd", null, value)])),
       h("div", { class: "chain" }),
+      h("dl", null, rows.flatMap(([what, value]) => [h("dt", null, what), h("dd", null, value)])),
     ].filter(Boolean);
   }
 
   /** What the picture was made from, beside it. */
   async chain(entry) {
-    const { item, where } = entry;
+    const { item } = entry;
     const place = this.element.querySelector(".chain");
     let sources;
     try {
@@ -890,7 +921,7 @@ class Lightbox extends Dialog {
       place.replaceChildren(h("h3", null, "Made from"), notice(error));
       return;
     }
-    if (!sources.length) return;
+    if (!sources.length || this.entry !== entry) return;
     place.replaceChildren(h("h3", null, "Made from"), h("ul", { class: "sources" }, sources.map((source) => {
       const picture = source.picture && { ...source.picture, name: source.name };
       const role = source.role === "source" ? "Source" : "Reference";
@@ -902,7 +933,6 @@ class Lightbox extends Dialog {
       return h("li", null, h("button", { type: "button", "aria-label": `Show ${source.name} beside the result`, onclick: beside },
         h("span", { class: "frame" }, h("img", { src: picture.thumb ?? picture.href, alt: "" })), h("span", null, text)));
     })));
-    if (where !== entry.where) return;
   }
 
   closed() {
@@ -920,11 +950,11 @@ const lightbox = new Lightbox();
 function address(dag, run, task, index) {
   const given = Object.entries({ dag_id: dag, run_id: run, task_id: task, map_index: index });
   const search = new URLSearchParams(given.filter(([, value]) => value !== null && value !== undefined));
-  return search.size ? `?${search}` : "?";
+  return `?${search}`;
 }
 
 function head(where, title) {
-  const steps = [["Images", "?"]];
+  const steps = [["Images", HOME]];
   if (where.dag) steps.push([where.dag, address(where.dag)]);
   if (where.run) steps.push([where.run, address(where.dag, where.run)]);
   if (where.task) steps.push([where.task, address(where.dag, where.run, where.task)]);
@@ -935,11 +965,8 @@ function head(where, title) {
   document.title = where.dag ? `${title} · Images` : "Images";
 }
 
-function runHead(run, href) {
-  const tone = RUN_TONES[run.state] ?? "plain";
-  return h("div", { class: "run-head" }, h("h2", null, h("a", { href }, run.dag_run_id)),
-    h("p", { class: "quiet" }, moment(run.run_after), " ", chip(tone, run.state)));
-}
+const runHead = (run, href) => h("div", { class: "run-head" },
+  h("h2", null, h("a", { href }, run.dag_run_id)), h("p", { class: "quiet" }, moment(run.run_after)));
 
 /** Recent runs of all DAGs that have pictures and that this user may read. */
 async function browse() {
@@ -1019,7 +1046,7 @@ const FILTERS = [
 
 /** One run, or one task or task instance of it: all its pictures. */
 function ofRunView(where) {
-  head(where, where.task ? where.task + (where.index >= 0 ? ` [${where.index}]` : "") : where.run);
+  head(where, where.task ? label({ task_id: where.task, map_index: Number(where.index ?? -1) }) : where.run);
   const query = new URLSearchParams(location.search);
   const filters = Object.fromEntries(FILTERS.map(({ name: each }) => [each, query.get(each) || null]));
   const bar = h("div", { class: "bar" });
@@ -1083,8 +1110,20 @@ function followTheme() {
   set();
 }
 
+/** Airflow's page around this one may have got the query instead: then it is taken from there. */
+function takeQuery() {
+  try {
+    if (parent !== window && !location.search && parent.location.pathname.includes("/plugin/")) {
+      history.replaceState(null, "", parent.location.search || location.href);
+    }
+  } catch {
+    // embedded elsewhere
+  }
+}
+
 function start() {
   followTheme();
+  takeQuery();
   const query = new URLSearchParams(location.search);
   // Airflow leaves what it has no value for as it stands, braces and all.
   const given = (which) => (/^\{\w+\}$/.test(query.get(which) ?? "") ? null : query.get(which) || null);
