@@ -45,7 +45,6 @@ _SETTINGS = {
     "CORE__PARALLELISM": "4",
     "CORE__LOAD_EXAMPLES": "False",
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-    "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
     "CORE__TEST_CONNECTION": "Enabled",
     "API__HOST": "127.0.0.1",
     "API__WORKERS": "1",
@@ -72,12 +71,24 @@ class LiveAirflow:
     :param home: AIRFLOW_HOME; made if absent.
     :param dags_folder: where the DAG files are.
     :param env: more environment for every component: connections, settings (they win over this class's own).
+    :param users: the role of each user, ``{"ada": "ADMIN", "vera": "VIEWER"}``. Their passwords are their names, and
+        the first one is whom `api` speaks as. Default: no login, everybody is an administrator.
+    :param port: where on 127.0.0.1 the api-server listens. Default: a free port.
     """
 
-    def __init__(self, home: Path, dags_folder: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        dags_folder: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        users: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
         self.home = home.resolve()
         self.dags_folder = dags_folder.resolve()
-        self.port = free_port()
+        self.users = dict(users or {})
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {**self._environment(), **(env or {})}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -310,6 +321,7 @@ class LiveAirflow:
         settings = {
             **_SETTINGS,
             **self._keys(),
+            **self._users(),
             "CORE__DAGS_FOLDER": str(self.dags_folder),
             "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "API__PORT": str(self.port),
@@ -322,6 +334,18 @@ class LiveAirflow:
             **{f"AIRFLOW__{name}": value for name, value in settings.items()},
             "AIRFLOW_HOME": str(self.home),
             "PYTHONUNBUFFERED": "1",
+        }
+
+    def _users(self) -> dict[str, str]:
+        if not self.users:
+            return {"CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
+        self.home.mkdir(parents=True, exist_ok=True)
+        passwords = self.home / "passwords.json"
+        passwords.write_text(json.dumps({name: name for name in self.users}))
+        return {
+            "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+            "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(map(":".join, self.users.items())),
+            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         }
 
     def _keys(self) -> dict[str, str]:
@@ -348,12 +372,18 @@ class LiveAirflow:
 
     def _log_in(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
-            answer = httpx.get(f"{self.url}/auth/token", timeout=10)
+            answer = self._ask_for_token()
             if answer.is_success:
                 headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
                 self._client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
                 return True
         return False
+
+    def _ask_for_token(self) -> httpx.Response:
+        if not self.users:
+            return httpx.get(f"{self.url}/auth/token", timeout=10)
+        name = next(iter(self.users))
+        return httpx.post(f"{self.url}/auth/token", json={"username": name, "password": name}, timeout=10)
 
     def _heartbeats(self, components: Sequence[str], since: datetime) -> bool:
         health = self.api("GET", "/monitor/health")
