@@ -3,19 +3,23 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+AXE    := 4.14.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs postgres test-live fuzz chaos test-compat test-wheel clean
+.PHONY: help demo ui test check docs postgres chromium test-live test-browser test-a11y fuzz chaos test-compat test-wheel clean
 
 help: ## Show the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
 
 demo: $(READY) ## Make pictures with a real Airflow, no API key needed
 	@$(BIN)/python -m scripts.demo
 
+ui: $(READY) ## Open Airflow's pages with sample runs at http://localhost:8080, no API key needed; PORT=8081
+	@$(BIN)/python -m scripts.ui --port $(or $(PORT),8080)
+
 test: check ## Run check, then the tests
 	rm -rf $(addprefix build/matrix/,gateway storage time)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/live --ignore=tests/compat
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/live --ignore=tests/compat --ignore=tests/browser
 
 check: $(READY) ## Run the linters, the type checker and the docs
 	$(BIN)/ruff format --check .
@@ -30,6 +34,13 @@ docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer
 	rm -rf $(addprefix build/matrix/,processes airflow)
 	$(BIN)/python -m pytest tests/live
+
+test-browser: $(READY) chromium ## Look at the gallery with a real Airflow and a real browser; SCREENSHOTS=1 for the docs
+	$(BIN)/python -m pytest tests/browser --ignore=tests/browser/test_accessibility.py
+
+test-a11y: $(READY) chromium ## Check the gallery with axe-core, light and dark
+	npm install --silent --no-save --no-package-lock --prefix build/axe axe-core@$(AXE)
+	$(BIN)/python -m pytest tests/browser/test_accessibility.py
 
 fuzz: $(READY) ## Feed whatever reads what others wrote with 100,000 examples each; EXAMPLES=20000
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),100000) $(BIN)/python -m pytest -n auto --dist load --durations=0 tests/test_fuzz.py
@@ -49,8 +60,11 @@ test-wheel: $(READY) ## Install the built wheel into a new environment and ask A
 postgres: ## Install Debian's PostgreSQL, unless it is there
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || scripts/as_root apt-get install --quiet --yes --no-install-recommends postgresql
 
+chromium: ## Install Debian's Chromium, unless it is there
+	@test -x /usr/bin/chromium || scripts/as_root apt-get install --quiet --yes --no-install-recommends chromium
+
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .venvs .demo dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venvs .demo .ui dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp lies inside the environment, so that removing the one removes the other.

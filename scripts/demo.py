@@ -8,35 +8,36 @@ comes back comes from our ledger and our storage. Everything lies in ``.demo``, 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from airflow_provider_geminiimg.sandbox import SandboxClient
 from scripts.live_airflow import LiveAirflow
+from scripts.playground import (
+    EXAMPLES,
+    REPOSITORY,
+    PlaygroundError,
+    end_when_asked,
+    expect_success,
+    label,
+    log_lines,
+    relative,
+    sandbox,
+    say,
+)
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / ".demo"
 FINISHED = DEMO / "finished"  # there exactly when the last demo came to its end
 PICTURES = DEMO / "pictures"
 DAG_ID, RUN_ID = "geminiimg_campaign", "demo"
-LATENCY = 2.0  # seconds that the sandbox takes for a picture
 PICTURE_TASKS = ("variants", "final")
 STATES = {None: "waits", "deferred": "waits for the gateway, in the triggerer", "success": "done"}
 COLUMNS = ("file", "pixels", "model", "seconds", "cost", "reused")
-
-
-class DemoError(Exception):
-    """The demo did not show what it promises."""
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
 
     :returns: the exit status: 0 only if everything came out as promised.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    end_when_asked()
     began = time.monotonic()
     again = FINISHED.exists()
     if DEMO.exists() and not again:
@@ -59,7 +60,7 @@ def main() -> int:
             rows = [row(airflow, ti) for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] in PICTURE_TASKS]
             bill = box.ledger()
             reason = why(airflow) if again else ""
-    except (DemoError, RuntimeError, TimeoutError) as error:
+    except (PlaygroundError, RuntimeError, TimeoutError) as error:
         say(f"\nThe demo failed: {error}\nLogs: {relative(DEMO / 'airflow' / 'logs')}")
         return 1
     except KeyboardInterrupt:
@@ -69,37 +70,18 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def sandbox() -> Iterator[SandboxClient]:
-    """Both gateways in a box, in a process of their own."""
-    command = [sys.executable, "-m", "airflow_provider_geminiimg", "sandbox", "--port", "0", "--latency", str(LATENCY)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        if found is None:
-            raise DemoError("the sandbox did not start")
-        say(f"The sandbox plays both gateways at {found.group()}.")
-        client = SandboxClient(found.group())
-        yield client
-        client.close()
-    finally:
-        process.kill()  # it keeps nothing that could be lost
-        process.wait()
-
-
-@contextlib.contextmanager
 def campaign_airflow(box: SandboxClient) -> Iterator[LiveAirflow]:
     """Airflow with the example DAGs and one connection: to the sandbox."""
     env = {"AIRFLOW_CONN_GEMINIIMG_DEFAULT": box.connection_json("1min")}
     say("Starting Airflow: api-server, scheduler, DAG processor, triggerer (20 to 30 s) ...")
-    with LiveAirflow(DEMO / "airflow", REPOSITORY / "example_dags", env) as airflow:
+    with LiveAirflow(DEMO / "airflow", EXAMPLES, env) as airflow:
         yield airflow
 
 
 def run_campaign(airflow: LiveAirflow, *, again: bool) -> None:
     """Run the campaign, or clear its run, and show what happens.
 
-    :raises DemoError: when it does not succeed.
+    :raises PlaygroundError: when it does not succeed.
     """
     if again:
         say(f"The run {RUN_ID!r} of the first demo is there. Clearing all of its tasks ...")
@@ -108,9 +90,7 @@ def run_campaign(airflow: LiveAirflow, *, again: bool) -> None:
         say(f"Running {DAG_ID}: three variants, then a final picture made from them ...")
         airflow.trigger(DAG_ID, RUN_ID, {"folder": PICTURES.as_uri(), "poll_interval": 1})
     state = airflow.wait(DAG_ID, RUN_ID, timeout=180, watch=Progress())
-    if state != "success":
-        failed = [ti for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["state"] == "failed"]
-        raise DemoError("; ".join(f"{label(ti)}: {complaint(airflow, ti)}" for ti in failed) or f"the run is {state}")
+    expect_success(airflow, DAG_ID, RUN_ID, state)
 
 
 class Progress:
@@ -134,7 +114,7 @@ def row(airflow: LiveAirflow, ti: Mapping[str, Any]) -> dict[str, str]:
     (image,) = manifest["images"]
     path = Path(unquote(urlsplit(image["uri"]).path))
     if path.stat().st_size != image["size"]:
-        raise DemoError(f"{relative(path)} is not what the task says that it wrote")
+        raise PlaygroundError(f"{relative(path)} is not what the task says that it wrote")
     cost = manifest["cost"]
     return {
         "file": relative(path),
@@ -149,27 +129,13 @@ def row(airflow: LiveAirflow, ti: Mapping[str, Any]) -> dict[str, str]:
 def why(airflow: LiveAirflow) -> str:
     """What the task itself said about the money.
 
-    :raises DemoError: when it said nothing.
+    :raises PlaygroundError: when it said nothing.
     """
     (ti,) = [ti for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] == "final"]
     for line in log_lines(airflow, ti):
         if "at no cost" in str(line.get("event")):
             return str(line["event"])
-    raise DemoError("no task says why it cost nothing")
-
-
-def complaint(airflow: LiveAirflow, ti: Mapping[str, Any]) -> str:
-    """The exception that a failed task ended with."""
-    errors = [each for line in log_lines(airflow, ti) for each in line.get("error_detail") or []]
-    return f"{errors[0]['exc_type']}: {errors[0]['exc_value']}" if errors else "no exception in its log"
-
-
-def log_lines(airflow: LiveAirflow, ti: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The log of a task's last attempt."""
-    where = {"map_index": ti["map_index"], "attempt": ti["try_number"]}
-    for line in airflow.task_log(DAG_ID, RUN_ID, ti["task_id"], **where).splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+    raise PlaygroundError("no task says why it cost nothing")
 
 
 def report(
@@ -209,25 +175,6 @@ def table(rows: Sequence[Mapping[str, str]]) -> None:
         *([each[name] for name in COLUMNS] for each in rows),
     ):
         say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-
-
-def label(ti: Mapping[str, Any]) -> str:
-    """``variants[0]``, ``final``."""
-    return f"{ti['task_id']}[{ti['map_index']}]" if ti["map_index"] >= 0 else str(ti["task_id"])
-
-
-def relative(path: Path) -> str:
-    """`path` as seen from where the user stands."""
-    return os.path.relpath(path)
-
-
-def say(text: str) -> None:
-    """Print at once, also into a pipe."""
-    print(text, flush=True)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)  # unwinds the `with` blocks, which end what they started
 
 
 if __name__ == "__main__":
