@@ -36,6 +36,7 @@ os.environ.pop("AIRFLOW_CONFIG", None)
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
+    from harness.people import People
 
     from airflow_provider_geminiimg.sandbox import Sandbox
 
@@ -76,6 +77,15 @@ def airflow(_airflow_home: Path) -> Iterator[AirflowHarness]:
     harness = AirflowHarness()
     yield harness
     harness.close()
+
+
+@pytest.fixture(scope="module")
+def people(_airflow_home: Path) -> Iterator[People]:
+    """Airflow's REST API with a login, and who uses it: ``people.answer(run, "review", "Approve")``."""
+    from harness.people import serve_people
+
+    with serve_people() as them:
+        yield them
 
 
 @pytest.fixture(scope="session")

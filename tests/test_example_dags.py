@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.models.asset import AssetEvent
+from airflow.utils.session import create_session
 from harness.left_behind import LeftBehind
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
     from harness.inprocess import AirflowHarness, Run
+    from harness.people import People
 
     from airflow_provider_geminiimg.sandbox import Sandbox
 
@@ -140,6 +145,54 @@ def test_maintenance_lands_what_was_left_behind_and_settles_what_it_is_told(
     assert left.calls("submit") == 2
 
 
+def test_review_publishes_what_a_person_picks_with_the_comment_in_the_prompt(
+    airflow: AirflowHarness,
+    people: People,
+    sandbox: Sandbox,
+    default_connection: str,
+    apimaster: str,
+    local_root: str,
+    s3: str,
+) -> None:
+    folder = f"{s3}/published"
+    run = airflow.run_dag(load("review"), conf={"folder": folder, "poll_interval": 0.05})
+    variants = [manifest(run, "variants", number) for number in range(5)]
+    names = [each["images"][0]["uri"].rsplit("/", 1)[1] for each in variants]
+    request = people.request(run, "review")
+    assert request["options"] == [*(f"{number}: {name}" for number, name in enumerate(names, 1)), "Reject"]
+    thumbs, pictures = (re.findall(rf"\((geminiimg/{kind}/[^)]*)\)", request["body"]) for kind in ("thumbs", "f"))
+    assert [people.call("vera", "GET", f"/{address}").status_code for address in thumbs] == [200] * 5
+    shown = [people.call("vera", "GET", f"/{address}").content for address in pictures]
+    sums = [each["images"][0]["sha256"] for each in variants]
+    assert [hashlib.sha256(picture).hexdigest() for picture in shown] == sums
+
+    people.answer(run, "review", request["options"][3], request["options"][1], comment="Warmer light.")
+    run.go_on()
+    assert run.state == "success", run.log
+    assert run.task("review").value == [variants[1], variants[3]]
+    bought = sandbox.ledger()
+    assert len(bought) == 7
+    assert {each["prompt"] for each in bought[5:]} == {"Add the line 'Good morning.' in the sky. Warmer light."}
+    finished = [run.task("finished", number).value for number in range(2)]
+    assert {each["gateway"] for each in finished} == {"apimaster"}
+    uris = [each["images"][0]["uri"] for each in finished]
+    assert all(uri.startswith(f"{folder}/") for uri in uris)
+    with create_session() as session:
+        (event,) = session.query(AssetEvent).filter_by(source_dag_id=run.dag.dag_id, source_run_id=run.run_id)
+        assert event.extra["pictures"] == uris
+
+
+def test_review_publishes_nothing_of_what_a_person_rejects(
+    airflow: AirflowHarness, people: People, sandbox: Sandbox, default_connection: str, local_root: str
+) -> None:
+    run = airflow.run_dag(load("review"), conf={"folder": "s3://nowhere", "poll_interval": 0.05})
+    people.answer(run, "review", "Reject")
+    run.go_on()
+    assert run.state == "success", run.log
+    assert {run.task(task_id).state for task_id in ("wish", "finished", "publish")} == {"skipped"}
+    assert len(sandbox.ledger()) == 5
+
+
 def test_every_example_is_run_by_a_test() -> None:
     assert {path.stem for path in FILES} == {
         "apimaster",
@@ -148,5 +201,6 @@ def test_every_example_is_run_by_a_test() -> None:
         "edit_chain",
         "maintenance",
         "onemin",
+        "review",
         "submit_and_wait",
     }

@@ -28,7 +28,7 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
     """Show pictures to a person, who approves, rejects or picks some, and may leave a comment. Buys nothing.
 
     Returns the manifests that were chosen, as a list in the order in which they were shown; an empty list after a
-    rejection that goes on. The comment, or ``None``, is in the XCom ``comment``.
+    rejection that goes on. The comment is in the XCom ``comment``: a text, empty where nobody wrote one.
 
     Takes the arguments of Airflow's `HITLOperator` too, such as `assigned_users`, `notifiers`, `response_timeout` and
     `defaults` (``"Reject"``; with `choose` ``"all"`` also ``"Approve"``), except `options`, `multiple` and `body`.
@@ -92,8 +92,8 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
             self._check_answer(event["chosen_options"])
         answer = super().execute_complete(context, event)
         comment = answer["params_input"].get(COMMENT)
-        comment = comment.strip() if isinstance(comment, str) else None
-        ti.xcom_push(key=COMMENT, value=comment or None)
+        # Never null, which Airflow takes for an XCom that is not there.
+        ti.xcom_push(key=COMMENT, value=comment.strip() if isinstance(comment, str) else "")
         chosen = answer["chosen_options"]
         if self.REJECT in chosen:
             return self._rejected(context)

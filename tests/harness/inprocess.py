@@ -114,7 +114,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``"success"`` or ``"failed"``."""
+        """``"success"`` or ``"failed"``; ``"running"`` while it waits for a person."""
         with create_session() as session:
             return str(self._dag_run(session).state)
 
@@ -143,6 +143,13 @@ class Run:
         """The value of an XCom, ``None`` where there is none."""
         with create_session() as session:
             return self._xcom(session, task_id, key, map_index)
+
+    def go_on(self) -> Run:
+        """Carry on after a person has answered.
+
+        :returns: this run, after its end, or when it waits for a person again.
+        """
+        return self._finish()
 
     def retry(self, *task_ids: str, dag: DAG | None = None, triggers: Sequence[TriggerFate] = ()) -> Run:
         """Run tasks again as Airflow's retry does: next try number, same `max_tries`, waiting for no `retry_delay`.
@@ -202,7 +209,7 @@ class Run:
             write_dag(dag)
 
     def _finish(self) -> Run:
-        """Scheduler, worker and triggerer in one loop, until the run has ended."""
+        """Scheduler, worker and triggerer in one loop, until the run has ended, or only waits for a person."""
         deadline = time.monotonic() + self._timeout
         scheduler_dag = self._scheduler_dag()
         while True:
@@ -219,6 +226,8 @@ class Run:
                 states = {f"{ti.task_id}[{ti.map_index}]": ti.state for ti in tis}
                 ready = {ti.id for ti in tis if ti.state == TaskInstanceState.SCHEDULED}
                 deferred = {ti.id for ti in tis if ti.state == TaskInstanceState.DEFERRED}
+            if not ready and not deferred and "awaiting_input" in states.values():
+                return self
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the run did not end in {self._timeout} s: {states}\n{self.log}")
             if not ready and not deferred:
