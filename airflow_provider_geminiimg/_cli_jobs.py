@@ -28,6 +28,9 @@ _STATES = ("waiting", "in-flight", "to-collect", "unknown", "landed", "failed", 
 class _Printed:
     """A log of which a person reads every line."""
 
+    def debug(self, message: Any, /, *args: Any) -> None:
+        """Nothing for a person."""
+
     def info(self, message: Any, /, *args: Any) -> None:
         print(str(message) % args, flush=True)
 

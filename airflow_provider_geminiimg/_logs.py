@@ -26,6 +26,7 @@ _HARMLESS = re.compile(r"\b(?:host|port|timeout)=(?:'[^']*'|[\d.]+)")
 class Logs(Protocol):
     """The part of a logger that is used here; Airflow's and the standard library's both have it."""
 
+    def debug(self, message: Any, /, *args: Any) -> Any: ...
     def info(self, message: Any, /, *args: Any) -> Any: ...
     def warning(self, message: Any, /, *args: Any) -> Any: ...
     def error(self, message: Any, /, *args: Any) -> Any: ...
@@ -39,6 +40,10 @@ class SteadyLogs:
 
     def __init__(self, log: Logs) -> None:
         self._log = log
+
+    def debug(self, message: Any, /, *args: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._log.debug(message, *args)
 
     def info(self, message: Any, /, *args: Any) -> None:
         with contextlib.suppress(Exception):

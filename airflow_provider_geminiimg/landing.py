@@ -41,7 +41,9 @@ from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, index
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
+from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.storage import Files, join_uri
+from airflow_provider_geminiimg.thumbnails import Kept, make_thumbnails, thumbnail_keys
 from airflow_provider_geminiimg.transport import Transport
 
 T = TypeVar("T")
@@ -81,6 +83,7 @@ class Collector:
     :param workshop: the surroundings.
     :param generation: ``ti.max_tries`` of this attempt, noted on what it lands.
     :param prompt: the prompt that was sent, where it is known here: lets a gateway's message through without it.
+    :param guard: whether the task was told to stop: then no thumbnail is waited for. Default: it never is.
     """
 
     def __init__(
@@ -89,10 +92,12 @@ class Collector:
         *,
         generation: int = 0,
         prompt: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.workshop = workshop
         self.generation = generation
         self.prompt = prompt
+        self.guard = guard or Guard()
         self.log = workshop.log
 
     async def poll(self, record: Record) -> JobStatus:
@@ -191,18 +196,20 @@ class Collector:
             digest = (record.manifest or {})["images"][0]["sha256"]
             suffix = await in_thread(reserve_name, ledger, files, item_path, destination, record.n, digest)
         manifest = dict(record.manifest or {})
-        images = []
+        images, kept = [], Kept()
         for index, image in enumerate(manifest["images"]):
             data = await in_thread(lambda uri=image["uri"]: self.workshop.files.read(uri, max_bytes=MAX_PICTURE_BYTES))
             if hashlib.sha256(data).hexdigest() != image["sha256"]:
                 raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
             images.append(await self._store(replace(record, destination=destination, suffix=suffix), index, data))
+            kept.add(images[-1].sha256, data)
         manifest["images"] = [dataclasses.asdict(image) for image in images]
         await self._write_sidecar(images[0], sidecar(manifest, record))
         copied = {"destination": asked, "manifest": manifest}
         await in_thread(
             self.workshop.ledger.change, record.key, lambda stored: replace(stored, copies=[*stored.copies, copied])
         )
+        await self._make_thumbnails(record, kept)
         return manifest
 
     async def land(self, record: Record, pictures: Sequence[Picture], reported_cost: float | None = None) -> Record:
@@ -216,11 +223,13 @@ class Collector:
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
         stored: list[StoredImage] = []
+        kept = Kept()
         with _paid():
             for picture in pictures:
                 try:
                     data = await self._bytes(record, picture)
                     stored.append(await self._store(record, len(stored), data))
+                    kept.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *_UNFETCHED) as error:
                     if not stored:
                         raise
@@ -229,8 +238,12 @@ class Collector:
             difference = self._mismatch(record, stored[0])
             manifest = build(record, stored, mismatch=difference, cost=_cost(record, reported_cost))
             await self._write_sidecar(stored[0], sidecar(manifest, record))
-        landed = await self._record_landing(record, manifest)
+        await self._drop_thumbnails(record, stored)
+        landed, recorded = await self._record_landing(record, manifest)
         self._report(landed)
+        if recorded:
+            await self._after_landing(record, landed)
+            await self._make_thumbnails(landed, kept)
         return landed
 
     async def picture_state(self, record: Record) -> Literal["there", "gone", "unknown"]:
@@ -334,7 +347,9 @@ class Collector:
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
         await in_thread(lambda: self.workshop.files.put(uri, body, media_type="application/json"))
 
-    async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> Record:
+    async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> tuple[Record, bool]:
+        """The record as it is now, and whether that is written down."""
+
         def landed(stored: Record) -> Record | None:
             if stored.state == "landed" and stored.job_id != record.job_id:
                 return None  # the picture of another job was first; this job stays an extra one, to be collected
@@ -362,9 +377,8 @@ class Collector:
                 "The picture of job %s landed, but its record %s could not be written (%s): %s",
                 record.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
-            return landed(record) or record
-        await self._after_landing(record, kept)
-        return kept
+            return landed(record) or record, False
+        return kept, True
 
     async def _after_landing(self, record: Record, landed: Record) -> None:
         store = self.workshop.ledger.store
@@ -374,6 +388,19 @@ class Collector:
                 await in_thread(store.delete, spooled)
         except GeminiImageError as error:
             self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
+
+    async def _drop_thumbnails(self, record: Record, stored: Sequence[StoredImage]) -> None:
+        """Those of an earlier landing, unless the same pictures have come again."""
+        earlier = (record.manifest or {}).get("images", ())
+        if [image["sha256"] for image in earlier] == [image.sha256 for image in stored]:
+            return
+        with contextlib.suppress(GeminiImageError):
+            for key in thumbnail_keys(record):
+                await in_thread(self.workshop.ledger.store.delete, key)
+
+    async def _make_thumbnails(self, record: Record, kept: Kept) -> None:
+        store = self.workshop.ledger.store
+        await make_thumbnails(store, record, kept, log=self.log, guard=self.guard)
 
     def _mismatch(self, record: Record, image: StoredImage) -> str | None:
         info = ImageInfo(image.media_type, "", image.width, image.height)

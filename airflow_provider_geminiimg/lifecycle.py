@@ -147,6 +147,7 @@ class Purchase:
             self.workshop,
             generation=self.order.policy.generation,
             prompt=request.prompt if known and isinstance(request, CheckedRequest) else None,
+            guard=self.guard,
         )
 
     async def resume(self, job_id: str) -> tuple[Record, dict[str, Any]]:

@@ -39,6 +39,7 @@ from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, record_key
 from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment
 from airflow_provider_geminiimg.surroundings import Surroundings
+from airflow_provider_geminiimg.thumbnails import thumbnail_key
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -920,6 +921,22 @@ async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_picture_an
     assert len(list(left.store.keys("names/"))) == 2
 
 
+async def test_with_a_record_go_its_thumbnails_and_no_others(left: LeftBehind) -> None:
+    kept, gone = await left.attempt("kept"), await left.attempt("gone")
+    assert list(left.store.keys("thumbs/")) == [thumbnail_key(record.key, 0) for record in (gone, kept)]
+    jobs.forget(left.ledger, gone.key)
+    assert list(left.store.keys("thumbs/")) == [thumbnail_key(kept.key, 0)]
+
+
+async def test_thumbnails_go_before_their_record_so_that_none_is_left_that_nobody_finds(disk_left: LeftBehind) -> None:
+    record = await disk_left.attempt()
+    wire = Wire(disk_left.store, "ledger/")
+    wire.always["delete"] = "before"
+    with pytest.raises(StorageError):
+        jobs.forget(Ledger(wire), record.key)
+    assert list(disk_left.store.keys("thumbs/")) == []
+
+
 async def test_an_index_entry_that_points_to_another_record_stays(left: LeftBehind) -> None:
     await left.attempt("one", prompt="the same")
     other = await left.attempt("other", prompt="the same")
@@ -953,6 +970,7 @@ async def test_old_records_of_which_everything_has_ended_go_and_all_pictures_sta
     assert await purged(left) == [first.key, second.key]
     assert left.records() == []
     assert list(left.store.keys("index/")) == list(left.store.keys("forgotten/")) == []
+    assert list(left.store.keys("thumbs/")) == []
     folder = left.folder.rpartition("/")[2]
     assert {name for name in pictures if f"{folder}/" in name} == {
         name for name in left.everything() if f"{folder}/" in name

@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.ledger import Ledger, Record, index_key, with_error
+from airflow_provider_geminiimg.thumbnails import thumbnail_keys
 
 _FINISHED = ("landed", "failed")
 
@@ -107,7 +108,7 @@ def _remove(ledger: Ledger, record: Record) -> None:
     noted = ledger.store.read(index)
     if noted is not None and noted.data == json.dumps({"record": record.key}).encode():
         ledger.store.delete(index)
-    for key in (*record.spooled, record.key):
+    for key in (*record.spooled, *thumbnail_keys(record), record.key):
         ledger.store.delete(key)
 
 

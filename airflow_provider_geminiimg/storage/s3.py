@@ -136,7 +136,8 @@ class S3Store(Store):
         self._s3 = S3Calls(s3_client, place.conn_id, place.bucket)
 
     def create(self, key: str, data: bytes) -> str | None:
-        done = self._s3.put(self._key(key), data, _JSON, IfNoneMatch="*")
+        media_type = "image/webp" if key.endswith(".webp") else _JSON  # a thumbnail; all else but spool is JSON
+        done = self._s3.put(self._key(key), data, media_type, IfNoneMatch="*")
         return None if done is None else str(done["ETag"])
 
     def read(self, key: str) -> Blob | None:

@@ -56,6 +56,7 @@ class LeftBehind:
         item: Item = ITEM,
         generation: int = 0,
         marker: Marker | None = None,
+        guard: Guard | None = None,
         land: bool = True,
         **policy: Any,
     ) -> Record:
@@ -77,7 +78,7 @@ class LeftBehind:
             poll_interval=0.02,
         )
         async with self.surroundings.workshop() as workshop:
-            purchase = Purchase(order, workshop, Guard(), marker)
+            purchase = Purchase(order, workshop, guard or Guard(), marker)
             record, manifest = await purchase.start()
             if manifest is None and land:
                 record, _ = await purchase.finish(record)
