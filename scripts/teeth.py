@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "airflow_provider_geminiimg"
 HERE = ["tests/matrix", "-n", "2", "--dist", "loadfile"]
 LIVE = ["tests/live/test_matrix.py", "-k"]
-SECONDS = 900  # for one run of the rows
+SECONDS = 600  # for one run of the rows
 ENOUGH = 6  # red rows, after which the others need not run
 OPTIONS = ["-q", "-rfE", f"--maxfail={ENOUGH}", "-p", "no:cacheprovider"]
 
@@ -199,22 +200,28 @@ def take_out(tooth: Tooth, tree: Path) -> None:
 
 
 def red_rows(tree: Path, tests: Sequence[str]) -> list[str]:
-    """The rows that turn red, each by its id.
+    """The rows that turn red, each by its id; one that never ends is as red as one that fails.
 
     :raises SystemExit: they could not be run.
     """
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *tests, *OPTIONS, f"--basetemp={tree / 'tmp'}"],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": str(tree)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=SECONDS,
-        check=False,
+        start_new_session=True,
     )
-    if done.returncode not in (0, 1, 2):  # 2: it had seen enough
-        raise SystemExit(f"The rows could not be run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return re.findall(r"^(?:FAILED|ERROR) \S+?\[(.+?)\](?: - |$)", done.stdout, re.MULTILINE)
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return [f"rows that had not ended after {SECONDS} s"]
+    if process.returncode not in (0, 1, 2):  # 2: it had seen enough
+        raise SystemExit(f"The rows could not be run:\n{output[-3000:]}")
+    return re.findall(r"^(?:FAILED|ERROR) \S+?\[(.+?)\](?: - |$)", output, re.MULTILINE)
 
 
 def pull(tooth: Tooth | None, live: str) -> list[str]:
