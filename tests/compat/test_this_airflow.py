@@ -12,6 +12,7 @@ from datetime import timedelta
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jsonschema
 import pytest
@@ -28,6 +29,7 @@ from airflow_provider_geminiimg import (
     _compat,
     settings,
 )
+from airflow_provider_geminiimg.addresses import address_of
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.provider import get_provider_info
 from airflow_provider_geminiimg.sandbox import read_submission
@@ -171,6 +173,42 @@ def test_a_mapped_task_pays_once_for_each_of_its_pictures(
     tasks = run_dag(dag)
     assert {read_submission(picture(tasks[f"made[{number}]"].value)) for number in range(2)} == {1, 2}
     assert len(sandbox.ledger()) == 2
+
+
+def test_the_gallery_is_in_this_airflows_pages_and_shows_what_a_task_made_to_who_may_read_it(
+    run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.api_fastapi.app import create_app, get_auth_manager, purge_cached_app
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from starlette.testclient import TestClient
+
+    with DAG("shown", schedule=None) as dag:
+        GeminiImageGenerateOperator(task_id="made", prompt="a fox", geminiimg_conn_id=apimaster)
+    made = run_dag(dag)["made"].value
+    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "False")
+    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "ada:ADMIN")
+    monkeypatch.setenv("AIRFLOW__API__SECRET_KEY", "s" * 32)
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
+    purge_cached_app()
+    browser = TestClient(create_app("core"))
+    plugins, listing = "/api/v2/plugins", f"/geminiimg/{api_path(made)}/pictures"
+    assert [browser.get(path).status_code for path in (plugins, listing)] == [401, 401]
+    token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="ada", role="ADMIN"))
+    browser.headers["Authorization"] = f"Bearer {token}"
+
+    [plugin] = [each for each in browser.get(plugins).json()["plugins"] if each["name"] == "geminiimg_gallery"]
+    assert [view["destination"] for view in plugin["external_views"]] == [
+        "nav", "dag", "dag_run", "task", "task_instance",
+    ]  # fmt: skip
+    [item] = browser.get(listing).json()["items"]
+    assert browser.get(f"/geminiimg/{item['images'][0]['href']}").content == picture(made)
+    assert [browser.get(f"/geminiimg/{name}").status_code for name in ("", "static/gallery.js")] == [200, 200]
+
+
+def api_path(manifest: Mapping[str, Any]) -> str:
+    """The gallery's address of the run that a picture was made in."""
+    at = address_of(manifest["record"])
+    return f"api/dags/{at.dag_id}/runs/{quote(at.run_id)}"
 
 
 def test_an_unset_root_is_warned_of_once_where_this_airflow_would_not_notice_an_unshared_ledger(
