@@ -169,7 +169,7 @@ def render(data: bytes) -> bytes:
         small = _shrinkable(opened, mode)
         small.thumbnail((SIDE, SIDE))
         small = ImageOps.exif_transpose(small).convert(mode)
-    small.info.clear()
+    small.info.clear()  # whatever a version of Pillow would write of it
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
     return buffer.getvalue()

@@ -316,6 +316,13 @@ def test_every_kind_of_picture_becomes_a_thumbnail_that_looks_like_it(name: str)
     assert small.has_transparency_data is (looks.mode in ("RGBA", "LA"))
 
 
+@pytest.mark.parametrize("mode", ["1", "P", "L", "RGB", "RGBA", "LA"])
+def test_fine_lines_become_grey_and_are_not_picked_at_random(mode: str) -> None:
+    lines = Image.frombytes("L", (2048, 64), b"\0\xff" * (1024 * 64))
+    low, high = opened(render(saved(lines.convert(mode)))).convert("L").getextrema()
+    assert 100 < low <= high < 156
+
+
 @pytest.mark.parametrize(
     ("size", "becomes"), [((100, 50), (100, 50)), ((512, 20), (512, 20)), ((384, 3072), (64, 512))]
 )
