@@ -39,7 +39,7 @@ CONNECTIONS = {"geminiimg_default": "1min", "onemin": "1min", "apimaster": "apim
 RUN_ID = "sample"
 SAMPLES = {"geminiimg_campaign": {"poll_interval": 1}, "geminiimg_edit_chain": {}, "geminiimg_apimaster": {}}
 SAMPLE_SECONDS = 300
-EXAMPLE_FOLDER = "file:///tmp/geminiimg"  # where the example DAGs put their pictures, unless told otherwise
+EXAMPLE_FOLDERS = ("file:///tmp/geminiimg", "s3://aws_default@my-bucket")  # where the examples put their pictures
 
 
 def main(arguments: Sequence[str] | None = None, home: Path = UI) -> int:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, home: Path = UI) -> int:
             check_port(port)
             return serve(home, port)
     except (PlaygroundError, RuntimeError, TimeoutError, httpx.HTTPError) as error:
-        say(f"\nThis did not work: {error}\nLogs, if it came to them: {relative(home / 'airflow' / 'logs')}")
+        say(f"\nThis did not work: {error}")
         return 1
     except KeyboardInterrupt:
         say("\nStopped; nothing is left running. `make ui` shows the same again, `make clean` forgets it.")
@@ -127,7 +127,7 @@ def serve(home: Path, port: int) -> int:
                 make_samples(airflow)
                 done.touch()
             say(guide(port))
-            raise PlaygroundError(f"{first_to_end(airflow)} ended by itself")
+            raise PlaygroundError(first_to_end(airflow))
 
 
 def copy_examples(folder: Path, pictures: str) -> None:
@@ -135,7 +135,10 @@ def copy_examples(folder: Path, pictures: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path in folder.glob("*.py"):
-        path.write_text(path.read_text().replace(EXAMPLE_FOLDER, pictures))
+        text = path.read_text()
+        for theirs in EXAMPLE_FOLDERS:
+            text = text.replace(theirs, pictures)
+        path.write_text(text)
 
 
 def connect(airflow: LiveAirflow, box: SandboxClient) -> None:
@@ -170,10 +173,12 @@ def make_samples(airflow: LiveAirflow) -> None:
 
 
 def first_to_end(airflow: LiveAirflow) -> str:
-    """Wait until a process that was started here ends; its name."""
+    """Wait until a process that was started here ends; what to say of it."""
     ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-    names = {pid: name for name, pid in airflow.pids.items()}
-    return names.get(ended.si_pid, "the sandbox") if ended else "nothing"
+    for name, pid in airflow.pids.items():
+        if ended and ended.si_pid == pid:
+            return f"Airflow's {name} ended by itself. Its log: {relative(airflow.log_file(name))}"
+    return "the sandbox ended by itself."
 
 
 def guide(port: int) -> str:
