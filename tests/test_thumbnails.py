@@ -323,6 +323,14 @@ def test_fine_lines_become_grey_and_are_not_picked_at_random(mode: str) -> None:
     assert 100 < low <= high < 156
 
 
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_fine_lines_of_a_see_through_colour_become_half_see_through(mode: str) -> None:
+    lines = Image.frombytes("L", (2048, 64), b"\0\xff" * (1024 * 64)).convert(mode)
+    data = saved(lines, transparency=(0, 0, 0) if mode == "RGB" else 0)
+    low, high = opened(render(data)).getchannel("A").getextrema()
+    assert 100 < low <= high < 156
+
+
 @pytest.mark.parametrize(
     ("size", "becomes"), [((100, 50), (100, 50)), ((512, 20), (512, 20)), ((384, 3072), (64, 512))]
 )
