@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.models.hitl import HITLDetail
-from airflow.models.taskinstance import TaskInstance, clear_task_instances
+from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import handle_event_submit
 from airflow.models.xcom import XComModel
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, task
 from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
-from airflow.utils.state import DagRunState
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -503,11 +502,12 @@ def test_pictures_that_airflow_would_not_show_are_not_asked_about(ask: Callable[
     assert (review.state, run.task("after").state) == ("failed", "upstream_failed"), run.log
     assert "Delete this task instance" in str(review.error)
 
-    with create_session() as session:
-        tis = {ti.task_id: ti for ti in session.query(TaskInstance).filter_by(run_id=run.run_id)}
-        session.delete(tis.pop("review"))
-        session.flush()
-        clear_task_instances(list(tis.values()), session, dag_run_state=DagRunState.RUNNING, run_on_latest_version=True)
+    of_run = f"/api/v2/dags/look/dagRuns/{run.run_id}"
+    assert people.call("ursula", "DELETE", f"{of_run}/taskInstances/review").status_code == 200
+    clear = {"dry_run": False, "dag_run_id": run.run_id, "task_ids": ["drafts"], "only_failed": False}
+    options = {"include_downstream": True, "run_on_latest_version": True}
+    cleared = people.call("ursula", "POST", "/api/v2/dags/look/clearTaskInstances", json={**clear, **options})
+    assert cleared.status_code == 200, cleared.text
     run.go_on()
     assert people.request(run, "review")["body"] == review_markdown(others)
     people.answer(run, "review", "Approve")

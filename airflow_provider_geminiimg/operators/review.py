@@ -123,8 +123,8 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
         if (request.options, request.body) != (self.options, self.body):
             raise BadRequestError(
                 "The pictures are others than those that this task showed before, and Airflow goes on showing those.",
-                hint="Delete this task instance, then clear the tasks before it, or the run, with the latest DAG "
-                "version: the request is then made anew. What was paid for is not bought again.",
+                hint="Delete this task instance, then clear a task before it and all downstream, with 'Run with latest "
+                "bundle version': the request is then made anew. What was paid for is not bought again.",
             )
 
     def _check_answer(self, chosen: Sequence[str]) -> None:
