@@ -377,6 +377,15 @@ def test_only_who_is_assigned_answers(ask: Callable[..., Run], people: People) -
     assert people.answer(run, "review", "Approve", user="admin").status_code == 200
 
 
+def test_only_who_is_assigned_answers_a_try_that_is_the_first_to_ask(ask: Callable[..., Run], people: People) -> None:
+    run = ask([])
+    assert run.state == "failed"
+    run.clear(dag=reviewing(ABC, assigned_users={"id": "admin", "name": "admin"}))
+    assert people.answer(run, "review", "Approve", user="ursula").status_code == 403
+    assert people.answer(run, "review", "Approve", user="admin").status_code == 200
+    assert run.go_on().task("review").value == ABC
+
+
 # --- answers that make no sense ---------------------------------------------------------------------------------------
 
 
