@@ -671,9 +671,9 @@ def test_a_process_without_memory_for_it_goes_on(tmp_path: Path) -> None:
 
 def test_a_process_ends_although_a_decoder_still_works(tmp_path: Path) -> None:
     before = (
-        "import threading\n"
+        "import threading, PIL.Image\n"
         "thumbnails.SECONDS = 0.2\n"
-        "LocalStore.create = lambda *args: threading.Event().wait()  # a disk that never answers"
+        "PIL.Image.Image.thumbnail = lambda *args: threading.Event().wait()"
     )
     started = time.monotonic()
     line, _ = in_a_process(tmp_path, picture(), before)
