@@ -14,6 +14,7 @@ const LOOK = 200; // the most that one request may bring
 const RUNS = 8;
 const HOME = "?browse"; // not empty, so that nothing is taken from the page around
 const PAUSE = 3000; // milliseconds between two looks at what is under way
+const LONGEST_PAUSE = 60_000;
 const MARGIN = 16; // pixels around a picture that fits
 const MOST_CHOSEN = 4;
 const FEW = 2; // troubles that are shown without being asked for
@@ -37,6 +38,11 @@ const BASES = {
   connection: "by the connection's price",
   google_list: "estimated by Google's list price",
 };
+const ORIGINS = {
+  new: ["good", "New", "The task's last attempt made it."],
+  reused: ["plain", "Reused", "It was there before the task's last attempt began, which paid nothing for it."],
+  earlier: ["plain", "Earlier", "A later picture has taken its place."],
+};
 const BILLED = { no: "No money was spent.", yes: "It was paid for.", unknown: "Money may have been spent." };
 const RUN_TONES = { success: "good", failed: "bad", running: "busy", queued: "busy" };
 const REFUSALS = {
@@ -47,7 +53,6 @@ const REFUSALS = {
 };
 
 const $ = (id) => document.getElementById(id);
-const path = (...parts) => parts.map(encodeURIComponent).join("/");
 const say = (text) => { $("live").textContent = text; };
 const counted = (number, one, many = `${one}s`) => `${number.toLocaleString()} ${number === 1 ? one : many}`;
 
@@ -76,6 +81,8 @@ function icon(name) {
 }
 
 const chip = (tone, text, title) => h("span", { class: `chip ${tone}`, title }, text);
+
+const originChip = (origin) => (ORIGINS[origin] ? [chip(...ORIGINS[origin])] : []);
 
 function notice(error) {
   const text = REFUSALS[error.status] ?? `The gallery could not read this (${error.message}). Reload to try again.`;
@@ -128,17 +135,17 @@ function ratio(image) {
   return near ?? `${got.toLocaleString(undefined, { maximumFractionDigits: 2 })}:1`;
 }
 
-/** What was asked for and what came: one text where they agree, both where they don't. */
+/** The ratio that was asked for and the one that came: one text where they agree, both where they don't. */
 function shape(item, image) {
-  const asked = item.requested?.aspect_ratio;
-  if (!image) return asked ?? null;
-  const got = ratio(image);
-  const same = !asked || Math.abs(image.width / image.height / proportion(asked) - 1) < CLOSE;
-  return same ? (asked ?? got) : `${asked} asked, ${got} got`;
+  const wanted = item.requested?.aspect_ratio;
+  if (!image) return { text: wanted, odd: false };
+  const odd = Boolean(wanted) && Math.abs(image.width / image.height / proportion(wanted) - 1) >= CLOSE;
+  return { text: odd ? `${wanted} asked, ${ratio(image)} got` : (wanted ?? ratio(image)), odd };
 }
 
 const label = (item) => item.task_id + (item.map_index >= 0 ? ` [${item.map_index}]` : "");
-const keyOf = (item) => [item.task_id, item.map_index, item.item, item.n].join("/");
+const workOf = (item) => [item.task_id, item.map_index, item.item].join("/");
+const keyOf = (item) => `${workOf(item)}/${item.n}`;
 const standingOf = (item) => (item.error?.code === "content_refused" ? REFUSED : STANDINGS[item.standing]);
 
 /* Airflow */
@@ -167,6 +174,7 @@ async function get(address, query = {}, options = {}) {
 /** What Airflow itself says; `null` where it does not: pictures are shown without it. */
 const airflow = (address, query, options) => get(`../api/v2/${address}`, query, options).catch(() => null);
 
+const apiOf = (dag, run) => `api/dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(run)}`;
 const ofRun = (dag, run) => `dags/${encodeURIComponent(dag)}/dagRuns/${encodeURIComponent(run)}`;
 
 /** The runs of some DAGs, newest first. A POST, but one that only reads: it carries a list. */
@@ -245,12 +253,11 @@ function endless(parent, more) {
 /* One picture, or what stands in for one */
 
 function facts(item, image) {
-  const asked = item.requested ?? {};
-  const mismatch = shape(item, image)?.includes("got");
+  const { text, odd } = shape(item, image);
   const list = [
     ["Model", item.model, "wide"],
-    ["Resolution", asked.resolution],
-    ["Ratio", shape(item, image), mismatch ? "odd" : null],
+    ["Resolution", item.requested?.resolution],
+    ["Ratio", text, odd ? "odd" : null],
     ["Pixels", image && `${image.width} × ${image.height}`],
     ["Cost", item.cost && item.standing === "landed" ? price(item.cost) : null],
     ["Time", item.seconds !== null && item.seconds !== undefined ? duration(item.seconds) : null],
@@ -262,7 +269,7 @@ function facts(item, image) {
 }
 
 function describe(item, image) {
-  return item.prompt ? `${item.prompt}` : `${name(image)}, made by ${label(item)}`;
+  return item.prompt || `${name(image)}, made by ${label(item)}`;
 }
 
 function pictureCard(entry) {
@@ -271,9 +278,9 @@ function pictureCard(entry) {
   const choose = h("input", { type: "checkbox", "aria-label": `Compare ${title}` });
   choose.checked = chosen.has(entry.key);
   choose.addEventListener("change", () => setChosen(entry, choose.checked));
+  const open = { type: "button", class: "frame", "aria-label": `Open ${title}`, onclick: () => lightbox.open(entry) };
   return h("li", { class: "card", "data-key": entry.key },
-    framed(h("button", { type: "button", class: "frame", "aria-label": `Open ${title}`, onclick: () => lightbox.open(entry) },
-      thumbnail(image, describe(item, image)))),
+    framed(h("button", open, thumbnail(image, describe(item, image)))),
     h("div", { class: "text" },
       h("p", { class: "name", title }, title),
       h("p", { class: "by" }, label(item), h("span", { class: "origin" })),
@@ -325,7 +332,7 @@ class Listing {
   constructor(where, filters = {}, limit = null) {
     Object.assign(this, { where, filters, limit, items: [], next: null, entries: [], cards: new Map() });
     Object.assign(this, { summary: null, run: null, began: new Map(), pause: PAUSE, visible: true });
-    this.address = `api/dags/${encodeURIComponent(where.dag)}/runs/${encodeURIComponent(where.run)}`;
+    this.address = apiOf(where.dag, where.run);
     this.totals = h("div", { class: "totals" });
     this.grid = h("ul", { class: "grid", "aria-label": `Pictures of ${where.run}` });
     this.grid.addEventListener("keydown", walk);
@@ -416,17 +423,17 @@ class Listing {
       const { dag, run } = this.where;
       const [summary, state] = await Promise.all([this.readSummary(), airflow(ofRun(dag, run))]);
       const changed = JSON.stringify(summary) !== JSON.stringify(this.summary);
-      const ended = state?.state !== this.run?.state;
-      [this.summary, this.run] = [summary, state];
+      const ended = state !== null && state.state !== this.run?.state;
+      [this.summary, this.run] = [summary, state ?? this.run];
       if (changed) await this.again();
       this.surround();
       if (changed || ended) this.readBeginnings();
       // A long list takes long to read: looking at it never takes more than a part of anybody's time.
-      this.pause = Math.max(PAUSE, 4 * (performance.now() - since));
+      this.pause = Math.min(Math.max(PAUSE, 4 * (performance.now() - since)), LONGEST_PAUSE);
     } catch (error) {
       this.below.replaceChildren(notice(error));
       if (error.status !== 0) return;
-      this.pause = Math.min(2 * this.pause, 60_000);
+      this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
     }
     this.schedule();
   }
@@ -488,12 +495,16 @@ class Listing {
   }
 
   card(entry, replaced) {
-    const text = JSON.stringify([entry.item, entry.image]);
     const known = this.cards.get(entry.key);
-    if (known?.text === text) return known.element;
+    if (known?.item === entry.item) return known.element;
+    const text = JSON.stringify([entry.item, entry.image]);
+    if (known?.text === text) {
+      known.item = entry.item;
+      return known.element;
+    }
     const make = TROUBLES.includes(entry.item.standing) ? troubleRow : entry.image?.href ? pictureCard : otherCard;
     const element = make(entry);
-    this.cards.set(entry.key, { text, element });
+    this.cards.set(entry.key, { item: entry.item, text, element });
     if (known) {
       const focused = known.element.contains(document.activeElement);
       known.element.replaceWith(element);
@@ -504,23 +515,22 @@ class Listing {
   }
 
   showOrigins() {
-    const last = new Map(this.items.map((item) => [[item.task_id, item.map_index, item.item].join("/"), item.n]));
+    const last = new Map(this.items.map((item) => [workOf(item), item.n]));
     for (const entry of this.entries) {
       const place = this.cards.get(entry.key).element.querySelector(".origin");
-      place?.replaceChildren(...this.origin(entry.item, last));
+      const origin = this.originOf(entry.item, last);
+      if (!place || place.dataset.origin === origin) continue;
+      place.dataset.origin = origin;
+      place.replaceChildren(...originChip(origin));
     }
   }
 
-  origin(item, last) {
+  /** @param last the number of the last submission of each item of work */
+  originOf(item, last = new Map()) {
+    if (last.get(workOf(item)) > item.n) return "earlier";
     const began = this.began.get(`${item.task_id}/${item.map_index}`);
-    if (last && last.get([item.task_id, item.map_index, item.item].join("/")) > item.n) {
-      return [chip("plain", "Earlier", "A later picture has taken its place.")];
-    }
-    if (!began || !item.landed_at) return [];
-    const reused = new Date(item.landed_at) < new Date(began);
-    return [reused
-      ? chip("plain", "Reused", "It was there before the task's last attempt began, which paid nothing for it.")
-      : chip("good", "New", "The task's last attempt made it.")];
+    if (!began || !item.landed_at) return "";
+    return new Date(item.landed_at) < new Date(began) ? "reused" : "new";
   }
 
   /** Totals, and what to say below the pictures. */
@@ -534,8 +544,10 @@ class Listing {
   }
 
   rest(seen) {
-    if (!seen.looked_at) return [this.limit ? h("p", { class: "quiet" }, this.isBusy ? "No picture yet." : "No pictures.") : empty(this)];
-    if (!this.items.length) return [h("p", { class: "notice plain" }, "No picture here is like that. Choose other filters to see more.")];
+    if (!seen.looked_at && !this.limit) return [empty(this)];
+    if (!seen.looked_at) return [h("p", { class: "quiet" }, this.isBusy ? "No picture yet." : "No pictures.")];
+    const nothing = "No picture here is like that. Choose other filters to see more.";
+    if (!this.items.length) return [h("p", { class: "notice plain" }, nothing)];
     if (!this.limit || !this.next) return [];
     const { dag, run, task } = this.where;
     return [h("a", { class: "button", href: address(dag, run, task) }, "All pictures of this run")];
@@ -569,35 +581,46 @@ function setShape(grid, entries) {
     if (each) seen[each] = (seen[each] ?? 0) + 1;
   }
   const [most] = Object.entries(seen).sort((a, b) => b[1] - a[1])[0] ?? ["1:1"];
-  grid.style.setProperty("--shape", Math.min(Math.max(proportion(most), 0.75), 16 / 9));
+  const value = String(Math.min(Math.max(proportion(most), 0.75), 16 / 9));
+  if (grid.style.getPropertyValue("--shape") !== value) grid.style.setProperty("--shape", value);
 }
 
 function totals(seen) {
-  const number = seen.more ? `${counted(seen.pictures, "picture")} or more` : counted(seen.pictures, "picture");
-  const list = [h("span", { class: "total strong" }, number)];
-  for (const cost of seen.costs) {
-    list.push(h("span", { class: "total", title: `${amount(cost.amount, cost.currency)} ${BASES[cost.basis] ?? ""}` }, price(cost)));
-  }
-  if (seen.without_price) list.push(h("span", { class: "total" }, `${seen.without_price.toLocaleString()} without a price`));
-  for (const [standing, number_] of Object.entries(seen.standings)) {
-    if (standing === "landed") continue;
-    const { label: text, tone } = STANDINGS[standing];
-    list.push(chip(tone, `${number_.toLocaleString()} ${text.toLowerCase()}`));
-  }
-  return list;
+  const total = (text, title) => h("span", { class: "total", title }, text);
+  const number = counted(seen.pictures, "picture") + (seen.more ? " or more" : "");
+  const costs = seen.costs.map((cost) => total(price(cost), BASES[cost.basis]));
+  const others = Object.entries(seen.standings).filter(([standing]) => standing !== "landed");
+  return [
+    h("span", { class: "total strong" }, number),
+    ...costs,
+    ...(seen.without_price ? [total(`${seen.without_price.toLocaleString()} without a price`)] : []),
+    ...others.map(([standing, count]) => {
+      const { label: text, tone } = STANDINGS[standing];
+      return chip(tone, `${count.toLocaleString()} ${text.toLowerCase()}`);
+    }),
+  ];
 }
 
+const EXAMPLE = `GeminiImageGenerateOperator(
+    task_id="hero",
+    prompt="A lighthouse keeper drinking coffee at dawn",
+)`;
+
+/** @param listing `null` where the page is about more than one run */
 function empty(listing) {
+  const code = (text) => h("code", null, text);
+  const place = (title, ...said) => h("div", { class: "empty" }, icon("picture"), h("h2", null, title), said);
   if (listing?.isBusy) {
-    return h("div", { class: "empty" }, icon("picture"), h("h2", null, "No picture yet"),
-      h("p", null, "The run is under way. Pictures appear here as soon as they are asked for, and arrive as they land."));
+    const soon = "The run is under way. Pictures appear here as soon as they are asked for, and arrive as they land.";
+    return place("No picture yet", h("p", null, soon));
   }
-  const where = listing?.where.task ? "This task has made no pictures" : listing ? "This run has made no pictures" : "There are no pictures yet";
-  return h("div", { class: "empty" }, icon("picture"), h("h2", null, where),
-    h("p", null, "Pictures appear here when a task makes them with ", h("code", null, "GeminiImageGenerateOperator"), " or edits them with ",
-      h("code", null, "GeminiImageEditOperator"), ":"),
-    h("pre", { tabindex: "0" }, h("code", null, 'GeminiImageGenerateOperator(\n    task_id="hero",\n    prompt="A lighthouse keeper drinking coffee at dawn",\n)')),
-    listing && h("p", { class: "quiet" }, "Airflow shows this tab on every DAG and task. ", h("code", null, "[geminiimg] gallery_tabs"), " in Airflow's configuration says where."));
+  const whose = listing && (listing.where.task ? "This task" : "This run");
+  return place(whose ? `${whose} has made no pictures` : "There are no pictures yet",
+    h("p", null, "Pictures appear here when a task makes them with ", code("GeminiImageGenerateOperator"),
+      " or edits them with ", code("GeminiImageEditOperator"), ":"),
+    h("pre", { tabindex: "0" }, code(EXAMPLE)),
+    listing && h("p", { class: "quiet" }, "Airflow shows this tab on every DAG and task. ",
+      code("[geminiimg] gallery_tabs"), " in Airflow's configuration says whether it does."));
 }
 
 /* Choosing and comparing */
@@ -605,7 +628,8 @@ function empty(listing) {
 const chosen = new Map();
 
 function setChosen(entry, isChosen) {
-  if (isChosen && chosen.size === MOST_CHOSEN) say(`${MOST_CHOSEN} pictures can be compared at once. Take one out first.`);
+  const isFull = isChosen && chosen.size === MOST_CHOSEN;
+  if (isFull) say(`${MOST_CHOSEN} pictures can be compared at once. Take one out first.`);
   else if (isChosen) chosen.set(entry.key, entry);
   else chosen.delete(entry.key);
   showChosen();
@@ -621,10 +645,13 @@ function showChosen() {
   }
   const entries = [...chosen.values()];
   $("tray").hidden = !entries.length;
-  $("chosen").replaceChildren(...entries.map((entry) => h("li", null,
-    h("button", { type: "button", "aria-label": `Take out ${name(entry.image)}`, title: "Take out", onclick: () => setChosen(entry, false) },
-      h("img", { src: entry.image.thumb, alt: "" }), icon("close")))));
-  $("tray-text").textContent = entries.length < 2 ? "Choose one to three more to compare" : `${entries.length} of ${MOST_CHOSEN} chosen`;
+  $("chosen").replaceChildren(...entries.map((entry) => {
+    const onclick = () => setChosen(entry, false);
+    return h("li", null, h("button", { type: "button", "aria-label": `Take out ${name(entry.image)}`, onclick },
+      h("img", { src: entry.image.thumb, alt: "" }), icon("close")));
+  }));
+  const howMany = `${entries.length} of ${MOST_CHOSEN} chosen`;
+  $("tray-text").textContent = entries.length < 2 ? "Choose one to three more to compare" : howMany;
   $("compare-open").disabled = entries.length < 2;
 }
 
@@ -679,11 +706,13 @@ class Stage {
   draw() {
     if (!this.picture || !this.width) return;
     const { box, image } = this;
-    const middle = [(box.scrollLeft + box.clientWidth / 2) / box.scrollWidth, (box.scrollTop + box.clientHeight / 2) / box.scrollHeight];
+    const [halfWidth, halfHeight] = [box.clientWidth / 2, box.clientHeight / 2];
+    const across = (box.scrollLeft + halfWidth) / box.scrollWidth;
+    const down = (box.scrollTop + halfHeight) / box.scrollHeight;
     box.classList.toggle("zoomed", this.factor > 1);
     image.style.width = `${Math.floor(this.width * this.fit * this.factor)}px`;
     image.style.height = `${Math.floor(this.height * this.fit * this.factor)}px`;
-    box.scrollTo(middle[0] * box.scrollWidth - box.clientWidth / 2, middle[1] * box.scrollHeight - box.clientHeight / 2);
+    box.scrollTo(across * box.scrollWidth - halfWidth, down * box.scrollHeight - halfHeight);
     this.changed?.(Math.round(100 * this.fit * this.factor));
   }
 
@@ -754,10 +783,16 @@ class Compare extends Dialog {
       ["Time", ({ item }) => item?.seconds && duration(item.seconds)],
       ["Run", ({ where }) => where?.run],
     ].filter(([, read]) => pictures.some(read));
+    const row = (each) => ([what, read]) => [
+      h("dt", { class: same(read) ? null : "odd" }, what),
+      h("dd", null, read(each) || "not recorded"),
+    ];
     const panes = pictures.map((each) => h("figure", { class: "pane" },
       h("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `Picture ${name(each.image)}` }, h("img")),
-      h("figcaption", null, h("p", { class: "name" }, name(each.image)), h("p", { class: "by" }, each.role ?? (each.item && label(each.item))),
-        h("dl", null, rows.flatMap(([what, read]) => [h("dt", { class: same(read) ? null : "odd" }, what), h("dd", null, read(each) || "not recorded")])))));
+      h("figcaption", null,
+        h("p", { class: "name" }, name(each.image)),
+        h("p", { class: "by" }, each.role ?? (each.item && label(each.item))),
+        h("dl", null, rows.flatMap(row(each))))));
     $("panes").replaceChildren(...panes);
     $("panes").dataset.count = pictures.length;
     super.open();
@@ -765,7 +800,8 @@ class Compare extends Dialog {
       $("compare-zoom").textContent = `${Math.round(100 * (this.stages[0]?.factor ?? 1))} %`;
     }));
     this.stages.forEach((stage, i) => {
-      stage.show(pictures[i].image, pictures[i].item ? describe(pictures[i].item, pictures[i].image) : name(pictures[i].image));
+      const { item, image } = pictures[i];
+      stage.show(image, item ? describe(item, image) : name(image));
       stage.box.addEventListener("scroll", () => this.follow(stage));
     });
   }
@@ -778,12 +814,11 @@ class Compare extends Dialog {
   follow(leader) {
     if (this.leader && this.leader !== leader) return;
     this.leader = leader;
-    const across = (box) => box.scrollLeft / (box.scrollWidth - box.clientWidth || 1);
-    const down = (box) => box.scrollTop / (box.scrollHeight - box.clientHeight || 1);
+    const room = (box) => [box.scrollWidth - box.clientWidth, box.scrollHeight - box.clientHeight];
+    const [width, height] = room(leader.box);
+    const [across, down] = [leader.box.scrollLeft / (width || 1), leader.box.scrollTop / (height || 1)];
     for (const { box } of this.stages) {
-      if (box !== leader.box) {
-        box.scrollTo(across(leader.box) * (box.scrollWidth - box.clientWidth), down(leader.box) * (box.scrollHeight - box.clientHeight));
-      }
+      if (box !== leader.box) box.scrollTo(across * room(box)[0], down * room(box)[1]);
     }
     requestAnimationFrame(() => { this.leader = null; });
   }
@@ -796,7 +831,15 @@ class Compare extends Dialog {
 
 /* One picture, large */
 
-const asked = (item) => Object.entries(item.requested ?? {}).map(([what, value]) => `${what.replaceAll("_", " ")} ${value}`).join(", ") || "nothing special";
+function asked(item) {
+  const settings = Object.entries(item.requested ?? {}).map(([what, value]) => `${what.replaceAll("_", " ")} ${value}`);
+  return settings.join(", ") || "nothing special";
+}
+
+function paid({ cost, images }) {
+  const whole = images.length > 1 && `for ${images.length} pictures`;
+  return [price(cost), BASES[cost?.basis], whole].filter(Boolean).join(" ");
+}
 
 async function copy(text, button) {
   const said = button.lastChild;
@@ -884,15 +927,16 @@ class Lightbox extends Dialog {
       setChosen(entry, choose.checked);
       choose.checked = chosen.has(entry.key);
     });
-    const uri = h("button", { type: "button", class: "button small", "aria-label": "Copy the URI" }, icon("copy"), h("span", null, "Copy"));
+    const uri = h("button", { type: "button", class: "button small", "aria-label": "Copy the URI" }, icon("copy"));
+    uri.append(h("span", null, "Copy"));
     uri.addEventListener("click", () => copy(image.uri, uri));
     const rows = [
       ["Prompt", item.prompt && h("span", { class: "whole" }, item.prompt)],
-      ["Task", [label(item), ...listing.origin(item)]],
+      ["Task", [label(item), ...originChip(listing.originOf(item))]],
       ["Model", `${item.model}, ${item.gateway}`],
       ["Asked", asked(item)],
       ["Got", `${image.width} × ${image.height}, ${ratio(image)}, ${image.media_type}, ${size(image.size)}`],
-      ["Cost", `${price(item.cost)}${BASES[item.cost?.basis] ? ` ${BASES[item.cost.basis]}` : ""}${item.images.length > 1 ? ` for ${item.images.length} pictures` : ""}`],
+      ["Cost", paid(item)],
       ["Time", item.seconds === null ? null : duration(item.seconds)],
       ["Landed", item.landed_at && moment(item.landed_at)],
       ["URI", [h("span", { class: "uri" }, image.uri), uri]],
@@ -922,17 +966,22 @@ class Lightbox extends Dialog {
       return;
     }
     if (!sources.length || this.entry !== entry) return;
-    place.replaceChildren(h("h3", null, "Made from"), h("ul", { class: "sources" }, sources.map((source) => {
-      const picture = source.picture && { ...source.picture, name: source.name };
-      const role = source.role === "source" ? "Source" : "Reference";
-      const text = [h("span", { class: "name" }, source.name), h("span", { class: "by" }, role)];
-      if (!picture?.href) {
-        return h("li", { class: "hidden-source" }, h("span", { class: "frame" }, icon("warning")), h("div", null, text, h("span", { class: "reason" }, source.why)));
-      }
-      const beside = () => compare.open([{ image: picture, item: null, role, where: { run: picture.run_id } }, entry]);
-      return h("li", null, h("button", { type: "button", "aria-label": `Show ${source.name} beside the result`, onclick: beside },
-        h("span", { class: "frame" }, h("img", { src: picture.thumb ?? picture.href, alt: "" })), h("span", null, text)));
-    })));
+    const list = h("ul", { class: "sources" }, sources.map((source) => this.source(source, entry)));
+    place.replaceChildren(h("h3", null, "Made from"), list);
+  }
+
+  source({ role: kind, name: named, picture, why }, entry) {
+    const role = kind === "source" ? "Source" : "Reference";
+    const image = { ...picture, name: named };
+    const text = [h("span", { class: "name" }, name(image)), h("span", { class: "by" }, role)];
+    if (!picture?.href) {
+      return h("li", { class: "hidden-source" },
+        h("span", { class: "frame" }, icon("warning")),
+        h("div", null, text, h("span", { class: "reason" }, why ?? picture?.why)));
+    }
+    const onclick = () => compare.open([{ image, item: null, role, where: { run: picture.run_id } }, entry]);
+    return h("li", null, h("button", { type: "button", "aria-label": `Show ${name(image)} beside the result`, onclick },
+      h("span", { class: "frame" }, h("img", { src: picture.thumb, alt: "" })), h("span", null, text)));
   }
 
   closed() {
@@ -988,15 +1037,16 @@ async function browse() {
 }
 
 async function runCard(run) {
-  const from = `api/${`dags/${encodeURIComponent(run.dag_id)}/runs/${encodeURIComponent(run.dag_run_id)}`}`;
+  const from = apiOf(run.dag_id, run.dag_run_id);
   const read = [get(`${from}/summary`), get(`${from}/pictures`, { standing: "landed", limit: 4 })];
   const [seen, { items }] = await Promise.all(read).catch(() => [null, { items: [] }]);
   if (!seen?.looked_at) return null;
-  const images = items.flatMap((item) => item.images.filter((image) => image.href).map((image) => [item, image])).slice(0, 4);
-  const frames = images.map(([item, image]) => framed(h("span", { class: "frame" }, thumbnail(image, ""))));
+  const images = items.flatMap((item) => item.images.filter((image) => image.href)).slice(0, 4);
+  const frames = images.map((image) => framed(h("span", { class: "frame" }, thumbnail(image, ""))));
+  if (!frames.length) frames.push(h("span", { class: "frame" }, icon("picture")));
   return h("li", { class: "run-card" },
     h("a", { href: address(run.dag_id, run.dag_run_id) },
-      h("span", { class: "mosaic", "data-count": images.length, "aria-hidden": "true" }, frames.length ? frames : h("span", { class: "frame" }, icon("picture"))),
+      h("span", { class: "mosaic", "data-count": frames.length, "aria-hidden": "true" }, frames),
       h("span", { class: "name" }, run.dag_id), h("span", { class: "by" }, run.dag_run_id)),
     h("p", { class: "quiet" }, moment(run.run_after), " ", chip(RUN_TONES[run.state] ?? "plain", run.state)),
     h("div", { class: "totals" }, totals(seen)));
@@ -1040,7 +1090,9 @@ const FILTERS = [
   { name: "model", label: "Model", all: "All models", options: (seen) => seen.models.map((model) => [model, model]) },
   {
     name: "state", label: "State", all: "All states",
-    options: (seen) => Object.entries(seen.standings).map(([name_, count]) => [name_, `${STANDINGS[name_].label} (${count.toLocaleString()})`]),
+    options: (seen) => Object.entries(seen.standings).map(
+      ([standing, count]) => [standing, `${STANDINGS[standing].label} (${count.toLocaleString()})`],
+    ),
   },
 ];
 
@@ -1086,8 +1138,9 @@ function refresh(bar, seen, filters, choose) {
     }
     if (!select || select.dataset.seen === JSON.stringify(list)) continue;
     select.dataset.seen = JSON.stringify(list);
-    if (filters[which] && !list.some(([value]) => value === filters[which])) list.push([filters[which], filters[which]]);
-    select.replaceChildren(...list.map(([value, shown]) => h("option", { value, selected: value === (filters[which] ?? "") }, shown)));
+    const now = filters[which] ?? "";
+    if (!list.some(([value]) => value === now)) list.push([now, now]);
+    select.replaceChildren(...list.map(([value, shown]) => h("option", { value, selected: value === now }, shown)));
   }
 }
 
@@ -1128,7 +1181,8 @@ function start() {
   // Airflow leaves what it has no value for as it stands, braces and all.
   const given = (which) => (/^\{\w+\}$/.test(query.get(which) ?? "") ? null : query.get(which) || null);
   const index = given("map_index");
-  const where = { dag: given("dag_id"), run: given("run_id"), task: given("task_id"), index: /^-?\d+$/.test(index) ? index : null };
+  const [dag, run, task] = ["dag_id", "run_id", "task_id"].map(given);
+  const where = { dag, run, task, index: /^-?\d+$/.test(index) ? index : null };
   $("compare-open").addEventListener("click", () => compare.open([...chosen.values()]));
   $("compare-clear").addEventListener("click", () => {
     chosen.clear();

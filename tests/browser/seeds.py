@@ -1,0 +1,67 @@
+"""Many pictures at once, written as the package itself writes them: by its ledger, its files and its thumbnails."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, new_claim, process_identity, record_key
+from airflow_provider_geminiimg.manifest import StoredImage, build
+from airflow_provider_geminiimg.sandbox.pictures import Sketch, draw, shape
+from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.thumbnails import render, thumbnail_key
+
+MODEL = "gemini-3.1-flash-image-preview"
+RATIOS = ("16:9", "1:1", "3:2", "9:16")
+
+
+def seed(root: str, dag_id: str, run_id: str, task_id: str, count: int) -> None:
+    """Put `count` landed pictures of a mapped task under a root.
+
+    :param root: its URI.
+    """
+    ledger = Ledger(open_store(root, default_s3_client))
+    files = Files(s3_client=default_s3_client)
+    drawn = [draw(Sketch(i + 1, MODEL, f"tile {i}", shape("512", RATIOS[i % 4], "webp"))) for i in range(8)]
+    thumbnails = [render(data) for data in drawn]
+    for i in range(count):
+        data = drawn[i % len(drawn)]
+        record = _record(Item("default", dag_id, run_id, task_id, i), f"{root}/pictures/{run_id}", f"tile-{i}", i)
+        info = inspect_image(data)
+        image = StoredImage(
+            f"{record.destination.directory}/tile-{i}.webp", info.media_type, info.width, info.height, len(data),
+            hashlib.sha256(data).hexdigest(),
+        )  # fmt: skip
+        assert files.write(image.uri, data, media_type=image.media_type, sha256=image.sha256)
+        manifest = build(record, [image], mismatch=None, cost=record.cost)
+        landed = Record(**{**vars(record), "state": "landed", "landed_at": time.time(), "manifest": manifest})
+        assert ledger.create(landed) is not None
+        assert ledger.store.create(thumbnail_key(record.key, 0), thumbnails[i % len(drawn)]) is not None
+
+
+def _record(item: Item, directory: str, stem: str, i: int) -> Record:
+    return Record(
+        key=record_key(item, 1),
+        n=1,
+        state="submitted",
+        claim=new_claim(),
+        generation=0,
+        **process_identity(),
+        answer_within=240.0,
+        conn_id="onemin",
+        gateway="1min",
+        model=MODEL,
+        wire_model=MODEL,
+        operation="generate",
+        fingerprint=hashlib.sha256(stem.encode()).hexdigest(),
+        request_fields={"resolution": "512", "aspect_ratio": RATIOS[i % 4]},
+        prompt=f"Tile {i} of a very large campaign",
+        prompt_sha256="0" * 64,
+        inputs=[],
+        destination=Destination(directory, stem),
+        cost={"amount": 0.02, "currency": "USD", "basis": "gateway"},
+        expected_seconds=10.0,
+        job_id=f"job-{i}",
+        submitted_at=time.time() - 9,
+    )

@@ -1,0 +1,438 @@
+"""The gallery as people use it: in Airflow's own pages, signed in, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
+from dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
+from playwright.sync_api import Frame, Locator, Page, Request, expect
+
+SignIn = Callable[..., Page]
+LANDED = [
+    "evening.jpg",
+    "hero.png",
+    "story.png",
+    "variants-0-vcalm.png",
+    "variants-1-vbold.png",
+    "variants-2-vplayful.png",
+]
+
+
+def run_page(page: Page, world: World, dag_id: str = "campaign", run_id: str = RUN) -> Frame:
+    """Open the pictures of a run from its page in Airflow."""
+    page.goto(f"{world.airflow.url}/dags/{dag_id}/runs/{run_id}")
+    page.get_by_role("link", name="Images").click()
+    return gallery(page)
+
+
+def card(frame: Frame, name: str) -> Locator:
+    return frame.locator(".card").filter(has=frame.get_by_role("button", name=f"Open {name}", exact=True))
+
+
+def names(frame: Frame) -> list[str]:
+    return frame.locator(".card .name").all_text_contents()
+
+
+def test_a_finished_run_shows_its_pictures_in_a_tab_of_its_page(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    frame = run_page(page, world)
+    assert names(frame) == LANDED
+    expect(frame.locator(".totals")).to_contain_text(re.compile(r"6 pictures.*\$0.*1 failed.*Run failed"))
+
+    hero = card(frame, "hero.png")
+    expect(hero.locator("img.loaded")).to_be_visible()
+    expect(hero).to_contain_text(f"{IDEA}, photographed for a billboard")
+    for fact in ("gemini-3.1-flash-image-preview", "1K", "16:9", "1376 × 768", "≈ $0.067", " s", "New"):
+        expect(hero).to_contain_text(fact)
+
+    refused = frame.get_by_role("listitem").filter(has_text="Something that no gateway draws")
+    for text in ("Refused", "No money was spent.", "Change the prompt or the input pictures, then clear the task."):
+        expect(refused).to_contain_text(text)
+    expect(frame.locator(".card img.loaded").nth(2)).to_be_visible()
+    shot(page, "gallery-run")
+
+
+def test_pictures_in_flight_are_there_at_once_and_arrive_as_they_land(sign_in: SignIn, world: World) -> None:
+    world.held.reset()
+    world.held.faults(route="onemin.status", hold=True, times=2)
+    world.airflow.trigger("arriving", "spring")
+    page = sign_in("ada")
+    frame = run_page(page, world, "arriving")
+    assert len(world.held.held(2, timeout=90)) == 2
+    waiting = frame.locator(".card.busy")
+    expect(waiting).to_have_count(2)
+    expect(waiting.first).to_contain_text("In flight")
+    expect(waiting.first).to_contain_text(f"{IDEA}, as a poster")
+    expect(frame.locator(".totals")).to_contain_text("0 pictures")
+    shot(page, "gallery-in-flight")
+
+    world.held.release()
+    expect(frame.locator(".card img.loaded")).to_have_count(2)
+    expect(frame.get_by_role("status")).to_contain_text("arrived: poster")
+    expect(waiting).to_have_count(0)
+    expect(frame.locator(".totals")).to_contain_text(re.compile("2 pictures.*Run success"), timeout=60_000)
+
+
+def test_a_settled_run_and_a_hidden_page_are_not_asked_about_again(sign_in: SignIn, world: World) -> None:
+    world.held.reset()
+    world.held.faults(route="onemin.status", hold=True, times=2)
+    world.airflow.trigger("arriving", "hidden")
+    page = sign_in("ada")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/summary" in request.url else None)
+    page.clock.install()
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=arriving&run_id=hidden")
+    assert len(world.held.held(2, timeout=90)) == 2
+    hide = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true}); "
+    hide += "document.dispatchEvent(new Event('visibilitychange')); }"
+
+    expect(page.locator(".card.busy")).to_have_count(2)
+    with page.expect_request("**/summary**"):
+        pass  # it looks by itself
+    page.evaluate(hide, True)
+    asked.clear()
+    for _ in range(5):
+        page.clock.fast_forward(61_000)
+    assert not asked
+    with page.expect_request("**/summary**"):
+        page.evaluate(hide, False)
+
+    world.held.release()
+    assert world.airflow.wait("arriving", "hidden") == "success"
+    expect(page.locator(".totals")).to_contain_text(re.compile("2 pictures.*Run success"), timeout=60_000)
+    asked.clear()
+    for _ in range(5):
+        page.clock.fast_forward(61_000)
+    assert not asked
+
+
+def test_the_lightbox_goes_from_picture_to_picture_by_the_arrow_keys(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    frame = run_page(page, world)
+    card(frame, "hero.png").get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    box = frame.get_by_role("dialog")
+    expect(box.get_by_role("heading", name="hero.png")).to_be_visible()
+    for text in ("2 of 6", "photographed for a billboard", "aspect ratio 16:9", "1376 × 768", "estimated by Google's"):
+        expect(box).to_contain_text(text)
+    assert box.locator(".stage img").get_attribute("alt") == f"{IDEA}, photographed for a billboard"
+
+    zoom = box.locator("#lightbox-zoom")
+    fit = zoom.text_content()
+    page.keyboard.press("1")
+    expect(zoom).to_have_text("100 %")
+    page.keyboard.press("+")
+    expect(zoom).to_have_text("150 %")
+    page.keyboard.press("0")
+    expect(zoom).to_have_text(str(fit))
+
+    page.keyboard.press("ArrowRight")
+    expect(box.get_by_role("heading", name="story.png")).to_be_visible()
+    expect(frame.get_by_role("status")).to_have_text("story.png, 3 of 6")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(box.get_by_role("heading", name="evening.jpg")).to_be_visible()
+    expect(box.get_by_role("button", name="Previous picture")).to_be_disabled()
+    expect(box.locator(".stage.waits")).to_have_count(0)
+    expect(box.locator(".sources img")).to_have_count(2)
+    shot(page, "gallery-lightbox")
+
+    page.keyboard.press("Escape")
+    expect(box).to_be_hidden()
+    expect(card(frame, "evening.jpg").get_by_role("button")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(card(frame, "hero.png").get_by_role("button")).to_be_focused()
+
+
+def test_a_download_is_the_stored_file_byte_by_byte(sign_in: SignIn, world: World) -> None:
+    page = sign_in("vera")
+    frame = run_page(page, world)
+    card(frame, "hero.png").get_by_role("button").click()
+    with page.expect_download() as started:
+        frame.get_by_role("link", name="Download").click()
+    assert started.value.suggested_filename == "hero.png"
+    data = started.value.path().read_bytes()
+    uri = frame.locator("dd", has_text="file://").locator(".uri").text_content()
+    stored = Path(unquote(urlsplit(str(uri)).path)).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == hashlib.sha256(stored).hexdigest()
+    expect(frame.get_by_text(hashlib.sha256(stored).hexdigest())).to_be_visible()
+
+
+def test_the_address_of_a_picture_can_be_copied_also_where_the_browser_guards_the_clipboard(
+    sign_in: SignIn, world: World
+) -> None:
+    page = sign_in("ada", permissions=["clipboard-read", "clipboard-write"])
+    frame = run_page(page, world)
+    for shown in ("hero.png", "story.png"):
+        card(frame, shown).get_by_role("button").click()
+        frame.get_by_role("button", name="Copy the URI").click()
+        expect(frame.get_by_role("status")).to_have_text("Copied.")
+        uri = frame.locator("dd .uri").first.text_content()
+        assert str(uri).endswith(shown)
+        assert page.evaluate("navigator.clipboard.readText()") == uri
+        page.keyboard.press("Escape")
+        frame.evaluate("() => { Clipboard.prototype.writeText = () => Promise.reject(new Error('not here')) }")
+
+
+def test_an_edit_shows_what_it_was_made_from_beside_it(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    frame = run_page(page, world)
+    card(frame, "evening.jpg").get_by_role("button").click()
+    sources = frame.locator(".sources li")
+    expect(sources).to_have_count(2)
+    assert [text.split() for text in sources.all_inner_texts()] == [
+        ["hero.png", "Source"],
+        ["variants-0-vcalm.png", "Reference"],
+    ]
+    frame.get_by_role("button", name="Show hero.png beside the result").click()
+    panes = frame.locator(".pane")
+    expect(panes).to_have_count(2)
+    expect(panes.first).to_contain_text("hero.png")
+    expect(panes.last).to_contain_text("evening.jpg")
+    page.keyboard.press("Escape")
+    expect(frame.get_by_role("button", name="Show hero.png beside the result")).to_be_focused()
+
+
+def test_two_to_four_pictures_are_compared_side_by_side(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    frame = run_page(page, world)
+    compare = frame.get_by_role("button", name="Compare", exact=True)
+    frame.get_by_label("Compare variants-0-vcalm.png").check()
+    expect(compare).to_be_disabled()
+    for name in ("variants-1-vbold.png", "hero.png", "story.png"):
+        frame.get_by_label(f"Compare {name}").check()
+    frame.get_by_label("Compare evening.jpg").click()
+    expect(frame.get_by_label("Compare evening.jpg")).not_to_be_checked()
+    expect(frame.get_by_role("status")).to_contain_text("4 pictures can be compared at once")
+    frame.get_by_role("button", name="Take out variants-1-vbold.png").click()
+    expect(frame.get_by_label("Compare variants-1-vbold.png")).not_to_be_checked()
+
+    compare.click()
+    panes = frame.locator(".pane")
+    expect(panes).to_have_count(3)
+    assert panes.locator("figcaption > .name").all_text_contents() == ["variants-0-vcalm.png", "hero.png", "story.png"]
+    expect(panes.first.locator("dt.odd", has_text="Asked")).to_be_visible()
+    expect(panes.first.locator("dt.odd", has_text="Model")).to_have_count(0)
+    expect(frame.locator(".pane .stage.waits")).to_have_count(0)
+    shot(page, "gallery-compare")
+
+    widths = [stage.bounding_box() for stage in panes.locator(".stage img").all()]
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    for before, stage in zip(widths, panes.locator(".stage img").all(), strict=True):
+        after = stage.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert after["width"] > 2 * before["width"]
+    panes.first.locator(".stage").evaluate("box => box.scrollTo(box.scrollWidth, 0)")
+    frame.wait_for_function("""() => [...document.querySelectorAll('.pane .stage')].every(
+        box => box.scrollLeft >= 0.9 * (box.scrollWidth - box.clientWidth))""")
+    page.keyboard.press("Escape")
+    expect(compare).to_be_focused()
+
+
+def test_filters_narrow_a_run_and_stay_in_its_address(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=campaign&run_id={RUN}")
+    page.get_by_label("Task").select_option("variants")
+    expect(page.locator(".card")).to_have_count(3)
+    expect(page.get_by_label("Task")).to_be_focused()
+    page.get_by_label("Task").select_option("")
+    page.get_by_label("State").select_option("Failed (1)")
+    expect(page.locator(".trouble")).to_have_count(1)
+    expect(page.locator(".card")).to_have_count(0)
+    page.reload()
+    expect(page.locator(".trouble")).to_be_visible()
+    expect(page.locator(".card")).to_have_count(0)
+    page.get_by_label("Task").select_option("hero")
+    expect(page.get_by_text("No picture here is like that.")).to_be_visible()
+    page.get_by_label("State").select_option("")
+    expect(page.locator(".card")).to_have_count(1)
+    assert urlsplit(page.url).query == f"dag_id=campaign&run_id={RUN}&task=hero"
+
+
+def test_a_task_without_pictures_says_how_to_get_some(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/dags/nothing/runs/{RUN}/tasks/idle")
+    page.get_by_role("link", name="Images").click()
+    frame = gallery(page)
+    expect(frame.get_by_role("heading", name="This task has made no pictures")).to_be_visible()
+    expect(frame.locator(".empty")).to_contain_text("GeminiImageGenerateOperator")
+    expect(frame.locator(".empty")).to_contain_text("[geminiimg] gallery_tabs")
+
+
+def test_dark_follows_airflows_own_switch_at_once(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    frame = run_page(page, world)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = frame.evaluate(background)
+    assert light == "rgb(255, 255, 255)"
+    page.get_by_role("button", name="User").click()
+    page.get_by_role("menuitem", name="Appearance").hover()
+    page.get_by_role("menuitemradio", name="Dark").click()
+    frame.wait_for_function(f"{background} !== '{light}'")
+    assert frame.evaluate(background) == page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+
+
+def test_the_dark_pages_of_the_docs(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada", "dark")
+    frame = run_page(page, world)
+    assert frame.evaluate("document.documentElement.className") == "dark"
+    expect(frame.locator(".card img.loaded").nth(2)).to_be_visible()
+    shot(page, "gallery-run-dark")
+
+
+def test_a_mapped_task_instance_shows_its_own_picture(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    run = f"{world.airflow.url}/dags/campaign/runs/{RUN}/tasks"
+    for place, expected in (("variants/mapped/1", LANDED[4:5]), ("hero", LANDED[1:2])):
+        page.goto(f"{run}/{place}")
+        page.get_by_role("link", name="Images").click()
+        frame = gallery(page)
+        assert names(frame) == expected
+
+
+def test_a_task_shows_its_pictures_of_every_run(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/dags/campaign/tasks/hero")
+    page.get_by_role("link", name="Images").click()
+    frame = gallery(page)
+    assert names(frame) == ["hero.png"]
+    expect(frame.get_by_role("heading", name=RUN)).to_be_visible()
+
+
+def test_browse_lists_runs_and_opens_one_in_the_same_frame(sign_in: SignIn, world: World) -> None:
+    page = sign_in("vera")
+    page.goto(world.airflow.url)
+    page.get_by_role("button", name="Browse").click()
+    page.get_by_role("menuitem", name="Images").click()
+    frame = gallery(page)
+    run = frame.locator(".run-card").filter(has_text="campaign")
+    for text in (RUN, "6 pictures", "$0.0672", "1 failed"):
+        expect(run).to_contain_text(text)
+    expect(run.locator("img.loaded")).to_have_count(4)
+    shot(page, "gallery-browse")
+    run.get_by_role("link").click()
+    frame.wait_for_selector(".card")
+    assert names(frame) == LANDED
+    frame.get_by_role("link", name="Images").click()
+    expect(frame.locator(".run-card").filter(has_text="campaign")).to_be_visible()
+
+
+def test_the_link_on_a_task_instance_opens_its_pictures_inside_airflow(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/dags/campaign/runs/{RUN}/tasks/variants/mapped/2/details")
+    page.locator("a[href*='plugin/images?']").click()
+    frame = gallery(page)
+    assert names(frame) == LANDED[5:]
+    page.reload()
+    assert names(gallery(page)) == LANDED[5:]
+
+
+def test_a_thousand_pictures_load_as_they_come_onto_the_screen(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(_tile(request)) if "/thumbs/" in request.url else None)
+    page.add_init_script("""window.longest = 0;
+        const seen = list => { for (const each of list.getEntries()) longest = Math.max(longest, each.duration) };
+        new PerformanceObserver(seen).observe({type: 'longtask', buffered: true});""")
+    since = time.monotonic()
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}")
+    expect(page.locator(".card img.loaded").first).to_be_visible()
+    page.wait_for_function("""() => { const first = [...document.querySelectorAll('.card .frame')];
+        const top = first[0].getBoundingClientRect().top;
+        return first.filter(e => e.getBoundingClientRect().top === top).every(e => e.querySelector('img.loaded')) }""")
+    print(f"\nfirst row of pictures: {time.monotonic() - since:.2f} s")
+    page.wait_for_load_state("networkidle")
+    assert set(asked) == set(_on_screen(page))
+    assert len(asked) == len(set(asked)) < 30
+
+    asked.clear()
+    bottom = "window.scrollTo(0, document.body.scrollHeight)"
+    while page.locator(".card").count() < 1000:
+        before = page.locator(".card").count()
+        page.evaluate(bottom)
+        page.wait_for_function("n => document.querySelectorAll('.card').length > n", arg=before)
+    longest = page.evaluate("longest")  # before the selectors below walk over a thousand cards themselves
+    print(f"longest task of the page while 1,000 cards came: {longest:.0f} ms")
+    assert longest < 1000
+    page.evaluate(bottom)
+    expect(page.locator(".card").last.locator("img.loaded")).to_be_visible()
+    assert "tile-999" in asked
+    # Seventeen screens were stopped at; what lay between them was never on the screen.
+    assert len(set(asked)) < 17 * 3 * len(_on_screen(page))
+    assert page.locator(".card img[src]").count() < 600
+    expect(page.locator(".totals")).to_contain_text("1,000 pictures")
+
+
+def _tile(request: Request) -> str:
+    return f"tile-{urlsplit(request.url).path.split('/')[-4]}"
+
+
+def _on_screen(page: Page) -> list[str]:
+    return list(
+        page.evaluate(f"""() => [...document.querySelectorAll('.card')].filter(card => {{
+        const box = card.querySelector('.frame').getBoundingClientRect();
+        return box.bottom > 0 && box.top < {VIEWPORT["height"]} }})
+        .map(card => card.querySelector('.name').textContent.replace('.webp', ''))""")
+    )
+
+
+def test_markup_in_a_prompt_a_file_name_and_a_gateways_message_is_text(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    frame = run_page(page, world, "hostile")
+    drawn = frame.locator(".card")
+    expect(drawn.locator(".prompt")).to_have_text(HOSTILE_PROMPT)
+    expect(drawn.locator(".name")).to_contain_text(HOSTILE_NAME)
+    expect(frame.locator(".trouble")).to_contain_text(HOSTILE_MESSAGE)
+    expect(frame.locator(".trouble .prompt")).to_have_text(HOSTILE_PROMPT)
+    drawn.get_by_label("Compare").check()
+    drawn.locator("button.frame").click()
+    box = frame.get_by_role("dialog")
+    expect(box.get_by_role("heading", level=2)).to_contain_text(HOSTILE_NAME)
+    expect(box.locator(".whole")).to_have_text(HOSTILE_PROMPT)
+    assert frame.locator("img[src='x'], script:not([src*='gallery.js']), main a, main b, dialog b").count() == 0
+    assert frame.evaluate("window.owned") is None
+
+
+def test_under_a_path_everything_still_works(sign_in: SignIn, world: World, under_path: str) -> None:
+    page = sign_in("ada", airflow_url=under_path)
+    page.goto(f"{under_path}/dags/campaign/runs/{RUN}")
+    page.get_by_role("link", name="Images").click()
+    frame = gallery(page)
+    expect(frame.locator(".card img.loaded").first).to_be_visible()
+    expect(frame.locator(".totals")).to_contain_text(re.compile("6 pictures.*Run failed"))
+    expect(card(frame, "hero.png")).to_contain_text("New")
+    card(frame, "hero.png").get_by_role("button").click()
+    expect(frame.locator(".stage:not(.waits) img")).to_be_visible()
+    with page.expect_download() as started:
+        frame.get_by_role("link", name="Download").click()
+    assert started.value.failure() is None
+    page.keyboard.press("Escape")
+    frame.get_by_role("link", name="Images").click()
+    expect(frame.locator(".run-card").filter(has_text="campaign").locator("img.loaded").first).to_be_visible()
+
+
+def test_who_may_not_look_is_told_so_in_a_sentence(sign_in: SignIn, world: World) -> None:
+    page = sign_in("nora", quiet=False)
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=campaign&run_id={RUN}")
+    expect(page.get_by_role("alert")).to_contain_text("You have no right to see these pictures.")
+    page.context.clear_cookies()
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("You are not signed in, or no longer.")
+
+
+def test_an_airflow_that_does_not_answer_is_named_and_asked_again(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada", quiet=False)
+    page.route("**/geminiimg/api/**", lambda route: route.abort())
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=campaign&run_id={RUN}")
+    expect(page.get_by_role("alert")).to_contain_text("Airflow does not answer.")
+    page.unroute_all()
+    expect(page.locator(".card")).to_have_count(6)
+    expect(page.get_by_role("alert")).to_have_count(0)
