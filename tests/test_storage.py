@@ -21,8 +21,8 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, Stora
 from airflow_provider_geminiimg.storage import (
     Files,
     Store,
-    default_s3_client,
     decode_segment,
+    default_s3_client,
     encode_segment,
     join_uri,
     open_store,
