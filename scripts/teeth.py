@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "airflow_provider_geminiimg"
 HERE = ["tests/matrix", "-n", "4", "--dist", "load"]  # rows wait more than they work
+HERE += ["-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"]  # a row takes up to 15 s
 LIVE = ["tests/live/test_matrix.py", "-k"]
 SECONDS = 600  # for one run of the rows
 ENOUGH = 3  # red rows, after which the others need not run
