@@ -59,7 +59,9 @@ TEETH = (
         "A record is created exclusively",
         "ledger.py",
         "version = self.store.create(record.key, _RECORD.dump_json(record))",
-        "self.store.delete(record.key)\n            version = self.store.create(record.key, _RECORD.dump_json(record))",
+        "bucket, data = getattr(self.store, '_s3', None), _RECORD.dump_json(record)\n"
+        "            version = self.store.create(record.key, data) if bucket is None else bucket.put(\n"
+        "                self.store._key(record.key), data, 'application/json')['ETag']",
     ),
     Tooth(
         "Who loses the race for a record reads again, and does not send",

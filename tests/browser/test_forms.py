@@ -37,7 +37,6 @@ def test_a_person_approves_all_pictures_with_a_comment(sign_in: SignIn, world: W
     assert len(pictures(body)) == 3
     assert all_shown(body)
     page.locator("[name=element_comment]").fill("Brighter, please.")
-    shot(page, "review-approve")
     page.get_by_role("button", name="Approve").click()
     world.ends("review", "approved")
     chosen = world.airflow.xcom("review", RUN, "approved")
@@ -101,7 +100,8 @@ def test_a_connection_is_made_in_the_form_and_checked(
     form.get_by_role("button", name="Gateway, model, limits and price").click()
     form.get_by_role("combobox").nth(1).click()
     page.get_by_role("option", name=gateway).click()
-    shot(page, f"connection-{gateway.partition('.')[0].lower()}")
+    if gateway == "1min.ai":
+        shot(page, "connection")
     form.get_by_role("button", name="Save").click()
     row = page.get_by_role("row").filter(has_text=conn_id)
     expect(row).to_be_visible()

@@ -336,7 +336,7 @@ class Listing {
     this.totals = h("div", { class: "totals" });
     this.grid = h("ul", { class: "grid", "aria-label": `Pictures of ${where.run}` });
     this.grid.addEventListener("keydown", walk);
-    this.troubles = h("ul", { class: "troubles", "aria-label": `Came to no picture in ${where.run}` });
+    this.troubles = h("ul", { class: "troubles", "aria-label": `Requests of ${where.run} that made no picture` });
     this.attention = h("details", { class: "attention", hidden: true }, h("summary"), this.troubles);
     this.below = h("div", { class: "below" });
     this.element = h("div", { class: "listing" }, this.attention, this.grid, this.below);
@@ -481,7 +481,7 @@ class Listing {
     this.arrange(this.troubles, troubles);
     if (this.attention.hidden) this.attention.open = troubles.length <= FEW;
     this.attention.hidden = !troubles.length;
-    this.attention.firstChild.textContent = `${counted(troubles.length, "order")} came to no picture`;
+    this.attention.firstChild.textContent = `${counted(troubles.length, "request")} made no picture`;
     this.showOrigins();
   }
 
@@ -980,8 +980,9 @@ class Lightbox extends Dialog {
         h("div", null, text, h("span", { class: "reason" }, why ?? picture?.why)));
     }
     const onclick = () => compare.open([{ image, item: null, role, where: { run: picture.run_id } }, entry]);
-    return h("li", null, h("button", { type: "button", "aria-label": `Show ${name(image)} beside the result`, onclick },
-      h("span", { class: "frame" }, h("img", { src: picture.thumb, alt: "" })), h("span", null, text)));
+    return h("li", null, h("button", { type: "button", onclick },
+      h("span", { class: "frame" }, h("img", { src: picture.thumb, alt: "" })),
+      h("span", null, text, h("span", { class: "spoken" }, "Show it beside the result"))));
   }
 
   closed() {
