@@ -6,7 +6,8 @@ READY  := $(VENV)/.ready
 AXE    := 4.14.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test check docs postgres chromium test-live test-browser test-a11y fuzz chaos test-compat test-wheel clean
+.PHONY: help demo ui test test-safety check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth test-compat \
+  test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
@@ -18,8 +19,12 @@ ui: $(READY) ## Open Airflow's pages with sample runs at http://localhost:8080, 
 	@$(BIN)/python -m scripts.ui --port $(or $(PORT),8080)
 
 test: check ## Run check, then the tests
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(addprefix --ignore=tests/,browser compat live matrix) \
+	  --ignore-glob='*/test_attacks_*'
+
+test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, and the attacks
 	rm -rf $(addprefix build/matrix/,gateway storage time)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/live --ignore=tests/compat --ignore=tests/browser
+	$(BIN)/python -m pytest -n 4 --dist load tests/matrix tests/test_attacks_*.py
 
 check: $(READY) ## Run the linters, the type checker and the docs
 	$(BIN)/ruff format --check .

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     results, before = read_results(), read_committed()
     if not results:
-        print("No row has been run: make test, make test-live.", file=sys.stderr)
+        print("No row has been run: make test-safety, make test-live.", file=sys.stderr)
         return 1
     if given.print:
         print(table(results), end="")

@@ -348,14 +348,18 @@ def test_a_file_name_that_is_taken_is_an_error_and_a_free_one_lands_after_a_clea
 # Jobs that fail
 
 
+SOFT = [{}, {"soft_fail": True}, {"never_fail": True}, {"silent_fail": True}]
+
+
 @pytest.mark.parametrize(
-    ("outcome", "kind"),
+    ("outcome", "kind", "settings"),
     [
-        ("refused", ContentRefusedError),
-        ("failed", UpstreamFailedError),
-        ("bare_failed", UpstreamFailedError),
-        ("no_picture", NoPictureError),
+        ("refused", ContentRefusedError, SOFT),
+        ("failed", UpstreamFailedError, SOFT[1:2]),
+        ("bare_failed", UpstreamFailedError, SOFT[2:3]),
+        ("no_picture", NoPictureError, SOFT[3:]),
     ],
+    ids=["refused", "failed", "bare_failed", "no_picture"],
 )
 def test_a_job_that_failed_for_good_fails_the_sensor_whatever_the_soft_settings_say(
     airflow: AirflowHarness,
@@ -364,10 +368,10 @@ def test_a_job_that_failed_for_good_fails_the_sensor_whatever_the_soft_settings_
     mode: dict[str, Any],
     outcome: str,
     kind: type[BaseException],
+    settings: list[dict[str, Any]],
 ) -> None:
-    sandbox.faults(route=f"{geminiimg_conn_id}.submit", outcome=outcome, times=4)
-    polls_fail(sandbox, geminiimg_conn_id, 4)
-    settings = [{}, {"soft_fail": True}, {"never_fail": True}, {"silent_fail": True}]
+    sandbox.faults(route=f"{geminiimg_conn_id}.submit", outcome=outcome, times=len(settings))
+    polls_fail(sandbox, geminiimg_conn_id, len(settings))
     with DAG("soft", schedule=None) as dag:
         for index, setting in enumerate(settings):
             order = GeminiImageSubmitOperator(
