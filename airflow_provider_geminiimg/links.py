@@ -6,7 +6,7 @@ Airflow keeps what is made here, so what must stay true: the address is stable, 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
@@ -30,4 +30,4 @@ class ImagesLink(BaseOperatorLink):
         names = {"dag_id": ti_key.dag_id, "run_id": ti_key.run_id, "task_id": ti_key.task_id}
         which = {"map_index": ti_key.map_index} if ti_key.map_index >= 0 else {}
         base = conf.get("api", "base_url", fallback="/") or "/"
-        return f"{base.rstrip('/')}/{GALLERY}?{urlencode({**names, **which})}"
+        return f"{base.rstrip('/')}/{GALLERY}?{urlencode({**names, **which}, quote_via=quote)}"

@@ -271,6 +271,12 @@ def test_a_task_without_pictures_says_how_to_get_some(sign_in: SignIn, world: Wo
     expect(frame.locator(".empty")).to_contain_text("[geminiimg] gallery_tabs")
 
 
+def test_a_plus_in_a_run_id_is_a_plus_also_where_airflow_does_not_encode_it(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=campaign&run_id=10:00+01:00%20early")
+    expect(page.get_by_role("heading", name="10:00+01:00 early")).to_be_visible()
+
+
 def test_dark_follows_airflows_own_switch_at_once(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     frame = run_page(page, world)

@@ -996,11 +996,15 @@ const lightbox = new Lightbox();
 
 /* Views */
 
+/* Airflow 3.1 puts ids into the query as they are: a plus in it is a plus, and a space is always written %20. */
+const theQuery = () => new URLSearchParams(location.search.replaceAll("+", "%2B"));
+const asAddress = (query) => `?${query.toString().replaceAll("+", "%20")}`;
+
 /** The address of a view: of this page, with another query. */
 function address(dag, run, task, index) {
   const given = Object.entries({ dag_id: dag, run_id: run, task_id: task, map_index: index });
   const search = new URLSearchParams(given.filter(([, value]) => value !== null && value !== undefined));
-  return `?${search}`;
+  return asAddress(search);
 }
 
 function head(where, title) {
@@ -1100,7 +1104,7 @@ const FILTERS = [
 /** One run, or one task or task instance of it: all its pictures. */
 function ofRunView(where) {
   head(where, where.task ? label({ task_id: where.task, map_index: Number(where.index ?? -1) }) : where.run);
-  const query = new URLSearchParams(location.search);
+  const query = theQuery();
   const filters = Object.fromEntries(FILTERS.map(({ name: each }) => [each, query.get(each) || null]));
   const bar = h("div", { class: "bar" });
   const place = h("div");
@@ -1116,10 +1120,10 @@ function ofRunView(where) {
   };
   const choose = async (which, value) => {
     filters[which] = value || null;
-    const search = new URLSearchParams(location.search);
+    const search = theQuery();
     if (value) search.set(which, value);
     else search.delete(which);
-    history.replaceState(null, "", `?${search}`);
+    history.replaceState(null, "", asAddress(search));
     await show();
     bar.querySelector(`select[name=${which}]`)?.focus();
     say(`${counted(listings[0].entries.length, "picture")} shown.`);
@@ -1178,7 +1182,7 @@ function takeQuery() {
 function start() {
   followTheme();
   takeQuery();
-  const query = new URLSearchParams(location.search);
+  const query = theQuery();
   // Airflow leaves what it has no value for as it stands, braces and all.
   const given = (which) => (/^\{\w+\}$/.test(query.get(which) ?? "") ? null : query.get(which) || null);
   const index = given("map_index");
