@@ -102,6 +102,7 @@ def test_however_it_is_asked_to_end_the_sandbox_ends_too_and_a_second_time_chang
 import os, signal
 from scripts.playground import end_when_asked, sandbox
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by children too
 end_when_asked()
 try:
     with sandbox() as box:
@@ -121,7 +122,10 @@ except KeyboardInterrupt:
         assert process.stdout.readline() == "waits\n"
         assert httpx.get(f"{url}/_sandbox/ledger").is_success
         process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
+        try:
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (0, "in peace\nunwound\n")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/_sandbox/ledger")
