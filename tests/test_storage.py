@@ -28,6 +28,7 @@ from airflow_provider_geminiimg.storage import (
     open_store,
 )
 from airflow_provider_geminiimg.storage import disk as disk_module
+from airflow_provider_geminiimg.storage import s3 as s3_module
 
 CLAIMANTS = 8
 RACES = 100
@@ -798,3 +799,16 @@ def test_different_texts_never_share_a_segment() -> None:
     assert len(set(segments)) == len(texts)
     assert max(len(segment) for segment in segments) == 120
     assert all("/" not in segment and "#" not in segment for segment in segments)
+
+
+def test_credentials_that_come_later_are_found(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "_CLIENTS", {})
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    files = Files(s3_client=default_s3_client)
+    with monkeypatch.context() as without:
+        without.delenv("AWS_ACCESS_KEY_ID")
+        with pytest.raises(StorageError, match="NoCredentialsError"):
+            files.put(f"{s3}/a", b"x", media_type="text/plain")
+    files.put(f"{s3}/a", b"x", media_type="text/plain")
+    assert files.read(f"{s3}/a", max_bytes=10) == b"x"

@@ -181,23 +181,30 @@ _CLIENTS_LOCK = threading.Lock()
 def default_s3_client(conn_id: str | None) -> Any:
     """A boto3 S3 client, made once per process and connection. `AWS_ENDPOINT_URL` and the like are honoured.
 
+    One that found no credentials never finds any, so it is not kept.
+
     :param conn_id: an Airflow AWS connection, opened by the amazon provider with that connection's own settings;
         ``None``: boto3's own chain, 10 s to connect, 60 s for an answer, standard retries.
     :raises BadRequestError: the connection does not exist, or the amazon provider is not installed.
     """
     slot = (os.getpid(), conn_id)  # sockets must not be shared with a forked process
     with _CLIENTS_LOCK:
-        if slot not in _CLIENTS:
-            _CLIENTS[slot] = _plain_client() if conn_id is None else _airflow_client(conn_id)
-        return _CLIENTS[slot]
+        client = _CLIENTS.get(slot)
+        if client is None:
+            client, has_credentials = _plain_client() if conn_id is None else (_airflow_client(conn_id), True)
+            if has_credentials:
+                _CLIENTS[slot] = client
+        return client
 
 
-def _plain_client() -> Any:
+def _plain_client() -> tuple[Any, bool]:
+    """A client, and whether it has credentials."""
     import boto3
     from botocore.config import Config
 
     config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard"}, max_pool_connections=32)
-    return boto3.session.Session().client("s3", config=config)
+    session = boto3.session.Session()
+    return session.client("s3", config=config), session.get_credentials() is not None
 
 
 def _airflow_client(conn_id: str) -> Any:
