@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+    from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
     from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
     from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMAGE_RETRY_POLICY",
+    "GeminiImageBatchOperator",
     "GeminiImageCollectOperator",
     "GeminiImageEditOperator",
     "GeminiImageGenerateOperator",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "IMAGE_RETRY_POLICY": "retry_policy",
+    "GeminiImageBatchOperator": "operators.batch",
     "GeminiImageCollectOperator": "operators.collect",
     "GeminiImageEditOperator": "operators.edit",
     "GeminiImageGenerateOperator": "operators.generate",

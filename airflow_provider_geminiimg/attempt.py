@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     GeminiImageError,
+    IncompleteError,
     MismatchError,
     OutcomeUnknownError,
     bare,
@@ -59,6 +60,12 @@ class Attempt(Surroundings):
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
         return super().connection(name)
 
+    @property
+    def folder(self) -> str:
+        """This task instance's own folder for pictures, under the root."""
+        parts = (self.item.dag_id, self.item.run_id, self.item.task_id, str(self.item.map_index))
+        return join_uri(self.images, "/".join(map(encode_segment, parts)))
+
     def destination(self, output_path: str | None, file_name: str | None, variant: str | None = None) -> Destination:
         """Where the picture shall land.
 
@@ -71,10 +78,7 @@ class Attempt(Surroundings):
         mapped = "" if item.map_index < 0 else f"-{item.map_index}"
         run = "" if not output_path else "-" + hashlib.sha256(f"{item.dag_id}\n{item.run_id}".encode()).hexdigest()[:8]
         usual = encode_segment(f"{item.task_id}{run}{mapped}{f'-v{variant}' if variant else ''}")
-        folder = "/".join(
-            encode_segment(part) for part in (item.dag_id, item.run_id, item.task_id, str(item.map_index))
-        )
-        directory = text("output_path", output_path) or join_uri(self.images, folder)
+        directory = text("output_path", output_path) or self.folder
         return Destination(directory.rstrip("/"), stem("file_name", file_name) or usual)
 
     def count_deferral(self, record: Record) -> Record:
@@ -101,7 +105,8 @@ def raise_outcome(error: GeminiImageError) -> NoReturn:
     :raises GeminiImageError: the outcome itself, otherwise.
     """
     error = bare(error)
-    if isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
+    settled = isinstance(error, IncompleteError) and not error.retryable
+    if settled or isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
         raise AirflowFailException(str(error)) from error
     raise error
 

@@ -19,6 +19,7 @@ whether a retry can help and whose fault it is; none carries a key, a signed lin
     ├── LinkExpiredError           paid for, and the result link no longer answers
     ├── InvalidImageError          what was downloaded is not a picture
     ├── MismatchError              the picture is stored, but is not what was asked for
+    ├── IncompleteError            of many pictures, fewer landed than must
     ├── StorageError               the bucket or the disk failed
     └── LedgerError                the record of what was paid for can't be read or trusted
 """
@@ -283,6 +284,14 @@ class MismatchError(GeminiImageError):
     default_hint = 'Use on_mismatch="accept" to take it, or clear with on_clear="regenerate" to buy another one.'
 
 
+class IncompleteError(GeminiImageError):
+    """Of the pictures of a batch, fewer landed than `min_success` asks for; its manifest says what became of each."""
+
+    kind = "incomplete"
+    fault = Fault.OPERATIONS
+    default_hint = "A retry or a Clear makes what is missing, and nothing twice."
+
+
 class StorageError(GeminiImageError):
     """The bucket or the disk could not be read or written."""
 
@@ -316,6 +325,7 @@ KINDS: dict[str, type[GeminiImageError]] = {
         LinkExpiredError,
         InvalidImageError,
         MismatchError,
+        IncompleteError,
         StorageError,
         LedgerError,
     )

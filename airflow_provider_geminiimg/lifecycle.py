@@ -72,13 +72,23 @@ class Purchase:
     :param workshop: the surroundings.
     :param guard: whether this process may still pay.
     :param marker: the task state store's memory, where there is one.
+    :param turn: makes what is entered from the claim to the answer, where many pictures share one account. What that
+        raises on being entered ends the attempt before anything was claimed.
     """
 
-    def __init__(self, order: Order, workshop: Workshop, guard: Guard, marker: Marker | None = None) -> None:
+    def __init__(
+        self,
+        order: Order,
+        workshop: Workshop,
+        guard: Guard,
+        marker: Marker | None = None,
+        turn: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.order = order
         self.workshop = workshop
         self.guard = guard
         self.marker = marker
+        self.turn = turn
         self.ledger = workshop.ledger
         self.log = workshop.log
         self._inputs: list[InputImage] | None = None
@@ -228,7 +238,13 @@ class Purchase:
 
     async def _read_inputs(self) -> list[InputImage]:
         if self._inputs is None:
-            self._inputs = await read_inputs(self.order.checked(), self.workshop.files)
+            inputs = await read_inputs(self.order.checked(), self.workshop.files)
+            if self.order.input_sha256 not in (None, tuple(image.sha256 for image in inputs)):
+                raise BadRequestError(
+                    "An input picture is another one than when this was planned.",
+                    hint="Put it back and let the task retry; or clear the task, which plans anew.",
+                )
+            self._inputs = inputs
         return self._inputs
 
     async def _fingerprint(self, paid: Record | None = None) -> str:
@@ -238,8 +254,9 @@ class Purchase:
             picture from landing: under the same address they are taken to be what they were.
         """
         request = self.order.checked()
+        digests: Sequence[str]
         try:
-            digests = [image.sha256 for image in await self._read_inputs()]
+            digests = self.order.input_sha256 or [image.sha256 for image in await self._read_inputs()]
         except BadRequestError as error:
             same = paid and [known["uri"] for known in paid.inputs] == [public_uri(uri) for uri in request.input_images]
             if paid is None or not same or paid.state not in ("submitted", "answered"):
@@ -317,6 +334,12 @@ class Purchase:
             handles.append(handle)
         call = transport.gateway.submit(request, handles)
         wanted = await self._record(step, suffix, call.read_timeout)
+        async with self.turn():
+            answered = await self._pay(wanted, lambda: transport.send(call))
+        return None if answered is None else await self._after_answer(*answered)
+
+    async def _pay(self, wanted: Record, send: Callable[[], Awaitable[JobStatus]]) -> tuple[Record, JobStatus] | None:
+        """Claim, send, write the answer down; ``None`` where another attempt was first."""
         self.guard.check()
         with self.guard.paying():
             since = time.monotonic()
@@ -324,9 +347,8 @@ class Purchase:
             if claimed is None:
                 self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
                 return None
-            status = await self._send(claimed.record, since, lambda: transport.send(call))
-            record = await self._write_answer(claimed.record, status)
-        return await self._after_answer(record, status)
+            status = await self._send(claimed.record, since, send)
+            return await self._write_answer(claimed.record, status), status
 
     async def _send(self, record: Record, since: float, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
         """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.

@@ -34,6 +34,7 @@ class Order:
     :param timeout: seconds from the submit that the job may take, over all attempts.
     :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
     :param record_prompts: whether the prompt itself goes into ledger and sidecar.
+    :param input_sha256: what the input pictures must be, where that was settled before; ``None``: what they are now.
     """
 
     item: Item
@@ -44,6 +45,7 @@ class Order:
     timeout: float = 1800.0
     poll_interval: float | None = None
     record_prompts: bool = False
+    input_sha256: tuple[str, ...] | None = None
 
     def checked(self) -> CheckedRequest:
         """The request.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._logs import Logs
@@ -45,6 +46,12 @@ class Surroundings:
         if conn_id not in self._connections:
             self._connections[conn_id] = GeminiImageHook(conn_id).connection()
         return self._connections[conn_id]
+
+    def limited(self, conn_id: str, requests_per_minute: int) -> GatewayConnection:
+        """The connection, with another rate from now on."""
+        connection = replace(self.connection(conn_id), requests_per_minute=requests_per_minute)
+        self._connections[conn_id] = connection
+        return connection
 
     @asynccontextmanager
     async def workshop(self) -> AsyncIterator[Workshop]:

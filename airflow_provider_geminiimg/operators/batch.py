@@ -1,0 +1,316 @@
+"""Many pictures in one task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg._compat import TakesTexts, is_mapped
+from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, raise_outcome, seconds, stem, text
+from airflow_provider_geminiimg.batch import (
+    Plan,
+    Planned,
+    Plans,
+    Result,
+    Window,
+    destination_of,
+    manifest_lines,
+    plan,
+    totals,
+)
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, IncompleteError
+from airflow_provider_geminiimg.landing import Workshop, in_thread
+from airflow_provider_geminiimg.links import ImagesLink
+from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, REQUEST_FIELDS
+from airflow_provider_geminiimg.order import Order
+from airflow_provider_geminiimg.request import given, is_literal
+from airflow_provider_geminiimg.rows import MAX_VARIANTS, file_name, names_of, read_rows, wishes
+from airflow_provider_geminiimg.runner import Guard, run
+from airflow_provider_geminiimg.storage import join_uri
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+OnItemFailure = Literal["collect", "fail_fast"]
+
+DEFAULT_WIDTH = 50
+MAX_WIDTH = 1000
+SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")
+_NAMED_FAILURES = 3  # in the message of a task that fails
+
+
+def _whole(name: str, value: Any, most: int) -> int | None:
+    """A rendered whole number from 1 to `most`; ``None`` and empty mean unset."""
+    if value is None or value == "":
+        return None
+    try:
+        number = 0 if isinstance(value, bool) else int(str(value))
+    except ValueError:
+        number = 0
+    if not 1 <= number <= most:
+        raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
+    return number
+
+
+def _min_success(name: str, value: Any) -> int | float:
+    """A count (a whole number) or a ratio (a number with a point, up to 1.0)."""
+    shown = str(value).strip()
+    try:
+        number = float("nan") if isinstance(value, bool) else float(shown) if "." in shown else int(shown)
+    except ValueError:
+        number = float("nan")
+    if not (0 <= number <= 1 if isinstance(number, float) else number >= 0):
+        raise BadRequestError(f"{name}{given(value)}: takes a count such as 5, or a ratio from 0.0 to 1.0.")
+    return number
+
+
+def _template(name: str, value: Any) -> str | None:
+    """A file name with columns in braces."""
+    template = text(name, value)
+    if template is not None:
+        stem(name, template.format_map(dict.fromkeys(names_of(template), "x")))
+    return template
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "geminiimg_conn_id": text,
+    "output_path": text,
+    "file_name": _template,
+    "n": partial(_whole, most=MAX_VARIANTS),
+    "max_concurrency": partial(_whole, most=MAX_WIDTH),
+    "requests_per_minute": partial(_whole, most=1_000_000),
+    "min_success": _min_success,
+    "timeout": seconds,
+    "poll_interval": seconds,
+    "on_item_failure": partial(choice, allowed=OnItemFailure),
+    "on_unknown": partial(choice, allowed=OnUnknown),
+    "on_clear": partial(choice, allowed=OnClear),
+    "on_mismatch": partial(choice, allowed=OnMismatch),
+}
+
+
+class GeminiImageBatchOperator(TakesTexts, BaseOperator):
+    """Make many pictures in one task, as fast as the gateway allows.
+
+    Each picture has a record of its own, named by its fingerprint: a retry, a Clear or a change of the rows' order
+    makes only what is missing, and what stands twice among the rows is made once. What the first attempt planned is
+    kept in the ledger until all of it has landed, and a retry keeps to it, whatever `requests` gives then.
+
+    Returns ``items``, ``counts`` by status, ``cost`` of what this attempt landed, and ``manifest``, the URI of a file
+    with a JSON line for each picture. Statuses: ``landed``, ``reused``, ``refused``, ``failed``, ``unknown`` (perhaps
+    paid), ``skipped`` (not started).
+
+    :param requests: a list of prompts and of mappings, or the URI of a ``.csv``, ``.jsonl`` or ``.json`` file. A
+        mapping has the fields of a request (``prompt``, ``image``, ``aspect_ratio``, ...), ``n``, and other columns
+        for `file_name`. A row with an ``image`` is an edit.
+    :param prompt: and the other fields of a request: what holds for every row that says nothing else.
+    :param n: pictures a row, told apart by their variant. Default: 1.
+    :param output_path: directory URI in which the pictures land; default: under ``[geminiimg] root``.
+    :param file_name: name without extension, with columns in braces, such as ``{sku}-{aspect_ratio}``; also
+        ``{row}``, ``{variant}``, ``{model}`` and ``{resolution}``. Other characters than letters, digits and
+        ``_.~+-`` become ``-``. Default: as for one picture, and the beginning of the fingerprint.
+    :param geminiimg_conn_id: the Airflow connection.
+    :param max_concurrency: pictures under way at once, 1 to 1000. Default: 50. How many requests are sent at once and
+        a minute, the connection says.
+    :param requests_per_minute: instead of the connection's own, in this task's process.
+    :param on_item_failure: ``"collect"`` (default) goes on with the others, ``"fail_fast"`` starts no further one.
+        Either way a lack of balance, a wrong key, or three unknown outcomes in a row start no further one, and what is
+        under way is landed.
+    :param min_success: how many pictures must land for the task to succeed: a count, or a ratio. Default: 1.0, all.
+    :param poll_interval: seconds between polls; default: the catalogue's schedule.
+    :param timeout: seconds from its submit that a job may take, over all attempts. Default: 1800.
+    :param on_unknown: as for the operators of one picture, for each of them.
+    :param on_clear: likewise.
+    :param on_mismatch: likewise; ``"fail"`` counts such a picture as failed.
+    :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help.
+    :raises GeminiImageError: nothing was started: wrong rows, a wrong connection, a ledger that can't be read.
+    """
+
+    template_fields: Sequence[str] = ("requests", *SHARED, *_CHECKS)
+    ui_color = "#e8f0fe"
+    operator_extra_links = (ImagesLink(),)
+
+    def __init__(
+        self,
+        *,
+        requests: Any,
+        prompt: Any = None,
+        model: str | None = None,
+        image: Any = None,
+        reference_images: Any = None,
+        resolution: str | int | None = None,
+        aspect_ratio: str | None = None,
+        temperature: float | str | None = None,
+        top_p: float | str | None = None,
+        google_search: bool | str | None = None,
+        google_image_search: bool | str | None = None,
+        n: int | str = 1,
+        output_path: str | None = None,
+        file_name: str | None = None,
+        geminiimg_conn_id: str = "geminiimg_default",
+        max_concurrency: int | str = DEFAULT_WIDTH,
+        requests_per_minute: int | str | None = None,
+        on_item_failure: str = "collect",
+        min_success: float | str = 1.0,
+        poll_interval: float | str | None = None,
+        timeout: float | str = DEFAULT_TIMEOUT,
+        on_unknown: str = "fail",
+        on_clear: str = "reuse",
+        on_mismatch: str = "accept",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.requests = requests
+        self.prompt = prompt
+        self.model = model
+        self.image = image
+        self.reference_images = reference_images
+        self.resolution = resolution
+        self.aspect_ratio = aspect_ratio
+        self.temperature = temperature
+        self.top_p = top_p
+        self.google_search = google_search
+        self.google_image_search = google_image_search
+        self.n = n
+        self.output_path = output_path
+        self.file_name = file_name
+        self.geminiimg_conn_id = geminiimg_conn_id
+        self.max_concurrency = max_concurrency
+        self.requests_per_minute = requests_per_minute
+        self.on_item_failure = on_item_failure
+        self.min_success = min_success
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.on_unknown = on_unknown
+        self.on_clear = on_clear
+        self.on_mismatch = on_mismatch
+        self._guard: Guard | None = None
+        self._killed = False
+        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+            for name in _CHECKS:
+                if is_literal(getattr(self, name)):
+                    self._checked(name)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Plan, or read what was planned; make what is missing; say what became of each."""
+        try:
+            attempt = Attempt(context, self.log)
+            self._guard = attempt.guard
+            if self._killed:  # before there was a guard
+                attempt.guard.stop()
+            results, manifest = run(lambda: self._live(attempt), attempt.guard)
+            summary = {**totals(results), "manifest": manifest}
+            self.log.info("%s", summary)
+            failure = self._failure(results, manifest)
+            if failure is not None:
+                raise_outcome(failure)
+        except GeminiImageError as error:
+            raise_outcome(error)
+        return summary
+
+    def on_kill(self) -> None:
+        """From now on nothing is bought. What was paid for stays on record: neither gateway can cancel."""
+        self._killed = True
+        if self._guard is not None:
+            self._guard.stop()
+        self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
+
+    async def _live(self, attempt: Attempt) -> tuple[list[Result], str]:
+        connection = attempt.connection(self.geminiimg_conn_id)
+        rate = self._checked("requests_per_minute")
+        if rate is not None:
+            connection = attempt.limited(connection.conn_id, rate)
+        async with attempt.workshop() as workshop:
+            plans = Plans(attempt.ledger.store, attempt.item, attempt.marker)
+            await in_thread(attempt.ledger.store.probe)
+            planned = await in_thread(plans.read, attempt.generation)
+            if planned is None:
+                planned = await self._plan(attempt, connection, workshop)
+                await in_thread(plans.write, planned)
+            else:
+                self.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+            window = Window(
+                {item.fingerprint: self._order(attempt, connection, planned, item) for item in planned.items},
+                workshop,
+                attempt.guard,
+                connection,
+                width=self._checked("max_concurrency") or DEFAULT_WIDTH,
+                fail_fast=self._checked("on_item_failure") == "fail_fast",
+                fail_on_mismatch=self._checked("on_mismatch") == "fail",
+            )
+            results = await window.run(planned.items)
+            manifest = join_uri(attempt.folder, "manifest.jsonl")
+            lines = manifest_lines(results)
+            await in_thread(lambda: attempt.files.put(manifest, lines, media_type="application/x-ndjson"))
+            if all(result.manifest is not None for result in results):
+                await in_thread(plans.finish, attempt.generation)
+        return results, manifest
+
+    async def _plan(self, attempt: Attempt, connection: GatewayConnection, workshop: Workshop) -> Plan:
+        rows = await in_thread(read_rows, self.requests, workshop.files)
+        wanted = wishes(
+            rows,
+            {name: getattr(self, name) for name in SHARED},
+            self._checked("n") or 1,
+            gateway=connection.gateway,
+            default_model=connection.model,
+        )
+        template = self._checked("file_name")
+        names = [None if template is None else stem("file_name", file_name(template, wish)) for wish in wanted]
+        return await plan(
+            wanted,
+            connection,
+            workshop.files,
+            generation=attempt.generation,
+            directory=self._checked("output_path") or attempt.folder,
+            stems=names,
+            prefix=attempt.destination(self._checked("output_path"), None).stem,
+        )
+
+    def _order(self, attempt: Attempt, connection: GatewayConnection, planned: Plan, item: Planned) -> Order:
+        return Order(
+            item=dataclasses.replace(attempt.item, item=item.fingerprint[:16]),
+            request=item.request(connection),
+            connection=connection,
+            destination=destination_of(planned, item),
+            policy=Policy(
+                generation=attempt.generation,
+                on_unknown=self._checked("on_unknown"),
+                on_clear=self._checked("on_clear"),
+            ),
+            timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
+            poll_interval=self._checked("poll_interval"),
+            record_prompts=settings.record_prompts(),
+            input_sha256=item.input_sha256,
+        )
+
+    def _failure(self, results: Sequence[Result], manifest: str) -> IncompleteError | None:
+        """Why the task fails, if it does."""
+        wanted = self._checked("min_success")
+        good = sum(result.status in ("landed", "reused") for result in results)
+        needed = wanted * len(results) if isinstance(wanted, float) else min(wanted, len(results))
+        if good >= needed:
+            return None
+        bad = [result for result in results if result.error is not None]
+        named = " ".join(f"Row {each.item.row}, {each.status}: {each.error}" for each in bad[:_NAMED_FAILURES])
+        return IncompleteError(
+            f"{good} of {len(results)} pictures landed, min_success={wanted}. All of them: {manifest}. {named}",
+            billed=_billed(results),
+            retryable=any(each.error is not None and each.error.retryable for each in bad),
+        )
+
+    def _checked(self, name: str) -> Any:
+        return _CHECKS[name](name, getattr(self, name))
+
+
+def _billed(results: Sequence[Result]) -> Billed:
+    """Whether money was spent on any of them."""
+    said = {Billed.YES if each.error is None else each.error.billed for each in results}
+    return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in said)
