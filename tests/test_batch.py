@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,14 +278,15 @@ def test_so_many_must_land_for_the_task_to_succeed(
 
 
 def test_a_picture_that_changed_since_the_plan_is_not_bought(
-    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, tmp_path: Path
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, connect: Callable[..., str], tmp_path: Path
 ) -> None:
+    conn_id = connect("told_to_wait", **sandbox.connection("apimaster"))  # all that share an account would wait
     source = airflow.run_dag(one_picture(apimaster)).task("source").value["images"][0]["uri"]
     copy = tmp_path / "source.png"
     copy.write_bytes(FILES.read(source, max_bytes=64_000_000))
     made = len(sandbox.ledger())
     sandbox.faults(route="apimaster.submit", status=429, times=1, headers={"Retry-After": "600"})
-    run = airflow.run_dag(batch([{"prompt": "make it winter", "image": str(copy)}], geminiimg_conn_id=apimaster))
+    run = airflow.run_dag(batch([{"prompt": "make it winter", "image": str(copy)}], geminiimg_conn_id=conn_id))
     assert run.state == "failed"
     with Image.open(copy) as image:
         image.transpose(Image.Transpose.ROTATE_180).save(copy)
