@@ -272,7 +272,7 @@ def test_a_task_without_pictures_says_how_to_get_some(sign_in: SignIn, world: Wo
 
 
 def test_a_plus_in_a_run_id_is_a_plus_also_where_airflow_does_not_encode_it(sign_in: SignIn, world: World) -> None:
-    page = sign_in("ada")
+    page = sign_in("ada", quiet=False)  # there is no such run
     page.goto(f"{world.airflow.url}/geminiimg/?dag_id=campaign&run_id=10:00+01:00%20early")
     expect(page.get_by_role("heading", name="10:00+01:00 early")).to_be_visible()
 
