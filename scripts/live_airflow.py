@@ -164,9 +164,11 @@ class LiveAirflow:
                 process.send_signal(signal.SIGCONT)  # one that a test has stopped can't end
                 process.terminate()
         psutil.wait_procs(processes, timeout=2)
-        for process in {*processes, *self.processes()}:
+        left = {*processes, *self.processes()}
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(left, timeout=2)  # a killed one is there until the kernel has taken it apart
         for child in self._processes.values():
             child.wait()
         self._processes.clear()
