@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Literal, NoReturn, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_geminiimg._compat import marker
 from airflow_provider_geminiimg._logs import Logs
-from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.connection import GatewayConnection, to_decimal
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     GeminiImageError,
@@ -150,6 +151,19 @@ def seconds(name: str, value: Any) -> float | None:
         allowed = f"Allowed: above 0, up to {MAX_SECONDS:.0f} (30 days)"
         raise BadRequestError(f"{name}{given(value)}: takes a number of seconds. {allowed}.")
     return number
+
+
+def money(name: str, value: Any) -> Decimal | None:
+    """A rendered amount of money above 0; ``None`` and empty mean unset.
+
+    :raises BadRequestError: for anything else.
+    """
+    if value is None or value == "":
+        return None
+    amount = to_decimal(value)
+    if amount is None or amount <= 0:
+        raise BadRequestError(f"{name}{given(value)}: takes a number above 0, in the connection's price currency.")
+    return amount
 
 
 def finished(manifest: dict[str, Any], on_mismatch: OnMismatch) -> dict[str, Any]:

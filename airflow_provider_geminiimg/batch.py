@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pydantic
 
+from airflow_provider_geminiimg.budget import price_of, refuse_over
 from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.decision import Asked, may_buy
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -29,10 +33,11 @@ from airflow_provider_geminiimg.exceptions import (
     LedgerError,
     NotSentError,
     OutcomeUnknownError,
+    OverBudgetError,
 )
 from airflow_provider_geminiimg.inputs import read_inputs
-from airflow_provider_geminiimg.landing import Workshop, mismatch_error
-from airflow_provider_geminiimg.ledger import Destination, Item
+from airflow_provider_geminiimg.landing import Workshop, in_thread, mismatch_error
+from airflow_provider_geminiimg.ledger import Destination, Item, Ledger
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.order import Marker, Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
@@ -47,7 +52,7 @@ STATUSES: tuple[Status, ...] = ("landed", "reused", "refused", "failed", "unknow
 UNKNOWNS = 3  # in a row; then the gateway or the network is broken, and every further picture would be a bet
 READERS = 16  # input pictures that are read at once, while planning
 PROGRESS_SECONDS = 10.0
-_ACCOUNT = (InsufficientBalanceError, AuthenticationError)  # no further picture can be bought either
+_ACCOUNT = (InsufficientBalanceError, OverBudgetError, AuthenticationError)  # no further picture can be bought either
 
 
 class Planned(pydantic.BaseModel):
@@ -232,6 +237,36 @@ class Plans:
         return f"{self.folder}/{generation}.json"
 
 
+async def refusals(
+    orders: Mapping[str, Order], ledger: Ledger, connection: GatewayConnection, max_cost: Decimal | None
+) -> dict[str, GeminiImageError]:
+    """Why nothing is bought, for each of the pictures that would be: all of them together cost more than `max_cost`, or
+    there is a cap and a price is not known. What has landed or is under way costs nothing now, and is not among them.
+
+    :param orders: by fingerprint.
+    :raises LedgerError: a record can't be read.
+    :raises StorageError: the store failed.
+    """
+    if max_cost is None and connection.daily_budget is None:
+        return {}
+    turn = asyncio.Semaphore(READERS)
+
+    async def would_buy(fingerprint: str, order: Order) -> bool:
+        async with turn:
+            found = await in_thread(ledger.latest, order.item)
+        return may_buy(found, order.policy, Asked(fingerprint, order.destination))
+
+    bought = await asyncio.gather(*(would_buy(*each) for each in orders.items()))
+    wanted = dict(itertools.compress(orders.items(), bought))
+    requests = [order.request for order in wanted.values() if isinstance(order.request, CheckedRequest)]
+    try:
+        total = sum(price_of(request, connection, max_cost) for request in requests)
+        refuse_over(max_cost, total, connection, f"Buying {len(requests)} pictures")
+    except (BadRequestError, OverBudgetError) as error:
+        return dict.fromkeys(wanted, error)
+    return {}
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of one picture of a plan.
@@ -274,6 +309,7 @@ class Window:
     :param width: pictures that are under way at once.
     :param fail_fast: the first failure stops new pictures.
     :param fail_on_mismatch: a picture that is not what was asked for is a failure.
+    :param refused: why some are not bought, by fingerprint, see `refusals`.
     """
 
     def __init__(
@@ -286,6 +322,7 @@ class Window:
         width: int,
         fail_fast: bool,
         fail_on_mismatch: bool,
+        refused: Mapping[str, GeminiImageError],
     ) -> None:
         self.orders = orders
         self.workshop = workshop
@@ -293,6 +330,7 @@ class Window:
         self.width = width
         self.fail_fast = fail_fast
         self.fail_on_mismatch = fail_on_mismatch
+        self.refused = refused
         self._turn = asyncio.Semaphore(_requests_at_once(connection))
         self._progress = _Progress()
         self._unknowns = 0
@@ -308,6 +346,7 @@ class Window:
         first = {item.fingerprint: item for item in reversed(items)}
         queue = iter([item for item in items if first[item.fingerprint] is item])
         ended: dict[str, Result] = {}
+        self.workshop.budgets.expect(len(first))
         reporter = asyncio.create_task(self._report(len(first)))
         try:
             await asyncio.gather(*(self._work(queue, ended) for _ in range(min(self.width, len(first)))))
@@ -323,7 +362,9 @@ class Window:
             ended[item.fingerprint] = await self._one(item)
 
     async def _one(self, item: Planned) -> Result:
-        if self._stopped is not None or self.guard.stopped:
+        if item.fingerprint in self.refused:
+            result = Result(item, "failed", error=self.refused[item.fingerprint])
+        elif self._stopped is not None or self.guard.stopped:
             result = self._skipped(item)
         else:
             self._progress.in_flight += 1

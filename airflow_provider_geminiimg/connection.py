@@ -27,6 +27,7 @@ EXTRAS = (
     "max_concurrency",
     "price_base",
     "price_currency",
+    "daily_budget",
     "allow_http",
 )
 _SCHEMES = ("http", "https")
@@ -46,7 +47,8 @@ class GatewayConnection:
     :param requests_per_minute: calls a minute; ``None``: the catalogue's figure for the gateway.
     :param max_concurrency: calls at once; ``None``: the transport's default.
     :param price_base: the account's own price of a 1K picture; ``None``: the catalogue's figure.
-    :param price_currency: ``USD`` or ``credits``; what `price_base` is in.
+    :param price_currency: ``USD`` (also for ``None``) or ``credits``; what `price_base` and the caps are in.
+    :param daily_budget: what all workers together may spend in a UTC day; ``None``: no limit.
     """
 
     conn_id: str
@@ -58,6 +60,7 @@ class GatewayConnection:
     max_concurrency: int | None = None
     price_base: Decimal | None = None
     price_currency: str | None = None
+    daily_budget: Decimal | None = None
 
     def adapter(self) -> Gateway:
         """The gateway's adapter, set to this connection's base URL."""
@@ -105,6 +108,7 @@ def parse_connection(
         max_concurrency=parts.whole("max_concurrency"),
         price_base=parts.amount("price_base"),
         price_currency=parts.choice("price_currency", CURRENCIES),
+        daily_budget=parts.amount("daily_budget"),
     )
 
 
@@ -160,7 +164,7 @@ class _Extras:
         value = self._values.get(name)
         if value is None:
             return None
-        number = _decimal(value)
+        number = to_decimal(value)
         if number is None or number < 0:
             raise self.wrong(name, value, "a number of 0 or more")
         return number
@@ -169,13 +173,14 @@ class _Extras:
         value = self._values.get(name)
         if value is None:
             return None
-        number = _decimal(value)
+        number = to_decimal(value)
         if number is None or number != number.to_integral_value() or not 1 <= number <= 1_000_000:
             raise self.wrong(name, value, "a whole number of 1 or more")
         return int(number)
 
 
-def _decimal(value: object) -> Decimal | None:
+def to_decimal(value: object) -> Decimal | None:
+    """The number that `value` or its text is, digit by digit; ``None``: it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     try:

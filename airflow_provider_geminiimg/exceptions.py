@@ -8,6 +8,7 @@ whether a retry can help and whose fault it is; none carries a key, a signed lin
     ├── BadRequestError            what was asked is wrong; nothing was sent
     ├── AuthenticationError        the key is missing, wrong or inactive
     ├── InsufficientBalanceError   the account has no money left
+    ├── OverBudgetError            a cap of the user's own does not cover it; nothing was sent
     ├── RateLimitedError           too many requests; wait and ask again
     ├── ContentRefusedError        the model or the gateway refused the content
     ├── NoPictureError             the job ended well and brought no picture
@@ -186,6 +187,15 @@ class InsufficientBalanceError(GeminiImageError):
     default_hint = "Top up the account, then clear the task."
 
 
+class OverBudgetError(GeminiImageError):
+    """The user's own cap, `max_cost` or the connection's `daily_budget`, does not cover the picture."""
+
+    kind = "over_budget"
+    default_billed = Billed.NO
+    fault = Fault.ACCOUNT
+    default_hint = "Raise max_cost or the connection's daily_budget, then clear the task."
+
+
 class RateLimitedError(GeminiImageError):
     """The gateway asks to slow down."""
 
@@ -314,6 +324,7 @@ KINDS: dict[str, type[GeminiImageError]] = {
         BadRequestError,
         AuthenticationError,
         InsufficientBalanceError,
+        OverBudgetError,
         RateLimitedError,
         ContentRefusedError,
         NoPictureError,

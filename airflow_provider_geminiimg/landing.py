@@ -14,12 +14,13 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from airflow_provider_geminiimg._logs import Logs, SteadyLogs
+from airflow_provider_geminiimg.budget import Budgets
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
@@ -61,6 +62,7 @@ class Workshop:
     :param files: pictures, anywhere.
     :param connect: gives the transport of a connection id, opened once.
     :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
+    :param budgets: what may be spent. Whoever opens a workshop closes them.
     """
 
     ledger: Ledger
@@ -68,8 +70,11 @@ class Workshop:
     connect: Callable[[str], Awaitable[Transport]]
     log: Logs
 
+    budgets: Budgets = field(init=False)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "log", SteadyLogs(self.log))
+        object.__setattr__(self, "budgets", Budgets(self.ledger.store, self.log))
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_provider_geminiimg.budget import price_of, refuse_over
 from airflow_provider_geminiimg.decision import (
     Asked,
     Copy,
@@ -317,11 +318,13 @@ class Purchase:
     async def _submit(self, step: Submit) -> tuple[Record, dict[str, Any] | None] | None:
         """Claim and send; ``None`` where another attempt was first."""
         self.guard.check()
-        request = self.order.checked()
+        request, connection = self.order.checked(), self.order.connection
+        price = price_of(request, connection, self.order.max_cost)
+        refuse_over(self.order.max_cost, price, connection)
         self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
         if step.replaces is not None:
             self._tell_differences(step.replaces, "submitting what is asked for now")
-        transport = await self.workshop.connect(self.order.connection.conn_id)
+        transport = await self.workshop.connect(connection.conn_id)
         inputs = await self._read_inputs()
         suffix = await in_thread(
             reserve_name, self.ledger, self.workshop.files, self.order.item.path, self.order.destination, step.n
@@ -334,8 +337,9 @@ class Purchase:
             handles.append(handle)
         call = transport.gateway.submit(request, handles)
         wanted = await self._record(step, suffix, call.read_timeout)
-        async with self.turn():
-            answered = await self._pay(wanted, lambda: transport.send(call))
+        reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price)
+        async with self.turn(), reserved as reservation:
+            answered = await self._pay(wanted, lambda: reservation.spend(transport.send(call)))
         return None if answered is None else await self._after_answer(*answered)
 
     async def _pay(self, wanted: Record, send: Callable[[], Awaitable[JobStatus]]) -> tuple[Record, JobStatus] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 from airflow_provider_geminiimg.connection import GatewayConnection
@@ -34,6 +35,7 @@ class Order:
     :param timeout: seconds from the submit that the job may take, over all attempts.
     :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
     :param record_prompts: whether the prompt itself goes into ledger and sidecar.
+    :param max_cost: what buying it may cost, in the connection's currency; ``None``: no cap.
     :param input_sha256: what the input pictures must be, where that was settled before; ``None``: what they are now.
     """
 
@@ -45,6 +47,7 @@ class Order:
     timeout: float = 1800.0
     poll_interval: float | None = None
     record_prompts: bool = False
+    max_cost: Decimal | None = None
     input_sha256: tuple[str, ...] | None = None
 
     def checked(self) -> CheckedRequest:

@@ -59,6 +59,13 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
             "values_display": {"null": "not set (USD)"},
         },
     },
+    "daily_budget": {
+        "label": "Daily budget",
+        "description": (
+            "What all workers together may spend in a day (UTC), in the currency of the base price. Empty: no limit."
+        ),
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
     "allow_http": {
         "label": "Allow plain http",
         "description": "Send the API key unencrypted to a host that is not this machine. Only for a test network.",

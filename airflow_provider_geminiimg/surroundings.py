@@ -67,4 +67,6 @@ class Surroundings:
                         transports[conn_id] = await stack.enter_async_context(Transport(connection))
                 return transports[conn_id]
 
-            yield Workshop(self.ledger, self.files, connect, self.log)
+            workshop = Workshop(self.ledger, self.files, connect, self.log)
+            stack.push_async_callback(workshop.budgets.close)
+            yield workshop

@@ -325,6 +325,9 @@ class Shelf(Store):
     def folders(self, folder: str) -> list[str]:
         return []
 
+    def now(self) -> float:
+        return 0.0
+
 
 @fuzz
 @given(st.one_of(BODIES, RECORDS), st.integers(0, 2), st.sampled_from(["there", "gone", "unknown"]), st.booleans())

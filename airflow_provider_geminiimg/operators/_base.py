@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.attempt import (
     OnMismatch,
     choice,
     finished,
+    money,
     raise_outcome,
     seconds,
     stem,
@@ -62,6 +63,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "on_unknown": partial(choice, allowed=OnUnknown),
     "on_clear": partial(choice, allowed=OnClear),
     "on_mismatch": partial(choice, allowed=OnMismatch),
+    "max_cost": money,
 }
 
 
@@ -92,6 +94,8 @@ class ImageOperator(TakesTexts, BaseOperator):
         ``"regenerate"``.
     :param on_mismatch: a picture that is not what was asked for is stored, and ``"accept"`` (default) warns,
         ``"fail"`` fails the task.
+    :param max_cost: what buying the picture may cost by the estimate, above 0, in the connection's price currency;
+        default: no cap. What was paid for before is collected all the same.
     :raises GeminiImageError: the outcome, if it is not a picture. A bad request, an unknown outcome and a mismatch are
         raised as ``AirflowFailException`` from it, so that no retry touches them.
     """
@@ -107,6 +111,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         "on_unknown",
         "on_clear",
         "on_mismatch",
+        "max_cost",
     )
     ui_color = "#e8f0fe"
     operator_extra_links = (ImagesLink(),)
@@ -132,6 +137,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         on_unknown: str = "fail",
         on_clear: str = "reuse",
         on_mismatch: str = "accept",
+        max_cost: float | str | None = None,
         image: Any = None,
         reference_images: Any = None,
         **kwargs: Any,
@@ -157,6 +163,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         self.on_unknown = on_unknown
         self.on_clear = on_clear
         self.on_mismatch = on_mismatch
+        self.max_cost = max_cost
         self._guard: Guard | None = None
         self._killed = False
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
@@ -276,6 +283,7 @@ class ImageOperator(TakesTexts, BaseOperator):
             timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
             poll_interval=self._checked("poll_interval"),
             record_prompts=settings.record_prompts(),
+            max_cost=self._checked("max_cost"),
         )
 
     def _wait_in_triggerer(self, attempt: Attempt, record: Record, order: Order) -> NoReturn:

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import TakesTexts, is_mapped
-from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, raise_outcome, seconds, stem, text
+from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, money, raise_outcome, seconds, stem, text
 from airflow_provider_geminiimg.batch import (
     Plan,
     Planned,
@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.batch import (
     destination_of,
     manifest_lines,
     plan,
+    refusals,
     totals,
 )
 from airflow_provider_geminiimg.connection import GatewayConnection
@@ -93,6 +94,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "on_unknown": partial(choice, allowed=OnUnknown),
     "on_clear": partial(choice, allowed=OnClear),
     "on_mismatch": partial(choice, allowed=OnMismatch),
+    "max_cost": money,
 }
 
 
@@ -129,7 +131,11 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
     :param on_unknown: as for the operators of one picture, for each of them.
     :param on_clear: likewise.
     :param on_mismatch: likewise; ``"fail"`` counts such a picture as failed.
+    :param max_cost: what the pictures that an attempt has to buy may cost together by the estimate, above 0, in the
+        connection's price currency. If that is not enough, none of them is bought; what was paid for before is
+        collected. Default: no cap.
     :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help.
+    :raises OverBudgetError: `max_cost` does not cover what would be bought.
     :raises GeminiImageError: nothing was started: wrong rows, a wrong connection, a ledger that can't be read.
     """
 
@@ -164,6 +170,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
         on_unknown: str = "fail",
         on_clear: str = "reuse",
         on_mismatch: str = "accept",
+        max_cost: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -191,6 +198,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
         self.on_unknown = on_unknown
         self.on_clear = on_clear
         self.on_mismatch = on_mismatch
+        self.max_cost = max_cost
         self._guard: Guard | None = None
         self._killed = False
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
@@ -236,14 +244,17 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
                 await in_thread(plans.write, planned)
             else:
                 self.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+            orders = {item.fingerprint: self._order(attempt, connection, planned, item) for item in planned.items}
+            refused = await refusals(orders, attempt.ledger, connection, self._checked("max_cost"))
             window = Window(
-                {item.fingerprint: self._order(attempt, connection, planned, item) for item in planned.items},
+                orders,
                 workshop,
                 attempt.guard,
                 connection,
                 width=self._checked("max_concurrency") or DEFAULT_WIDTH,
                 fail_fast=self._checked("on_item_failure") == "fail_fast",
                 fail_on_mismatch=self._checked("on_mismatch") == "fail",
+                refused=refused,
             )
             results = await window.run(planned.items)
             manifest = join_uri(attempt.folder, "manifest.jsonl")
@@ -251,6 +262,10 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
             await in_thread(lambda: attempt.files.put(manifest, lines, media_type="application/x-ndjson"))
             if all(result.manifest is not None for result in results):
                 await in_thread(plans.finish, attempt.generation)
+        refusal = next(iter(refused.values()), None)
+        if refusal is not None:
+            refusal.billed = _billed(results)
+            raise refusal
         return results, manifest
 
     async def _plan(self, attempt: Attempt, connection: GatewayConnection, workshop: Workshop) -> Plan:

@@ -88,6 +88,10 @@ class Store(abc.ABC):
     def folders(self, folder: str) -> list[str]:
         """The names that keys have directly below `folder`, where more parts follow; sorted, without slashes."""
 
+    @abc.abstractmethod
+    def now(self) -> float:
+        """Unix seconds by the store's own clock, which all workers share."""
+
     def probe(self) -> None:
         """Refuse a root on which promises don't hold. Done once per process and root; writes and removes one object.
 

@@ -116,9 +116,12 @@ class S3Calls:
 
 def _age(found: Any) -> float:
     """Seconds between an object's last change and the store's own clock, which dates every answer."""
-    dated = found["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
-    now = email.utils.parsedate_to_datetime(dated).timestamp() if dated else time.time()
-    return max(0.0, now - float(found["LastModified"].timestamp()))
+    return max(0.0, _dated(found) - float(found["LastModified"].timestamp()))
+
+
+def _dated(answer: Any) -> float:
+    dated = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    return email.utils.parsedate_to_datetime(dated).timestamp() if dated else time.time()
 
 
 class S3Store(Store):
@@ -161,6 +164,9 @@ class S3Store(Store):
         pages = self._pages(Prefix=start, Delimiter="/")
         found = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
         return sorted(prefix[len(start) :].rstrip("/") for prefix in found)
+
+    def now(self) -> float:
+        return _dated(self._s3.call("list_objects_v2", None, Prefix=self._prefix, MaxKeys=1))
 
     def _pages(self, **wanted: str) -> Iterator[Any]:
         while True:

@@ -98,3 +98,6 @@ class Wire(Store):
 
     def folders(self, folder: str) -> list[str]:
         return self._call("folders", folder)  # type: ignore[no-any-return]
+
+    def now(self) -> float:
+        return self.real.now()
