@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
-from harness.moto import start_moto
 from harness.records import Wire
 
 from airflow_provider_geminiimg.budget import Budgets, Reservation, price_of
@@ -108,42 +109,42 @@ def store(root: str) -> Store:
 
 
 async def test_a_budget_is_spent_to_its_end_and_not_further(store: Store) -> None:
-    connection = account("0.5")
-    assert await buy_all(store, connection, 60) == 50
-    assert document(store) == {"version": 1, "currency": "USD", "spent": 50 * CENT, "leases": {}}
+    connection = account("0.12")
+    assert await buy_all(store, connection, 20) == 12
+    assert document(store) == {"version": 1, "currency": "USD", "spent": 12 * CENT, "leases": {}}
     with pytest.raises(OverBudgetError) as caught:
         async with worker(store) as budgets:
             await buy(budgets, connection)
     said = str(caught.value)
     assert "0.01 USD" in said
-    assert "0.5 USD, 0.5 are spent and 0 are leased" in said
+    assert "0.12 USD, 0.12 are spent and 0 are leased" in said
     assert re.search(r"From \d{4}-\d\d-\d\d 00:00 UTC on there is a new one", said)
     assert "No money was spent." in said
 
 
 async def test_workers_at_once_never_pass_it_and_leave_nothing_unspent(store: Store) -> None:
-    connection = account(1)
+    connection = account("0.24")
     bought: list[int] = []
 
     def work() -> None:  # a worker of its own, with an event loop of its own
-        bought.append(asyncio.run(buy_all(store, connection, 40)))
+        bought.append(asyncio.run(buy_all(store, connection, 8)))
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         await asyncio.to_thread(thread.join)
-    assert sum(bought) == 100
-    assert document(store) == {"version": 1, "currency": "USD", "spent": 100 * CENT, "leases": {}}
+    assert sum(bought) == 24
+    assert document(store) == {"version": 1, "currency": "USD", "spent": 24 * CENT, "leases": {}}
 
 
 async def test_pictures_of_one_worker_that_are_bought_at_once_share_its_leases(store: Store) -> None:
-    connection = account("0.30")
+    connection = account("0.09")
     async with worker(store, 100) as budgets:
-        ended = await asyncio.gather(*(buy(budgets, connection) for _ in range(40)), return_exceptions=True)
+        ended = await asyncio.gather(*(buy(budgets, connection) for _ in range(12)), return_exceptions=True)
         assert len(document(store)["leases"]) == 1
-    assert sum(isinstance(each, OverBudgetError) for each in ended) == 10
-    assert document(store)["spent"] == 30 * CENT
+    assert sum(isinstance(each, OverBudgetError) for each in ended) == 3
+    assert document(store)["spent"] == 9 * CENT
 
 
 async def test_a_worker_writes_far_less_often_than_it_buys_and_gives_the_rest_back(tmp_path: Path) -> None:
@@ -169,13 +170,16 @@ async def test_who_buys_one_picture_leases_the_price_of_one(store: Store) -> Non
 
 
 async def test_a_killed_worker_loses_at_most_a_hundredth_of_the_budget(store: Store) -> None:
-    connection = account(10)
-    for _ in range(10):
+    connection = account(2)
+    for _ in range(5):
         killed = Budgets(store, LOG)
         killed.expect(1000)
         await buy(killed, connection)  # and it never gives anything back
-    assert await buy_all(store, connection, 2000) == 1000 - 10 * 10
-    assert sum(document(store)["leases"].values()) == 10 * 10 * CENT
+    assert sum(document(store)["leases"].values()) == 5 * 2 * CENT
+    async with worker(store) as budgets:
+        await buy(budgets, connection, 190 * CENT)
+    with pytest.raises(OverBudgetError):
+        await buy_all(store, connection, 1) or await buy(Budgets(store, LOG), connection)
 
 
 OUTCOMES: dict[str, tuple[Callable[[], Any], bool]] = {
@@ -194,7 +198,7 @@ async def test_what_may_have_been_paid_for_is_spent_and_what_was_not_is_given_ba
 ) -> None:
     store = LocalStore(str(tmp_path))
     async with worker(store) as budgets:
-        with pytest.raises(BaseException) if answer is not paid else asyncio.timeout(5):  # type: ignore[attr-defined]
+        with contextlib.suppress(GeminiImageError, ConnectionResetError, asyncio.CancelledError):
             async with budgets.reserved(account(1), "default", CENT) as reservation:
                 await reservation.spend(answer())
     assert document(store)["spent"] == (CENT if spent else 0)
@@ -226,14 +230,12 @@ async def test_an_answer_of_the_store_that_gets_lost_changes_no_sum(store: Store
     wire = Wire(store, "budgets/")
     connection = account("0.20")
     async with worker(wire, 20) as budgets:
-        wire.once[operation] = loss
-        for _ in range(3):
-            try:
-                await buy(budgets, connection)
-            except StorageError as error:
-                assert loss != "nothing"
-                assert error.billed is Billed.NO
-                await buy(budgets, connection)
+        for number, used in enumerate(["create", "replace", "replace"]):
+            wire.once[used] = loss if (number, used) in ((0, operation), (1, operation)) else ""
+            if wire.once[used] in ("before", "after"):
+                with pytest.raises(StorageError, match="No money was spent"):
+                    await buy(budgets, connection)
+            await buy(budgets, connection)
         wire.once[operation] = loss
     wire.once.clear()
     found = document(store)
@@ -284,7 +286,7 @@ async def test_connections_and_namespaces_have_budgets_of_their_own(tmp_path: Pa
             async with budgets.reserved(connection, namespace, CENT) as reservation:
                 await reservation.spend(paid())
     folders = sorted(key.rpartition("/")[0] for key in documents(store))
-    assert folders == ["budgets/a/%2E%2E%2Fother", "budgets/a/shop", "budgets/b/shop"] or len(folders) == 3
+    assert folders == ["budgets/a/..%2Fother", "budgets/a/shop", "budgets/b/shop"]
 
 
 async def test_a_budget_that_was_raised_counts_at_once_and_one_that_was_lowered_too(store: Store) -> None:
@@ -314,11 +316,10 @@ async def test_at_midnight_by_the_stores_clock_there_is_a_new_budget_and_what_wa
     before_midnight = 86400 - store.now() % 86400 - 30
     store.shift = before_midnight
     connection = account("0.02")
-    async with worker(store, 5) as yesterday:
-        async with yesterday.reserved(connection, "default", CENT) as reservation:
-            store.shift = before_midnight + 60
-            assert await buy_all(store, connection, 5) == 2
-            await reservation.spend(paid())
+    async with worker(store, 5) as yesterday, yesterday.reserved(connection, "default", CENT) as reservation:
+        store.shift = before_midnight + 60
+        assert await buy_all(store, connection, 5) == 2
+        await reservation.spend(paid())
     first, second = (documents(store)[key] for key in sorted(documents(store)))
     assert (first["spent"], second["spent"]) == (CENT, 2 * CENT)
 
@@ -338,25 +339,17 @@ async def test_a_worker_that_lives_over_midnight_takes_a_new_lease(tmp_path: Pat
     assert not second["leases"]
 
 
-async def test_the_day_is_the_one_of_the_buckets_clock(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_another_year(app: Any) -> Any:
-        def dated(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-                rest = [pair for pair in headers if pair[0].lower() != "date"]
-                return start_response(status, [*rest, ("Date", "Fri, 31 Dec 2049 23:59:59 GMT")], *more)
+async def test_the_day_is_the_one_of_the_buckets_clock(s3: str) -> None:
+    client = boto3.client("s3")
 
-            return app(environ, start)
+    def dated(response_dict: dict[str, Any], **_: Any) -> None:
+        response_dict["headers"]["Date"] = "Fri, 31 Dec 2049 23:59:59 GMT"
 
-        return dated
-
-    with start_moto(in_another_year) as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        import boto3
-
-        store = open_store(f"{s3}/root", lambda _: boto3.client("s3"))
-        async with worker(store) as budgets:
-            await buy(budgets, account(1))
-        assert [key.rpartition("/")[2] for key in documents(store)] == ["2049-12-31.json"]
+    client.meta.events.register("before-parse.s3", dated)
+    store = open_store(f"{s3}/root", lambda _: client)
+    async with worker(store) as budgets:
+        await buy(budgets, account(1))
+    assert [key.rpartition("/")[2] for key in documents(store)] == ["2049-12-31.json"]
 
 
 # What a picture costs
@@ -380,7 +373,7 @@ def test_the_price_is_the_estimate_in_whole_millionths(extra: dict[str, Any], re
     assert price_of(request(resolution=resolution), account(1, **extra)) == price
 
 
-@pytest.mark.filterwarnings("ignore:.*is not known")
+@pytest.mark.filterwarnings("ignore:.*catalogue")
 @pytest.mark.parametrize(
     ("extra", "values"),
     [
@@ -420,13 +413,13 @@ def test_a_cap_that_is_no_positive_number_is_refused_when_the_dag_is_parsed(
 
 
 @pytest.fixture
-def capped(sandbox: Sandbox, connect: Callable[..., str]) -> Iterator[Callable[..., str]]:
+def capped(sandbox: Sandbox, connect: Callable[..., str]) -> Callable[..., str]:
     """Make a connection with these extras to the sandbox's APIMaster.ai, where a 1K picture costs 0.0672."""
 
     def make(**extra: Any) -> str:
         return connect("capped", **sandbox.connection("apimaster", requests_per_minute=100_000, **extra))
 
-    return make  # type: ignore[return-value]
+    return make
 
 
 def one(conn_id: str, cls: Any = GeminiImageGenerateOperator, **more: Any) -> DAG:
@@ -468,14 +461,13 @@ def test_a_picture_over_its_cap_is_refused_before_anything_is_sent(
 def test_what_was_paid_for_lands_whatever_the_caps_are_by_then(
     airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
 ) -> None:
-    sandbox.faults(route="download", status=500, times=10)
+    sandbox.faults(route="download", status=404, times=2)
     run = airflow.run_dag(one(capped(), max_cost=0.0672))
     assert run.state == "failed"
     capped(daily_budget=0)
-    sandbox.reset_faults() if hasattr(sandbox, "reset_faults") else None
     run.retry("pictures", dag=one("capped", max_cost=0.01))
-    assert len(sandbox.ledger()) == 1
     assert run.state == "success", run.log
+    assert len(sandbox.ledger()) == 1
 
 
 def test_a_batch_over_its_cap_buys_nothing_and_names_the_sum(
@@ -494,13 +486,18 @@ def test_a_batch_over_its_cap_buys_nothing_and_names_the_sum(
 def test_a_batchs_cap_counts_what_is_bought_now_and_what_is_under_way_is_collected(
     airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
 ) -> None:
-    sandbox.faults({"route": "apimaster.submit", "times": 3}, {"route": "download", "status": 404, "times": 100})
-    run = airflow.run_dag(many(capped(), 3))
-    assert run.state == "failed"
+    sandbox.faults(route="download", status=404, times=4)
+    run = airflow.run_dag(many(capped(), 3, max_cost=0.2016, max_concurrency=1))
+    assert lines(run) == ["failed", "failed", "landed"]
+    run.clear("pictures", dag=many("capped", 5, max_cost=0.13))
+    error = why(run)
+    assert type(error) is OverBudgetError
+    assert "Buying 2 pictures would cost 0.1344 USD; max_cost is 0.13 USD." in str(error)
+    assert lines(run) == ["landed", "landed", "reused", "failed", "failed"]
     assert len(sandbox.ledger()) == 3
-    first, calls = sandbox.ledger(), len(sandbox.calls("apimaster.submit"))
-    sandbox.reset()
-    assert first, calls
+    run.clear("pictures", dag=many("capped", 5, max_cost=0.1344))
+    assert run.state == "success", run.log
+    assert len(sandbox.ledger()) == 5
 
 
 def test_a_batch_stops_where_the_daily_budget_ends_and_goes_on_when_it_is_raised(
