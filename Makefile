@@ -19,7 +19,7 @@ ui: $(READY) ## Open Airflow's pages with sample runs at http://localhost:8080, 
 	@$(BIN)/python -m scripts.ui --port $(or $(PORT),8080)
 
 test: check ## Run check, then the tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(addprefix --ignore=tests/,browser compat live matrix) \
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(addprefix --ignore=tests/,browser compat heavy live matrix) \
 	  --ignore-glob='*/test_attacks_*'
 
 test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, and the attacks

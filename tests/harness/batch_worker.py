@@ -1,0 +1,90 @@
+"""A worker that makes a batch, without Airflow: what a test may start as a process of its own, and kill."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from airflow_provider_geminiimg.batch import Window, destination_of, plan
+from airflow_provider_geminiimg.connection import parse_connection
+from airflow_provider_geminiimg.decision import Policy
+from airflow_provider_geminiimg.landing import Workshop
+from airflow_provider_geminiimg.ledger import Item, Ledger
+from airflow_provider_geminiimg.order import Order
+from airflow_provider_geminiimg.rows import wishes
+from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.storage import Files, default_s3_client, join_uri, open_store
+from airflow_provider_geminiimg.transport import Transport
+
+
+@dataclass(frozen=True)
+class Work:
+    """One attempt of one batch.
+
+    :param connection: what `parse_connection` takes.
+    :param root: URI of the root.
+    :param task_id: whose batch it is.
+    :param prompts: what it wants.
+    :param generation: how often it was cleared; each Clear may settle what the attempt before left unknown.
+    """
+
+    connection: dict[str, Any]
+    root: str
+    task_id: str
+    prompts: tuple[str, ...]
+    generation: int = 0
+
+
+def work(job: Work) -> None:
+    """Make the batch as far as the money goes."""
+    logging.disable(logging.ERROR)
+    asyncio.run(_work(job))
+
+
+async def _work(job: Work) -> None:
+    connection = parse_connection(**job.connection)
+    files = Files(s3_client=default_s3_client)
+    task = Item("default", "kills", "run", job.task_id, -1)
+    async with AsyncExitStack() as stack:
+        transport = await stack.enter_async_context(Transport(connection))
+
+        async def connect(_: str) -> Transport:
+            return transport
+
+        workshop = Workshop(Ledger(open_store(job.root, default_s3_client)), files, connect, logging.getLogger())
+        stack.push_async_callback(workshop.budgets.close)
+        wanted = wishes(
+            [{"prompt": prompt} for prompt in job.prompts],
+            {"resolution": "512"},
+            1,
+            gateway=connection.gateway,
+            default_model=connection.model,
+        )
+        planned = await plan(
+            wanted,
+            connection,
+            files,
+            generation=job.generation,
+            directory=join_uri(job.root, f"pictures/{job.task_id}"),
+            stems=[None] * len(wanted),
+            prefix="fox",
+        )
+        orders = {
+            item.fingerprint: Order(
+                item=replace(task, item=item.fingerprint[:16]),
+                request=item.request(connection),
+                connection=connection,
+                destination=destination_of(planned, item),
+                policy=Policy(job.generation, on_unknown="resubmit"),
+                poll_interval=0.05,
+                input_sha256=(),
+            )
+            for item in planned.items
+        }
+        window = Window(
+            orders, workshop, Guard(), connection, width=8, fail_fast=False, fail_on_mismatch=False, refused={}
+        )
+        await window.run(planned.items)
