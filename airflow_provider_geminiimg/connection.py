@@ -31,6 +31,7 @@ EXTRAS = (
     "allow_http",
 )
 _SCHEMES = ("http", "https")
+_DIGITS = 30  # before or after the point; written out, 1e999999999 would fill the memory
 _NO_OTHER_PORT = (None, 0, 443)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -180,14 +181,14 @@ class _Extras:
 
 
 def to_decimal(value: object) -> Decimal | None:
-    """The number that `value` or its text is, digit by digit; ``None``: it is none."""
+    """The number that `value` or its text is, digit by digit; ``None``: it is none, or no amount of anything."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     try:
         number = Decimal(str(value).strip())
     except InvalidOperation:
         return None
-    return number if number.is_finite() else None
+    return number if number.is_finite() and abs(number.adjusted()) < _DIGITS else None
 
 
 def _text(value: str | None) -> str | None:

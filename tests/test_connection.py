@@ -134,7 +134,15 @@ def test_blanks_around_a_pasted_key_are_dropped() -> None:
 
 
 def test_null_and_empty_extras_are_absent() -> None:
-    names = ("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "allow_http")
+    names = (
+        "model",
+        "requests_per_minute",
+        "max_concurrency",
+        "price_base",
+        "price_currency",
+        "daily_budget",
+        "allow_http",
+    )
     for empty in (None, ""):
         connection = parse(dict.fromkeys(names, empty))
         assert connection == parse()
@@ -148,11 +156,13 @@ def test_numbers_may_come_as_text() -> None:
             "max_concurrency": 4.0,
             "price_base": "0.0672",
             "price_currency": "usd",
+            "daily_budget": "12.50",
         }
     )
     assert connection.model == "gemini-3-pro-image-preview"
     assert (connection.requests_per_minute, connection.max_concurrency) == (90, 4)
     assert (connection.price_base, connection.price_currency) == (Decimal("0.0672"), "USD")
+    assert connection.daily_budget == Decimal("12.5")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +178,9 @@ def test_numbers_may_come_as_text() -> None:
         ("price_base", "NaN"),
         ("price_base", "Infinity"),
         ("price_currency", "EUR"),
+        ("daily_budget", -1),
+        ("daily_budget", "ten"),
+        ("daily_budget", "1e999999999"),
         ("allow_http", "maybe"),
         ("model", 25),
     ],

@@ -101,7 +101,9 @@ def test_what_costs_money_to_repeat_names_the_argument_that_allows_it(kind: str)
     assert any(way in str(KINDS[kind]("?")) for way in ('on_unknown="resubmit"', 'on_clear="regenerate"'))
 
 
-@pytest.mark.parametrize("kind", ["bad_request", "authentication", "insufficient_balance", "outcome_unknown"])
+@pytest.mark.parametrize(
+    "kind", ["bad_request", "authentication", "insufficient_balance", "over_budget", "outcome_unknown"]
+)
 def test_what_a_retry_can_not_help_says_so(kind: str) -> None:
     assert KINDS[kind]("?").retryable is False
 
