@@ -97,7 +97,7 @@ def test_a_settled_run_and_a_hidden_page_are_not_asked_about_again(sign_in: Sign
     hide += "document.dispatchEvent(new Event('visibilitychange')); }"
 
     expect(page.locator(".card.busy")).to_have_count(2)
-    # It looks by itself; the page is hidden between two looks, as one under way would hold the clock's leaps for its own length.
+    # It looks by itself. The page is hidden between two looks: the clock's leaps would count as the length of one.
     with (
         page.expect_event("requestfinished", lambda request: "/summary" in request.url),
         page.expect_event("requestfinished", lambda request: "/dagRuns/hidden" in request.url),

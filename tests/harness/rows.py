@@ -61,6 +61,7 @@ class Case:
     :param between: what is done between the first attempt and what follows it by itself.
     :param attempts: how many there are when nothing more happens by itself; a task may be retried once.
     :param error: what the task fails with when nothing more happens by itself; ``None``: there is a picture.
+    :param says: what that error says, among more.
     :param still: what changes nothing about that error: ``retry``, ``clear``.
     :param mend: what a person then does, after which a Clear brings the picture; the row is weighed after that.
     :param buys: how many submits that Clear sends.
@@ -80,6 +81,7 @@ class Case:
     between: Callable[[Play], None] | None = None
     attempts: int = 1
     error: type[GeminiImageError] | None = None
+    says: str = ""
     still: Sequence[str] = ()
     mend: Callable[[Play], None] | None = None
     buys: int = 0
@@ -273,12 +275,17 @@ def _nothing_follows(case: Case, stage: Play) -> None:
     if case.error is None:
         assert stage.task.state == "success", stage.error
         return
-    assert stage.error.__class__ is case.error, stage.error
+    _is_expected(case, stage.error)
     sent = stage.submits()
     for step in case.still:
         getattr(stage, step)()
-        assert stage.error.__class__ is case.error, stage.error
+        _is_expected(case, stage.error)
         assert stage.submits() == sent, f"a {step} sent something"
+
+
+def _is_expected(case: Case, error: BaseException | None) -> None:
+    assert error.__class__ is case.error, error
+    assert case.says in str(error)
 
 
 def _buy_again(case: Case, stage: Play) -> None:

@@ -152,11 +152,14 @@ SILENT = [
 ]  # fmt: skip
 RECORDS = [
     Case("The record is cut off", BETWEEN, between=spoil(lambda data: data[: len(data) // 2]), **UNREADABLE,
-         where=STRAIGHT),
-    Case("The record is empty", BETWEEN, between=spoil(lambda data: b""), **UNREADABLE, where=CROSSED),
-    Case("The record is not JSON", BETWEEN, between=spoil(lambda data: b"PNG" + data), **UNREADABLE, where=STRAIGHT),
+         says="is not JSON", where=STRAIGHT),
+    Case("The record is empty", BETWEEN, between=spoil(lambda data: b""), **UNREADABLE,
+         says="is not JSON", where=CROSSED),
+    Case("The record is not JSON", BETWEEN, between=spoil(lambda data: b"PNG" + data), **UNREADABLE,
+         says="is not JSON", where=STRAIGHT),
     Case("The record is of a newer version of this package", BETWEEN,
-         between=spoil(lambda data: data.replace(b'"schema":1', b'"schema":2')), **UNREADABLE, where=CROSSED),
+         between=spoil(lambda data: data.replace(b'"schema":1', b'"schema":2')), **UNREADABLE,
+         says="has schema 2", where=CROSSED),
     Case("The root is not shared between workers", "on a retry elsewhere",
          "Nothing is sent, the error says so. Share the root, then clear: the job is collected at no cost.",
          prepare=download_fails, between=hide, attempts=2, error=LedgerError, still=("retry", "clear"), mend=shared,
