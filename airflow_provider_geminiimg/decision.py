@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.ledger import Destination, Found, Record
 
 OnUnknown = Literal["fail", "resubmit"]
 OnClear = Literal["reuse", "regenerate"]
+ReuseScope = Literal["task", "dag"]
 PictureState = Literal["there", "gone", "unknown"]
 
 
@@ -32,12 +33,15 @@ class Policy:
     :param generation: ``ti.max_tries`` now.
     :param on_unknown: what to do about a submission whose outcome nobody knows.
     :param on_clear: whether a Clear may buy again what has landed or failed after payment.
+    :param reuse: whose pictures may be copied instead of buying one: ``"task"`` this task instance's own, ``"dag"``
+        those of all tasks and runs of its DAG.
     :param anew: the DAG run was deleted and made again since; that counts as a Clear.
     """
 
     generation: int
     on_unknown: OnUnknown = "fail"
     on_clear: OnClear = "reuse"
+    reuse: ReuseScope = "task"
     anew: bool = False
 
 
@@ -51,11 +55,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Submit:
-    """Claim number `n` and buy. `resubmission`: after an unknown outcome. `why`: for the log."""
+    """Claim number `n` and buy. `resubmission`: after an unknown outcome. `regenerate`: a Clear asked to buy again what
+    there may be. `why`: for the log."""
 
     n: int
     why: str
     resubmission: bool = False
+    regenerate: bool = False
     replaces: Record | None = None
 
 
@@ -154,8 +160,14 @@ def is_out_of_reach(error: GeminiImageError | None) -> bool:
 
 
 def _again(record: Record, policy: Policy, why: str, *, resubmission: bool = False) -> Submit:
-    carried = record.resubmission and not is_cleared(record, policy)
-    return Submit(record.n + 1, why, resubmission=resubmission or carried, replaces=record)
+    cleared = is_cleared(record, policy)
+    return Submit(
+        record.n + 1,
+        why,
+        resubmission=resubmission or (record.resubmission and not cleared),
+        regenerate=cleared and policy.on_clear == "regenerate",
+        replaces=record,
+    )
 
 
 def _intent(found: Found, policy: Policy) -> Step:

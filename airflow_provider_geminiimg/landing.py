@@ -38,7 +38,8 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
-from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, index_key, with_error
+from airflow_provider_geminiimg.index import index_key, point_to
+from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, with_error
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
@@ -52,6 +53,9 @@ T = TypeVar("T")
 MAX_PICTURE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
 DOWNLOAD_SECONDS = 300.0
 _UNFETCHED = (InvalidImageError, UpstreamFailedError)
+
+Intact = Literal["there", "changed", "gone", "unknown"]
+"""Whether a picture is still the one that landed."""
 
 
 @dataclass(frozen=True)
@@ -201,13 +205,10 @@ class Collector:
             digest = (record.manifest or {})["images"][0]["sha256"]
             suffix = await in_thread(reserve_name, ledger, files, item_path, destination, record.n, digest)
         manifest = dict(record.manifest or {})
-        images, kept = [], Kept()
-        for index, image in enumerate(manifest["images"]):
-            data = await in_thread(lambda uri=image["uri"]: self.workshop.files.read(uri, max_bytes=MAX_PICTURE_BYTES))
-            if hashlib.sha256(data).hexdigest() != image["sha256"]:
-                raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
-            images.append(await self._store(replace(record, destination=destination, suffix=suffix), index, data))
-            kept.add(images[-1].sha256, data)
+        intact, pictures = await self.read_back(record)
+        if intact != "there":
+            raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
+        images, kept = await self._store_all(replace(record, destination=destination, suffix=suffix), pictures)
         manifest["images"] = [dataclasses.asdict(image) for image in images]
         await self._write_sidecar(images[0], sidecar(manifest, record))
         copied = {"destination": asked, "manifest": manifest}
@@ -216,6 +217,38 @@ class Collector:
         )
         await self._make_thumbnails(record, kept)
         return manifest
+
+    async def read_back(self, record: Record) -> tuple[Intact, list[bytes]]:
+        """The pictures of a record that has landed, and whether they still are what landed; none where not."""
+        files, pictures = self.workshop.files, []
+        for image in (record.manifest or {})["images"]:
+            state = await in_thread(files.state, image["uri"])
+            if state != "there":
+                return state, []
+            try:
+                data = await in_thread(lambda uri=image["uri"]: files.read(uri, max_bytes=MAX_PICTURE_BYTES))
+            except StorageError:
+                return "unknown", []
+            except BadRequestError:  # larger than any picture, or gone this very moment
+                return "changed", []
+            if hashlib.sha256(data).hexdigest() != image["sha256"]:
+                return "changed", []
+            pictures.append(data)
+        return "there", pictures
+
+    async def land_copy(self, record: Record, source: Record, pictures: Sequence[bytes]) -> Record:
+        """Land what another task has landed.
+
+        :param record: of the copy, `copy_of` in `reuse`.
+        :param source: whose pictures they are.
+        :param pictures: their bytes, as `read_back` gives them.
+        :returns: the record as it is stored now, ``landed``.
+        :raises StorageError: the bucket or the disk failed.
+        """
+        images, kept = await self._store_all(record, pictures)
+        manifest = build(record, images, mismatch=(source.manifest or {}).get("mismatch"), cost=record.cost)
+        await self._write_sidecar(images[0], sidecar(manifest, record))
+        return await self._landed(record, manifest, kept)
 
     async def land(self, record: Record, pictures: Sequence[Picture], reported_cost: float | None = None) -> Record:
         """Download, verify and write the results, then the sidecar, then the record.
@@ -244,12 +277,7 @@ class Collector:
             manifest = build(record, stored, mismatch=difference, cost=_cost(record, reported_cost))
             await self._write_sidecar(stored[0], sidecar(manifest, record))
         await self._drop_thumbnails(record, stored)
-        landed, recorded = await self._record_landing(record, manifest)
-        self._report(landed)
-        if recorded:
-            await self._after_landing(record, landed)
-            await self._make_thumbnails(landed, kept)
-        return landed
+        return await self._landed(record, manifest, kept)
 
     async def picture_state(self, record: Record) -> Literal["there", "gone", "unknown"]:
         """Whether what has landed is still where it landed."""
@@ -347,10 +375,25 @@ class Collector:
             raise StorageError(f"No free name for the picture of record {record.key}.", billed=Billed.YES)
         return _stored(uri, info, data, digest)
 
+    async def _store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], Kept]:
+        images, kept = [], Kept()
+        for index, data in enumerate(pictures):
+            images.append(await self._store(record, index, data))
+            kept.add(images[-1].sha256, data)
+        return images, kept
+
     async def _write_sidecar(self, image: StoredImage, content: Mapping[str, Any]) -> None:
         uri = f"{image.uri.rpartition('.')[0]}.json"
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
         await in_thread(lambda: self.workshop.files.put(uri, body, media_type="application/json"))
+
+    async def _landed(self, record: Record, manifest: dict[str, Any], kept: Kept) -> Record:
+        landed, recorded = await self._record_landing(record, manifest)
+        self._report(landed)
+        if recorded:
+            await self._after_landing(record, landed)
+            await self._make_thumbnails(landed, kept)
+        return landed
 
     async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> tuple[Record, bool]:
         """The record as it is now, and whether that is written down."""
@@ -388,7 +431,9 @@ class Collector:
     async def _after_landing(self, record: Record, landed: Record) -> None:
         store = self.workshop.ledger.store
         try:
-            await in_thread(store.create, index_key(landed), json.dumps({"record": landed.key}).encode())
+            # What was bought is the newest. A copy stands in for what it was made from, which goes first.
+            key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
+            await in_thread(lambda: point_to(store, key, landed, instead_of=older))
             for spooled in record.spooled:
                 await in_thread(store.delete, spooled)
         except GeminiImageError as error:
@@ -482,7 +527,11 @@ def _seconds_since_submit(record: Record) -> float:
 
 def _cost(record: Record, reported: float | None) -> dict[str, Any]:
     # Gateways report in USD, or not at all; a connection's own prices may be in credits.
-    return record.cost if reported is None else {"amount": reported, "currency": "USD", "basis": "gateway"}
+    return (
+        record.cost
+        if reported is None or record.reused_from is not None
+        else {"amount": reported, "currency": "USD", "basis": "gateway"}
+    )
 
 
 def _stored(uri: str, info: ImageInfo, data: bytes, digest: str) -> StoredImage:

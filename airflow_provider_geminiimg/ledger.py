@@ -94,6 +94,7 @@ class Record:
     :param outcome: what went wrong last, as `GeminiImageError.to_dict` gives it.
     :param manifest: what landed.
     :param copies: manifests of copies that a clear with another destination asked for.
+    :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
     """
 
     key: str
@@ -131,6 +132,7 @@ class Record:
     outcome: dict[str, Any] | None = None
     manifest: dict[str, Any] | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
+    reused_from: str | None = None
 
     @property
     def error(self) -> GeminiImageError | None:
@@ -326,12 +328,6 @@ def record_key(item: Item, n: int) -> str:
 def is_record_key(key: str) -> bool:
     """Whether `key` is one that a record can have."""
     return _RECORD_KEY.fullmatch(key) is not None
-
-
-def index_key(record: Record) -> str:
-    """Where it is noted that what `record` asked for has landed."""
-    namespace, dag = record.key.split("/")[1:3]
-    return f"index/{namespace}/{dag}/{encode_segment(record.fingerprint)}.json"
 
 
 def _excuse_key(key: str, claim: str) -> str:

@@ -56,6 +56,7 @@ from airflow_provider_geminiimg.memory import look, remember
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.order import Marker, Order, differences
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
+from airflow_provider_geminiimg.reuse import Buy, Sharing, copy_of
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
 
@@ -92,6 +93,7 @@ class Purchase:
         self.turn = turn
         self.ledger = workshop.ledger
         self.log = workshop.log
+        self.sharing = Sharing(order, workshop, marker)
         self._inputs: list[InputImage] | None = None
         self._told: set[tuple[str, str]] = set()
         self._recording: asyncio.Task[None] | None = None
@@ -112,7 +114,7 @@ class Purchase:
             step = await self._decide(found, vanished)
             if isinstance(step, Submit):
                 try:
-                    done = await self._submit(step)
+                    done = await self._obtain(step)
                 except (NotSentError, RateLimitedError) as error:
                     await self._pause_before_resending(error, give_up)
                     continue
@@ -270,11 +272,11 @@ class Purchase:
             conn_id=self.order.connection.conn_id,
         )
 
-    def _tell_differences(self, record: Record, consequence: str) -> None:
+    def _tell_differences(self, record: Record, consequence: str, input_sha256: Sequence[str] | None = None) -> None:
         if isinstance(self.order.request, GeminiImageError):
             changed = [f"what is asked for is wrong now ({self.order.request.message})"]
         else:
-            changed = differences(record, self.order, self.order.request)
+            changed = differences(record, self.order, self.order.request, input_sha256)
         if changed and (record.key, consequence) not in self._told:
             self._told.add((record.key, consequence))
             self.log.warning("Since record %s changed: %s; %s.", record.key, ", ".join(changed), consequence)
@@ -315,20 +317,44 @@ class Purchase:
 
     # What costs money
 
-    async def _submit(self, step: Submit) -> tuple[Record, dict[str, Any] | None] | None:
-        """Claim and send; ``None`` where another attempt was first."""
+    async def _obtain(self, step: Submit) -> tuple[Record, dict[str, Any] | None] | None:
+        """Buy, unless another task of the DAG has the picture or is making it; ``None``: look again."""
+        if self.order.policy.reuse == "task":
+            return await self._submit(step)
+        self.guard.check()
+        lot = await self.sharing.look(step, await self._fingerprint())
+        if isinstance(lot, Buy):
+            return await self._submit(lot.step, lot)
+        if isinstance(lot, WaitForRecord):
+            await asyncio.sleep(min(lot.seconds + 0.1, LOOK_AGAIN))
+            return None
+        suffix = await self._reserve(step.n, lot.sha256)
+        wanted = copy_of(await self._record(step, suffix, 0.0), lot.source)
+        landed = await self.sharing.take(wanted, lot, self.collector(wanted))
+        return None if landed is None else (landed, dict(landed.manifest or {}))
+
+    async def _reserve(self, n: int, digest: str | None = None) -> str:
+        order = self.order
+        return await in_thread(
+            reserve_name, self.ledger, self.workshop.files, order.item.path, order.destination, n, digest
+        )
+
+    async def _submit(self, step: Submit, lot: Buy | None = None) -> tuple[Record, dict[str, Any] | None] | None:
+        """Claim and send; ``None`` where another attempt was first.
+
+        :param lot: what of the index has to be claimed too, where the picture is one that the DAG has in common.
+        """
         self.guard.check()
         request, connection = self.order.checked(), self.order.connection
         price = price_of(request, connection, self.order.max_cost)
         refuse_over(self.order.max_cost, price, connection)
         self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
-        if step.replaces is not None:
-            self._tell_differences(step.replaces, "submitting what is asked for now")
         transport = await self.workshop.connect(connection.conn_id)
         inputs = await self._read_inputs()
-        suffix = await in_thread(
-            reserve_name, self.ledger, self.workshop.files, self.order.item.path, self.order.destination, step.n
-        )
+        if step.replaces is not None:
+            digests = [image.sha256 for image in inputs]
+            self._tell_differences(step.replaces, "submitting what is asked for now", digests)
+        suffix = await self._reserve(step.n)
         handles = []
         for image in inputs:
             handle = transport.gateway.reference(image)
@@ -337,16 +363,23 @@ class Purchase:
             handles.append(handle)
         call = transport.gateway.submit(request, handles)
         wanted = await self._record(step, suffix, call.read_timeout)
+        if lot is not None:
+            await self.sharing.tell_changes(step, wanted)
         reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price)
         async with self.turn(), reserved as reservation:
-            answered = await self._pay(wanted, lambda: reservation.spend(transport.send(call)))
+            answered = await self._pay(wanted, lambda: reservation.spend(transport.send(call)), lot)
         return None if answered is None else await self._after_answer(*answered)
 
-    async def _pay(self, wanted: Record, send: Callable[[], Awaitable[JobStatus]]) -> tuple[Record, JobStatus] | None:
+    async def _pay(
+        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], lot: Buy | None = None
+    ) -> tuple[Record, JobStatus] | None:
         """Claim, send, write the answer down; ``None`` where another attempt was first."""
         self.guard.check()
         with self.guard.paying():
             since = time.monotonic()
+            if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
+                self.log.info("Another task was first to claim the picture of record %s; looking again.", wanted.key)
+                return None
             claimed = await in_thread(self.ledger.create, wanted)
             if claimed is None:
                 self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from airflow_provider_geminiimg.catalog import Row
 from airflow_provider_geminiimg.ledger import Record
 
-Basis = Literal["gateway", "connection", "google_list", "unknown"]
+Basis = Literal["gateway", "connection", "google_list", "reused", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Cost:
     :param amount: ``None`` where it is not known.
     :param currency: ``USD`` or ``credits``, or the connection's own.
     :param basis: ``gateway`` (its documented price, or what it reported), ``connection`` (the connection's price
-        base), ``google_list`` (Google's list price: the gateway's own price is not known), ``unknown``.
+        base), ``google_list`` (Google's list price: the gateway's own price is not known), ``reused`` (nothing was
+        paid: another task of the DAG had it), ``unknown``.
     """
 
     amount: float | None
@@ -91,7 +92,7 @@ def build(
         "job_id": record.job_id,
         "fingerprint": record.fingerprint,
         "record": record.key,
-        "reused": False,
+        "reused": record.reused_from is not None,
         "cost": dict(cost),
         "requested": record.request_fields,
         "mismatch": mismatch,

@@ -60,18 +60,36 @@ class Order:
         return self.request
 
 
-def differences(record: Record, order: Order, request: CheckedRequest) -> list[str]:
-    """The names of what is asked for now and differs from what is recorded; input pictures by their addresses."""
-    pairs: Sequence[tuple[str, Any, Any]] = [
+def differences(
+    record: Record, order: Order, request: CheckedRequest, input_sha256: Sequence[str] | None = None
+) -> list[str]:
+    """The names of what is asked for now and differs from what is recorded; in another run the destination always does.
+
+    :param input_sha256: of the input pictures now; ``None``: only their addresses are compared.
+    """
+    pairs: list[tuple[str, Any, Any]] = [
         ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
         ("gateway", record.gateway, request.gateway),
         ("geminiimg_conn_id", record.conn_id, order.connection.conn_id),
         ("model", record.model, request.model),
         ("operation", record.operation, request.operation),
-        ("input pictures", [i["uri"] for i in record.inputs], [public_uri(u) for u in request.input_images]),
-        ("destination", record.destination, order.destination),
     ]
+    if record.key.rpartition("/")[0] == order.item.path:
+        pairs.append(("destination", record.destination, order.destination))
     now = request.fields()
     names = sorted({*record.request_fields, *now})
     changed = [name for name, before, after in pairs if before != after]
-    return changed + [name for name in names if record.request_fields.get(name) != now.get(name)]
+    changed += [name for name in names if record.request_fields.get(name) != now.get(name)]
+    return changed + _changed_inputs(record, [public_uri(uri) for uri in request.input_images], input_sha256)
+
+
+def _changed_inputs(record: Record, addresses: Sequence[str], sha256: Sequence[str] | None) -> list[str]:
+    """Which input pictures are others, counted from 1 in the order in which the gateway gets them."""
+    if len(record.inputs) != len(addresses):
+        return ["number of input pictures"]
+    digests = sha256 or [known["sha256"] for known in record.inputs]
+    return [
+        f"input picture {number}" + (" (other bytes under the same address)" if known["uri"] == address else "")
+        for number, (known, address, digest) in enumerate(zip(record.inputs, addresses, digests, strict=True), 1)
+        if (known["uri"], known["sha256"]) != (address, digest)
+    ]

@@ -117,6 +117,8 @@ def billed(record: Record) -> Billed:
     """Whether money was spent on what a record stands for, as far as it says."""
     if record.error is not None:
         return record.error.billed
+    if record.reused_from is not None:
+        return Billed.NO
     return Billed.UNKNOWN if record.state == "intent" else Billed.YES
 
 

@@ -8,15 +8,15 @@ leaves none, and so nothing is bought again by mistake.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, LinkExpiredError
+from airflow_provider_geminiimg.index import index_key, read_entry
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.landing import in_thread
-from airflow_provider_geminiimg.ledger import Ledger, Record, index_key, with_error
+from airflow_provider_geminiimg.ledger import Ledger, Record, with_error
 from airflow_provider_geminiimg.thumbnails import thumbnail_keys
 
 _FINISHED = ("landed", "failed")
@@ -104,9 +104,9 @@ def _given_up(stored: Record) -> Record | None:
 
 
 def _remove(ledger: Ledger, record: Record) -> None:
-    index = index_key(record)
-    noted = ledger.store.read(index)
-    if noted is not None and noted.data == json.dumps({"record": record.key}).encode():
+    index = index_key(record.key, record.fingerprint)
+    noted = read_entry(ledger.store, index)
+    if noted is not None and noted.record == record.key:
         ledger.store.delete(index)
     for key in (*record.spooled, *thumbnail_keys(record), record.key):
         ledger.store.delete(key)

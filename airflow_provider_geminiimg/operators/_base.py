@@ -28,7 +28,7 @@ from airflow_provider_geminiimg.attempt import (
     stem,
     text,
 )
-from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
+from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.lifecycle import Purchase
@@ -62,6 +62,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "poll_interval": seconds,
     "on_unknown": partial(choice, allowed=OnUnknown),
     "on_clear": partial(choice, allowed=OnClear),
+    "reuse": partial(choice, allowed=ReuseScope),
     "on_mismatch": partial(choice, allowed=OnMismatch),
     "max_cost": money,
 }
@@ -92,6 +93,9 @@ class ImageOperator(TakesTexts, BaseOperator):
         ``"resubmit"``, at most once for each Clear.
     :param on_clear: whether a Clear may buy again what has landed, or failed after payment: ``"reuse"`` (default) or
         ``"regenerate"``.
+    :param reuse: whose pictures may be copied instead of buying one: ``"task"`` (default) this task instance's own,
+        ``"dag"`` those of all tasks and runs of this DAG that asked for the very same. What another task is making at
+        this moment is waited for, in this worker.
     :param on_mismatch: a picture that is not what was asked for is stored, and ``"accept"`` (default) warns,
         ``"fail"`` fails the task.
     :param max_cost: what buying the picture may cost by the estimate, above 0, in the connection's price currency;
@@ -110,6 +114,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         "timeout",
         "on_unknown",
         "on_clear",
+        "reuse",
         "on_mismatch",
         "max_cost",
     )
@@ -136,6 +141,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         timeout: float | str = DEFAULT_TIMEOUT,
         on_unknown: str = "fail",
         on_clear: str = "reuse",
+        reuse: str = "task",
         on_mismatch: str = "accept",
         max_cost: float | str | None = None,
         image: Any = None,
@@ -162,6 +168,7 @@ class ImageOperator(TakesTexts, BaseOperator):
         self.timeout = timeout
         self.on_unknown = on_unknown
         self.on_clear = on_clear
+        self.reuse = reuse
         self.on_mismatch = on_mismatch
         self.max_cost = max_cost
         self._guard: Guard | None = None
@@ -279,6 +286,7 @@ class ImageOperator(TakesTexts, BaseOperator):
                 generation=attempt.generation,
                 on_unknown=self._checked("on_unknown"),
                 on_clear=self._checked("on_clear"),
+                reuse=self._checked("reuse"),
             ),
             timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
             poll_interval=self._checked("poll_interval"),

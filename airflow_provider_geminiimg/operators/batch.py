@@ -25,7 +25,7 @@ from airflow_provider_geminiimg.batch import (
     totals,
 )
 from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy
+from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, IncompleteError
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.links import ImagesLink
@@ -93,6 +93,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "on_item_failure": partial(choice, allowed=OnItemFailure),
     "on_unknown": partial(choice, allowed=OnUnknown),
     "on_clear": partial(choice, allowed=OnClear),
+    "reuse": partial(choice, allowed=ReuseScope),
     "on_mismatch": partial(choice, allowed=OnMismatch),
     "max_cost": money,
 }
@@ -130,6 +131,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
     :param timeout: seconds from its submit that a job may take, over all attempts. Default: 1800.
     :param on_unknown: as for the operators of one picture, for each of them.
     :param on_clear: likewise.
+    :param reuse: likewise.
     :param on_mismatch: likewise; ``"fail"`` counts such a picture as failed.
     :param max_cost: what the pictures that an attempt has to buy may cost together by the estimate, above 0, in the
         connection's price currency. If that is not enough, none of them is bought; what was paid for before is
@@ -169,6 +171,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
         timeout: float | str = DEFAULT_TIMEOUT,
         on_unknown: str = "fail",
         on_clear: str = "reuse",
+        reuse: str = "task",
         on_mismatch: str = "accept",
         max_cost: float | str | None = None,
         **kwargs: Any,
@@ -197,6 +200,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
         self.timeout = timeout
         self.on_unknown = on_unknown
         self.on_clear = on_clear
+        self.reuse = reuse
         self.on_mismatch = on_mismatch
         self.max_cost = max_cost
         self._guard: Guard | None = None
@@ -299,6 +303,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
                 generation=attempt.generation,
                 on_unknown=self._checked("on_unknown"),
                 on_clear=self._checked("on_clear"),
+                reuse=self._checked("reuse"),
             ),
             timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
             poll_interval=self._checked("poll_interval"),

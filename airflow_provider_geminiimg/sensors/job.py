@@ -376,4 +376,4 @@ async def _landed(
         manifest = await collector.copy(record, asked.destination)
     elif record.copies and not own:
         manifest = record.copies[-1]["manifest"]  # made by the submit task, cleared with another destination
-    return replace(record, manifest={**manifest, "reused": own or again})
+    return replace(record, manifest={**manifest, "reused": own or again or record.reused_from is not None})
