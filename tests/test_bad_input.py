@@ -212,6 +212,7 @@ CASES = [
     Case("a list where the poll interval is meant", "poll_interval", [5], ["list of 1", SECONDS]),
     Case("an on_unknown that does not exist", "on_unknown", "retry", ["'retry'", "Allowed: 'fail' or 'resubmit'"]),
     Case("an on_clear that does not exist", "on_clear", "buy", ["'buy'", "Allowed: 'reuse' or 'regenerate'"]),
+    Case("a reuse that does not exist", "reuse", "run", ["'run'", "Allowed: 'task' or 'dag'"]),
     Case("an on_mismatch that does not exist", "on_mismatch", "", ["''", "Allowed: 'accept' or 'fail'"]),
     Case("a list where the folder is meant", "output_path", ["/out"], ["list of 1", "takes one text"]),
     Case("a list where the connection is meant", "geminiimg_conn_id", ["onemin"], ["list of 1", "takes one text"]),

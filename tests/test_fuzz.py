@@ -61,8 +61,9 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.images import MAX_SIDE, inspect_image
+from airflow_provider_geminiimg.index import read_entry
 from airflow_provider_geminiimg.inputs import public_uri
-from airflow_provider_geminiimg.ledger import Destination, Ledger, record_key
+from airflow_provider_geminiimg.ledger import Destination, Ledger, is_record_key, record_key
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Blob, Files, Store, locate, same_place
 from airflow_provider_geminiimg.transport import Transport
@@ -365,6 +366,16 @@ def test_any_record_is_read_or_refused_and_decided_about(
 def test_any_claim_of_a_name_is_somebodys_or_can_not_be_read(data: bytes) -> None:
     with pytest.raises((StorageError, BadRequestError)):
         names._claim(Ledger(Shelf(data)), "ledger/mine", Destination("file:///out", "fox"), "file:///out/fox")
+
+
+@fuzz
+@given(st.one_of(BODIES, st.builds(lambda *two: json.dumps({"record": two[0], "claim": two[1]}).encode(), JSON, JSON)))
+@example(b"[" * 100_000)
+def test_any_index_entry_names_a_record_or_can_not_be_read(data: bytes) -> None:
+    with contextlib.suppress(LedgerError):
+        entry = read_entry(Shelf(data), "index/default/dag/f.json")
+        assert entry is not None
+        assert is_record_key(entry.record)
 
 
 # What is said, and what is written in addresses

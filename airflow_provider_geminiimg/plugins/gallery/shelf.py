@@ -162,6 +162,7 @@ class Shelf:
             "landed_at": iso(record.landed_at) if record.landed_at else None,
             "prompt": record.prompt,
             "job_id": record.job_id,
+            "reused_from": record.reused_from,
             "mismatch": manifest.get("mismatch"),
             "inputs": len(record.inputs),
             "images": [self.picture(record, index) for index in range(len(_images(record)))],

@@ -37,10 +37,11 @@ const BASES = {
   gateway: "by the gateway's price",
   connection: "by the connection's price",
   google_list: "estimated by Google's list price",
+  reused: "another task of this DAG had paid for it",
 };
 const ORIGINS = {
   new: ["good", "New", "The task's last attempt made it."],
-  reused: ["plain", "Reused", "It was there before the task's last attempt began, which paid nothing for it."],
+  reused: ["plain", "Reused", "It was there before, and the task's last attempt paid nothing for it."],
   earlier: ["plain", "Earlier", "A later picture has taken its place."],
 };
 const BILLED = { no: "No money was spent.", yes: "It was paid for.", unknown: "Money may have been spent." };
@@ -528,6 +529,7 @@ class Listing {
   /** @param last the number of the last submission of each item of work */
   originOf(item, last = new Map()) {
     if (last.get(workOf(item)) > item.n) return "earlier";
+    if (item.reused_from) return "reused";
     const began = this.began.get(`${item.task_id}/${item.map_index}`);
     if (!began || !item.landed_at) return "";
     return new Date(item.landed_at) < new Date(began) ? "reused" : "new";
@@ -942,6 +944,7 @@ class Lightbox extends Dialog {
       ["URI", [h("span", { class: "uri" }, image.uri), uri]],
       ["SHA-256", h("span", { class: "uri" }, image.sha256)],
       ["Job", item.job_id && h("span", { class: "uri" }, item.job_id)],
+      ["Copied from", item.reused_from && h("span", { class: "uri" }, item.reused_from)],
     ].filter(([, value]) => value);
     return [
       item.mismatch && h("p", { class: "reason warn" }, icon("warning"), item.mismatch),
