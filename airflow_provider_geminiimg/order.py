@@ -63,7 +63,8 @@ class Order:
 def differences(
     record: Record, order: Order, request: CheckedRequest, input_sha256: Sequence[str] | None = None
 ) -> list[str]:
-    """The names of what is asked for now and differs from what is recorded; in another run the destination always does.
+    """The names of what is asked for now and differs from what is recorded; the destination only within one item, as it
+    always differs between runs.
 
     :param input_sha256: of the input pictures now; ``None``: only their addresses are compared.
     """
