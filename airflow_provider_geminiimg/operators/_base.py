@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg._compat import TakesTexts, TaskDeferralError, TaskDeferralTimeout, is_mapped
+from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.attempt import (
     BACKSTOP,
     MAX_DEFERRALS,
@@ -33,9 +33,10 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, Gemin
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.links import ImagesLink
+from airflow_provider_geminiimg.operators._shared import BuysPictures
 from airflow_provider_geminiimg.order import Order
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, is_literal
-from airflow_provider_geminiimg.runner import Guard, run
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
+from airflow_provider_geminiimg.runner import run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -68,7 +69,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class ImageOperator(TakesTexts, BaseOperator):
+class ImageOperator(BuysPictures, BaseOperator):
     """Base of the operators that buy one picture.
 
     :param prompt: what to make, or what to change.
@@ -105,6 +106,7 @@ class ImageOperator(TakesTexts, BaseOperator):
     """
 
     operation: ClassVar[str]
+    checks = _CHECKS
     template_fields: Sequence[str] = (
         *REQUEST_FIELDS,
         "output_path",
@@ -171,8 +173,6 @@ class ImageOperator(TakesTexts, BaseOperator):
         self.reuse = reuse
         self.on_mismatch = on_mismatch
         self.max_cost = max_cost
-        self._guard: Guard | None = None
-        self._killed = False
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
             self._check_literals()
 
@@ -201,13 +201,6 @@ class ImageOperator(TakesTexts, BaseOperator):
             self.log.error("The trigger failed (%s); the job is left alone and waited for again.", error)
             self._defer_again(context)
         return self._live(context, wait=True, at_once=True)
-
-    def on_kill(self) -> None:
-        """From now on nothing is bought. What was paid for stays on record: neither gateway can cancel."""
-        self._killed = True
-        if self._guard is not None:
-            self._guard.stop()
-        self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
 
     def _live(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
         """One picture's life, from wherever it stands.
@@ -243,12 +236,7 @@ class ImageOperator(TakesTexts, BaseOperator):
     def _check_literals(self) -> None:
         """What can be known when the DAG is parsed."""
         check_literals(self.operation, self.model, **{name: getattr(self, name) for name in self._asked_fields()})
-        for name in _CHECKS:
-            if is_literal(getattr(self, name)):
-                self._checked(name)
-
-    def _checked(self, name: str) -> Any:
-        return _CHECKS[name](name, getattr(self, name))
+        super()._check_literals()
 
     def _asked_fields(self) -> list[str]:
         return [name for name in REQUEST_FIELDS if name != "model"]
@@ -256,10 +244,7 @@ class ImageOperator(TakesTexts, BaseOperator):
     def _prepare(self, context: Context) -> tuple[Attempt, Order]:
         attempt = None
         try:
-            attempt = Attempt(context, self.log)
-            self._guard = attempt.guard
-            if self._killed:  # before there was a guard
-                attempt.guard.stop()
+            attempt = self._attempt(context)
             return attempt, self._order(attempt)
         except GeminiImageError as error:
             if attempt is not None and attempt.marker is not None and attempt.marker.get() is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg._compat import TakesTexts, is_mapped
+from airflow_provider_geminiimg._compat import is_mapped
 from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, money, raise_outcome, seconds, stem, text
 from airflow_provider_geminiimg.batch import (
     Plan,
@@ -30,10 +30,11 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, Gemin
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, REQUEST_FIELDS
+from airflow_provider_geminiimg.operators._shared import BuysPictures
 from airflow_provider_geminiimg.order import Order
-from airflow_provider_geminiimg.request import given, is_literal
+from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.rows import MAX_VARIANTS, file_name, names_of, read_rows, wishes
-from airflow_provider_geminiimg.runner import Guard, run
+from airflow_provider_geminiimg.runner import run
 from airflow_provider_geminiimg.storage import join_uri
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageBatchOperator(TakesTexts, BaseOperator):
+class GeminiImageBatchOperator(BuysPictures, BaseOperator):
     """Make many pictures in one task, as fast as the gateway allows.
 
     Each picture has a record of its own, named by its fingerprint: a retry, a Clear or a change of the rows' order
@@ -141,6 +142,7 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
     :raises GeminiImageError: nothing was started: wrong rows, a wrong connection, a ledger that can't be read.
     """
 
+    checks = _CHECKS
     template_fields: Sequence[str] = ("requests", *SHARED, *_CHECKS)
     ui_color = "#e8f0fe"
     operator_extra_links = (ImagesLink(),)
@@ -203,20 +205,13 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
         self.reuse = reuse
         self.on_mismatch = on_mismatch
         self.max_cost = max_cost
-        self._guard: Guard | None = None
-        self._killed = False
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
-            for name in _CHECKS:
-                if is_literal(getattr(self, name)):
-                    self._checked(name)
+            self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, or read what was planned; make what is missing; say what became of each."""
         try:
-            attempt = Attempt(context, self.log)
-            self._guard = attempt.guard
-            if self._killed:  # before there was a guard
-                attempt.guard.stop()
+            attempt = self._attempt(context)
             results, manifest = run(lambda: self._live(attempt), attempt.guard)
             summary = {**totals(results), "manifest": manifest}
             self.log.info("%s", summary)
@@ -226,13 +221,6 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
         except GeminiImageError as error:
             raise_outcome(error)
         return summary
-
-    def on_kill(self) -> None:
-        """From now on nothing is bought. What was paid for stays on record: neither gateway can cancel."""
-        self._killed = True
-        if self._guard is not None:
-            self._guard.stop()
-        self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
 
     async def _live(self, attempt: Attempt) -> tuple[list[Result], str]:
         connection = attempt.connection(self.geminiimg_conn_id)
@@ -325,9 +313,6 @@ class GeminiImageBatchOperator(TakesTexts, BaseOperator):
             billed=_billed(results),
             retryable=any(each.error is not None and each.error.retryable for each in bad),
         )
-
-    def _checked(self, name: str) -> Any:
-        return _CHECKS[name](name, getattr(self, name))
 
 
 def _billed(results: Sequence[Result]) -> Billed:

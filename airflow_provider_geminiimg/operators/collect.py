@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_geminiimg._compat import TakesTexts, is_mapped
+from airflow_provider_geminiimg._compat import is_mapped
 from airflow_provider_geminiimg.attempt import raise_outcome, text
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.jobs import Report, Scope, collect, resolve, verdicts
 from airflow_provider_geminiimg.landing import in_thread
-from airflow_provider_geminiimg.request import given, is_literal
+from airflow_provider_geminiimg.operators._shared import ChecksArguments
+from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.runner import run
 from airflow_provider_geminiimg.surroundings import Surroundings
 
@@ -38,7 +39,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageCollectOperator(TakesTexts, BaseOperator):
+class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
     """Land what was paid for and is not in storage: what killed, failed or cleared tasks left behind. Buys nothing.
 
     Walks the ledger of this Airflow (``[geminiimg] namespace``). Each picture lands where it was meant to, and the task
@@ -58,6 +59,7 @@ class GeminiImageCollectOperator(TakesTexts, BaseOperator):
     :raises LedgerError: something that may be paid for could not be looked at, or settled; after all else was done.
     """
 
+    checks = _CHECKS
     template_fields: Sequence[str] = tuple(_CHECKS)
     ui_color = "#e8f0fe"
 
@@ -78,9 +80,7 @@ class GeminiImageCollectOperator(TakesTexts, BaseOperator):
         self.resolve = resolve
         self.look_only = look_only
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
-            for name in _CHECKS:
-                if is_literal(getattr(self, name)):
-                    self._checked(name)
+            self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle, then collect."""
@@ -111,6 +111,3 @@ class GeminiImageCollectOperator(TakesTexts, BaseOperator):
             report = await collect(workshop, scope, dry_run=look_only)
         report.keys["errors"] += refused
         return report
-
-    def _checked(self, name: str) -> Any:
-        return _CHECKS[name](name, getattr(self, name))
