@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
     from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
     from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
+    from airflow_provider_geminiimg.request import ImageRequest
     from airflow_provider_geminiimg.retry_policy import IMAGE_RETRY_POLICY
     from airflow_provider_geminiimg.review import review_markdown
     from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
@@ -35,6 +36,7 @@ __all__ = [
     "GeminiImageJobTrigger",
     "GeminiImageReviewOperator",
     "GeminiImageSubmitOperator",
+    "ImageRequest",
     "__version__",
     "review_markdown",
 ]
@@ -50,6 +52,7 @@ _HOMES = {
     "GeminiImageJobTrigger": "triggers.job",
     "GeminiImageReviewOperator": "operators.review",
     "GeminiImageSubmitOperator": "operators.submit",
+    "ImageRequest": "request",
     "review_markdown": "review",
 }
 

@@ -37,24 +37,24 @@ __all__ = [
     "shown_request",
 ]
 
-MARK = "geminiimg"
-
 
 class StateStoreMarker:
-    """The record's key and claim in Airflow's task state store (3.3).
+    """A record's key and claim, or a plan's key, in Airflow's task state store (3.3).
 
     :param store: the accessor in the task's context. It is synchronous.
+    :param name: under which name.
     """
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, name: str) -> None:
         self._store = store
+        self._name = name
 
     def get(self) -> Mapping[str, Any] | None:
-        value = self._store.get(MARK)
+        value = self._store.get(self._name)
         return value if isinstance(value, Mapping) else None
 
     def set(self, value: Mapping[str, Any]) -> None:
-        self._store.set(MARK, dict(value), retention=NEVER_EXPIRE)
+        self._store.set(self._name, dict(value), retention=NEVER_EXPIRE)
 
 
 def is_mapped(operator: Any) -> bool:
@@ -81,20 +81,25 @@ def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
     if not is_mapped(operator):
         return set()
     mapped = operator.dag.get_task(operator.task_id)
-    rows = getattr(mapped.expand_input, "value", None)
+    of_function = getattr(mapped, "op_kwargs_expand_input", None)  # the arguments that are mapped are its, not ours
+    rows = getattr(of_function or mapped.expand_input, "value", None)
     if isinstance(rows, Mapping):  # `.expand()`: Airflow's own ids are right
         return set()
     row = rows[context["ti"].map_index] if isinstance(rows, Sized) else rows  # type: ignore[index]
     if isinstance(row, Mapping):  # written in the DAG
         return set()
-    given = ((name, getattr(operator, name)) for name in operator.template_fields)
-    return {id(value) for name, value in given if value is not mapped.partial_kwargs.get(name)}
+    if of_function is not None:
+        given, written = operator.op_kwargs, mapped.partial_kwargs["op_kwargs"]
+    else:
+        given = {name: getattr(operator, name) for name in operator.template_fields}
+        written = mapped.partial_kwargs
+    return {id(value) for name, value in given.items() if value is not written.get(name)}
 
 
-def marker(context: Mapping[str, Any]) -> StateStoreMarker | None:
-    """The marker of the running task; ``None`` where Airflow has no task state store."""
+def marker(context: Mapping[str, Any], name: str) -> StateStoreMarker | None:
+    """A marker of the running task; ``None`` where Airflow has no task state store."""
     store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
-    return None if store is None else StateStoreMarker(store)
+    return None if store is None else StateStoreMarker(store, name)
 
 
 def shown_request(**request: Any) -> Any:

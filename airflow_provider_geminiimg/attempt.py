@@ -50,7 +50,9 @@ class Attempt(Surroundings):
         super().__init__(log)
         ti = context["ti"]
         self.guard = Guard()
-        self.marker = marker(context)
+        self.context = context
+        self.marker = marker(context, "geminiimg")
+        self.plan_marker = marker(context, "geminiimg_plan")
         self.generation = int(ti.max_tries or 0)
         self.item = Item(self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
 

@@ -27,6 +27,7 @@ from airflow_provider_geminiimg.decision import Asked, may_buy
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
+    Billed,
     ContentRefusedError,
     GeminiImageError,
     InsufficientBalanceError,
@@ -37,13 +38,13 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.inputs import read_inputs
 from airflow_provider_geminiimg.landing import Workshop, in_thread, mismatch_error
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger
+from airflow_provider_geminiimg.ledger import Destination, Ledger
 from airflow_provider_geminiimg.lifecycle import Purchase
-from airflow_provider_geminiimg.order import Marker, Order
+from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.rows import Wish
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import Files, Store, encode_segment
+from airflow_provider_geminiimg.storage import Files
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 
 Status = Literal["landed", "reused", "refused", "failed", "unknown", "skipped"]
@@ -60,7 +61,8 @@ class Planned(pydantic.BaseModel):
 
     :param row: number of its row, from 0.
     :param operation: ``generate`` or ``edit``.
-    :param values: the request's neutral fields, the prompt and the input pictures' addresses among them.
+    :param values: the request's neutral fields, the prompt and the input pictures' addresses among them; empty when
+        the plan has been carried out.
     :param labels: the row's other columns.
     :param fingerprint: what it will be known by.
     :param input_sha256: of the input pictures, when the plan was made.
@@ -78,7 +80,13 @@ class Planned(pydantic.BaseModel):
     stem: str
 
     def request(self, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
-        """What to make; or why it can't be, because the connection is another one than it was planned for."""
+        """What to make; or why it can't be: it was made, or the connection is another one than it was planned for."""
+        if not self.values:
+            return LedgerError(
+                "This was made before, and what was asked for is not kept that long.",
+                billed=Billed.YES,
+                hint="Clear the task, which plans anew.",
+            )
         try:
             built = ImageRequest.build(operation=self.operation, **self.values)
             request = built.check(connection.gateway, connection.model)
@@ -106,6 +114,10 @@ class Plan(pydantic.BaseModel):
     generation: int
     directory: str
     items: tuple[Planned, ...]
+
+    def carried_out(self) -> Plan:
+        """What remains of it when all has landed: no prompt, and no picture's address."""
+        return self.model_copy(update={"items": tuple(each.model_copy(update={"values": {}}) for each in self.items)})
 
 
 def fingerprint_of(request: CheckedRequest, digests: Sequence[str], connection: GatewayConnection) -> str:
@@ -175,66 +187,6 @@ def _refuse_clashes(items: Sequence[Planned]) -> None:
                 f"file_name: rows {owner.row} and {item.row} would both be called {item.stem!r}.",
                 hint="Give file_name a column that differs, such as {row} or {variant}.",
             )
-
-
-class Plans:
-    """The plans of one task instance, one a generation.
-
-    :param store: the root's.
-    :param item: the task instance.
-    :param marker: Airflow's own memory, where there is one.
-    """
-
-    def __init__(self, store: Store, item: Item, marker: Marker | None) -> None:
-        self.store = store
-        self.marker = marker
-        parts = (item.namespace, item.dag_id, item.run_id, item.task_id, str(item.map_index))
-        self.folder = "/".join(["batches", *map(encode_segment, parts)])
-
-    def read(self, generation: int) -> Plan | None:
-        """The plan of an earlier attempt, which this one keeps to; ``None``: this one plans.
-
-        :raises LedgerError: Airflow remembers a plan that is not there, or the one that is there can't be read.
-        """
-        key = self._key(generation)
-        known = self.marker.get() if self.marker is not None else None
-        blob = self.store.read(key)
-        if known is not None and not known.get("finished") and self.store.read(str(known.get("record"))) is None:
-            raise LedgerError(
-                f"Airflow remembers the plan {known.get('record')} of an earlier attempt, but it is not under "
-                f"{self.store.uri}: the ledger is not shared between workers, or was removed.",
-                hint="Nothing was sent. Set [geminiimg] root to storage that all workers share.",
-            )
-        if blob is None or (self.marker is not None and (known is None or known.get("record") != key)):
-            return None  # of a DAG run that was deleted and made again, or of an attempt that sent nothing
-        try:
-            return Plan.model_validate_json(blob.data)
-        except pydantic.ValidationError:
-            raise LedgerError(
-                f"The plan {key} under {self.store.uri} can't be read.",
-                hint="Nothing was sent. Restore it; or clear the task, which plans anew.",
-            ) from None
-
-    def write(self, plan: Plan) -> None:
-        """Keep a plan, before anything of it is paid for."""
-        key, data = self._key(plan.generation), plan.model_dump_json().encode()
-        if self.store.create(key, data) is None:
-            stored = self.store.read(key)
-            if stored is None or self.store.replace(key, data, stored.version) is None:
-                raise LedgerError(
-                    f"Another attempt is planning {key} at this moment.", hint="Nothing was sent. A retry goes on."
-                )
-        if self.marker is not None:
-            self.marker.set({"record": key})
-
-    def finish(self, generation: int) -> None:
-        """Everything of a plan is in storage: forget it, and the prompts in it."""
-        if self.marker is not None:
-            self.marker.set({"record": self._key(generation), "finished": True})
-        self.store.delete(self._key(generation))
-
-    def _key(self, generation: int) -> str:
-        return f"{self.folder}/{generation}.json"
 
 
 async def refusals(

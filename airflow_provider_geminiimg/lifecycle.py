@@ -273,10 +273,7 @@ class Purchase:
         )
 
     def _tell_differences(self, record: Record, consequence: str, input_sha256: Sequence[str] | None = None) -> None:
-        if isinstance(self.order.request, GeminiImageError):
-            changed = [f"what is asked for is wrong now ({self.order.request.message})"]
-        else:
-            changed = differences(record, self.order, self.order.request, input_sha256)
+        changed = differences(record, self.order, input_sha256)
         if changed and (record.key, consequence) not in self._told:
             self._told.add((record.key, consequence))
             self.log.warning("Since record %s changed: %s; %s.", record.key, ", ".join(changed), consequence)

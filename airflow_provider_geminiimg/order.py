@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
-from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.inputs import public_uri
 from airflow_provider_geminiimg.ledger import Destination, Item, Record
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
@@ -60,14 +60,16 @@ class Order:
         return self.request
 
 
-def differences(
-    record: Record, order: Order, request: CheckedRequest, input_sha256: Sequence[str] | None = None
-) -> list[str]:
+def differences(record: Record, order: Order, input_sha256: Sequence[str] | None = None) -> list[str]:
     """The names of what is asked for now and differs from what is recorded; the destination only within one item, as it
     always differs between runs.
 
     :param input_sha256: of the input pictures now; ``None``: only their addresses are compared.
     """
+    request = order.request
+    if isinstance(request, GeminiImageError):  # a wrong one differs; one that can't be read is not known to
+        wrong = isinstance(request, BadRequestError)
+        return [f"what is asked for is wrong now ({request.message})"] if wrong else []
     pairs: list[tuple[str, Any, Any]] = [
         ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
         ("gateway", record.gateway, request.gateway),

@@ -155,11 +155,15 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": _INTEGRATION, "external-doc-url": "https://ai.google.dev/", "tags": ["ai", "service"]}
         ],
         "operators": at(
-            "operators.generate", "operators.edit", "operators.submit", "operators.collect", "operators.review"
+            *(f"operators.{name}" for name in ("generate", "edit", "submit", "batch", "collect", "review")),
         ),
         "sensors": at("sensors.job"),
         "hooks": at("hooks.geminiimg"),
         "triggers": at("triggers.job"),
+        "task-decorators": [
+            {"name": name, "class-name": f"{_PACKAGE}.decorators.gemini_image.{name}_task"}
+            for name in ("gemini_image", "gemini_image_batch")
+        ],
         "connection-types": [_CONNECTION_TYPE],
         "extra-links": [f"{_PACKAGE}.links.ImagesLink"],
         "plugins": [{"name": "geminiimg_gallery", "plugin-class": f"{_PACKAGE}.plugins.gallery.plugin.GalleryPlugin"}],

@@ -241,9 +241,7 @@ class Sharing:
         """
         earlier = await self._asked_before(wanted)
         if earlier is not None and step.replaces is None:
-            changed = differences(
-                earlier, self.order, self.order.checked(), [known["sha256"] for known in wanted.inputs]
-            )
+            changed = differences(earlier, self.order, [known["sha256"] for known in wanted.inputs])
             self.log.info("Nothing is there to reuse. Since record %s changed: %s.", earlier.key, ", ".join(changed))
 
     async def _asked_before(self, wanted: Record) -> Record | None:

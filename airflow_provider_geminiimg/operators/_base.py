@@ -28,8 +28,9 @@ from airflow_provider_geminiimg.attempt import (
     stem,
     text,
 )
+from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.links import ImagesLink
@@ -234,12 +235,12 @@ class ImageOperator(BuysPictures, BaseOperator):
         return finished(manifest, self._checked("on_mismatch"))
 
     def _check_literals(self) -> None:
-        """What can be known when the DAG is parsed."""
-        check_literals(self.operation, self.model, **{name: getattr(self, name) for name in self._asked_fields()})
+        self._check_asked()
         super()._check_literals()
 
-    def _asked_fields(self) -> list[str]:
-        return [name for name in REQUEST_FIELDS if name != "model"]
+    def _check_asked(self) -> None:
+        """What can be known of the picture when the DAG is parsed."""
+        check_literals(self.operation, **{name: getattr(self, name) for name in REQUEST_FIELDS})
 
     def _prepare(self, context: Context) -> tuple[Attempt, Order]:
         attempt = None
@@ -251,15 +252,18 @@ class ImageOperator(BuysPictures, BaseOperator):
                 error.billed = Billed.UNKNOWN  # this attempt spent nothing, an earlier one may have
             raise_outcome(error)
 
+    def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
+        """What this attempt asks for, as the connection's gateway takes it."""
+        values = {name: getattr(self, name) for name in REQUEST_FIELDS}
+        return ImageRequest.build(**values, operation=self.operation).check(connection.gateway, connection.model)
+
     def _order(self, attempt: Attempt) -> Order:
         self._checked("on_mismatch")
         connection = attempt.connection(self.geminiimg_conn_id)
         request: CheckedRequest | GeminiImageError
         try:
-            values = {name: getattr(self, name) for name in self._asked_fields()}
-            asked = ImageRequest.build(**values, model=self.model, operation=self.operation)
-            request = asked.check(connection.gateway, connection.model)
-        except BadRequestError as error:
+            request = self._asked(attempt, connection)
+        except GeminiImageError as error:
             request = error
         variant = request.variant if isinstance(request, CheckedRequest) else None
         return Order(

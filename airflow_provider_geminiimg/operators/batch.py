@@ -15,7 +15,6 @@ from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, mone
 from airflow_provider_geminiimg.batch import (
     Plan,
     Planned,
-    Plans,
     Result,
     Window,
     destination_of,
@@ -27,6 +26,7 @@ from airflow_provider_geminiimg.batch import (
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, IncompleteError
+from airflow_provider_geminiimg.kept import Kept
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, REQUEST_FIELDS
@@ -212,7 +212,10 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
         """Plan, or read what was planned; make what is missing; say what became of each."""
         try:
             attempt = self._attempt(context)
-            results, manifest = run(lambda: self._live(attempt), attempt.guard)
+            plans = Kept(Plan, attempt.ledger.store, "batches", attempt.item, attempt.plan_marker)
+            planned = plans.read(attempt.generation)
+            requests = self._asked(attempt) if planned is None else None
+            results, manifest = run(lambda: self._live(attempt, plans, planned, requests), attempt.guard)
             summary = {**totals(results), "manifest": manifest}
             self.log.info("%s", summary)
             failure = self._failure(results, manifest)
@@ -222,18 +225,22 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
             raise_outcome(error)
         return summary
 
-    async def _live(self, attempt: Attempt) -> tuple[list[Result], str]:
+    def _asked(self, attempt: Attempt) -> Any:
+        """The rows of this task's first attempt."""
+        return self.requests
+
+    async def _live(
+        self, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
+    ) -> tuple[list[Result], str]:
         connection = attempt.connection(self.geminiimg_conn_id)
         rate = self._checked("requests_per_minute")
         if rate is not None:
             connection = attempt.limited(connection.conn_id, rate)
         async with attempt.workshop() as workshop:
-            plans = Plans(attempt.ledger.store, attempt.item, attempt.marker)
             await in_thread(attempt.ledger.store.probe)
-            planned = await in_thread(plans.read, attempt.generation)
             if planned is None:
-                planned = await self._plan(attempt, connection, workshop)
-                await in_thread(plans.write, planned)
+                planned = await self._plan(attempt, connection, workshop, requests)
+                await in_thread(plans.write, attempt.generation, planned)
             else:
                 self.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
             orders = {item.fingerprint: self._order(attempt, connection, planned, item) for item in planned.items}
@@ -253,15 +260,15 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
             lines = manifest_lines(results)
             await in_thread(lambda: attempt.files.put(manifest, lines, media_type="application/x-ndjson"))
             if all(result.manifest is not None for result in results):
-                await in_thread(plans.finish, attempt.generation)
+                await in_thread(plans.finish, attempt.generation, planned.carried_out())
         refusal = next(iter(refused.values()), None)
         if refusal is not None:
             refusal.billed = _billed(results)
             raise refusal
         return results, manifest
 
-    async def _plan(self, attempt: Attempt, connection: GatewayConnection, workshop: Workshop) -> Plan:
-        rows = await in_thread(read_rows, self.requests, workshop.files)
+    async def _plan(self, attempt: Attempt, connection: GatewayConnection, workshop: Workshop, requests: Any) -> Plan:
+        rows = await in_thread(read_rows, requests, workshop.files)
         wanted = wishes(
             rows,
             {name: getattr(self, name) for name in SHARED},

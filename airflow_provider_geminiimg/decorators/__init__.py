@@ -1,0 +1,1 @@
+"""TaskFlow decorators: functions that say what to make."""

@@ -1,0 +1,231 @@
+"""``@task.gemini_image`` and ``@task.gemini_image_batch``: a function says what to make, and the task makes it.
+
+What must stay true: what a function returned is never rendered, so that no text of a user can ask for a connection; it
+is called once a generation of its task, before anything is paid for, and what it returned is kept in the store until
+it has landed: a retry makes that, whatever the function would say now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import pydantic
+from airflow.providers.common.compat.sdk import (
+    DecoratedOperator,
+    TaskDecorator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_geminiimg.attempt import Attempt
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
+from airflow_provider_geminiimg.kept import Kept
+from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.operators._base import REQUEST_FIELDS, ImageOperator
+from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from airflow_provider_geminiimg.order import Order
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
+
+
+class Wanted(pydantic.BaseModel):
+    """What a function asked for, as the store keeps it.
+
+    :param request: ``None``: it has landed, and the prompt is forgotten.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    version: Literal[1] = 1
+    request: ImageRequest | None = pydantic.Field(repr=False)
+
+
+class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
+    """Make the picture that a function asks for: what ``@task.gemini_image`` makes of it. Returns its manifest.
+
+    The function returns a prompt, a mapping of the fields of a request, or an `ImageRequest`. What it does not say, the
+    arguments say; a field that it leaves empty counts as not said. It is an edit where there is an `image`.
+
+    Takes the arguments of `ImageOperator`, and:
+
+    :param python_callable: the function.
+    :param op_args: its positional arguments (templated).
+    :param op_kwargs: its keyword arguments (templated).
+    :raises GeminiImageError: as `ImageOperator`.
+    """
+
+    custom_operator_name = "@task.gemini_image"
+    template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *ImageOperator.template_fields)
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        prompt: Any = None,
+        image: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        # What the author wrote decides: an image that renders to nothing is an error, not another picture to pay for.
+        self._is_edit = image is not None
+        super().__init__(
+            python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, prompt=prompt, image=image, **kwargs
+        )
+
+    def _check_asked(self) -> None:
+        names = [name for name in REQUEST_FIELDS if name != "model" and getattr(self, name) is not None]
+        said = {name: getattr(self, name) for name in names}
+        try:
+            check_literals("edit", self.model, **said)
+        except BadRequestError:
+            if self._is_edit:
+                raise
+            check_literals("generate", self.model, **said)
+
+    def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
+        kept = _kept(attempt)
+        known = kept.read(attempt.generation)
+        if known is None:
+            request = self._built(_fields(_call(self, attempt)))
+            checked = request.check(connection.gateway, connection.model)
+            kept.write(attempt.generation, Wanted(request=request))
+            return checked
+        if known.request is None:
+            raise LedgerError(
+                "This was made before, and what the function asked for is not kept that long.",
+                billed=Billed.YES,
+                hint="Clear the task, which calls the function again.",
+            )
+        self.log.info("Keeping to what the function returned to the first attempt.")
+        return known.request.check(connection.gateway, connection.model)
+
+    def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
+        values = {name: getattr(self, name) for name in REQUEST_FIELDS}
+        values |= {name: value for name, value in returned.items() if name not in values or not _is_blank(value)}
+        is_edit = self._is_edit or not _is_blank(values["image"])
+        return ImageRequest.build(**{"operation": "edit" if is_edit else "generate", **values})
+
+    def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
+        if manifest is not None:
+            try:
+                _kept(attempt).finish(attempt.generation, Wanted(request=None))
+            except GeminiImageError as error:
+                self.log.error("What the function returned is still under the root, though it landed: %s", error)
+        return super()._ended(attempt, order, record, manifest)
+
+
+class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOperator):
+    """Make the pictures that a function asks for: what ``@task.gemini_image_batch`` makes of it.
+
+    The function returns, or yields, prompts and mappings: the rows of `GeminiImageBatchOperator`.
+
+    Takes the arguments of `GeminiImageBatchOperator`, `requests` excepted, and:
+
+    :param python_callable: the function.
+    :param op_args: its positional arguments (templated).
+    :param op_kwargs: its keyword arguments (templated).
+    :raises GeminiImageError: as `GeminiImageBatchOperator`.
+    """
+
+    custom_operator_name = "@task.gemini_image_batch"
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *(name for name in GeminiImageBatchOperator.template_fields if name != "requests"),
+    )
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, requests=None, **kwargs)
+
+    def _asked(self, attempt: Attempt) -> list[Any]:
+        returned = _call(self, attempt)
+        if isinstance(returned, (str, bytes, Mapping, ImageRequest)) or not isinstance(returned, Iterable):
+            raise BadRequestError(
+                f"The function returned {_kind(returned)}: @task.gemini_image_batch takes a list, or a generator, of "
+                "prompts and of mappings.",
+                hint="For one picture there is @task.gemini_image.",
+            )
+        return list(returned)
+
+
+def gemini_image_task(
+    python_callable: Callable[..., Any] | None = None, multiple_outputs: bool = False, **kwargs: Any
+) -> TaskDecorator:
+    """``@task.gemini_image``: make the picture that the function asks for.
+
+    :param python_callable: the function; see `GeminiImageDecoratedOperator` for what it returns.
+    :param multiple_outputs: also give each field of the manifest as an XCom of its own. Default: ``False``, whatever
+        the function's annotation says, as that is not what the task returns.
+    :param kwargs: arguments of `GeminiImageDecoratedOperator`.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        multiple_outputs=multiple_outputs,
+        decorated_operator_class=GeminiImageDecoratedOperator,
+        **kwargs,
+    )
+
+
+def gemini_image_batch_task(
+    python_callable: Callable[..., Any] | None = None, multiple_outputs: bool = False, **kwargs: Any
+) -> TaskDecorator:
+    """``@task.gemini_image_batch``: make the pictures that the function asks for.
+
+    :param python_callable: the function; see `GeminiImageBatchDecoratedOperator` for what it returns.
+    :param multiple_outputs: also give each field of the summary as an XCom of its own. Default: ``False``.
+    :param kwargs: arguments of `GeminiImageBatchDecoratedOperator`.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        multiple_outputs=multiple_outputs,
+        decorated_operator_class=GeminiImageBatchDecoratedOperator,
+        **kwargs,
+    )
+
+
+def _call(operator: DecoratedOperator, attempt: Attempt) -> Any:
+    """What the function returns. In the task's own thread, where a timeout can end it."""
+    context_merge(cast(Any, attempt.context), operator.op_kwargs)
+    kwargs = determine_kwargs(operator.python_callable, operator.op_args, attempt.context)
+    return operator.python_callable(*operator.op_args, **kwargs)
+
+
+def _kept(attempt: Attempt) -> Kept[Wanted]:
+    return Kept(Wanted, attempt.ledger.store, "returned", attempt.item, attempt.plan_marker)
+
+
+def _fields(returned: Any) -> Mapping[str, Any]:
+    """What was returned, as fields of a request.
+
+    :raises BadRequestError: it is nothing of the kind. The message tells its type, and nothing of its text.
+    """
+    if isinstance(returned, ImageRequest):
+        return returned.model_dump(exclude_defaults=True)
+    if isinstance(returned, str) and not _is_blank(returned):
+        return {"prompt": returned}
+    if isinstance(returned, Mapping) and returned and all(isinstance(name, str) for name in returned):
+        return returned
+    raise BadRequestError(
+        f"The function returned {_kind(returned)}: @task.gemini_image takes a prompt, a dict with the fields of a "
+        "request, or an ImageRequest.",
+        hint="For many pictures there is @task.gemini_image_batch.",
+    )
+
+
+def _kind(value: Any) -> str:
+    kind = type(value).__name__
+    return f"an empty {kind}" if isinstance(value, (str, Mapping)) and not value else kind
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a field that holds this is not set."""
+    return value is None or (isinstance(value, str) and not value.strip())

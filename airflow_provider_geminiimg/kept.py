@@ -1,0 +1,105 @@
+"""What the first attempt of a task wanted, kept in the store so that a retry wants the same.
+
+What must stay true: it is in the store before anything of it is paid for; a retry takes it and asks nobody again, and
+only a Clear asks anew; the prompts in it go as soon as all of it has landed, what remains says only that it has.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Generic, TypeVar
+
+import pydantic
+
+from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
+from airflow_provider_geminiimg.ledger import Item
+from airflow_provider_geminiimg.order import Marker
+from airflow_provider_geminiimg.storage import Store, encode_segment
+
+T = TypeVar("T", bound=pydantic.BaseModel)
+
+_NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
+
+
+class Kept(Generic[T]):
+    """What one task instance wants, one a generation.
+
+    :param model: how it is written.
+    :param store: the root's.
+    :param folder: of the store, where such things lie.
+    :param item: the task instance.
+    :param marker: Airflow's own memory of it, where there is one.
+    """
+
+    def __init__(self, model: type[T], store: Store, folder: str, item: Item, marker: Marker | None) -> None:
+        self.model = model
+        self.store = store
+        self.marker = marker
+        parts = (item.namespace, item.dag_id, item.run_id, item.task_id, str(item.map_index))
+        self.folder = "/".join([folder, *map(encode_segment, parts)])
+
+    def read(self, generation: int) -> T | None:
+        """What an earlier attempt wanted, which this one keeps to; ``None``: this one says what it wants.
+
+        :raises LedgerError: Airflow remembers something that is not there, or what is there can't be read.
+        :raises StorageError: the store failed.
+        """
+        key = self._key(generation)
+        known = self.marker.get() if self.marker is not None else None
+        blob = self.store.read(key)
+        earlier = None if known is None or known.get("finished") else str(known.get("record"))
+        if earlier is not None and (blob if earlier == key else self.store.read(earlier)) is None:
+            raise LedgerError(
+                f"Airflow remembers the plan {earlier} of an earlier attempt, but it is not under {self.store.uri}: "
+                "the ledger is not shared between workers, or was removed.",
+                hint="Nothing was sent. Set [geminiimg] root to storage that all workers share.",
+            )
+        if blob is None or (self.marker is not None and (known is None or known.get("record") != key)):
+            return None  # of a DAG run that was deleted and made again, or of an attempt that sent nothing
+        try:
+            return self.model.model_validate_json(blob.data)
+        except (pydantic.ValidationError, GeminiImageError):
+            raise LedgerError(
+                f"The plan {key} under {self.store.uri} can't be read.",
+                hint="Nothing was sent. Restore it; or clear the task, which plans anew.",
+            ) from None
+
+    def write(self, generation: int, wanted: T) -> None:
+        """Keep it, before anything of it is paid for.
+
+        :raises LedgerError: another attempt is doing so at this moment.
+        :raises StorageError: the store failed.
+        """
+        key = self._key(generation)
+        self._put(key, wanted)
+        if self.marker is not None:
+            self.marker.set({"record": key})
+
+    def finish(self, generation: int, rest: T) -> None:
+        """Everything of it is in storage: forget the prompts, those of earlier generations too.
+
+        :param rest: what remains, by which a retry knows that nothing is left to do.
+        :raises LedgerError: another attempt is writing it at this moment.
+        :raises StorageError: the store failed.
+        """
+        key = self._key(generation)
+        self._put(key, rest)
+        if self.marker is not None:
+            self.marker.set({"record": key, "finished": True})
+        for other in list(self.store.keys(f"{self.folder}/")):
+            number = _NUMBERED.fullmatch(other.rpartition("/")[2])
+            if number is not None and int(number[1]) < generation:
+                self.store.delete(other)
+
+    def _put(self, key: str, value: T) -> None:
+        data = value.model_dump_json().encode()
+        if self.store.create(key, data) is not None:
+            return
+        stored = self.store.read(key)
+        if stored is None or (stored.data != data and self.store.replace(key, data, stored.version) is None):
+            raise LedgerError(
+                f"Another attempt is planning {key} at this moment.", hint="Nothing was sent. A retry goes on."
+            )
+
+    def _key(self, generation: int) -> str:
+        return f"{self.folder}/{generation}.json"
