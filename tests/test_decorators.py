@@ -124,7 +124,9 @@ def test_a_picture_that_the_function_names_is_edited(
     assert run.task("edited").value["requested"]["variant"] == "edited"
 
 
-@waiting_and_deferred
+@pytest.mark.parametrize(
+    ("root", "deferrable"), [("local_root", False), ("s3_root", True)], indirect=["root"], ids=["disk", "s3"]
+)
 def test_a_retry_makes_what_the_function_returned_first_and_a_clear_calls_it_again(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, root: str, deferrable: bool
 ) -> None:
@@ -187,33 +189,42 @@ def test_a_function_that_fails_is_called_again(airflow: AirflowHarness, sandbox:
     assert (body.calls, prompts(sandbox)) == (2, ["a red fox"])
 
 
-@waiting_and_deferred
-@pytest.mark.parametrize("how", ["plain", "expand", "expand_kwargs", "expand_kwargs over a part"])
+def unchanged(row: Any) -> Any:
+    return row
+
+
+def text_of(rows: Any) -> str:
+    return str(rows[0]["text"])
+
+
+MAPPED: dict[str, Callable[[Any, Any], Any]] = {
+    "not mapped": lambda made, found: made(task(text_of)(found)),
+    "expand": lambda made, found: made.partial(name="{{ 'x' }}").expand(text=found.map(lambda row: row["text"])),
+    "expand_kwargs": lambda made, found: made.partial(name="{{ 'x' }}").expand_kwargs(found),
+    "expand_kwargs, changed on the way": lambda made, found: made.expand_kwargs(found.map(unchanged)),
+}
+
+
+@pytest.mark.parametrize("how", MAPPED.values(), ids=MAPPED)
 def test_braces_in_what_a_function_takes_from_a_task_and_returns_are_not_rendered(
-    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, how: str, deferrable: bool
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, how: Callable[[Any, Any], Any]
 ) -> None:
     with DAG("asks", schedule=None) as dag:
 
         @task
         def upstream() -> Any:
-            return {"plain": ASKING, "expand": [ASKING]}.get(how, [{"text": ASKING, "more": [ASKING]}])
+            return [{"text": ASKING, "more": [ASKING]}]
 
-        @task.gemini_image(**fast(apimaster, deferrable=deferrable))
-        def made(text: str, more: Any = ASKING, name: str = "") -> dict[str, Any]:
-            assert text in more
-            return {"prompt": text, "variant": f"{name}{text}"}
+        @task.gemini_image(**fast(apimaster, deferrable=True))
+        def made(text: str, more: Any = (ASKING,), name: str = "x") -> dict[str, Any]:
+            return {"prompt": text, "variant": f"{name} {more[0]}"}
 
-        {
-            "plain": lambda: made(upstream()),
-            "expand": lambda: made.partial(name="{{ 'x' }}").expand(text=upstream()),
-            "expand_kwargs": lambda: made.partial(name="{{ 'x' }}").expand_kwargs(upstream()),
-            "expand_kwargs over a part": lambda: made.expand_kwargs(upstream().map(dict)),
-        }[how]()
+        how(made, upstream())
     run = airflow.run_dag(dag)
     assert run.state == "success", run.log
     assert prompts(sandbox) == [ASKING]
-    [made_] = run.tasks("made")
-    assert made_.value["requested"]["variant"] == (f"x{ASKING}" if "partial" in how or how[-1] in "ds" else ASKING)
+    [picture] = run.tasks("made")
+    assert picture.value["requested"]["variant"] == f"x {ASKING}"
 
 
 @pytest.mark.parametrize("returned", ["list", "generator"])
@@ -304,8 +315,5 @@ def test_an_argument_that_is_wrong_is_refused_when_the_dag_is_parsed(kind: str, 
         asks(kind, Says("a red fox"), "apimaster", **argument)
 
 
-@pytest.mark.parametrize(
-    "argument", [{"reference_images": ["a.png"]}, {"model": "gemini-2.5-flash-image-preview"}], ids=str
-)
-def test_an_argument_that_an_edit_or_a_generation_takes_waits_for_what_the_function_returns(argument: Any) -> None:
-    assert asks(ONE, Says("a red fox"), "apimaster", **argument).task_ids == ["made"]
+def test_pictures_to_go_by_may_be_an_argument_where_the_function_names_the_picture_to_edit() -> None:
+    assert asks(ONE, Says("a red fox"), "apimaster", reference_images=["a.png"]).task_ids == ["made"]
