@@ -193,6 +193,18 @@ def test_review_publishes_nothing_of_what_a_person_rejects(
     assert len(sandbox.ledger()) == 5
 
 
+def test_taskflow_makes_what_its_functions_say(
+    airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
+) -> None:
+    run = airflow.run_dag(load("taskflow"))
+    assert manifest(run, "poster")["requested"]["aspect_ratio"] == "2:3"
+    postcards = run.task("postcards").value
+    assert postcards["counts"]["landed"] == 3
+    folder = Path(postcards["manifest"].removeprefix("file://")).parent
+    assert {path.stem for path in folder.glob("*.[jpw]*g*")} == {"Bergen", "Lisbon", "Prague"}
+    assert len(sandbox.ledger()) == 4
+
+
 def test_every_example_is_run_by_a_test() -> None:
     assert {path.stem for path in FILES} == {
         "apimaster",
@@ -203,4 +215,5 @@ def test_every_example_is_run_by_a_test() -> None:
         "onemin",
         "review",
         "submit_and_wait",
+        "taskflow",
     }

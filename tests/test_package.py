@@ -88,6 +88,19 @@ def test_everything_that_the_provider_info_names_can_be_imported() -> None:
     assert hook.hook_name == connection["hook-name"]
 
 
+def test_the_task_decorators_of_the_provider_info_are_airflows() -> None:
+    from airflow.sdk import task
+
+    for entry in get_provider_info()["task-decorators"]:
+        module, _, name = entry["class-name"].rpartition(".")
+        assert getattr(task, entry["name"]) is getattr(importlib.import_module(module), name)
+
+
+def test_a_dag_file_without_our_task_decorators_does_not_import_them() -> None:
+    look = "import sys; assert not any('geminiimg.decorators' in name for name in sys.modules)"
+    assert "airflow" in modules_after(f"from airflow.sdk import task; task.python\n{look}")
+
+
 def test_the_entry_point_and_the_version_agree_with_the_package() -> None:
     distribution = metadata.distribution("airflow-provider-geminiimg")
     assert distribution.version == airflow_provider_geminiimg.__version__

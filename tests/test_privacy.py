@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import re
 import sqlite3
 import traceback
 import zlib
@@ -210,6 +211,35 @@ def test_pictures_made_and_edited_leave_no_canary(
     assert {"httpx", "httpcore.http11", "asyncio", "task"} <= watch.logs.loggers
     assert "uvicorn.access" not in watch.logs.loggers
     assert place == "disk" or {"botocore.parsers", "urllib3.connectionpool"} <= watch.logs.loggers
+    watch.clean()
+
+
+def test_what_a_function_asks_for_is_kept_until_it_has_landed_and_leaves_no_canary(
+    watch: Watch, mode: dict[str, Any]
+) -> None:
+    conn_id = watch.connection("apimaster")
+    watch.sandbox.faults({"route": "apimaster.submit", "status": 503}, {"route": "apimaster.submit", "status": 503})
+    with DAG("private", schedule=None) as dag:
+
+        @task.gemini_image(geminiimg_conn_id=conn_id, **mode)
+        def made() -> str:
+            return watch.canaries.prompt
+
+        @task.gemini_image_batch(geminiimg_conn_id=conn_id, max_concurrency=1, **FAST)
+        def many() -> list[str]:
+            return [watch.canaries.prompt, f"{watch.canaries.prompt} twice"]
+
+        @task.gemini_image(geminiimg_conn_id=conn_id)
+        def wrong() -> list[str]:
+            return [watch.canaries.prompt]
+
+        made(), many(), wrong()
+    run = watch.run(dag)
+    assert {each.state for each in run.tasks()} == {"failed"}
+    kept = {re.split(r"\broot/", leak.where)[1].split("/")[0] for leak in watch.leaks()}
+    assert kept == {"returned", "batches"}, "nothing of it has landed yet, or not all"
+    watch.note(run.retry("made", "many"))
+    assert [each.state for each in run.tasks()] == ["success", "success", "failed"], run.log
     watch.clean()
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import jsonschema
 import pytest
 from airflow import __version__ as airflow_version
-from airflow.sdk import DAG, BaseOperator
+from airflow.sdk import DAG, BaseOperator, task
 
 import airflow_provider_geminiimg
 from airflow_provider_geminiimg import (
@@ -67,6 +67,8 @@ def test_every_public_name_and_every_module_of_the_provider_info_can_be_imported
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 importlib.import_module(module)
+    for entry in info["task-decorators"]:
+        assert callable(getattr(task, entry["name"]))
 
 
 def test_the_provider_info_is_what_this_airflow_expects() -> None:
@@ -161,6 +163,30 @@ def test_a_retry_collects_the_picture_without_paying_again(
     assert (made.state, made.try_number) == ("success", 2)
     assert read_submission(picture(made.value)) == 1
     assert len(sandbox.ledger()) == 1
+
+
+def test_functions_say_what_to_make_and_a_retry_does_not_ask_them_again(
+    run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str
+) -> None:
+    sandbox.faults(route="apimaster.submit", status=503)
+    shared = {"geminiimg_conn_id": apimaster, "poll_interval": 0.05, "retries": 1, "retry_delay": timedelta(0)}
+    calls: list[str] = []
+    with DAG("functions", schedule=None) as dag:
+
+        @task.gemini_image(**shared)
+        def made(animal: str) -> str:
+            calls.append(animal)
+            return f"{animal} {{{{ 1 + 1 }}}} {len(calls)}"
+
+        @task.gemini_image_batch(**shared)
+        def many() -> list[str]:
+            return ["a wolf", "a bear"]
+
+        made("a fox") >> many()
+    tasks = run_dag(dag)
+    assert (tasks["made"].state, tasks["made"].try_number) == ("success", 2)
+    assert tasks["many"].value["counts"]["landed"] == 2
+    assert sorted(entry["prompt"] for entry in sandbox.ledger()) == ["a bear", "a fox {{ 1 + 1 }} 1", "a wolf"]
 
 
 def test_a_mapped_task_pays_once_for_each_of_its_pictures(
