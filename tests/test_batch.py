@@ -213,10 +213,13 @@ def test_the_prompts_of_a_plan_are_kept_no_longer_than_until_all_has_landed(
 ) -> None:
     sandbox.faults(route="apimaster.submit", outcome="refused")
     run = airflow.run_dag(batch(ANIMALS, geminiimg_conn_id=apimaster))
-    assert [path.name for path in (tmp_path / "root" / "batches").rglob("*.json")] == ["0.json"]
+    [kept] = (tmp_path / "root" / "batches").rglob("*.json")
+    assert all(prompt in kept.read_text() for prompt in ANIMALS)
     run.clear("pictures")
     assert run.state == "success", run.log
-    assert not list((tmp_path / "root" / "batches").rglob("1.json"))
+    [rest] = (tmp_path / "root" / "batches").rglob("*.json")
+    assert rest != kept
+    assert not any(prompt in rest.read_text() for prompt in ANIMALS)
 
 
 @pytest.mark.parametrize("setting", [{"credits": 0, "balance": 0}], ids=["no money"])
