@@ -502,7 +502,7 @@ def test_a_batchs_cap_counts_what_is_bought_now_and_what_is_under_way_is_collect
 
 
 def test_a_batch_stops_where_the_daily_budget_ends_and_goes_on_when_it_is_raised(
-    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], root: str
+    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], s3_root: str
 ) -> None:
     dag = many(capped(daily_budget=0.3), max_concurrency=2)
     run = airflow.run_dag(dag)
@@ -513,7 +513,7 @@ def test_a_batch_stops_where_the_daily_budget_ends_and_goes_on_when_it_is_raised
     assert counts.count("failed") <= 2
     assert counts.count("failed") + counts.count("skipped") == 6
     assert "daily budget of connection 'capped', 0.3 USD" in str(why(run))
-    store = open_store(root, default_s3_client)
+    store = open_store(s3_root, default_s3_client)
     assert document(store) == {"version": 1, "currency": "USD", "spent": 4 * 67_200, "leases": {}}
     capped(daily_budget=10)
     run.clear("pictures")

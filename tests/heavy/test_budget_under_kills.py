@@ -28,7 +28,7 @@ PRICE = Decimal("0.0672")
 BUDGET = PICTURES * PRICE
 LONG_AGO = 3600.0  # seconds that a dead process's intents are made older, so that nobody waits for their answers
 CALLS_EACH = 3  # of one picture: submit, poll, download
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["harness.batch_worker"])
