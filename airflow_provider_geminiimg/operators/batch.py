@@ -211,19 +211,23 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, or read what was planned; make what is missing; say what became of each."""
         try:
-            attempt = self._attempt(context)
-            plans = Kept(Plan, attempt.ledger.store, "batches", attempt.item, attempt.plan_marker)
-            planned = plans.read(attempt.generation)
-            requests = self._asked(attempt) if planned is None else None
-            results, manifest = run(lambda: self._live(attempt, plans, planned, requests), attempt.guard)
-            summary = {**totals(results), "manifest": manifest}
-            self.log.info("%s", summary)
-            failure = self._failure(results, manifest)
-            if failure is not None:
-                raise_outcome(failure)
+            summary, failure = self._made(context)
         except GeminiImageError as error:
             raise_outcome(error)
+        if failure is not None:
+            raise_outcome(failure)
         return summary
+
+    def _made(self, context: Context) -> tuple[dict[str, Any], IncompleteError | None]:
+        """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
+        attempt = self._attempt(context)
+        plans = Kept(Plan, attempt.ledger.store, "batches", attempt.item, attempt.plan_marker)
+        planned = plans.read(attempt.generation)
+        requests = self._asked(attempt) if planned is None else None
+        results, manifest = run(lambda: self._live(attempt, plans, planned, requests), attempt.guard)
+        summary = {**totals(results), "manifest": manifest}
+        self.log.info("%s", summary)
+        return summary, self._failure(results, manifest)
 
     def _asked(self, attempt: Attempt) -> Any:
         """The rows of this task's first attempt."""
