@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -45,18 +44,18 @@ from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.rows import Wish
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.storage import Files
+from airflow_provider_geminiimg.tally import STATUSES, Result, Status, Tally
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 
-Status = Literal["landed", "reused", "refused", "failed", "unknown", "skipped"]
-STATUSES: tuple[Status, ...] = ("landed", "reused", "refused", "failed", "unknown", "skipped")
-
+PLANS = "batches"  # the folder of all plans, relative to the root
 UNKNOWNS = 3  # in a row; then the gateway or the network is broken, and every further picture would be a bet
 READERS = 16  # input pictures that are read at once, while planning
 PROGRESS_SECONDS = 10.0
 _ACCOUNT = (InsufficientBalanceError, OverBudgetError, AuthenticationError)  # no further picture can be bought either
 
 
-class Planned(pydantic.BaseModel):
+@dataclass(frozen=True, slots=True)
+class Planned:
     """One picture of a plan, as the store keeps it.
 
     :param row: number of its row, from 0.
@@ -69,15 +68,18 @@ class Planned(pydantic.BaseModel):
     :param stem: name of its file, without an extension.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
-
     row: int
     operation: Literal["generate", "edit"]
-    values: dict[str, Any] = pydantic.Field(repr=False)
-    labels: dict[str, str] = pydantic.Field(repr=False)
+    values: dict[str, Any] = field(repr=False)
+    labels: dict[str, str] = field(repr=False)
     fingerprint: str
     input_sha256: tuple[str, ...]
     stem: str
+
+    @property
+    def key(self) -> str:
+        """What the ledger calls it, among the pictures of its task."""
+        return self.fingerprint[:16]
 
     def request(self, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
         """What to make; or why it can't be: it was made, or the connection is another one than it was planned for."""
@@ -108,7 +110,7 @@ class Plan(pydantic.BaseModel):
     :param items: in the order of the rows.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
 
     version: Literal[1] = 1
     generation: int
@@ -117,7 +119,11 @@ class Plan(pydantic.BaseModel):
 
     def carried_out(self) -> Plan:
         """What remains of it when all has landed: no prompt, and no picture's address."""
-        return self.model_copy(update={"items": tuple(each.model_copy(update={"values": {}}) for each in self.items)})
+        return self.model_copy(update={"items": tuple(replace(each, values={}) for each in self.items)})
+
+    def keys(self) -> set[str]:
+        """What the ledger calls its pictures, each once."""
+        return {item.key for item in self.items}
 
 
 def fingerprint_of(request: CheckedRequest, digests: Sequence[str], connection: GatewayConnection) -> str:
@@ -190,61 +196,41 @@ def _refuse_clashes(items: Sequence[Planned]) -> None:
 
 
 async def refusals(
-    orders: Mapping[str, Order], ledger: Ledger, connection: GatewayConnection, max_cost: Decimal | None
+    orders: Callable[[Planned], Order],
+    items: Sequence[Planned],
+    ledger: Ledger,
+    connection: GatewayConnection,
+    max_cost: Decimal | None,
 ) -> dict[str, GeminiImageError]:
     """Why nothing is bought, for each of the pictures that would be: all of them together cost more than `max_cost`, or
     there is a cap and a price is not known. What has landed or is under way costs nothing now, and is not among them.
 
-    :param orders: by fingerprint.
+    :param orders: gives what a picture needs.
+    :param items: the plan's.
+    :returns: by fingerprint.
     :raises LedgerError: a record can't be read.
     :raises StorageError: the store failed.
     """
     if max_cost is None and connection.daily_budget is None:
         return {}
-    turn = asyncio.Semaphore(READERS)
 
-    async def would_buy(fingerprint: str, order: Order) -> bool:
-        async with turn:
-            found = await in_thread(ledger.latest, order.item)
-        return may_buy(found, order.policy, Asked(fingerprint, order.destination))
+    async def would_buy(item: Planned) -> bool:
+        order = orders(item)
+        found = await in_thread(ledger.latest, order.item)
+        return may_buy(found, order.policy, Asked(item.fingerprint, order.destination))
 
-    bought = await asyncio.gather(*(would_buy(*each) for each in orders.items()))
-    wanted = dict(itertools.compress(orders.items(), bought))
-    requests = [order.request for order in wanted.values() if isinstance(order.request, CheckedRequest)]
+    distinct = list({item.fingerprint: item for item in items}.values())
+    wanted: list[Planned] = []
+    for start in range(0, len(distinct), READERS):
+        some = distinct[start : start + READERS]
+        wanted += itertools.compress(some, await asyncio.gather(*map(would_buy, some)))
+    requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
     try:
         total = sum(price_of(request, connection, max_cost) for request in requests)
         refuse_over(max_cost, total, connection, f"Buying {len(requests)} pictures")
     except (BadRequestError, OverBudgetError) as error:
-        return dict.fromkeys(wanted, error)
+        return dict.fromkeys((item.fingerprint for item in wanted), error)
     return {}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one picture of a plan.
-
-    :param manifest: of what landed.
-    :param error: why nothing did, or what is wrong with it.
-    """
-
-    item: Planned
-    status: Status
-    manifest: Mapping[str, Any] | None = None
-    error: GeminiImageError | None = None
-
-    def line(self) -> dict[str, Any]:
-        """The manifest's row of it."""
-        known = {"row": self.item.row, "status": self.status, "labels": self.item.labels}
-        error = self.error
-        said = {} if error is None else {"error": error.kind, "billed": error.billed.value, "message": str(error)}
-        return {**known, "fingerprint": self.item.fingerprint, **(self.manifest or {}), **said}
-
-
-@dataclass
-class _Progress:
-    since: float = field(default_factory=time.monotonic)
-    in_flight: int = 0
-    ended: Counter[Status] = field(default_factory=Counter)
 
 
 class _Skip(Exception):
@@ -254,7 +240,7 @@ class _Skip(Exception):
 class Window:
     """Makes the pictures of a plan, some at a time.
 
-    :param orders: what each fingerprint's picture needs.
+    :param order: gives what a picture needs, when its turn comes.
     :param workshop: the surroundings.
     :param guard: whether this process may still pay.
     :param connection: through which gateway; its limits say how many requests are sent at once.
@@ -266,7 +252,7 @@ class Window:
 
     def __init__(
         self,
-        orders: Mapping[str, Order],
+        order: Callable[[Planned], Order],
         workshop: Workshop,
         guard: Guard,
         connection: GatewayConnection,
@@ -276,7 +262,7 @@ class Window:
         fail_on_mismatch: bool,
         refused: Mapping[str, GeminiImageError],
     ) -> None:
-        self.orders = orders
+        self.order = order
         self.workshop = workshop
         self.guard = guard
         self.width = width
@@ -284,82 +270,88 @@ class Window:
         self.fail_on_mismatch = fail_on_mismatch
         self.refused = refused
         self._turn = asyncio.Semaphore(_requests_at_once(connection))
-        self._progress = _Progress()
+        self._tally = Tally()
+        self._since = time.monotonic()
+        self._in_flight = 0
         self._unknowns = 0
         self._stopped: str | None = None
         self._crash: Exception | None = None
 
-    async def run(self, items: Sequence[Planned]) -> list[Result]:
+    async def run(self, items: Sequence[Planned]) -> Tally:
         """Make them all.
 
         :param items: the plan's; those of one fingerprint are one picture.
-        :returns: a result for each of them, in their order.
+        :returns: what became of each fingerprint.
         """
         first = {item.fingerprint: item for item in reversed(items)}
-        queue = iter([item for item in items if first[item.fingerprint] is item])
-        ended: dict[str, Result] = {}
+        queue = (item for item in items if first[item.fingerprint] is item)
         self.workshop.budgets.expect(len(first))
         reporter = asyncio.create_task(self._report(len(first)))
         try:
-            await asyncio.gather(*(self._work(queue, ended) for _ in range(min(self.width, len(first)))))
+            await asyncio.gather(*(self._work(queue) for _ in range(min(self.width, len(first)))))
         finally:
             reporter.cancel()
         self._say(len(first))
         if self._crash is not None:
             raise self._crash
-        return [replace(ended[item.fingerprint], item=item) for item in items]
+        return self._tally
 
-    async def _work(self, queue: Iterator[Planned], ended: dict[str, Result]) -> None:
+    async def _work(self, queue: Iterator[Planned]) -> None:
         for item in queue:
-            ended[item.fingerprint] = await self._one(item)
+            if item.fingerprint in self.refused:
+                result = Result("failed", error=self.refused[item.fingerprint])
+            elif self._stopped is not None or self.guard.stopped:
+                result = self._skipped()
+            else:
+                self._in_flight += 1
+                result = await self._one(item)
+                self._in_flight -= 1
+            self._tally.add(item.fingerprint, result)
 
     async def _one(self, item: Planned) -> Result:
-        if item.fingerprint in self.refused:
-            result = Result(item, "failed", error=self.refused[item.fingerprint])
-        elif self._stopped is not None or self.guard.stopped:
-            result = self._skipped(item)
-        else:
-            self._progress.in_flight += 1
-            result = await self._make(item)
-            self._progress.in_flight -= 1
-            self._heed(result)
-        self._progress.ended[result.status] += 1
+        asked = asyncio.Event()
+        result = await self._make(item, asked)
+        self._heed(result, asked.is_set())
         return result
 
-    async def _make(self, item: Planned) -> Result:
+    async def _make(self, item: Planned, asked: asyncio.Event) -> Result:
+        """One picture; `asked` is set once its request may have been sent by this attempt."""
         try:
-            purchase = Purchase(self.orders[item.fingerprint], self.workshop, self.guard, turn=self._paying)
+            turn = partial(self._paying, asked)
+            purchase = Purchase(self.order(item), self.workshop, self.guard, turn=turn)
             record, manifest = await purchase.start()
             if manifest is None:
                 record, manifest = await purchase.finish(record)
         except _Skip:
-            return self._skipped(item)
+            return self._skipped()
         except GeminiImageError as error:
-            return Result(item, _status(error, self.guard), error=error)
+            return Result(_status(error, self.guard), error=error)
         except Exception as error:  # what is under way elsewhere in the window must land all the same
             self._crash = self._crash or error
-            return Result(item, "failed", error=OutcomeUnknownError(f"It broke off ({type(error).__name__})."))
+            return Result("failed", error=OutcomeUnknownError(f"It broke off ({type(error).__name__})."))
         difference = mismatch_error(manifest)
         if difference is not None and self.fail_on_mismatch:
-            return Result(item, "failed", manifest, difference)
-        return Result(item, "reused" if manifest.get("reused") else "landed", manifest)
+            return Result("failed", manifest, difference)
+        return Result("reused" if manifest.get("reused") else "landed", manifest)
 
-    def _skipped(self, item: Planned) -> Result:
+    def _skipped(self) -> Result:
         why = self._stopped or "The task was told to stop."
-        return Result(item, "skipped", error=NotSentError(f"Not started: {why}", hint="A retry or a Clear makes it."))
+        return Result("skipped", error=NotSentError(f"Not started: {why}", hint="A retry or a Clear makes it."))
 
     @contextlib.asynccontextmanager
-    async def _paying(self) -> AsyncIterator[None]:
+    async def _paying(self, asked: asyncio.Event) -> AsyncIterator[None]:
         """Who waits for its turn must hear of what happened meanwhile."""
         async with self._turn:
             if self._stopped is not None:
                 raise _Skip
+            asked.set()
             yield
 
-    def _heed(self, result: Result) -> None:
+    def _heed(self, result: Result, asked: bool) -> None:
         """Stop new pictures where going on would be a waste or a bet."""
         error = result.error
-        self._unknowns = self._unknowns + 1 if result.status == "unknown" else 0
+        if asked:  # what an earlier attempt left unknown says nothing of the gateway now
+            self._unknowns = self._unknowns + 1 if result.status == "unknown" else 0
         why = (
             "Something broke." if self._crash is not None
             else f"{error.message}" if isinstance(error, _ACCOUNT)
@@ -377,15 +369,16 @@ class Window:
             self._say(total)
 
     def _say(self, total: int) -> None:
-        seen, ended = self._progress, self._progress.ended
-        done = sum(ended.values())
-        seconds = time.monotonic() - seen.since
+        ended = self._tally.ended
+        done = ended.total()
+        seconds = time.monotonic() - self._since
         rate = done / seconds if seconds > 0 else 0.0
         left = f"{(total - done) / rate:.0f} s" if rate and done < total else "none" if done >= total else "not known"
         counts = ", ".join(f"{ended[status]} {status}" for status in STATUSES if ended[status])
+        cost = ", ".join(f"{amount:.6g} {currency}" for currency, amount in self._tally.cost.items())
         self.workshop.log.info(
-            "%s of %s pictures (%s), %s under way, %.1f a second, time left: %s.",
-            done, total, counts or "none yet", seen.in_flight, rate, left,
+            "%s of %s pictures (%s), %s under way, %.1f a second, cost: %s, time left: %s.",
+            done, total, counts or "none yet", self._in_flight, rate, cost or "none yet", left,
         )  # fmt: skip
 
 
@@ -402,26 +395,6 @@ def _status(error: GeminiImageError, guard: Guard) -> Status:
     if isinstance(error, OutcomeUnknownError):
         return "unknown"
     return "refused" if isinstance(error, ContentRefusedError) else "failed"
-
-
-def manifest_lines(results: Sequence[Result]) -> bytes:
-    """``manifest.jsonl``: one line for each picture that was asked for, in order."""
-    return "".join(f"{json.dumps(result.line(), sort_keys=True)}\n" for result in results).encode()
-
-
-def totals(results: Sequence[Result]) -> dict[str, Any]:
-    """How many ended how, and what was paid now, by currency and by where the price is from."""
-    counts = Counter(result.status for result in results)
-    paid: dict[str, float] = {}
-    seen: set[str] = set()
-    for result in results:
-        cost = (result.manifest or {}).get("cost") or {}
-        new = result.status != "reused" and result.item.fingerprint not in seen
-        seen.add(result.item.fingerprint)
-        if new and cost.get("amount") is not None:
-            name = f"{cost['currency']} ({cost['basis']})"
-            paid[name] = round(paid.get(name, 0.0) + cost["amount"], 6)
-    return {"items": len(results), "counts": {status: counts[status] for status in STATUSES}, "cost": paid}
 
 
 def destination_of(plan: Plan, item: Planned) -> Destination:

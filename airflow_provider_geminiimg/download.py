@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import io
 import ipaddress
 import socket
 import ssl
@@ -191,19 +192,19 @@ async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
     )
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large
-    body = bytearray()
+    body = io.BytesIO()  # gives its bytes away without a copy of them
     try:
         async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > max_bytes:
+            body.write(chunk)
+            if body.tell() > max_bytes:
                 raise too_large
     except httpx.RemoteProtocolError:
-        raise InvalidImageError(f"The download from {host} broke off after {len(body)} bytes.") from None
-    if announced.isdecimal() and int(announced) != len(body):
-        raise InvalidImageError(f"{host} announced {announced} bytes and sent {len(body)}.")
-    if not body:
+        raise InvalidImageError(f"The download from {host} broke off after {body.tell()} bytes.") from None
+    if announced.isdecimal() and int(announced) != body.tell():
+        raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.tell()}.")
+    if not body.tell():
         raise InvalidImageError(f"{host} sent an empty body (0 bytes).")
-    return bytes(body)
+    return body.getvalue()
 
 
 @contextlib.contextmanager

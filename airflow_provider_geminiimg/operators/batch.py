@@ -13,19 +13,17 @@ from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import is_mapped
 from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, money, raise_outcome, seconds, stem, text
 from airflow_provider_geminiimg.batch import (
+    PLANS,
     Plan,
     Planned,
-    Result,
     Window,
     destination_of,
-    manifest_lines,
     plan,
     refusals,
-    totals,
 )
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, IncompleteError
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, IncompleteError
 from airflow_provider_geminiimg.kept import Kept
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.links import ImagesLink
@@ -36,6 +34,7 @@ from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.rows import MAX_VARIANTS, file_name, names_of, read_rows, wishes
 from airflow_provider_geminiimg.runner import run
 from airflow_provider_geminiimg.storage import join_uri
+from airflow_provider_geminiimg.tally import GOOD, Tally
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -221,13 +220,13 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
     def _made(self, context: Context) -> tuple[dict[str, Any], IncompleteError | None]:
         """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
         attempt = self._attempt(context)
-        plans = Kept(Plan, attempt.ledger.store, "batches", attempt.item, attempt.plan_marker)
-        planned = plans.read(attempt.generation)
-        requests = self._asked(attempt) if planned is None else None
-        results, manifest = run(lambda: self._live(attempt, plans, planned, requests), attempt.guard)
-        summary = {**totals(results), "manifest": manifest}
+        plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
+        known = plans.read(attempt.generation)
+        requests = self._asked(attempt) if known is None else None
+        planned, tally, manifest = run(lambda: self._live(attempt, plans, known, requests), attempt.guard)
+        summary = {**tally.totals(planned.items), "manifest": manifest}
         self.log.info("%s", summary)
-        return summary, self._failure(results, manifest)
+        return summary, self._failure(planned, tally, summary)
 
     def _asked(self, attempt: Attempt) -> Any:
         """The rows of this task's first attempt."""
@@ -235,7 +234,7 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
 
     async def _live(
         self, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
-    ) -> tuple[list[Result], str]:
+    ) -> tuple[Plan, Tally, str]:
         connection = attempt.connection(self.geminiimg_conn_id)
         rate = self._checked("requests_per_minute")
         if rate is not None:
@@ -247,8 +246,8 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
                 await in_thread(plans.write, attempt.generation, planned)
             else:
                 self.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
-            orders = {item.fingerprint: self._order(attempt, connection, planned, item) for item in planned.items}
-            refused = await refusals(orders, attempt.ledger, connection, self._checked("max_cost"))
+            orders = self._orders(attempt, connection, planned)
+            refused = await refusals(orders, planned.items, attempt.ledger, connection, self._checked("max_cost"))
             window = Window(
                 orders,
                 workshop,
@@ -259,17 +258,17 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
                 fail_on_mismatch=self._checked("on_mismatch") == "fail",
                 refused=refused,
             )
-            results = await window.run(planned.items)
+            tally = await window.run(planned.items)
             manifest = join_uri(attempt.folder, "manifest.jsonl")
-            lines = manifest_lines(results)
+            lines = tally.manifest(planned.items)
             await in_thread(lambda: attempt.files.put(manifest, lines, media_type="application/x-ndjson"))
-            if all(result.manifest is not None for result in results):
+            if tally.all_landed:
                 await in_thread(plans.finish, attempt.generation, planned.carried_out())
         refusal = next(iter(refused.values()), None)
         if refusal is not None:
-            refusal.billed = _billed(results)
+            refusal.billed = tally.billed
             raise refusal
-        return results, manifest
+        return planned, tally, manifest
 
     async def _plan(self, attempt: Attempt, connection: GatewayConnection, workshop: Workshop, requests: Any) -> Plan:
         rows = await in_thread(read_rows, requests, workshop.files)
@@ -292,41 +291,43 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
             prefix=attempt.destination(self._checked("output_path"), None).stem,
         )
 
-    def _order(self, attempt: Attempt, connection: GatewayConnection, planned: Plan, item: Planned) -> Order:
-        return Order(
-            item=dataclasses.replace(attempt.item, item=item.fingerprint[:16]),
-            request=item.request(connection),
-            connection=connection,
-            destination=destination_of(planned, item),
-            policy=Policy(
+    def _orders(self, attempt: Attempt, connection: GatewayConnection, planned: Plan) -> Callable[[Planned], Order]:
+        """What gives the order of each picture. What all have in common is checked now, once."""
+        usual: dict[str, Any] = {
+            "connection": connection,
+            "policy": Policy(
                 generation=attempt.generation,
                 on_unknown=self._checked("on_unknown"),
                 on_clear=self._checked("on_clear"),
                 reuse=self._checked("reuse"),
             ),
-            timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
-            poll_interval=self._checked("poll_interval"),
-            record_prompts=settings.record_prompts(),
-            input_sha256=item.input_sha256,
-        )
+            "timeout": self._checked("timeout") or DEFAULT_TIMEOUT,
+            "poll_interval": self._checked("poll_interval"),
+            "record_prompts": settings.record_prompts(),
+        }
 
-    def _failure(self, results: Sequence[Result], manifest: str) -> IncompleteError | None:
+        def order(item: Planned) -> Order:
+            return Order(
+                item=dataclasses.replace(attempt.item, item=item.key),
+                request=item.request(connection),
+                destination=destination_of(planned, item),
+                input_sha256=item.input_sha256,
+                **usual,
+            )
+
+        return order
+
+    def _failure(self, planned: Plan, tally: Tally, summary: Mapping[str, Any]) -> IncompleteError | None:
         """Why the task fails, if it does."""
         wanted = self._checked("min_success")
-        good = sum(result.status in ("landed", "reused") for result in results)
-        needed = wanted * len(results) if isinstance(wanted, float) else min(wanted, len(results))
+        total = len(planned.items)
+        good = sum(summary["counts"][status] for status in GOOD)
+        needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
         if good >= needed:
             return None
-        bad = [result for result in results if result.error is not None]
-        named = " ".join(f"Row {each.item.row}, {each.status}: {each.error}" for each in bad[:_NAMED_FAILURES])
+        named = " ".join(tally.bad(planned.items, _NAMED_FAILURES))
         return IncompleteError(
-            f"{good} of {len(results)} pictures landed, min_success={wanted}. All of them: {manifest}. {named}",
-            billed=_billed(results),
-            retryable=any(each.error is not None and each.error.retryable for each in bad),
+            f"{good} of {total} pictures landed, min_success={wanted}. All of them: {summary['manifest']}. {named}",
+            billed=tally.billed,
+            retryable=tally.retryable,
         )
-
-
-def _billed(results: Sequence[Result]) -> Billed:
-    """Whether money was spent on any of them."""
-    said = {Billed.YES if each.error is None else each.error.billed for each in results}
-    return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in said)

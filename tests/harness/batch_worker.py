@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_geminiimg.batch import Window, destination_of, plan
+from airflow_provider_geminiimg.batch import Planned, Window, destination_of, plan
 from airflow_provider_geminiimg.connection import parse_connection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.landing import Workshop
@@ -72,9 +72,10 @@ async def _work(job: Work) -> None:
             stems=[None] * len(wanted),
             prefix="fox",
         )
-        orders = {
-            item.fingerprint: Order(
-                item=replace(task, item=item.fingerprint[:16]),
+
+        def order(item: Planned) -> Order:
+            return Order(
+                item=replace(task, item=item.key),
                 request=item.request(connection),
                 connection=connection,
                 destination=destination_of(planned, item),
@@ -82,9 +83,8 @@ async def _work(job: Work) -> None:
                 poll_interval=0.05,
                 input_sha256=(),
             )
-            for item in planned.items
-        }
+
         window = Window(
-            orders, workshop, Guard(), connection, width=8, fail_fast=False, fail_on_mismatch=False, refused={}
+            order, workshop, Guard(), connection, width=8, fail_fast=False, fail_on_mismatch=False, refused={}
         )
         await window.run(planned.items)
