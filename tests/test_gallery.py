@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 from airflow.sdk import DAG as Dag
 from harness.left_behind import LeftBehind
-from harness.records import ITEM, landed, make_record
+from harness.records import ITEM, landed, make_record, plan_of, submitted
 
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.ledger import Item, Record, record_key
@@ -371,6 +371,31 @@ def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
         {"amount": 5.0, "currency": "credits", "basis": "connection"},
     ]
     assert (summary["without_price"], summary["looked_at"], summary["more"]) == (1, 4, False)
+
+
+def test_a_summary_says_how_many_pictures_of_a_batch_have_not_been_started(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    fingerprints = [f"{number:064x}"[::-1] for number in range(10)]
+    batch = replace(ITEM, task_id="catalogue")
+    for fingerprint in fingerprints[:3]:
+        put(left, replace(batch, item=fingerprint[:16]), fingerprint=fingerprint)
+    assert left.ledger.create(submitted(replace(batch, item=fingerprints[3][:16])))
+    put(left, replace(ITEM, task_id="alone"))
+    plan_of(left.store, batch, fingerprints[:2])  # of before a Clear
+    plan = plan_of(left.store, batch, [*fingerprints, fingerprints[0]], generation=1)
+
+    def seen(query: str = "") -> tuple[int, int, int]:
+        summary = get(f"{SUMMARY}{query}").json()
+        return summary["pictures"], summary["not_started"], summary["wanted"]
+
+    assert seen() == (4, 6, 11)
+    assert seen("?task_id=catalogue&map_index=-1") == (3, 6, 10)
+    assert seen("?task_id=catalogue&map_index=0") == (0, 0, 0)
+    assert seen("?task_id=alone") == (1, 0, 1)
+    left.store.delete(plan)
+    left.store.create(plan, b"{")
+    assert get(SUMMARY).json()["standings"]["unreadable"] == 1
 
 
 def test_a_name_that_was_too_long_for_the_ledger_still_has_its_address(

@@ -13,14 +13,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness.canaries import Canaries, Text
 from harness.left_behind import LOGGER, SCOPE, LeftBehind
-from harness.records import ITEM, Wire, landed, make_record, submitted
+from harness.records import ITEM, Wire, landed, make_record, plan_of, submitted
 
 from airflow_provider_geminiimg import jobs
 from airflow_provider_geminiimg.connection import GatewayConnection
@@ -1049,6 +1049,36 @@ async def test_a_clear_of_what_was_purged_says_so_instead_of_paying_again_where_
     with pytest.raises(LedgerError, match="was removed"):
         await left.attempt(generation=1, marker=memory)
     assert left.paid() == 1
+
+
+FINGERPRINTS = [character * 64 for character in "abc"]
+
+
+def batch_of(left: LeftBehind, fingerprints: Sequence[str], **values: Any) -> list[Record]:
+    """What a batch's attempt has landed."""
+    records = [landed(dataclasses.replace(ITEM, item=each[:16]), fingerprint=each, **values) for each in fingerprints]
+    for record in records:
+        assert left.ledger.create(record)
+    return records
+
+
+async def test_a_batchs_plan_goes_together_with_the_records_of_all_that_it_wanted(left: LeftBehind) -> None:
+    records = batch_of(left, FINGERPRINTS)
+    plan = plan_of(left.store, ITEM, [*FINGERPRINTS, FINGERPRINTS[0]])
+    assert await purged(left, 1.0) == []
+    assert await purged(left, dry_run=True) == [plan, *(record.key for record in records)]
+    assert left.store.read(plan) is not None
+    await purged(left)
+    assert list(left.store.keys("batches/")) == left.records() == []
+
+
+async def test_a_plan_stays_while_something_of_it_is_not_made_or_can_not_be_told(left: LeftBehind) -> None:
+    records = batch_of(left, FINGERPRINTS[:2])
+    unmade = plan_of(left.store, ITEM, FINGERPRINTS)
+    unreadable = unmade.replace("/0.json", "/1.json")
+    left.store.create(unreadable, b"{")
+    assert await purged(left) == [record.key for record in records]
+    assert list(left.store.keys("batches/")) == [unmade, unreadable]
 
 
 async def test_a_purge_leaves_other_namespaces_alone(disk_left: LeftBehind) -> None:

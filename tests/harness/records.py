@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from airflow_provider_geminiimg.batch import PLANS, Plan, Planned
 from airflow_provider_geminiimg.exceptions import StorageError
+from airflow_provider_geminiimg.kept import Kept
 from airflow_provider_geminiimg.ledger import Destination, Item, Record, new_claim, process_identity, record_key
 from airflow_provider_geminiimg.storage import Blob, Store
 
@@ -52,6 +54,17 @@ def landed(item: Item = ITEM, n: int = 1, **values: Any) -> Record:
         "sha256": "0" * 64,
     }  # fmt: skip
     return submitted(item, n, **{"state": "landed", "manifest": {"images": [image]}, **values})
+
+
+def plan_of(store: Store, item: Item, fingerprints: Sequence[str], generation: int = 0) -> str:
+    """Write down what a batch has planned for a task instance; the key of it."""
+    items = [
+        Planned(row, "generate", {"prompt": "a fox"}, {"row": str(row)}, fingerprint, (), f"fox-{row}")
+        for row, fingerprint in enumerate(fingerprints)
+    ]
+    plans = Kept(Plan, store, PLANS, item, None)
+    plans.write(generation, Plan(generation=generation, directory="file:///pictures", items=tuple(items)))
+    return f"{plans.folder}/{generation}.json"
 
 
 class Wire(Store):

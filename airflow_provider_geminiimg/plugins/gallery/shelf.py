@@ -9,13 +9,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from airflow_provider_geminiimg.addresses import Address, address_of, segment
+from airflow_provider_geminiimg.batch import PLANS, Plan
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.jobs.records import AT_ONCE, STANDINGS, Entry, billed, look
 from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
@@ -25,6 +28,7 @@ from airflow_provider_geminiimg.storage import Files, decode_segment, encode_seg
 MAX_LOOKED_AT = 5_000  # records that one summary reads
 MAX_SIDECAR_BYTES = 1 << 20
 _NUMBER = re.compile(r"-?[0-9]+")
+_PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]+))/(?P<generation>[0-9]+)\.json")
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,13 @@ class Shelf:
         entries = [entry for some in self._read(keys[:MAX_LOOKED_AT]) for entry in some]
         records = [entry.found.record for entry in entries if entry.found is not None]
         costs, without_price = _total(records)
+        not_started, unreadable = self._not_started(wanted, keys)
+        standings = Counter(entry.standing for entry in entries)
+        standings.update({"unreadable": unreadable} if unreadable else {})
         return {
-            "standings": dict(Counter(entry.standing for entry in entries)),
+            "standings": dict(standings),
+            "not_started": not_started,
+            "wanted": len({key.rpartition("/")[0] for key in keys}) + not_started,
             "pictures": sum(len(_images(record)) for record in records),
             "costs": costs,
             "without_price": without_price,
@@ -189,10 +198,37 @@ class Shelf:
             return "It lies outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
         return None
 
-    def _keys(self, wanted: Wanted) -> list[str]:
+    def _not_started(self, wanted: Wanted, keys: Sequence[str]) -> tuple[int, int]:
+        """How many pictures batches have planned and no record is of yet; and how many plans can't be read."""
+        begun: dict[str, set[str]] = defaultdict(set)
+        for key in keys:
+            of_task, item, _ = key.removeprefix("ledger/").rsplit("/", 2)
+            begun[of_task].add(item)
+        latest: dict[str, int] = {}
+        for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
+            found = _PLAN.fullmatch(key)
+            if found and wanted.map_index in (None, int(found["map_index"])):
+                latest[found["of_task"]] = max(int(found["generation"]), latest.get(found["of_task"], 0))
+        plans = [self._plan(f"{PLANS}/{of_task}/{n}.json", begun[of_task]) for of_task, n in latest.items()]
+        return sum(filter(None, plans)), plans.count(None)
+
+    def _plan(self, key: str, begun: set[str]) -> int | None:
+        """How many pictures of a plan have not begun; ``None``: it can't be read."""
+        blob = self.ledger.store.read(key)
+        if blob is None:  # all of it has just landed
+            return 0
+        try:
+            return len(Plan.model_validate_json(blob.data).keys() - begun)
+        except ValidationError:
+            return None
+
+    def _below(self, folder: str, wanted: Wanted) -> str:
         names = [encode_segment(wanted.dag_id), segment(wanted.run_id)]
         names += [] if wanted.task_id is None else [segment(wanted.task_id)]
-        keys = filter(_is_shown, self.ledger.store.keys("/".join((self._folder, *names, ""))))
+        return "/".join((folder, *names, ""))
+
+    def _keys(self, wanted: Wanted) -> list[str]:
+        keys = filter(_is_shown, self.ledger.store.keys(self._below(self._folder, wanted)))
         return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
 
     def _read(self, keys: Sequence[str]) -> Iterator[list[Entry]]:

@@ -589,7 +589,9 @@ function setShape(grid, entries) {
 
 function totals(seen) {
   const total = (text, title) => h("span", { class: "total", title }, text);
-  const number = counted(seen.pictures, "picture") + (seen.more ? " or more" : "");
+  const isPart = seen.not_started && !seen.more;
+  const number = isPart ? `${seen.pictures.toLocaleString()} of ${counted(seen.wanted, "picture")}`
+    : counted(seen.pictures, "picture") + (seen.more ? " or more" : "");
   const costs = seen.costs.map((cost) => total(price(cost), BASES[cost.basis]));
   const others = Object.entries(seen.standings).filter(([standing]) => standing !== "landed");
   return [
@@ -600,6 +602,7 @@ function totals(seen) {
       const { label: text, tone } = STANDINGS[standing];
       return chip(tone, `${count.toLocaleString()} ${text.toLowerCase()}`);
     }),
+    ...(seen.not_started ? [chip("plain", `${seen.not_started.toLocaleString()} not started`)] : []),
   ];
 }
 
