@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 AXE    := 4.14.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-safety check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth test-compat \
+.PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth test-compat \
   test-wheel clean
 
 help: ## Show the targets
@@ -25,6 +25,9 @@ test: check ## Run check, then the tests
 test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, and the attacks
 	rm -rf $(addprefix build/matrix/,gateway storage time)
 	$(BIN)/python -m pytest -n 4 --dist load tests/matrix tests/test_attacks_*.py
+
+test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand pictures; ITEMS=100 for a tenth of it
+	ITEMS=$(or $(ITEMS),1000) $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/heavy
 
 check: $(READY) ## Run the linters, the type checker and the docs
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
+from harness.attempts import Attempts
 from PIL import Image
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, IncompleteError
@@ -250,6 +251,34 @@ def test_three_unknown_outcomes_in_a_row_start_no_further_picture(
     assert counts(run) == {"unknown": 3, "skipped": 17}
     assert len(sandbox.ledger()) == 3
     assert "Money may have been spent." in str(why(run))
+
+
+def test_what_a_kill_left_unknown_is_not_sent_again_and_keeps_nothing_else_from_landing(
+    sandbox: Sandbox, apimaster: str, tmp_path: Path
+) -> None:
+    """`make test-heavy` does this to a thousand pictures."""
+    prompts_ = [f"animal {number}" for number in range(60)]
+    unanswered: set[str] = set()
+    with Attempts(tmp_path) as attempts:
+        attempts.start("killed", prompts_, geminiimg_conn_id=apimaster)
+        for before in (9, 14):
+            sandbox.faults(
+                {"route": "apimaster.submit", "times": before},
+                {"route": "apimaster.submit", "hold": True, "charge": "after", "times": 8},
+            )
+            assert len(sandbox.held(8)) == 8, attempts.said()
+            attempts.kill()
+            unanswered |= attempts.unanswered()
+            sandbox.release()
+            attempts.deadlines_pass()
+            attempts.again()
+        attempts.ended()
+        became = attempts.by_status()
+    assert became.pop("unknown") == unanswered
+    assert became.pop("reused") | became.pop("landed") == set(prompts_) - unanswered
+    assert not became
+    assert len(unanswered) == 16
+    assert prompts(sandbox) == sorted(prompts_)
 
 
 def test_fail_fast_starts_no_further_picture_and_lands_what_is_under_way(

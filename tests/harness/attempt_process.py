@@ -1,0 +1,85 @@
+"""The process behind `harness.attempts`: imports the operator once, then forks for each attempt, as an executor does.
+
+What must stay true: it starts no thread before it forks; what an attempt prints goes to the log, never between the
+words of the protocol: one line of JSON in for each attempt, its process id out, and then how that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+TASK_ID = "pictures"
+
+
+class StateStore:
+    """What Airflow's task state store remembers, in a file: no database, whose memory would be counted too.
+
+    :param path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, key: str) -> Any:
+        return self._all().get(key)
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        written = self._path.with_suffix(".new")
+        written.write_text(json.dumps({**self._all(), key: value}))
+        written.replace(self._path)
+
+    def _all(self) -> dict[str, Any]:
+        return dict(json.loads(self._path.read_text())) if self._path.exists() else {}
+
+
+def attempt(spec: dict[str, Any]) -> dict[str, Any]:
+    """One attempt by the operator: its value; or its error, and whether Airflow would try again."""
+    from airflow.providers.common.compat.sdk import AirflowFailException
+    from airflow.sdk import DAG
+
+    from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+
+    with DAG(spec["dag_id"], schedule=None):
+        operator = GeminiImageBatchOperator(task_id=TASK_ID, **spec["arguments"])
+    os.environ.update(spec["connections"])
+    ti = SimpleNamespace(
+        dag_id=spec["dag_id"], run_id="run", task_id=TASK_ID, map_index=-1, max_tries=spec["generation"]
+    )
+    context: Any = {"ti": ti, "task_state_store": StateStore(Path(spec["result"]).with_suffix(".state"))}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    said: dict[str, Any] = {"value": None, "error": None, "again": None}
+    try:
+        said["value"] = operator.execute(context)
+    except Exception as error:
+        said |= {"error": str(error), "again": not isinstance(error, AirflowFailException)}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {**said, "peak": used.ru_maxrss * 1024, "cpu": used.ru_utime - before}
+
+
+def main() -> None:
+    """Serve attempts until nobody asks for more."""
+    import airflow_provider_geminiimg.operators.batch  # noqa: F401 - before the fork, as it takes seconds
+
+    answers = os.fdopen(os.dup(1), "w")
+    with Path(sys.argv[1]).open("ab") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    for line in sys.stdin:
+        spec = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            Path(spec["result"]).write_text(json.dumps(attempt(spec)))
+            os._exit(0)
+        print(pid, file=answers, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
