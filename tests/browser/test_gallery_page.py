@@ -12,7 +12,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
 from dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
+from harness.records import plan_of
 from playwright.sync_api import Frame, Locator, Page, Request, expect
+
+from airflow_provider_geminiimg.ledger import Item
+from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 SignIn = Callable[..., Page]
 TALL = {"width": 1360, "height": 1180}
@@ -385,6 +389,22 @@ def test_a_thousand_pictures_load_as_they_come_onto_the_screen(
     # Seventeen screens were stopped at; what lay between them was never on the screen.
     assert len(set(asked)) < 17 * 3 * len(_on_screen(page))
     assert page.locator(".card img[src]").count() < 600
+    expect(page.locator(".totals")).to_contain_text("1,000 pictures")
+
+
+def test_a_batch_says_how_many_of_its_pictures_are_there_and_how_many_are_not_started(
+    sign_in: SignIn, world: World
+) -> None:
+    store = open_store(world.root, default_s3_client)
+    plan = plan_of(store, Item("default", "thousand", RUN, "catalogue", -1), [f"{n:064x}"[::-1] for n in range(12)])
+    page = sign_in("ada")
+    address = f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}"
+    try:
+        page.goto(address)
+        expect(page.locator(".totals")).to_contain_text(re.compile("1,000 of 1,012 pictures.*12 not started"))
+    finally:
+        store.delete(plan)
+    page.goto(address)
     expect(page.locator(".totals")).to_contain_text("1,000 pictures")
 
 
