@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def measured(sandbox: Sandbox, apimaster: str, tmp_path: Path, monkeypatch: pyte
             result = attempts.ended()
             assert result["value"] is not None, result["error"]
             assert result["value"]["counts"]["landed"] == count
+            shutil.rmtree(attempts.root)  # gigabytes
             print(f"{count} pictures of {len(data)} bytes: {result['peak'] / MB:.0f} MB, {result['cpu']:.1f} s of CPU")
             return int(result["peak"])
 
