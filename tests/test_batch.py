@@ -267,7 +267,7 @@ def test_what_a_kill_left_unknown_is_not_sent_again_and_keeps_nothing_else_from_
                 {"route": "apimaster.submit", "times": before},
                 {"route": "apimaster.submit", "hold": True, "charge": "after", "times": 8},
             )
-            assert len(sandbox.held(8)) == 8, attempts.said()
+            assert len(sandbox.held(8, timeout=60)) == 8, attempts.said()
             attempts.kill()
             unanswered |= attempts.unanswered()
             sandbox.release()

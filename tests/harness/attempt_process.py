@@ -64,12 +64,12 @@ def attempt(spec: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve attempts until nobody asks for more."""
-    import airflow_provider_geminiimg.operators.batch  # noqa: F401 - before the fork, as it takes seconds
-
     answers = os.fdopen(os.dup(1), "w")
     with Path(sys.argv[1]).open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+    import airflow_provider_geminiimg.operators.batch  # noqa: F401 - before the fork, as it takes seconds
+
     for line in sys.stdin:
         spec = json.loads(line)
         pid = os.fork()
