@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := .venvs/bench
 AXE    := 4.14.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth test-compat \
-  test-wheel clean
+.PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth \
+  bench test-compat test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
@@ -59,6 +60,9 @@ chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count
 teeth: $(READY) postgres ## Take out one protection at a time, and see which rows of the failure matrix turn red
 	@$(BIN)/python -m scripts.teeth
 
+bench: $(BENCH)/.ready ## Measure the package beside what one would otherwise write; NAMES='poll parse' QUICK=1
+	@$(BENCH)/bin/python -m benchmarks $(NAMES) $(if $(QUICK),--quick)
+
 test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
 	@$(BIN)/python -m scripts.test_compat
 
@@ -80,4 +84,10 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The peers are many, so they are not in the environment that everything else runs from.
+$(BENCH)/.ready: pyproject.toml constraints.txt | $(READY)
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	VIRTUAL_ENV=$(CURDIR)/$(BENCH) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[bench]'
 	@touch $@

@@ -22,6 +22,7 @@ os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
 import airflow_provider_geminiimg  # noqa: E402
 from airflow_provider_geminiimg import catalog, exceptions, retry_policy  # noqa: E402
 from airflow_provider_geminiimg.provider import get_provider_info  # noqa: E402
+from benchmarks import BENCHMARKS, results  # noqa: E402
 from scripts import failure_matrix  # noqa: E402
 
 # Autodoc imports with TYPE_CHECKING set, which Airflow's own pydantic models do not survive; so it finds all loaded.
@@ -119,10 +120,22 @@ def rows_of(group: str) -> Iterator[tuple[str, ...]]:
         yield (row["event"], row["moment"], line.where, *(counts[at] for at in shown), row["state"], row["then"])
 
 
+def figures(rows: Iterable[results.Row]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        yield row.cells()[1:]
+
+
 MATRIX = failure_matrix.read_committed()
 MATRIX_HEAD = ("What happens", "When", "Where", "Submitted", "Paid", "Landed", "Unknown", "No picture", "Task", "Then")
 
+MACHINE, MEASURED = results.read()
+
 myst_substitutions = {
+    **{
+        f"bench_{name}": table(results.HEAD[1:], figures(row for row in MEASURED if row.benchmark == name))
+        for name in BENCHMARKS
+    },
+    "bench_machine": ", ".join(f"{name} {value}" for name, value in MACHINE.items()),
     **{f"matrix_{group}": table(MATRIX_HEAD, rows_of(group)) for group in failure_matrix.GROUPS},
     **{f"matrix_{name}": str(count) for name, count in failure_matrix.total(MATRIX).items()},
     "matrix_rows": str(len(MATRIX)),

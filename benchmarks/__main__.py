@@ -1,0 +1,60 @@
+"""``python -m benchmarks [NAME...]``: run all benchmarks or some, print a table, and write ``results.json``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+
+from benchmarks import BENCHMARKS, results
+from benchmarks.results import Row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 where the file that the docs are made from is not whole."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="What the package costs, beside what a user would otherwise write.",
+        epilog="\n".join(f"{name:12} {text}" for name, text in BENCHMARKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small and rough: to see that they run; writes nothing")
+    parser.add_argument("--check", action="store_true", help="run nothing: is there a result of each benchmark?")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}. There are: {', '.join(BENCHMARKS)}.")
+    if given.check:
+        return check()
+    machine = results.machine()
+    if machine["load"] > 0.5 * (os.cpu_count() or 1):
+        print(f"The machine is busy (load {machine['load']}): ratios hold better than figures.", flush=True)
+    rows: list[Row] = []
+    for name in given.names or BENCHMARKS:
+        print(f"{name}: {BENCHMARKS[name]} ...", end=" ", flush=True)
+        began = time.monotonic()
+        rows += import_module(f"benchmarks.{name}").run(given.quick)
+        print(f"{time.monotonic() - began:.0f} s", flush=True)
+    print("\n" + results.table(rows), end="")
+    if not given.quick:
+        results.write(results.merged(results.read()[1], rows, list(BENCHMARKS)), machine)
+    return 0
+
+
+def check() -> int:
+    """Whether the committed results are those of these benchmarks, each of them and no other."""
+    measured = {row.benchmark for row in results.read()[1]}
+    missing, left = [name for name in BENCHMARKS if name not in measured], measured - set(BENCHMARKS)
+    for name in missing:
+        print(f"{name} has no result: make bench NAMES={name}", file=sys.stderr)
+    for name in sorted(left):
+        print(f"{name} is no benchmark any more: make bench drops its rows", file=sys.stderr)
+    return int(bool(missing or left))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
