@@ -158,9 +158,10 @@ _GOOGLE_PRO = {"1K": Decimal("0.134"), "2K": Decimal("0.134"), "4K": Decimal("0.
 _GOOGLE_25 = {"": Decimal("0.039")}
 _APIMASTER_FLASH = {"512": Decimal("0.0672"), "1K": Decimal("0.0672"), "2K": Decimal("0.0896"), "4K": Decimal("0.1344")}
 
-_FLASH_SECONDS = {"512": 12.0, "1K": 12.0, "2K": 20.0, "4K": 35.0}
-_PRO_SECONDS = {"1K": 15.0, "2K": 20.0, "4K": 35.0}
-_25_SECONDS = {"": 12.0}
+_FLASH_SECONDS = {"512": 9.0, "1K": 9.0, "2K": 15.0, "4K": 26.0}
+_PRO_SECONDS = {"1K": 11.0, "2K": 15.0, "4K": 26.0}
+_25_SECONDS = {"": 9.0}
+_APIMASTER_SECONDS = {"512": 10.0, "1K": 10.0, "2K": 15.0, "4K": 26.0}
 
 _ONEMIN_PAGE = "1min.ai API docs, "
 _APIMASTER_PAGE = "APIMaster model guide of Gemini 3.1 Flash Image Preview"
@@ -256,7 +257,7 @@ _APIMASTER_31: dict[str, Any] = {
     "aspect_ratios": _RATIOS_14,
     "prices": _APIMASTER_FLASH,
     "price_basis": "gateway",
-    "expected_seconds": _FLASH_SECONDS,
+    "expected_seconds": _APIMASTER_SECONDS,
     "verified": True,
     "sources": {**_APIMASTER_SOURCES, **_APIMASTER_DOC},
 }

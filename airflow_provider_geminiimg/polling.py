@@ -17,6 +17,10 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus
 
 MAX_FAILURES = 5
+GROWTH = (
+    1.15  # of the pause, from poll to poll: most pictures come soon after the first one, a late one may come any time
+)
+JITTER = 1.1  # that pauses are at most longer by, so that jobs of one moment do not stay together
 VANISHED_GRACE = 600.0  # seconds; a gateway may not know a new job at once (observed as late consistency)
 
 
@@ -46,9 +50,9 @@ class PollPlan:
 
     :param submitted_at: when the job was submitted.
     :param deadline: when to stop.
-    :param expected_seconds: how long such a job usually takes; the first poll waits that long.
+    :param expected_seconds: when such a job may well be done; the first poll waits that long.
     :param poll_interval: seconds between polls, and until the first one; ``None``: `expected_seconds`, then `spread`.
-    :param spread: the shortest and the longest pause between polls, seconds.
+    :param spread: the first and the longest pause between polls, seconds.
     :param rng: where the jitter comes from.
     :raises BadRequestError: for a `poll_interval` of 0 or less.
     """
@@ -70,6 +74,7 @@ class PollPlan:
         self._first = max(0.0, expected_seconds) if poll_interval is None else poll_interval
         self._spread = spread if poll_interval is None else (poll_interval, poll_interval)
         self._rng = rng or random.Random()
+        self._answers = 0
         self._failures = 0
         self._backoff = 0
 
@@ -92,7 +97,9 @@ class PollPlan:
             return End("failed")
         if result.state is JobState.VANISHED and now - self._submitted_at >= VANISHED_GRACE:
             return End("vanished")
-        return self._again(now, self._interval())
+        interval = self._interval()
+        self._answers += 1
+        return self._again(now, interval)
 
     def _after_failure(self, now: float, error: GeminiImageError) -> Pause | End:
         # A gateway that says "slow down" has not been lost.
@@ -106,7 +113,9 @@ class PollPlan:
         return End("timeout") if now >= self._deadline else self._pause(now, seconds)
 
     def _interval(self) -> float:
-        return self._rng.uniform(*self._spread)
+        shortest, longest = self._spread
+        grown = min(longest, shortest * GROWTH ** min(self._answers, 100))
+        return self._rng.uniform(grown, min(longest, grown * JITTER))
 
     def _pause(self, now: float, seconds: float) -> Pause:
         return Pause(max(0.0, min(seconds, self._deadline - now)))

@@ -155,7 +155,7 @@ class GeminiImageJobTrigger(BaseTrigger):
     :param model: the model that it was submitted for.
     :param submitted_at: when, in Unix seconds.
     :param deadline: when to stop, in Unix seconds.
-    :param expected_seconds: how long such a job usually takes; the first poll waits that long after the submit.
+    :param expected_seconds: when such a job may well be done; the first poll waits that long after the submit.
     :param poll_interval: seconds between polls and before the first; default: the catalogue's schedule.
     """
 
