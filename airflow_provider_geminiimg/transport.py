@@ -1,4 +1,4 @@
-"""Sends a gateway's `Call`s over httpx. The only code that holds the API key.
+"""Sends a gateway's `Call`s. The only code that holds the API key.
 
 What must stay true:
 
@@ -18,10 +18,11 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from urllib.request import getproxies
 
 import anyio
 import httpx
@@ -39,6 +40,9 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways.base import Call, JobStatus
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.polls import Polls
 
 T = TypeVar("T")
 
@@ -152,9 +156,9 @@ class _KeyAuth(httpx.Auth):
         self._origin = _origin(httpx.URL(base_url))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if _origin(request.url) == self._origin:
+        if key := self.headers(request.url):
             headers = request.headers.copy()
-            headers.update(self._headers)
+            headers.update(key)
             request = httpx.Request(
                 request.method,
                 request.url,
@@ -163,6 +167,10 @@ class _KeyAuth(httpx.Auth):
                 extensions=request.extensions,
             )
         yield request
+
+    def headers(self, url: httpx.URL) -> Mapping[str, str]:
+        """The headers that carry the key, if `url` is the API's."""
+        return self._headers if _origin(url) == self._origin else {}
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("This object holds an API key and can't be pickled.")
@@ -187,7 +195,10 @@ class Transport:
             "upload": asyncio.Semaphore(uploads),
         }
         self._pool_size = at_once + uploads
+        self._trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # no proxy reaches our own loopback
+        self._behind_proxy = self._trust_env and bool(getproxies())
         self._pool: httpx.AsyncClient | None = None
+        self._polls: Polls | None = None
         self._closed = False
 
     async def __aenter__(self) -> Transport:
@@ -201,9 +212,10 @@ class Transport:
     async def aclose(self) -> None:
         """Close the pooled connections. Nothing can be sent afterwards."""
         self._closed = True
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.aclose()
+        opened, self._pool, self._polls = (self._pool, self._polls), None, None
+        for pool in opened:
+            if pool is not None:
+                await pool.aclose()
 
     async def send(self, call: Call[T], *, prompt: str | None = None) -> T:
         """Send a call once.
@@ -273,6 +285,8 @@ class Transport:
         exchange = _Exchange(call)
         try:
             with quiet_http(), anyio.fail_after(exchange.time_limit):
+                if _kind(call) == "poll" and not self._behind_proxy:
+                    return await exchange.poll(await self._polling(), self._auth)
                 if not call.billable:
                     return await exchange.run(await self._pooled(), self._auth)
                 async with await self._client(connections=1, keep=0) as client:
@@ -293,11 +307,22 @@ class Transport:
             self._pool = self._pool or client  # another task may have made one meanwhile
         return self._pool
 
+    async def _polling(self) -> Polls:
+        if self._polls is None:
+            module, tls = await asyncio.to_thread(lambda: (_polls_module(), _tls_context()))
+            if self._closed:
+                raise RuntimeError("This transport is closed.")
+            if self._polls is None:  # another task may have made one meanwhile
+                at_once = self._pool_size
+                self._polls = module.Polls(tls, connections=at_once, connect_timeout=CONNECT_TIMEOUT)
+        return self._polls
+
     async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
-        trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # no proxy reaches our own loopback
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=keep)
         client = await asyncio.to_thread(
-            lambda: httpx.AsyncClient(verify=_tls_context(), limits=limits, follow_redirects=False, trust_env=trust_env)
+            lambda: httpx.AsyncClient(
+                verify=_tls_context(), limits=limits, follow_redirects=False, trust_env=self._trust_env
+            )
         )
         if self._closed:
             raise RuntimeError("This transport is closed.")
@@ -316,16 +341,26 @@ class _Exchange(Generic[T]):
     async def run(self, client: httpx.AsyncClient, auth: httpx.Auth) -> T:
         response = await client.send(self._request(), auth=auth, stream=True, follow_redirects=False)
         try:
-            body = await self._body(response)
+            body = await self._body(response.headers, response.aiter_raw())
         finally:
             await response.aclose()
-        if 300 <= response.status_code < 400:
-            raise self._doubt(f"The gateway answered with a redirect (HTTP {response.status_code}), never followed.")
+        return self._parsed(response.status_code, response.headers.raw, body)
+
+    async def poll(self, polls: Polls, auth: _KeyAuth) -> T:
+        """As `run`, for a call that has no body and costs nothing."""
+        sent = self.call.request
+        headers = {**HEADERS, **sent.headers, **auth.headers(sent.url)}
+        self.written = True  # where it is not, the exception says so
+        async with polls.get(sent.url, headers, read_timeout=self.call.read_timeout) as answer:
+            body = await self._body(answer.headers, answer.content.iter_any())
+        return self._parsed(answer.status, answer.raw_headers, body)
+
+    def _parsed(self, status: int, raw_headers: Iterable[tuple[bytes, bytes]], body: bytes) -> T:
+        if 300 <= status < 400:
+            raise self._doubt(f"The gateway answered with a redirect (HTTP {status}), never followed.")
         # As bytes: a header in another script must not cost the answer to a paid request.
-        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in _TRANSFER_HEADERS]
-        return self.call.parse(
-            httpx.Response(response.status_code, headers=headers, content=body, request=self.call.request)
-        )
+        headers = [(name, value) for name, value in raw_headers if name.lower() not in _TRANSFER_HEADERS]
+        return self.call.parse(httpx.Response(status, headers=headers, content=body, request=self.call.request))
 
     def _request(self) -> httpx.Request:
         sent = self.call.request
@@ -343,15 +378,15 @@ class _Exchange(Generic[T]):
     async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         self.written = self.written or event.endswith("send_request_headers.started")
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> bytes:
         """The body, unpacked no further than it may be large: a few bytes may stand for gigabytes."""
-        encoding = response.headers.get("content-encoding", "").strip().lower()
+        encoding = headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity", *_PACKED):
             raise self._doubt("The gateway's answer is encoded in a way that was not asked for.")
         unpacker = zlib.decompressobj(_BY_ITS_HEADER) if encoding in _PACKED else None
         limit = MAX_ANSWER[self.call.billable]
         body = bytearray()
-        async for chunk in response.aiter_raw():
+        async for chunk in chunks:
             try:
                 body += chunk if unpacker is None else unpacker.decompress(chunk, limit + 1 - len(body))
             except zlib.error:
@@ -387,6 +422,12 @@ def _may_pass(error: BaseException) -> bool:
 
 def _origin(url: httpx.URL) -> _Origin:
     return url.scheme, url.host.lower(), url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _polls_module() -> ModuleType:
+    from airflow_provider_geminiimg import polls
+
+    return polls
 
 
 @functools.cache
