@@ -37,6 +37,7 @@ class Polls:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            middlewares=(_once,),
         )
 
     @asynccontextmanager
@@ -52,15 +53,24 @@ class Polls:
         """
         timeout = aiohttp.ClientTimeout(sock_connect=self._connect_timeout, sock_read=read_timeout)
         with _as_httpx():
-            # In small letters, because aiohttp sends a "GET" that was dropped again, which no limiter would count.
-            async with self._session.request(
-                "get", yarl.URL(str(url), encoded=True), headers=headers, timeout=timeout, allow_redirects=False
+            async with self._session.get(
+                yarl.URL(str(url), encoded=True), headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
                 yield answer
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Hide from aiohttp that a connection broke: it would send again by itself, which no limiter counts."""
+    try:
+        return await send(request)
+    except _UNSENT:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise httpx.ReadError(type(error).__name__) from None
 
 
 @contextmanager
