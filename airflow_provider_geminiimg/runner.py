@@ -12,6 +12,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from airflow_provider_geminiimg.exceptions import NotSentError
@@ -19,6 +20,7 @@ from airflow_provider_geminiimg.exceptions import NotSentError
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds; SIGKILL follows 5 s after SIGTERM when a running task is marked failed
+THREADS = 32  # for storage; asyncio's own six on two processors let fifty pictures wait for each other's disk
 
 
 class Guard:
@@ -85,7 +87,9 @@ def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: Guard | Non
     done = threading.Event()  # an interrupted Thread.join() takes the thread for dead up to Python 3.12
 
     async def main() -> T:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="geminiimg-storage"))
+        running.append((loop, asyncio.current_task()))
         return await make_coroutine()
 
     def work() -> None:
