@@ -171,7 +171,7 @@ def render(data: bytes) -> bytes:
         small = ImageOps.exif_transpose(small).convert(mode)
     small.info.clear()  # whatever a version of Pillow would write of it
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80)
+    small.save(buffer, "WEBP", quality=80, method=2)  # half the time of the default, for a few per cent of size
     return buffer.getvalue()
 
 
