@@ -43,6 +43,7 @@ from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, with_
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
+from airflow_provider_geminiimg.room import Room
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.storage import Files, join_uri
 from airflow_provider_geminiimg.thumbnails import Kept, make_thumbnails, thumbnail_keys
@@ -66,6 +67,7 @@ class Workshop:
     :param files: pictures, anywhere.
     :param connect: gives the transport of a connection id, opened once.
     :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
+    :param room: memory for the pictures that are being landed.
     :param budgets: what may be spent. Whoever opens a workshop closes them.
     """
 
@@ -73,7 +75,7 @@ class Workshop:
     files: Files
     connect: Callable[[str], Awaitable[Transport]]
     log: Logs
-
+    room: Room = field(default_factory=Room)
     budgets: Budgets = field(init=False)
 
     def __post_init__(self) -> None:
@@ -260,12 +262,23 @@ class Collector:
         """
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
+        async with self.workshop.room.share() as settle:
+            return await self._land(record, pictures, reported_cost, settle)
+
+    async def _land(
+        self,
+        record: Record,
+        pictures: Sequence[Picture],
+        reported_cost: float | None,
+        settle: Callable[[int], None],
+    ) -> Record:
         stored: list[StoredImage] = []
         kept = Kept()
         with _paid():
             for picture in pictures:
                 try:
                     data = await self._bytes(record, picture)
+                    settle(len(data))
                     stored.append(await self._store(record, len(stored), data))
                     kept.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *_UNFETCHED) as error:

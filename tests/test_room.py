@@ -1,0 +1,100 @@
+"""The room that pictures share on their way into storage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from airflow_provider_geminiimg.room import Room
+
+
+class Landing:
+    """One that lands a picture: inside the room until it is let go."""
+
+    def __init__(self, room: Room, size: int) -> None:
+        self.inside, self.leave = asyncio.Event(), asyncio.Event()
+        self.settle: Callable[[int], None]
+        self.task = asyncio.create_task(self._land(room, size))
+
+    async def _land(self, room: Room, size: int) -> None:
+        async with room.share() as settle:
+            settle(size)
+            self.inside.set()
+            await self.leave.wait()
+
+    async def end(self) -> None:
+        self.leave.set()
+        await self.task
+
+
+async def turns() -> None:
+    """Let all that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def entered(*landings: Landing) -> list[bool]:
+    await turns()
+    return [landing.inside.is_set() for landing in landings]
+
+
+async def test_pictures_that_fit_land_at_once_and_the_next_one_waits_for_one_of_them() -> None:
+    room = Room(100)
+    first = Landing(room, 40)
+    assert await entered(first) == [True]
+    second, third = Landing(room, 40), Landing(room, 40)
+    assert await entered(second, third) == [True, False]
+    await first.end()
+    assert await entered(third) == [True]
+    await second.end()
+    await third.end()
+
+
+async def test_a_picture_larger_than_the_room_lands_alone() -> None:
+    room = Room(100)
+    large = Landing(room, 5000)
+    assert await entered(large) == [True]
+    small = Landing(room, 1)
+    assert await entered(small) == [False]
+    await large.end()
+    assert await entered(small) == [True]
+    await small.end()
+
+
+@pytest.mark.parametrize("ending", ["cancelled inside", "cancelled while it waits"])
+async def test_who_is_cancelled_gives_back_what_it_had_and_nothing_else(ending: str) -> None:
+    room = Room(100)
+    holder = Landing(room, 100)
+    assert await entered(holder) == [True]
+    waiting = Landing(room, 100)
+    assert await entered(waiting) == [False]
+    (holder if ending == "cancelled inside" else waiting).task.cancel()
+    await turns()
+    last = Landing(room, 100)
+    if ending == "cancelled inside":
+        assert await entered(waiting, last) == [True, False]
+        await waiting.end()
+    else:
+        assert await entered(last) == [False]
+        await holder.end()
+    assert await entered(last) == [True]
+    await last.end()
+
+
+async def test_many_of_any_size_all_land_and_what_is_inside_stays_within_the_room() -> None:
+    room, inside, most = Room(1000), 0, 0
+
+    async def land(size: int) -> None:
+        nonlocal inside, most
+        async with room.share() as settle:
+            settle(size)
+            inside += size
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= size
+
+    await asyncio.wait_for(asyncio.gather(*(land(200) for _ in range(500))), 20)
+    assert most <= 1000
+    await asyncio.wait_for(asyncio.gather(*(land(size) for size in (1, 5000, 200, 999, 1) * 50)), 20)
