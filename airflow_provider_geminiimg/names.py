@@ -35,12 +35,9 @@ def reserve_name(
     files.check(stem, "output_path")
     files.check_writable(destination.directory)
     _claim(ledger, item_path, destination, stem)
-    for extension in EXTENSIONS:
-        uri = f"{stem}.{extension}"
-        if files.state(uri) == "there":
-            if digest is not None and files.sha256(uri) == digest:
-                break
-            raise _taken(destination, f"{destination.stem}{suffix}.{extension} exists")
+    found = files.there([f"{stem}.{extension}" for extension in EXTENSIONS])
+    if found and (digest is None or files.sha256(found[0]) != digest):
+        raise _taken(destination, f"{found[0].rpartition('/')[2]} exists")
     return suffix
 
 

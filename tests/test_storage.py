@@ -547,6 +547,38 @@ def test_state_is_unknown_where_s3_would_not_say(answers: Any, before: list[tupl
     assert Files(s3_client=factory).state(f"{bucket}/p.png") == "unknown"
 
 
+def test_which_of_some_files_are_there(files: Files, folder: str) -> None:
+    wanted = [join_uri(folder, f"p.{extension}") for extension in ("png", "jpg", "json")]
+    assert files.there(wanted) == []
+    for uri in (*wanted[1:], join_uri(folder, "p.png.bak")):
+        write(files, uri, b"x")
+    assert files.there(wanted) == wanted[1:]
+
+
+@pytest.mark.parametrize("before", [[], [("GET", 403, "AccessDenied")]], ids=["may list", "may not list"])
+def test_a_bucket_says_which_files_are_there_also_to_who_may_not_list_it(
+    answers: Any, before: list[tuple[str, int, str]]
+) -> None:
+    told, factory, bucket = answers
+    files = Files(s3_client=factory)
+    write(files, f"{bucket}/p.json", b"x")
+    told.before = before
+    assert files.there([f"{bucket}/p.png", f"{bucket}/p.json"]) == [f"{bucket}/p.json"]
+
+
+def test_a_folder_that_took_files_is_believed_to_for_a_while_and_then_asked_again(
+    files: Files, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.check_writable(s3)
+    boto3.client("s3").delete_bucket(Bucket=s3.removeprefix("s3://"))
+    files.check_writable(s3)
+    monkeypatch.setattr("airflow_provider_geminiimg.storage.places.BELIEVED", 0.0)
+    again = Files(s3_client=default_s3_client)
+    for _ in range(2):
+        with pytest.raises(BadRequestError, match="output_path"):
+            again.check_writable(s3)
+
+
 def test_a_writable_folder_passes_and_stays_empty(files: Files, folder: str) -> None:
     files.check_writable(folder)
     assert list(open_store(folder, default_s3_client).keys("")) == []

@@ -8,11 +8,11 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_geminiimg.exceptions import StorageError
+from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 from airflow_provider_geminiimg.storage.uris import Location
 
 S3ClientFactory = Callable[[str | None], Any]
@@ -160,6 +160,15 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def exists(self, place: Location) -> bool:
         """False only where the store says so."""
+
+    def there(self, places: Sequence[Location]) -> list[Location]:
+        """Those of some files of one directory that are there; one that can't be told of is left out."""
+        found = []
+        for place in places:
+            with contextlib.suppress(GeminiImageError):
+                if self.exists(place):
+                    found.append(place)
+        return found
 
     @abc.abstractmethod
     def try_writing(self, place: Location) -> None:

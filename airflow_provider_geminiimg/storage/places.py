@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Literal
@@ -14,6 +15,8 @@ from airflow_provider_geminiimg.storage.s3 import S3Calls, S3Files, S3Store
 from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, Location, join_uri, locate
 
 State = Literal["there", "gone", "unknown"]
+BELIEVED = 10.0
+"""Seconds for which a directory that took files is taken to be writable."""
 
 
 def open_store(uri: str, s3_client: S3ClientFactory) -> Store:
@@ -47,6 +50,7 @@ class Files:
 
     def __init__(self, *, s3_client: S3ClientFactory, allowed_roots: Sequence[str] = ()) -> None:
         self._s3_client = s3_client
+        self._writable: dict[str, float] = {}
         roots = [locate(root, "allowed_roots") for root in allowed_roots]
         self._roots = {root.shown: _without_empty_end(root.segments()) for root in roots}
 
@@ -113,14 +117,23 @@ class Files:
         except GeminiImageError:
             return "unknown"
 
+    def there(self, uris: Sequence[str]) -> list[str]:
+        """Those of some files of one directory that are there. What the store would not or could not say is not."""
+        places = {self._place(uri, "uri"): uri for uri in uris}
+        found = self._backend(next(iter(places))).there(list(places))
+        return [places[place] for place in found]
+
     def check_writable(self, directory_uri: str) -> None:
         """Find out whether a directory takes files, before money is spent. Leaves no file behind.
 
-        On S3 this starts and aborts a multipart upload, which no event notification tells of.
+        On S3 this starts and aborts a multipart upload, which no event notification tells of. One that took files is
+        believed to for `BELIEVED` seconds, so that a batch does not ask for each of its pictures.
 
         :raises BadRequestError: it does not.
         :raises StorageError: it could not be told now; trying again can help.
         """
+        if time.monotonic() < self._writable.get(directory_uri, 0.0):
+            return
         name = f".geminiimg-{uuid.uuid4().hex}"
         place = self._place(join_uri(directory_uri, name), "output_path")
         try:
@@ -131,6 +144,7 @@ class Files:
             kind = StorageError if error.retryable else BadRequestError
             shown = place.shown.rpartition("/")[0]
             raise kind(f"output_path: {shown} can't be written to. {error.message}", hint=error.hint) from error
+        self._writable[directory_uri] = time.monotonic() + BELIEVED
 
     def _place(self, uri: str, field: str) -> Location:
         place = locate(uri, field)
