@@ -90,4 +90,6 @@ $(READY): pyproject.toml constraints.txt
 $(BENCH)/.ready: pyproject.toml constraints.txt | $(READY)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	VIRTUAL_ENV=$(CURDIR)/$(BENCH) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[bench]'
+	# Airflow's own S3 paths want an older botocore than everything else: a folder for that one peer.
+	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python --target .venvs/s3fs s3fs==2026.9.0 aiobotocore==3.10.0
 	@touch $@

@@ -129,12 +129,15 @@ MATRIX = failure_matrix.read_committed()
 MATRIX_HEAD = ("What happens", "When", "Where", "Submitted", "Paid", "Landed", "Unknown", "No picture", "Task", "Then")
 
 MACHINE, MEASURED = results.read()
+GROWTH = HERE / "images" / "growth.svg"
 
 myst_substitutions = {
     **{
         f"bench_{name}": table(results.HEAD[1:], figures(row for row in MEASURED if row.benchmark == name))
         for name in BENCHMARKS
     },
+    # Drawn by the benchmark itself, so there is none before its first run.
+    "bench_growth_plot": "![What a batch costs, by its size](images/growth.svg)" if GROWTH.exists() else "No plot yet.",
     "bench_machine": ", ".join(f"{name} {value}" for name, value in MACHINE.items()),
     **{f"matrix_{group}": table(MATRIX_HEAD, rows_of(group)) for group in failure_matrix.GROUPS},
     **{f"matrix_{name}": str(count) for name, count in failure_matrix.total(MATRIX).items()},

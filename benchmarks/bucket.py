@@ -1,0 +1,38 @@
+"""S3 for the benchmarks: moto in a process of its own, as the tests have it in theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import boto3
+
+from benchmarks.beside import beside
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def _serve(ready: Connection) -> None:
+    from tests.harness.moto import start_moto
+
+    with start_moto() as url:
+        ready.send(url)
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def bucket() -> Iterator[tuple[str, dict[str, str]]]:
+    """An empty bucket: its URI, and the environment in which boto3 finds it."""
+    with beside(_serve) as endpoint:
+        name = f"bench-{uuid.uuid4().hex}"
+        boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=KEYS["AWS_DEFAULT_REGION"],
+            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        ).create_bucket(Bucket=name)
+        yield f"s3://{name}", {**KEYS, "AWS_ENDPOINT_URL": endpoint}

@@ -1,0 +1,177 @@
+"""Two hundred pictures of 8 MB from the gateway into a bucket, 16 at a time: poll, download, write.
+
+What each does is what it would do in a task: the package checks the bytes, names them by their checksum, writes a
+sidecar and moves the record forward; the others move bytes. Submits come before, and are not measured. The ledger is
+on disk, the pictures go to S3; nobody has Pillow, because nobody else makes thumbnails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bucket import bucket
+from benchmarks.gateway import gateway
+from benchmarks.making import CONNECTION, Memory, environment, prompts
+from benchmarks.measure import fresh
+from benchmarks.results import Row
+
+COUNT, WIDTH, SIZE = 200, 16, 8_000_000
+WARM = 2  # pictures that land first, so that no import is measured
+MODEL = "gemini-3.1-flash-image-preview"
+OVERLAY = Path(__file__).parents[1] / ".venvs" / "s3fs"
+THROUGHPUT, MEMORY = 1.0, 0.3
+
+
+def ours(*, url: str, directory: str, count: int) -> dict[str, float]:
+    """Land what this very process has submitted, by the steps of the operators."""
+    sys.modules["PIL"] = None  # type: ignore[assignment]
+    from airflow_provider_geminiimg.runner import run
+
+    return run(lambda: _land(directory, count))
+
+
+async def _land(directory: str, count: int) -> dict[str, float]:
+    from airflow_provider_geminiimg.decision import Policy
+    from airflow_provider_geminiimg.landing import Collector
+    from airflow_provider_geminiimg.ledger import Destination, Item, Record
+    from airflow_provider_geminiimg.lifecycle import Purchase
+    from airflow_provider_geminiimg.order import Order
+    from airflow_provider_geminiimg.request import ImageRequest
+    from airflow_provider_geminiimg.runner import Guard
+    from airflow_provider_geminiimg.surroundings import Surroundings
+
+    around = Surroundings(logging.getLogger("benchmark"))
+    connection = around.connection(CONNECTION)
+    async with around.workshop() as workshop:
+        turn = asyncio.Semaphore(WIDTH)
+
+        async def submit(number: int, prompt: str) -> Record:
+            order = Order(
+                item=Item(around.namespace, "bench", "run", "landing", -1, str(number)),
+                request=ImageRequest.build(operation="generate", prompt=prompt, resolution="512").check(
+                    connection.gateway, connection.model
+                ),
+                connection=connection,
+                destination=Destination(directory, f"picture-{number}"),
+                policy=Policy(generation=0),
+            )
+            async with turn:
+                record, _ = await Purchase(order, workshop, Guard()).start()
+            return record
+
+        async def land(record: Record) -> None:
+            async with turn:
+                await Collector(workshop).wait(record, timeout=600, poll_interval=1.0, at_once=True)
+
+        wanted = enumerate(prompts(WARM + count))
+        records = await asyncio.gather(*(submit(number, prompt) for number, prompt in wanted))
+        await asyncio.gather(*map(land, records[:WARM]))
+        memory, began = Memory(), time.monotonic()
+        await asyncio.gather(*map(land, records[WARM:]))
+        return {"seconds": time.monotonic() - began, "bytes": memory.peak() - memory.idle}
+
+
+def with_requests(*, url: str, directory: str, count: int) -> dict[str, float]:
+    """What a PythonOperator's function would do, in a pool of threads."""
+    import boto3
+    import requests
+    from botocore.config import Config
+
+    s3 = boto3.client("s3", config=Config(max_pool_connections=WIDTH))
+    name, _, prefix = directory.removeprefix("s3://").partition("/")
+
+    def land(task: str) -> None:
+        body = requests.get(_link(url, task), timeout=60).content
+        s3.put_object(Bucket=name, Key=f"{prefix}/{task}.png", Body=body, ContentType="image/png")
+
+    return _in_threads(land, _submitted(url, count))
+
+
+def with_storage_path(*, url: str, directory: str, count: int) -> dict[str, float]:
+    """Airflow's own copy between two places, here the web and a bucket."""
+    import fsspec
+    from airflow.sdk import ObjectStoragePath
+    from airflow.sdk.io import attach
+
+    web = fsspec.filesystem("http", block_size=0)  # this gateway knows no ranges: one stream
+    attach("http", fs=web)
+
+    def land(task: str) -> None:
+        ObjectStoragePath(_link(url, task)).copy(ObjectStoragePath(f"{directory}/{task}.png"))
+
+    return _in_threads(land, _submitted(url, count))
+
+
+def _submitted(url: str, count: int) -> list[str]:
+    import requests
+
+    body = {"model": MODEL, "resolution": "0.5K"}
+    return [
+        requests.post(f"{url}/images/generations/async", json={**body, "prompt": prompt}, headers=_key(), timeout=60)
+        .json()["data"][0]["task_id"]
+        for prompt in prompts(WARM + count)
+    ]  # fmt: skip
+
+
+def _link(url: str, task: str) -> str:
+    import requests
+
+    answer = requests.get(f"{url}/tasks/{task}", params={"model": MODEL}, headers=_key(), timeout=60)
+    link = answer.json()["data"]["result"]["images"][0]["url"]
+    return str(link[0] if isinstance(link, list) else link)
+
+
+def _key() -> dict[str, str]:
+    return {"Authorization": "Bearer sandbox-key"}
+
+
+def _in_threads(land: Callable[[str], None], tasks: list[str]) -> dict[str, float]:
+    for task in tasks[:WARM]:
+        land(task)
+    memory, began = Memory(), time.monotonic()
+    with ThreadPoolExecutor(WIDTH) as pool:
+        list(pool.map(land, tasks[WARM:]))
+    return {"seconds": time.monotonic() - began, "bytes": memory.peak() - memory.idle}
+
+
+def run(quick: bool) -> list[Row]:
+    """Contestants take turns; each starts with an empty bucket and a gateway that has made nothing."""
+    count, repeats = (20, 1) if quick else (COUNT, 3)
+    contestants: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
+        "ours": (ours, {}),
+        "requests + put_object": (with_requests, {}),
+        "ObjectStoragePath.copy": (with_storage_path, {"PYTHONPATH": os.pathsep.join([str(OVERLAY)])}),
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, (function, env) in contestants.items():
+            found[name].append(_once(function, env, count))
+    rate = {
+        name: SIZE / 1e6 * count / statistics.median(run["seconds"] for run in runs) for name, runs in found.items()
+    }
+    peak = {name: statistics.median(run["bytes"] for run in runs) / 1e6 for name, runs in found.items()}
+    figure = f"{count} pictures of {SIZE / 1e6:.0f} MB into S3, {WIDTH} wide"
+    first, *peers = contestants
+    return [
+        *(Row("landing", figure, "MB/s", rate[first], peer, rate[peer], THROUGHPUT, at_least=True) for peer in peers),
+        *(
+            Row("landing", "peak memory above idle", "MB", peak[first], peer, peak[peer], MEMORY if n == 0 else None)
+            for n, peer in enumerate(peers)
+        ),
+    ]
+
+
+def _once(function: Callable[..., Any], env: dict[str, str], count: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as root, bucket() as (uri, keys), gateway(picture_bytes=SIZE) as client:
+        given = {**keys, **environment(client, Path(root).as_uri()), **env}
+        return dict(fresh(function, env=given, url=client.apimaster_url, directory=f"{uri}/pictures", count=count))

@@ -1,0 +1,111 @@
+"""A batch all of whose pictures have landed before: a retry, or a DAG run again. It reads and looks, and pays nothing.
+
+One picture is made, and its record and file copied for the other rows: buying ten thousand here would take longer than
+all else, and it is what comes after that is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.bucket import bucket
+from benchmarks.gateway import gateway
+from benchmarks.making import CONNECTION, SHARED, environment, make, prompts
+from benchmarks.measure import fresh
+from benchmarks.results import Row
+
+WIDTH = 50
+# Where the root is -> items, and the milliseconds that each may take
+PLACES = {"disk": (10_000, 2.0), "S3": (2_000, 10.0)}
+QUICK = 100
+
+
+@contextmanager
+def _root(place: str) -> Iterator[tuple[str, dict[str, str]]]:
+    if place == "disk":
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder).as_uri(), {}
+    else:
+        with bucket() as (uri, env):
+            yield f"{uri}/root", env
+
+
+def copied(*, root: str, count: int) -> None:
+    """Make the first picture of a batch, and write down that the others have landed likewise."""
+    from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+
+    make(count=1, width=1, poll_interval=0.01, warm=0)
+    store = open_store(root, default_s3_client)
+    (key,) = store.keys("ledger/")
+    blob = store.read(key)
+    assert blob is not None
+    record = blob.data.decode()
+    uri = json.loads(record)["manifest"]["images"][0]["uri"]
+    picture = Files(s3_client=default_s3_client).read(uri, max_bytes=1_000_000)
+    first, *others = _names(count)
+
+    def copy(names: tuple[str, ...]) -> None:
+        _write(f"{root}/{_renamed(key, first, names)}", _renamed(record, first, names).encode())
+        _write(_renamed(uri, first, names), picture)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(copy, others))
+
+
+def _names(count: int) -> list[tuple[str, ...]]:
+    """What a picture is known by in its record, from the longest to the shortest."""
+    from airflow_provider_geminiimg.batch import fingerprint_of
+    from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+    from airflow_provider_geminiimg.request import prompt_sha256
+    from airflow_provider_geminiimg.rows import wishes
+
+    connection = GeminiImageHook(CONNECTION).connection()
+    rows = [{"prompt": prompt} for prompt in prompts(count)]
+    found = wishes(rows, SHARED, 1, gateway=connection.gateway, default_model=connection.model)
+    prints = [fingerprint_of(wish.request, (), connection) for wish in found]
+    return [
+        (print_, prompt_sha256(wish.request.prompt), print_[:16], print_[:12])
+        for print_, wish in zip(prints, found, strict=True)
+    ]
+
+
+def _renamed(text: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
+    for old, new in zip(before, after, strict=True):
+        text = text.replace(old, new)
+    return text
+
+
+def _write(uri: str, data: bytes) -> None:
+    """As it would lie there; without the care that a paid picture takes."""
+    from airflow_provider_geminiimg.storage import default_s3_client
+
+    if uri.startswith("s3://"):
+        name, _, key = uri.removeprefix("s3://").partition("/")
+        default_s3_client(None).put_object(Bucket=name, Key=key, Body=data)
+    else:
+        path = Path(uri.removeprefix("file://"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def run(quick: bool) -> list[Row]:
+    rows = []
+    for place, (items, reach) in PLACES.items():
+        count, repeats = (QUICK, 1) if quick else (items, 3)
+        with _root(place) as (root, env), gateway() as client:
+            env = {**env, **environment(client, root)}
+            fresh(copied, env=env, root=root, count=count)
+            paid = len(client.calls())
+            arguments = {"count": count, "width": WIDTH, "poll_interval": 1.0, "warm": 0}
+            runs = [fresh(make, env=env, **arguments) for _ in range(repeats)]
+            assert all(found["counts"]["reused"] == count for found in runs), runs
+            assert len(client.calls()) == paid, "the gateway was asked"
+        took = statistics.median(found["seconds"] for found in runs) / count * 1000
+        rows.append(Row("reuse", f"an item that has landed, root on {place}, of {count:,}", "ms", took, reach=reach))
+    return rows
