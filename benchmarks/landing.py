@@ -146,7 +146,7 @@ def _in_threads(land: Callable[[str], None], tasks: list[str]) -> dict[str, floa
 
 def run(quick: bool) -> list[Row]:
     """Contestants take turns; each starts with an empty bucket and a gateway that has made nothing."""
-    count, repeats = (20, 1) if quick else (COUNT, 3)
+    count, repeats = (20, 1) if quick else (COUNT, 2)
     contestants: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
         "ours": (ours, {}),
         "requests + put_object": (with_requests, {}),

@@ -22,7 +22,7 @@ from benchmarks.results import Row
 
 WIDTH = 50
 # Where the root is -> items, and the milliseconds that each may take
-PLACES = {"disk": (10_000, 2.0), "S3": (2_000, 10.0)}
+PLACES = {"disk": (10_000, 2.0), "S3": (1_000, 10.0)}
 QUICK = 100
 
 
