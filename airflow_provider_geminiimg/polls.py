@@ -1,6 +1,6 @@
 """Connections for what is asked often and costs nothing: polls and checks, over aiohttp.
 
-A thousand waiting tasks ask all the time, in one event loop; over httpx a poll takes four times the CPU. What may cost
+A thousand waiting tasks ask all the time, in one event loop; over httpx a poll takes three times the CPU. What may cost
 money stays with httpx, whose own account of what was written decides whether a request is unpaid.
 
 What must stay true: nothing is followed, decoded, stored or logged here; every failure is an exception of httpx, so
