@@ -1,7 +1,7 @@
-"""One picture's life: what an attempt finds, what it does about it, and how a paid request is sent and recorded.
+"""One picture's life: what an attempt finds, and what it does about it.
 
-What must stay true: the record is there before the request that may cost money; nobody but the winner of the record
-sends it; it is sent once; whatever its answer is, it is written down before anything else happens.
+What must stay true: what the ledger says comes first; what was paid for is collected, and not bought beside it; where
+the ledger can't be read, no error says that nothing was paid.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.budget import price_of, refuse_over
+from airflow_provider_geminiimg.collecting import Collector, VanishedError
+from airflow_provider_geminiimg.copies import copy_to, picture_state
 from airflow_provider_geminiimg.decision import (
     Asked,
     Copy,
@@ -42,28 +44,24 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.inputs import public_uri, read_inputs
-from airflow_provider_geminiimg.landing import Collector, VanishedError, Workshop, in_thread
+from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import (
     Found,
     Record,
     new_claim,
     process_identity,
     record_key,
-    with_error,
 )
 from airflow_provider_geminiimg.manifest import estimate
 from airflow_provider_geminiimg.memory import look, remember
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.order import Marker, Order, differences
+from airflow_provider_geminiimg.paying import ANSWER_MARGIN, Payment
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
 from airflow_provider_geminiimg.reuse import Buy, Sharing, copy_of
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
 
-ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
-CLAIM_SECONDS = ANSWER_MARGIN - BILLABLE_WAIT - OVERHEAD  # that a claim may take, or others give it up too early
-RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
 
 
@@ -93,10 +91,11 @@ class Purchase:
         self.turn = turn
         self.ledger = workshop.ledger
         self.log = workshop.log
+        self.lander = Lander(workshop, generation=order.policy.generation, guard=guard)
         self.sharing = Sharing(order, workshop, marker)
+        self.payment = Payment(order, workshop, guard, marker)
         self._inputs: list[InputImage] | None = None
         self._told: set[tuple[str, str]] = set()
-        self._recording: asyncio.Task[None] | None = None
 
     async def start(self, vanished: str | None = None) -> tuple[Record, dict[str, Any] | None]:
         """Do what the ledger says, until a picture has landed or a job has to be waited for.
@@ -156,12 +155,7 @@ class Purchase:
         """What lands `record`. It knows the prompt only if it is the recorded one."""
         request = self.order.request
         known = isinstance(request, CheckedRequest) and prompt_sha256(request.prompt) == record.prompt_sha256
-        return Collector(
-            self.workshop,
-            generation=self.order.policy.generation,
-            prompt=request.prompt if known and isinstance(request, CheckedRequest) else None,
-            guard=self.guard,
-        )
+        return Collector(self.lander, prompt=request.prompt if known and isinstance(request, CheckedRequest) else None)
 
     async def resume(self, job_id: str) -> tuple[Record, dict[str, Any]]:
         """Collect a job that a trigger waited for, also where the ledger does not know it.
@@ -215,7 +209,7 @@ class Purchase:
             else:
                 self._tell_differences(record, "the recorded request is used all the same")
             if record.state == "landed":
-                picture = await self.collector(record).picture_state(record)
+                picture = await picture_state(self.workshop.files, record.manifest or {})
         step = decide(
             found, policy, asked, picture=picture, vanished=found is not None and found.record.key == vanished
         )
@@ -305,7 +299,7 @@ class Purchase:
             return record, None
         if isinstance(step, Copy):
             self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
-            return record, {**await collector.copy(record, self.order.destination), "reused": True}
+            return record, {**await copy_to(self.lander, record, self.order.destination), "reused": True}
         if isinstance(step, Reuse):
             self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
             return record, {**(record.manifest or {}), "reused": True}
@@ -327,7 +321,7 @@ class Purchase:
             return None
         suffix = await self._reserve(step.n, lot.sha256)
         wanted = copy_of(await self._record(step, suffix, 0.0), lot.source)
-        landed = await self.sharing.take(wanted, lot, self.collector(wanted))
+        landed = await self.sharing.take(wanted, lot, self.lander)
         return None if landed is None else (landed, dict(landed.manifest or {}))
 
     async def _reserve(self, n: int, digest: str | None = None) -> str:
@@ -364,137 +358,12 @@ class Purchase:
             await self.sharing.tell_changes(step, wanted)
         reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price)
         async with self.turn(), reserved as reservation:
-            answered = await self._pay(wanted, lambda: reservation.spend(transport.send(call)), lot)
+            answered = await self.payment.make(wanted, lambda: reservation.spend(transport.send(call)), lot)
         return None if answered is None else await self._after_answer(*answered)
-
-    async def _pay(
-        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], lot: Buy | None = None
-    ) -> tuple[Record, JobStatus] | None:
-        """Claim, send, write the answer down; ``None`` where another attempt was first."""
-        self.guard.check()
-        with self.guard.paying():
-            since = time.monotonic()
-            if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
-                self.log.info("Another task was first to claim the picture of record %s; looking again.", wanted.key)
-                return None
-            claimed = await in_thread(self.ledger.create, wanted)
-            if claimed is None:
-                self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
-                return None
-            status = await self._send(claimed.record, since, send)
-            return await self._write_answer(claimed.record, status), status
-
-    async def _send(self, record: Record, since: float, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
-        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.
-
-        :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
-        """
-        started = False
-        try:
-            await remember(self.marker, record)
-            self.guard.check()
-            if time.monotonic() - since > CLAIM_SECONDS:
-                raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
-            started = True
-            status = await send()
-        except asyncio.CancelledError:
-            error = OutcomeUnknownError(
-                f"The task was interrupted while the request was under way. Record {record.key}."
-            )
-            await self._write_failure(record, error if started else NotSentError("Interrupted before sending."))
-            raise
-        except GeminiImageError as error:
-            error.message = f"{error.message} Record {record.key}."
-            await self._write_failure(record, error)
-            raise
-        except Exception as error:
-            if started:
-                unknown = OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
-                await self._write_failure(record, unknown)
-                raise unknown from error
-            await self._write_failure(record, NotSentError(f"Nothing was sent ({type(error).__name__})."))
-            raise
-        if status.error is not None:
-            await self._write_failure(record, status.error)
-            raise status.error
-        return status
-
-    async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
-        state = None if isinstance(error, OutcomeUnknownError) else "failed"
-
-        def failed(stored: Record) -> Record | None:
-            return with_error(stored, error, state) if stored.state == "intent" else None  # type: ignore[arg-type]
-
-        try:
-            await in_thread(self.ledger.change, record.key, failed)
-        except GeminiImageError as failure:
-            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, failure.kind)
-
-    async def _write_answer(self, record: Record, status: JobStatus) -> Record:
-        """Record the answer at once; where that fails, keep trying in the background and go on landing."""
-        # Before it is recorded, which may take longer than this process lives.
-        self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
-        inline = [picture.data for picture in status.pictures if picture.data is not None]
-        folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
-        keys = [f"{folder}.{index}" for index in range(len(inline))]
-        by_link = status.job_id is None or bool(inline)
-        answer = replace(
-            record,
-            state="answered" if by_link else "submitted",
-            job_id=status.job_id,
-            submitted_at=time.time(),
-            links=[picture.url for picture in status.pictures if picture.url] if by_link else [],
-            spooled=keys,
-        )
-        try:
-            await in_thread(self._record_answer, answer, inline)
-        except GeminiImageError as error:
-            self.log.error(
-                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
-                "landed all the same.",
-                status.job_id, record.key, error.kind, error.message,
-            )  # fmt: skip
-            with contextlib.suppress(Exception):  # whatever Airflow's API raises: landing goes on
-                await remember(self.marker, answer)
-            self._recording = asyncio.create_task(self._keep_recording(answer, inline))
-        return answer
-
-    def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
-        for key, data in zip(answer.spooled, inline, strict=True):
-            self.ledger.store.create(key, data)
-
-        def answered(stored: Record) -> Record | None:
-            # A failure without a job is a person's word, who took the answer for lost. Here it is.
-            if stored.claim == answer.claim and stored.job_id is None and stored.state in ("intent", "failed"):
-                return replace(answer, generation=stored.generation)
-            if answer.job_id in (None, stored.job_id, *stored.extra_jobs):
-                return None
-            self.log.error(
-                "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",
-                answer.key, answer.job_id,
-            )  # fmt: skip
-            return replace(stored, extra_jobs=[*stored.extra_jobs, str(answer.job_id)])
-
-        self.ledger.change(answer.key, answered)
-        later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
-        if later:
-            self.log.error(
-                "Perhaps paid twice: while the request of record %s was under way, submission %s was claimed.",
-                answer.key, later[-1],
-            )  # fmt: skip
-
-    async def _keep_recording(self, answer: Record, inline: Sequence[bytes]) -> None:
-        give_up = time.monotonic() + self.order.timeout
-        while time.monotonic() < give_up:
-            await asyncio.sleep(LOOK_AGAIN)
-            with contextlib.suppress(GeminiImageError):
-                await in_thread(self._record_answer, answer, inline)
-                return
 
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
         if status.state is not JobState.DONE:
-            if self._recording is not None:
-                await asyncio.wait([self._recording], timeout=RECORDING_SECONDS)
+            await self.payment.wait_until_recorded()
             return record, None
         landed = await self.collector(record).land_answer(record, status)
         return landed, dict(landed.manifest or {})

@@ -5,7 +5,7 @@ What must stay true:
 
 - Nothing is decided here but what becomes of a `Submit`: what a task's own records say comes first.
 - Who buys has put its record's key into the index before the record is there, and sends only within `CLAIM_SECONDS`
-  (`lifecycle`) of doing so. An entry whose record is not there after `ENTRY_SECONDS` is therefore nobody's.
+  (`paying`) of doing so. An entry whose record is not there after `ENTRY_SECONDS` is therefore nobody's.
 - Another task's record is followed like one's own: what may have been paid for is not bought beside it.
 - A copy is the task's own: its picture, its sidecar and its record stay when those that it was made from go.
 """
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from airflow_provider_geminiimg.copies import Intact, land_copy, read_back
 from airflow_provider_geminiimg.decision import (
     Policy,
     Refuse,
@@ -34,7 +35,7 @@ from airflow_provider_geminiimg.exceptions import (
     from_dict,
 )
 from airflow_provider_geminiimg.index import Entry, index_key, point_to, read_entry, task_key, write_entry
-from airflow_provider_geminiimg.landing import Collector, Intact, Workshop, in_thread
+from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, with_error
 from airflow_provider_geminiimg.memory import remember
 from airflow_provider_geminiimg.order import Marker, Order, differences
@@ -212,7 +213,7 @@ class Sharing:
         if entry is not None and not own and not step.regenerate:
             found = await in_thread(_asking_for, self.ledger, entry.record, fingerprint)
         if found is not None and found.record.state == "landed":
-            intact, pictures = await Collector(self.workshop).read_back(found.record)
+            intact, pictures = await read_back(self.workshop.files, found.record)
         elif found is not None:
             waited = time.time() - (found.record.submitted_at or found.record.claimed_at)
         lot = share(step, entry, found, order.policy, own=own, timeout=order.timeout, waited=waited, picture=intact)
@@ -222,7 +223,7 @@ class Sharing:
             self._tell_wait(entry.record, lot)
         return replace(lot, pictures=pictures) if isinstance(lot, Take) else lot
 
-    async def take(self, wanted: Record, lot: Take, collector: Collector) -> Record | None:
+    async def take(self, wanted: Record, lot: Take, lander: Lander) -> Record | None:
         """Land a copy as `wanted`; ``None`` where another attempt was first.
 
         :raises StorageError: the bucket or the disk failed.
@@ -232,7 +233,7 @@ class Sharing:
         self.log.info("Record %s has landed the same picture; copying it, at no cost.", lot.source.key)
         await remember(self.marker, wanted)
         await self._asked_before(wanted)
-        return await collector.land_copy(wanted, lot.source, lot.pictures)
+        return await land_copy(lander, wanted, lot.source, lot.pictures)
 
     async def tell_changes(self, step: Submit, wanted: Record) -> None:
         """Say what is not as it was when this task asked last, in another run.

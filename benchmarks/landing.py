@@ -41,8 +41,9 @@ def ours(*, url: str, directory: str, count: int) -> dict[str, float]:
 
 
 async def _land(directory: str, count: int) -> dict[str, float]:
+    from airflow_provider_geminiimg.collecting import Collector
     from airflow_provider_geminiimg.decision import Policy
-    from airflow_provider_geminiimg.landing import Collector
+    from airflow_provider_geminiimg.landing import Lander
     from airflow_provider_geminiimg.ledger import Destination, Item, Record
     from airflow_provider_geminiimg.lifecycle import Purchase
     from airflow_provider_geminiimg.order import Order
@@ -71,7 +72,7 @@ async def _land(directory: str, count: int) -> dict[str, float]:
 
         async def land(record: Record) -> None:
             async with turn:
-                await Collector(workshop).wait(record, timeout=600, poll_interval=1.0, at_once=True)
+                await Collector(Lander(workshop)).wait(record, timeout=600, poll_interval=1.0, at_once=True)
 
         wanted = enumerate(prompts(WARM + count))
         records = await asyncio.gather(*(submit(number, prompt) for number, prompt in wanted))

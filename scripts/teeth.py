@@ -51,7 +51,7 @@ class Tooth:
 TEETH = (
     Tooth(
         "The intent is on record before the request is sent",
-        "lifecycle.py",
+        "paying.py",
         "claimed = await in_thread(self.ledger.create, wanted)",
         'claimed = Found(wanted, "", 0.0)',
     ),
@@ -65,13 +65,13 @@ TEETH = (
     ),
     Tooth(
         "Who loses the race for a record reads again, and does not send",
-        "lifecycle.py",
+        "paying.py",
         "            if claimed is None:\n",
         '            claimed = claimed or Found(wanted, "", 0.0)\n            if claimed is None:\n',
     ),
     Tooth(
         "The gateway's answer is on record before anything else happens",
-        "lifecycle.py",
+        "paying.py",
         "            await in_thread(self._record_answer, answer, inline)\n        except",
         "            pass\n        except",
     ),

@@ -27,7 +27,7 @@ import boto3
 import pytest
 from harness.records import ITEM, Wire, landed, make_record, submitted
 
-from airflow_provider_geminiimg import landing, lifecycle, transport
+from airflow_provider_geminiimg import landing, lifecycle, paying, transport
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import (
@@ -264,6 +264,7 @@ def make_unreadable(uri: str) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="a-task")
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
+    monkeypatch.setattr(paying, "RECORD_AGAIN", 0.02)
     monkeypatch.setattr(lifecycle.random, "uniform", lambda low, high: 0.01)
 
 
@@ -1168,7 +1169,7 @@ async def started(purchase: Purchase, wire: Wire) -> tuple[Record, dict[str, Any
     """Start, and mend the line as soon as recording has failed once."""
 
     async def mend() -> None:
-        await until(lambda: purchase._recording is not None)
+        await until(lambda: purchase.payment._recording is not None)
         wire.always.clear()
 
     mending = asyncio.create_task(mend())
@@ -1259,8 +1260,8 @@ async def test_a_claim_that_took_too_long_for_its_answer_to_be_in_time_sends_not
 ) -> None:
     shop = disk_shop
     # The turn and the exchange fit into what is left of the time that other attempts wait.
-    assert lifecycle.CLAIM_SECONDS + transport.BILLABLE_WAIT + transport.OVERHEAD <= lifecycle.ANSWER_MARGIN
-    monkeypatch.setattr(lifecycle, "CLAIM_SECONDS", -1.0)
+    assert paying.CLAIM_SECONDS + transport.BILLABLE_WAIT + transport.OVERHEAD <= paying.ANSWER_MARGIN
+    monkeypatch.setattr(paying, "CLAIM_SECONDS", -1.0)
     monkeypatch.setattr(lifecycle, "RESEND_SECONDS", 0.0)
     await shop.refused(NotSentError)
     assert shop.submits() == 0

@@ -24,7 +24,7 @@ from harness.left_behind import LOGGER, LeftBehind
 from harness.records import ITEM, landed, make_record, submitted
 from PIL import Image
 
-from airflow_provider_geminiimg import jobs, lifecycle, reuse
+from airflow_provider_geminiimg import jobs, lifecycle, paying, reuse
 from airflow_provider_geminiimg.decision import Policy, Refuse, Submit, WaitForRecord
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -97,7 +97,7 @@ def test_an_entry_without_its_record_is_waited_for_and_then_taken_over() -> None
 
 
 def test_nobody_sends_as_long_after_its_entry_as_it_takes_to_be_given_up() -> None:
-    assert lifecycle.CLAIM_SECONDS < reuse.ENTRY_SECONDS / 2
+    assert paying.CLAIM_SECONDS < reuse.ENTRY_SECONDS / 2
 
 
 def test_what_has_landed_is_taken() -> None:

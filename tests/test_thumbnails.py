@@ -31,7 +31,9 @@ from harness.records import Wire, landed
 from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
 from airflow_provider_geminiimg import thumbnails
-from airflow_provider_geminiimg.landing import Collector
+from airflow_provider_geminiimg.collecting import Collector
+from airflow_provider_geminiimg.copies import copy_to
+from airflow_provider_geminiimg.landing import Lander
 from airflow_provider_geminiimg.ledger import Destination, Ledger, Record
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
@@ -167,7 +169,7 @@ async def test_a_copy_brings_a_thumbnail_that_is_missing(left: LeftBehind) -> No
     record = await left.attempt()
     left.store.delete(thumbnail_key(record.key, 0))
     async with left.surroundings.workshop() as workshop:
-        await Collector(workshop).copy(record, Destination(left.folder, "copied"))
+        await copy_to(Lander(workshop), record, Destination(left.folder, "copied"))
     check(left.store, record)
 
 
@@ -227,7 +229,7 @@ async def test_of_bytes_that_are_not_the_record_s_there_is_no_thumbnail(left: Le
     other = landed(job_id="another", manifest={"images": [image]})
     left.ledger.change(record.key, lambda stored: dataclasses.replace(other, key=record.key, claim=stored.claim))
     async with left.surroundings.workshop() as workshop:
-        collector = Collector(workshop)
+        collector = Collector(Lander(workshop))
         await collector.conclude(record, await collector.poll(record))
     assert left.at(record).job_id == "another"
     assert thumbs(left.store) == {}
@@ -642,7 +644,7 @@ async def test_without_pillow_pictures_land_all_the_same(left: LeftBehind) -> No
 
 
 def test_pillow_is_not_imported_before_it_is_needed() -> None:
-    modules = ["landing", "thumbnails", "jobs", "operators.generate", "sensors.job", "triggers.job"]
+    modules = ["collecting", "thumbnails", "jobs", "operators.generate", "sensors.job", "triggers.job"]
     imports = "; ".join(f"import airflow_provider_geminiimg.{name}" for name in modules)
     code = f"import sys; {imports}; print(json.dumps(sorted(n for n in sys.modules if n.startswith('PIL'))))"
     done = subprocess.run([sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True)

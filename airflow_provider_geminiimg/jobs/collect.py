@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.decision import is_out_of_reach
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
 from airflow_provider_geminiimg.jobs.records import SETTLE, Entry, Scope, batches
-from airflow_provider_geminiimg.landing import Collector, VanishedError, Workshop, in_thread
+from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, process_identity
 
 What = Literal["landed", "running", "failed", "unknown", "skipped", "errors", "to_collect"]
@@ -132,7 +133,7 @@ class _Round:
         if self._dry_run:
             self._tell("to_collect", record.key, _handle(record))
             return
-        collector = Collector(self._workshop)
+        collector = Collector(Lander(self._workshop))
         try:
             status = None if record.state == "answered" else await collector.poll(record)
         except GeminiImageError as error:

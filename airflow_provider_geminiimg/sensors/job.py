@@ -39,9 +39,11 @@ from airflow_provider_geminiimg.attempt import (
     text,
 )
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL
+from airflow_provider_geminiimg.collecting import Collector, VanishedError
+from airflow_provider_geminiimg.copies import copy_to, picture_state
 from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.landing import Collector, VanishedError, in_thread
+from airflow_provider_geminiimg.landing import Lander, in_thread
 from airflow_provider_geminiimg.ledger import (
     Destination,
     Found,
@@ -258,7 +260,7 @@ class GeminiImageJobSensor(TakesTexts, BaseSensorOperator):
             record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
             # Two tasks' generations don't compare: the submit task's record keeps its own.
             policy = Policy(attempt.generation if own else record.generation)
-            collector = Collector(workshop, generation=policy.generation)
+            collector = Collector(Lander(workshop, generation=policy.generation))
             if record.state == "landed":
                 destination = attempt.destination(self.output_path, self.file_name) if own else record.destination
                 asked = Asked(record.fingerprint, destination)
@@ -366,14 +368,14 @@ async def _landed(
     :param again: the sensor has been run before.
     """
     record = found.record
-    step = decide(found, policy, asked, picture=await collector.picture_state(record))
+    step = decide(found, policy, asked, picture=await picture_state(collector.workshop.files, record.manifest or {}))
     if isinstance(step, Refuse):
         raise step.error
     if isinstance(step, Refetch):
         return await collector.refetch(record)
     manifest = record.manifest or {}
     if isinstance(step, Copy):
-        manifest = await collector.copy(record, asked.destination)
+        manifest = await copy_to(collector.lander, record, asked.destination)
     elif record.copies and not own:
         manifest = record.copies[-1]["manifest"]  # made by the submit task, cleared with another destination
     return replace(record, manifest={**manifest, "reused": own or again or record.reused_from is not None})

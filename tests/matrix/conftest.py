@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_provider_geminiimg import lifecycle
+    from airflow_provider_geminiimg import lifecycle, paying
 
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
+    monkeypatch.setattr(paying, "RECORD_AGAIN", 0.02)
     monkeypatch.setattr(lifecycle.random, "uniform", lambda low, high: 0.01)
 
 

@@ -16,7 +16,7 @@ from harness.moto import age_object
 from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play
 from harness.trouble import Disk, Kind, Writes
 
-from airflow_provider_geminiimg import lifecycle
+from airflow_provider_geminiimg import lifecycle, paying
 from airflow_provider_geminiimg.catalog import Row as CatalogRow
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.gateways import apimaster
@@ -71,7 +71,7 @@ FAILING: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 FROM_THE_ANSWER_ON = "from the gateway's answer on"
 SOON = (
-    (lifecycle, "RECORDING_SECONDS", 0.2),
+    (paying, "RECORDING_SECONDS", 0.2),
     (lifecycle, "ANSWER_MARGIN", 0.0),
     (CatalogRow, "read_timeout", lambda row, resolution: 5.0),
     (apimaster, "ASYNC_READ_TIMEOUT", 5.0),

@@ -1,0 +1,178 @@
+"""One paid request: claimed, sent, and its answer written down.
+
+What must stay true: the record is there before the request that may cost money; nobody but the winner of the record
+sends it; it is sent once; whatever its answer is, it is written down before anything else happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError
+from airflow_provider_geminiimg.gateways.base import JobStatus
+from airflow_provider_geminiimg.landing import Workshop, in_thread
+from airflow_provider_geminiimg.ledger import Record, with_error
+from airflow_provider_geminiimg.memory import remember
+from airflow_provider_geminiimg.order import Marker, Order
+from airflow_provider_geminiimg.reuse import Buy
+from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
+
+ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
+CLAIM_SECONDS = ANSWER_MARGIN - BILLABLE_WAIT - OVERHEAD  # that a claim may take, or others give it up too early
+RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
+RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
+
+
+class Payment:
+    """What one attempt at one picture pays with.
+
+    :param order: what is asked for.
+    :param workshop: the surroundings.
+    :param guard: whether this process may still pay.
+    :param marker: the task state store's memory, where there is one.
+    """
+
+    def __init__(self, order: Order, workshop: Workshop, guard: Guard, marker: Marker | None) -> None:
+        self.order = order
+        self.guard = guard
+        self.marker = marker
+        self.ledger = workshop.ledger
+        self.log = workshop.log
+        self._recording: asyncio.Task[None] | None = None
+
+    async def make(
+        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], lot: Buy | None = None
+    ) -> tuple[Record, JobStatus] | None:
+        """Claim, send, write the answer down; ``None`` where another attempt was first.
+
+        :param lot: what of the index has to be claimed too, where the picture is one that the DAG has in common.
+        """
+        self.guard.check()
+        with self.guard.paying():
+            since = time.monotonic()
+            if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
+                self.log.info("Another task was first to claim the picture of record %s; looking again.", wanted.key)
+                return None
+            claimed = await in_thread(self.ledger.create, wanted)
+            if claimed is None:
+                self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
+                return None
+            status = await self._send(claimed.record, since, send)
+            return await self._write_answer(claimed.record, status), status
+
+    async def wait_until_recorded(self) -> None:
+        """Wait for an answer that could not be written down at once, `RECORDING_SECONDS` at most."""
+        if self._recording is not None:
+            await asyncio.wait([self._recording], timeout=RECORDING_SECONDS)
+
+    async def _send(self, record: Record, since: float, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
+        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.
+
+        :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
+        """
+        started = False
+        try:
+            await remember(self.marker, record)
+            self.guard.check()
+            if time.monotonic() - since > CLAIM_SECONDS:
+                raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
+            started = True
+            status = await send()
+        except asyncio.CancelledError:
+            error = OutcomeUnknownError(
+                f"The task was interrupted while the request was under way. Record {record.key}."
+            )
+            await self._write_failure(record, error if started else NotSentError("Interrupted before sending."))
+            raise
+        except GeminiImageError as error:
+            error.message = f"{error.message} Record {record.key}."
+            await self._write_failure(record, error)
+            raise
+        except Exception as error:
+            if started:
+                unknown = OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
+                await self._write_failure(record, unknown)
+                raise unknown from error
+            await self._write_failure(record, NotSentError(f"Nothing was sent ({type(error).__name__})."))
+            raise
+        if status.error is not None:
+            await self._write_failure(record, status.error)
+            raise status.error
+        return status
+
+    async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
+        state = None if isinstance(error, OutcomeUnknownError) else "failed"
+
+        def failed(stored: Record) -> Record | None:
+            return with_error(stored, error, state) if stored.state == "intent" else None  # type: ignore[arg-type]
+
+        try:
+            await in_thread(self.ledger.change, record.key, failed)
+        except GeminiImageError as failure:
+            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, failure.kind)
+
+    async def _write_answer(self, record: Record, status: JobStatus) -> Record:
+        """Record the answer at once; where that fails, keep trying in the background and go on landing."""
+        # Before it is recorded, which may take longer than this process lives.
+        self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
+        inline = [picture.data for picture in status.pictures if picture.data is not None]
+        folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
+        keys = [f"{folder}.{index}" for index in range(len(inline))]
+        by_link = status.job_id is None or bool(inline)
+        answer = replace(
+            record,
+            state="answered" if by_link else "submitted",
+            job_id=status.job_id,
+            submitted_at=time.time(),
+            links=[picture.url for picture in status.pictures if picture.url] if by_link else [],
+            spooled=keys,
+        )
+        try:
+            await in_thread(self._record_answer, answer, inline)
+        except GeminiImageError as error:
+            self.log.error(
+                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
+                "landed all the same.",
+                status.job_id, record.key, error.kind, error.message,
+            )  # fmt: skip
+            with contextlib.suppress(Exception):  # whatever Airflow's API raises: landing goes on
+                await remember(self.marker, answer)
+            self._recording = asyncio.create_task(self._keep_recording(answer, inline))
+        return answer
+
+    def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
+        for key, data in zip(answer.spooled, inline, strict=True):
+            self.ledger.store.create(key, data)
+
+        def answered(stored: Record) -> Record | None:
+            # A failure without a job is a person's word, who took the answer for lost. Here it is.
+            if stored.claim == answer.claim and stored.job_id is None and stored.state in ("intent", "failed"):
+                return replace(answer, generation=stored.generation)
+            if answer.job_id in (None, stored.job_id, *stored.extra_jobs):
+                return None
+            self.log.error(
+                "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",
+                answer.key, answer.job_id,
+            )  # fmt: skip
+            return replace(stored, extra_jobs=[*stored.extra_jobs, str(answer.job_id)])
+
+        self.ledger.change(answer.key, answered)
+        later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
+        if later:
+            self.log.error(
+                "Perhaps paid twice: while the request of record %s was under way, submission %s was claimed.",
+                answer.key, later[-1],
+            )  # fmt: skip
+
+    async def _keep_recording(self, answer: Record, inline: Sequence[bytes]) -> None:
+        give_up = time.monotonic() + self.order.timeout
+        while time.monotonic() < give_up:
+            await asyncio.sleep(RECORD_AGAIN)
+            with contextlib.suppress(GeminiImageError):
+                await in_thread(self._record_answer, answer, inline)
+                return
