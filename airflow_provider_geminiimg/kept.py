@@ -6,12 +6,14 @@ only a Clear asks anew; the prompts in it go as soon as all of it has landed, wh
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import pydantic
 
-from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.ledger import Item
 from airflow_provider_geminiimg.order import Marker
 from airflow_provider_geminiimg.storage import Store, encode_segment
@@ -83,13 +85,14 @@ class Kept(Generic[T]):
         :raises StorageError: the store failed.
         """
         key = self._key(generation)
-        self._put(key, rest)
-        if self.marker is not None:
-            self.marker.set({"record": key, "finished": True})
-        for other in list(self.store.keys(f"{self.folder}/")):
-            number = _NUMBERED.fullmatch(other.rpartition("/")[2])
-            if number is not None and int(number[1]) < generation:
-                self.store.delete(other)
+        with _all_landed():
+            self._put(key, rest)
+            if self.marker is not None:
+                self.marker.set({"record": key, "finished": True})
+            for other in list(self.store.keys(f"{self.folder}/")):
+                number = _NUMBERED.fullmatch(other.rpartition("/")[2])
+                if number is not None and int(number[1]) < generation:
+                    self.store.delete(other)
 
     def _put(self, key: str, value: T) -> None:
         data = value.model_dump_json().encode()
@@ -98,8 +101,21 @@ class Kept(Generic[T]):
         stored = self.store.read(key)
         if stored is None or (stored.data != data and self.store.replace(key, data, stored.version) is None):
             raise LedgerError(
-                f"Another attempt is planning {key} at this moment.", hint="Nothing was sent. A retry goes on."
+                f"Another attempt is writing {key} at this moment.",
+                billed=Billed.NO,
+                hint="Nothing was sent. A retry goes on.",
             )
 
     def _key(self, generation: int) -> str:
         return f"{self.folder}/{generation}.json"
+
+
+@contextlib.contextmanager
+def _all_landed() -> Iterator[None]:
+    """What fails here fails after everything has landed, and says so."""
+    try:
+        yield
+    except GeminiImageError as error:
+        error.billed = Billed.YES
+        error.hint = "All of it has landed. A retry returns it, at no cost."
+        raise
