@@ -9,18 +9,32 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import pydantic
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.ledger import Item
 from airflow_provider_geminiimg.order import Marker
+from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Store, encode_segment
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 
+RETURNED = "returned"  # the folder of what functions asked for, relative to the root
 _NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
+
+
+class Wanted(pydantic.BaseModel):
+    """What a function asked for, as the store keeps it.
+
+    :param request: ``None``: it has landed, and the prompt is forgotten.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    version: Literal[1] = 1
+    request: ImageRequest | None = pydantic.Field(repr=False)
 
 
 class Kept(Generic[T]):

@@ -37,7 +37,9 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.index import read_entry
 from airflow_provider_geminiimg.jobs import Entry, Report, Scope, Verdict
 from airflow_provider_geminiimg.jobs.collect import adopted
+from airflow_provider_geminiimg.kept import RETURNED, Kept, Wanted
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, record_key
+from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment
 from airflow_provider_geminiimg.surroundings import Surroundings
 from airflow_provider_geminiimg.thumbnails import thumbnail_key
@@ -1079,6 +1081,39 @@ async def test_a_plan_stays_while_something_of_it_is_not_made_or_can_not_be_told
     left.store.create(unreadable, b"{")
     assert await purged(left) == [record.key for record in records]
     assert list(left.store.keys("batches/")) == [unmade, unreadable]
+
+
+def returned(left: LeftBehind, generation: int, prompt: str | None) -> str:
+    """What a function returned; ``None``: it has landed."""
+    request = None if prompt is None else ImageRequest(operation="generate", prompt=prompt)
+    item = dataclasses.replace(ITEM, task_id="hero")
+    Kept(Wanted, left.store, RETURNED, item, None).write(generation, Wanted(request=request))
+    return list(left.store.keys(f"{RETURNED}/"))[-1]
+
+
+async def test_what_a_function_returned_goes_together_with_the_record_of_its_picture(left: LeftBehind) -> None:
+    kept = [returned(left, 0, None), returned(left, 1, "a red fox")]
+    record = await left.attempt(prompt="a red fox")
+    assert await purged(left, 1.0) == []
+    assert await purged(left, dry_run=True) == [*kept, record.key]
+    assert await purged(left) == [*kept, record.key]
+    assert list(left.store.keys(f"{RETURNED}/")) == left.records() == []
+
+
+async def test_what_a_function_returned_stays_while_its_picture_is_not_made_or_nobody_can_tell(
+    left: LeftBehind,
+) -> None:
+    other = await left.attempt(prompt="a red fox")
+    unmade = returned(left, 0, "a grey wolf")
+    unreadable = unmade.replace("/0.json", "/1.json")
+    left.store.create(unreadable, b"{")
+    assert await purged(left, dry_run=True) == [other.key]
+    unfinished = await left.submitted(prompt="a grey wolf", generation=1)
+    assert await purged(left) == []
+    assert list(left.store.keys(f"{RETURNED}/")) == [unmade, unreadable]
+    await left.collect()
+    assert await purged(left) == [unmade, other.key, unfinished.key]
+    assert list(left.store.keys(f"{RETURNED}/")) == [unreadable]
 
 
 async def test_a_purge_leaves_other_namespaces_alone(disk_left: LeftBehind) -> None:

@@ -8,9 +8,8 @@ it has landed: a retry makes that, whatever the function would say now.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import pydantic
 from airflow.providers.common.compat.sdk import (
     DecoratedOperator,
     TaskDecorator,
@@ -22,24 +21,12 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.kept import Kept
+from airflow_provider_geminiimg.kept import RETURNED, Kept, Wanted
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.operators._base import REQUEST_FIELDS, ImageOperator
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
-
-
-class Wanted(pydantic.BaseModel):
-    """What a function asked for, as the store keeps it.
-
-    :param request: ``None``: it has landed, and the prompt is forgotten.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
-
-    version: Literal[1] = 1
-    request: ImageRequest | None = pydantic.Field(repr=False)
 
 
 class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
@@ -200,7 +187,7 @@ def _call(operator: DecoratedOperator, attempt: Attempt) -> Any:
 
 
 def _kept(attempt: Attempt) -> Kept[Wanted]:
-    return Kept(Wanted, attempt.ledger.store, "returned", attempt.item, attempt.plan_marker)
+    return Kept(Wanted, attempt.ledger.store, RETURNED, attempt.item, attempt.plan_marker)
 
 
 def _fields(returned: Any) -> Mapping[str, Any]:

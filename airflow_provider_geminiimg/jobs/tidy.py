@@ -8,18 +8,20 @@ leaves none, and so nothing is bought again by mistake.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.batch import PLANS, Plan
-from airflow_provider_geminiimg.exceptions import BadRequestError, LinkExpiredError
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LinkExpiredError
 from airflow_provider_geminiimg.index import index_key, read_entry
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
+from airflow_provider_geminiimg.kept import RETURNED, Wanted
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.ledger import Ledger, Record, with_error
+from airflow_provider_geminiimg.request import prompt_sha256
 from airflow_provider_geminiimg.storage import Blob
 from airflow_provider_geminiimg.thumbnails import thumbnail_keys
 
@@ -51,7 +53,8 @@ def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
 
 
 async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = False) -> AsyncIterator[str]:
-    """Remove the records of task instances of which everything has ended, more than `days` days ago, and their plans.
+    """Remove the records of task instances of which everything has ended, more than `days` days ago, and what was kept
+    for their retries.
 
     :param dry_run: only say which.
     :returns: the keys of what is removed.
@@ -69,38 +72,54 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
 
 
 def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool) -> list[str]:
-    """Remove the records of one task instance, if all of them may go, and the plans that are made."""
+    """Remove the records of one task instance, if all of them may go, and what was kept for retries and is made."""
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
     if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
         return []
     # Of each item the one that decides goes last, whatever comes in between.
     records.sort(key=lambda record: (record.key.rpartition("/")[0], record.n))
-    plans = _made_plans(ledger, records, days)
+    kept = _kept(ledger, records, days)
     if not dry_run:
-        for plan in plans:  # first: without its records nobody would look for it again
-            ledger.store.delete(plan)
+        for key in kept:  # first: without its records nobody would look for it again
+            ledger.store.delete(key)
         for record in records:
             _remove(ledger, record)
-    return [*plans, *(record.key for record in records)]
+    return [*kept, *(record.key for record in records)]
 
 
-def _made_plans(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
-    """The plans of one task instance that are old, and of which every picture has one of these records."""
-    items = {record.key.split("/")[-2] for record in records}
-    if items <= {"0"}:  # of one picture, for which nothing is planned
+def _kept(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
+    """What was kept for the retries of one task instance and is old, and of which every picture has a record here."""
+    if not records:
         return []
-    folder = f"{PLANS}/{records[0].key.removeprefix('ledger/').rsplit('/', 2)[0]}/"
-    return [key for key in ledger.store.keys(folder) if _is_made(ledger.store.read(key), items, days)]
+    folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)
+    place = records[0].key.removeprefix("ledger/").rsplit("/", 2)[0]
+    store = ledger.store
+    return [key for key in store.keys(f"{folder}/{place}/") if _is_made(store.read(key), records, is_made, days)]
 
 
-def _is_made(blob: Blob | None, items: set[str], days: float) -> bool:
+def _is_made(
+    blob: Blob | None, records: Sequence[Record], is_made: Callable[[bytes, Sequence[Record]], bool], days: float
+) -> bool:
     if blob is None or blob.age < days * 86400.0:
         return False
     try:
-        return Plan.model_validate_json(blob.data).keys() <= items
-    except ValidationError:  # of which nobody can tell
+        return is_made(blob.data, records)
+    except (ValidationError, GeminiImageError):  # of which nobody can tell
         return False
+
+
+def _is_planned(data: bytes, records: Sequence[Record]) -> bool:
+    return Plan.model_validate_json(data).keys() <= _items(records)
+
+
+def _is_returned(data: bytes, records: Sequence[Record]) -> bool:
+    request = Wanted.model_validate_json(data).request
+    return request is None or prompt_sha256(request.prompt) in {record.prompt_sha256 for record in records}
+
+
+def _items(records: Sequence[Record]) -> set[str]:
+    return {record.key.split("/")[-2] for record in records}
 
 
 def _task_instance(entry: Entry) -> str:
