@@ -144,6 +144,18 @@ TEETH = (
         "    if False:\n",
     ),
     Tooth(
+        "Of the tasks that want one picture, one claims it",
+        "index.py",
+        "    if written is not None:\n        return True\n",
+        "    return True\n",
+    ),
+    Tooth(
+        "What is copied is, byte by byte, what landed",
+        "copies.py",
+        'if hashlib.sha256(data).hexdigest() != image["sha256"]:',
+        "if False:",
+    ),
+    Tooth(
         "What was downloaded is looked at before it counts as a picture",
         "landing.py",
         "            inspect_image(data)\n            return data\n",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from airflow_provider_geminiimg.ledger import Ledger, Record
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import Sandbox
 from airflow_provider_geminiimg.storage import default_s3_client, open_store
+from harness.gate import Held
 from harness.inprocess import AirflowHarness, Run, Task
 from harness.matrix import Balance, Row, weigh
 
@@ -264,6 +266,24 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
     stage.save(group, case, balance)
     if case.again is not None:
         _buy_again(case, stage)
+
+
+def race(stage: Play, rival: Callable[[], Any], held: Sequence[Held]) -> BaseException | None:
+    """Let an attempt and its rival go on together, once each is held at the gate; how the rival failed, if it did."""
+    first, second = held
+
+    def start_together() -> None:
+        second.reached()
+        first.let_go()
+        second.let_go()
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(rival)
+        first.reached()
+        starting = pool.submit(start_together)
+        stage.start()
+        starting.result()
+        return other.exception()
 
 
 def _fails(case: Case) -> bool:

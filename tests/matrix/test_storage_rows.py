@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from harness.gate import Gate
 from harness.matrix import Row
 from harness.moto import age_object
-from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play
+from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play, race
 from harness.trouble import Disk, Kind, Writes
 
 from airflow_provider_geminiimg import lifecycle, paying
@@ -188,28 +187,11 @@ def test_paid_work_is_safe_where(case: Case, stage: Play, monkeypatch: pytest.Mo
     play(case, stage, "storage", monkeypatch)
 
 
-def race(stage: Play, gate: Gate, rival: Callable[[], Any], path: str, body: str) -> BaseException | None:
-    """Let an attempt and its rival write the same object at once; returns how the rival failed, if it did."""
-    first, second = gate.hold("PUT", path, body), gate.hold("PUT", path, body)
-
-    def start_together() -> None:
-        second.reached()
-        first.let_go()
-        second.let_go()
-
-    with ThreadPoolExecutor() as pool:
-        other = pool.submit(rival)
-        first.reached()
-        starting = pool.submit(start_together)
-        stage.start()
-        starting.result()
-        return other.exception()
-
-
 @pytest.mark.parametrize(("gateway", "mode"), STRAIGHT)
 def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
     stage = bucket_stage
-    assert race(stage, gate, stage.rival(), "/ledger/", '"state":"intent"') is None
+    claims = [gate.hold("PUT", "/ledger/", '"state":"intent"') for _ in range(2)]
+    assert race(stage, stage.rival(), claims) is None
     case = Case("Two attempts claim one record at once", "before the submit",
                 "One of them submits. Both end with its picture.")  # fmt: skip
     assert stage.submits() == 1
@@ -221,7 +203,8 @@ def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play,
 def test_two_tasks_that_claim_one_file_name_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
     stage = bucket_stage
     stage.arguments.update(output_path=f"{stage.root}-pictures", file_name="fox")
-    lost = race(stage, gate, stage.rival(task_id="other", prompt="a blue fox"), "/names/", "")
+    claims = [gate.hold("PUT", "/names/") for _ in range(2)]
+    lost = race(stage, stage.rival(task_id="other", prompt="a blue fox"), claims)
     errors = [error for error in (lost, stage.task.error) if error is not None]
     assert [type(error.__cause__) for error in errors] == [BadRequestError]
     assert "is taken" in str(errors[0])
