@@ -27,7 +27,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.~+-]+")
 _BLANK = (None, "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wish:
     """One picture that is wanted.
 

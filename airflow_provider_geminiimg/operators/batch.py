@@ -33,7 +33,7 @@ from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.rows import MAX_VARIANTS, file_name, names_of, read_rows, wishes
 from airflow_provider_geminiimg.runner import run
-from airflow_provider_geminiimg.storage import join_uri
+from airflow_provider_geminiimg.storage import Files, join_uri
 from airflow_provider_geminiimg.tally import GOOD, Tally
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ def _template(name: str, value: Any) -> str | None:
     if template is not None:
         stem(name, template.format_map(dict.fromkeys(names_of(template), "x")))
     return template
+
+
+def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
+    files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -260,10 +264,9 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
             )
             tally = await window.run(planned.items)
             manifest = join_uri(attempt.folder, "manifest.jsonl")
-            lines = tally.manifest(planned.items)
-            await in_thread(lambda: attempt.files.put(manifest, lines, media_type="application/x-ndjson"))
+            await in_thread(_write_manifest, attempt.files, manifest, tally, planned)
             if tally.all_landed:
-                await in_thread(plans.finish, attempt.generation, planned.carried_out())
+                await in_thread(lambda: plans.finish(attempt.generation, planned.carried_out()))
         refusal = next(iter(refused.values()), None)
         if refusal is not None:
             refusal.billed = tally.billed
