@@ -250,6 +250,7 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
                 await in_thread(plans.write, attempt.generation, planned)
             else:
                 self.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+            await in_thread(attempt.ledger.look_ahead, attempt.item)
             orders = self._orders(attempt, connection, planned)
             refused = await refusals(orders, planned.items, attempt.ledger, connection, self._checked("max_cost"))
             window = Window(
