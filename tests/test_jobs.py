@@ -35,12 +35,13 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.index import read_entry
-from airflow_provider_geminiimg.jobs import Entry, Report, Scope, Verdict
+from airflow_provider_geminiimg.jobs import Entry, Report, Scope
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, record_key
 from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment
 from airflow_provider_geminiimg.surroundings import Surroundings
 from airflow_provider_geminiimg.thumbnails import thumbnail_key
+from airflow_provider_geminiimg.verdicts import Verdict
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
