@@ -792,8 +792,8 @@ async def test_a_job_id_that_no_gateway_gives_is_refused(disk_left: LeftBehind) 
 def test_verdicts_are_read_from_a_mapping_and_from_its_json_text() -> None:
     said = {"k": "unpaid", "l": "lost", "m": {"job": " id "}}
     wanted = {"k": UNPAID, "l": LOST, "m": Verdict("job", "id")}
-    assert verdicts(said) == jobs.verdicts(json.dumps(said)) == wanted
-    assert verdicts(None) == jobs.verdicts("") == jobs.verdicts({}) == jobs.verdicts("{}") == {}
+    assert verdicts(said) == verdicts(json.dumps(said)) == wanted
+    assert verdicts(None) == verdicts("") == verdicts({}) == verdicts("{}") == {}
 
 
 @pytest.mark.parametrize(
