@@ -189,9 +189,10 @@ def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 
 def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     from airflow_provider_geminiimg import jobs
+    from airflow_provider_geminiimg.verdicts import verdicts
 
     word = "unpaid" if arguments.unpaid else "lost" if arguments.lost else {"job": arguments.job_id}
-    [(key, verdict)] = jobs.verdicts({arguments.key: word}).items()
+    [(key, verdict)] = verdicts({arguments.key: word}).items()
     if jobs.resolve(surroundings.ledger, key, verdict):
         print(f"{key} is settled: {verdict}.")
     else:

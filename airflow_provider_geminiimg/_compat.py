@@ -17,18 +17,8 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
-try:
-    from airflow.sdk import RetryDecision, RetryPolicy
-
-    HAS_RETRY_POLICY = True
-except ImportError:  # Airflow before 3.3
-    HAS_RETRY_POLICY = False
-
 __all__ = [
-    "HAS_RETRY_POLICY",
     "HAS_TASK_STATE_STORE",
-    "RetryDecision",
-    "RetryPolicy",
     "TakesTexts",
     "TaskDeferralError",
     "TaskDeferralTimeout",

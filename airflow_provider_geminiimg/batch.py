@@ -151,8 +151,6 @@ async def plan(
     turn = asyncio.Semaphore(READERS)
 
     async def digests(wish: Wish) -> tuple[str, ...]:
-        if not wish.request.input_images:
-            return ()
         async with turn:
             try:
                 return tuple(image.sha256 for image in await read_inputs(wish.request, files))
@@ -160,9 +158,10 @@ async def plan(
                 error.message = f"Row {wish.row}: {error.message}"
                 raise
 
-    found = await asyncio.gather(*map(digests, wishes))
+    found = iter(await asyncio.gather(*(digests(wish) for wish in wishes if wish.request.input_images)))
     items = []
-    for wish, sha256, stem in zip(wishes, found, stems, strict=True):
+    for wish, stem in zip(wishes, stems, strict=True):
+        sha256 = next(found) if wish.request.input_images else ()
         fingerprint = fingerprint_of(wish.request, sha256, connection)
         items.append(_planned(wish, sha256, fingerprint, stem or f"{prefix}-{fingerprint[:12]}"))
     _refuse_clashes(items)

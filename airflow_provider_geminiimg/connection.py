@@ -11,10 +11,11 @@ import ipaddress
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
+from airflow_provider_geminiimg.arguments import to_decimal
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.gateways.base import Gateway
@@ -31,7 +32,6 @@ EXTRAS = (
     "allow_http",
 )
 _SCHEMES = ("http", "https")
-_DIGITS = 30  # before or after the point; written out, 1e999999999 would fill the memory
 _NO_OTHER_PORT = (None, 0, 443)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -178,17 +178,6 @@ class _Extras:
         if number is None or number != number.to_integral_value() or not 1 <= number <= 1_000_000:
             raise self.wrong(name, value, "a whole number of 1 or more")
         return int(number)
-
-
-def to_decimal(value: object) -> Decimal | None:
-    """The number that `value` or its text is, digit by digit; ``None``: it is none, or no amount of anything."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        return None
-    try:
-        number = Decimal(str(value).strip())
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number.adjusted()) < _DIGITS else None
 
 
 def _text(value: str | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from airflow_provider_geminiimg.arguments import OnClear, OnUnknown, ReuseScope
 from airflow_provider_geminiimg.exceptions import (
     Billed,
     GeminiImageError,
@@ -20,9 +21,6 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.ledger import Destination, Found, Record
 
-OnUnknown = Literal["fail", "resubmit"]
-OnClear = Literal["reuse", "regenerate"]
-ReuseScope = Literal["task", "dag"]
 PictureState = Literal["there", "gone", "unknown"]
 
 

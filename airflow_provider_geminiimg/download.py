@@ -193,6 +193,11 @@ async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large
     body = io.BytesIO()  # gives its bytes away without a copy of them
+    if announced.isdecimal() and int(announced) > 0:
+        # All its room at once: growing piece by piece took a third of a download's CPU, and left holes in the memory.
+        body.seek(int(announced) - 1)
+        body.write(b"\0")
+        body.seek(0)
     try:
         async for chunk in response.aiter_raw():
             body.write(chunk)

@@ -379,14 +379,17 @@ def bare(error: GeminiImageError) -> GeminiImageError:
 
 
 _SLASH = r"(?:\\*/)"  # as it stands, or escaped by a JSON encoder, once or more
-_QUERY = re.compile(
-    rf"(?P<url>\b[a-z][a-z0-9+.-]*:{_SLASH}{{2}}(?:[^\s?#\"'<>\\]|\\+/)*)"
-    r"[?#](?:[^\s\"'<>\\]|\\+/|\\+u[0-9a-f]{4})*",
-    re.IGNORECASE,
+# What a text must not show, and what stands there instead. Compiled at first use: every DAG file imports this module.
+_HIDDEN = (
+    (r"(?i)data:(?:[\w/+.;=-]|\\+/)*;base64,(?:[a-z0-9+/=_-]|\\+[/nr]|%[0-9a-f]{2})*", "[picture]"),
+    (rf"(?i)(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", r"\g<scheme>"),
+    (
+        rf"(?i)(?P<url>\b[a-z][a-z0-9+.-]*:{_SLASH}{{2}}(?:[^\s?#\"'<>\\]|\\+/)*)"
+        r"[?#](?:[^\s\"'<>\\]|\\+/|\\+u[0-9a-f]{4})*",
+        r"\g<url>?[removed]",
+    ),
+    (r"(?:[A-Za-z0-9+/_-]|\\+/){256,}={0,2}", "[bytes]"),  # no word, hash or token of an error is that long
 )
-_DATA_URI = re.compile(r"data:(?:[\w/+.;=-]|\\+/)*;base64,(?:[a-z0-9+/=_-]|\\+[/nr]|%[0-9a-f]{2})*", re.IGNORECASE)
-_BYTES = re.compile(r"(?:[A-Za-z0-9+/_-]|\\+/){256,}={0,2}")  # no word, hash or token of an error is that long
-_USERINFO = re.compile(rf"(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", re.IGNORECASE)
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
@@ -405,10 +408,8 @@ def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, 
     for secret in filter(None, secrets):
         for form in _spellings(secret):
             text = re.sub(re.escape(form), "[secret]", text, flags=re.IGNORECASE)
-    text = _DATA_URI.sub("[picture]", text)
-    text = _USERINFO.sub(r"\g<scheme>", text)
-    text = _QUERY.sub(r"\g<url>?[removed]", text)
-    text = _BYTES.sub("[bytes]", text)
+    for hidden, instead in _HIDDEN:
+        text = re.sub(hidden, instead, text)
     if prompt and prompt.strip():
         text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
     text = "".join(char if char.isprintable() else " " for char in text)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Generic, Literal, TypeVar
 
 import pydantic
+import pydantic_core
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.ledger import Item
@@ -109,7 +110,7 @@ class Kept(Generic[T]):
                     self.store.delete(other)
 
     def _put(self, key: str, value: T) -> None:
-        data = value.model_dump_json().encode()
+        data = pydantic_core.to_json(value)  # bytes at once: a plan has megabytes
         if self.store.create(key, data) is not None:
             return
         stored = self.store.read(key)

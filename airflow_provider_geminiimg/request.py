@@ -33,7 +33,7 @@ _TOJSON = 'It looks like the text of a Python object: render it with "{{ ... | t
 _EDIT_TAKES_PICTURES = 'Input pictures belong to the operation "edit" (GeminiImageEditOperator).'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CheckedRequest:
     """A request that its gateway takes as it stands.
 

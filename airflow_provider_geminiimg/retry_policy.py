@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_provider_geminiimg import _compat
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
-
-if not _compat.HAS_RETRY_POLICY:
+try:
+    from airflow.sdk import RetryDecision, RetryPolicy
+except ImportError:
     raise ImportError(
         "IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Leave it out here: plain `retries` pay for nothing twice."
-    )
+    ) from None
+
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,7 +32,7 @@ DELAYS: Mapping[Billed, timedelta] = {
 LONGEST = timedelta(hours=1)  # that a gateway's Retry-After is obeyed
 
 
-class ImageRetryPolicy(_compat.RetryPolicy):
+class ImageRetryPolicy(RetryPolicy):
     """Retries an outcome if it says that a retry can help: as late as the gateway told, else as `DELAYS` says.
 
     Every other outcome fails the task at once, whatever its `retries`; exceptions that are no outcome go by the task's
@@ -40,13 +41,13 @@ class ImageRetryPolicy(_compat.RetryPolicy):
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
-    ) -> _compat.RetryDecision:
+    ) -> RetryDecision:
         """What Airflow asks after a failure."""
         if not isinstance(exception, GeminiImageError):
-            return _compat.RetryDecision.default()
+            return RetryDecision.default()
         if not exception.retryable:
-            return _compat.RetryDecision.fail(f"{exception.kind}: no retry can help")
-        return _compat.RetryDecision.retry(delay_after(exception), f"{exception.kind}: a retry can help")
+            return RetryDecision.fail(f"{exception.kind}: no retry can help")
+        return RetryDecision.retry(delay_after(exception), f"{exception.kind}: a retry can help")
 
 
 def delay_after(error: GeminiImageError) -> timedelta:

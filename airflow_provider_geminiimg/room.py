@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-ROOM = 40 * 1024 * 1024
-"""Bytes: thirty pictures of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
+ROOM = 36 * 1024 * 1024
+"""Bytes: two dozen pictures of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
 
 
 class Room:

@@ -11,23 +11,22 @@ import difflib
 import io
 import json
 import re
-import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_geminiimg.arguments import MAX_VARIANTS, names_of, whole
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, given
 from airflow_provider_geminiimg.storage import Files, locate
 
 MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file of rows
-MAX_VARIANTS = 100  # of one row
 MAX_WRONG_ROWS = 5  # that one message names
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.~+-]+")
 _BLANK = (None, "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wish:
     """One picture that is wanted.
 
@@ -90,21 +89,6 @@ def wishes(
             hint="Rows are counted from 0. Correct them, then clear the task.",
         )
     return found
-
-
-def names_of(template: str) -> list[str]:
-    """The names that a file name asks for, as in ``{sku}-{aspect_ratio}``.
-
-    :raises BadRequestError: its braces are not in pairs, or hold more than a name.
-    """
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise BadRequestError(f"file_name{given(template)}: {error}.") from None
-    names = [name for _, name, _, _ in parts if name is not None]
-    if any(not name.isidentifier() or spec or conversion for _, name, spec, conversion in parts if name is not None):
-        raise BadRequestError(f"file_name{given(template)}: braces take one column's name, such as {{sku}}.")
-    return names
 
 
 def file_name(template: str, wish: Wish) -> str:
@@ -184,7 +168,7 @@ def _of_row(
     if "operation" in row:
         raise BadRequestError("operation: there is no such column.", hint="A row with an image is an edit.")
     labels = {name: _label(name, value) for name, value in row.items() if name not in (*ImageRequest.model_fields, "n")}
-    count = _count(row.get("n"), variants)
+    count = whole("n", row.get("n"), MAX_VARIANTS) or variants
     fields["operation"] = "edit" if fields.get("image") not in _BLANK else "generate"
     prefix = fields.get("variant")
     for index in range(count):
@@ -202,15 +186,3 @@ def _label(name: str, value: Any) -> str:
         why = "is the row's number" if name == "row" else f"takes text or a number, not {type(value).__name__}"
         raise BadRequestError(f"{name}: {why}.")
     return "" if value is None else str(value)
-
-
-def _count(value: Any, default: int) -> int:
-    if value in _BLANK:
-        return default
-    try:
-        number = 0 if isinstance(value, bool) else int(str(value))
-    except ValueError:
-        number = 0
-    if not 1 <= number <= MAX_VARIANTS:
-        raise BadRequestError(f"n{given(value)}: takes a whole number from 1 to {MAX_VARIANTS}.")
-    return number

@@ -121,7 +121,7 @@ def run(quick: bool) -> list[Row]:
         folder.mkdir()
         values = {"count": count, "mapped": mapped, "bucket": uri.removeprefix("s3://"), "url": client.apimaster_url}
         (folder / "contestants.py").write_text(textwrap.dedent(DAGS.format(**values)))
-        with LiveAirflow(Path(home, "airflow"), folder, _environment(client, uri, keys)) as airflow:
+        with LiveAirflow(Path(home, "airflow"), folder, _environment(client, home, keys)) as airflow:
             ours = _seconds(airflow, "ours") / count
             theirs = {name: _seconds(airflow, name) / mapped for name in PEERS}
         made = len(client.ledger())
@@ -137,13 +137,13 @@ def run(quick: bool) -> list[Row]:
     ]
 
 
-def _environment(client: SandboxClient, uri: str, keys: dict[str, str]) -> dict[str, str]:
+def _environment(client: SandboxClient, home: str, keys: dict[str, str]) -> dict[str, str]:
     return {
         **keys,
         "PYTHONPATH": str(ROOT),
         "AIRFLOW_CONN_GEMINIIMG_DEFAULT": client.connection_json("apimaster", requests_per_minute=1_000_000),
         "AIRFLOW_CONN_GATEWAY": json.dumps({"conn_type": "http", "host": client.apimaster_url}),
-        "AIRFLOW__GEMINIIMG__ROOT": f"{uri}/root",
+        "AIRFLOW__GEMINIIMG__ROOT": f"{Path(home).as_uri()}/root",
         "AIRFLOW__CORE__PARALLELISM": str(4 * (os.cpu_count() or 1)),
     }
 

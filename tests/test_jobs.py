@@ -35,7 +35,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.index import read_entry
-from airflow_provider_geminiimg.jobs import Entry, Report, Scope, Verdict
+from airflow_provider_geminiimg.jobs import Entry, Report, Scope
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.kept import RETURNED, Kept, Wanted
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, record_key
@@ -43,6 +43,7 @@ from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment
 from airflow_provider_geminiimg.surroundings import Surroundings
 from airflow_provider_geminiimg.thumbnails import thumbnail_key
+from airflow_provider_geminiimg.verdicts import Verdict, verdicts
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -793,8 +794,8 @@ async def test_a_job_id_that_no_gateway_gives_is_refused(disk_left: LeftBehind) 
 def test_verdicts_are_read_from_a_mapping_and_from_its_json_text() -> None:
     said = {"k": "unpaid", "l": "lost", "m": {"job": " id "}}
     wanted = {"k": UNPAID, "l": LOST, "m": Verdict("job", "id")}
-    assert jobs.verdicts(said) == jobs.verdicts(json.dumps(said)) == wanted
-    assert jobs.verdicts(None) == jobs.verdicts("") == jobs.verdicts({}) == jobs.verdicts("{}") == {}
+    assert verdicts(said) == verdicts(json.dumps(said)) == wanted
+    assert verdicts(None) == verdicts("") == verdicts({}) == verdicts("{}") == {}
 
 
 @pytest.mark.parametrize(
@@ -815,7 +816,7 @@ def test_verdicts_are_read_from_a_mapping_and_from_its_json_text() -> None:
 )
 def test_anything_else_is_no_verdict(wrong: Any) -> None:
     with pytest.raises(BadRequestError, match="resolve"):
-        jobs.verdicts(wrong)
+        verdicts(wrong)
 
 
 # Removing one

@@ -189,6 +189,45 @@ def test_items_whose_names_start_alike_have_their_own_records(ledger: Ledger, ot
     assert ledger.latest(item) is None
 
 
+# Looking ahead
+
+OTHER = dataclasses.replace(ITEM, item="other")
+
+
+def test_after_looking_ahead_the_records_of_a_task_are_read_without_listing_them(store: Store) -> None:
+    ledger = Ledger(wire := Wire(store))
+    for record in (make_record(n=1), make_record(n=2), make_record(n=10), make_record(OTHER, 3)):
+        assert ledger.create(record)
+    ledger.look_ahead(ITEM)
+    wire.always["keys"] = "before"
+    found = [ledger.latest(ITEM), ledger.latest(OTHER)]
+    assert [one and one.record.n for one in found] == [10, 3]
+
+
+def test_what_was_listed_ahead_is_believed_once(ledger: Ledger) -> None:
+    assert ledger.create(make_record(n=1))
+    ledger.look_ahead(ITEM)
+    assert ledger.create(make_record(n=2))
+    found = [ledger.latest(ITEM), ledger.latest(ITEM)]
+    assert [one and one.record.n for one in found] == [1, 2]
+
+
+def test_a_record_that_came_after_looking_ahead_is_found(ledger: Ledger) -> None:
+    ledger.look_ahead(ITEM)
+    assert ledger.create(make_record())
+    assert ledger.latest(ITEM) is not None
+
+
+def test_a_record_that_went_after_looking_ahead_gives_way_to_the_one_before(ledger: Ledger) -> None:
+    assert ledger.create(make_record(n=1))
+    assert ledger.create(make_record(n=2))
+    ledger.look_ahead(ITEM)
+    ledger.store.delete(record_key(ITEM, 2))
+    found = ledger.latest(ITEM)
+    assert found is not None
+    assert found.record.n == 1
+
+
 # Unreadable is never "no record"
 
 WRONG: dict[str, Callable[[Record], Any]] = {

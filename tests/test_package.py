@@ -101,6 +101,39 @@ def test_a_dag_file_without_our_task_decorators_does_not_import_them() -> None:
     assert "airflow" in modules_after(f"from airflow.sdk import task; task.python\n{look}")
 
 
+OURS = "airflow_provider_geminiimg"
+OPERATORS = (
+    f"import {OURS} as ours; [getattr(ours, name) for name in dir(ours) if name.endswith(('Operator', 'Sensor'))]"
+)
+DAG_FILES = {
+    "imports": OPERATORS,
+    "decorators": "from airflow.sdk import task; task.gemini_image; task.gemini_image_batch",
+    "literals": f"""{OPERATORS}
+ours.GeminiImageGenerateOperator(task_id="a", prompt="a fox", resolution="2K", file_name="fox", timeout=60)
+ours.GeminiImageEditOperator(task_id="b", prompt="a fox", image="/fox.png", output_path="/foxes", on_clear="reuse")
+ours.GeminiImageBatchOperator(task_id="c", requests=["a fox"], file_name="{{sku}}", n=2, max_cost="1.5")
+ours.GeminiImageSubmitOperator(task_id="d", prompt="a fox", poll_interval="5")
+ours.GeminiImageJobSensor(task_id="e", job_id="1", on_mismatch="fail")
+ours.GeminiImageCollectOperator(task_id="f", only_dag_id="dag", resolve={{"key": "lost"}})
+ours.GeminiImageReviewOperator(task_id="g", subject="Foxes", images=[])""",
+}
+ONLY_TO_RUN = (
+    *("aiohttp", "boto3", "botocore", "httpx", "tenacity"),
+    *(f"{OURS}.{name}" for name in ("attempt", "batch", "connection", "gateways", "jobs", "landing", "ledger")),
+    *(f"{OURS}.{name}" for name in ("lifecycle", "storage", "transport", "triggers", "work")),
+)
+
+
+@pytest.mark.parametrize("code", DAG_FILES.values(), ids=DAG_FILES)
+def test_a_dag_file_does_not_import_what_only_a_running_task_needs(code: str) -> None:
+    before = "import sys, airflow.sdk; airflow.sdk.DAG, airflow.sdk.BaseOperator; before = set(sys.modules)"
+    script = f"{before}\n{code}\nprint(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    imported = done.stdout.splitlines()[-1].split()
+    assert f"{OURS}.operators._base" in imported
+    assert not [name for name in imported if f"{name}.".startswith(tuple(f"{each}." for each in ONLY_TO_RUN))]
+
+
 def test_the_entry_point_and_the_version_agree_with_the_package() -> None:
     distribution = metadata.distribution("airflow-provider-geminiimg")
     assert distribution.version == airflow_provider_geminiimg.__version__

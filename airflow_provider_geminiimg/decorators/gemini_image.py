@@ -8,7 +8,7 @@ it has landed: a retry makes that, whatever the function would say now.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import (
     DecoratedOperator,
@@ -18,15 +18,16 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
-from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.kept import RETURNED, Kept, Wanted
-from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.operators._base import REQUEST_FIELDS, ImageOperator
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
-from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.attempt import Attempt
+    from airflow_provider_geminiimg.connection import GatewayConnection
+    from airflow_provider_geminiimg.ledger import Record
+    from airflow_provider_geminiimg.order import Order
 
 
 class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
@@ -73,21 +74,9 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
             check_literals("generate", self.model, **said)
 
     def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
-        kept = _kept(attempt)
-        known = kept.read(attempt.generation)
-        if known is None:
-            request = self._built(_fields(_call(self, attempt)))
-            checked = request.check(connection.gateway, connection.model)
-            kept.write(attempt.generation, Wanted(request=request))
-            return checked
-        if known.request is None:
-            raise LedgerError(
-                "This was made before, and what the function asked for is not kept that long.",
-                billed=Billed.YES,
-                hint="Clear the task, which calls the function again.",
-            )
-        self.log.info("Keeping to what the function returned to the first attempt.")
-        return known.request.check(connection.gateway, connection.model)
+        from airflow_provider_geminiimg.work import returned
+
+        return returned.request(attempt, connection, lambda: self._built(_fields(_call(self, attempt))))
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}
@@ -97,10 +86,9 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
 
     def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
         if manifest is not None:
-            try:
-                _kept(attempt).finish(attempt.generation, Wanted(request=None))
-            except GeminiImageError as error:
-                self.log.error("What the function returned is still under the root, though it landed: %s", error)
+            from airflow_provider_geminiimg.work import returned
+
+            returned.forget(attempt)
         return super()._ended(attempt, order, record, manifest)
 
 
@@ -184,10 +172,6 @@ def _call(operator: DecoratedOperator, attempt: Attempt) -> Any:
     context_merge(cast(Any, attempt.context), operator.op_kwargs)
     kwargs = determine_kwargs(operator.python_callable, operator.op_args, attempt.context)
     return operator.python_callable(*operator.op_args, **kwargs)
-
-
-def _kept(attempt: Attempt) -> Kept[Wanted]:
-    return Kept(Wanted, attempt.ledger.store, RETURNED, attempt.item, attempt.plan_marker)
 
 
 def _fields(returned: Any) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from airflow_provider_geminiimg.jobs.collect import Report, collect
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, detail, entry_at, summary, walk
-from airflow_provider_geminiimg.jobs.settle import Verdict, resolve, verdicts
+from airflow_provider_geminiimg.jobs.settle import resolve
 from airflow_provider_geminiimg.jobs.tidy import forget, purge
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Entry",
     "Report",
     "Scope",
-    "Verdict",
     "collect",
     "detail",
     "entry_at",
@@ -29,6 +28,5 @@ __all__ = [
     "purge",
     "resolve",
     "summary",
-    "verdicts",
     "walk",
 ]

@@ -1,46 +1,36 @@
-"""What the operators share: their arguments, and the way from Airflow's calls into one picture's life.
-
-What must stay true: nothing is decided here. An operator renders, asks `Purchase`, defers or returns.
-"""
+"""What the operators of one picture share: their arguments, and Airflow's calls, which lead into `work.picture`."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
-from airflow_provider_geminiimg.attempt import (
-    BACKSTOP,
-    MAX_DEFERRALS,
-    Attempt,
+from airflow_provider_geminiimg.arguments import (
+    OnClear,
     OnMismatch,
+    OnUnknown,
+    ReuseScope,
     choice,
-    finished,
     money,
-    raise_outcome,
     seconds,
     stem,
     text,
 )
-from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
-from airflow_provider_geminiimg.ledger import Record
-from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.operators._shared import BuysPictures
-from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
-from airflow_provider_geminiimg.runner import run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_provider_geminiimg.attempt import Attempt
+    from airflow_provider_geminiimg.connection import GatewayConnection
+    from airflow_provider_geminiimg.ledger import Record
+    from airflow_provider_geminiimg.order import Order
 
 DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster watches a job for up to 20 minutes, and charges if it finishes
 REQUEST_FIELDS = (
@@ -194,45 +184,27 @@ class ImageOperator(BuysPictures, BaseOperator):
 
         At most two further deferrals, then the wait goes on in the worker.
         """
+        from airflow_provider_geminiimg.work import picture
+
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
         except TaskDeferralError as error:
             self.log.error("The trigger failed (%s); the job is left alone and waited for again.", error)
-            self._defer_again(context)
+            picture.defer_again(self, context)
         return self._live(context, wait=True, at_once=True)
 
     def _live(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
-        """One picture's life, from wherever it stands.
+        from airflow_provider_geminiimg.work import picture
 
-        :param wait: wait for a running job here; otherwise defer.
-        :param at_once: poll before waiting.
-        :param job_id: the job that a trigger waited for.
-        """
-        attempt, order = self._prepare(context)
-
-        async def live() -> tuple[Record, dict[str, Any] | None]:
-            async with attempt.workshop() as workshop:
-                purchase = Purchase(order, workshop, attempt.guard, attempt.marker)
-                if job_id is not None:
-                    return await purchase.resume(job_id)
-                record, manifest = await purchase.start()
-                if manifest is None and wait:
-                    return await purchase.finish(record, at_once=at_once)
-                return record, manifest
-
-        try:
-            record, manifest = run(live, attempt.guard)
-        except GeminiImageError as error:
-            raise_outcome(error)
-        return self._ended(attempt, order, record, manifest)
+        return picture.live(self, context, wait=wait, at_once=at_once, job_id=job_id)
 
     def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
         """What `execute` returns; a job that runs is deferred."""
-        if manifest is None:
-            self._wait_in_triggerer(attempt, record, order)
-        return finished(manifest, self._checked("on_mismatch"))
+        from airflow_provider_geminiimg.work import picture
+
+        return picture.ended(self, attempt, order, record, manifest)
 
     def _check_literals(self) -> None:
         self._check_asked()
@@ -242,61 +214,7 @@ class ImageOperator(BuysPictures, BaseOperator):
         """What can be known of the picture when the DAG is parsed."""
         check_literals(self.operation, **{name: getattr(self, name) for name in REQUEST_FIELDS})
 
-    def _prepare(self, context: Context) -> tuple[Attempt, Order]:
-        attempt = None
-        try:
-            attempt = self._attempt(context)
-            return attempt, self._order(attempt)
-        except GeminiImageError as error:
-            if attempt is not None and attempt.marker is not None and attempt.marker.get() is not None:
-                error.billed = Billed.UNKNOWN  # this attempt spent nothing, an earlier one may have
-            raise_outcome(error)
-
     def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
         """What this attempt asks for, as the connection's gateway takes it."""
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}
         return ImageRequest.build(**values, operation=self.operation).check(connection.gateway, connection.model)
-
-    def _order(self, attempt: Attempt) -> Order:
-        self._checked("on_mismatch")
-        connection = attempt.connection(self.geminiimg_conn_id)
-        request: CheckedRequest | GeminiImageError
-        try:
-            request = self._asked(attempt, connection)
-        except GeminiImageError as error:
-            request = error
-        variant = request.variant if isinstance(request, CheckedRequest) else None
-        return Order(
-            item=attempt.item,
-            request=request,
-            connection=connection,
-            destination=attempt.destination(self.output_path, self.file_name, variant),
-            policy=Policy(
-                generation=attempt.generation,
-                on_unknown=self._checked("on_unknown"),
-                on_clear=self._checked("on_clear"),
-                reuse=self._checked("reuse"),
-            ),
-            timeout=self._checked("timeout") or DEFAULT_TIMEOUT,
-            poll_interval=self._checked("poll_interval"),
-            record_prompts=settings.record_prompts(),
-            max_cost=self._checked("max_cost"),
-        )
-
-    def _wait_in_triggerer(self, attempt: Attempt, record: Record, order: Order) -> NoReturn:
-        deadline = (record.submitted_at or record.claimed_at) + order.timeout
-        self.log.info("Waiting for job %s in the triggerer.", record.job_id)
-        self.defer(
-            trigger=attempt.trigger(record, deadline, order.poll_interval),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP),
-        )
-
-    def _defer_again(self, context: Context) -> None:
-        """Defer once more, unless that was done often enough for this job."""
-        attempt, order = self._prepare(context)
-        found = attempt.ledger.latest(attempt.item)
-        if found is None or found.record.state != "submitted" or found.record.deferrals >= MAX_DEFERRALS:
-            return
-        record = attempt.count_deferral(found.record)
-        self._wait_in_triggerer(attempt, record, order)

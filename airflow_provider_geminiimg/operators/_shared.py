@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import TakesTexts
-from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.request import is_literal
-from airflow_provider_geminiimg.runner import Guard
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
     from airflow.sdk.types import Logger
+
+    from airflow_provider_geminiimg.runner import Guard
 
 
 class ChecksArguments(TakesTexts):
@@ -48,10 +47,8 @@ class BuysPictures(ChecksArguments):
             self._guard.stop()
         self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
 
-    def _attempt(self, context: Context) -> Attempt:
-        """This try, which `on_kill` ends, also where that came first."""
-        attempt = Attempt(context, self.log)
-        self._guard = attempt.guard
-        if self._killed:  # before there was a guard
-            attempt.guard.stop()
-        return attempt
+    def _stopped_through(self, guard: Guard) -> None:
+        """Let `on_kill` end what this guard watches, also where it came first."""
+        self._guard = guard
+        if self._killed:
+            guard.stop()

@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.attempt import Attempt, OnMismatch, choice, money, raise_outcome, seconds, stem, text
-from airflow_provider_geminiimg.batch import (
-    PLANS,
-    Plan,
-    Planned,
-    Window,
-    destination_of,
-    plan,
-    refusals,
+from airflow_provider_geminiimg.arguments import (
+    MAX_VARIANTS,
+    OnClear,
+    OnMismatch,
+    OnUnknown,
+    ReuseScope,
+    choice,
+    money,
+    names_of,
+    seconds,
+    stem,
+    text,
+    whole,
 )
-from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.decision import OnClear, OnUnknown, Policy, ReuseScope
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, IncompleteError
-from airflow_provider_geminiimg.kept import Kept
-from airflow_provider_geminiimg.landing import Workshop, in_thread
+from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, REQUEST_FIELDS
 from airflow_provider_geminiimg.operators._shared import BuysPictures
-from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.request import given
-from airflow_provider_geminiimg.rows import MAX_VARIANTS, file_name, names_of, read_rows, wishes
-from airflow_provider_geminiimg.runner import run
-from airflow_provider_geminiimg.storage import join_uri
-from airflow_provider_geminiimg.tally import GOOD, Tally
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_provider_geminiimg.attempt import Attempt
 
 OnItemFailure = Literal["collect", "fail_fast"]
 
 DEFAULT_WIDTH = 50
 MAX_WIDTH = 1000
 SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")
-_NAMED_FAILURES = 3  # in the message of a task that fails
-
-
-def _whole(name: str, value: Any, most: int) -> int | None:
-    """A rendered whole number from 1 to `most`; ``None`` and empty mean unset."""
-    if value is None or value == "":
-        return None
-    try:
-        number = 0 if isinstance(value, bool) else int(str(value))
-    except ValueError:
-        number = 0
-    if not 1 <= number <= most:
-        raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
-    return number
 
 
 def _min_success(name: str, value: Any) -> int | float:
@@ -84,9 +65,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "geminiimg_conn_id": text,
     "output_path": text,
     "file_name": _template,
-    "n": partial(_whole, most=MAX_VARIANTS),
-    "max_concurrency": partial(_whole, most=MAX_WIDTH),
-    "requests_per_minute": partial(_whole, most=1_000_000),
+    "n": partial(whole, most=MAX_VARIANTS),
+    "max_concurrency": partial(whole, most=MAX_WIDTH),
+    "requests_per_minute": partial(whole, most=1_000_000),
     "min_success": _min_success,
     "timeout": seconds,
     "poll_interval": seconds,
@@ -209,125 +190,10 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, or read what was planned; make what is missing; say what became of each."""
-        try:
-            summary, failure = self._made(context)
-        except GeminiImageError as error:
-            raise_outcome(error)
-        if failure is not None:
-            raise_outcome(failure)
-        return summary
+        from airflow_provider_geminiimg.work import batch
 
-    def _made(self, context: Context) -> tuple[dict[str, Any], IncompleteError | None]:
-        """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
-        attempt = self._attempt(context)
-        plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
-        known = plans.read(attempt.generation)
-        requests = self._asked(attempt) if known is None else None
-        planned, tally, manifest = run(lambda: self._live(attempt, plans, known, requests), attempt.guard)
-        summary = {**tally.totals(planned.items), "manifest": manifest}
-        self.log.info("%s", summary)
-        return summary, self._failure(planned, tally, summary)
+        return batch.make(self, context)
 
     def _asked(self, attempt: Attempt) -> Any:
         """The rows of this task's first attempt."""
         return self.requests
-
-    async def _live(
-        self, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
-    ) -> tuple[Plan, Tally, str]:
-        connection = attempt.connection(self.geminiimg_conn_id)
-        rate = self._checked("requests_per_minute")
-        if rate is not None:
-            connection = attempt.limited(connection.conn_id, rate)
-        async with attempt.workshop() as workshop:
-            await in_thread(attempt.ledger.store.probe)
-            if planned is None:
-                planned = await self._plan(attempt, connection, workshop, requests)
-                await in_thread(plans.write, attempt.generation, planned)
-            else:
-                self.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
-            orders = self._orders(attempt, connection, planned)
-            refused = await refusals(orders, planned.items, attempt.ledger, connection, self._checked("max_cost"))
-            window = Window(
-                orders,
-                workshop,
-                attempt.guard,
-                connection,
-                width=self._checked("max_concurrency") or DEFAULT_WIDTH,
-                fail_fast=self._checked("on_item_failure") == "fail_fast",
-                fail_on_mismatch=self._checked("on_mismatch") == "fail",
-                refused=refused,
-            )
-            tally = await window.run(planned.items)
-            manifest = join_uri(attempt.folder, "manifest.jsonl")
-            lines = tally.manifest(planned.items)
-            await in_thread(lambda: attempt.files.put(manifest, lines, media_type="application/x-ndjson"))
-            if tally.all_landed:
-                await in_thread(plans.finish, attempt.generation, planned.carried_out())
-        refusal = next(iter(refused.values()), None)
-        if refusal is not None:
-            refusal.billed = tally.billed
-            raise refusal
-        return planned, tally, manifest
-
-    async def _plan(self, attempt: Attempt, connection: GatewayConnection, workshop: Workshop, requests: Any) -> Plan:
-        rows = await in_thread(read_rows, requests, workshop.files)
-        wanted = wishes(
-            rows,
-            {name: getattr(self, name) for name in SHARED},
-            self._checked("n") or 1,
-            gateway=connection.gateway,
-            default_model=connection.model,
-        )
-        template = self._checked("file_name")
-        names = [None if template is None else stem("file_name", file_name(template, wish)) for wish in wanted]
-        return await plan(
-            wanted,
-            connection,
-            workshop.files,
-            generation=attempt.generation,
-            directory=self._checked("output_path") or attempt.folder,
-            stems=names,
-            prefix=attempt.destination(self._checked("output_path"), None).stem,
-        )
-
-    def _orders(self, attempt: Attempt, connection: GatewayConnection, planned: Plan) -> Callable[[Planned], Order]:
-        """What gives the order of each picture. What all have in common is checked now, once."""
-        usual: dict[str, Any] = {
-            "connection": connection,
-            "policy": Policy(
-                generation=attempt.generation,
-                on_unknown=self._checked("on_unknown"),
-                on_clear=self._checked("on_clear"),
-                reuse=self._checked("reuse"),
-            ),
-            "timeout": self._checked("timeout") or DEFAULT_TIMEOUT,
-            "poll_interval": self._checked("poll_interval"),
-            "record_prompts": settings.record_prompts(),
-        }
-
-        def order(item: Planned) -> Order:
-            return Order(
-                item=dataclasses.replace(attempt.item, item=item.key),
-                request=item.request(connection),
-                destination=destination_of(planned, item),
-                input_sha256=item.input_sha256,
-                **usual,
-            )
-
-        return order
-
-    def _failure(self, planned: Plan, tally: Tally, summary: Mapping[str, Any]) -> IncompleteError | None:
-        """Why the task fails, if it does."""
-        wanted = self._checked("min_success")
-        total = len(planned.items)
-        good = sum(summary["counts"][status] for status in GOOD)
-        needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
-        if good >= needed:
-            return None
-        named = " ".join(tally.bad(planned.items, _NAMED_FAILURES))
-        return IncompleteError(
-            f"{good} of {total} pictures landed, min_success={wanted}. All of them: {summary['manifest']}. {named}",
-            billed=tally.billed,
-            retryable=tally.retryable,
-        )

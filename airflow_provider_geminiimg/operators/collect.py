@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.attempt import raise_outcome, text
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
-from airflow_provider_geminiimg.jobs import Report, Scope, collect, resolve, verdicts
-from airflow_provider_geminiimg.landing import in_thread
+from airflow_provider_geminiimg.arguments import text
+from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.operators._shared import ChecksArguments
 from airflow_provider_geminiimg.request import given
-from airflow_provider_geminiimg.runner import run
-from airflow_provider_geminiimg.surroundings import Surroundings
+from airflow_provider_geminiimg.verdicts import verdicts
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -84,30 +81,6 @@ class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle, then collect."""
-        try:
-            surroundings = Surroundings(self.log)
-            report = run(lambda: self._collect(surroundings))
-            failure = report.failure()
-        except GeminiImageError as error:
-            raise_outcome(error)
-        if failure is not None:
-            raise failure
-        return report.result()
+        from airflow_provider_geminiimg.work import collect
 
-    async def _collect(self, surroundings: Surroundings) -> Report:
-        scope = Scope(surroundings.namespace, *(self._checked(f"only_{name}_id") for name in ("dag", "run", "task")))
-        look_only = self._checked("look_only")
-        refused = []
-        for key, verdict in self._checked("resolve").items():
-            try:
-                done = await in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only))
-            except GeminiImageError as error:
-                self.log.error("Not settled: %s. %s", key, error)
-                refused.append(key)
-            else:
-                said = "Would be settled" if look_only else "Settled, by this task's `resolve`"
-                self.log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
-        async with surroundings.workshop() as workshop:
-            report = await collect(workshop, scope, dry_run=look_only)
-        report.keys["errors"] += refused
-        return report
+        return collect.collected(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowFailException, SkipMixin
@@ -10,9 +10,9 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 
 from airflow_provider_geminiimg._compat import TakesTexts, shown_request
-from airflow_provider_geminiimg.attempt import choice, raise_outcome
+from airflow_provider_geminiimg.arguments import choice
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
-from airflow_provider_geminiimg.review import labels, manifests, review_markdown
+from airflow_provider_geminiimg.outcome import raise_outcome
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -69,12 +69,11 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
     def execute(self, context: Context) -> Any:
         """Show the pictures, and wait for a person."""
         try:
-            shown = manifests(self.images, "images")
-            self._show(shown)
+            shown = self._show(self.images, "images")
             self._refuse_older(context)
         except GeminiImageError as error:
             raise_outcome(error)
-        context["ti"].xcom_push(key=_SHOWN, value=shown)
+        context["ti"].xcom_push(key=_SHOWN, value=list(shown.values()))
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -83,9 +82,8 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
         :param event: Airflow's: the answer, or what kept it from coming.
         """
         ti = context["ti"]
-        shown = ti.xcom_pull(task_ids=self.task_id, key=_SHOWN, map_indexes=ti.map_index)
         try:
-            self._show(manifests(shown, _SHOWN))
+            shown = self._show(ti.xcom_pull(task_ids=self.task_id, key=_SHOWN, map_indexes=ti.map_index), _SHOWN)
         except GeminiImageError as error:
             raise_outcome(error)
         if "error" not in event:
@@ -97,11 +95,17 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
         chosen = answer["chosen_options"]
         if self.REJECT in chosen:
             return self._rejected(context)
-        return [each for label, each in zip(labels(shown), shown, strict=True) if {label, self.APPROVE} & set(chosen)]
+        return [each for label, each in shown.items() if {label, self.APPROVE} & set(chosen)]
 
-    def _show(self, shown: Sequence[Mapping[str, Any]]) -> None:
-        self.options = self._options(labels(shown))
+    def _show(self, images: Any, name: str) -> dict[str, dict[str, Any]]:
+        """Put the pictures into the request. Returns their manifests by label."""
+        from airflow_provider_geminiimg.review import labels, manifests, review_markdown
+
+        shown = manifests(images, name)
+        named = dict(zip(labels(shown), shown, strict=True))
+        self.options = self._options(list(named))
         self.body = review_markdown(shown)
+        return named
 
     def _options(self, names: list[str]) -> list[str]:
         return [self.APPROVE, self.REJECT] if self.choose == "all" else [*names, self.REJECT]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.operators._base import ImageOperator
-from airflow_provider_geminiimg.order import Order
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.attempt import Attempt
+    from airflow_provider_geminiimg.ledger import Record
+    from airflow_provider_geminiimg.order import Order
 
 
 class GeminiImageSubmitOperator(ImageOperator):

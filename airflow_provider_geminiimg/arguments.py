@@ -1,0 +1,142 @@
+"""What arguments take: of the operators, the sensor, a batch's rows, and the connection's amounts of money.
+
+What must stay true: a DAG file pays for the import of this each time it is parsed, so it imports nothing that only a
+running task needs.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, get_args
+
+from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.request import given
+
+OnClear = Literal["reuse", "regenerate"]
+OnMismatch = Literal["accept", "fail"]
+OnUnknown = Literal["fail", "resubmit"]
+ReuseScope = Literal["task", "dag"]
+
+MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
+MAX_VARIANTS = 100  # of one row
+_DIGITS = 30  # before or after the point; written out, 1e999999999 would fill the memory
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
+
+
+def text(name: str, value: Any) -> str | None:
+    """A rendered text field; empty means unset.
+
+    :raises BadRequestError: for anything but text.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadRequestError(f"{name}{given(value)}: takes one text, not {type(value).__name__}.")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Any) -> Any:
+    """A rendered field with a closed list of values, a ``Literal``.
+
+    :raises BadRequestError: for any other value.
+    """
+    if value not in get_args(allowed):
+        words = " or ".join(map(repr, get_args(allowed)))
+        raise BadRequestError(f"{name}{given(value)}: is not one of its words. Allowed: {words}.")
+    return value
+
+
+def seconds(name: str, value: Any) -> float | None:
+    """A rendered number of seconds, above 0 and up to `MAX_SECONDS`; ``None`` and empty mean unset.
+
+    :raises BadRequestError: for anything else.
+    """
+    if value is None or value == "":
+        return None
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    try:
+        number = math.nan if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= MAX_SECONDS:
+        allowed = f"Allowed: above 0, up to {MAX_SECONDS:.0f} (30 days)"
+        raise BadRequestError(f"{name}{given(value)}: takes a number of seconds. {allowed}.")
+    return number
+
+
+def money(name: str, value: Any) -> Decimal | None:
+    """A rendered amount of money above 0; ``None`` and empty mean unset.
+
+    :raises BadRequestError: for anything else.
+    """
+    if value is None or value == "":
+        return None
+    amount = to_decimal(value)
+    if amount is None or amount <= 0:
+        raise BadRequestError(f"{name}{given(value)}: takes a number above 0, in the connection's price currency.")
+    return amount
+
+
+def whole(name: str, value: Any, most: int) -> int | None:
+    """A rendered whole number from 1 to `most`; ``None`` and empty mean unset."""
+    if value is None or value == "":
+        return None
+    try:
+        number = 0 if isinstance(value, bool) else int(str(value))
+    except ValueError:
+        number = 0
+    if not 1 <= number <= most:
+        raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
+    return number
+
+
+def to_decimal(value: object) -> Decimal | None:
+    """The number that `value` or its text is, digit by digit; ``None``: it is none, or no amount of anything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and abs(number.adjusted()) < _DIGITS else None
+
+
+def stem(name: str, value: Any) -> str | None:
+    """A rendered file name without extension; ``None`` means unset.
+
+    :raises BadRequestError: for a name that is a path, hidden, too long, or has a picture's extension.
+    """
+    if value is None:
+        return None
+    plain = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    wrong = (
+        "empty or no text" if not plain
+        else "a path" if any(char in plain for char in "/\\\0") or plain in (".", "..")
+        else "hidden" if plain.startswith(".")
+        else "with control characters" if not plain.isprintable()
+        else "longer than 120 bytes" if len(plain.encode()) > 120
+        else "with an extension, which comes from the picture's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
+        else None
+    )  # fmt: skip
+    if wrong:
+        allowed = "Allowed: a plain name without folder and extension, up to 120 bytes"
+        raise BadRequestError(f"{name}{given(value)}: is {wrong}. {allowed}.")
+    return plain
+
+
+def names_of(template: str) -> list[str]:
+    """The names that a file name asks for, as in ``{sku}-{aspect_ratio}``.
+
+    :raises BadRequestError: its braces are not in pairs, or hold more than a name.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise BadRequestError(f"file_name{given(template)}: {error}.") from None
+    names = [name for _, name, _, _ in parts if name is not None]
+    if any(not name.isidentifier() or spec or conversion for _, name, spec, conversion in parts if name is not None):
+        raise BadRequestError(f"file_name{given(template)}: braces take one column's name, such as {{sku}}.")
+    return names

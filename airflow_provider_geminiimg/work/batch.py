@@ -1,0 +1,171 @@
+"""Many pictures in one task, as it runs: from its rows to its summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from airflow.sdk import Context
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.arguments import stem
+from airflow_provider_geminiimg.attempt import Attempt
+from airflow_provider_geminiimg.batch import PLANS, Plan, Planned, Window, destination_of, plan, refusals
+from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.decision import Policy
+from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError
+from airflow_provider_geminiimg.kept import Kept
+from airflow_provider_geminiimg.landing import Workshop, in_thread
+from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
+from airflow_provider_geminiimg.operators.batch import DEFAULT_WIDTH, SHARED, GeminiImageBatchOperator
+from airflow_provider_geminiimg.order import Order
+from airflow_provider_geminiimg.outcome import raise_outcome
+from airflow_provider_geminiimg.rows import file_name, read_rows, wishes
+from airflow_provider_geminiimg.runner import run
+from airflow_provider_geminiimg.storage import Files, join_uri
+from airflow_provider_geminiimg.tally import GOOD, Tally
+
+_NAMED_FAILURES = 3  # in the message of a task that fails
+
+
+def make(operator: GeminiImageBatchOperator, context: Context) -> dict[str, Any]:
+    """Plan, or read what was planned; make what is missing; say what became of each."""
+    try:
+        summary, failure = _made(operator, context)
+    except GeminiImageError as error:
+        raise_outcome(error)
+    if failure is not None:
+        raise_outcome(failure)
+    return summary
+
+
+def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], IncompleteError | None]:
+    """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
+    attempt = Attempt(context, operator.log)
+    operator._stopped_through(attempt.guard)
+    plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
+    known = plans.read(attempt.generation)
+    requests = operator._asked(attempt) if known is None else None
+    planned, tally, manifest = run(lambda: _live(operator, attempt, plans, known, requests), attempt.guard)
+    summary = {**tally.totals(planned.items), "manifest": manifest}
+    operator.log.info("%s", summary)
+    return summary, _failure(operator, planned, tally, summary)
+
+
+async def _live(
+    operator: GeminiImageBatchOperator, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
+) -> tuple[Plan, Tally, str]:
+    connection = attempt.connection(operator.geminiimg_conn_id)
+    rate = operator._checked("requests_per_minute")
+    if rate is not None:
+        connection = attempt.limited(connection.conn_id, rate)
+    async with attempt.workshop() as workshop:
+        await in_thread(attempt.ledger.store.probe)
+        if planned is None:
+            planned = await _plan(operator, attempt, connection, workshop, requests)
+            await in_thread(plans.write, attempt.generation, planned)
+        else:
+            operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+        await in_thread(attempt.ledger.look_ahead, attempt.item)
+        orders = _orders(operator, attempt, connection, planned)
+        refused = await refusals(orders, planned.items, attempt.ledger, connection, operator._checked("max_cost"))
+        window = Window(
+            orders,
+            workshop,
+            attempt.guard,
+            connection,
+            width=operator._checked("max_concurrency") or DEFAULT_WIDTH,
+            fail_fast=operator._checked("on_item_failure") == "fail_fast",
+            fail_on_mismatch=operator._checked("on_mismatch") == "fail",
+            refused=refused,
+        )
+        tally = await window.run(planned.items)
+        manifest = join_uri(attempt.folder, "manifest.jsonl")
+        await in_thread(_write_manifest, attempt.files, manifest, tally, planned)
+        if tally.all_landed:
+            await in_thread(lambda: plans.finish(attempt.generation, planned.carried_out()))
+    refusal = next(iter(refused.values()), None)
+    if refusal is not None:
+        refusal.billed = tally.billed
+        raise refusal
+    return planned, tally, manifest
+
+
+def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
+    files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
+
+
+async def _plan(
+    operator: GeminiImageBatchOperator,
+    attempt: Attempt,
+    connection: GatewayConnection,
+    workshop: Workshop,
+    requests: Any,
+) -> Plan:
+    rows = await in_thread(read_rows, requests, workshop.files)
+    wanted = wishes(
+        rows,
+        {name: getattr(operator, name) for name in SHARED},
+        operator._checked("n") or 1,
+        gateway=connection.gateway,
+        default_model=connection.model,
+    )
+    template = operator._checked("file_name")
+    names = [None if template is None else stem("file_name", file_name(template, wish)) for wish in wanted]
+    return await plan(
+        wanted,
+        connection,
+        workshop.files,
+        generation=attempt.generation,
+        directory=operator._checked("output_path") or attempt.folder,
+        stems=names,
+        prefix=attempt.destination(operator._checked("output_path"), None).stem,
+    )
+
+
+def _orders(
+    operator: GeminiImageBatchOperator, attempt: Attempt, connection: GatewayConnection, planned: Plan
+) -> Callable[[Planned], Order]:
+    """What gives the order of each picture. What all have in common is checked now, once."""
+    usual: dict[str, Any] = {
+        "connection": connection,
+        "policy": Policy(
+            generation=attempt.generation,
+            on_unknown=operator._checked("on_unknown"),
+            on_clear=operator._checked("on_clear"),
+            reuse=operator._checked("reuse"),
+        ),
+        "timeout": operator._checked("timeout") or DEFAULT_TIMEOUT,
+        "poll_interval": operator._checked("poll_interval"),
+        "record_prompts": settings.record_prompts(),
+    }
+
+    def order(item: Planned) -> Order:
+        return Order(
+            item=dataclasses.replace(attempt.item, item=item.key),
+            request=item.request(connection),
+            destination=destination_of(planned, item),
+            input_sha256=item.input_sha256,
+            **usual,
+        )
+
+    return order
+
+
+def _failure(
+    operator: GeminiImageBatchOperator, planned: Plan, tally: Tally, summary: Mapping[str, Any]
+) -> IncompleteError | None:
+    """Why the task fails, if it does."""
+    wanted = operator._checked("min_success")
+    total = len(planned.items)
+    good = sum(summary["counts"][status] for status in GOOD)
+    needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
+    if good >= needed:
+        return None
+    named = " ".join(tally.bad(planned.items, _NAMED_FAILURES))
+    return IncompleteError(
+        f"{good} of {total} pictures landed, min_success={wanted}. All of them: {summary['manifest']}. {named}",
+        billed=tally.billed,
+        retryable=tally.retryable,
+    )
