@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,9 +14,10 @@ import pytest
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 from harness.attempts import Attempts
+from harness.trouble import Disk
 from PIL import Image
 
-from airflow_provider_geminiimg.exceptions import BadRequestError, IncompleteError
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, IncompleteError, StorageError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.storage import Files, default_s3_client
@@ -85,6 +87,24 @@ def test_a_list_of_prompts_lands_in_order_each_paid_once_and_the_summary_is_smal
         image = line["images"][0]
         assert FILES.sha256(image["uri"]) == image["sha256"]
     assert not any(prompt in json.dumps(found) for prompt in ANIMALS)
+
+
+def test_a_manifest_that_can_not_be_written_says_that_the_pictures_were_paid_for_and_a_retry_pays_nothing(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    disk.begin(lambda path, body: b'"status": "landed"' in body)
+    monkeypatch.setattr(os, "open", disk.open)
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    run = airflow.run_dag(batch(ANIMALS, geminiimg_conn_id=apimaster))
+    error = why(run)
+    assert isinstance(error, StorageError)
+    assert error.billed is Billed.YES
+    assert str(error).endswith("What has landed stays, and a retry writes the manifest anew, at no cost.")
+    disk.end()
+    run.retry("pictures")
+    assert counts(run) == {"reused": 3}
+    assert len(sandbox.ledger()) == 3
 
 
 def test_two_tasks_of_one_prompt_are_told_apart_and_what_stands_twice_is_made_once(

@@ -14,7 +14,7 @@ from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.batch import PLANS, Plan, Planned, Window, destination_of, plan, refusals
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
-from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError
+from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
 from airflow_provider_geminiimg.kept import Kept
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
@@ -93,7 +93,12 @@ async def _live(
 
 
 def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
-    files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
+    try:
+        files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
+    except StorageError as error:
+        error.billed = tally.billed
+        error.hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
+        raise
 
 
 async def _plan(
