@@ -99,7 +99,7 @@ def _write(uri: str, data: bytes) -> None:
 def run(quick: bool) -> list[Row]:
     rows = []
     for place, (items, reach) in PLACES.items():
-        count, repeats = (QUICK, 1) if quick else (items, 3)
+        count, repeats = (QUICK, 1) if quick else (items, 2)
         with _root(place) as (root, env), gateway() as client:
             env = {**env, **environment(client, root)}
             fresh(copied, env=env, root=root, count=count)
