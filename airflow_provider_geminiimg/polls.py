@@ -10,9 +10,10 @@ the first poll is made, not before.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import aiohttp
 import httpx
@@ -36,27 +37,33 @@ class Polls:
             connector=aiohttp.TCPConnector(limit=connections, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             middlewares=(_once,),
         )
 
     @asynccontextmanager
     async def get(
-        self, url: httpx.URL, headers: Mapping[str, str], *, read_timeout: float
+        self, url: str, headers: Mapping[str, str], *, read_timeout: float, total: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Ask; what is left of the answer is thrown away with its connection.
 
-        :param url: where.
-        :param headers: all of them.
+        :param url: where, as it goes over the wire.
+        :param headers: those that are not the protocol's own.
         :param read_timeout: seconds without a byte of the answer.
-        :raises httpx.TransportError: `httpx.ConnectError` where no byte was written.
+        :param total: seconds for all of it.
+        :raises httpx.TransportError: `httpx.ConnectError` where no byte was written. It does not hold the request, as
+            aiohttp's exceptions do.
         """
-        timeout = aiohttp.ClientTimeout(sock_connect=self._connect_timeout, sock_read=read_timeout)
-        with _as_httpx():
-            async with self._session.get(
-                yarl.URL(str(url), encoded=True), headers=headers, timeout=timeout, allow_redirects=False
-            ) as answer:
+        timeout = aiohttp.ClientTimeout(total=total, sock_connect=self._connect_timeout, sock_read=read_timeout)
+        where = yarl.URL(url, encoded=True)
+        try:
+            async with self._session.get(where, headers=headers, timeout=timeout, allow_redirects=False) as answer:
                 yield answer
+        except _UNSENT as error:
+            raise httpx.ConnectError(type(error).__name__) from None
+        except asyncio.TimeoutError as error:
+            raise httpx.ReadTimeout(type(error).__name__) from None
+        except aiohttp.ClientError as error:
+            raise httpx.ReadError(type(error).__name__) from None
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -70,17 +77,4 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
     except _UNSENT:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise httpx.ReadError(type(error).__name__) from None
-
-
-@contextmanager
-def _as_httpx() -> Iterator[None]:
-    """Failures without the request that aiohttp's exceptions hold."""
-    try:
-        yield
-    except _UNSENT as error:
-        raise httpx.ConnectError(type(error).__name__) from None
-    except aiohttp.ServerTimeoutError as error:
-        raise httpx.ReadTimeout(type(error).__name__) from None
-    except aiohttp.ClientError as error:
         raise httpx.ReadError(type(error).__name__) from None

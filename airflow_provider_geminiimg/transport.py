@@ -18,8 +18,7 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from urllib.request import getproxies
@@ -39,7 +38,7 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import Call, JobStatus
+from airflow_provider_geminiimg.gateways.base import Call, JobStatus, Reply
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.polls import Polls
@@ -62,11 +61,6 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _PACKED = ("gzip", "x-gzip", "deflate")
 _BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
-_TRANSFER_HEADERS = (
-    b"content-encoding",
-    b"content-length",
-    b"transfer-encoding",
-)  # the body is decoded and whole by then
 _Origin = tuple[str, str, int | None]
 
 
@@ -133,7 +127,7 @@ async def _slot(bucket: Bucket, *, patient: bool = False) -> None:
 def _kind(call: Call[Any]) -> str:
     if call.billable:
         return "submit"
-    return "poll" if call.request.method == "GET" else "upload"
+    return "poll" if isinstance(call.request, str) else "upload"
 
 
 _limiters: dict[tuple[str, str, int, int], Limiter] = {}
@@ -153,7 +147,9 @@ class _KeyAuth(httpx.Auth):
 
     def __init__(self, headers: Mapping[str, str], base_url: str) -> None:
         self._headers = headers
-        self._origin = _origin(httpx.URL(base_url))
+        api = httpx.URL(base_url)
+        self._origin = _origin(api)
+        self._root = str(api.copy_with(raw_path=b"/"))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         if key := self.headers(request.url):
@@ -168,9 +164,10 @@ class _KeyAuth(httpx.Auth):
             )
         yield request
 
-    def headers(self, url: httpx.URL) -> Mapping[str, str]:
-        """The headers that carry the key, if `url` is the API's."""
-        return self._headers if _origin(url) == self._origin else {}
+    def headers(self, url: httpx.URL | str) -> Mapping[str, str]:
+        """The headers that carry the key, if `url` is the API's. Text is only compared, because it is many polls'."""
+        own = url.startswith(self._root) if isinstance(url, str) else _origin(url) == self._origin
+        return self._headers if own else {}
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("This object holds an API key and can't be pickled.")
@@ -256,37 +253,37 @@ class Transport:
     async def _outcome(self, call: Call[T]) -> T | GeminiImageError:
         """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
         try:
-            async with self._turn(call):
-                return await self._exchange(call)
-        except RateLimitedError as error:
-            return error
-
-    @asynccontextmanager
-    async def _turn(self, call: Call[Any]) -> AsyncIterator[None]:
-        turn = self._turns[_kind(call)]
-        with anyio.move_on_after(BILLABLE_WAIT if call.billable else None) as waiting:
-            await turn.acquire()
-            try:
-                await self._limiter.admit(call)
-            except BaseException:
-                turn.release()
-                raise
-        if waiting.cancelled_caught:
-            raise RateLimitedError(
+            if call.billable:
+                with anyio.fail_after(BILLABLE_WAIT):
+                    turn = await self._turn(call)
+            else:
+                turn = await self._turn(call)
+        except TimeoutError:
+            return RateLimitedError(
                 "This process has used up the connection's requests_per_minute or max_concurrency; nothing was sent.",
                 retry_after=BILLABLE_WAIT,
             )
         try:
-            yield
+            return await self._exchange(call)
         finally:
             turn.release()
+
+    async def _turn(self, call: Call[Any]) -> asyncio.Semaphore:
+        turn = self._turns[_kind(call)]
+        await turn.acquire()
+        try:
+            await self._limiter.admit(call)
+        except BaseException:
+            turn.release()
+            raise
+        return turn
 
     async def _exchange(self, call: Call[T]) -> T | GeminiImageError:
         exchange = _Exchange(call)
         try:
+            if isinstance(call.request, str) and not self._behind_proxy:
+                return await exchange.poll(await self._polling(), self._auth, call.request)
             with quiet_http(), anyio.fail_after(exchange.time_limit):
-                if _kind(call) == "poll" and not self._behind_proxy:
-                    return await exchange.poll(await self._polling(), self._auth)
                 if not call.billable:
                     return await exchange.run(await self._pooled(), self._auth)
                 async with await self._client(connections=1, keep=0) as client:
@@ -335,7 +332,8 @@ class _Exchange(Generic[T]):
     def __init__(self, call: Call[T]) -> None:
         self.call = call
         self.written = False
-        size = 0 if call.billable else int(call.request.headers.get("Content-Length", 0))
+        upload = None if call.billable or isinstance(call.request, str) else call.request
+        size = int(upload.headers.get("Content-Length", 0)) if upload else 0
         self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
 
     async def run(self, client: httpx.AsyncClient, auth: httpx.Auth) -> T:
@@ -344,26 +342,24 @@ class _Exchange(Generic[T]):
             body = await self._body(response.headers, response.aiter_raw())
         finally:
             await response.aclose()
-        return self._parsed(response.status_code, response.headers.raw, body)
+        return self._parsed(Reply(response.status_code, response.headers, body))
 
-    async def poll(self, polls: Polls, auth: _KeyAuth) -> T:
-        """As `run`, for a call that has no body and costs nothing."""
-        sent = self.call.request
-        headers = {**HEADERS, **sent.headers, **auth.headers(sent.url)}
+    async def poll(self, polls: Polls, auth: _KeyAuth, url: str) -> T:
+        """As `run`, for a call that is its URL alone; its time is limited, too."""
+        headers = {**HEADERS, **auth.headers(url)}
         self.written = True  # where it is not, the exception says so
-        async with polls.get(sent.url, headers, read_timeout=self.call.read_timeout) as answer:
+        async with polls.get(url, headers, read_timeout=self.call.read_timeout, total=self.time_limit) as answer:
             body = await self._body(answer.headers, answer.content.iter_any())
-        return self._parsed(answer.status, answer.raw_headers, body)
+        return self._parsed(Reply(answer.status, answer.headers, body))
 
-    def _parsed(self, status: int, raw_headers: Iterable[tuple[bytes, bytes]], body: bytes) -> T:
-        if 300 <= status < 400:
-            raise self._doubt(f"The gateway answered with a redirect (HTTP {status}), never followed.")
-        # As bytes: a header in another script must not cost the answer to a paid request.
-        headers = [(name, value) for name, value in raw_headers if name.lower() not in _TRANSFER_HEADERS]
-        return self.call.parse(httpx.Response(status, headers=headers, content=body, request=self.call.request))
+    def _parsed(self, reply: Reply) -> T:
+        if 300 <= reply.status < 400:
+            raise self._doubt(f"The gateway answered with a redirect (HTTP {reply.status}), never followed.")
+        return self.call.parse(reply)
 
     def _request(self) -> httpx.Request:
         sent = self.call.request
+        sent = httpx.Request("GET", sent) if isinstance(sent, str) else sent
         timeout = httpx.Timeout(connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=30.0, read=self.call.read_timeout)
         headers = httpx.Headers(HEADERS)
         headers.update(sent.headers)

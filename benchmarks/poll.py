@@ -29,14 +29,15 @@ Ask = Callable[[str], Awaitable[None]]
 
 
 class Meter:
-    """CPU of so many polls, and of opening the client for them.
+    """CPU of so many polls, once every job is in flight: what is opened and looked up is not a poll's.
 
-    :param polls: how many.
+    :param jobs: how many polls come before those that count, one for each job.
+    :param polls: how many count.
     """
 
-    def __init__(self, polls: int) -> None:
+    def __init__(self, jobs: int, polls: int) -> None:
         self._polls = polls
-        self._seen = 0
+        self._seen = -jobs
         self._began = time.process_time()
         self._enough = asyncio.Event()
         self.milliseconds = 0.0
@@ -44,6 +45,8 @@ class Meter:
     def count(self) -> None:
         """One poll has its answer."""
         self._seen += 1
+        if self._seen == 0:
+            self._began = time.process_time()
         if self._seen == self._polls:
             self.milliseconds = (time.process_time() - self._began) / self._polls * 1000
             self._enough.set()
@@ -66,7 +69,7 @@ def ours(jobs: list[str], interval: float, polls: int, url: str) -> float:
     del url  # it is in the Airflow connection
 
     async def main() -> float:
-        meter, now = Meter(polls), time.time()
+        meter, now = Meter(len(jobs), polls), time.time()
 
         class Counted(GeminiImageJobTrigger):
             async def _poll(self, poller: Poller) -> JobStatus:
@@ -157,7 +160,7 @@ PEERS: dict[str, Callable[..., float]] = {
 
 
 async def _naive(ask: Ask, jobs: list[str], interval: float, polls: int, url: str) -> float:
-    meter = Meter(polls)
+    meter = Meter(len(jobs), polls)
 
     async def wait(job_id: str) -> None:
         await asyncio.sleep(random.uniform(0, interval))

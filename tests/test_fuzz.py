@@ -59,7 +59,7 @@ from airflow_provider_geminiimg.exceptions import (
     scrub,
 )
 from airflow_provider_geminiimg.gateways import GATEWAYS
-from airflow_provider_geminiimg.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus
+from airflow_provider_geminiimg.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus, Reply
 from airflow_provider_geminiimg.images import MAX_SIDE, inspect_image
 from airflow_provider_geminiimg.index import read_entry
 from airflow_provider_geminiimg.inputs import public_uri
@@ -148,7 +148,7 @@ def test_any_answer_is_a_value_or_an_outcome(gateway: str, name: str) -> None:
     def answered(body: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         found: Any
         try:
-            found = call.parse(httpx.Response(status, content=body, headers=headers))
+            found = call.parse(Reply(status, httpx.Headers(headers), body))
         except GeminiImageError as error:
             found = error.scrubbed(secrets=[SECRET], prompt=PROMPT)
         if isinstance(found, JobStatus) and found.error is not None:

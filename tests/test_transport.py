@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import logging
 import pickle
 import time
@@ -29,7 +30,7 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import Call, JobState, JobStatus
+from airflow_provider_geminiimg.gateways.base import Call, JobState, JobStatus, Reply
 from airflow_provider_geminiimg.transport import Bucket, Transport, limiter_for
 
 KEY = "canary-key-9f3a"
@@ -133,10 +134,13 @@ def connection_to(base_url: str, *, gateway: str = "1min", **extra: Any) -> Gate
     return parse_connection(conn_id="my_conn", password=KEY, host=base_url, extra=extra)
 
 
-def call(url: str, parse: Callable[[httpx.Response], Any] = lambda response: response.text, **values: Any) -> Call[Any]:
-    method = "POST" if values.get("billable") else "GET"
-    values = {"read_timeout": 5.0, **values}
-    return Call(httpx.Request(method, url, json={"a": 1} if method == "POST" else None), parse, **values)
+def text(reply: Reply) -> Any:
+    return reply.content.decode()
+
+
+def call(url: str, parse: Callable[[Reply], Any] = text, **values: Any) -> Call[Any]:
+    request = httpx.Request("POST", url, json={"a": 1}) if values.get("billable") else url
+    return Call(request, parse, **{"read_timeout": 5.0, **values})
 
 
 def status(head: str, body: bytes = b"") -> bytes:
@@ -216,9 +220,9 @@ async def test_neither_the_call_nor_the_outcome_holds_the_key(server: RawServer,
 
 
 async def test_what_the_parser_sees_and_raises_is_free_of_the_key(server: RawServer, transport: Transport) -> None:
-    def parse(response: httpx.Response) -> Any:
-        assert KEY not in str(response.request.headers)
-        raise UpstreamFailedError("Echo.", gateway_message=response.text, details=f"key {KEY}", code=KEY)
+    def parse(reply: Reply) -> Any:
+        assert KEY not in str(reply.headers)
+        raise UpstreamFailedError("Echo.", gateway_message=text(reply), details=f"key {KEY}", code=KEY)
 
     server.answers["/echo"] = status("500 Oops", f"your key {KEY} at https://x.example/a?sig=canary-sig".encode())
     error = await failure(transport, call(f"{server.base_url}/echo", parse), prompt="")
@@ -230,11 +234,11 @@ async def test_what_the_parser_sees_and_raises_is_free_of_the_key(server: RawSer
 # What a gateway says
 
 
-def refused(response: httpx.Response) -> Any:
+def refused(reply: Reply) -> Any:
     raise ContentRefusedError("Refused.", gateway_message=f"refused: {PROMPT}", code="moderation_blocked")
 
 
-def failed_job(response: httpx.Response) -> JobStatus:
+def failed_job(reply: Reply) -> JobStatus:
     error = ContentRefusedError("Refused.", gateway_message=f"refused: {PROMPT} {KEY}", code="moderation_blocked")
     return JobStatus(JobState.FAILED, error=error)
 
@@ -275,7 +279,9 @@ async def test_an_answer_in_another_encoding_than_asked_for_is_decoded(
     server: RawServer, transport: Transport, encoding: str, pack: Callable[[bytes], bytes]
 ) -> None:
     server.answers["/packed"] = encoded(encoding, pack(b'{"fine": true}'))
-    assert await transport.send(call(f"{server.base_url}/packed", lambda r: r.json())) == {"fine": True}
+    assert await transport.send(call(f"{server.base_url}/packed", lambda reply: json.loads(reply.content))) == {
+        "fine": True
+    }
 
 
 async def test_an_answer_is_unpacked_no_further_than_it_may_be_large(server: RawServer, transport: Transport) -> None:
@@ -354,8 +360,9 @@ async def test_an_answer_that_does_not_come_in_time_is_not_waited_for(
     assert len(server.received) == 1
 
 
-async def test_an_answer_that_only_drips_is_unknown_before_the_ledger_gives_the_attempt_up(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("billable", "kind"), [(True, OutcomeUnknownError), (False, UpstreamFailedError)])
+async def test_an_answer_that_only_drips_is_given_up_before_the_ledger_gives_the_attempt_up(
+    monkeypatch: pytest.MonkeyPatch, billable: bool, kind: type
 ) -> None:
     monkeypatch.setattr(transport_module, "OVERHEAD", 0.2)
 
@@ -369,8 +376,8 @@ async def test_an_answer_that_only_drips_is_unknown_before_the_ledger_gives_the_
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with Transport(connection_to(url)) as transport:
-        error = await failure(transport, call(url, billable=True, read_timeout=0.2))
-    assert type(error) is OutcomeUnknownError
+        error = await asyncio.wait_for(failure(transport, call(url, billable=billable, read_timeout=0.2)), 10)
+    assert type(error) is kind
     server.close()
 
 
@@ -426,7 +433,7 @@ async def test_free_calls_share_connections_and_billable_ones_open_their_own(
 
 
 async def test_a_parser_that_breaks_does_not_hide_a_payment(server: RawServer, transport: Transport) -> None:
-    sent = call(server.base_url, lambda response: response.json(), billable=True)
+    sent = call(server.base_url, lambda reply: json.loads(reply.content), billable=True)
     assert type(await failure(transport, sent)) is OutcomeUnknownError
 
 
@@ -489,7 +496,7 @@ async def test_a_free_call_is_tried_three_times(server: RawServer, transport: Tr
 async def test_an_upload_is_sent_again_whole(server: RawServer, transport: Transport) -> None:
     answers = iter([UpstreamFailedError("Busy."), RateLimitedError("Slow."), None])
 
-    def parse(response: httpx.Response) -> str:
+    def parse(reply: Reply) -> str:
         if (error := next(answers)) is not None:
             raise error
         return "stored"
@@ -504,7 +511,7 @@ async def test_an_upload_is_sent_again_whole(server: RawServer, transport: Trans
 
 
 async def test_a_free_failure_that_will_not_pass_is_not_tried_again(server: RawServer, transport: Transport) -> None:
-    def parse(response: httpx.Response) -> str:
+    def parse(reply: Reply) -> str:
         raise AuthenticationError("No.")
 
     with pytest.raises(AuthenticationError):
@@ -558,7 +565,7 @@ async def test_a_submit_whose_turn_does_not_come_is_known_to_be_unsent(
 
 
 async def test_a_retry_after_slows_every_transport_of_the_connection_down(server: RawServer) -> None:
-    def slow_down(response: httpx.Response) -> str:
+    def slow_down(reply: Reply) -> str:
         raise RateLimitedError("Slow.", retry_after=0.4)
 
     connection = connection_to(server.base_url)

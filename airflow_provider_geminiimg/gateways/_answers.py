@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-import httpx
-
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -37,7 +35,7 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import Picture, as_mapping
+from airflow_provider_geminiimg.gateways.base import Picture, Reply, as_mapping
 
 MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
 MAX_PICTURES = 16  # of one job, of which one is asked for: an answer must not fill the disk
@@ -213,22 +211,22 @@ def _embedded(message: str | None) -> Mapping[str, Any] | None:
 
 
 class Answer:
-    """One HTTP response, read without trusting any of it.
+    """One reply, read without trusting any of it.
 
-    :param response: the response, its body already read.
+    :param reply: the reply.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
-        self.status = response.status_code
+    def __init__(self, reply: Reply) -> None:
+        self.status = reply.status
         self.ok = 200 <= self.status < 300
-        self._headers = response.headers
-        self._content = response.content
+        self._headers = reply.headers
+        self._content = reply.content
         self.json = parse_json(self._content)
         self.own_shape = isinstance(self.json, Mapping)
         self.body = as_mapping(self.json)
         self.empty = not self._content.strip()
         self.markup = not self.own_shape and (
-            "html" in response.headers.get("content-type", "").lower() or self._content.lstrip()[:1] == b"<"
+            "html" in reply.headers.get("content-type", "").lower() or self._content.lstrip()[:1] == b"<"
         )
 
     @functools.cached_property

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -32,6 +33,7 @@ from airflow_provider_geminiimg.gateways.base import (
     InputImage,
     JobState,
     JobStatus,
+    Reply,
     as_mapping,
 )
 from airflow_provider_geminiimg.request import CheckedRequest
@@ -102,23 +104,22 @@ class ApiMaster(Gateway):
         )
 
     def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
-        url = f"{self.base_url}/tasks/{_answers.segment(job_id)}"
-        return Call(httpx.Request("GET", url, params={"model": model}), functools.partial(self._polled, job_id))
+        url = f"{self.base_url}/tasks/{_answers.segment(job_id)}?model={quote(model, safe='')}"
+        return Call(url, functools.partial(self._polled, job_id))
 
     def check(self) -> Call[CheckResult]:
-        request = httpx.Request("GET", f"{self.base_url}/models")
-        return Call(request, self._checked)
+        return Call(f"{self.base_url}/models", self._checked)
 
-    def _checked(self, response: httpx.Response) -> CheckResult:
-        answer = Answer(response)
+    def _checked(self, reply: Reply) -> CheckResult:
+        answer = Answer(reply)
         rows = answer.body.get("data")
         if not (answer.ok and isinstance(rows, list)):
             raise answer.rejected(self.label, Purpose.FREE, _RULES)
         ids = (_answers.clean(row.get("id") if isinstance(row, Mapping) else row) for row in rows)
         return CheckResult(models=tuple(name for name in ids if name))
 
-    def _submitted(self, response: httpx.Response) -> JobStatus:
-        answer = Answer(response)
+    def _submitted(self, reply: Reply) -> JobStatus:
+        answer = Answer(reply)
         status = self._read(answer) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.PAID, _RULES)
@@ -129,8 +130,8 @@ class ApiMaster(Gateway):
         rule = _answers.NO_HANDLE if _state(_task(answer.body)) is JobState.DONE else _answers.UNKNOWN
         raise answer.outcome(self.label, rule, answer.reason)
 
-    def _polled(self, job_id: str, response: httpx.Response) -> JobStatus:
-        answer = Answer(response)
+    def _polled(self, job_id: str, reply: Reply) -> JobStatus:
+        answer = Answer(reply)
         if answer.reason.code == _NO_SUCH_TASK or (answer.status == 404 and _says_no_task(answer)):
             return JobStatus(JobState.VANISHED, job_id=job_id)
         status = self._read(answer) if answer.ok else None

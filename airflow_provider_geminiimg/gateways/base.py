@@ -22,19 +22,34 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What came back, its body whole and unpacked.
+
+    :param status: the HTTP status.
+    :param headers: by name, in any case.
+    :param content: the body.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Call(Generic[T]):
     """One HTTP exchange, ready to be sent.
 
-    :param request: the request, whole but for the key, which the transport adds.
-    :param parse: turns the response (its body already read) into a value, or raises an outcome.
+    :param request: the request, whole but for the key, which the transport adds. A question that is free and has no
+        body is its URL alone: to make a request of it takes longer than to parse its answer.
+    :param parse: turns the reply into a value, or raises an outcome.
     :param billable: whether sending it may cost money; then it is sent once, over a fresh connection.
     :param read_timeout: seconds to wait for the answer.
     :param prompt: the prompt in it, so that the transport can take its echo out of what the gateway says;
         ``None`` where the call holds none.
     """
 
-    request: httpx.Request
-    parse: Callable[[httpx.Response], T]
+    request: httpx.Request | str
+    parse: Callable[[Reply], T]
     billable: bool = False
     read_timeout: float = 30.0
     prompt: str | None = field(default=None, repr=False)
@@ -122,7 +137,8 @@ class Gateway(abc.ABC):
     default_base_url: str
 
     def __init__(self, base_url: str | None = None) -> None:
-        self.base_url = (base_url or self.default_base_url).rstrip("/")
+        # As it goes over the wire, so that what is appended to it does too.
+        self.base_url = str(httpx.URL(base_url or self.default_base_url)).rstrip("/")
 
     @abc.abstractmethod
     def auth_headers(self, api_key: str) -> Mapping[str, str]:

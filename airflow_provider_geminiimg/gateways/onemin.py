@@ -27,6 +27,7 @@ from airflow_provider_geminiimg.gateways.base import (
     InputImage,
     JobState,
     JobStatus,
+    Reply,
     as_mapping,
 )
 from airflow_provider_geminiimg.request import CheckedRequest
@@ -100,30 +101,30 @@ class OneMin(Gateway):
         )
 
     def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
-        return Call(self._result_request(_answers.segment(job_id)), functools.partial(self._polled, job_id))
+        return Call(self._result_url(_answers.segment(job_id)), functools.partial(self._polled, job_id))
 
     def check(self) -> Call[CheckResult]:
-        return Call(self._result_request(NO_SUCH_JOB), self._checked)
+        return Call(self._result_url(NO_SUCH_JOB), self._checked)
 
-    def _result_request(self, segment: str) -> httpx.Request:
-        return httpx.Request("GET", f"{self.base_url}/api/results/{segment}")
+    def _result_url(self, segment: str) -> str:
+        return f"{self.base_url}/api/results/{segment}"
 
-    def _uploaded(self, response: httpx.Response) -> str:
-        answer = Answer(response)
+    def _uploaded(self, reply: Reply) -> str:
+        answer = Answer(reply)
         places = (("fileContent", "path"), ("asset", "key"))
         paths = [as_mapping(answer.body.get(part)).get(name) for part, name in places]
         if answer.ok and (path := next((path for path in paths if isinstance(path, str) and path.strip()), None)):
             return path.strip()
         raise answer.rejected(self.label, Purpose.FREE, _RULES)
 
-    def _checked(self, response: httpx.Response) -> CheckResult:
-        answer = Answer(response)
+    def _checked(self, reply: Reply) -> CheckResult:
+        answer = Answer(reply)
         if answer.ok and "aiRecord" in answer.body:
             return CheckResult()
         raise answer.rejected(self.label, Purpose.FREE, _RULES)
 
-    def _submitted(self, response: httpx.Response) -> JobStatus:
-        answer = Answer(response)
+    def _submitted(self, reply: Reply) -> JobStatus:
+        answer = Answer(reply)
         record = as_mapping(answer.body.get("aiRecord"))
         job_id = _answers.job_id_of(record.get("uuid"))
         status = self._read(answer, record, job_id) if answer.ok else None
@@ -134,8 +135,8 @@ class OneMin(Gateway):
             raise answer.outcome(self.label, rule, Reason())
         return status
 
-    def _polled(self, job_id: str, response: httpx.Response) -> JobStatus:
-        answer = Answer(response)
+    def _polled(self, job_id: str, reply: Reply) -> JobStatus:
+        answer = Answer(reply)
         if answer.ok and "aiRecord" in answer.body and answer.body["aiRecord"] is None:
             return JobStatus(JobState.VANISHED, job_id=job_id)
         record = as_mapping(answer.body.get("aiRecord"))
