@@ -164,6 +164,7 @@ class Studio:
 
     def __init__(self) -> None:
         self._made: OrderedDict[Sketch, bytes] = OrderedDict()
+        self._size = 0
         self._lock = threading.Lock()
 
     def picture(self, sketch: Sketch) -> bytes:
@@ -173,9 +174,10 @@ class Studio:
                 return self._made[sketch]
         data = draw(sketch)
         with self._lock:
+            self._size += len(data) - len(self._made.get(sketch, b""))
             self._made[sketch] = data
-            while sum(map(len, self._made.values())) > _CACHE_BYTES and len(self._made) > 1:
-                self._made.popitem(last=False)
+            while self._size > _CACHE_BYTES and len(self._made) > 1:
+                self._size -= len(self._made.popitem(last=False)[1])
         return data
 
 
