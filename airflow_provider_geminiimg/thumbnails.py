@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from airflow_provider_geminiimg._logs import Logs
@@ -101,8 +102,8 @@ async def _make(store: Store, record: Record, kept: Kept, log: Logs, guard: Guar
     work = _Work(store, {key: data for key, data in wanted.items() if data is not None})
     deadline = time.monotonic() + SECONDS
     try:
-        work.start()
-        while work.is_alive() and not guard.stopped:
+        _shrinker().take(work.run)
+        while not work.over and not guard.stopped:
             if time.monotonic() > deadline:
                 log.warning("Record %s gets no thumbnail: it took longer than %.0f s.", record.key, SECONDS)
                 return
@@ -117,25 +118,22 @@ async def _make(store: Store, record: Record, kept: Kept, log: Logs, guard: Guar
         log.warning("There is no thumbnail %s (%s). The picture itself is stored.", key, type(failure).__name__)
 
 
-class _Work(threading.Thread):
-    """Makes one record's thumbnails, as long as somebody waits for them."""
+class _Work:
+    """One record's thumbnails, made as long as somebody waits for them."""
 
     def __init__(self, store: Store, pictures: Mapping[str, bytes]) -> None:
-        super().__init__(name="geminiimg-thumbnails", daemon=True)
-        self.abandoned = False
+        self.abandoned = self.over = False
         self.failures: dict[str, Exception] = {}
         self._store = store
         self._pictures = pictures
 
     def run(self) -> None:
         global _at_work
-        with _TURN:
-            _at_work = self
-            try:
-                for key, data in self._pictures.items():
-                    self._make(key, data)
-            finally:
-                _at_work = None
+        _at_work = self
+        for key, data in self._pictures.items():
+            self._make(key, data)
+        _at_work = None
+        self.over = True
 
     def _make(self, key: str, data: bytes) -> None:
         try:
@@ -146,8 +144,36 @@ class _Work(threading.Thread):
             self.failures[key] = error
 
 
-_TURN = threading.Lock()
+class _Shrinker(threading.Thread):
+    """Does all of a process's work, one after the other, and always the same thread: what a decoder gives back stays
+    with its thread's share of the memory, of which a process with many threads has many."""
+
+    def __init__(self) -> None:
+        super().__init__(name="geminiimg-thumbnails", daemon=True)
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def take(self, work: Callable[[], None]) -> None:
+        """Have it done when all that came before is."""
+        self._queue.put(work)
+
+    def run(self) -> None:
+        while True:
+            self._queue.get()()
+
+
+_STARTING = threading.Lock()
 _at_work: _Work | None = None
+_thread: _Shrinker | None = None
+
+
+def _shrinker() -> _Shrinker:
+    global _thread
+    with _STARTING:
+        if _thread is None or not _thread.is_alive():  # it does not come along into a forked process
+            starting = _Shrinker()
+            starting.start()
+            _thread = starting
+        return _thread
 
 
 def render(data: bytes) -> bytes:

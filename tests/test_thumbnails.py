@@ -490,9 +490,9 @@ class Slow:
     def end(self) -> None:
         """Let it come to its end after all, and wait for that."""
         self.go_on.set()
-        for thread in threading.enumerate():
-            if thread.name == "geminiimg-thumbnails":
-                thread.join()
+        over = threading.Event()
+        thumbnails._shrinker().take(over.set)
+        assert over.wait(20)
 
 
 @pytest.fixture
