@@ -6,11 +6,10 @@ of the manifest, packed, and nothing else.
 
 from __future__ import annotations
 
-import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -100,12 +99,9 @@ class Tally:
                 break
         return found
 
-    def manifest(self, items: Iterable[Asked]) -> bytes:
+    def manifest(self, items: Iterable[Asked]) -> Iterator[bytes]:
         """``manifest.jsonl``: one line for each picture that was asked for, in order."""
-        lines = io.BytesIO()
-        for item in items:
-            lines.write(json.dumps(self._line(item), sort_keys=True).encode() + b"\n")
-        return lines.getvalue()
+        return (json.dumps(self._line(item), sort_keys=True).encode() + b"\n" for item in items)
 
     def _line(self, item: Asked) -> dict[str, Any]:
         of_row = {"row": item.row, "labels": item.labels, "fingerprint": item.fingerprint}

@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,16 @@ from airflow_provider_geminiimg.storage.uris import Location
 S3ClientFactory = Callable[[str | None], Any]
 """Gives a boto3 S3 client for an Airflow connection id, or for ``None`` by boto3's own chain of credentials."""
 
+Content = bytes | Iterable[bytes]
+"""What a file shall hold: all of it, or pieces, of which not more than one at a time need be in memory."""
+
 OURS = "#"
 """Stands in the names of temporary and lock files; `encode_segment` never lets it into a key."""
+
+
+def pieces(content: Content) -> Iterable[bytes]:
+    """`content` as pieces."""
+    return (content,) if isinstance(content, bytes) else content
 
 
 def sha256(data: bytes) -> str:
@@ -154,7 +162,7 @@ class Backend(abc.ABC):
         """Hex digest of what is there."""
 
     @abc.abstractmethod
-    def put(self, place: Location, data: bytes, media_type: str) -> None:
+    def put(self, place: Location, content: Content, media_type: str) -> None:
         """Write a file, replacing one of that name."""
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_provider_geminiimg.exceptions import StorageError
-from airflow_provider_geminiimg.storage.base import OURS, Backend, Blob, Store, checked_key, sha256
+from airflow_provider_geminiimg.storage.base import OURS, Backend, Blob, Content, Store, checked_key, pieces, sha256
 from airflow_provider_geminiimg.storage.uris import Location
 
 LOCK_SECONDS = 30.0
@@ -161,10 +161,10 @@ class DiskFiles(Backend):
             found = _read_file(place.file)
         return None if found is None else sha256(found[0])
 
-    def put(self, place: Location, data: bytes, media_type: str) -> None:
+    def put(self, place: Location, content: Content, media_type: str) -> None:
         with _failures("Writing", place.file):
             _make_folders(place.file.parent, 0o777)
-            with _temporary(place.file, data, 0o666) as temporary:
+            with _temporary(place.file, content, 0o666) as temporary:
                 temporary.replace(place.file)
             _sync_folder(place.file.parent)
 
@@ -216,13 +216,13 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
-    """A synced file with `data` beside `path`, removed at the end unless it was moved away."""
+def _temporary(path: Path, content: Content, mode: int) -> Iterator[Path]:
+    """A synced file with `content` beside `path`, removed at the end unless it was moved away."""
     temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
     try:
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(pieces(content))
             file.flush()
             os.fsync(handle)
         yield temporary

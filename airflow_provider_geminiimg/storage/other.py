@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
-from airflow_provider_geminiimg.storage.base import Backend, sha256
+from airflow_provider_geminiimg.storage.base import Backend, Content, pieces, sha256
 from airflow_provider_geminiimg.storage.uris import Location
 
 _CONTENT_TYPE_ARGUMENT = {"gs": "content_type", "gcs": "content_type"}  # the others guess it or keep none
@@ -34,7 +34,8 @@ class OtherFiles(Backend):
         with self._errors("Reading", place):
             return sha256(self._path(place).read_bytes())
 
-    def put(self, place: Location, data: bytes, media_type: str) -> None:
+    def put(self, place: Location, content: Content, media_type: str) -> None:
+        data = b"".join(pieces(content))  # it may be written twice
         argument = _CONTENT_TYPE_ARGUMENT.get(place.scheme)
         arguments = {argument: media_type} if argument else {}
         with self._errors("Writing", place):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
-from airflow_provider_geminiimg.storage.base import Backend, S3ClientFactory, Store
+from airflow_provider_geminiimg.storage.base import Backend, Content, S3ClientFactory, Store
 from airflow_provider_geminiimg.storage.disk import DiskFiles, LocalStore
 from airflow_provider_geminiimg.storage.other import OtherFiles
 from airflow_provider_geminiimg.storage.s3 import S3Calls, S3Files, S3Store
@@ -93,13 +93,13 @@ class Files:
         backend = self._backend(place)
         return backend.create(place, data, media_type) or backend.sha256(place) == sha256
 
-    def put(self, uri: str, data: bytes, *, media_type: str) -> None:
+    def put(self, uri: str, content: Content, *, media_type: str) -> None:
         """Write a file whole, replacing one of that name.
 
         :raises StorageError: it could not be written.
         """
         place = self._place(uri, "uri")
-        self._backend(place).put(place, data, media_type)
+        self._backend(place).put(place, content, media_type)
 
     def sha256(self, uri: str) -> str | None:
         """Hex digest of a file, ``None`` where there is none.

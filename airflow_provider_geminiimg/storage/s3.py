@@ -20,7 +20,16 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
-from airflow_provider_geminiimg.storage.base import Backend, Blob, S3ClientFactory, Store, checked_key, sha256
+from airflow_provider_geminiimg.storage.base import (
+    Backend,
+    Blob,
+    Content,
+    S3ClientFactory,
+    Store,
+    checked_key,
+    pieces,
+    sha256,
+)
 from airflow_provider_geminiimg.storage.uris import Location, locate
 
 _CONFLICT_TRIES = 5
@@ -253,8 +262,8 @@ class S3Files(Backend):
         found = self._s3.call("get_object", place.path, unless={"NoSuchKey"})
         return None if found is None else sha256(self._s3.body(place.path, found))
 
-    def put(self, place: Location, data: bytes, media_type: str) -> None:
-        self._s3.put(place.path, data, media_type)
+    def put(self, place: Location, content: Content, media_type: str) -> None:
+        self._s3.put(place.path, b"".join(pieces(content)), media_type)
 
     def exists(self, place: Location) -> bool:
         if self._s3.call("head_object", place.path, unless=_ABSENT) is not None:
