@@ -47,7 +47,7 @@ def run(quick: bool) -> list[Row]:
     """Contestants take turns, so that a busy moment meets all of them."""
     contestants = {"": (OURS, NAMES), "one operator": (OURS, NAMES[:1]), **PEERS}
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(2 if quick else 5):
+    for _ in range(2 if quick else 3):
         for name, (module, names) in contestants.items():
             times[name].append(fresh(imported, module=module, names=names))
     took = {name: statistics.median(values) for name, values in times.items()}
