@@ -111,11 +111,11 @@ async def _make(store: Store, record: Record, kept: Kept, log: Logs, guard: Guar
     finally:
         work.abandoned = True
     for key, failure in list(work.failures.items()):
-        if isinstance(failure, ModuleNotFoundError):
+        if issubclass(failure, ModuleNotFoundError):
             log.debug("No thumbnails are made without Pillow: pip install 'airflow-provider-geminiimg[thumbnails]'")
             return
         # The name alone: a decoder's message may repeat what is in the picture.
-        log.warning("There is no thumbnail %s (%s). The picture itself is stored.", key, type(failure).__name__)
+        log.warning("There is no thumbnail %s (%s). The picture itself is stored.", key, failure.__name__)
 
 
 class _Work:
@@ -123,7 +123,7 @@ class _Work:
 
     def __init__(self, store: Store, pictures: Mapping[str, bytes]) -> None:
         self.abandoned = self.over = False
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, type[Exception]] = {}  # the exceptions themselves would hold on to the bytes
         self._store = store
         self._pictures = pictures
 
@@ -141,7 +141,7 @@ class _Work:
             if not self.abandoned:
                 self._store.create(key, thumbnail)
         except Exception as error:  # whatever is in a picture, and whatever becomes of a disk or a bucket
-            self.failures[key] = error
+            self.failures[key] = type(error)
 
 
 class _Shrinker(threading.Thread):

@@ -83,7 +83,7 @@ def made(prompt):
 with DAG("ours", **LIMITS):
     GeminiImageBatchOperator(
         task_id="pictures", requests=[f"picture number {{number}}" for number in range(COUNT)], resolution="512",
-        output_path=f"s3://{{BUCKET}}/ours", poll_interval=1.0,
+        output_path=f"s3://{{BUCKET}}/ours", poll_interval=1.0, max_concurrency=100,
     )
 
 with DAG("ours_mapped", **LIMITS):

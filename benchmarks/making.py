@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,7 @@ def make(
     """
     if not thumbnails:
         sys.modules["PIL"] = None  # type: ignore[assignment]
+    import_module("airflow_provider_geminiimg.work.batch")  # and Airflow with it, which takes seconds
     if warm:
         _execute(count=warm, width=warm, poll_interval=0.01, task="warm")
     memory = Memory()
