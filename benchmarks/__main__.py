@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such benchmark: {', '.join(unknown)}. There are: {', '.join(BENCHMARKS)}.")
     if given.check:
         return check()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as wherever they are installed
     machine = results.machine()
     if machine["load"] > 0.5 * (os.cpu_count() or 1):
         print(f"The machine is busy (load {machine['load']}): ratios hold better than figures.", flush=True)
