@@ -130,10 +130,12 @@ class _Work:
     def run(self) -> None:
         global _at_work
         _at_work = self
-        for key, data in self._pictures.items():
-            self._make(key, data)
-        _at_work = None
-        self.over = True
+        try:
+            for key, data in self._pictures.items():
+                self._make(key, data)
+        finally:
+            _at_work = None
+            self.over = True
 
     def _make(self, key: str, data: bytes) -> None:
         try:

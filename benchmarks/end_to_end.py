@@ -2,7 +2,7 @@
 
 All of them wait for the same gateway, whose pictures take 2 s, and put them into the same bucket. A mapped task costs a
 round of the scheduler and a process for every picture, so its time grows with their number: the mapped ones make fewer
-pictures, and are compared by the seconds that a picture takes. That is in their favour: their runs begin and end once.
+pictures, and are compared by the seconds that a picture takes. The start and the end of a run weigh more on fewer.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from harness.moto import WsgiApp
@@ -108,6 +108,15 @@ class Gate:
                     self._waiting.remove(held)
                     return held
         return None
+
+
+def let_go_of_each(requests: Iterable[Held], then: Callable[[], object]) -> None:
+    """Let each go on once it is here, one after the other, and then do what comes last, whatever happened."""
+    try:
+        for held in requests:
+            held.reached().let_go()
+    finally:
+        then()
 
 
 def _unavailable(start_response: Any) -> Iterable[bytes]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness.gate import Gate
+from harness.gate import Gate, let_go_of_each
 from harness.matrix import read_records
 from harness.rows import CROSSED, LANDED, STRAIGHT, Case, Play, race
 
@@ -59,17 +59,10 @@ def test_who_waits_for_another_tasks_picture_buys_it_when_that_one_fails_unpaid(
     stage.fault("submit", hold=True, status=401)
     looks = [gate.hold("GET", "/run/other/") for _ in range(2)]
 
-    def look_twice() -> None:
-        try:
-            for look in looks:
-                look.reached().let_go()
-        finally:
-            stage.sandbox.release()
-
     with ThreadPoolExecutor() as pool:
         first = pool.submit(stage.rival(task_id="other"))
         assert stage.sandbox.held(1)
-        looking = pool.submit(look_twice)
+        looking = pool.submit(let_go_of_each, looks, stage.sandbox.release)
         stage.start()
         looking.result()
         assert isinstance(first.exception(), AuthenticationError)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from harness.gate import Gate
+from harness.gate import Gate, let_go_of_each
 from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_PAID, UNKNOWN_UNPAID, Case, Play, each, play
 
 import airflow_provider_geminiimg.work.batch
@@ -137,18 +137,11 @@ def test_an_attempt_that_is_still_sending_is_waited_for_by_the_storages_clock(
     stage.fault("submit", hold=True)
     looks = [gate.hold("GET", "/1.json"), gate.hold("GET", "/1.json")]
 
-    def look_twice() -> None:
-        try:
-            for look in looks:
-                look.reached().let_go()
-        finally:
-            stage.sandbox.release()
-
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(stage.rival())
         assert stage.sandbox.held(1)
         clock.offset = CLOCKS[reading]
-        looking = pool.submit(look_twice)
+        looking = pool.submit(let_go_of_each, looks, stage.sandbox.release)
         stage.start()
         looking.result()
         sending.result()
