@@ -61,6 +61,14 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def _fires_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker process ends late where the trigger runs in this one."""
+    from airflow_provider_geminiimg.triggers import job
+
+    monkeypatch.setattr(job, "SETTLE", 0.0)
+
+
 @pytest.fixture(scope="session")
 def _airflow_home() -> Path:
     from harness.inprocess import start_airflow

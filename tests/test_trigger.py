@@ -87,6 +87,17 @@ async def test_a_failed_job_fires_with_the_gateways_code_and_without_its_words(
     assert "lighthouses" not in json.dumps(event) + caplog.text
 
 
+async def test_a_job_that_is_done_at_once_fires_when_the_worker_that_deferred_is_surely_gone(
+    sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "SETTLE", 1.0)
+    job_id = await submit(onemin)
+    await asyncio.to_thread(GeminiImageHook(onemin).wait, job_id, poll_interval=0.05)
+    began = time.monotonic()
+    assert (await events(trigger(onemin, job_id)))[0]["status"] == "done"
+    assert time.monotonic() - began >= 1.0
+
+
 async def test_the_arguments_survive_airflows_storage(sandbox: Sandbox, onemin: str) -> None:
     job_id = await submit(onemin)
     path, values = trigger(onemin, job_id).serialize()
@@ -163,11 +174,12 @@ def test_a_loop_that_ends_closes_what_the_triggers_opened(sandbox: Sandbox, onem
     """As in `dag.test()`, which runs each trigger in a loop of its own."""
     script = (
         "import asyncio, sys\n"
-        "from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger\n"
+        "from airflow_provider_geminiimg.triggers import job\n"
+        "job.SETTLE = 0\n"
         "async def main():\n"
         "    import time\n"
         "    now = time.time()\n"
-        "    waiting = GeminiImageJobTrigger('onemin', sys.argv[1], 'm', now, now + 9, 0, 0.05)\n"
+        "    waiting = job.GeminiImageJobTrigger('onemin', sys.argv[1], 'm', now, now + 9, 0, 0.05)\n"
         "    async for event in waiting.run():\n"
         "        print(event.payload['status'])\n"
         "asyncio.run(main(), debug=True)\n"

@@ -39,6 +39,7 @@ from airflow_provider_geminiimg.transport import Transport
 LINGER = 30.0  # seconds that a client outlives its last trigger: mapped tasks come one by one
 LOOK_UP_AGAIN = 5.0  # seconds; a look-up that failed, or whose key was refused, is not repeated sooner
 LAST_POLL = 30.0  # seconds past the deadline that the last poll may take
+SETTLE = 6.0  # seconds after its start in which a trigger does not fire; see `GeminiImageJobTrigger.run`
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _DOUBTS = (AuthenticationError, BadRequestError, NotSentError)  # failures that a corrected connection would end
 
@@ -194,8 +195,15 @@ class GeminiImageJobTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, then fire once. Nothing follows the event: Airflow may never come back for it."""
-        yield TriggerEvent(await self._watch())  # type: ignore[no-untyped-call]
+        """Wait, then fire once. Nothing follows the event: Airflow may never come back for it.
+
+        Not at once, even so: the process that deferred can take 5 s to end, and when its end is reported after the
+        task has gone on, Airflow up to 3.3.2 fails it (https://github.com/apache/airflow/issues/72716).
+        """
+        settled = time.monotonic() + SETTLE
+        event = await self._watch()
+        await asyncio.sleep(settled - time.monotonic())
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
         """Leave the job alone: no gateway can cancel, it is paid for, and the next attempt collects it.
