@@ -150,7 +150,7 @@ def report(
         say("Why: Clear keeps Airflow's run, and the ledger knows what was paid for in it. The task's own words:")
         say(f"  {reason}")
     wanted = 0 if again else len(rows)
-    # The first one may have a reused picture, too: where Airflow failed a task that had paid, and its retry did not pay.
+    # The first one may have a reused picture, too: where Airflow failed a task that had paid, and its retry did not.
     if len(rows) != 4 or len(bill) != wanted or (again and any(each["reused"] != "yes" for each in rows)):
         say(f"That is wrong: it should be {wanted} for {len(rows)} of 4 pictures" + (", all reused." if again else "."))
         return 1
