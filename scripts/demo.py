@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import httpx
+
 from airflow_provider_geminiimg.sandbox import SandboxClient
 from scripts.live_airflow import LiveAirflow
 from scripts.playground import (
@@ -60,7 +62,7 @@ def main() -> int:
             rows = [row(airflow, ti) for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] in PICTURE_TASKS]
             bill = box.ledger()
             reason = why(airflow) if again else ""
-    except (PlaygroundError, RuntimeError, TimeoutError) as error:
+    except (PlaygroundError, RuntimeError, TimeoutError, httpx.HTTPError) as error:
         say(f"\nThe demo failed: {error}\nLogs: {relative(DEMO / 'airflow' / 'logs')}")
         return 1
     except KeyboardInterrupt:

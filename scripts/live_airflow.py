@@ -328,7 +328,8 @@ class LiveAirflow:
             "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "API__PORT": str(self.port),
             "API__BASE_URL": self.url,
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}",
+            # One process writes at a time, and by default another gives up after 5 s: too soon on a busy machine.
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}?timeout=60",
             "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
         }
         return {
