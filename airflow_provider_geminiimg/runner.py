@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.exceptions import NotSentError
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds; SIGKILL follows 5 s after SIGTERM when a running task is marked failed
+BEAT = 1.0  # seconds; a signal in the moment before a lock is waited for is seen when the wait ends, and no sooner
 THREADS = 32  # for storage; asyncio's own six on two processors let fifty pictures wait for each other's disk
 
 
@@ -104,7 +105,8 @@ def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: Guard | Non
     thread = threading.Thread(target=context.run, args=(work,), name="geminiimg", daemon=True)
     try:
         thread.start()
-        done.wait()
+        while not done.wait(BEAT):
+            pass
     except BaseException:
         if guard is not None:
             guard.stop()

@@ -156,6 +156,23 @@ def test_a_strike_while_a_paid_request_is_under_way_waits_for_the_record() -> No
     assert time.monotonic() - started < 5
 
 
+def test_a_strike_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> None:
+    """As one that comes in the moment before the wait begins: the signal is noted, and nobody looks."""
+    guard, happened = Stopped(), []
+
+    async def buy() -> None:
+        with guard.paying():
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            await until(guard.told)
+            happened.append("recorded")
+        await asyncio.sleep(60)
+        happened.append("went on")
+
+    with pytest.raises(TaskTimeoutError):
+        run(buy, guard)
+    assert happened == ["recorded"]
+
+
 def test_a_strike_does_not_wait_longer_than_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE", 0.2)
     guard, happened = Guard(), []
