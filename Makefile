@@ -6,6 +6,9 @@ READY  := $(VENV)/.ready
 BENCH  := .venvs/bench
 AXE    := 4.14.1
 
+# Airflow is compiled once, not in each of the many processes that import it, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth \
   bench test-compat test-wheel clean
