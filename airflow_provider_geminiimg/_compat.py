@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -19,32 +21,102 @@ except ImportError:  # Airflow before 3.2
 
 __all__ = [
     "HAS_TASK_STATE_STORE",
+    "StateStoreMarker",
     "TakesTexts",
     "TaskDeferralError",
     "TaskDeferralTimeout",
+    "TaskState",
     "is_mapped",
-    "marker",
     "shown_request",
 ]
 
+_IMAGE = "geminiimg"
+_ITEM = "geminiimg/"
+_PLAN = "geminiimg_plan"
+_TOKEN = "geminiimg_token"
 
-class StateStoreMarker:
-    """A record's key and claim, or a plan's key, in Airflow's task state store (3.3).
+
+class TaskState:
+    """What Airflow itself remembers of a task instance, in its task state store (3.3).
 
     :param store: the accessor in the task's context. It is synchronous.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._lock = threading.Lock()  # Airflow's way to its API serves one caller at once, in a test's process anyway
+        self._token: str | None = None
+        self._was_empty = False
+        self._written: set[str] = set()
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any]) -> TaskState | None:
+        """Of the running task; ``None`` where Airflow has no task state store."""
+        store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
+        return None if store is None else cls(store)
+
+    def token(self) -> str:
+        """A random word that the store keeps until its DAG run is deleted: a run made again has another one."""
+        with self._lock:
+            return self._known_token()
+
+    def _known_token(self) -> str:
+        if self._token is None:
+            known = self._store.get(_TOKEN)
+            self._was_empty = not isinstance(known, str)
+            self._token = secrets.token_hex(8) if self._was_empty else str(known)
+            if self._was_empty:
+                self._store.set(_TOKEN, self._token, retention=NEVER_EXPIRE)
+        return self._token
+
+    def image(self) -> StateStoreMarker:
+        """What is remembered of the one image of a task."""
+        return StateStoreMarker(self, _IMAGE)
+
+    def item(self, item: str) -> StateStoreMarker:
+        """What is remembered of one image of a batch.
+
+        :param item: what the ledger calls it among the images of its task.
+        """
+        return StateStoreMarker(self, _ITEM + item)
+
+    def plan(self) -> StateStoreMarker:
+        """What is remembered of the request that was saved for retries."""
+        return StateStoreMarker(self, _PLAN)
+
+    def get(self, name: str) -> Mapping[str, Any] | None:
+        with self._lock:
+            self._known_token()
+            if self._was_empty and name.startswith(_ITEM) and name not in self._written:
+                return None  # saves a round trip for each image of a new batch; no version without tokens wrote these
+            value = self._store.get(name)
+        return value if isinstance(value, Mapping) else None
+
+    def set(self, name: str, value: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._written.add(name)
+            self._store.set(name, dict(value), retention=NEVER_EXPIRE)
+
+
+class StateStoreMarker:
+    """A record's key and claim, or a plan's key, in Airflow's task state store.
+
+    :param state: the task instance's.
     :param name: under which name.
     """
 
-    def __init__(self, store: Any, name: str) -> None:
-        self._store = store
+    def __init__(self, state: TaskState, name: str) -> None:
+        self._state = state
         self._name = name
 
+    def token(self) -> str:
+        return self._state.token()
+
     def get(self) -> Mapping[str, Any] | None:
-        value = self._store.get(self._name)
-        return value if isinstance(value, Mapping) else None
+        return self._state.get(self._name)
 
     def set(self, value: Mapping[str, Any]) -> None:
-        self._store.set(self._name, dict(value), retention=NEVER_EXPIRE)
+        self._state.set(self._name, value)
 
 
 def is_mapped(operator: Any) -> bool:
@@ -84,12 +156,6 @@ def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
         given = {name: getattr(operator, name) for name in operator.template_fields}
         written = mapped.partial_kwargs
     return {id(value) for name, value in given.items() if value is not written.get(name)}
-
-
-def marker(context: Mapping[str, Any], name: str) -> StateStoreMarker | None:
-    """A marker of the running task; ``None`` where Airflow has no task state store."""
-    store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
-    return None if store is None else StateStoreMarker(store, name)
 
 
 def shown_request(**request: Any) -> Any:

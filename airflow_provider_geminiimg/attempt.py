@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from airflow_provider_geminiimg._compat import marker
+from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.arguments import OnMismatch, stem, text
 from airflow_provider_geminiimg.connection import GatewayConnection
@@ -37,8 +37,9 @@ class Attempt(Surroundings):
         ti = context["ti"]
         self.guard = Guard()
         self.context = context
-        self.marker = marker(context, "geminiimg")
-        self.plan_marker = marker(context, "geminiimg_plan")
+        self._state = TaskState.of(context)
+        self.marker = None if self._state is None else self._state.image()
+        self.plan_marker = None if self._state is None else self._state.plan()
         self.generation = int(ti.max_tries or 0)
         self.item = Item(self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
 
@@ -48,6 +49,10 @@ class Attempt(Surroundings):
         if name is None:
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
         return super().connection(name)
+
+    def item_marker(self, item: str) -> StateStoreMarker | None:
+        """What Airflow remembers of one image of a batch; ``None`` where it has no task state store."""
+        return None if self._state is None else self._state.item(item)
 
     @property
     def folder(self) -> str:

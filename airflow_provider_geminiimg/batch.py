@@ -18,8 +18,6 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import pydantic
-
 from airflow_provider_geminiimg.budget import price_of, refuse_over
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Asked, may_buy
@@ -36,10 +34,11 @@ from airflow_provider_geminiimg.exceptions import (
     OverBudgetError,
 )
 from airflow_provider_geminiimg.inputs import read_inputs
+from airflow_provider_geminiimg.kept import Saved
 from airflow_provider_geminiimg.landing import Workshop, in_thread, mismatch_error
 from airflow_provider_geminiimg.ledger import Destination, Ledger
 from airflow_provider_geminiimg.lifecycle import Purchase
-from airflow_provider_geminiimg.order import Order
+from airflow_provider_geminiimg.order import Marker, Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.rows import Wish
 from airflow_provider_geminiimg.runner import Guard
@@ -102,7 +101,7 @@ class Planned:
         return request
 
 
-class Plan(pydantic.BaseModel):
+class Plan(Saved):
     """What one generation of a task makes: the first attempt's word, which retries keep to.
 
     :param generation: ``ti.max_tries`` of the attempt that made it.
@@ -110,9 +109,6 @@ class Plan(pydantic.BaseModel):
     :param items: in the order of the rows.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
-
-    version: Literal[1] = 1
     generation: int
     directory: str
     items: tuple[Planned, ...]
@@ -243,6 +239,7 @@ class Window:
     :param workshop: the surroundings.
     :param guard: whether this process may still pay.
     :param connection: through which gateway; its limits say how many requests are sent at once.
+    :param marker: gives what Airflow remembers of an image, by its key; ``None`` where it has no task state store.
     :param width: pictures that are under way at once.
     :param fail_fast: the first failure stops new pictures.
     :param fail_on_mismatch: a picture that is not what was asked for is a failure.
@@ -255,6 +252,7 @@ class Window:
         workshop: Workshop,
         guard: Guard,
         connection: GatewayConnection,
+        marker: Callable[[str], Marker | None],
         *,
         width: int,
         fail_fast: bool,
@@ -264,6 +262,7 @@ class Window:
         self.order = order
         self.workshop = workshop
         self.guard = guard
+        self.marker = marker
         self.width = width
         self.fail_fast = fail_fast
         self.fail_on_mismatch = fail_on_mismatch
@@ -317,7 +316,7 @@ class Window:
         """One picture; `asked` is set once its request may have been sent by this attempt."""
         try:
             turn = partial(self._paying, asked)
-            purchase = Purchase(self.order(item), self.workshop, self.guard, turn=turn)
+            purchase = Purchase(self.order(item), self.workshop, self.guard, self.marker(item.key), turn)
             record, manifest = await purchase.start()
             if manifest is None:
                 record, manifest = await purchase.finish(record)

@@ -16,25 +16,37 @@ import pydantic_core
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.ledger import Item
+from airflow_provider_geminiimg.memory import other_namespace
 from airflow_provider_geminiimg.order import Marker
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Store, encode_segment
-
-T = TypeVar("T", bound=pydantic.BaseModel)
 
 RETURNED = "returned"  # the folder of what functions asked for, relative to the root
 _NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
 
 
-class Wanted(pydantic.BaseModel):
-    """What a function asked for, as the store keeps it.
+class Saved(pydantic.BaseModel):
+    """What can be kept.
 
-    :param request: ``None``: it has landed, and the prompt is forgotten.
+    :param told: the token of the task state store that is told of it; ``None``: Airflow has no such store, or a
+        version of this package wrote it that did not note it.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
 
     version: Literal[1] = 1
+    told: str | None = None
+
+
+T = TypeVar("T", bound=Saved)
+
+
+class Wanted(Saved):
+    """What a function asked for, as the store keeps it.
+
+    :param request: ``None``: it has landed, and the prompt is forgotten.
+    """
+
     request: ImageRequest | None = pydantic.Field(repr=False)
 
 
@@ -52,6 +64,7 @@ class Kept(Generic[T]):
         self.model = model
         self.store = store
         self.marker = marker
+        self.namespace = item.namespace
         parts = (item.namespace, item.dag_id, item.run_id, item.task_id, str(item.map_index))
         self.folder = "/".join([folder, *map(encode_segment, parts)])
 
@@ -63,23 +76,12 @@ class Kept(Generic[T]):
         """
         key = self._key(generation)
         known = self.marker.get() if self.marker is not None else None
-        blob = self.store.read(key)
-        earlier = None if known is None or known.get("finished") else str(known.get("record"))
-        if earlier is not None and (blob if earlier == key else self.store.read(earlier)) is None:
-            raise LedgerError(
-                f"Airflow remembers the plan {earlier} of an earlier attempt, but it is not under {self.store.uri}: "
-                "the ledger is not shared between workers, or was removed.",
-                hint="Nothing was sent. Set [geminiimg] root to storage that all workers share.",
-            )
-        if blob is None or (self.marker is not None and (known is None or known.get("record") != key)):
+        if known is not None:
+            self._check_remembered(str(known.get("record")))
+        if self.marker is not None and (known is None or known.get("record") != key):
             return None  # of a DAG run that was deleted and made again, or of an attempt that sent nothing
-        try:
-            return self.model.model_validate_json(blob.data)
-        except (pydantic.ValidationError, GeminiImageError):
-            raise LedgerError(
-                f"The plan {key} under {self.store.uri} can't be read.",
-                hint="Nothing was sent. Restore it; or clear the task, which plans anew.",
-            ) from None
+        blob = self.store.read(key)
+        return None if blob is None else self._parse(key, blob.data)
 
     def write(self, generation: int, wanted: T) -> None:
         """Keep it, before anything of it is paid for.
@@ -88,7 +90,7 @@ class Kept(Generic[T]):
         :raises StorageError: the store failed.
         """
         key = self._key(generation)
-        self._put(key, wanted)
+        self._put(key, self._told(wanted))
         if self.marker is not None:
             self.marker.set({"record": key})
 
@@ -101,13 +103,45 @@ class Kept(Generic[T]):
         """
         key = self._key(generation)
         with _all_landed():
-            self._put(key, rest)
+            self._put(key, self._told(rest))
             if self.marker is not None:
                 self.marker.set({"record": key, "finished": True})
             for other in list(self.store.keys(f"{self.folder}/")):
                 number = _NUMBERED.fullmatch(other.rpartition("/")[2])
                 if number is not None and int(number[1]) < generation:
                     self.store.delete(other)
+
+    def _check_remembered(self, key: str) -> None:
+        """Refuse to go on without what an earlier attempt saved, finished or not."""
+        if key.rpartition("/")[0] != self.folder:
+            raise other_namespace(f"the plan {key}", self.namespace)
+        if self.store.read(key) is None:
+            raise LedgerError(
+                f"Airflow remembers the plan {key} of an earlier attempt, but it is not under {self.store.uri}: "
+                "the ledger is not shared between workers, or was removed.",
+                hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If it was removed on "
+                "purpose, a DAG run with a new run id buys the images.",
+            )
+
+    def _parse(self, key: str, data: bytes) -> T:
+        try:
+            saved = self.model.model_validate_json(data)
+        except (pydantic.ValidationError, GeminiImageError):
+            raise LedgerError(
+                f"The plan {key} under {self.store.uri} can't be read.",
+                hint="Nothing was sent. Restore it; or clear the task, which plans anew.",
+            ) from None
+        if self.marker is not None and saved.told not in (None, self.marker.token()):
+            raise LedgerError(
+                f"The plan {key} under {self.store.uri} was written by somebody else since: another Airflow seems to "
+                "use the same root and the same namespace for a DAG of the same name.",
+                hint="Nothing was sent. Give each Airflow its own [geminiimg] namespace (or root), then run the DAG "
+                "with a new run id.",
+            )
+        return saved
+
+    def _told(self, value: T) -> T:
+        return value if self.marker is None else value.model_copy(update={"told": self.marker.token()})
 
     def _put(self, key: str, value: T) -> None:
         data = pydantic_core.to_json(value)  # bytes at once: a plan has megabytes

@@ -45,6 +45,9 @@ T = TypeVar("T")
 
 MAX_PICTURE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
 DOWNLOAD_SECONDS = 300.0
+CLAIMS_AT_ONCE = (
+    4  # what a process may leave unknown that the gateway never saw, where its store is slow and it is killed
+)
 UNFETCHED = (InvalidImageError, UpstreamFailedError)
 """What a link may bring that is not a picture."""
 
@@ -58,6 +61,7 @@ class Workshop:
     :param connect: gives the transport of a connection id, opened once.
     :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
     :param room: memory for the pictures that are being landed.
+    :param claims: held from the claim of a record until its paid request is on its way.
     :param budgets: what may be spent. Whoever opens a workshop closes them.
     """
 
@@ -66,6 +70,7 @@ class Workshop:
     connect: Callable[[str], Awaitable[Transport]]
     log: Logs
     room: Room = field(default_factory=Room)
+    claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CLAIMS_AT_ONCE))
     budgets: Budgets = field(init=False)
 
     def __post_init__(self) -> None:

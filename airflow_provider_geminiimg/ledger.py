@@ -95,6 +95,8 @@ class Record:
     :param manifest: what landed.
     :param copies: manifests of copies that a clear with another destination asked for.
     :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
+    :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
+        a version of this package wrote the record that did not note it.
     """
 
     key: str
@@ -133,6 +135,7 @@ class Record:
     manifest: dict[str, Any] | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
     reused_from: str | None = None
+    told: str | None = None
 
     @property
     def error(self) -> GeminiImageError | None:

@@ -22,7 +22,7 @@ from airflow_provider_geminiimg.copies import copy_to, picture_state
 from airflow_provider_geminiimg.decision import (
     Asked,
     Copy,
-    PictureState,
+    Policy,
     Poll,
     Refetch,
     Refuse,
@@ -53,7 +53,7 @@ from airflow_provider_geminiimg.ledger import (
     record_key,
 )
 from airflow_provider_geminiimg.manifest import estimate
-from airflow_provider_geminiimg.memory import look, remember
+from airflow_provider_geminiimg.memory import is_of_earlier_run, look, remember
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.order import Marker, Order, differences
 from airflow_provider_geminiimg.paying import ANSWER_MARGIN, Payment
@@ -81,7 +81,7 @@ class Purchase:
         order: Order,
         workshop: Workshop,
         guard: Guard,
-        marker: Marker | None = None,
+        marker: Marker | None,
         turn: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.order = order
@@ -109,8 +109,8 @@ class Purchase:
         told = False
         while True:
             async with self._reading():
-                found = await look(self.ledger, self.order.item, self.marker)
-            step = await self._decide(found, vanished)
+                latest = await look(self.ledger, self.order.item, self.marker)
+                found, step = await self._decide(latest, vanished)
             if isinstance(step, Submit):
                 try:
                     done = await self._obtain(step)
@@ -198,39 +198,58 @@ class Purchase:
         records = (self.ledger.read(record_key(item, n)) for n in reversed(self.ledger.numbers(item)))
         return next((found.record for found in records if found is not None and found.record.job_id == job_id), None)
 
-    async def _decide(self, found: Found | None, vanished: str | None) -> Step:
-        policy, asked = self.order.policy, None
-        picture: PictureState | None = None
-        if found is not None:
-            record = found.record
-            policy = replace(policy, anew=await self._is_anew(record))
-            if is_cleared(record, policy):
-                asked = Asked(await self._fingerprint(record), self.order.destination)
-            else:
-                self._tell_differences(record, "the recorded request is used all the same")
-            if record.state == "landed":
-                picture = await picture_state(self.workshop.files, record.manifest or {})
-        step = decide(
-            found, policy, asked, picture=picture, vanished=found is not None and found.record.key == vanished
-        )
-        if policy.anew and found is not None and not isinstance(step, Submit):
-            await self._adopt(found.record)
-        return step
+    async def _decide(self, latest: Found | None, vanished: str | None) -> tuple[Found | None, Step]:
+        """What to do, and the record that says so: an older one, where only that asks for what would be bought."""
+        if latest is None:
+            return None, decide(None, self.order.policy)
+        record, asked = latest.record, None
+        policy = replace(self.order.policy, anew=await is_of_earlier_run(record, self.marker))
+        if is_cleared(record, policy):
+            asked = Asked(await self._fingerprint(record), self.order.destination)
+        else:
+            self._tell_differences(record, "the recorded request is used all the same")
+        step = await self._step(latest, policy, asked, vanished)
+        if not isinstance(step, Submit):
+            if policy.anew:
+                await self._adopt(record)
+            return latest, step
+        return await self._ask_older(latest, step, vanished)
 
-    async def _is_anew(self, record: Record) -> bool:
-        """Whether Airflow remembers nothing of a request that was sent: its DAG run was deleted, and made again.
+    async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
+        record = found.record
+        landed = record.state == "landed"
+        picture = await picture_state(self.workshop.files, record.manifest or {}) if landed else None
+        return decide(found, policy, asked, picture=picture, vanished=record.key == vanished)
 
-        An intent does not tell: it is written before Airflow is told of it.
-        """
-        if self.marker is None or record.state == "intent":
-            return False
-        return await in_thread(self.marker.get) is None
+    async def _ask_older(self, latest: Found, step: Submit, vanished: str | None) -> tuple[Found, Step]:
+        """Ask the older records for what would be bought: the newest one of the same fingerprint decides like any other
+        after a Clear. An item comes back to an older request by a Clear alone."""
+        record = latest.record
+        if record.n == 1 or isinstance(self.order.request, GeminiImageError):
+            return latest, step
+        asked = Asked(await self._fingerprint(), self.order.destination)
+        older = await in_thread(self._older, record.n, asked.fingerprint)
+        if older is None or (record.fingerprint == asked.fingerprint and older.record.state in ("intent", "failed")):
+            return latest, step  # what a later record of the same request was bought instead of is settled
+        said = await self._step(older, replace(self.order.policy, anew=True), asked, vanished)
+        if isinstance(said, Submit):
+            again = step.resubmission or said.resubmission
+            return latest, replace(step, why=f"{step.why}; {said.why}", resubmission=again)
+        self.log.info("Record %s asked for what this attempt asks for.", older.record.key)
+        return older, said
+
+    def _older(self, below: int, fingerprint: str) -> Found | None:
+        """The newest record of this item below a number that has a fingerprint."""
+        item = self.order.item
+        numbers = [n for n in self.ledger.numbers(item) if n < below]
+        records = (self.ledger.read(record_key(item, n)) for n in reversed(numbers))
+        return next((found for found in records if found is not None and found.record.fingerprint == fingerprint), None)
 
     async def _adopt(self, record: Record) -> None:
         """From now on the record is this DAG run's: a retry is a retry again, and the next Clear can be seen."""
         self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
-        generation = self.order.policy.generation
-        await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, generation=generation))
+        changed = {"generation": self.order.policy.generation, "told": await self._token()}
+        await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, **changed))
         await remember(self.marker, record)
 
     async def _read_inputs(self) -> list[InputImage]:
@@ -357,8 +376,11 @@ class Purchase:
         if lot is not None:
             await self.sharing.tell_changes(step, wanted)
         reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price)
-        async with self.turn(), reserved as reservation:
-            answered = await self.payment.make(wanted, lambda: reservation.spend(transport.send(call)), lot)
+        # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
+        async with self.turn(), reserved as reservation, transport.turn(call):
+            answered = await self.payment.make(
+                wanted, lambda: reservation.spend(transport.send(call, has_turn=True)), lot
+            )
         return None if answered is None else await self._after_answer(*answered)
 
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
@@ -399,7 +421,11 @@ class Purchase:
             ),
             expected_seconds=request.row.expected(request.resolution),
             resubmission=step.resubmission,
+            told=await self._token(),
         )
+
+    async def _token(self) -> str | None:
+        return None if self.marker is None else await in_thread(self.marker.token)
 
     async def _pause_before_resending(self, error: GeminiImageError, give_up: float) -> None:
         seconds = error.retry_after if error.retry_after is not None else random.uniform(2.0, 6.0)

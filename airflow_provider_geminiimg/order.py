@@ -16,8 +16,12 @@ from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
 
 
 class Marker(Protocol):
-    """A second memory of the record's key, in Airflow's own database (task state store, Airflow 3.3)."""
+    """A second memory of the record's key, in Airflow's own database (task state store, Airflow 3.3).
 
+    `token` is one word for all markers of a task instance; it stays until Airflow forgets them, with the DAG run.
+    """
+
+    def token(self) -> str: ...
     def get(self) -> Mapping[str, Any] | None: ...
     def set(self, value: Mapping[str, Any]) -> None: ...
 

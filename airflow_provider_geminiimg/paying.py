@@ -15,15 +15,15 @@ from dataclasses import replace
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError
 from airflow_provider_geminiimg.gateways.base import JobStatus
 from airflow_provider_geminiimg.landing import Workshop, in_thread
-from airflow_provider_geminiimg.ledger import Record, with_error
+from airflow_provider_geminiimg.ledger import Found, Record, with_error
 from airflow_provider_geminiimg.memory import remember
 from airflow_provider_geminiimg.order import Marker, Order
 from airflow_provider_geminiimg.reuse import Buy
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.transport import BILLABLE_WAIT, OVERHEAD
+from airflow_provider_geminiimg.transport import OVERHEAD
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
-CLAIM_SECONDS = ANSWER_MARGIN - BILLABLE_WAIT - OVERHEAD  # that a claim may take, or others give it up too early
+CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # that a claim may take, or others give it up too early
 RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
 RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
 
@@ -42,6 +42,7 @@ class Payment:
         self.guard = guard
         self.marker = marker
         self.ledger = workshop.ledger
+        self.claims = workshop.claims
         self.log = workshop.log
         self._recording: asyncio.Task[None] | None = None
 
@@ -52,28 +53,46 @@ class Payment:
 
         :param lot: what of the index has to be claimed too, where the picture is one that the DAG has in common.
         """
-        self.guard.check()
-        with self.guard.paying():
-            since = time.monotonic()
-            if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
-                self.log.info("Another task was first to claim the picture of record %s; looking again.", wanted.key)
-                return None
-            claimed = await in_thread(self.ledger.create, wanted)
-            if claimed is None:
-                self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
-                return None
-            status = await self._send(claimed.record, since, send)
-            return await self._write_answer(claimed.record, status), status
+        async with contextlib.AsyncExitStack() as claiming:
+            await claiming.enter_async_context(self.claims)
+            self.guard.check()
+            with self.guard.paying():
+                since = time.monotonic()
+                if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
+                    self.log.info(
+                        "Another task was first to claim the picture of record %s; looking again.", wanted.key
+                    )
+                    return None
+                claimed = await in_thread(self._claim, wanted)
+                if claimed is None:
+                    self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
+                    return None
+                status = await self._send(claimed.record, since, send, claiming)
+                return await self._write_answer(claimed.record, status), status
+
+    def _claim(self, wanted: Record) -> Found | None:
+        """Create the record. Whoever was told to stop meanwhile sends nothing, and says so, even if nobody waits."""
+        claimed = self.ledger.create(wanted)
+        if claimed is not None and self.guard.stopped:
+            self._note_failure(wanted, NotSentError("The task was told to stop before the request was sent."))
+        return claimed
 
     async def wait_until_recorded(self) -> None:
         """Wait for an answer that could not be written down at once, `RECORDING_SECONDS` at most."""
         if self._recording is not None:
             await asyncio.wait([self._recording], timeout=RECORDING_SECONDS)
 
-    async def _send(self, record: Record, since: float, send: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
+    async def _send(
+        self,
+        record: Record,
+        since: float,
+        send: Callable[[], Awaitable[JobStatus]],
+        claiming: contextlib.AsyncExitStack,
+    ) -> JobStatus:
         """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.
 
         :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
+        :param claiming: is closed as soon as the request is on its way, so that others may claim.
         """
         started = False
         try:
@@ -81,6 +100,7 @@ class Payment:
             self.guard.check()
             if time.monotonic() - since > CLAIM_SECONDS:
                 raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
+            await claiming.aclose()
             started = True
             status = await send()
         except asyncio.CancelledError:
@@ -106,13 +126,16 @@ class Payment:
         return status
 
     async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
+        await in_thread(self._note_failure, record, error)
+
+    def _note_failure(self, record: Record, error: GeminiImageError) -> None:
         state = None if isinstance(error, OutcomeUnknownError) else "failed"
 
         def failed(stored: Record) -> Record | None:
             return with_error(stored, error, state) if stored.state == "intent" else None  # type: ignore[arg-type]
 
         try:
-            await in_thread(self.ledger.change, record.key, failed)
+            self.ledger.change(record.key, failed)
         except GeminiImageError as failure:
             self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, failure.kind)
 

@@ -12,6 +12,7 @@ What must stay true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import ssl
@@ -47,8 +48,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10.0
 WRITE_TIMEOUT = 30.0
-OVERHEAD = 40.0  # seconds beside the read timeout for one exchange
-BILLABLE_WAIT = 15.0  # seconds that a billable call waits for its turn; with OVERHEAD under the 60 the ledger allows
+OVERHEAD = 40.0  # seconds beside the read timeout for one exchange; well under the 60 that the ledger allows
+BILLABLE_WAIT = 15.0  # seconds that a billable call waits for its turn
 SLOWEST_UPLOAD = 100_000  # bytes a second
 MAX_PAUSE = 120.0  # seconds; a longer Retry-After is the business of whoever catches the outcome
 DEFAULT_CONCURRENCY = 8  # a thousand waiters in httpx's own pool cost five times as much as behind a semaphore
@@ -214,17 +215,43 @@ class Transport:
             if pool is not None:
                 await pool.aclose()
 
-    async def send(self, call: Call[T], *, prompt: str | None = None) -> T:
+    @contextlib.asynccontextmanager
+    async def turn(self, call: Call[Any]) -> AsyncIterator[None]:
+        """Hold a call's place among all calls of the account, for `send(call, has_turn=True)`.
+
+        :param call: what will be sent. A billable call waits 15 seconds at most.
+        :raises RateLimitedError: the turn of a billable call did not come.
+        """
+        turn = self._turns[_kind(call)]
+        try:
+            with anyio.fail_after(BILLABLE_WAIT) if call.billable else contextlib.nullcontext():
+                await self._take_turn(turn, call)
+        except TimeoutError:
+            raise RateLimitedError(
+                "This process has used up the connection's requests_per_minute or max_concurrency; nothing was sent.",
+                retry_after=BILLABLE_WAIT,
+            ) from None
+        try:
+            yield
+        finally:
+            turn.release()
+
+    async def send(self, call: Call[T], *, prompt: str | None = None, has_turn: bool = False) -> T:
         """Send a call once.
 
         :param call: what to send. A billable call waits 15 seconds at most for its turn.
         :param prompt: the prompt of the job that the call is about, where the call does not hold it; ``""`` where
             there is none. Its echo is taken out of what the gateway says; without it the gateway's text is withheld.
+        :param has_turn: the caller holds the call's `turn`.
         :raises GeminiImageError: whatever is not an answer. `NotSentError` where no byte was written,
             `OutcomeUnknownError` where a billable call was written and not answered, `RateLimitedError` also where
             its turn did not come.
         """
-        outcome = await self._outcome(call)
+        outcome: T | GeminiImageError
+        if has_turn:
+            outcome = await self._exchange(call)
+        else:
+            outcome = await self._in_turn(call)
         known = call.prompt if prompt is None else prompt
         if isinstance(outcome, GeminiImageError):
             raise outcome.scrubbed(secrets=self._secrets, prompt=known)
@@ -250,35 +277,23 @@ class Transport:
         )
         return await retrying(self.send, call, prompt=prompt)
 
-    async def _outcome(self, call: Call[T]) -> T | GeminiImageError:
-        """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
+    async def _in_turn(self, call: Call[T]) -> T | GeminiImageError:
         try:
-            if call.billable:
-                with anyio.fail_after(BILLABLE_WAIT):
-                    turn = await self._turn(call)
-            else:
-                turn = await self._turn(call)
-        except TimeoutError:
-            return RateLimitedError(
-                "This process has used up the connection's requests_per_minute or max_concurrency; nothing was sent.",
-                retry_after=BILLABLE_WAIT,
-            )
-        try:
-            return await self._exchange(call)
-        finally:
-            turn.release()
+            async with self.turn(call):
+                return await self._exchange(call)
+        except RateLimitedError as error:
+            return error
 
-    async def _turn(self, call: Call[Any]) -> asyncio.Semaphore:
-        turn = self._turns[_kind(call)]
+    async def _take_turn(self, turn: asyncio.Semaphore, call: Call[Any]) -> None:
         await turn.acquire()
         try:
             await self._limiter.admit(call)
         except BaseException:
             turn.release()
             raise
-        return turn
 
     async def _exchange(self, call: Call[T]) -> T | GeminiImageError:
+        """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
         exchange = _Exchange(call)
         try:
             if isinstance(call.request, str) and not self._behind_proxy:

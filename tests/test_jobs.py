@@ -57,6 +57,9 @@ class Memory:
 
     value: Mapping[str, Any] | None = None
 
+    def token(self) -> str:
+        return "a-token"
+
     def get(self) -> Mapping[str, Any] | None:
         return self.value
 

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import pydantic
 import pytest
 from harness.gate import Gate
 from harness.moto import start_moto
 from harness.trouble import Disk
 
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
-from airflow_provider_geminiimg.kept import Kept
+from airflow_provider_geminiimg.kept import Kept, Saved
 from airflow_provider_geminiimg.ledger import Item
 from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
@@ -27,7 +26,7 @@ ITEM = Item("default", "many", "run", "pictures", -1)
 LANDED = "The picture was paid for. All of it has landed. A retry returns it, at no cost."
 
 
-class Wanted(pydantic.BaseModel):
+class Wanted(Saved):
     prompt: str
 
 

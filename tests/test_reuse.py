@@ -177,6 +177,9 @@ class Memory:
     def __init__(self) -> None:
         self.value: Mapping[str, Any] | None = None
 
+    def token(self) -> str:
+        return "a-token"
+
     def get(self) -> Mapping[str, Any] | None:
         return self.value
 

@@ -75,6 +75,7 @@ async def _live(
             workshop,
             attempt.guard,
             connection,
+            attempt.item_marker,
             width=operator._checked("max_concurrency") or DEFAULT_WIDTH,
             fail_fast=operator._checked("on_item_failure") == "fail_fast",
             fail_on_mismatch=operator._checked("on_mismatch") == "fail",
