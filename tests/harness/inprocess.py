@@ -187,6 +187,11 @@ class Run:
         return self._finish()
 
     def _start(self, logical_date: dt.datetime, conf: dict[str, Any] | None) -> Run:
+        self.create(logical_date, conf)
+        return self._finish()
+
+    def create(self, logical_date: dt.datetime, conf: dict[str, Any] | None) -> None:
+        """Write the run into the database, for `go_on` to begin it."""
         write_dag(self.dag)
         self._scheduler_dag().create_dagrun(
             run_id=self.run_id,
@@ -199,7 +204,6 @@ class Run:
             state=DagRunState.RUNNING,
             triggered_by=DagRunTriggeredByType.TEST,
         )
-        return self._finish()
 
     def _again(self, dag: DAG | None, triggers: Sequence[TriggerFate]) -> None:
         self._fates = list(triggers)
