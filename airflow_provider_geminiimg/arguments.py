@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import string
+import unicodedata
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
@@ -85,8 +86,9 @@ def whole(name: str, value: Any, most: int) -> int | None:
     if value is None or value == "":
         return None
     try:
-        number = 0 if isinstance(value, bool) else int(str(value))
-    except ValueError:
+        is_float = isinstance(value, float | Decimal) and value == value // 1  # pandas makes floats of whole numbers
+        number = 0 if isinstance(value, bool) else int(value) if is_float else int(str(value))
+    except (ValueError, ArithmeticError):
         number = 0
     if not 1 <= number <= most:
         raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
@@ -104,14 +106,45 @@ def to_decimal(value: object) -> Decimal | None:
     return number if number.is_finite() and abs(number.adjusted()) < _DIGITS else None
 
 
+def encoding(name: str, value: Any) -> str | None:
+    """A rendered encoding's name, as Python knows it; ``None`` and empty mean unset.
+
+    :raises BadRequestError: there is no such encoding of text.
+    """
+    wanted = (text(name, value) or "").strip()
+    if not wanted:
+        return None
+    try:
+        "".encode(wanted)  # refuses codecs that are none of text, such as base64
+    except (LookupError, ValueError):
+        allowed = "Allowed: utf-8, utf-16, cp1252, and every other encoding that Python knows"
+        raise BadRequestError(f"{name}{given(value)}: is no encoding. {allowed}.") from None
+    return wanted
+
+
+def delimiter(name: str, value: Any) -> str | None:
+    """A rendered delimiter of cells; ``None`` and empty mean unset.
+
+    :raises BadRequestError: it is not one character, or one that means something else in a file.
+    """
+    wanted = text(name, value)
+    if wanted is None:
+        return None
+    wanted = {"\\t": "\t", "tab": "\t"}.get(wanted, wanted)
+    if len(wanted) != 1 or wanted in '\r\n"\0' or wanted.isalnum():
+        raise BadRequestError(f'{name}{given(value)}: takes one character, such as ";", "," or "\\t".')
+    return wanted
+
+
 def stem(name: str, value: Any) -> str | None:
-    """A rendered file name without extension; ``None`` means unset.
+    """A rendered file name without extension, in Unicode's composed form; ``None`` means unset.
 
     :raises BadRequestError: for a name that is a path, hidden, too long, or has a picture's extension.
     """
     if value is None:
         return None
     plain = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    plain = unicodedata.normalize("NFC", plain)  # two spellings of one letter would be two files, or one
     wrong = (
         "empty or no text" if not plain
         else "a path" if any(char in plain for char in "/\\\0") or plain in (".", "..")

@@ -65,6 +65,7 @@ class Planned:
     :param fingerprint: what it will be known by.
     :param input_sha256: of the input pictures, when the plan was made.
     :param stem: name of its file, without an extension.
+    :param line: where its row begins in the file of rows, as an editor shows it; ``None``: it is from no file.
     """
 
     row: int
@@ -74,6 +75,7 @@ class Planned:
     fingerprint: str
     input_sha256: tuple[str, ...]
     stem: str
+    line: int | None = None
 
     @property
     def key(self) -> str:
@@ -151,7 +153,7 @@ async def plan(
             try:
                 return tuple(image.sha256 for image in await read_inputs(wish.request, files))
             except GeminiImageError as error:
-                error.message = f"Row {wish.row}: {error.message}"
+                error.message = f"{wish.place[0].upper()}{wish.place[1:]}: {error.message}"
                 raise
 
     found = iter(await asyncio.gather(*(digests(wish) for wish in wishes if wish.request.input_images)))
@@ -162,6 +164,13 @@ async def plan(
         items.append(_planned(wish, sha256, fingerprint, stem or f"{prefix}-{fingerprint[:12]}"))
     _refuse_clashes(items)
     return Plan(generation=generation, directory=directory, items=tuple(items))
+
+
+def places_of(items: Sequence[Planned]) -> str:
+    """Where rows stand, for a message."""
+    by_line = all(item.line is not None for item in items)
+    numbers = [str(item.line if by_line else item.row) for item in items]
+    return f"{'lines' if by_line else 'rows'} {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def _planned(wish: Wish, sha256: tuple[str, ...], fingerprint: str, stem: str) -> Planned:
@@ -176,6 +185,7 @@ def _planned(wish: Wish, sha256: tuple[str, ...], fingerprint: str, stem: str) -
         fingerprint=fingerprint,
         input_sha256=sha256,
         stem=stem,
+        line=wish.line,
     )
 
 
@@ -185,7 +195,7 @@ def _refuse_clashes(items: Sequence[Planned]) -> None:
         owner = owners.setdefault(item.stem.casefold(), item)
         if owner.fingerprint != item.fingerprint:
             raise BadRequestError(
-                f"file_name: rows {owner.row} and {item.row} would both be called {item.stem!r}.",
+                f"file_name: {places_of((owner, item))} would both be called {item.stem!r}.",
                 hint="Give file_name a column that differs, such as {row} or {variant}.",
             )
 

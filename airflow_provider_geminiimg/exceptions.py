@@ -31,7 +31,7 @@ import enum
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -58,6 +58,10 @@ _MONEY = {
     Billed.YES: "The picture was paid for.",
     Billed.UNKNOWN: "Money may have been spent.",
 }
+_MONEY_OF_MANY = {
+    **_MONEY,
+    Billed.YES: "What landed was paid for; what each of the others cost, the manifest says.",
+}
 
 
 class GeminiImageError(Exception):
@@ -80,6 +84,7 @@ class GeminiImageError(Exception):
     default_retryable: ClassVar[bool] = False
     fault: ClassVar[Fault] = Fault.GATEWAY
     default_hint: ClassVar[str] = ""
+    money: ClassVar[Mapping[Billed, str]] = _MONEY
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class GeminiImageError(Exception):
             if value not in (None, "")
         ]
         gateway = f" (the gateway said: {'; '.join(said)})" if said else ""
-        return " ".join(part for part in (f"{self.message}{gateway}", _MONEY[self.billed], self.hint) if part)
+        return " ".join(part for part in (f"{self.message}{gateway}", self.money[self.billed], self.hint) if part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (from_dict, (self.to_dict(),))
@@ -298,6 +303,7 @@ class IncompleteError(GeminiImageError):
     """Of the pictures of a batch, fewer landed than `min_success` asks for; its manifest says what became of each."""
 
     kind = "incomplete"
+    money = _MONEY_OF_MANY
     fault = Fault.OPERATIONS
     default_hint = "A retry or a Clear makes what is missing, and nothing twice."
 

@@ -1,29 +1,38 @@
 """What a batch is asked for: rows as people, files and tasks write them, turned into checked wishes.
 
-What must stay true: everything that can be wrong with a row is found before anything is paid for, and names the row; a
-column is a field, a label, or an error, and never dropped; one wish is one picture.
+What must stay true: everything that can be wrong with a row is found before anything is paid for, and names the row;
+one wish is one picture, and the first of a row's several is the one that the row alone would ask for.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-import json
-import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_geminiimg.arguments import MAX_VARIANTS, names_of, whole
+from airflow_provider_geminiimg.arguments import MAX_VARIANTS, names_of, stem, whole
+from airflow_provider_geminiimg.columns import (
+    BLANK,
+    cell,
+    columns_in,
+    field_of,
+    field_value,
+    filled,
+    find_column,
+    label,
+    listed,
+    place_of,
+    refuse_nothing,
+    refuse_twins,
+    tidy,
+)
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, given
-from airflow_provider_geminiimg.storage import Files, locate
+from airflow_provider_geminiimg.row_files import is_row_file, parse_json, read_row_file
+from airflow_provider_geminiimg.storage import Files
 
-MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file of rows
 MAX_WRONG_ROWS = 5  # that one message names
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.~+-]+")
-_BLANK = (None, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +42,68 @@ class Wish:
     :param row: number of the row, from 0.
     :param request: what to make, checked.
     :param labels: the row's columns that are no field of a request, and its place; file names are made of them.
+    :param line: where the row begins in its file, as an editor shows it; ``None``: it is from no file.
+    :param stem: name of its file, without an extension; ``None``: the usual one.
+    :param earlier_variant: what versions before told the first of a row's several pictures apart by.
     """
 
     row: int
     request: CheckedRequest
     labels: Mapping[str, str]
+    line: int | None = None
+    stem: str | None = None
+    earlier_variant: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where its row stands, for a message."""
+        return place_of(self.row, self.line, self.labels)
 
 
-def read_rows(value: Any, files: Files) -> list[Mapping[str, Any]]:
+def read_rows(
+    value: Any, files: Files, *, encoding: str | None = None, delimiter: str | None = None
+) -> list[Mapping[str, Any]]:
     """The rows of `requests`, whatever they came as.
 
-    :param value: a list of prompts and of mappings, JSON text of one, or the URI of a ``.csv``, ``.jsonl`` or ``.json``
-        file.
+    :param value: a list of prompts and of mappings, a data frame, JSON text of a list, or the URI of a file.
+    :param encoding: see `read_row_file`.
+    :param delimiter: likewise.
     :raises BadRequestError: it is none of these, or a row is neither a prompt nor a mapping.
     :raises StorageError: the file could not be read.
     """
     if isinstance(value, str):
-        value = _from_text(value.strip(), files)
-    if isinstance(value, (Mapping, bytes)) or not isinstance(value, Iterable):
-        raise _no_list(value)
-    rows = [{"prompt": row} if isinstance(row, str) else row for row in value]
+        text = value.strip()
+        if text.startswith("["):
+            value = parse_json("requests", text)
+        elif is_row_file(text):
+            value = read_row_file(text, files, encoding=encoding, delimiter=delimiter)
+        else:
+            raise _no_list(text)
+    rows = [{"prompt": row} if isinstance(row, str) else row for row in records_of(value)]
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
             raise BadRequestError(f"requests[{number}] (given: {type(row).__name__}): takes a prompt or a mapping.")
     if not rows:
         raise BadRequestError("requests: is empty.", hint="Give at least one prompt, or skip the task.")
     return rows
+
+
+def records_of(value: Any) -> list[Any]:
+    """What a list, a generator or a data frame holds, row by row; iterating a frame would give its columns' names.
+
+    :raises BadRequestError: it is none of these, or two columns of the frame have one name.
+    """
+    for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
+        if hasattr(value, "columns" if method == "to_dicts" else "column_names") and hasattr(value, method):
+            return list(getattr(value, method)())
+    if hasattr(value, "columns") and hasattr(value, "to_dict"):  # pandas
+        if any(name is not None for name in value.index.names):
+            value = value.reset_index()
+        refuse_twins(map(str, value.columns))
+        return list(value.to_dict("records"))
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise _no_list(value)
+    return list(value)
 
 
 def wishes(
@@ -68,121 +113,219 @@ def wishes(
     *,
     gateway: str,
     default_model: str | None,
+    file_name: str | None = None,
 ) -> list[Wish]:
     """All rows as wishes, in order; a row with ``n`` gives that many.
 
-    :param shared: what holds for every row that says nothing else, by field.
+    :param shared: what holds for every row that says nothing else, by field; the prompt may name columns in braces.
     :param variants: pictures a row, where it does not say ``n``.
+    :param file_name: names columns in braces; ``None``: the usual names.
     :raises BadRequestError: rows are wrong; the message names the first few.
     """
+    names = list(dict.fromkeys(tidy(name) for row in rows for name in row))
+    maker = _Maker(shared, variants, gateway, default_model, file_name, names)
     found: list[Wish] = []
-    wrong: list[str] = []
+    wrong: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
         try:
-            found += _of_row(number, row, shared, variants, gateway, default_model)
+            found += maker.of_row(number, row)
         except BadRequestError as error:
-            wrong.append(f"row {number}: {' '.join(filter(None, (error.message, error.hint)))}")
+            said = " ".join(filter(None, (error.message, error.hint)))
+            wrong.setdefault(said, []).append(place_of(number, getattr(row, "line", None), maker.labels(row)))
     if wrong:
-        more = f" and {len(wrong) - MAX_WRONG_ROWS} more" if len(wrong) > MAX_WRONG_ROWS else ""
-        raise BadRequestError(
-            f"{len(wrong)} of {len(rows)} requests can't be made: {' '.join(wrong[:MAX_WRONG_ROWS])}{more}",
-            hint="Rows are counted from 0. Correct them, then clear the task.",
-        )
+        raise _wrong_rows(wrong, len(rows))
     return found
 
 
 def file_name(template: str, wish: Wish) -> str:
-    """The wish's file name: what the braces stand for, other characters than letters, digits and ``_.~+-`` as ``-``.
+    """The wish's file name: what the braces stand for, as `name_part` writes it.
 
     :raises BadRequestError: the wish has nothing of a name in it.
     """
     request = wish.request
-    values = {**wish.labels, "model": request.model, "variant": request.variant}
+    values: dict[str, str | None] = {**wish.labels, "model": request.model, "variant": request.variant or "1"}
     values |= {"resolution": request.resolution, "aspect_ratio": request.aspect_ratio}
-    missing = [name for name in names_of(template) if values.get(name) in _BLANK]
-    if missing:
-        known = ", ".join(sorted(name for name, value in values.items() if value not in _BLANK))
-        raise BadRequestError(f"file_name{given(template)}: row {wish.row} has no {missing[0]}. It has: {known}.")
-    return template.format_map({name: _UNSAFE.sub("-", str(value)).strip("-") for name, value in values.items()})
+    parts: dict[str, str] = {}
+    for name in names_of(template):
+        column = find_column(name, values)
+        part = name_part(str((column and values[column]) or ""))
+        if not part:
+            known = listed(sorted(name for name, value in values.items() if value not in BLANK))
+            raise BadRequestError(
+                f"file_name{given(template)}: {wish.place} has no {name}. It has: {known}.",
+                hint="A column whose name has blanks or hyphens goes without them: {Product_Name}.",
+            )
+        parts[name] = part
+    return template.format_map(parts)
 
 
-def _from_text(text: str, files: Files) -> Any:
-    if text.startswith("["):
-        return _json("requests", text)
-    kind = text.rpartition(".")[2].lower()
-    if kind not in _READERS or not ("/" in text or "://" in text):
-        raise _no_list(text)
-    files.check(text, "requests")
-    data = files.read(text, max_bytes=MAX_FILE_BYTES)
-    shown = locate(text, "requests").shown
-    try:
-        decoded = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadRequestError(f"requests: {shown} is not UTF-8.") from None
-    return _READERS[kind](shown, decoded)
+def name_part(text: str) -> str:
+    """What of a text goes into a file's name: letters and digits of any script with their marks, and ``_.~+-``.
 
-
-def _json(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRequestError(f"{where}: is not JSON.") from None
-
-
-def _json_lines(where: str, text: str) -> list[Any]:
-    lines = enumerate(text.splitlines(), 1)
-    return [_json(f"{where}, line {number}", line) for number, line in lines if line.strip()]
-
-
-def _csv(where: str, text: str) -> list[dict[str, Any]]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise BadRequestError(f"{where}: is not CSV ({error}).") from None
-    for number, row in enumerate(rows):
-        if None in row:
-            raise BadRequestError(f"{where}: row {number} has more cells than the header has names.")
-    return rows
-
-
-_READERS = {"csv": _csv, "jsonl": _json_lines, "json": _json}
+    In Unicode's composed form, as two spellings of one letter would be two files, or one, by the file system. Joiners
+    go, as nobody sees them; any other character becomes ``-``.
+    """
+    found: list[str] = []
+    for char in unicodedata.normalize("NFC", text):
+        is_mark = unicodedata.category(char)[0] == "M" and bool(found) and found[-1] != "-"
+        if char.isalnum() or char in "_.~+" or is_mark:
+            found.append(char)
+        elif char not in "\u200c\u200d" and found[-1:] != ["-"]:
+            found.append("-")
+    return unicodedata.normalize("NFC", "".join(found)).strip("-")
 
 
 def _no_list(value: Any) -> BadRequestError:
     return BadRequestError(
         f"requests{given(value)}: takes a list of prompts or of mappings, or the URI of a file that holds one.",
-        hint="For one picture write [prompt]. Files end with .csv, .jsonl or .json.",
+        hint="For one picture write [prompt]. Files end with .csv, .tsv, .jsonl or .json; what else there is (.xlsx, a "
+        "query) a @task can read and return.",
     )
 
 
-def _of_row(
-    number: int,
-    row: Mapping[str, Any],
-    shared: Mapping[str, Any],
-    variants: int,
-    gateway: str,
-    default_model: str | None,
-) -> Iterator[Wish]:
-    fields = {name: value for name, value in shared.items() if value is not None}
-    fields |= {name: value for name, value in row.items() if name in ImageRequest.model_fields and value not in _BLANK}
-    if "operation" in row:
-        raise BadRequestError("operation: there is no such column.", hint="A row with an image is an edit.")
-    labels = {name: _label(name, value) for name, value in row.items() if name not in (*ImageRequest.model_fields, "n")}
-    count = whole("n", row.get("n"), MAX_VARIANTS) or variants
-    fields["operation"] = "edit" if fields.get("image") not in _BLANK else "generate"
-    prefix = fields.get("variant")
-    for index in range(count):
-        if count > 1:
-            fields["variant"] = f"{prefix}-{index + 1}" if prefix not in _BLANK else str(index + 1)
-        request = ImageRequest.build(**fields).check(gateway, default_model)
-        yield Wish(number, request, {**labels, "row": str(number)})
+def _wrong_rows(wrong: Mapping[str, Sequence[str]], total: int) -> BadRequestError:
+    """One error for all rows that are wrong; rows with the same fault are named together."""
+    count = sum(map(len, wrong.values()))
+    said = []
+    for message, places in list(wrong.items())[:MAX_WRONG_ROWS]:
+        more = f" and {len(places) - MAX_WRONG_ROWS} more" if len(places) > MAX_WRONG_ROWS else ""
+        named = f"all {total} rows" if len(places) == total > 1 else f"{', '.join(places[:MAX_WRONG_ROWS])}{more}"
+        said.append(f"{named}: {message}")
+    rest = f" There are {len(wrong) - MAX_WRONG_ROWS} other faults." if len(wrong) > MAX_WRONG_ROWS else ""
+    return BadRequestError(
+        f"{count} of {total} requests can't be made: {' '.join(said)}{rest}",
+        hint="Lines are those of the file; rows of a list are counted from 0. Correct them, then clear the task.",
+    )
 
 
-def _label(name: str, value: Any) -> str:
-    meant = difflib.get_close_matches(name, [*ImageRequest.model_fields, "n"], n=1, cutoff=0.75)
-    if meant:
-        raise BadRequestError(f"{name}: there is no such field.", hint=f"Did you mean {meant[0]!r}?")
-    if name == "row" or not isinstance(value, str | int | float | None):
-        why = "is the row's number" if name == "row" else f"takes text or a number, not {type(value).__name__}"
-        raise BadRequestError(f"{name}: {why}.")
-    return "" if value is None else str(value)
+class _Maker:
+    """Makes wishes of rows.
+
+    :param names: of all columns that the rows have.
+    """
+
+    def __init__(
+        self,
+        shared: Mapping[str, Any],
+        variants: int,
+        gateway: str,
+        default_model: str | None,
+        file_name: str | None,
+        names: Sequence[str],
+    ) -> None:
+        self.shared = {name: value for name, value in shared.items() if value is not None}
+        self.variants = variants
+        self.gateway = gateway
+        self.default_model = default_model
+        self.file_name = file_name
+        self.names = names
+        self._fields: dict[str, str | None] = {}
+        self._prompt_columns: dict[str, str] | None = None
+        self._shapes: set[tuple[str, ...]] = set()
+
+    def of_row(self, number: int, row: Mapping[str, Any]) -> Iterator[Wish]:
+        self._check_shape(tuple(row))
+        cells = {tidy(name): cell(value) for name, value in row.items()}
+        labels = {**self._labels(cells), "row": str(number)}
+        fields = {**self.shared, **self._own(cells)}
+        fields["prompt"] = self._prompt(cells, fields)
+        count = whole("n", fields.pop("n", None), MAX_VARIANTS) or self.variants
+        fields["operation"] = "edit" if fields.get("image") not in BLANK else "generate"
+        line = getattr(row, "line", None)
+        prefix = fields.get("variant")
+        for index in range(count):
+            if index:
+                fields["variant"] = f"{prefix}-{index + 1}" if prefix not in BLANK else str(index + 1)
+            request = ImageRequest.build(**fields).check(self.gateway, self.default_model)
+            earlier = None if index or count == 1 else f"{request.variant}-1" if request.variant else "1"
+            wish = Wish(number, request, labels, line, earlier_variant=earlier)
+            if self.file_name is not None:
+                name = stem("file_name", file_name(self.file_name, wish))
+                wish = Wish(number, request, labels, line, name, earlier)
+            yield wish
+
+    def labels(self, row: Mapping[str, Any]) -> Mapping[str, str]:
+        """A wrong row's labels, as far as there are such: its message names them."""
+        try:
+            self._check_shape(tuple(row))
+            return self._labels({tidy(name): cell(value) for name, value in row.items()})
+        except BadRequestError:
+            return {}
+
+    def _check_shape(self, names: tuple[str, ...]) -> None:
+        """Whether the columns of a row are what columns can be. Rows of a file have the same ones."""
+        if names in self._shapes:
+            return
+        refuse_twins(names)
+        owners: dict[str, str] = {}
+        for name in map(tidy, names):
+            field = self._field(name)
+            if field is not None and owners.setdefault(field, name) != name:
+                raise BadRequestError(
+                    f"{owners[field]!r} and {name!r}: both columns are {field}.", hint="Rename or remove one of them."
+                )
+        self._shapes.add(names)
+
+    def _field(self, name: str) -> str | None:
+        if name not in self._fields:
+            in_prompt = name in self.prompt_columns.values()
+            try:
+                self._fields[name] = field_of(name)
+            except BadRequestError:
+                if not in_prompt:  # else it is plain what the column is for
+                    raise
+                self._fields[name] = None
+        return self._fields[name]
+
+    @property
+    def prompt_columns(self) -> Mapping[str, str]:
+        """The columns that the operator's prompt names, by what stands between its braces."""
+        if self._prompt_columns is None:
+            has_labels = not all(map(_is_field, self.names))
+            self._prompt_columns = columns_in(self.shared.get("prompt"), self.names, has_labels)
+        return self._prompt_columns
+
+    def _own(self, cells: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row says itself, by field."""
+        named = {self._field(name): value for name, value in cells.items() if value is not None}
+        return {field: field_value(field, value) for field, value in named.items() if field is not None}
+
+    def _labels(self, cells: Mapping[str, Any]) -> dict[str, str]:
+        """A row's labels, those of file names first. What only the prompt is made of is prompt, and no label."""
+        of_names = {find_column(name, cells) for name in names_of(self.file_name)} if self.file_name else set()
+        prompt = set(self.prompt_columns.values()) - of_names
+        names = [name for name in cells if self._field(name) is None and name not in prompt]
+        return {name: label(name, cells[name]) for name in sorted(names, key=lambda name: name not in of_names)}
+
+    def _prompt(self, cells: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+        own = next((name for name in cells if self._field(name) == "prompt"), None)
+        columns = self.prompt_columns
+        if own is not None and cells[own] is not None and own not in columns.values():
+            return fields["prompt"]
+        if "prompt" not in fields:
+            raise self._no_prompt(own)
+        values = {}
+        for inner, column in columns.items():
+            values[inner] = label(column, cells.get(column))
+            if not values[inner]:
+                raise BadRequestError(f"prompt: has no {column!r}, which it names.", hint="Fill the cell.")
+            refuse_nothing(column, values[inner])
+        return filled(self.shared["prompt"], values) if columns else self.shared["prompt"]
+
+    def _no_prompt(self, own: str | None) -> BadRequestError:
+        if own is not None:
+            return BadRequestError(f"{own}: is empty; it must say what to draw.")
+        others = [name for name in self.names if not _is_field(name)]
+        example = others[0] if others else "product"
+        return BadRequestError(
+            f"prompt: there is no such column. Found: {listed(self.names)}.",
+            hint=f"Call the column that says what to draw prompt, or give the operator a prompt that names columns in "
+            f'braces, such as prompt="Photo of {{{example}}}".',
+        )
+
+
+def _is_field(name: str) -> bool:
+    try:
+        return field_of(name) is not None
+    except BadRequestError:
+        return False

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from airflow_provider_geminiimg.columns import place_of
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 
 Status = Literal["landed", "reused", "refused", "failed", "unknown", "skipped"]
@@ -25,6 +26,8 @@ class Asked(Protocol):
 
     @property
     def row(self) -> int: ...
+    @property
+    def line(self) -> int | None: ...
     @property
     def labels(self) -> Mapping[str, str]: ...
     @property
@@ -79,6 +82,11 @@ class Tally:
             self.cost[name] = round(self.cost.get(name, 0.0) + cost["amount"], 6)
 
     @property
+    def collected(self) -> bool:
+        """Whether any of them is in storage now."""
+        return any(self.ended[status] for status in GOOD)
+
+    @property
     def billed(self) -> Billed:
         """Whether money was spent on any of them."""
         return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in self._billed)
@@ -94,7 +102,8 @@ class Tally:
         for item in items:
             line = self._line(item)
             if "message" in line:
-                found.append(f"Row {item.row}, {line['status']}: {line['message']}")
+                place = place_of(item.row, item.line, item.labels)
+                found.append(f"{place[0].upper()}{place[1:]}, {line['status']}: {line['message']}")
             if len(found) == most:
                 break
         return found
@@ -105,5 +114,7 @@ class Tally:
 
     def _line(self, item: Asked) -> dict[str, Any]:
         of_row = {"row": item.row, "labels": item.labels, "fingerprint": item.fingerprint}
+        if item.line is not None:
+            of_row["line"] = item.line
         packed = self._lines[item.fingerprint][1]
         return {**of_row, **json.loads(zlib.decompressobj(zdict=self._alike).decompress(packed))}

@@ -115,7 +115,7 @@ def test_two_tasks_of_one_prompt_are_told_apart_and_what_stands_twice_is_made_on
     found = lines(run)
     assert prompts(sandbox) == ["a grey wolf", "a red fox", "a red fox"]
     assert [line["row"] for line in found] == [0, 0, 1, 2]
-    assert [line["requested"].get("variant") for line in found] == ["1", "2", None, None]
+    assert [line["requested"].get("variant") for line in found] == [None, "2", None, None]
     assert found[2]["images"] == found[3]["images"]
     assert len({line["images"][0]["uri"] for line in found}) == 3
     assert run.task("pictures").value["cost"] == {"USD (google_list)": 0.135}
@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a mapping where a list is meant": ({"prompt": "a red fox"}, {}, "takes a list"),
     "nothing at all": ([], {}, "is empty"),
     "a row that is a number": ([1], {}, r"requests\[0\]"),
-    "a row without a prompt": ([{"sku": "A"}], {}, "row 0: prompt"),
+    "a row without a prompt": ([{"sku": "A"}], {}, r"row 0 \(sku='A'\): prompt: there is no such column. Found: sku"),
     "a column that is nearly a field": ([{"prompt": "x", "aspect_ration": "1:1"}], {}, "Did you mean 'aspect_ratio'"),
     "a ratio that no model takes": (["x", {"prompt": "x", "aspect_ratio": "7:3"}], {}, "row 1: aspect_ratio"),
     "too many variants": ([{"prompt": "x", "n": 101}], {}, "n=101"),

@@ -122,14 +122,17 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, requests=None, **kwargs)
 
     def _asked(self, attempt: Attempt) -> list[Any]:
+        from airflow_provider_geminiimg.rows import records_of
+
         returned = _call(self, attempt)
-        if isinstance(returned, (str, bytes, Mapping, ImageRequest)) or not isinstance(returned, Iterable):
+        is_table = isinstance(returned, Iterable) or hasattr(returned, "to_pylist")
+        if isinstance(returned, (str, bytes, Mapping, ImageRequest)) or not is_table:
             raise BadRequestError(
                 f"The function returned {_kind(returned)}: @task.gemini_image_batch takes a list, or a generator, of "
-                "prompts and of mappings.",
+                "prompts and of mappings, or a data frame.",
                 hint="For one picture there is @task.gemini_image.",
             )
-        return list(returned)
+        return records_of(returned)
 
 
 def gemini_image_task(

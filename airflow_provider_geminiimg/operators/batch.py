@@ -16,6 +16,8 @@ from airflow_provider_geminiimg.arguments import (
     OnUnknown,
     ReuseScope,
     choice,
+    delimiter,
+    encoding,
     money,
     names_of,
     seconds,
@@ -66,6 +68,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "output_path": text,
     "file_name": _template,
     "n": partial(whole, most=MAX_VARIANTS),
+    "encoding": encoding,
+    "delimiter": delimiter,
     "max_concurrency": partial(whole, most=MAX_WIDTH),
     "requests_per_minute": partial(whole, most=1_000_000),
     "min_success": _min_success,
@@ -91,15 +95,18 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
     with a JSON line for each picture. Statuses: ``landed``, ``reused``, ``refused``, ``failed``, ``unknown`` (perhaps
     paid), ``skipped`` (not started).
 
-    :param requests: a list of prompts and of mappings, or the URI of a ``.csv``, ``.jsonl`` or ``.json`` file. A
-        mapping has the fields of a request (``prompt``, ``image``, ``aspect_ratio``, ...), ``n``, and other columns
-        for `file_name`. A row with an ``image`` is an edit.
-    :param prompt: and the other fields of a request: what holds for every row that says nothing else.
-    :param n: pictures a row, told apart by their variant. Default: 1.
+    :param requests: a list of prompts and of mappings, a data frame, or the URI of a ``.csv``, ``.tsv``, ``.jsonl`` or
+        ``.json`` file. A mapping has the fields of a request (``prompt``, ``image``, ``aspect_ratio``, ...), ``n``, and
+        other columns for `file_name` and `prompt`. A row with an ``image`` is an edit.
+    :param prompt: and the other fields of a request: what holds for every row that says nothing else. The prompt may
+        name columns in braces, such as ``Photo of {product}``.
+    :param n: pictures a row. The first is what the row alone would ask for, the others are variants. Default: 1.
+    :param encoding: of a file without a byte order mark, such as ``cp1252``. Default: UTF-8.
+    :param delimiter: what tells the cells of a CSV file apart. Default: what its header shows.
     :param output_path: directory URI in which the pictures land; default: under ``[geminiimg] root``.
     :param file_name: name without extension, with columns in braces, such as ``{sku}-{aspect_ratio}``; also
-        ``{row}``, ``{variant}``, ``{model}`` and ``{resolution}``. Other characters than letters, digits and
-        ``_.~+-`` become ``-``. Default: as for one picture, and the beginning of the fingerprint.
+        ``{row}``, ``{variant}``, ``{model}`` and ``{resolution}``. Other characters than letters and digits of any
+        script and ``_.~+-`` become ``-``. Default: as for one picture, and the beginning of the fingerprint.
     :param geminiimg_conn_id: the Airflow connection.
     :param max_concurrency: pictures under way at once, 1 to 1000. Default: 50. How many requests are sent at once and
         a minute, the connection says.
@@ -117,7 +124,8 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
     :param max_cost: what the pictures that an attempt has to buy may cost together by the estimate, above 0, in the
         connection's price currency. If that is not enough, none of them is bought; what was paid for before is
         collected. Default: no cap.
-    :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help.
+    :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help. The
+        XCom is what it would have returned.
     :raises OverBudgetError: `max_cost` does not cover what would be bought.
     :raises GeminiImageError: nothing was started: wrong rows, a wrong connection, a ledger that can't be read.
     """
@@ -142,6 +150,8 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
         google_search: bool | str | None = None,
         google_image_search: bool | str | None = None,
         n: int | str = 1,
+        encoding: str | None = None,
+        delimiter: str | None = None,
         output_path: str | None = None,
         file_name: str | None = None,
         geminiimg_conn_id: str = "geminiimg_default",
@@ -171,6 +181,8 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
         self.google_search = google_search
         self.google_image_search = google_image_search
         self.n = n
+        self.encoding = encoding
+        self.delimiter = delimiter
         self.output_path = output_path
         self.file_name = file_name
         self.geminiimg_conn_id = geminiimg_conn_id

@@ -9,23 +9,23 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.arguments import stem
 from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.batch import PLANS, Plan, Planned, Window, destination_of, plan, refusals
+from airflow_provider_geminiimg.batch import PLANS, Plan, Planned, Window, destination_of, refusals
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
 from airflow_provider_geminiimg.kept import Kept
-from airflow_provider_geminiimg.landing import Workshop, in_thread
+from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
-from airflow_provider_geminiimg.operators.batch import DEFAULT_WIDTH, SHARED, GeminiImageBatchOperator
+from airflow_provider_geminiimg.operators.batch import DEFAULT_WIDTH, GeminiImageBatchOperator
 from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.outcome import raise_outcome
-from airflow_provider_geminiimg.rows import file_name, read_rows, wishes
 from airflow_provider_geminiimg.runner import run
 from airflow_provider_geminiimg.storage import Files, join_uri
 from airflow_provider_geminiimg.tally import GOOD, Tally
+from airflow_provider_geminiimg.work.planning import make_plan
 
+_RETURNED = "return_value"  # what Airflow calls the XCom of what a task returns
 _NAMED_FAILURES = 3  # in the message of a task that fails
 
 
@@ -36,26 +36,39 @@ def make(operator: GeminiImageBatchOperator, context: Context) -> dict[str, Any]
     except GeminiImageError as error:
         raise_outcome(error)
     if failure is not None:
+        _push(operator, context, summary)
         raise_outcome(failure)
     return summary
 
 
-def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], IncompleteError | None]:
+def _push(operator: GeminiImageBatchOperator, context: Context, summary: Mapping[str, Any]) -> None:
+    """The summary as the XCom that it is on success: Airflow keeps what a task returns, and not what it raises with."""
+    if not operator.do_xcom_push:
+        return
+    several = dict(summary) if operator.multiple_outputs else {}
+    try:
+        for key, value in {**several, _RETURNED: dict(summary)}.items():
+            context["ti"].xcom_push(key, value)
+    except Exception as error:  # the outcome counts, and it is in the log
+        operator.log.warning("The summary could not be kept as an XCom (%s).", type(error).__name__)
+
+
+def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], GeminiImageError | None]:
     """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
     attempt = Attempt(context, operator.log)
     operator._stopped_through(attempt.guard)
     plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
     requests = operator._asked(attempt) if known is None else None
-    planned, tally, manifest = run(lambda: _live(operator, attempt, plans, known, requests), attempt.guard)
+    planned, tally, manifest, refusal = run(lambda: _live(operator, attempt, plans, known, requests), attempt.guard)
     summary = {**tally.totals(planned.items), "manifest": manifest}
     operator.log.info("%s", summary)
-    return summary, _failure(operator, planned, tally, summary)
+    return summary, refusal or _failure(operator, planned, tally, summary)
 
 
 async def _live(
     operator: GeminiImageBatchOperator, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
-) -> tuple[Plan, Tally, str]:
+) -> tuple[Plan, Tally, str, GeminiImageError | None]:
     connection = attempt.connection(operator.geminiimg_conn_id)
     rate = operator._checked("requests_per_minute")
     if rate is not None:
@@ -63,7 +76,7 @@ async def _live(
     async with attempt.workshop() as workshop:
         await in_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await _plan(operator, attempt, connection, workshop, requests)
+            planned = await make_plan(operator, attempt, connection, workshop, requests)
             await in_thread(plans.write, attempt.generation, planned)
         else:
             operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
@@ -87,10 +100,9 @@ async def _live(
         if tally.all_landed:
             await in_thread(lambda: plans.finish(attempt.generation, planned.carried_out()))
     refusal = next(iter(refused.values()), None)
-    if refusal is not None:
-        refusal.billed = tally.billed
-        raise refusal
-    return planned, tally, manifest
+    if refusal is not None and tally.collected:
+        refusal.hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
+    return planned, tally, manifest, refusal
 
 
 def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
@@ -100,34 +112,6 @@ def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None
         error.billed = tally.billed
         error.hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
         raise
-
-
-async def _plan(
-    operator: GeminiImageBatchOperator,
-    attempt: Attempt,
-    connection: GatewayConnection,
-    workshop: Workshop,
-    requests: Any,
-) -> Plan:
-    rows = await in_thread(read_rows, requests, workshop.files)
-    wanted = wishes(
-        rows,
-        {name: getattr(operator, name) for name in SHARED},
-        operator._checked("n") or 1,
-        gateway=connection.gateway,
-        default_model=connection.model,
-    )
-    template = operator._checked("file_name")
-    names = [None if template is None else stem("file_name", file_name(template, wish)) for wish in wanted]
-    return await plan(
-        wanted,
-        connection,
-        workshop.files,
-        generation=attempt.generation,
-        directory=operator._checked("output_path") or attempt.folder,
-        stems=names,
-        prefix=attempt.destination(operator._checked("output_path"), None).stem,
-    )
 
 
 def _orders(
@@ -170,8 +154,12 @@ def _failure(
     if good >= needed:
         return None
     named = " ".join(tally.bad(planned.items, _NAMED_FAILURES))
+    others = ", ".join(
+        f"{count} {status}" for status, count in summary["counts"].items() if count and status not in GOOD
+    )
     return IncompleteError(
-        f"{good} of {total} pictures landed, min_success={wanted}. All of them: {summary['manifest']}. {named}",
+        f"{good} of {total} pictures landed ({others}), min_success={wanted}. "
+        f"All of them: {summary['manifest']}. {named}",
         billed=tally.billed,
         retryable=tally.retryable,
     )

@@ -1,0 +1,280 @@
+"""Columns of a batch's rows: which is a field of a request, which is a label, and what their cells hold.
+
+What must stay true: a column is a field, a label, or an error, and never dropped; a name that means a field in another
+spelling is that field, a gateway's own name for one is refused; text in braces is replaced and never evaluated.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
+from airflow_provider_geminiimg.request import ImageRequest, given
+
+BLANK = (None, "")
+FIELDS = (*(name for name in ImageRequest.model_fields if name != "operation"), "n")
+MAX_FOUND = 20  # columns that one message lists
+_SHOWN_LABELS = 2  # of a row, in a message
+_SHOWN_CHARACTERS = 40  # of a label there: a longer one is left out, as it may be a prompt under another name
+_WRAPPERS = re.compile(r"^(?:promptobject|generationconfig|imageconfig)+(?=.)")
+_NUMBERED = re.compile(r"((?:reference|ref|input)?images?(?:url|uri|path)?|reference)\d+")
+
+# What the gateways, Google and other clients call our fields, by key. A column of such a name is refused.
+_MEANT: Mapping[str, tuple[str, ...]] = {
+    "size": ("aspect_ratio", "resolution"),
+    **dict.fromkeys(("ratio", "aspect", "imageratio", "imageaspectratio"), ("aspect_ratio",)),
+    **dict.fromkeys(("imagesize", "imageresolution", "quality", "imagequality"), ("resolution",)),
+    **dict.fromkeys(("imageurl", "imageuri", "imagepath", "imagefile", "imgurl", "inputimage"), ("image",)),
+    **dict.fromkeys(("sourceimage", "initimage", "baseimage", "inputimageurl"), ("image",)),
+    **dict.fromkeys(("images", "imageurls", "imageuris", "inputimages", "references"), ("image", "reference_images")),
+    **dict.fromkeys(("referenceimage", "referenceimageurl", "referenceimageurls"), ("reference_images",)),
+    **dict.fromkeys(("referenceurl", "referenceurls", "refimage", "refimages"), ("reference_images",)),
+    **dict.fromkeys(("numimages", "numberofimages", "imagecount", "candidatecount", "samplecount"), ("n",)),
+    **dict.fromkeys(("modelid", "modelname"), ("model",)),
+    **dict.fromkeys(("prompttext", "textprompt", "promptobject", "userprompt", "contents"), ("prompt",)),
+    **dict.fromkeys(("websearch", "googlesearchretrieval", "enablegooglesearch"), ("google_search",)),
+    **dict.fromkeys(("imagesearch", "enablegoogleimagesearch"), ("google_image_search",)),
+}
+_UNSENT = frozenset(
+    [
+        "negativeprompt",
+        "seed",
+        "maskurl",
+        "maskimage",
+        "outputformat",
+        "outputmimetype",
+        "safetysettings",
+        "safetyfilterlevel",
+        "thinkinglevel",
+        "thinkingconfig",
+        "responsemodalities",
+        "systeminstruction",
+        "persongeneration",
+        "topk",
+        "maxoutputtokens",
+        "mediaresolution",
+        "servicetier",
+    ]
+)
+
+_EMPTY_TEXTS = frozenset(("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL"))
+_SHEET_ERROR = re.compile(r"#(?:N/A|NV|[^\W\d_]{2,12}(?:/0)?[!?])|Err:\d{3}|###+")
+_RATIO = re.compile(r"\s*0?(\d{1,2}):0?(\d{1,2})(?::00)?(?:\s*([AP])\.?M\.?)?\s*", re.IGNORECASE)
+_WHOLE = re.compile(r"\s*(\d+)[.,]0{1,2}\s*")
+_DECIMAL_COMMA = re.compile(r"\s*(?:\d+,\d{1,2}|0,\d+)\s*")
+_TRUE = frozenset(("wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar", "prawda", "истина", "yes", "ja", "1"))
+_FALSE = frozenset(("falsch", "faux", "falso", "onwaar", "fałsz", "ложь", "no", "nein", "0"))
+_NUMBERS = frozenset(("temperature", "top_p"))
+_FLAGS = frozenset(("google_search", "google_image_search"))
+
+_BRACES = re.compile(r"(?<!\{)\{([^{}\n\"',;|]{1,100})\}(?!\})")
+_NAMELIKE = re.compile(r"[^\W_][\w \-/.]*")
+
+
+# Names
+
+
+@functools.lru_cache(4096)  # each row of a file has the same names
+def tidy(name: str) -> str:
+    """A column's name without what nobody sees: blanks around it, line breaks in it, byte order marks."""
+    text = "".join(char for char in unicodedata.normalize("NFC", name) if unicodedata.category(char) != "Cf")
+    return " ".join(text.split())
+
+
+@functools.lru_cache(4096)
+def name_key(name: str) -> str:
+    """What the spellings of one name share: its letters and digits, in one case."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(char for char in text if char.isalnum() or unicodedata.category(char)[0] == "M") or text.strip()
+
+
+_FIELD_KEYS = {name_key(name): name for name in FIELDS if name != "n"}
+
+
+def refuse_twins(names: Iterable[str]) -> None:
+    """Two columns of one name, in whatever case, are an error: one would be dropped, or taken for the other.
+
+    :raises BadRequestError: there are such.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        key = tidy(name).casefold()
+        if key and key in seen:
+            both = repr(tidy(name)) if seen[key] == name else f"{seen[key]!r} and {name!r}"
+            raise BadRequestError(f"{both}: two columns have this name.", hint="Rename or remove one of them.")
+        seen[key] = name
+
+
+def field_of(name: str) -> str | None:
+    """The field that a column is; ``None``: it is a label.
+
+    :raises BadRequestError: it is neither: a gateway's own name, a misspelt field, or a name that is taken.
+    """
+    key = name_key(name)
+    if tidy(name).casefold() == "n":  # and not N° or N., which count rows
+        return "n"
+    if key in _FIELD_KEYS:
+        return _FIELD_KEYS[key]
+    if key == "operation":
+        raise BadRequestError("operation: there is no such column.", hint="A row with an image is an edit.")
+    if tidy(name).casefold() == "row":
+        raise BadRequestError(f"{name}: is the row's number.", hint="Call the column otherwise.")
+    bare = _WRAPPERS.sub("", key)
+    if bare in _UNSENT:
+        raise BadRequestError(
+            f"{name}: is a setting that this package does not send.", hint="If it is a label, call it otherwise."
+        )
+    meant = _MEANT.get(bare) or _numbered(bare) or (_FIELD_KEYS.get(bare, ""),)
+    close = meant if meant != ("",) else difflib.get_close_matches(key, _FIELD_KEYS, n=1, cutoff=0.75)
+    if close:
+        names = " or ".join(repr(_FIELD_KEYS.get(each, each)) for each in close)
+        hint = f"Did you mean {names}? If it is a label, call it otherwise."
+        raise BadRequestError(f"{name}: there is no such field.", hint=hint)
+    return None
+
+
+def _numbered(key: str) -> tuple[str, ...] | None:
+    found = _NUMBERED.fullmatch(key)
+    if found is None:
+        return None
+    return ("image", "reference_images") if found[1].startswith(("image", "input")) else ("reference_images",)
+
+
+def find_column(wanted: str, names: Iterable[str]) -> str | None:
+    """The column that `wanted` names: as it is written, else in another spelling.
+
+    :raises BadRequestError: it could be several.
+    """
+    known = list(names)
+    if wanted in known:
+        return wanted
+    for key in (lambda name: tidy(name).casefold(), name_key):
+        found = [name for name in known if key(name) == key(wanted)]
+        if len(found) > 1:
+            raise BadRequestError(f"{{{wanted}}}: could be {' or '.join(map(repr, found))}.")
+        if found:
+            return found[0]
+    return None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns for a message."""
+    known = [scrub(name, limit=60) for name in names]
+    more = f" and {len(known) - MAX_FOUND} more" if len(known) > MAX_FOUND else ""
+    return (", ".join(known[:MAX_FOUND]) or "none") + more
+
+
+def place_of(number: int, line: int | None, labels: Mapping[str, str]) -> str:
+    """Where a row stands, for a message: its line in the file, or its number in the list from 0, and its labels."""
+    short = [name for name, value in labels.items() if name != "row" and 0 < len(value) <= _SHOWN_CHARACTERS]
+    said = ", ".join(f"{scrub(name, limit=40)}={scrub(repr(labels[name]))}" for name in short[:_SHOWN_LABELS])
+    return (f"row {number}" if line is None else f"line {line}") + (f" ({said})" if said else "")
+
+
+# Cells
+
+
+def cell(value: Any) -> Any:
+    """A cell's value in Python's own types; ``None`` where it is empty, whatever a library writes for that."""
+    if type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas, which this package does not import
+        return None
+    if isinstance(value, float | Decimal) and math.isnan(value):
+        return None
+    if isinstance(value, str) and not value.strip():
+        return None
+    return value
+
+
+def label(name: str, value: Any) -> str:
+    """A label's text; a whole number is written as one, as pandas makes floats of columns with empty cells.
+
+    :raises BadRequestError: it is neither text nor a number nor a date.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat().removesuffix("T00:00:00")  # pandas makes moments of days
+    if isinstance(value, str | int | float | Decimal):
+        return str(value)
+    raise BadRequestError(f"{name}: takes text or a number, not {type(value).__name__}.")
+
+
+def field_value(name: str, value: Any) -> Any:
+    """A field's value as spreadsheets may have left it: ``16:9`` as a time, ``0,7``, ``2.0``, ``WAHR``.
+
+    :raises BadRequestError: the cell holds an error of the spreadsheet, or the text of an empty one.
+    """
+    if isinstance(value, dt.time) and name == "aspect_ratio":
+        value = value.isoformat()
+    if isinstance(value, Decimal):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    plain = value.strip()
+    refuse_nothing(name, plain)
+    if name == "aspect_ratio" and (found := _RATIO.fullmatch(plain)):
+        width = int(found[1]) + (12 if (found[3] or "").upper() == "P" and int(found[1]) < 12 else 0)
+        return f"{width}:{int(found[2])}"
+    if name in ("resolution", "n") and (found := _WHOLE.fullmatch(plain)):
+        return found[1]
+    if name in _NUMBERS and _DECIMAL_COMMA.fullmatch(plain):
+        return plain.replace(",", ".")
+    if name in _FLAGS:
+        word = plain.casefold()
+        return True if word in _TRUE else False if word in _FALSE else value
+    return value
+
+
+def refuse_nothing(name: str, value: str) -> None:
+    """What a spreadsheet or a data frame writes for "nothing" or "wrong" is no text to pay for.
+
+    :raises BadRequestError: it is such.
+    """
+    if value.strip() in _EMPTY_TEXTS:
+        raise BadRequestError(f"{name}{given(value)}: is the text that an empty cell became.", hint="Leave it empty.")
+    if _SHEET_ERROR.fullmatch(value.strip()):
+        raise BadRequestError(f"{name}{given(value)}: is an error of the spreadsheet.", hint="Correct the cell.")
+
+
+# Columns in a prompt
+
+
+def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, str]:
+    """The columns that a prompt names in braces, by what stands between the braces.
+
+    Braces around what can't be a name (JSON, a list) stay as they are; where no row has a label, all others too.
+
+    :param names: the columns that the rows have.
+    :param has_labels: whether one of them is no field.
+    :raises BadRequestError: braces around what looks like a name, and is none of them.
+    """
+    found: dict[str, str] = {}
+    for inner in dict.fromkeys(_BRACES.findall(text) if isinstance(text, str) else ()):
+        column = find_column(inner.strip(), names)
+        if column is not None:
+            found[inner] = column
+        elif find_column(re.split(r"[.!:\[]", inner)[0].strip(), names) is not None:
+            raise BadRequestError(f"prompt: {{{inner}}}: braces take a column's name alone.")
+        elif has_labels and _NAMELIKE.fullmatch(inner.strip()):
+            raise BadRequestError(
+                f"prompt: {{{inner}}}: there is no such column. Found: {listed(names)}.",
+                hint="Braces that belong to the text go into the rows' own prompt column, where nothing is replaced.",
+            )
+    return found
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """The prompt with its columns' cells, by what stands between the braces. What a cell holds stays as it is."""
+    return _BRACES.sub(lambda found: values.get(found[1], found[0]), text)

@@ -1,0 +1,444 @@
+"""Rows as people, spreadsheets and data frames write them, and what becomes of them before anything is paid for."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_geminiimg.arguments import delimiter, encoding, stem, whole
+from airflow_provider_geminiimg.columns import columns_in, tidy
+from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.rows import Wish, name_part, read_rows, records_of, wishes
+from airflow_provider_geminiimg.storage import Files, default_s3_client
+
+FILES = Files(s3_client=default_s3_client)
+HEADER = ["sku", "prompt", "aspect_ratio"]
+ROWS = [["A-1", "Ein Fuchs, rot", "16:9"], ["Ü;2", 'Ein "alter" Wolf\nim Schnee', ""]]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., list[Mapping[str, Any]]]:
+    """Rows of a file with this content."""
+
+    def read(content: str | bytes, name: str = "rows.csv", **arguments: Any) -> list[Mapping[str, Any]]:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return read_rows(str(path), FILES, **arguments)
+
+    return read
+
+
+def wanted(rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any) -> list[Wish]:
+    return wishes(rows, shared, n, gateway="apimaster", default_model=None, file_name=file_name)
+
+
+def refusal(rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any) -> str:
+    with pytest.raises(BadRequestError) as caught:
+        wanted(rows, n, file_name, **shared)
+    return str(caught.value)
+
+
+def sheet(separator: str, end: str = "\r\n", extra: int = 0) -> str:
+    """The rows as a spreadsheet program writes them."""
+
+    def quoted(text: str) -> str:
+        wrapped = any(char in text for char in f'{separator}"\n')
+        return '"{}"'.format(text.replace('"', '""')) if wrapped else text
+
+    return "".join(separator.join([*map(quoted, row), *[""] * extra]) + end for row in [HEADER, *ROWS])
+
+
+# CSV
+
+BLANKS = ";;;\r\n"
+SHEETS: dict[str, tuple[bytes, dict[str, str]]] = {
+    "Excel, English": (sheet(",").encode(), {}),
+    "Excel, German, as CSV UTF-8": (sheet(";").encode("utf-8-sig"), {}),
+    "Excel, German, as CSV": (sheet(";").encode("cp1252"), {"encoding": "cp1252"}),
+    "Excel for Mac": (sheet(";", "\r").encode("mac_roman"), {"encoding": "mac_roman"}),
+    "Excel's Unicode text": (sheet("\t").encode("utf-16"), {}),
+    "UTF-16, big endian": (("\ufeff" + sheet("\t")).encode("utf-16-be"), {}),
+    "UTF-16 without a mark": (sheet("\t").encode("utf-16-le"), {"encoding": "utf-16-le"}),
+    "a mark that says more than the author": (sheet(";").encode("utf-8-sig"), {"encoding": "cp1252"}),
+    "a line that names the separator": (("sep=;\r\n" + sheet(";")).encode("utf-8-sig"), {}),
+    "the same in capitals and quotes": (('"SEP=|"\r\n' + sheet("|")).encode(), {}),
+    "the same, saved again": (("sep=;;;\r\n" + sheet(";")).encode(), {}),
+    "a tab that is named": (("sep=\t\n" + sheet("\t", "\n")).encode(), {}),
+    "LibreOffice": (sheet(",", "\n").encode(), {}),
+    "Numbers, semicolons": (sheet(";", "\n").encode(), {}),
+    "bars": (sheet("|").encode(), {}),
+    "any other delimiter": (sheet("^").encode(), {"delimiter": "^"}),
+    "trailing empty columns": (sheet(";", extra=3).encode(), {}),
+    "rows of only separators": ((BLANKS + "\r\n" + sheet(";") + BLANKS * 2 + '" ";;\u00a0\r\n').encode(), {}),
+    "no line end at the end": (sheet(",").rstrip().encode(), {}),
+}
+
+
+@pytest.mark.parametrize(("data", "arguments"), SHEETS.values(), ids=SHEETS)
+def test_what_spreadsheet_programs_write_in_any_country_is_read_cell_by_cell(
+    read: Callable[..., Any], data: bytes, arguments: dict[str, str]
+) -> None:
+    found = [[row[name] for name in HEADER] for row in read(data, **arguments)]
+    assert [[cell.replace("\r", "\n") for cell in row] for row in found] == ROWS
+
+
+def test_rows_are_counted_as_an_editor_shows_the_files_lines(read: Callable[..., Any]) -> None:
+    text = 'sep=;\r\n;;\r\nsku;prompt;aspect_ratio\r\n\r\nA;"two\r\nlines";\r\n;;\r\nB;x;7:3\r\n'
+    said = refusal(read(text))
+    assert "1 of 2 requests can't be made: line 8 (sku='B'): aspect_ratio='7:3'" in said
+    assert "line 4 (sku='B')" in refusal(read('{"prompt": "x"}\n\n\n{"sku": "B", "aspect_ratio": "7:3"}\n', "r.jsonl"))
+    assert "row 1 (sku='B')" in refusal([{"prompt": "x"}, {"sku": "B", "prompt": "x", "aspect_ratio": "7:3"}])
+
+
+WRONG_FILES: dict[str, tuple[str | bytes, str, list[str]]] = {
+    "two columns of one name": ("prompt,prompt\na,b\n", "r.csv", ["line 1", "'prompt'", "two columns"]),
+    "in another case": ("sku,SKU,prompt\n1,2,a\n", "r.csv", ["line 1", "'sku' and 'SKU'"]),
+    "with a blank": ("prompt,prompt \na,b\n", "r.csv", ["'prompt'", "two columns"]),
+    "one of them empty": ("prompt,prompt\na,\n", "r.csv", ["two columns"]),
+    "an empty header cell over something": (
+        "sku,,prompt\n1,,a\n2,x,b\n",
+        "r.csv",
+        ["line 3", "column 2", "sku, prompt"],
+    ),
+    "more cells than names": ("prompt\nEin Fuchs, rot\n", "r.csv", ["line 2", "more cells", "commas", "delimiter="]),
+    "a title above the header": ("Katalog;;\nsku;prompt;n\n1;a;\n", "r.csv", ["line 2", "no name"]),
+    "a quote that never ends": ('prompt\na\n"b\nc\n', "r.csv", ["line 3", "is not CSV"]),
+    "two possible delimiters": ("a,b;c\n1,2;3\n", "r.csv", ["commas or semicolons", "delimiter="]),
+    "cp1252": ("sku;prompt\n1;Käse\n".encode("cp1252"), "r.csv", ["is not UTF-8 (line 2)", 'encoding="cp1252"']),
+    "UTF-16 without a mark": ("prompt\nKäse\n".encode("utf-16-le"), "r.csv", ['encoding="utf-16-le"']),
+    "UTF-16 without a mark, the other way": ("prompt\na\n".encode("utf-16-be"), "r.csv", ['encoding="utf-16-be"']),
+    "nothing": ("", "r.csv", ["r.csv is empty"]),
+    "a header alone": ("sku,prompt\r\n,\r\n", "r.csv", ["r.csv is empty"]),
+    "a key twice": ('{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n', "r.jsonl", ["line 2", "'prompt'", "twice"]),
+    "a key twice, deep inside": ('[{"image": {"uri": "a", "uri": "b"}}]', "r.json", ["'uri'", "twice"]),
+    "an infinite number": ('{"prompt": "a", "temperature": Infinity}\n', "r.jsonl", ["line 1", "Infinity"]),
+    "no JSON": ('{"prompt": "a"}\n{"prompt": }\n', "r.jsonl", ["line 2", "is not JSON"]),
+    "a number": ("1\n", "r.jsonl", ["line 1", "int"]),
+    "no list": ('{"prompt": "a"}', "r.json", ["no list"]),
+    "an empty file of lines": ("\n\n", "r.jsonl", ["is empty"]),
+}
+
+
+@pytest.mark.parametrize(("content", "name", "says"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_a_file_that_can_not_be_read_for_sure_is_refused_with_its_line_and_the_remedy(
+    read: Callable[..., Any], content: str | bytes, name: str, says: list[str]
+) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        wanted(read(content, name))
+    assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
+def test_the_wrong_encoding_shows_by_the_control_characters_it_gives(read: Callable[..., Any]) -> None:
+    with pytest.raises(BadRequestError, match="line 2: is not in latin-1"):
+        read("prompt\n„Käse“ …\n".encode("cp1252"), encoding="latin-1")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line_of_json(read: Callable[..., Any], mark: str) -> None:
+    text = json.dumps({"prompt": f"a{mark}b", "sku": "A"}, ensure_ascii=False)
+    rows = read(f"{text}\r\n{json.dumps('a wolf')}\n", "rows.ndjson")
+    assert [wish.request.prompt for wish in wanted(rows)] == [f"a{mark}b", "a wolf"]
+
+
+@pytest.mark.parametrize("value", ["base64", "rot13", "utf-88", "cp1252\0", 5])
+def test_an_encoding_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequestError, match="encoding"):
+        encoding("encoding", value)
+
+
+@pytest.mark.parametrize("value", ["ab", '"', "\n", "x", 5])
+def test_a_delimiter_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequestError, match="delimiter"):
+        delimiter("delimiter", value)
+    assert [delimiter("delimiter", each) for each in (None, "", ";", "\\t", "tab", "\t")] == [
+        None,
+        None,
+        ";",
+        *"\t\t\t",
+    ]
+
+
+# Names of columns
+
+SPELLINGS = {
+    "prompt": ["Prompt", "PROMPT", " prompt ", "\ufeffprompt", "Prompt:", "prompt*"],
+    "aspect_ratio": ["Aspect Ratio", "aspect-ratio", "aspectRatio", "ASPECT_RATIO", "Aspect\nRatio"],
+    "reference_images": ["Reference Images", "referenceImages"],
+    "top_p": ["topP", "Top P", "TOP-P"],
+    "n": ["N", "n "],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"), [(name, spelling) for name, all_ in SPELLINGS.items() for spelling in all_]
+)
+def test_a_column_is_the_field_whose_name_it_has_in_another_spelling(name: str, spelling: str) -> None:
+    value = {"aspect_ratio": "9:16", "n": 2, "top_p": "x", "reference_images": {}}.get(name, "a fox")
+    row = {**({} if name == "prompt" else {"prompt": "a fox"}), spelling: value}
+    if name in ("top_p", "reference_images"):
+        assert f"{name}=" in refusal([row]) or f"{name} (given" in refusal([row])
+        return
+    found = wanted([row])
+    assert all(wish.request.prompt == "a fox" and set(wish.labels) == {"row"} for wish in found)
+    assert len(found) == (2 if name == "n" else 1)
+    assert name != "aspect_ratio" or found[0].request.aspect_ratio == "9:16"
+
+
+MEANT = {
+    "image": ["image_url", "imageUrl", "Image URL", "input-image", "image1", "images", "promptObject.imageUrl"],
+    "reference_images": ["image_urls", "imageUrls", "referenceImage1", "reference_image_2", "ReferenceImage"],
+    "resolution": ["size", "Size", "imageSize", "image_size", "imageConfig.imageSize", "quality"],
+    "aspect_ratio": ["size", "SIZE", "ratio", "Aspect", "aspect_ration", "imageConfig.aspectRatio"],
+    "n": ["numberOfImages", "num_images", "candidateCount", "sampleCount"],
+    "model": ["modelId", "model_name", "modle"],
+    "google_search": ["googleSearchRetrieval", "web_search"],
+}
+
+
+@pytest.mark.parametrize(("meant", "name"), [(meant, name) for meant, names in MEANT.items() for name in names])
+def test_a_gateways_own_name_for_a_field_is_refused_with_the_field_that_is_meant(meant: str, name: str) -> None:
+    said = refusal([{"prompt": "a fox", name: "1"}])
+    assert "Did you mean" in said
+    assert repr(meant) in said
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "negativePrompt", "seed", "mask_url", "output_format", "topK"])
+def test_a_setting_that_nothing_sends_is_no_label(name: str) -> None:
+    assert "does not send" in refusal([{"prompt": "a fox", name: "1"}])
+
+
+@pytest.mark.parametrize("name", ["sku", "Name", "title", "Größe", "N°", "Nr.", "No", "Farbe", "product size", "价格"])
+def test_any_other_column_stays_a_label(name: str) -> None:
+    assert wanted([{"prompt": "a fox", name: "1"}])[0].labels == {name: "1", "row": "0"}
+
+
+@pytest.mark.parametrize("names", [("Prompt", "prompt"), ("aspect ratio", "aspect_ratio"), ("sku", "Sku")])
+def test_two_columns_of_one_meaning_are_refused_in_a_mapping_too(names: tuple[str, str]) -> None:
+    said = refusal([{"prompt": "a fox", **dict.fromkeys(names, "1:1")}])
+    assert names[0] in said
+    assert names[1] in said
+
+
+# Cells
+
+
+class NAType:
+    """What ``pandas.NA`` is like: it has no truth."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    __hash__ = object.__hash__
+
+
+class NaTType(dt.datetime):
+    """What ``pandas.NaT`` is like: a date that is none."""
+
+
+NaT = NaTType(1, 1, 1)
+NOTHING = [None, "", "  ", "\u00a0", float("nan"), Decimal("nan"), NAType(), NaT]
+
+
+@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+def test_an_empty_cell_is_empty_whatever_a_library_writes_for_it(nothing: Any) -> None:
+    row = {"prompt": "a fox", "aspect_ratio": nothing, "n": nothing, "image": nothing, "sku": nothing, "model": nothing}
+    [wish] = wanted([row], aspect_ratio="9:16")
+    assert wish.request.aspect_ratio == "9:16"
+    assert wish.request.operation == "generate"
+    assert wish.labels == {"sku": "", "row": "0"}
+    assert "prompt" in refusal([{"prompt": nothing, "sku": "A"}])
+
+
+@pytest.mark.parametrize(
+    "text", ["nan", "NaN", "<NA>", "NaT", "None", "null", "#REF!", "#NV", "#BEZUG!", "#N/A", "Err:502"]
+)
+def test_the_text_of_an_empty_or_broken_cell_is_not_paid_for(text: str) -> None:
+    assert repr(text) in refusal([{"prompt": text, "sku": "A"}], prompt="a fox")
+    assert repr(text) in refusal([{"name": text}], prompt="a photo of {name}")
+    assert wanted([{"prompt": "a fox", "sku": text}])[0].labels["sku"] == text
+
+
+@pytest.mark.parametrize("two", [2, 2.0, "2", " 2 ", "2.0", "2,0", Decimal(2), Decimal("2.0")], ids=repr)
+def test_a_whole_number_is_a_count_however_it_is_written(two: Any) -> None:
+    assert len(wanted([{"prompt": "a fox", "n": two}])) == 2
+
+
+@pytest.mark.parametrize("wrong", [0, 1.5, "1.5", "1.000", "1,000", "two", True, float("inf"), Decimal("inf"), 101])
+def test_what_is_no_count_is_refused(wrong: Any) -> None:
+    with pytest.raises(BadRequestError, match="takes a whole number from 1 to 100"):
+        whole("n", wrong, 100)
+    assert "takes a whole number" in refusal([{"prompt": "a fox", "n": wrong}])
+
+
+@pytest.mark.parametrize("value", ["16:09", "16:09:00", "04:09 PM", "4:09:00 pm", dt.time(16, 9), " 16:9 "], ids=repr)
+def test_a_ratio_that_a_spreadsheet_took_for_a_time_is_a_ratio(value: Any) -> None:
+    assert wanted([{"prompt": "a fox", "aspect_ratio": value}])[0].request.aspect_ratio == "16:9"
+
+
+def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() -> None:
+    row = {"prompt": "a fox", "temperature": "0,7", "top_p": "0,95"}
+    [wish] = wishes([row], {}, 1, gateway="1min", default_model="gemini-3.1-flash-image-preview")
+    assert (wish.request.temperature, wish.request.top_p) == (0.7, 0.95)
+    for word, flag in (("WAHR", True), ("FALSCH", False), ("vrai", True), ("TRUE", True), ("0", False)):
+        assert wanted([{"prompt": "a fox", "google_search": word}])[0].request.google_search is flag
+    assert wanted([{"prompt": "a fox", "resolution": "512.0"}])[0].request.resolution == "512"
+
+
+def test_labels_are_text_and_the_variant_stays_as_it_was_known() -> None:
+    row = {"prompt": "x", "sku": 1007.0, "price": Decimal("12.50"), "day": dt.date(2026, 1, 2), "variant": 2.0}
+    [wish] = wanted([row])
+    assert wish.labels == {"sku": "1007", "price": "12.50", "day": "2026-01-02", "row": "0"}
+    assert wish.request.variant == "2.0"
+
+
+class Frame:
+    """What a pandas data frame is like: iterating it gives its columns' names."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], index: str | None = None) -> None:
+        self.columns = list(columns)
+        self.rows = rows
+        self.index = type("Index", (), {"names": [index]})
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+    def reset_index(self) -> Frame:
+        rows = [[number, *row] for number, row in enumerate(self.rows)]
+        return Frame([self.index.names[0], *self.columns], rows)
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def test_a_data_frame_is_its_rows_and_not_its_columns_names() -> None:
+    frame = Frame(["prompt", "n"], [["a fox", 2.0], ["a wolf", float("nan")]], index="sku")
+    found = wanted(read_rows(frame, FILES))
+    assert [wish.request.prompt for wish in found] == ["a fox", "a fox", "a wolf"]
+    assert [wish.labels["sku"] for wish in found] == ["0", "0", "1"]
+    with pytest.raises(BadRequestError, match="two columns"):
+        records_of(Frame(["prompt", "prompt"], [["a fox", "a wolf"]]))
+
+
+# Several pictures of a row
+
+
+def test_the_first_of_several_is_the_picture_that_the_row_alone_asks_for() -> None:
+    for row in ({"prompt": "a fox"}, {"prompt": "a fox", "variant": "bold"}):
+        one, three = wanted([row]), wanted([row], 3)
+        assert three[0].request == one[0].request
+        prefix = f"{row['variant']}-" if "variant" in row else ""
+        assert [wish.request.variant for wish in three[1:]] == [f"{prefix}2", f"{prefix}3"]
+        assert [wish.earlier_variant for wish in three] == [f"{prefix}1", None, None]
+        assert one[0].earlier_variant is None
+    names = [wanted([{"prompt": "x"}], n, file_name="{row}-{variant}")[0].stem for n in (1, 2)]
+    assert names == ["0-1", "0-1"], "more of them rename nothing"
+
+
+# Columns in a prompt
+
+
+def test_a_prompt_names_columns_in_braces_and_what_a_cell_holds_is_never_evaluated() -> None:
+    rows = [
+        {"Produkt Name": "Rennrad {sku} {0.__class__} {{ 1 }}", "sku": "A-1", "Bild": "x"},
+        {"Produkt Name": "Käse", "sku": "A-2"},
+    ]
+    found = wanted(rows, file_name="{SKU}", prompt='Foto: {Produkt_Name} ({ sku }), {"style": "oil"}, {a, b}')
+    assert [wish.request.prompt for wish in found] == [
+        'Foto: Rennrad {sku} {0.__class__} {{ 1 }} (A-1), {"style": "oil"}, {a, b}',
+        'Foto: Käse (A-2), {"style": "oil"}, {a, b}',
+    ]
+    assert [wish.stem for wish in found] == ["A-1", "A-2"]
+    assert found[0].labels == {"sku": "A-1", "Bild": "x", "row": "0"}, "what the prompt is made of is no label"
+
+
+def test_a_rows_own_prompt_is_taken_as_it_stands_and_can_be_put_into_the_operators() -> None:
+    rows = [{"prompt": "a {red} fox", "sku": "A"}, {"prompt": "a wolf", "sku": "B"}]
+    assert [wish.request.prompt for wish in wanted(rows, prompt="{sku}")] == ["a {red} fox", "a wolf"]
+    assert [wish.request.prompt for wish in wanted(rows, prompt="{prompt}, in snow")] == [
+        "a {red} fox, in snow",
+        "a wolf, in snow",
+    ]
+    assert wanted([{"aspect_ratio": "1:1"}], prompt="a {red} fox")[0].request.prompt == "a {red} fox"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("Foto: {Produktnam}", ["{Produktnam}", "no such column", "Found: Produktname, Bild"]),
+        ("Foto: {Produktname.__class__}", ["column's name alone"]),
+        ("Foto: {Produktname!r}", ["column's name alone"]),
+        ("Foto: {Produktname:>10}", ["column's name alone"]),
+        ("Foto: {Produktname[0]}", ["column's name alone"]),
+        ("Foto: {0}", ["no such column"]),
+        ("Foto: {Bild}", ["row 1", "has no 'Bild'"]),
+    ],
+)
+def test_braces_that_name_no_filled_column_are_refused_before_money(prompt: str, says: list[str]) -> None:
+    said = refusal([{"Produktname": "Rad", "Bild": "b"}, {"Produktname": "Käse", "Bild": None}], prompt=prompt)
+    assert all(part in said for part in says), said
+
+
+def test_a_column_that_the_prompt_names_is_no_misspelt_field() -> None:
+    [wish] = wanted([{"Modell": "X-1", "size": "XL"}], prompt="A shirt {Modell} in {size}")
+    assert wish.request.prompt == "A shirt X-1 in XL"
+
+
+def test_rows_without_a_prompt_list_the_columns_that_were_found_once(read: Callable[..., Any]) -> None:
+    said = refusal(read("Artikel;Produktname\n1;Rad\n2;Käse\n"))
+    assert said.count("Found: Artikel, Produktname.") == 1
+    assert 'prompt="Photo of {Artikel}"' in said
+    assert "all 2 rows: prompt" in said
+    assert columns_in("{a}", ["a"], True) == {"a": "a"}
+
+
+# Names of files
+
+LETTERS = {
+    "Łódź": "Łódź",
+    "红色 狐狸": "红色-狐狸",
+    "Красная лиса": "Красная-лиса",
+    "Käse/7 ä": "Käse-7-ä",
+    unicodedata.normalize("NFD", "Größe é"): "Größe-é",
+    "हिन्दी": "हिन्दी",
+    "ไทยน้ำ": "ไทยน้ำ",
+    "مرحبا بك": "مرحبا-بك",
+    "ශ්‍රී": "ශ්රී",
+    "한국어": "한국어",
+    "ὰ́": unicodedata.normalize("NFC", "ὰ́"),
+    "❤️ A": "A",
+    "a..b_c~d+e-f": "a..b_c~d+e-f",
+    "--A//B--": "A-B",
+    "v٣": "v٣",
+}
+
+
+@pytest.mark.parametrize(("text", "name"), LETTERS.items(), ids=list(LETTERS.values()))
+def test_letters_of_every_script_stay_in_a_files_name(text: str, name: str) -> None:
+    assert name_part(text) == name
+    assert unicodedata.is_normalized("NFC", name_part(text))
+    assert wanted([{"prompt": "x", "Name": text}], file_name="{Name}")[0].stem == name
+    assert stem("file_name", unicodedata.normalize("NFD", name)) == name
+
+
+@pytest.mark.parametrize("text", ["", "???", "❤️", "\u0301"])
+def test_a_label_without_a_letter_names_no_file(text: str) -> None:
+    said = refusal([{"prompt": "x", "Name": text, "sku": "A-1"}], file_name="{Name}")
+    assert "has no Name" in said
+    assert "It has:" in said
+
+
+def test_a_name_of_too_many_bytes_is_refused_with_its_row() -> None:
+    assert wanted([{"prompt": "x", "Name": "狐" * 40}], file_name="{Name}")[0].stem == "狐" * 40
+    assert "row 0" in refusal([{"prompt": "x", "Name": "狐" * 41}], file_name="{Name}")
+    assert tidy(" a\n b\ufeff ") == "a b"
