@@ -97,6 +97,7 @@ def _resolve_arguments(parser: argparse.ArgumentParser) -> None:
     verdict = parser.add_mutually_exclusive_group(required=True)
     verdict.add_argument("--unpaid", action="store_true", help="nothing was charged: a retry or a Clear submits again")
     verdict.add_argument("--lost", action="store_true", help="it was charged, and the picture can't be had any more")
+    verdict.add_argument("--resubmit", action="store_true", help="buy it again: the next retry or Clear does, once")
     verdict.add_argument("--job", metavar="ID", dest="job_id", help="it is this job: collect, or a Clear, lands it")
 
 
@@ -191,7 +192,8 @@ def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     from airflow_provider_geminiimg import jobs
     from airflow_provider_geminiimg.verdicts import verdicts
 
-    word = "unpaid" if arguments.unpaid else "lost" if arguments.lost else {"job": arguments.job_id}
+    said = [word for word in ("unpaid", "lost", "resubmit") if getattr(arguments, word)]
+    word = said[0] if said else {"job": arguments.job_id}
     [(key, verdict)] = verdicts({arguments.key: word}).items()
     if jobs.resolve(surroundings.ledger, key, verdict):
         print(f"{key} is settled: {verdict}.")

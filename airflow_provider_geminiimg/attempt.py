@@ -11,8 +11,8 @@ from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.arguments import OnMismatch, stem, text
 from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.landing import mismatch_error
+from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed, GeminiImageError
+from airflow_provider_geminiimg.landing import PUT_BACK, mismatch_error
 from airflow_provider_geminiimg.ledger import Destination, Item, Record
 from airflow_provider_geminiimg.outcome import raise_outcome
 from airflow_provider_geminiimg.request import given
@@ -48,7 +48,19 @@ class Attempt(Surroundings):
         name = text("geminiimg_conn_id", conn_id)
         if name is None:
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
-        return super().connection(name)
+        try:
+            return super().connection(name)
+        except (BadRequestError, AuthenticationError) as error:
+            if self._has_records():  # this attempt spent nothing, an earlier one may have
+                error.billed, error.hint = Billed.UNKNOWN, PUT_BACK
+            raise
+
+    def _has_records(self) -> bool:
+        """Whether an earlier attempt of this task instance left records; also where that can't be told."""
+        try:
+            return any(self.ledger.store.keys(f"{self.item.path.rpartition('/')[0]}/"))
+        except GeminiImageError:
+            return True
 
     def item_marker(self, item: str) -> StateStoreMarker | None:
         """What Airflow remembers of one image of a batch; ``None`` where it has no task state store."""

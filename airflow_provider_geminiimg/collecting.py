@@ -6,8 +6,9 @@ still says enough for the next attempt to try again.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.exceptions import (
@@ -21,9 +22,19 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
-from airflow_provider_geminiimg.landing import UNFETCHED, Lander, in_thread, paid
+from airflow_provider_geminiimg.landing import (
+    UNFETCHED,
+    ConnectionChangedError,
+    Lander,
+    changed_since,
+    connection_changed,
+    in_thread,
+    paid,
+)
 from airflow_provider_geminiimg.ledger import Record, with_error
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
+
+_REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # answers that say no, and not "later"
 
 
 class VanishedError(OutcomeUnknownError):
@@ -44,11 +55,55 @@ class Collector:
         self.log = lander.log
 
     async def poll(self, record: Record) -> JobStatus:
-        """Ask once what became of the recorded job."""
-        with paid():
-            transport = await self.workshop.transport(record)
-            call = transport.gateway.status(str(record.job_id), model=record.wire_model)
-            return await transport.send(call, prompt=self.prompt or record.prompt)
+        """Ask once what became of the recorded job.
+
+        :raises ConnectionChangedError: the connection is not as it was, and what it leads to has no word on the job.
+        :raises GeminiImageError: it could not be asked.
+        """
+        async with self._noting_a_change(record):
+            with paid():
+                return await self._asked(record)
+
+    @contextlib.asynccontextmanager
+    async def _noting_a_change(self, record: Record) -> AsyncIterator[None]:
+        """Note on a job's record that its connection was changed: then a person may settle it."""
+        try:
+            yield
+        except ConnectionChangedError as error:
+            if record.state == "submitted":
+                await self.note(record, error)
+            raise
+
+    async def _asked(self, record: Record) -> JobStatus:
+        transport = await self.workshop.transport(record)
+        changed = changed_since(record, transport)
+        call = transport.gateway.status(str(record.job_id), model=record.wire_model)
+        try:
+            status = await transport.send(call, prompt=self.prompt or record.prompt)
+        except GeminiImageError as error:
+            if changed and error.status_code in _REFUSALS:
+                raise connection_changed(record, changed, f"{error.message} (HTTP {error.status_code}).") from error
+            raise
+        if changed and status.state is JobState.VANISHED:
+            raise connection_changed(record, changed, f"{transport.gateway.label} does not know job {record.job_id}.")
+        return status
+
+    async def check_account(self, record: Record) -> None:
+        """Ask at once where the record's connection is not as it was: a wait would only end in the same error.
+
+        :raises ConnectionChangedError: see `poll`.
+        """
+        async with self._noting_a_change(record):
+            changed = changed_since(record, await self.workshop.transport(record))
+        if changed:
+            try:
+                await self.poll(record)
+            except ConnectionChangedError:
+                raise
+            except GeminiImageError as error:
+                self.log.warning(
+                    "Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind
+                )
 
     async def peek(self, record: Record) -> Record | None:
         """Ask once, and land the picture if it is ready.
@@ -91,6 +146,7 @@ class Collector:
         :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
         :param at_once: poll now, because something says that the job has ended.
         """
+        await self.check_account(record)
         plan = PollPlan(
             submitted_at=record.submitted_at or record.claimed_at,
             deadline=(record.submitted_at or record.claimed_at) + timeout,
@@ -130,7 +186,8 @@ class Collector:
         """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""
 
         def noted(stored: Record) -> Record | None:
-            overtaken = stored.state == "landed" and record.state != "landed"  # another attempt fetched it
+            # Another attempt fetched it, or a person settled it.
+            overtaken = stored.state in ("landed", "failed") and stored.state != record.state
             return None if overtaken else with_error(stored, error)
 
         try:
@@ -147,13 +204,23 @@ class Collector:
             raise _failure(record, result)
         if end.status == "vanished":
             raise VanishedError(f"{job} is not known to the gateway any more. Record {record.key}.")
-        if end.status == "timeout":
-            raise TimedOutError(f"{job} was still running at its deadline. It is left alone. Record {record.key}.")
         cause = result if isinstance(result, GeminiImageError) else None
         said = f"; the last failure was {cause.kind}" if cause else ""
+        if cause is not None:
+            await self._refuse_changed(record, cause, f"{job} could not be asked about{said}.")
+        if end.status == "timeout":
+            raise TimedOutError(f"{job} was still running at its deadline. It is left alone. Record {record.key}.")
         raise LostContactError(
             f"{job} could not be asked about{said}. It is left alone. Record {record.key}."
         ) from cause
+
+    async def _refuse_changed(self, record: Record, cause: GeminiImageError, said: str) -> None:
+        """Say that the connection was changed, where that may be why the job could not be asked about."""
+        if isinstance(cause, ConnectionChangedError):
+            raise cause
+        async with self._noting_a_change(record):
+            if changed := changed_since(record, await self.workshop.transport(record)):
+                raise connection_changed(record, changed, said) from cause
 
     async def _record_failure(self, record: Record, status: JobStatus) -> Record:
         error = _failure(record, status)

@@ -7,6 +7,7 @@ Nothing here knows Airflow: the hook passes the connection's parts in.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import warnings
 from collections.abc import Mapping
@@ -32,7 +33,9 @@ EXTRAS = (
     "allow_http",
 )
 _SCHEMES = ("http", "https")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _NO_OTHER_PORT = (None, 0, 443)
+_ACCOUNT = b"airflow-provider-geminiimg account\0"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -62,6 +65,18 @@ class GatewayConnection:
     price_base: Decimal | None = None
     price_currency: str | None = None
     daily_budget: Decimal | None = None
+
+    @property
+    def api_host(self) -> str:
+        """The base URL's host, with its port where that is not the scheme's own."""
+        url = urlsplit(self.base_url)
+        name = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname or ""
+        return name if url.port in (None, _DEFAULT_PORTS.get(url.scheme)) else f"{name}:{url.port}"
+
+    @property
+    def key_digest(self) -> str:
+        """Tells one key from another, and is too short to find one by: 32 bits of a hash that nothing else uses."""
+        return hashlib.sha256(_ACCOUNT + self.api_key.encode()).hexdigest()[:8]
 
     def adapter(self) -> Gateway:
         """The gateway's adapter, set to this connection's base URL."""

@@ -204,6 +204,8 @@ def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, 
 
 
 def _failed(record: Record, policy: Policy, cleared: bool) -> Step:
+    if record.buy_again:
+        return _again(record, policy, "a person said to buy it again", resubmission=True)
     error = record.error or OutcomeUnknownError(f"Record {record.key} failed and does not say why.")
     if error.billed is Billed.NO:
         if cleared or error.retryable:

@@ -21,6 +21,7 @@ from airflow_provider_geminiimg._logs import Logs, SteadyLogs
 from airflow_provider_geminiimg.budget import Budgets
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
+    AuthenticationError,
     BadRequestError,
     Billed,
     GeminiImageError,
@@ -50,6 +51,19 @@ CLAIMS_AT_ONCE = (
 )
 UNFETCHED = (InvalidImageError, UpstreamFailedError)
 """What a link may bring that is not a picture."""
+_OR_SETTLE = (
+    "until what was paid for has landed, then clear the task: it picks the same job up, and buys nothing. If that "
+    "can't be done, settle the record: `jobs resolve` with --lost, --unpaid or --resubmit."
+)
+_POINT_BACK = f"Point the connection back {_OR_SETTLE}"
+PUT_BACK = f"Put the connection back under this id (also where it was renamed), with the key of then, {_OR_SETTLE}"
+
+
+class ConnectionChangedError(BadRequestError):
+    """A record's connection is gone, or does not lead to the account that was paid. The job itself may be fine.
+
+    It is a `BadRequestError` to whoever reads the record later.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,17 +94,50 @@ class Workshop:
     async def transport(self, record: Record) -> Transport:
         """The way to the gateway that `record` was submitted through.
 
-        :raises BadRequestError: its connection leads to another one now.
+        :raises ConnectionChangedError: its connection is gone, can't be used, or leads to another gateway now.
         """
-        transport = await self.connect(record.conn_id)
+        try:
+            transport = await self.connect(record.conn_id)
+        except (BadRequestError, AuthenticationError) as error:
+            raise ConnectionChangedError(
+                f"{error.message} Record {record.key} was submitted through this connection.",
+                billed=Billed.YES,
+                hint=PUT_BACK,
+            ) from None
         if transport.gateway.name != record.gateway:
-            raise BadRequestError(
+            raise ConnectionChangedError(
                 f"Connection {record.conn_id!r} now leads to {transport.gateway.name}, but record {record.key} was "
                 f"submitted through {record.gateway}.",
                 billed=Billed.YES,
-                hint="Point the connection back until what was paid for has landed.",
+                hint=_POINT_BACK,
             )
         return transport
+
+
+def changed_since(record: Record, transport: Transport) -> list[str]:
+    """What differs between the account that `record` was submitted to and the one that its connection leads to now.
+
+    A new key of the same account differs, too: nothing tells the two apart but the gateway, which knows the job then.
+    """
+    pairs = (
+        (f"the host was {record.api_host} and is {transport.api_host}", record.api_host, transport.api_host),
+        ("the API key is another one", record.key_digest, transport.key_digest),
+    )
+    return [said for said, then, now in pairs if then is not None and then != now]
+
+
+def connection_changed(record: Record, changed: Sequence[str], answer: str) -> ConnectionChangedError:
+    """What to raise where a changed connection brings no word on the job.
+
+    :param changed: see `changed_since`.
+    :param answer: what came instead.
+    """
+    return ConnectionChangedError(
+        f"{answer} Since record {record.key} was submitted, connection {record.conn_id!r} was changed: "
+        f"{', '.join(changed)}. Another account does not know the job; a new key of the same account would.",
+        billed=Billed.YES,
+        hint=_POINT_BACK,
+    )
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -97,6 +97,9 @@ class Record:
     :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
     :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
         a version of this package wrote the record that did not note it.
+    :param api_host: the host of the base URL that it was sent to; ``None``: not known, so nothing is compared with it.
+    :param key_digest: `GatewayConnection.key_digest` of the key that it was sent with; ``None``: likewise.
+    :param buy_again: a person said so: the next attempt that asks for this buys once, whether or not this was paid for.
     """
 
     key: str
@@ -136,6 +139,9 @@ class Record:
     copies: list[dict[str, Any]] = field(default_factory=list)
     reused_from: str | None = None
     told: str | None = None
+    api_host: str | None = None
+    key_digest: str | None = None
+    buy_again: bool = False
 
     @property
     def error(self) -> GeminiImageError | None:

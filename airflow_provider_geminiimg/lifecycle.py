@@ -44,6 +44,7 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.inputs import public_uri, read_inputs
+from airflow_provider_geminiimg.job_owners import another_records_job, owner
 from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import (
     Found,
@@ -170,6 +171,9 @@ class Purchase:
         if found is not None and (known is not None or found.record.state != "intent"):
             record, manifest = await self.start()
             return (record, manifest) if manifest is not None else await self.finish(record)
+        other = await in_thread(owner, self.ledger, self.order.connection.gateway, job_id)
+        if other is not None and other.rpartition("/")[0] != self.order.item.path:
+            raise another_records_job(job_id, other, found.record.key if found else self.order.item.path)
         self.log.error(
             "Job %s is not in the ledger under %s (%s); landing it all the same, from the trigger's event.",
             job_id, self.ledger.store.uri, "its record is an intent" if found else "there is no record",
@@ -266,8 +270,9 @@ class Purchase:
     async def _fingerprint(self, paid: Record | None = None) -> str:
         """The fingerprint of what is asked for now.
 
-        :param paid: what may still have to be collected. Its inputs may be gone for good, which must not keep its
-            picture from landing: under the same address they are taken to be what they were.
+        :param paid: what it is compared with, and may still have to be collected. Its inputs may be gone for good,
+            which must not keep its picture from landing: under the same address they are taken to be what they were.
+            Another host of the connection alone does not ask for another picture.
         """
         request = self.order.checked()
         digests: Sequence[str]
@@ -279,9 +284,10 @@ class Purchase:
                 raise
             self.log.warning("An input can't be read any more, and is taken to be as it was: %s", error.message)
             digests = [known["sha256"] for known in paid.inputs]
+        host = paid and paid.api_host and urlsplit(f"//{paid.api_host}").hostname
         return request.fingerprint(
             input_sha256=digests,
-            base_url_host=urlsplit(self.order.connection.base_url).hostname or "",
+            base_url_host=host or urlsplit(self.order.connection.base_url).hostname or "",
             conn_id=self.order.connection.conn_id,
         )
 
@@ -315,6 +321,7 @@ class Purchase:
             raise step.error
         if isinstance(step, Poll):
             self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
+            await collector.check_account(record)
             return record, None
         if isinstance(step, Copy):
             self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
@@ -402,6 +409,8 @@ class Purchase:
             **process_identity(),
             answer_within=read_timeout + ANSWER_MARGIN,
             conn_id=connection.conn_id,
+            api_host=connection.api_host,
+            key_digest=connection.key_digest,
             gateway=request.gateway,
             model=request.model,
             wire_model=request.row.wire_model,

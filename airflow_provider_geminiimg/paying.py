@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError
 from airflow_provider_geminiimg.gateways.base import JobStatus
+from airflow_provider_geminiimg.job_owners import own
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Found, Record, with_error
 from airflow_provider_geminiimg.memory import remember
@@ -143,6 +144,8 @@ class Payment:
         """Record the answer at once; where that fails, keep trying in the background and go on landing."""
         # Before it is recorded, which may take longer than this process lives.
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
+        if status.job_id is not None:
+            await self._own(record, status.job_id)
         inline = [picture.data for picture in status.pictures if picture.data is not None]
         folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
         keys = [f"{folder}.{index}" for index in range(len(inline))]
@@ -167,6 +170,24 @@ class Payment:
                 await remember(self.marker, answer)
             self._recording = asyncio.create_task(self._keep_recording(answer, inline))
         return answer
+
+    async def _own(self, record: Record, job_id: str) -> None:
+        """Let the job be the record's; a store that fails keeps nothing that was paid for from being recorded.
+
+        :raises OutcomeUnknownError: it is another record's, so the answer says nothing about this request.
+        """
+        try:
+            other = await in_thread(own, self.ledger, record, job_id)
+        except GeminiImageError as error:
+            self.log.warning("Could not note that job %s is record %s's (%s).", job_id, record.key, error.kind)
+            return
+        if other is not None:
+            unknown = OutcomeUnknownError(
+                f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about "
+                f"this request. Record {record.key}."
+            )
+            await self._write_failure(record, unknown)
+            raise unknown
 
     def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
         for key, data in zip(answer.spooled, inline, strict=True):

@@ -147,6 +147,8 @@ def _landed(step: Submit, entry: Entry, record: Record, picture: Intact) -> Lot:
 
 def _failed(step: Submit, entry: Entry, record: Record) -> Lot:
     known = record.error
+    if record.buy_again:
+        return _buy(step, entry, f"a person said to buy that of record {record.key} again")
     if known is not None and known.billed is Billed.NO:
         return _buy(step, entry, f"record {record.key}, which asked for it before, failed without cost")
     error = from_dict((known or OutcomeUnknownError("It does not say why.")).to_dict())
@@ -278,4 +280,12 @@ def copy_of(record: Record, source: Record) -> Record:
     """
     cost: dict[str, Any] = {"amount": 0.0, "currency": source.cost.get("currency"), "basis": "reused"}
     unfinished = NotSentError(f"Copying the picture of record {source.key} was not finished.", hint="A retry does it.")
-    return with_error(replace(record, cost=cost, reused_from=source.key, job_id=source.job_id), unfinished, "failed")
+    taken = replace(
+        record,
+        cost=cost,
+        reused_from=source.key,
+        job_id=source.job_id,
+        api_host=source.api_host,
+        key_digest=source.key_digest,
+    )
+    return with_error(taken, unfinished, "failed")

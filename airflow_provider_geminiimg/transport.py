@@ -182,6 +182,7 @@ class Transport:
 
     def __init__(self, connection: GatewayConnection) -> None:
         self.gateway = connection.adapter()
+        self.api_host, self.key_digest = connection.api_host, connection.key_digest
         self._limiter = limiter_for(connection)
         self._secrets = (connection.api_key,)
         self._auth = _KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)

@@ -10,18 +10,21 @@ from typing import Any, Literal
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.request import given
 
-Word = Literal["unpaid", "lost", "job"]
+Word = Literal["unpaid", "lost", "resubmit", "job"]
 
-
-_SHAPE = 'takes {key: "unpaid"}, {key: "lost"} or {key: {"job": "the gateway\'s id of the job"}}, also as JSON text.'
+_WORDS: tuple[Word, ...] = ("unpaid", "lost", "resubmit")
+_SHAPE = (
+    'takes {key: "unpaid"}, {key: "lost"}, {key: "resubmit"} or {key: {"job": "the gateway\'s id of the job"}}, '
+    "also as JSON text."
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a person found out.
 
-    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the picture can't be had; ``job``: it is
-        this job.
+    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the picture can't be had; ``resubmit``:
+        buy it again, whatever became of it; ``job``: it is this job.
     :param job_id: the gateway's id of the job.
     """
 
@@ -50,8 +53,9 @@ def verdicts(value: Any) -> dict[str, Verdict]:
 
 
 def _verdict(value: Any) -> Verdict:
-    if value == "unpaid" or value == "lost":
-        return Verdict(value)
+    for word in _WORDS:
+        if value == word:
+            return Verdict(word)
     job_id = value.get("job") if isinstance(value, Mapping) and len(value) == 1 else None
     if not isinstance(job_id, str) or not job_id.strip():
         raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")

@@ -697,7 +697,7 @@ async def test_a_picture_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_
     left.sandbox.faults(route="download", status=404, times=9)
     record = await left.failed()
     assert isinstance(record.error, LinkExpiredError)
-    with pytest.raises(BadRequestError, match="Only --lost is left"):
+    with pytest.raises(BadRequestError, match="Only --lost and --resubmit are left"):
         jobs.resolve(left.ledger, record.key, UNPAID)
     jobs.resolve(left.ledger, record.key, LOST)
     settled = left.at(record)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.decision import is_out_of_reach
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
+from airflow_provider_geminiimg.job_owners import own
 from airflow_provider_geminiimg.jobs.records import SETTLE, Entry, Scope, batches
 from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, process_identity
@@ -162,6 +163,11 @@ class _Round:
         wanted = adopted(record, job_id)
         try:
             known = await in_thread(_is_known, self._ledger, wanted)
+            if not known and not self._dry_run:
+                other = await in_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
+                if other is not None:
+                    self._tell("skipped", record.key, f"Its further job {job_id} is that of record {other}.")
+                    return
             found = None if known or self._dry_run else await in_thread(self._ledger.create, wanted)
         except GeminiImageError as error:
             self._tell("errors", record.key, f"Job {job_id} was perhaps paid for, too. {error}")

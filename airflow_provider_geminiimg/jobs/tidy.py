@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from airflow_provider_geminiimg.batch import PLANS, Plan
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LinkExpiredError
 from airflow_provider_geminiimg.index import index_key, read_entry
+from airflow_provider_geminiimg.job_owners import disown
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.kept import RETURNED, Wanted
@@ -153,6 +154,7 @@ def _remove(ledger: Ledger, record: Record) -> None:
     noted = read_entry(ledger.store, index)
     if noted is not None and noted.record == record.key:
         ledger.store.delete(index)
+    disown(ledger, record)
     for key in (*record.spooled, *thumbnail_keys(record), record.key):
         ledger.store.delete(key)
 

@@ -50,8 +50,9 @@ class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
     :param only_run_id: likewise, this DAG run.
     :param only_task_id: likewise, this task.
     :param resolve: what a person found out about unknown outcomes: a mapping from a record's key to ``"unpaid"``
-        (submit again), ``"lost"`` (paid, and the picture can't be had) or ``{"job": id}`` (it is this job); also as
-        JSON text. Done before collecting. What is settled in this way already stays so.
+        (submit again), ``"lost"`` (paid, and the picture can't be had), ``"resubmit"`` (buy again, whatever became of
+        it) or ``{"job": id}`` (it is this job); also as JSON text. Done before collecting. What is settled in this way
+        already stays so.
     :param look_only: only say what would be done: no call to a gateway, nothing written.
     :raises LedgerError: something that may be paid for could not be looked at, or settled; after all else was done.
     """

@@ -22,7 +22,8 @@ from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.copies import copy_to, picture_state
 from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.landing import Lander, in_thread
+from airflow_provider_geminiimg.job_owners import another_records_job, owner
+from airflow_provider_geminiimg.landing import ConnectionChangedError, Lander, in_thread
 from airflow_provider_geminiimg.ledger import (
     Destination,
     Found,
@@ -42,8 +43,8 @@ from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
     "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
-    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, clear the submit task with "
-    'on_unknown="resubmit".'
+    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or set the submit "
+    'task\'s on_unknown="resubmit"; then clear the submit task.'
 )
 _SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
 
@@ -174,6 +175,9 @@ async def _collect(sensor: GeminiImageJobSensor, attempt: Attempt, again: bool, 
             await collector.note(record, error)
             error.hint = _CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT
             raise
+        except ConnectionChangedError as error:
+            error.hint = f"{_CHECK_THE_JOB} {error.hint}" if own else error.hint
+            raise
 
 
 async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -> Found:
@@ -182,7 +186,12 @@ async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -
     key, job_id = key_of(sensor.job), sensor.job.get("job_id")
     found = await in_thread(attempt.ledger.read, key)
     if found is not None:
-        return replace(found, record=_answered(found.record, job_id))
+        record = _answered(found.record, job_id)
+        if record is not found.record:
+            other = await in_thread(owner, attempt.ledger, record.gateway, str(job_id))
+            if other not in (None, key):
+                raise another_records_job(str(job_id), str(other), key)
+        return replace(found, record=record)
     missing = f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed."
     if not (resumed and job_id):
         raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
@@ -211,6 +220,8 @@ async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn
         **process_identity(),
         answer_within=0.0,
         conn_id=connection.conn_id,
+        api_host=connection.api_host,
+        key_digest=connection.key_digest,
         gateway=connection.gateway,
         model=model,
         wire_model=model,

@@ -1,0 +1,102 @@
+"""Which record a job belongs to: one entry for each job that a gateway was paid for.
+
+What must stay true: one job belongs to one record, however its id gets there (a submit's answer, a person's
+`resolve`, an extra job, a trigger's event); who can't have it learns whose it is; an entry says nothing any more once
+its record does not hold the job. Records that nothing was paid for (copies, and a sensor's of a job from elsewhere)
+own no job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError
+from airflow_provider_geminiimg.index import Entry, read_entry, write_entry
+from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
+from airflow_provider_geminiimg.storage import encode_segment
+
+SETTLE_SECONDS = 60.0
+"""How long an entry counts though its record does not hold the job, by the store's clock: it is being written."""
+
+_CONFLICTS = 5
+
+
+def job_key(gateway: str, job_id: str) -> str:
+    """Where it is noted whose job it is."""
+    return f"jobs/{encode_segment(gateway)}/{encode_segment(job_id)}.json"
+
+
+def own(ledger: Ledger, record: Record, job_id: str, *, instead_of: Collection[str] = ()) -> str | None:
+    """Let a job be `record`'s.
+
+    :param instead_of: keys of records that hand it on.
+    :returns: the key of the record that has it already; ``None``: it is this one's now.
+    :raises LedgerError: whose it is can't be read.
+    :raises StorageError: the store failed.
+    """
+    key = job_key(record.gateway, job_id)
+    entry: Entry | None = None
+    for _ in range(_CONFLICTS):
+        if write_entry(ledger.store, key, record, entry):
+            return None
+        entry = read_entry(ledger.store, key)
+        if entry is not None and entry.record not in (record.key, *instead_of) and _holds(ledger, entry, job_id):
+            return entry.record
+    raise StorageError(f"Entry {key} under {ledger.store.uri} changed {_CONFLICTS} times while it was being written.")
+
+
+def owner(ledger: Ledger, gateway: str, job_id: str) -> str | None:
+    """The key of the record that has a job, as far as it is noted."""
+    entry = read_entry(ledger.store, job_key(gateway, job_id))
+    return entry.record if entry is not None and _holds(ledger, entry, job_id) else None
+
+
+def search(ledger: Ledger, record: Record, job_id: str) -> str | None:
+    """The key of another record that has a job: all of them are read, because those of old have no entry.
+
+    What can't be read is passed over.
+    """
+    for key in ledger.store.keys("ledger/"):
+        if key == record.key or not is_record_key(key):
+            continue
+        try:
+            found = ledger.read(key)
+        except GeminiImageError:
+            continue
+        if found is not None and found.record.gateway == record.gateway and has(found.record, job_id):
+            return key
+    return None
+
+
+def disown(ledger: Ledger, record: Record) -> None:
+    """Remove the entries of a record that is about to be removed."""
+    for job_id in filter(None, (record.job_id, *record.extra_jobs)):
+        key = job_key(record.gateway, job_id)
+        entry = read_entry(ledger.store, key)
+        if entry is not None and entry.record == record.key:
+            ledger.store.delete(key)
+
+
+def another_records_job(job_id: str, other: str, key: str) -> LedgerError:
+    """What to raise where a job was handed to a task that another record stands for.
+
+    :param key: of the record, or the item, that it was handed to.
+    """
+    return LedgerError(
+        f"Job {job_id} is that of record {other}, so it says nothing about {key}.",
+        billed=Billed.UNKNOWN,
+        hint="Nothing was sent. Clear the task that submitted: it finds out what became of its request.",
+    )
+
+
+def has(record: Record, job_id: str) -> bool:
+    """Whether a job is one that `record` stands for."""
+    paid_here = record.reused_from is None and record.operation != "unknown"
+    return paid_here and job_id in (record.job_id, *record.extra_jobs)
+
+
+def _holds(ledger: Ledger, entry: Entry, job_id: str) -> bool:
+    if entry.age < SETTLE_SECONDS:
+        return True
+    found = ledger.read(entry.record)
+    return found is not None and has(found.record, job_id)
