@@ -156,6 +156,18 @@ async def test_a_job_whose_account_is_another_one_now_is_not_lost_and_not_bought
     assert account.paid() == 1
 
 
+async def test_a_cleared_task_whose_connection_names_its_host_in_another_way_buys_nothing(
+    account: Account, connect: Callable[..., str]
+) -> None:
+    await long_submitted(account)
+    url = account.sandbox.base_url(account.gateway).replace("127.0.0.1", "localhost")
+    connect("acct", **{**account.sandbox.connection(account.gateway, **NO_LIMIT), "host": url})
+    for generation in (1, 2):
+        landed = await account.left().attempt(generation=generation)
+        assert account.left().picture(landed)[1] == 1
+    assert account.paid() == 1
+
+
 async def test_a_job_at_a_host_that_does_not_answer_says_that_the_host_was_changed(account: Account) -> None:
     await long_submitted(account)
     account.point("nowhere")
