@@ -96,7 +96,8 @@ def has(record: Record, job_id: str) -> bool:
 
 
 def _holds(ledger: Ledger, entry: Entry, job_id: str) -> bool:
-    if entry.age < SETTLE_SECONDS:
-        return True
     found = ledger.read(entry.record)
-    return found is not None and has(found.record, job_id)
+    if found is None:
+        return False
+    being_written = entry.age < SETTLE_SECONDS and found.record.state != "landed"
+    return being_written or has(found.record, job_id)

@@ -558,7 +558,7 @@ async def test_a_request_without_an_answer_is_reported_until_it_is_settled_or_bo
     report = await left.collect()
     assert (nonzero(report), report.failure()) == ({"unknown": 1}, None)
     assert report.keys["unknown"] == [record.key]
-    assert "--unpaid, --lost or --job" in lines.text
+    assert "--unpaid, --lost, --job or --resubmit" in lines.text
     await left.attempt(generation=1, on_unknown="resubmit")
     assert nonzero(await left.collect()) == {}
     assert left.at(record) == record, "it is still unknown, and can still be settled"
