@@ -94,6 +94,7 @@ class Record:
     :param outcome: what went wrong last, as `GeminiImageError.to_dict` gives it.
     :param manifest: what landed.
     :param copies: manifests of copies that a clear with another destination asked for.
+    :param asked: where the picture was asked for last; ``None``: there is one place, or an earlier version wrote this.
     :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
     :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
         a version of this package wrote the record that did not note it.
@@ -137,6 +138,7 @@ class Record:
     outcome: dict[str, Any] | None = None
     manifest: dict[str, Any] | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
+    asked: Destination | None = None
     reused_from: str | None = None
     told: str | None = None
     api_host: str | None = None
@@ -183,6 +185,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.attempt = new_claim()  # tells what this attempt has claimed from what others have
         self._ahead: dict[str, int] = {}
 
     def read(self, key: str) -> Found | None:

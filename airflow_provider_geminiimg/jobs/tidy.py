@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, bil
 from airflow_provider_geminiimg.kept import RETURNED, Wanted
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.ledger import Ledger, Record, with_error
+from airflow_provider_geminiimg.names import release_names
 from airflow_provider_geminiimg.request import prompt_sha256
 from airflow_provider_geminiimg.storage import Blob
 from airflow_provider_geminiimg.thumbnails import thumbnail_keys
@@ -49,6 +50,7 @@ def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
         raise _refusal(record, "Jobs that were perhaps paid for, too, are kept on it.", "`jobs collect` lands them.")
     removed = ledger.change(key, _given_up)
     ledger.excuse(removed)
+    release_names(ledger, removed)
     _remove(ledger, removed)
     return removed
 
