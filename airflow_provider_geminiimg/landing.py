@@ -36,6 +36,7 @@ from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.index import index_key, point_to
 from airflow_provider_geminiimg.ledger import Ledger, Record
 from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
+from airflow_provider_geminiimg.names import is_sidecar_of
 from airflow_provider_geminiimg.room import Room
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.storage import Files, join_uri
@@ -244,9 +245,14 @@ class Lander:
         return images, kept
 
     async def write_sidecar(self, image: StoredImage, content: Mapping[str, Any]) -> None:
-        uri = f"{image.uri.rpartition('.')[0]}.json"
+        """Write what lies beside an image; over a sidecar of the same record, and over no other file."""
+        stem = image.uri.rpartition(".")[0]
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
-        await in_thread(lambda: self.workshop.files.put(uri, body, media_type="application/json"))
+        for uri in (f"{stem}.json", f"{stem}-{image.sha256[:12]}.json"):
+            if await in_thread(_write_sidecar, self.workshop.files, uri, body, content["record"], image.sha256):
+                return
+            self.log.warning("%s is somebody else's file, and stays as it is.", uri)
+        self.log.warning("%s has no sidecar. Record %s says the same.", image.uri, content["record"])
 
     async def landed(self, record: Record, manifest: dict[str, Any], kept: Kept) -> Record:
         landed, recorded = await self._record_landing(record, manifest)
@@ -270,6 +276,8 @@ class Lander:
                 extra_jobs=[job for job in jobs if job != (record.job_id or stored.job_id)],
                 submitted_at=stored.submitted_at or record.submitted_at,
                 landed_at=time.time(),
+                destination=record.destination,
+                suffix=record.suffix,
                 generation=max(stored.generation, self.generation),
                 links=[],
                 spooled=[],
@@ -325,6 +333,17 @@ class Lander:
             )
         if (record.manifest or {}).get("mismatch"):
             self.log.warning("Not what was asked for: %s", (record.manifest or {})["mismatch"])
+
+
+def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha256: str) -> bool:
+    """Write the sidecar of a record; ``False`` where another file has its name."""
+    media_type = "application/json"
+    if files.write(uri, body, media_type=media_type, sha256=hashlib.sha256(body).hexdigest()):
+        return True
+    if not is_sidecar_of(files, uri, record, image_sha256):
+        return False
+    files.put(uri, body, media_type=media_type)
+    return True
 
 
 async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
