@@ -21,7 +21,8 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.ledger import Destination, Found, Record
 
-PictureState = Literal["there", "gone", "unknown"]
+PictureState = Literal["there", "asked", "elsewhere", "gone", "unknown"]
+"""Where a landed picture is: ``there``, where it landed; a copy, where it is ``asked`` for, or only ``elsewhere``."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class Refetch:
-    """What had landed is gone: ask the gateway once for a fresh link and land it again."""
+    """What had landed is gone: ask the gateway once for a fresh link and land it again.
+
+    :param destination: where it is asked for now; ``None``: where the record says.
+    """
+
+    destination: Destination | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def decide(
     :param found: the record that decides, or ``None``.
     :param policy: how this attempt may act.
     :param asked: what is asked for now; needed after a Clear.
-    :param picture: for a landed record, whether the picture is still where it landed.
+    :param picture: for a landed record, whether the picture is still in one of its places.
     :param vanished: for a submitted record, that the gateway has not known the job for long enough to believe it.
     """
     if found is None:
@@ -196,9 +202,10 @@ def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, 
                 hint="Nothing was sent. Give the worker access to the output path, then retry.",
             )
         )
+    moved = asked.destination if cleared and asked and asked.destination != record.destination else None
     if picture == "gone":
-        return Refuse(record.error) if isinstance(record.error, LinkExpiredError) else Refetch()
-    if cleared and asked is not None and asked.destination != record.destination:
+        return Refuse(record.error) if isinstance(record.error, LinkExpiredError) else Refetch(moved)
+    if picture != "asked" and (moved or (cleared and picture == "elsewhere")):
         return Copy()
     return Reuse()
 

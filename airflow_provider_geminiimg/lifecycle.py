@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.budget import price_of, refuse_over
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
-from airflow_provider_geminiimg.copies import copy_to, picture_state
+from airflow_provider_geminiimg.copies import copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.decision import (
     Asked,
     Copy,
+    PictureState,
     Policy,
     Poll,
     Refetch,
@@ -221,8 +222,9 @@ class Purchase:
 
     async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         record = found.record
-        landed = record.state == "landed"
-        picture = await picture_state(self.workshop.files, record.manifest or {}) if landed else None
+        picture: PictureState | None = None
+        if record.state == "landed":
+            picture, _ = await find_image(self.workshop.files, record, self.order.destination)
         return decide(found, policy, asked, picture=picture, vanished=record.key == vanished)
 
     async def _ask_older(self, latest: Found, step: Submit, vanished: str | None) -> tuple[Found, Step]:
@@ -274,6 +276,8 @@ class Purchase:
             which must not keep its picture from landing: under the same address they are taken to be what they were.
             Another host of the connection alone does not ask for another picture.
         """
+        if self.order.fingerprint is not None:
+            return self.order.fingerprint
         request = self.order.checked()
         digests: Sequence[str]
         try:
@@ -328,7 +332,9 @@ class Purchase:
             return record, {**await copy_to(self.lander, record, self.order.destination), "reused": True}
         if isinstance(step, Reuse):
             self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
-            return record, {**(record.manifest or {}), "reused": True}
+            return record, {**await reused_manifest(self.lander, record, self.order.destination), "reused": True}
+        if isinstance(step, Refetch) and step.destination is not None:
+            record = await moved_to(self.lander, record, step.destination)
         landed = await (collector.refetch(record) if isinstance(step, Refetch) else collector.fetch(record))
         return landed, dict(landed.manifest or {})
 

@@ -41,6 +41,7 @@ class Order:
     :param record_prompts: whether the prompt itself goes into ledger and sidecar.
     :param max_cost: what buying it may cost, in the connection's currency; ``None``: no cap.
     :param input_sha256: what the input pictures must be, where that was settled before; ``None``: what they are now.
+    :param fingerprint: what `request` is known by, where that was settled before.
     """
 
     item: Item
@@ -53,6 +54,7 @@ class Order:
     record_prompts: bool = False
     max_cost: Decimal | None = None
     input_sha256: tuple[str, ...] | None = None
+    fingerprint: str | None = None
 
     def checked(self) -> CheckedRequest:
         """The request.

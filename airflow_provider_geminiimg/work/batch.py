@@ -137,6 +137,7 @@ def _orders(
             request=item.request(connection),
             destination=destination_of(planned, item),
             input_sha256=item.input_sha256,
+            fingerprint=item.fingerprint,
             **usual,
         )
 

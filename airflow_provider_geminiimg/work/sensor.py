@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.arguments import OnMismatch, choice, seconds
 from airflow_provider_geminiimg.attempt import BACKSTOP, MAX_DEFERRALS, Attempt, finished
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
-from airflow_provider_geminiimg.copies import copy_to, picture_state
+from airflow_provider_geminiimg.copies import asked_last, copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.job_owners import another_records_job, owner
@@ -161,7 +161,7 @@ async def _collect(sensor: GeminiImageJobSensor, attempt: Attempt, again: bool, 
         policy = Policy(attempt.generation if own else record.generation)
         collector = Collector(Lander(workshop, generation=policy.generation))
         if record.state == "landed":
-            destination = attempt.destination(sensor.output_path, sensor.file_name) if own else record.destination
+            destination = attempt.destination(sensor.output_path, sensor.file_name) if own else asked_last(record)
             asked = Asked(record.fingerprint, destination)
             return await _landed(collector, found, policy, asked, own=own, again=again)
         if record.state == "answered":
@@ -279,15 +279,15 @@ async def _landed(
     :param own: the record is the sensor's own, not a submit task's.
     :param again: the sensor has been run before.
     """
-    record = found.record
-    step = decide(found, policy, asked, picture=await picture_state(collector.workshop.files, record.manifest or {}))
+    record, lander = found.record, collector.lander
+    picture, _ = await find_image(lander.workshop.files, record, asked.destination)
+    step = decide(found, policy, asked, picture=picture)
     if isinstance(step, Refuse):
         raise step.error
     if isinstance(step, Refetch):
-        return await collector.refetch(record)
-    manifest = record.manifest or {}
-    if isinstance(step, Copy):
-        manifest = await copy_to(collector.lander, record, asked.destination)
-    elif record.copies and not own:
-        manifest = record.copies[-1]["manifest"]  # made by the submit task, cleared with another destination
+        moves = not own and asked.destination != record.destination
+        destination = asked.destination if moves else step.destination
+        return await collector.refetch(await moved_to(lander, record, destination) if destination else record)
+    made = copy_to if isinstance(step, Copy) else reused_manifest
+    manifest = await made(lander, record, asked.destination)
     return replace(record, manifest={**manifest, "reused": own or again or record.reused_from is not None})
