@@ -31,7 +31,7 @@ import enum
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -84,7 +84,7 @@ class GeminiImageError(Exception):
     default_retryable: ClassVar[bool] = False
     fault: ClassVar[Fault] = Fault.GATEWAY
     default_hint: ClassVar[str] = ""
-    money: ClassVar[Mapping[Billed, str]] = _MONEY
+    of_many = False  # whether it is about many pictures
 
     def __init__(
         self,
@@ -125,7 +125,15 @@ class GeminiImageError(Exception):
             if value not in (None, "")
         ]
         gateway = f" (the gateway said: {'; '.join(said)})" if said else ""
-        return " ".join(part for part in (f"{self.message}{gateway}", self.money[self.billed], self.hint) if part)
+        return " ".join(
+            part
+            for part in (
+                f"{self.message}{gateway}",
+                (_MONEY_OF_MANY if self.of_many else _MONEY)[self.billed],
+                self.hint,
+            )
+            if part
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (from_dict, (self.to_dict(),))
@@ -303,7 +311,7 @@ class IncompleteError(GeminiImageError):
     """Of the pictures of a batch, fewer landed than `min_success` asks for; its manifest says what became of each."""
 
     kind = "incomplete"
-    money = _MONEY_OF_MANY
+    of_many = True
     fault = Fault.OPERATIONS
     default_hint = "A retry or a Clear makes what is missing, and nothing twice."
 

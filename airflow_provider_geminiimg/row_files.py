@@ -28,7 +28,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SEP_LINE = re.compile(r'[ \t]*"?sep=(\\t|[^\r\n"])?"?[;,\t|]*[ \t]*(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
+_SEP_LINE = re.compile(r'[ \t]*"?sep=(\\t|[^\r\n"\w])?"?[;,\t|]*[ \t]*(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 _CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 _CONTROLS_OF_BYTES = re.compile("[\x80-\x9f]")  # U+0085 is text where somebody wrote it, and … of cp1252 elsewhere
 
@@ -127,9 +127,9 @@ def _decoded(data: bytes, shown: str, encoding: str | None) -> str:
     """The text; a byte order mark says more of its encoding than anybody."""
     name = next((name for mark, name in _BOMS if data.startswith(mark)), encoding or "utf-8")
     try:
-        text = data.decode(name)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        text = data.decode(name).lstrip("\ufeff")  # some programs write it twice
+    except UnicodeError as error:
+        line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
         said = name.removesuffix("-sig").upper() if name.startswith("utf") else name
         raise BadRequestError(f"requests: {shown} is not {said} (line {line}).", hint=_remedy(data)) from None
     if "\0" in text:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG, task
-from test_batch import batch, counts, lines, prompts, why
+from test_batch import FILES, batch, counts, lines, prompts, why
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, IncompleteError, OverBudgetError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
@@ -148,6 +148,26 @@ def test_a_plan_of_the_version_before_is_kept_to_by_a_retry(
     assert run.state == "success", run.log
     assert [line["requested"]["variant"] for line in lines(run)] == ["1", "2"]
     assert len(sandbox.ledger()) == 2
+
+
+# Names of files
+
+
+def test_labels_of_any_script_name_files_on_disk_and_in_a_bucket(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, root: str
+) -> None:
+    names = ["Łódź", "红色 狐狸", "Красная лиса", unicodedata.normalize("NFD", "Größe é"), "हिन्दी", "Käse/7 ä"]
+    rows = [{"prompt": f"animal {number}", "Name": name} for number, name in enumerate(names)]
+    dag = batch(rows, geminiimg_conn_id=apimaster, file_name="{name}", output_path=f"{root}/shop")
+    run = airflow.run_dag(dag)
+    assert run.state == "success", run.log
+    uris = [line["images"][0]["uri"] for line in lines(run)]
+    stems = ["Łódź", "红色-狐狸", "Красная-лиса", "Größe-é", "हिन्दी", "Käse-7-ä"]
+    assert uris == [f"{root}/shop/{stem}.png" for stem in stems]
+    assert all(FILES.sha256(line["images"][0]["uri"]) == line["images"][0]["sha256"] for line in lines(run))
+    run.clear("pictures")
+    assert counts(run) == {"reused": 6}
+    assert len(sandbox.ledger()) == 6
 
 
 # Twins

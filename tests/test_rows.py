@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import unicodedata
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.arguments import delimiter, encoding, stem, whole
 from airflow_provider_geminiimg.columns import columns_in, tidy
@@ -76,6 +79,7 @@ SHEETS: dict[str, tuple[bytes, dict[str, str]]] = {
     "bars": (sheet("|").encode(), {}),
     "any other delimiter": (sheet("^").encode(), {"delimiter": "^"}),
     "trailing empty columns": (sheet(";", extra=3).encode(), {}),
+    "a mark written twice": (("\ufeff" + sheet(";")).encode("utf-8-sig"), {}),
     "rows of only separators": ((BLANKS + "\r\n" + sheet(";") + BLANKS * 2 + '" ";;\u00a0\r\n').encode(), {}),
     "no line end at the end": (sheet(",").rstrip().encode(), {}),
 }
@@ -163,6 +167,23 @@ def test_a_delimiter_that_is_none_is_refused(value: Any) -> None:
         ";",
         *"\t\t\t",
     ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.binary(max_size=200) | st.text(alphabet='ab;,\t|"\r\n sep=prompt\ufeff\0é', max_size=60).map(str.encode),
+    name=st.sampled_from(["rows.csv", "rows.tsv", "rows.jsonl", "rows.json"]),
+    codec=st.sampled_from([None, "cp1252", "utf-16", "utf-7", "shift_jis"]),
+)
+def test_whatever_a_file_holds_is_rows_or_a_refusal(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str, codec: str | None
+) -> None:
+    path = tmp_path_factory.mktemp("any") / name
+    path.write_bytes(data)
+    found: list[Wish] = []
+    with contextlib.suppress(BadRequestError):  # any other error fails the test
+        found = wanted(read_rows(str(path), FILES, encoding=codec))
+    assert all(wish.request.prompt.strip() for wish in found)
 
 
 # Names of columns

@@ -110,6 +110,7 @@ def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None
         files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
     except StorageError as error:
         error.billed = tally.billed
+        error.of_many = True
         error.hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
         raise
 

@@ -13,7 +13,7 @@ from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.batch import Plan, Planned, fingerprint_of, places_of, plan
 from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.index import index_key, read_entry
+from airflow_provider_geminiimg.index import index_key
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.operators.batch import SHARED, GeminiImageBatchOperator
 from airflow_provider_geminiimg.rows import Wish, read_rows, wishes
@@ -64,14 +64,10 @@ def _known_pictures(attempt: Attempt, of_dag: bool) -> Callable[[str], bool]:
     """What tells of a fingerprint whether there is a record of it: this task instance's, or its DAG's as well."""
     store = attempt.ledger.store
     folder = attempt.item.path.rpartition("/")[0]
-    keys = {key.removeprefix(f"{folder}/").partition("/")[0] for key in store.keys(f"{folder}/")}
-
-    def known(fingerprint: str) -> bool:
-        if fingerprint[:16] in keys:
-            return True
-        return of_dag and read_entry(store, index_key(attempt.item.path, fingerprint)) is not None
-
-    return known
+    own = {key.removeprefix(f"{folder}/").partition("/")[0] for key in store.keys(f"{folder}/")}
+    index = index_key(folder, "").rpartition("/")[0]
+    of_others = set(store.keys(f"{index}/")) if of_dag else set()
+    return lambda fingerprint: fingerprint[:16] in own or index_key(folder, fingerprint) in of_others
 
 
 def _as_known_before(
