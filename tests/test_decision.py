@@ -220,6 +220,20 @@ def test_another_destination_after_a_clear_is_a_copy_without_a_call() -> None:
     assert decide(found(landed()), CLEAR, MOVED, picture="there") == Copy()
 
 
+def test_every_place_of_a_landed_picture_counts_and_only_a_clear_copies_it() -> None:
+    for picture in ("asked", "elsewhere"):
+        assert decide(found(landed()), RETRY, picture=picture) == Reuse()
+    assert decide(found(landed()), CLEAR, MOVED, picture="asked") == Reuse()
+    assert decide(found(landed()), CLEAR, SAME, picture="elsewhere") == Copy()
+    assert decide(found(landed()), CLEAR, MOVED, picture="elsewhere") == Copy()
+
+
+def test_a_picture_that_is_gone_is_fetched_to_where_a_clear_asks_for_it() -> None:
+    assert decide(found(landed()), CLEAR, MOVED, picture="gone") == Refetch(MOVED.destination)
+    assert decide(found(landed()), CLEAR, SAME, picture="gone") == Refetch()
+    assert decide(found(landed()), RETRY, picture="gone") == Refetch()
+
+
 # The rules at its edges
 
 
@@ -317,6 +331,9 @@ BELONGS = {
 }
 
 
+PICTURES = ("there", "asked", "elsewhere", "gone", "unknown")
+
+
 def situations() -> Iterator[tuple[Record, float, Policy, Asked | None, Any, bool]]:
     records = [
         make(n=2, resubmission=again, outcome=error and error.to_dict())
@@ -325,9 +342,7 @@ def situations() -> Iterator[tuple[Record, float, Policy, Asked | None, Any, boo
         for error in ERRORS
     ]
     policies = [Policy(*values) for values in itertools.product((0, 1), ("fail", "resubmit"), ("reuse", "regenerate"))]
-    yield from itertools.product(
-        records, (0.0, LATE), policies, (SAME, OTHER, MOVED), ("there", "gone", "unknown"), (False, True)
-    )
+    yield from itertools.product(records, (0.0, LATE), policies, (SAME, OTHER, MOVED), PICTURES, (False, True))
 
 
 def may_buy(record: Record, policy: Policy, asked: Asked | None, vanished: bool) -> bool:
@@ -359,7 +374,7 @@ def test_in_every_situation_only_what_may_not_have_been_paid_for_or_is_asked_for
         if isinstance(step, WaitForRecord):
             assert step.seconds > 0, situation
         count += 1
-    assert count == 5 * 2 * len(ERRORS) * 2 * 8 * 3 * 3 * 2
+    assert count == 5 * 2 * len(ERRORS) * 2 * 8 * 3 * len(PICTURES) * 2
     assert bought
 
 

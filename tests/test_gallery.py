@@ -18,7 +18,7 @@ from harness.left_behind import LeftBehind
 from harness.records import ITEM, landed, make_record, plan_of, submitted
 
 from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.ledger import Item, Record, record_key
+from airflow_provider_geminiimg.ledger import Destination, Item, Record, record_key
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.plugins.gallery.shelf import address_of
 from airflow_provider_geminiimg.storage import encode_segment
@@ -265,6 +265,22 @@ async def test_a_picture_that_is_gone_is_an_error_that_says_so(left: LeftBehind,
     answer = get(picture_of(record))
     assert answer.status_code == 404
     assert "does not exist" in answer.json()["detail"]
+
+
+async def test_a_picture_of_which_only_a_copy_is_left_is_shown_all_the_same(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    record = await left.attempt()
+    [image] = (record.manifest or {})["images"]
+    folder, _, name = image["uri"].rpartition("/")
+    gone = {**(record.manifest or {}), "images": [{**image, "uri": f"{folder}/gone.png"}]}
+    copy = {"destination": {"directory": folder, "stem": "hero"}, "manifest": record.manifest}
+    for asked in ({"directory": folder, "stem": "hero"}, {"directory": record.destination.directory, "stem": "gone"}):
+        destination = Destination(record.destination.directory, "gone")
+        left.change(record, manifest=gone, destination=destination, copies=[copy], asked=Destination(**asked))
+        [item] = get(LISTING).json()["items"]
+        assert [each["name"] for each in item["images"]] == [{"hero": name}.get(asked["stem"], "gone.png")]
+        assert hashlib.sha256(get(picture_of(record)).content).hexdigest() == image["sha256"]
 
 
 # --- what is listed ---------------------------------------------------------------------------------------------------

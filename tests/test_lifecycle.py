@@ -1066,6 +1066,60 @@ async def test_a_copy_replaces_no_file_of_anybody_else(shop: Shop) -> None:
     assert shop.files.read(f"{there.directory}/copy.png", max_bytes=10) == b"mine"
 
 
+async def test_every_intact_place_counts_and_the_one_that_is_asked_for_first(shop: Shop) -> None:
+    places = {name: Destination(f"{shop.folder}-{name}", "hero") for name in "abc"}
+
+    async def at(name: str, generation: int) -> str:
+        manifest = await shop.buy(generation=generation, destination=places[name])
+        assert shop.submission(manifest) == 1
+        return manifest["images"][0]["uri"].rpartition("/")[0].rpartition("-")[2]
+
+    assert [await at(name, generation) for generation, name in enumerate("abca")] == list("abca")
+    calls = shop.calls()
+    shop.delete(f"{places['a'].directory}/hero.png")
+    assert await at("a", 0) == "b", "a retry makes no copy"
+    assert await at("c", 0) == "c"
+    assert await at("a", 5) == "a"
+    shop.delete(f"{places['b'].directory}/hero.png")
+    assert await at("b", 5) == "b"
+    assert shop.calls() == calls
+    for name in "abc":
+        shop.delete(f"{places[name].directory}/hero.png")
+    assert await at("b", 5) == "b"
+    assert shop.names(places["a"].directory) == ["hero.json"]
+    assert shop.record.destination == places["b"]
+    assert await at("b", 6) == "b"
+    assert shop.paid() == 1
+
+
+async def test_a_copy_is_made_from_another_place_where_the_first_one_holds_other_bytes_now(shop: Shop) -> None:
+    first = await shop.buy()
+    await shop.buy(generation=1, destination=Destination(f"{shop.folder}-2", "copy"))
+    shop.files.put(first["images"][0]["uri"], b"changed", media_type="image/png")
+    third = await shop.buy(generation=1, destination=Destination(f"{shop.folder}-3", "copy"))
+    assert shop.submission(third) == 1
+    assert shop.files.read(first["images"][0]["uri"], max_bytes=10) == b"changed"
+    assert shop.paid() == 1
+
+
+async def test_a_sidecar_that_somebody_put_there_while_the_job_ran_is_not_replaced(shop: Shop) -> None:
+    await shop.submit()
+    shop.files.put(f"{shop.folder}/hero.json", b"mine", media_type="application/json")
+    manifest = await shop.buy()
+    assert shop.files.read(f"{shop.folder}/hero.json", max_bytes=10) == b"mine"
+    digest = manifest["images"][0]["sha256"][:12]
+    assert shop.names() == [f"hero-{digest}.json", "hero.json", "hero.png"]
+
+
+async def test_the_images_own_sidecar_is_replaced_when_the_image_comes_again(shop: Shop) -> None:
+    first = await shop.buy()
+    shop.delete(first["images"][0]["uri"])
+    again = await shop.buy()
+    sidecar = json.loads(shop.files.read(f"{shop.folder}/hero.json", max_bytes=10_000))
+    assert sidecar["landed_at"] == again["landed_at"] > first["landed_at"]
+    assert shop.names() == ["hero.json", "hero.png"]
+
+
 async def test_regenerate_where_a_copy_has_the_name_lands_beside_it(shop: Shop) -> None:
     await shop.buy()
     there = Destination(f"{shop.folder}-2", "copy")

@@ -265,6 +265,61 @@ def test_a_clear_of_both_with_another_file_name_gives_the_copy_at_no_cost(
     assert second["images"][0]["sha256"] == first["images"][0]["sha256"]
 
 
+def test_the_sensor_gives_the_place_that_its_submit_was_asked_for_last_and_any_other_if_that_is_gone(
+    airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any], tmp_path: Path
+) -> None:
+    def at(place: str, *tasks: str) -> str:
+        dag = pair(conn_id, mode, {"output_path": str(tmp_path / place), "file_name": "fox"})
+        return path_of(landed(run.clear(*tasks, dag=dag), sandbox)).parent.name
+
+    run = airflow.run_dag(pair(conn_id, mode, {"output_path": str(tmp_path / "a"), "file_name": "fox"}))
+    first = landed(run, sandbox)
+    assert [at(place, "order", "picture") for place in "bcbacb"] == list("bcbacb")
+    assert at("b", "picture") == "b"
+    calls = len(sandbox.calls())
+    (tmp_path / "a" / "fox.png").unlink()
+    assert at("b", "picture") == "b"
+    (tmp_path / "b" / "fox.png").unlink()
+    assert at("b", "picture") == "c"
+    assert at("b", "order", "picture") == "b"
+    assert at("a", "order", "picture") == "a"
+    assert len(sandbox.calls()) == calls
+    for place in "abc":
+        (tmp_path / place / "fox.png").unlink()
+    assert at("a", "picture") == "a"
+    assert landed(run, sandbox)["images"] == first["images"]
+
+
+def test_a_record_that_does_not_say_where_it_was_asked_for_last_gives_its_last_copy(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, root: Path, tmp_path: Path
+) -> None:
+    run = airflow.run_dag(pair(onemin, DEFERRABLE, {"output_path": str(tmp_path / "a")}))
+    for place in "bca":
+        run.clear("order", "picture", dag=pair(onemin, DEFERRABLE, {"output_path": str(tmp_path / place)}))
+    [path] = record_files(root)
+    written = json.loads(path.read_text())
+    assert written.pop("asked")["directory"] == str(tmp_path / "a")
+    path.write_text(json.dumps(written))
+    assert path_of(landed(run.clear("picture"), sandbox)).parent.name == "c"
+
+
+def test_a_sensor_of_a_job_of_others_lands_in_and_gives_the_place_that_it_is_asked_for(
+    airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any], tmp_path: Path
+) -> None:
+    job_id = post_job(sandbox, conn_id)
+
+    def at(place: str) -> DAG:
+        return bare(conn_id, mode, job_id, output_path=str(tmp_path / place), file_name="wolf")
+
+    run = airflow.run_dag(at("a"))
+    for place in "bab":
+        assert path_of(landed(run.clear("picture", dag=at(place)), sandbox)).parent.name == place
+    for place in "ab":
+        (tmp_path / place / "wolf.png").unlink()
+    assert path_of(landed(run.clear("picture", dag=at("c")), sandbox)).parent.name == "c"
+    assert not (tmp_path / "a" / "wolf.png").exists()
+
+
 def test_a_picture_that_was_deleted_is_fetched_again_by_a_clear_of_the_sensor(
     airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any]
 ) -> None:

@@ -214,6 +214,7 @@ def adopted(record: Record, job_id: str) -> Record:
         outcome=None,
         manifest=None,
         copies=[],
+        asked=None,
     )
 
 

@@ -11,6 +11,7 @@ What must stay true:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -212,8 +213,16 @@ def thumbnail(
 
 
 def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Response:
-    data = shelf.files.read(str(shelf.image(record, index)["uri"]), max_bytes=MAX_PICTURE_BYTES)
-    return _answer(request, data, hashlib.sha256(data).hexdigest())
+    *places, last = (str(image["uri"]) for image in shelf.places(record, index))
+    for uri in places:
+        with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
+            return _answer(request, *_read(shelf, uri))
+    return _answer(request, *_read(shelf, last))
+
+
+def _read(shelf: Shelf, uri: str) -> tuple[bytes, str]:
+    data = shelf.files.read(uri, max_bytes=MAX_PICTURE_BYTES)
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _answer(request: Request, data: bytes, version: str) -> Response:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from airflow_provider_geminiimg.addresses import Address, address_of, segment
 from airflow_provider_geminiimg.batch import PLANS, Plan
+from airflow_provider_geminiimg.copies import asked_last, image_places
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.jobs.records import AT_ONCE, STANDINGS, Entry, billed, look
 from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
@@ -124,10 +125,18 @@ class Shelf:
 
         :raises BadRequestError: it has none such.
         """
-        images = _images(record)
-        if index >= len(images):
+        return self.places(record, index)[0]
+
+    def places(self, record: Record, index: int) -> list[Mapping[str, Any]]:
+        """One of the pictures that a record says have landed, in all its places, the one that was asked for last first.
+
+        :raises BadRequestError: it has none such.
+        """
+        manifests = [place.manifest for place in image_places(record, asked_last(record))]
+        found = [manifest["images"][index] for manifest in manifests if index < len(manifest.get("images") or ())]
+        if not found:
             raise BadRequestError("There is no such picture.")
-        return images[index]
+        return found
 
     def made(self, source: Mapping[str, str]) -> tuple[Record, int] | None:
         """The record, and the number of its picture, that an input picture came from, if it is one of ours.
