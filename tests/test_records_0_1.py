@@ -334,7 +334,7 @@ def test_the_gallery_shows_each_old_record_and_its_picture(monkeypatch: pytest.M
 def test_every_kind_of_file_under_the_root_is_among_them() -> None:
     from harness.old_records import FOLDER
 
-    kinds = {path.name for path in (FOLDER / "objects" / "root").iterdir()}
+    kinds = {path.name for path in (FOLDER / "objects" / "geminiimg").iterdir()}
     assert kinds == {
         "batches", "budgets", "forgotten", "images", "index", "ledger", "names", "returned", "spool", "thumbs",
     }  # fmt: skip

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "records_0_1"
 BUCKET = "records-0-1"
-ROOT = f"s3://{BUCKET}/root"
+ROOT = f"s3://{BUCKET}/geminiimg"
 PICTURES = f"s3://{BUCKET}/pictures"
 GATEWAY = "http://gateway.invalid"
 WORKER = "worker"
@@ -72,7 +72,7 @@ def _put_jobs_back(sandbox: Sandbox) -> None:
         job.job_id = entry["job_id"]
         box.jobs[job.job_id] = job
     by_prompt = {prompt_sha256(job.order.prompt): job for job in box.jobs.values()}
-    for path in (FOLDER / "objects" / "root" / "ledger").rglob("*.json"):
+    for path in (FOLDER / "objects" / "geminiimg" / "ledger").rglob("*.json"):
         record = json.loads(path.read_text())
         for link in record["links"]:
             box._by_key[urlsplit(link).path.lstrip("/")] = by_prompt[record["prompt_sha256"]]
