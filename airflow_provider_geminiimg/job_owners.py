@@ -8,7 +8,9 @@ own no job.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError
 from airflow_provider_geminiimg.index import Entry, read_entry, write_entry
@@ -19,6 +21,7 @@ SETTLE_SECONDS = 60.0
 """How long an entry counts though its record does not hold the job, by the store's clock: it is being written."""
 
 _CONFLICTS = 5
+_READERS = 8
 
 
 def job_key(gateway: str, job_id: str) -> str:
@@ -56,15 +59,20 @@ def search(ledger: Ledger, record: Record, job_id: str) -> str | None:
 
     What can't be read is passed over.
     """
-    for key in ledger.store.keys("ledger/"):
-        if key == record.key or not is_record_key(key):
-            continue
+
+    def is_its(key: str) -> bool:
         try:
             found = ledger.read(key)
         except GeminiImageError:
-            continue
-        if found is not None and found.record.gateway == record.gateway and has(found.record, job_id):
-            return key
+            return False
+        return found is not None and found.record.gateway == record.gateway and has(found.record, job_id)
+
+    keys = (key for key in ledger.store.keys("ledger/") if key != record.key and is_record_key(key))
+    with ThreadPoolExecutor(_READERS) as pool:
+        while some := list(itertools.islice(keys, 8 * _READERS)):
+            for key, its in zip(some, pool.map(is_its, some), strict=True):
+                if its:
+                    return key
     return None
 
 

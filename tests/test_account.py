@@ -70,6 +70,7 @@ class Account:
             "refused key": self.sandbox.connection(self.gateway, key="bad-key", **NO_LIMIT),
             "host": self.other.connection(self.gateway, **NO_LIMIT),
             "both": self.other.connection(self.gateway, key="another-key", **NO_LIMIT),
+            "gateway": self.sandbox.connection("apimaster" if self.gateway == "1min" else "1min", **NO_LIMIT),
             "nowhere": {**self.sandbox.connection(self.gateway, **NO_LIMIT), "host": "http://127.0.0.1:9"},
         }
         self._connect("acct", **connections[change])
@@ -209,7 +210,7 @@ async def test_a_landed_picture_that_is_gone_is_not_given_up_where_the_account_i
     assert account.paid() == 1
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [*CHANGES, "gateway"])
 async def test_collect_leaves_a_job_whose_account_is_another_one_now_and_says_so(
     account: Account, change: str, lines: pytest.LogCaptureFixture
 ) -> None:
@@ -223,13 +224,17 @@ async def test_collect_leaves_a_job_whose_account_is_another_one_now_and_says_so
     assert account.paid() == 1
 
 
+@pytest.mark.parametrize("change", ["key", "gateway"])
 @pytest.mark.parametrize("verdict", [Verdict("lost"), Verdict("unpaid"), Verdict("resubmit")], ids=str)
-async def test_a_job_whose_account_is_gone_for_good_can_be_settled(account: Account, verdict: Verdict) -> None:
+async def test_a_job_whose_account_is_gone_for_good_can_be_settled(
+    account: Account, verdict: Verdict, change: str
+) -> None:
     record = await long_submitted(account)
     with pytest.raises(BadRequestError, match="is not lost"):
         jobs.resolve(account.left().ledger, record.key, verdict)
-    account.point("key")
+    account.point(change)
     await account.left().collect()
+    account.point("key")
     assert jobs.resolve(account.left().ledger, record.key, verdict) is True
     again = account.left().attempt(generation=1)
     if verdict.word == "lost":

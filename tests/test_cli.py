@@ -162,14 +162,18 @@ def test_collect_ends_with_an_error_where_something_could_not_be_looked_at(shell
 
 def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shell) -> None:
     left = shell.left
-    keys = [asyncio.run(left.unknown(task_id)).key for task_id in "abc"]
+    keys = [asyncio.run(left.unknown(task_id)).key for task_id in "abcd"]
     job_id = left.sandbox.ledger()[2]["job_id"]
-    for key, words in zip(keys, (["--unpaid"], ["--lost"], ["--job", job_id]), strict=True):
+    for key, words in zip(keys, (["--unpaid"], ["--lost"], ["--job", job_id], ["--resubmit"]), strict=True):
         assert f"{key} is settled" in shell("resolve", key, *words)
         assert "Nothing was changed" in shell("resolve", key, *words)
     assert "landed: 1" in shell("collect")
     assert "has landed" in shell.refused("resolve", keys[2], "--lost")
-    assert left.calls("submit") == 3
+    assert f"is that of record {keys[2]}" in shell.refused(
+        "resolve", asyncio.run(left.unknown("e")).key, "--job", job_id
+    )
+    assert left.calls("submit") == 5
+    assert asyncio.run(left.attempt("d", generation=1)).n == 2
 
 
 def test_forget_asks_for_a_word_where_something_may_have_been_paid_for(shell: Shell) -> None:
@@ -198,6 +202,7 @@ def test_purge_names_what_it_removes(shell: Shell) -> None:
         ["list", "--state", "good"],
         ["resolve", "KEY"],
         ["resolve", "KEY", "--lost", "--unpaid"],
+        ["resolve", "KEY", "--resubmit", "--unpaid"],
         ["purge"],
         ["purge", "--older-than", "-1"],
         ["purge", "--older-than", "nan"],

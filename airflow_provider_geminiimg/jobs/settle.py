@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways import get_gateway
-from airflow_provider_geminiimg.job_owners import own, search
+from airflow_provider_geminiimg.job_owners import own, owner, search
 from airflow_provider_geminiimg.jobs.records import billed, entry_at, standing
 from airflow_provider_geminiimg.ledger import Found, Ledger, Record, with_error
 from airflow_provider_geminiimg.verdicts import Verdict, Word
@@ -30,10 +30,6 @@ _INSTEAD: Mapping[str, tuple[str, str]] = {
     "in-flight": ("it was paid for, and is not lost", "`jobs collect` lands it."),
     "to-collect": ("it was paid for, and is not lost", "`jobs collect` lands it."),
     "out of reach": ("it was paid for, and can't be fetched any more", "Only --lost and --resubmit are left."),
-    "connection changed": (
-        "its connection was changed, and no other job was paid for",
-        "Point the connection back; or settle it with --lost, --unpaid or --resubmit.",
-    ),
     "landed": ("its picture has landed", 'A Clear with on_clear="regenerate" buys another one.'),
     "failed": ("it has failed already", "`jobs show` says how."),
 }
@@ -41,7 +37,7 @@ _ALLOWED: Mapping[str, Container[Word]] = {
     # how it stands: how it may be settled; otherwise not at all
     "unknown": ("unpaid", "lost", "resubmit", "job"),
     "out of reach": ("lost", "resubmit"),
-    "connection changed": ("unpaid", "lost", "resubmit"),
+    "connection changed": ("unpaid", "lost", "resubmit", "job"),
 }
 
 
@@ -83,7 +79,8 @@ def _how(found: Found) -> str:
 
 
 def _refuse_anothers_job(ledger: Ledger, record: Record, job_id: str, dry_run: bool) -> None:
-    other = search(ledger, record, job_id)
+    noted = owner(ledger, record.gateway, job_id)
+    other = noted if noted not in (None, record.key) else search(ledger, record, job_id)
     if other is None and not dry_run:
         other = own(ledger, record, job_id)
     if other is not None:
