@@ -237,7 +237,7 @@ class _Maker:
             if index:
                 fields["variant"] = f"{prefix}-{index + 1}" if prefix not in BLANK else str(index + 1)
             request = ImageRequest.build(**fields).check(self.gateway, self.default_model)
-            earlier = None if index or count == 1 else f"{request.variant}-1" if request.variant else "1"
+            earlier = None if index or count == 1 else f"{prefix}-1".strip() if request.variant else "1"
             wish = Wish(number, request, labels, line, earlier_variant=earlier)
             if self.file_name is not None:
                 name = stem("file_name", file_name(self.file_name, wish))

@@ -362,6 +362,9 @@ def test_the_first_of_several_is_the_picture_that_the_row_alone_asks_for() -> No
         assert [wish.request.variant for wish in three[1:]] == [f"{prefix}2", f"{prefix}3"]
         assert [wish.earlier_variant for wish in three] == [f"{prefix}1", None, None]
         assert one[0].earlier_variant is None
+    assert wanted([{"prompt": "a fox", "variant": " 2.0 "}], 2)[0].earlier_variant == "2.0 -1", (
+        "as it was, blank included"
+    )
     names = [wanted([{"prompt": "x"}], n, file_name="{row}-{variant}")[0].stem for n in (1, 2)]
     assert names == ["0-1", "0-1"], "more of them rename nothing"
 
