@@ -148,14 +148,16 @@ def file_name(template: str, wish: Wish) -> str:
     parts: dict[str, str] = {}
     for name in names_of(template):
         column = find_column(name, values)
-        part = name_part(str((column and values[column]) or ""))
-        if not part:
+        value = values[column] if column is not None else None
+        if value is None or value == "":
             known = listed(sorted(name for name, value in values.items() if value not in BLANK))
             raise BadRequestError(
                 f"file_name{given(template)}: {wish.place} has no {name}. It has: {known}.",
-                hint="A column whose name has blanks or hyphens goes without them: {Product_Name}.",
+                hint="" if column else "Of a column Product Name write {Product_Name}.",
             )
-        parts[name] = part
+        parts[name] = name_part(value)
+        if not parts[name]:
+            raise BadRequestError(f"file_name{given(template)}: {name}{given(value)} has no letter or digit.")
     return template.format_map(parts)
 
 
