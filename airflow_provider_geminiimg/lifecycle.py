@@ -335,7 +335,10 @@ class Purchase:
             return record, {**await reused_manifest(self.lander, record, self.order.destination), "reused": True}
         if isinstance(step, Refetch) and step.destination is not None:
             record = await moved_to(self.lander, record, step.destination)
-        landed = await (collector.refetch(record) if isinstance(step, Refetch) else collector.fetch(record))
+        if isinstance(step, Refetch):
+            landed = await self.sharing.restore(record, self.lander) or await collector.refetch(record)
+        else:
+            landed = await collector.fetch(record)
         return landed, dict(landed.manifest or {})
 
     # What costs money

@@ -12,6 +12,7 @@ What must stay true:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -237,6 +238,28 @@ class Sharing:
         await self._asked_before(wanted)
         return await land_copy(lander, wanted, lot.source, lot.pictures)
 
+    async def restore(self, record: Record, lander: Lander) -> Record | None:
+        """Land anew what is gone from all its places, from where another task of the DAG has the very same picture.
+
+        :param record: ``landed``.
+        :returns: the record as it is stored now; ``None``: no other task has it.
+        """
+        keys = {record.reused_from}
+        with contextlib.suppress(GeminiImageError):  # what can't be read here is asked of the gateway
+            if self.order.policy.reuse == "dag":
+                index = index_key(record.key, record.fingerprint)
+                entry = await in_thread(read_entry, self.ledger.store, index)
+                keys.add(entry.record if entry is not None else None)
+            for key in keys - {None, record.key}:
+                found = await in_thread(self.ledger.read, str(key))
+                if found is None or _digests(found.record) != _digests(record):
+                    continue
+                intact, pictures = await read_back(self.workshop.files, found.record)
+                if intact == "there":
+                    self.log.info("Record %s still has the same picture; copying it, at no cost.", key)
+                    return await land_copy(lander, record, found.record, pictures)
+        return None
+
     async def tell_changes(self, step: Submit, wanted: Record) -> None:
         """Say what is not as it was when this task asked last, in another run.
 
@@ -270,6 +293,10 @@ def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> Found | None:
     """The record, unless it is another picture's: its task was given other words before it came to writing it."""
     found = ledger.read(key)
     return found if found is not None and found.record.fingerprint == fingerprint else None
+
+
+def _digests(record: Record) -> list[str]:
+    return [image["sha256"] for image in (record.manifest or {}).get("images", ())]
 
 
 def copy_of(record: Record, source: Record) -> Record:

@@ -35,6 +35,7 @@ from airflow_provider_geminiimg.exceptions import (
     InsufficientBalanceError,
     InvalidImageError,
     LedgerError,
+    LinkExpiredError,
     NotSentError,
     OutcomeUnknownError,
     StorageError,
@@ -427,6 +428,26 @@ async def test_a_copy_that_is_gone_is_fetched_from_the_gateway_and_still_costs_n
     assert again.key == copy.key
     assert (again.manifest or {})["cost"]["amount"] == 0.0
     assert disk_tasks.paid() == 1
+
+
+async def test_of_two_that_have_a_picture_in_common_either_gives_it_back_to_the_other(tasks: Tasks) -> None:
+    first = await tasks.want("first")
+    second = await tasks.want("second")
+    tasks.sandbox.reset()
+    for gone in (second, first, second):
+        tasks.remove(gone)
+        again = await tasks.want(gone.key.split("/")[4], generation=1)
+        assert (again.key, again.manifest["images"]) == (gone.key, gone.manifest["images"])
+        assert tasks.bytes_of(again) == tasks.bytes_of(first if gone is second else second)
+    assert tasks.paid() == 0, "nor was the gateway, which has forgotten all, asked"
+
+
+async def test_another_picture_of_the_same_request_is_not_taken_for_one_that_is_gone(disk_tasks: Tasks) -> None:
+    first = await disk_tasks.want("first")
+    await disk_tasks.want("second", on_clear="regenerate", reuse="task")
+    disk_tasks.remove(first)
+    disk_tasks.sandbox.reset()
+    await disk_tasks.refused(LinkExpiredError, "first", generation=1)
 
 
 async def test_a_sidecar_and_a_record_of_a_copy_hold_no_prompt(disk_tasks: Tasks) -> None:
