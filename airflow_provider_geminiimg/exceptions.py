@@ -28,12 +28,13 @@ whether a retry can help and whose fault it is; none carries a key, a signed lin
 from __future__ import annotations
 
 import enum
-import html
-import json
 import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
-from urllib.parse import quote
+
+from airflow_provider_geminiimg.redaction import scrub as scrub
+
+_WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 class Billed(str, enum.Enum):
@@ -390,78 +391,3 @@ def bare(error: GeminiImageError) -> GeminiImageError:
         each.__traceback__ = each.__context__ = None
         each = each.__cause__
     return error
-
-
-_SLASH = r"(?:\\*/)"  # as it stands, or escaped by a JSON encoder, once or more
-# What a text must not show, and what stands there instead. Compiled at first use: every DAG file imports this module.
-_HIDDEN = (
-    (r"(?i)data:(?:[\w/+.;=-]|\\+/)*;base64,(?:[a-z0-9+/=_-]|\\+[/nr]|%[0-9a-f]{2})*", "[picture]"),
-    (rf"(?i)(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", r"\g<scheme>"),
-    (
-        rf"(?i)(?P<url>\b[a-z][a-z0-9+.-]*:{_SLASH}{{2}}(?:[^\s?#\"'<>\\]|\\+/)*)"
-        r"[?#](?:[^\s\"'<>\\]|\\+/|\\+u[0-9a-f]{4})*",
-        r"\g<url>?[removed]",
-    ),
-    (r"(?:[A-Za-z0-9+/_-]|\\+/){256,}={0,2}", "[bytes]"),  # no word, hash or token of an error is that long
-)
-_WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-_ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
-_PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
-
-
-def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:
-    """`text` without secrets, URL queries, picture bytes and echoes of the prompt, on one line of `limit` characters.
-
-    What is no printable character (a line break, a terminal's escape, a change of direction) becomes a blank: whoever
-    reads a log must not take a gateway's text for lines of ours.
-
-    :param secrets: texts to take out wherever they stand, however URLs, JSON or HTML escape them, and in any case.
-    :param prompt: the prompt that was sent; it is taken out whole, however JSON or HTML escape it, and in pieces of
-        12 letters and digits and more, whatever stands between them and in any case.
-    """
-    for secret in filter(None, secrets):
-        for form in _spellings(secret):
-            text = re.sub(re.escape(form), "[secret]", text, flags=re.IGNORECASE)
-    for hidden, instead in _HIDDEN:
-        text = re.sub(hidden, instead, text)
-    if prompt and prompt.strip():
-        text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _forms(text: str) -> list[str]:
-    """The ways in which a gateway may repeat a text."""
-    encoded = json.dumps(text)[1:-1]
-    forms = (text, html.escape(text), json.dumps(text, ensure_ascii=False)[1:-1], encoded)
-    return list(dict.fromkeys((*forms, json.dumps(encoded)[1:-1])))
-
-
-def _spellings(secret: str) -> list[str]:
-    """The same, and the ways in which URLs and other JSON encoders write it."""
-    quoted = (quote(secret, safe=safe, errors="replace") for safe in ("", "/"))
-    return list(dict.fromkeys((*_forms(secret), secret.replace("/", "\\/"), *quoted)))
-
-
-def _without_echo(text: str, forms: list[str]) -> str:
-    for form in forms:
-        text = re.sub(re.escape(form), "[prompt]", text, flags=re.IGNORECASE)
-    said, places = _letters(text)
-    hidden = bytearray(len(text))
-    for form in forms:
-        letters, _ = _letters(form)
-        pieces = {letters[at : at + _ECHO] for at in range(len(letters) - _ECHO + 1)}
-        for at in range(len(said) - _ECHO + 1):
-            if said[at : at + _ECHO] in pieces:
-                start, end = places[at], places[at + _ECHO - 1] + 1
-                hidden[start:end] = b"\1" * (end - start)
-    runs = [(run.start(), run.end()) for run in re.finditer(b"\1+", hidden)]
-    for start, end in reversed(runs):
-        text = f"{text[:start]}[prompt]{text[end:]}"
-    return text
-
-
-def _letters(text: str) -> tuple[str, list[int]]:
-    """The letters and digits of `text` in one case, and where each of them stands."""
-    found = [(letter, at) for at, char in enumerate(text) for letter in char.casefold() if letter.isalnum()]
-    return "".join(letter for letter, _ in found), [at for _, at in found]

@@ -15,10 +15,10 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import re
 import ssl
 import threading
 import time
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
@@ -32,6 +32,7 @@ from airflow_provider_geminiimg._logs import quiet_http
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.connection import GatewayConnection, is_loopback
 from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
     Billed,
     GeminiImageError,
     NotSentError,
@@ -40,6 +41,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways.base import Call, JobStatus, Reply
+from airflow_provider_geminiimg.response_body import ResponseBody, UnreadableBodyError
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.polls import Polls
@@ -60,8 +62,9 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 # Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
 # httpx raises InvalidURL for where a redirect leads, too.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-_PACKED = ("gzip", "x-gzip", "deflate")
-_BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
+_NOT_TAKEN = (301, 302, 307, 308)
+_ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])|/(?!/)", re.IGNORECASE)
+_CHECK_HOST = "Check the host of the Airflow connection."
 _Origin = tuple[str, str, int | None]
 
 
@@ -370,8 +373,17 @@ class _Exchange(Generic[T]):
 
     def _parsed(self, reply: Reply) -> T:
         if 300 <= reply.status < 400:
-            raise self._doubt(f"The gateway answered with a redirect (HTTP {reply.status}), never followed.")
+            raise self._redirected(reply)
         return self.call.parse(reply)
+
+    def _redirected(self, reply: Reply) -> GeminiImageError:
+        """Never followed. Whoever redirects did not take the request, but for "see other", which may mean "done"."""
+        said = f"(HTTP {reply.status}), never followed."
+        elsewhere = _ELSEWHERE.match(reply.headers.get("location", "").strip())
+        if not self.call.billable or reply.status not in _NOT_TAKEN or not elsewhere:
+            return self._doubt(f"The gateway answered with a redirect {said}")
+        to = f" to {elsewhere['host']}" if elsewhere["host"] else ""
+        return BadRequestError(f"The gateway was not reached: its address redirects{to} {said}", hint=_CHECK_HOST)
 
     def _request(self) -> httpx.Request:
         sent = self.call.request
@@ -391,21 +403,12 @@ class _Exchange(Generic[T]):
         self.written = self.written or event.endswith("send_request_headers.started")
 
     async def _body(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> bytes:
-        """The body, unpacked no further than it may be large: a few bytes may stand for gigabytes."""
-        encoding = headers.get("content-encoding", "").strip().lower()
-        if encoding not in ("", "identity", *_PACKED):
-            raise self._doubt("The gateway's answer is encoded in a way that was not asked for.")
-        unpacker = zlib.decompressobj(_BY_ITS_HEADER) if encoding in _PACKED else None
-        limit = MAX_ANSWER[self.call.billable]
-        body = bytearray()
-        async for chunk in chunks:
-            try:
-                body += chunk if unpacker is None else unpacker.decompress(chunk, limit + 1 - len(body))
-            except zlib.error:
-                raise self._doubt("The gateway's answer can't be unpacked.") from None
-            if len(body) > limit:
-                raise self._doubt(f"The gateway's answer is larger than {limit:,} bytes.")
-        return bytes(body)
+        billable = self.call.billable
+        try:
+            # A free call reads to the end, so that its connection can be used again.
+            return await ResponseBody(headers, MAX_ANSWER[billable]).read(chunks, until_whole=billable)
+        except UnreadableBodyError as error:
+            raise self._doubt(str(error)) from None
 
     def failure(self, error: Exception) -> GeminiImageError | None:
         """What an exception of the network means; ``None`` for one that is a mistake of ours."""
@@ -423,9 +426,7 @@ class _Exchange(Generic[T]):
         """The gateway took the request and gave an answer that can't be used."""
         if self.call.billable:
             return OutcomeUnknownError(message)
-        return UpstreamFailedError(
-            message, billed=Billed.NO, retryable=False, hint="Check the host of the Airflow connection."
-        )
+        return UpstreamFailedError(message, billed=Billed.NO, retryable=False, hint=_CHECK_HOST)
 
 
 def _may_pass(error: BaseException) -> bool:

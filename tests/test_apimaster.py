@@ -385,20 +385,38 @@ def test_moderation_is_found_however_deep_it_is_nested(error: Any) -> None:
     assert (status.error.code, status.error.billed, status.error.retryable) == ("moderation_blocked", Billed.NO, False)
 
 
-@pytest.mark.parametrize("body", [error_body("task_not_exist"), error_body(), {}, None, b"not found"])
-def test_404_on_a_poll_means_vanished(body: Any) -> None:
-    assert read(poll(), 404, body) == JobStatus(JobState.VANISHED, job_id=TASK)
-
-
-@pytest.mark.parametrize("status", [200, 400, 500])
-@pytest.mark.parametrize("body", [error_body("task_not_exist"), {"code": "task_not_exist", "data": None}])
+@pytest.mark.parametrize("status", [200, 400, 404, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        error_body("task_not_exist"),
+        error_body(None, "task_not_exist"),
+        error_body("Task_Not_Exist", "No."),
+        {"code": "task_not_exist", "message": "task_not_exist", "data": None},
+        {"error": json.dumps({"error": {"code": "task_not_exist"}})},
+    ],
+)
 def test_the_code_task_not_exist_means_vanished_under_any_status(status: int, body: Any) -> None:
     assert read(poll(), status, body) == JobStatus(JobState.VANISHED, job_id=TASK)
 
 
-@pytest.mark.parametrize("body", [b"<html>404</html>", error_body("model_not_found")])
-def test_a_404_on_a_poll_that_is_not_about_the_task_says_nothing_about_it(body: Any) -> None:
-    assert isinstance(outcome(poll(), 404, body), UpstreamFailedError)
+NOT_ABOUT_THE_TASK = [
+    b"<html>404</html>",
+    b"404 page not found",
+    b"",
+    {},
+    error_body(),
+    error_body("model_not_found"),
+    error_body("not_found", "Invalid URL (GET /v2/tasks/1)"),
+    error_body("task_not_found", "Task not found"),
+]
+
+
+@pytest.mark.parametrize("body", NOT_ABOUT_THE_TASK)
+def test_any_other_404_on_a_poll_says_nothing_about_the_task(body: Any) -> None:
+    error = outcome(poll(), 404, body)
+    assert isinstance(error, UpstreamFailedError)
+    assert (error.billed, error.retryable) == (Billed.YES, True)
 
 
 @pytest.mark.parametrize("status", [302, 400, 402, 403, 408, 500, 502, 503, 524])

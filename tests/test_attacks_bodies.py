@@ -23,7 +23,7 @@ from harness.forbidden import Host, Route, answer, as_json, done
 from airflow_provider_geminiimg import inputs, landing, transport
 from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, lookup
 from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknownError, StorageError
-from airflow_provider_geminiimg.gateways._answers import MAX_PICTURES
+from airflow_provider_geminiimg.gateways._results import MAX_PICTURES
 from airflow_provider_geminiimg.gateways.apimaster import ASYNC_READ_TIMEOUT
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host

@@ -22,6 +22,7 @@ from airflow_provider_geminiimg import transport as transport_module
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
+    BadRequestError,
     Billed,
     ContentRefusedError,
     GeminiImageError,
@@ -188,7 +189,9 @@ async def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(
         )
         error = await failure(transport, call(f"{server.base_url}/here", billable=billable))
         assert other.connections == 0
-    assert type(error) is (OutcomeUnknownError if billable else UpstreamFailedError)
+    assert type(error) is (
+        UpstreamFailedError if not billable else OutcomeUnknownError if code == 303 else BadRequestError
+    )
     assert str(code) in str(error)
     assert len(server.received) == 1
 

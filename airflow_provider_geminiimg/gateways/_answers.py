@@ -7,115 +7,42 @@ charged" is outcome unknown; an answer to a poll that is not about the job says 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import email.utils
-import enum
 import functools
-import itertools
 import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from airflow_provider_geminiimg.exceptions import (
-    AuthenticationError,
     BadRequestError,
     Billed,
     ContentRefusedError,
     GeminiImageError,
-    InsufficientBalanceError,
     NoPictureError,
     OutcomeUnknownError,
-    RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import Picture, Reply, as_mapping
+from airflow_provider_geminiimg.gateways._rules import (
+    FREE_FAILED,
+    POLL_FAILED,
+    POLL_RULES,
+    UNKNOWN,
+    Purpose,
+    Rule,
+    Rules,
+    find_rule,
+)
+from airflow_provider_geminiimg.gateways._turned_away import is_challenge, turned_away
+from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply, as_mapping
 
 MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
-MAX_PICTURES = 16  # of one job, of which one is asked for: an answer must not fill the disk
-_DEPTH = 6  # no shape of the contracts nests deeper
-
-
-class Purpose(enum.Enum):
-    """What a call is for, which decides what a bad answer means for the money."""
-
-    PAID = "paid"
-    FREE = "free"
-    POLL = "poll"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one kind of bad answer means.
-
-    :param outcome: the class that is raised.
-    :param what: the message after the gateway's name.
-    :param billed: whether money was spent.
-    :param retryable: whether a retry can help; default: the class's own answer.
-    :param hint: what to do next; default: the class's own answer.
-    """
-
-    outcome: type[GeminiImageError]
-    what: str
-    billed: Billed = Billed.NO
-    retryable: bool | None = None
-    hint: str | None = None
-
-
-Rules = Mapping[tuple[int | None, str | None], Rule]
-"""By HTTP status and the gateway's code; ``None`` stands for any."""
-
-_FIX = "Correct what the gateway names, then clear the task."
-_LEFT_ALONE = "The job is left alone; the next poll asks again, nothing is bought twice."
-
-WRONG = Rule(BadRequestError, "refused the request as wrong.", hint=_FIX)
-BALANCE = Rule(InsufficientBalanceError, "refused the request: the account's balance does not cover it.")
-SLOW_DOWN = Rule(RateLimitedError, "asks to slow down.")
-REFUNDED = Rule(UpstreamFailedError, "could not make the picture, and does not charge for that.")
-UNKNOWN = Rule(
-    OutcomeUnknownError, "gave no answer that tells what became of the request.", billed=Billed.UNKNOWN, retryable=False
-)
-FREE_FAILED = Rule(UpstreamFailedError, "did not answer a call that costs nothing as it should.")
-POLL_FAILED = Rule(UpstreamFailedError, "gave no answer about the job.", Billed.YES, True, _LEFT_ALONE)
-NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
-NO_LINK = Rule(
-    UpstreamFailedError,
-    "made the picture, and gave no usable link to it yet.",
-    Billed.YES,
-    True,
-    "The next poll asks for the link again; nothing is bought twice.",
-)
-NO_HANDLE = Rule(
-    OutcomeUnknownError, "made the picture, and gave neither a usable link to it nor a job id.", Billed.YES
-)
-
-COMMON_RULES: Rules = {
-    **{(status, None): WRONG for status in (400, 404, 405, 413, 415, 422)},
-    (401, None): Rule(AuthenticationError, "does not accept the API key."),
-    (402, None): BALANCE,
-    (403, None): Rule(
-        AuthenticationError,
-        "does not allow this key to make the request.",
-        hint="Look at what the key may do in the gateway's console, then clear the task.",
-    ),
-    (429, None): SLOW_DOWN,
-}
-
-POLL_RULES: Mapping[int, Rule] = {
-    401: Rule(
-        AuthenticationError,
-        "does not accept the API key any more. The job is left alone.",
-        Billed.YES,
-        hint="Put a valid API key into the connection's password, then clear the task: it picks the same job up again.",
-    ),
-    429: Rule(RateLimitedError, "asks to poll more slowly.", Billed.YES),
-}
+_DEPTH = 6  # no reason of the contracts nests deeper
 
 _MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoPictureError, OutcomeUnknownError)
 
@@ -164,28 +91,53 @@ class Reason:
         return (self.code or "").lower() in _REFUSAL_CODES or bool(_REFUSAL_WORDS.search(self.heard))
 
 
-_CODE_KEYS = ("code", "errorCode", "type", "finishReason", "blockReason")
-_MESSAGE_KEYS = ("message", "errorMessage", "error", "msg", "fail_reason", "reason")
-_NO_ERROR = frozenset(("0", "200", "ok", "success"))
+_CODE_KEYS = ("code", "errorCode", "error_code", "type", "finishReason", "blockReason")
+_MESSAGE_KEYS = (
+    *("message", "errorMessage", "error_message", "error", "errors", "msg", "reason"),
+    *("fail_reason", "failReason", "failure_reason", "failureReason", "failed_reason", "fail_msg", "failMsg"),
+    *("status_message", "statusMessage", "status_msg", "task_status_msg", "detail", "title"),
+)
+_MOST_REASONS = 10
+_NO_ERROR = frozenset(("0", "200", "ok", "success", "succeeded", "none", "null"))
 
 
 def reason_of(value: Any, depth: int = 0) -> Reason:
     """What went wrong, from an error body of any of the shapes, its text, or a text that holds another error body."""
     if isinstance(value, list):
-        value = next((item for item in value if item), None)
+        return _reason_of_list(value, depth)
     if not isinstance(value, Mapping):
         value = {"message": value}
     inner = as_mapping(value.get("error"))
     # A top-level `type` says what was asked for, not what went wrong.
     codes = [clean(inner.get(key)) for key in _CODE_KEYS]
     codes += [clean(value.get(key)) for key in _CODE_KEYS if key != "type"]
-    message = _first(clean(source.get(key)) for source in (inner, value) for key in _MESSAGE_KEYS)
+    message = _first(_said(source.get(key), depth) for source in (inner, value) for key in _MESSAGE_KEYS)
     details = value.get("details") or inner.get("details") or inner.get("param")
     code = _first(code for code in codes if code and code.lower() not in _NO_ERROR)
     heard = " ".join(part for part in (message, clean(details)) if part)
     if depth < _DEPTH and (nested := _embedded(message)):
-        code = reason_of(nested, depth + 1).code or code
+        told = reason_of(nested, depth + 1)
+        code = told.code or code
+        if parse_json(message or ""):
+            message = told.message or message
     return Reason(code, message, _inner_text(details, depth), heard)
+
+
+def _reason_of_list(values: list[Any], depth: int) -> Reason:
+    """The reasons of a list as one."""
+    told = [reason_of(item, depth + 1) for item in values[:_MOST_REASONS] if item] if depth < _DEPTH else []
+    code = _first(reason.code for reason in told)
+    message, details = (
+        clean("; ".join(dict.fromkeys(part for part in parts if part)))
+        for parts in ([reason.message for reason in told], [reason.details for reason in told])
+    )
+    return Reason(code, message, details, " ".join(reason.heard for reason in told))
+
+
+def _said(value: Any, depth: int) -> str | None:
+    """A message as text; ``None`` where it says that there is nothing wrong."""
+    text = reason_of(value, depth + 1).message if isinstance(value, list) else clean(value)
+    return None if text is None or text.lower() in _NO_ERROR else text
 
 
 def _inner_text(details: Any, depth: int) -> str | None:
@@ -218,12 +170,14 @@ class Answer:
 
     def __init__(self, reply: Reply) -> None:
         self.status = reply.status
-        self.ok = 200 <= self.status < 300
+        self.ok = 200 <= self.status < 300 and not is_challenge(reply.headers)
         self._headers = reply.headers
         self._content = reply.content
         self.json = parse_json(self._content)
+        if self.ok and self.json is None:
+            self.json = _salvaged_json(self._content)
         self.own_shape = isinstance(self.json, Mapping)
-        self.body = as_mapping(self.json)
+        self.body = {"data": self.json} if isinstance(self.json, list) else as_mapping(self.json)
         self.empty = not self._content.strip()
         self.markup = not self.own_shape and (
             "html" in reply.headers.get("content-type", "").lower() or self._content.lstrip()[:1] == b"<"
@@ -243,7 +197,10 @@ class Answer:
         if (seconds := number(value)) is not None:
             return max(0.0, seconds)
         at, now = _http_date(value), _http_date(self._headers.get("date", ""))
-        return None if at is None else max(0.0, at - (time.time() if now is None else now))
+        if at is not None:
+            return max(0.0, at - (time.time() if now is None else now))
+        told = number(self.body.get("retry_after"))
+        return None if told is None else max(0.0, told)
 
     def request_id(self, message: str | None) -> str | None:
         """The id that the gateway's support asks for: from the message's end, else from the headers."""
@@ -260,6 +217,9 @@ class Answer:
         """
         if purpose is Purpose.POLL:
             return self.outcome(gateway, POLL_RULES.get(self.status, POLL_FAILED), self.reason, refusals=False)
+        body = self.body if self.own_shape else None
+        if away := turned_away(self.status, self._headers, self._content, body, markup=self.markup):
+            return self.outcome(gateway, away, self.reason, refusals=False)
         rule = UNKNOWN
         if purpose is Purpose.FREE or self._from_the_gateway():
             rule = find_rule(rules, self.status, self.reason.code, UNKNOWN)
@@ -300,68 +260,6 @@ class Answer:
         )
 
 
-def find_rule(rules: Rules, status: int | None, code: str | None, default: Rule) -> Rule:
-    """The rule for a status and a code: the pair first, then the code, then the status."""
-    for key in ((status, code), (None, code), (status, None)):
-        if key != (None, None) and key in rules:
-            return rules[key]
-    return default
-
-
-_RESULT_KEYS = ("b64_json", "url", "urls", "image_url", "key", "path", "images", "image", "output", "result", "data")
-
-
-def results(value: Any, depth: int = 0) -> Iterator[str]:
-    """Every text that stands where a gateway puts a result: links, data URIs, storage keys, or just words.
-
-    In an object the first of the known keys that holds anything counts, bytes before links.
-    """
-    if isinstance(value, str):
-        if value.strip():
-            yield value.strip()
-    elif depth < _DEPTH and isinstance(value, list):
-        for item in value:
-            yield from results(item, depth + 1)
-    elif depth < _DEPTH and isinstance(value, Mapping):
-        for key in _RESULT_KEYS:
-            if found := list(results(value.get(key), depth + 1)):
-                inline = "data:;base64," if key == "b64_json" else ""
-                yield from (text if text.startswith("data:") else f"{inline}{text}" for text in found)
-                return
-
-
-def picture(text: str) -> Picture | None:
-    """The picture that a result text stands for: an http(s) link or a data URI; anything else is none."""
-    if text[:5].lower() == "data:":
-        head, _, payload = text.partition(",")
-        try:
-            data = base64.b64decode("".join(payload.split()), validate=True) if head.endswith(";base64") else b""
-        except (binascii.Error, ValueError):
-            data = b""
-        return Picture(data=data) if data else None
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and text.isprintable() and " " not in text
-    except ValueError:
-        usable = False
-    return Picture(url=text) if usable else None
-
-
-def pictures(texts: list[str]) -> tuple[Picture, ...]:
-    """The pictures among result texts, each once, in their order, `MAX_PICTURES` at most."""
-    found = (each for text in dict.fromkeys(texts) if (each := picture(text)))
-    return tuple(itertools.islice(found, MAX_PICTURES))
-
-
-_NAMES_A_FILE = re.compile(r"\S+|[^\n]*\.(png|jpe?g|webp)", re.IGNORECASE)
-
-
-def names_a_file(text: str) -> bool:
-    """Whether a result text is a storage key or a link, and not words of a model that answered in text."""
-    return bool(_NAMES_A_FILE.fullmatch(text))
-
-
 _FINISH = re.compile(r'"(?:finish|block)_?reason": ?"(?!STOP"|UNSPECIFIED")(\w{2,60})"', re.IGNORECASE)
 
 
@@ -394,6 +292,18 @@ def parse_json(content: bytes | str) -> Any:
         return None
 
 
+def _salvaged_json(content: bytes) -> Any:
+    """The JSON object at the start of an answer that is not JSON as a whole: in another encoding, with raw control
+    characters, or with something after it."""
+    text = content.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if not text.startswith("{"):
+        return None
+    try:
+        return json.JSONDecoder(strict=False).raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
+
+
 def clean(value: Any) -> str | None:
     """A JSON value as text that any log can hold, cut between words; ``None`` for nothing."""
     if value is None or isinstance(value, bool) or value in ({}, []):
@@ -417,6 +327,28 @@ def number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
+
+
+def accepted_all_the_same(error: GeminiImageError, *ids: Any) -> JobStatus:
+    """The job that an error after a paid call names: it is polled, where else the outcome would be unknown.
+
+    :param error: what the answer means otherwise.
+    :param ids: what may be the job's id.
+    :raises GeminiImageError: `error`, where it says enough, or no job is named.
+    """
+    job_id = job_id_of(*ids)
+    if job_id is None or not isinstance(error, OutcomeUnknownError):
+        raise error
+    return JobStatus(JobState.RUNNING, job_id=job_id)
+
+
+def names_another_job(job_id: str, *values: Any) -> bool:
+    """Whether an answer that was asked about `job_id` names another job: one of `values` is an id, and none is this.
+
+    A number is a row of some table, unless the job's own id is one.
+    """
+    ids = {text.casefold() for text in map(clean, values) if text and (not text.isdecimal() or job_id.isdecimal())}
+    return bool(ids) and job_id.casefold() not in ids
 
 
 def job_id_of(*values: Any) -> str | None:

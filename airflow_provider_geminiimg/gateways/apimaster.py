@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -21,11 +22,14 @@ import httpx
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
+    GeminiImageError,
     OutcomeUnknownError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways import _answers
-from airflow_provider_geminiimg.gateways._answers import Answer, Purpose, Reason, Rule, Rules
+from airflow_provider_geminiimg.gateways import _answers, _results, _rules, _states
+from airflow_provider_geminiimg.gateways._answers import Answer, Reason
+from airflow_provider_geminiimg.gateways._results import Result
+from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.gateways.base import (
     Call,
     CheckResult,
@@ -33,6 +37,7 @@ from airflow_provider_geminiimg.gateways.base import (
     InputImage,
     JobState,
     JobStatus,
+    Picture,
     Reply,
     as_mapping,
 )
@@ -47,15 +52,14 @@ _FIELDS = {
     "google_image_search": "google_image_search",
 }
 _RESOLUTIONS = {"512": "0.5K"}
-_STATES = {
-    **dict.fromkeys(("succeeded", "success", "completed"), JobState.DONE),
-    **dict.fromkeys(("failed", "error", "cancelled"), JobState.FAILED),
-}
-_NO_SUCH_TASK = "task_not_exist"
+_NO_SUCH_TASK = re.compile(r"task_not_exist\b", re.IGNORECASE)
+_TASK_IDS = ("task_id", "taskId", "job_id")
+_IDS = (*_TASK_IDS, "id")
+_CALL_FAILED = frozenset(("error", "fail"))  # what an envelope says of the call itself, too
 
 _RULES: Rules = {
-    **_answers.COMMON_RULES,
-    (None, "insufficient_user_quota"): _answers.BALANCE,
+    **_rules.COMMON_RULES,
+    (None, "insufficient_user_quota"): _rules.BALANCE,
     (404, None): Rule(
         BadRequestError,
         "does not offer this model on this key or address.",
@@ -66,7 +70,7 @@ _RULES: Rules = {
         "stopped waiting for the picture. It watches the job for up to 20 more minutes and charges if it finishes.",
         Billed.UNKNOWN,
     ),
-    (502, None): _answers.REFUNDED,
+    (502, None): _rules.REFUNDED,
     (503, None): Rule(UpstreamFailedError, "has no channel for this model at the moment."),
 }
 
@@ -120,56 +124,80 @@ class ApiMaster(Gateway):
 
     def _submitted(self, reply: Reply) -> JobStatus:
         answer = Answer(reply)
-        status = self._read(answer) if answer.ok else None
+        status = self._read(answer, answer.body) if answer.ok else None
         if status is None:
-            raise answer.rejected(self.label, Purpose.PAID, _RULES)
+            task = _task(answer.body)
+            return _answers.accepted_all_the_same(
+                answer.rejected(self.label, Purpose.PAID, _RULES), *map(task.get, _TASK_IDS)
+            )
         if status.state is not JobState.RUNNING or status.job_id is not None:
             return status
-        if made := _answers.pictures(list(_answers.results(answer.body))):
-            return dataclasses.replace(status, state=JobState.DONE, pictures=made)
-        rule = _answers.NO_HANDLE if _state(_task(answer.body)) is JobState.DONE else _answers.UNKNOWN
+        rule = _rules.NO_HANDLE if _state(answer.body) is JobState.DONE else _rules.UNKNOWN
         raise answer.outcome(self.label, rule, answer.reason)
 
     def _polled(self, job_id: str, reply: Reply) -> JobStatus:
         answer = Answer(reply)
-        if answer.reason.code == _NO_SUCH_TASK or (answer.status == 404 and _says_no_task(answer)):
+        body = _about(job_id, answer.body)
+        if _answers.names_another_job(job_id, *map(_task(body).get, _IDS)):
+            raise answer.outcome(self.label, _rules.ANOTHER_JOB, Reason())
+        if any(_NO_SUCH_TASK.match(said or "") for said in (answer.reason.code, answer.reason.message)):
             return JobStatus(JobState.VANISHED, job_id=job_id)
-        status = self._read(answer) if answer.ok else None
+        status = self._read(answer, body) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
-        if status.state is JobState.RUNNING and _state(_task(answer.body)) is JobState.DONE:
-            raise answer.outcome(self.label, _answers.NO_LINK, Reason())
+        if status.state is JobState.RUNNING and _state(body) is JobState.DONE:
+            raise answer.outcome(self.label, _rules.NO_LINK, Reason())
         return dataclasses.replace(status, job_id=job_id)
 
-    def _read(self, answer: Answer) -> JobStatus | None:
+    def _read(self, answer: Answer, body: Mapping[str, Any]) -> JobStatus | None:
         """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
-        task = _task(answer.body)
-        found = list(_answers.results(answer.body))
-        made = _answers.pictures(found)
-        state, job_id = _state(task), _answers.job_id_of(task.get("task_id"), task.get("id"))
+        task = _task(body)
+        found = _results.results(body)
+        made = _results.pictures(found) or _kept_as_reason(task)
+        state, job_id = _state(body), _answers.job_id_of(*map(task.get, _IDS))
         error = None
-        if state is None:
-            state = JobState.DONE if made else JobState.RUNNING if job_id else None
+        if made:
+            state = JobState.DONE
+        elif state is None:
+            state = JobState.RUNNING if job_id else None
         elif state is JobState.FAILED:
-            reason = _answers.reason_of(task)
-            error = answer.outcome(self.label, _answers.find_rule(_RULES, None, reason.code, _answers.REFUNDED), reason)
-        elif state is JobState.DONE and not made:
+            error = self._failed(answer, body)
+        elif state is JobState.DONE:
             state = JobState.RUNNING
-            if not any(map(_answers.names_a_file, found)):
+            if not any(map(_results.names_a_file, found)):
                 state = JobState.FAILED
-                error = answer.outcome(self.label, _answers.NO_PICTURE, _text_answer(task, found))
+                error = answer.outcome(self.label, _rules.NO_PICTURE, _text_answer(task, found))
         if state is None:
             return None
         image = _first_image(task)
         return JobStatus(
             state,
-            made if state is JobState.DONE else (),
+            made,
             error,
             job_id,
             cost=_answers.number(task.get("cost")),
             progress=_answers.number(task.get("progress")),
             expires_at=_answers.number(task.get("expires_at") or image.get("expires_at")),
         )
+
+    def _failed(self, answer: Answer, body: Mapping[str, Any]) -> GeminiImageError:
+        """Why a task failed, and whether that word of the gateway's is one for a refund."""
+        reason = _answers.reason_of(_task(body))
+        if not reason.code and not reason.message:
+            reason = _answers.reason_of(body)
+        rule = _rules.REFUNDED if _word(body) in _states.FAILED else _rules.ENDED
+        return answer.outcome(self.label, _rules.find_rule(_RULES, None, reason.code, rule), reason)
+
+
+def _about(job_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An answer about several tasks without those that are another's."""
+    rows = body.get("data")
+    if not isinstance(rows, list):
+        return body
+    others = [isinstance(row, Mapping) and _answers.names_another_job(job_id, *map(row.get, _IDS)) for row in rows]
+    return (
+        body if all(others) else {**body, "data": [row for row, other in zip(rows, others, strict=True) if not other]}
+    )
 
 
 def _task(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,15 +208,26 @@ def _task(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else body
 
 
-def _state(task: Mapping[str, Any]) -> JobState | None:
-    """The state by the task's own word: a word that is not known is still running, none at all says nothing."""
-    word = task.get("status")
-    return _STATES.get(word.strip().lower(), JobState.RUNNING) if isinstance(word, str) and word.strip() else None
+def _word(body: Mapping[str, Any]) -> str | None:
+    """The task's own word, else what the envelope says of the task and not of the call."""
+    task = _task(body)
+    word = _states.status_word(task) or _states.status_word(body)
+    if (_states.status_word(task) and task is not body) or any(map(body.get, _IDS)):
+        return word
+    # Beside no job's id, "error" says that the call failed, and "success" that it did not.
+    of_the_task = word not in _CALL_FAILED and (task is body or _states.state_of(word) is JobState.FAILED)
+    return word if of_the_task else None
 
 
-def _says_no_task(answer: Answer) -> bool:
-    """Whether a 404 is about the task, and neither a proxy's page nor about the model."""
-    return not answer.markup and "model" not in (answer.reason.code or "")
+def _state(body: Mapping[str, Any]) -> JobState | None:
+    return _states.state_of(_word(body))
+
+
+def _kept_as_reason(task: Mapping[str, Any]) -> tuple[Picture, ...]:
+    """The image of a row that was written before the gateway had a field of its own for the link."""
+    kept = _results.results(task.get("fail_reason"))
+    told = _states.state_of(_states.status_word(task))
+    return () if told is JobState.FAILED else _results.pictures(kept)
 
 
 def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -196,7 +235,7 @@ def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
     return as_mapping(images[0]) if isinstance(images, list) and images else {}
 
 
-def _text_answer(task: Mapping[str, Any], found: Sequence[str]) -> Reason:
+def _text_answer(task: Mapping[str, Any], found: Sequence[Result]) -> Reason:
     """Why a job that ended well has no picture: what it says of itself, else the words it brought instead."""
     reason = _answers.reason_of(task)
-    return reason if reason.code or reason.message else _answers.reason_of(found[0] if found else None)
+    return reason if reason.code or reason.message else _answers.reason_of(found[0].text if found else None)

@@ -17,9 +17,11 @@ from typing import Any
 
 import httpx
 
-from airflow_provider_geminiimg.exceptions import Billed, UpstreamFailedError
-from airflow_provider_geminiimg.gateways import _answers
-from airflow_provider_geminiimg.gateways._answers import Answer, Purpose, Reason, Rule, Rules
+from airflow_provider_geminiimg.exceptions import UpstreamFailedError
+from airflow_provider_geminiimg.gateways import _answers, _results, _rules
+from airflow_provider_geminiimg.gateways._answers import Answer, Reason
+from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
+from airflow_provider_geminiimg.gateways._states import state_of, status_word
 from airflow_provider_geminiimg.gateways.base import (
     Call,
     CheckResult,
@@ -38,30 +40,18 @@ NO_SUCH_JOB = "00000000-0000-0000-0000-000000000000"
 _TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
 _FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
 _FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
-_STATES = {
-    "SUCCESS": JobState.DONE,
-    "FAILURE": JobState.FAILED,
-    "FAILED": JobState.FAILED,
-    "ERROR": JobState.FAILED,
-}
+_LINKS = ("temporaryUrl", "temporaryUrls")
 
 _RULES: Rules = {
-    **_answers.COMMON_RULES,
-    (406, None): _answers.BALANCE,
-    (None, "INSUFFICIENT_CREDITS"): _answers.BALANCE,
+    **_rules.COMMON_RULES,
+    (406, None): _rules.BALANCE,
+    (None, "INSUFFICIENT_CREDITS"): _rules.BALANCE,
     (400, "EXTERNAL_API_RESPONSE_WITH_ERROR"): Rule(
         UpstreamFailedError,
         "passed the request on, and the model's provider refused it.",
         hint="Where message and details differ, details is what the provider said.",
     ),
 }
-_FAILED = Rule(
-    UpstreamFailedError,
-    "ended the job without a picture.",
-    Billed.UNKNOWN,
-    retryable=False,
-    hint='Look at the account\'s usage; clear the task with on_clear="regenerate" to buy again.',
-)
 
 
 class OneMin(Gateway):
@@ -129,9 +119,9 @@ class OneMin(Gateway):
         job_id = _answers.job_id_of(record.get("uuid"))
         status = self._read(answer, record, job_id) if answer.ok else None
         if status is None:
-            raise answer.rejected(self.label, Purpose.PAID, _RULES)
+            return _answers.accepted_all_the_same(answer.rejected(self.label, Purpose.PAID, _RULES), job_id)
         if status.state is JobState.RUNNING and job_id is None:
-            rule = _answers.NO_HANDLE if _state(record) is JobState.DONE else _answers.UNKNOWN
+            rule = _rules.NO_HANDLE if _state(record) is JobState.DONE else _rules.UNKNOWN
             raise answer.outcome(self.label, rule, Reason())
         return status
 
@@ -140,46 +130,48 @@ class OneMin(Gateway):
         if answer.ok and "aiRecord" in answer.body and answer.body["aiRecord"] is None:
             return JobStatus(JobState.VANISHED, job_id=job_id)
         record = as_mapping(answer.body.get("aiRecord"))
+        if _answers.names_another_job(job_id, record.get("uuid")):
+            raise answer.outcome(self.label, _rules.ANOTHER_JOB, Reason())
         status = self._read(answer, record, _answers.job_id_of(record.get("uuid"))) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
-            raise answer.outcome(self.label, _answers.NO_LINK, Reason())
+            raise answer.outcome(self.label, _rules.NO_LINK, Reason())
         return dataclasses.replace(status, job_id=job_id)
 
     def _read(self, answer: Answer, record: Mapping[str, Any], job_id: str | None) -> JobStatus | None:
         """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
         detail = as_mapping(record.get("aiRecordDetail"))
-        found = list(_answers.results(detail.get("resultObject")))
-        links = [*_answers.results(record.get("temporaryUrl")), *_answers.results(answer.body.get("temporaryUrl"))][:1]
-        made = _answers.pictures([*links, *found[1:]] if links and _answers.picture(links[0]) else found)
+        found = _results.results(detail.get("resultObject"), inside=True)
+        places = [source.get(name) for source in (record, answer.body, detail) for name in _LINKS]
+        links = [link for place in places for link in _results.results(place) if link.pictures][:1]
+        made = _results.pictures([*links, *found[1:]] if links else found)
+        made = made or _results.pictures(_results.results(detail.get("responseObject"), inside=True))
         state = _state(record)
-        if state is JobState.FAILED:
-            return self._failed(answer, _FAILED, _reason(record, detail), job_id)
-        if made and state in (JobState.DONE, None):
+        if made:
             return JobStatus(JobState.DONE, made, job_id=job_id, expires_at=_answers.link_expiry(made[0].url))
-        if state is JobState.DONE and not any(map(_answers.names_a_file, found)):
-            rule = _FAILED if _answers.reason_of(detail.get("resultObject")).code else _answers.NO_PICTURE
+        if state is JobState.FAILED:
+            return self._failed(answer, _rules.ENDED, _reason(record, detail), job_id)
+        if state is JobState.DONE and not any(map(_results.names_a_file, found)):
+            rule = _rules.ENDED if _answers.reason_of(detail.get("resultObject")).code else _rules.NO_PICTURE
             return self._failed(answer, rule, _reason(record, detail), job_id)
         return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
 
     def _failed(self, answer: Answer, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
-        rule = _answers.find_rule(_RULES, None, reason.code, rule)
+        rule = _rules.find_rule(_RULES, None, reason.code, rule)
         return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
 
 
 def _state(record: Mapping[str, Any]) -> JobState | None:
-    """The state by the record's own word: a word that is not known is still running, none at all says nothing."""
-    word = record.get("status")
-    return _STATES.get(word.strip().upper(), JobState.RUNNING) if isinstance(word, str) and word.strip() else None
+    return state_of(status_word(record))
 
 
 def _reason(record: Mapping[str, Any], detail: Mapping[str, Any]) -> Reason:
     """Why a job brought no picture, from the first place that says so."""
     reasons = [
         _answers.reason_of(detail.get("resultObject")),
-        _answers.reason_of(detail.get("errorMessage")),
-        _answers.reason_of(record.get("errorMessage")),
+        _answers.reason_of(detail),
+        _answers.reason_of(record),
         _answers.finish_reason(detail.get("responseObject")),
     ]
     return next((reason for reason in reasons if reason.code or reason.message), Reason())

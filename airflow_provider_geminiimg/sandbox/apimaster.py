@@ -96,7 +96,7 @@ def router(box: Box, studio: Studio) -> APIRouter:
         job = box.jobs.get(task_id)
         model = request.query_params.get("model", POLLED_WITHOUT_MODEL)
         if job is None or job.order.account != account or job.order.model != model or job.hidden:
-            raise refused(404, "Task not found", code="task_not_found", param="task_id")
+            raise refused(404, "task_not_exist", code="task_not_exist", param="task_id")
         return JSONResponse(poll_body(box, job, _base(request)))
 
     @routes.get("/models")
@@ -269,8 +269,10 @@ def _finished(box: Box, job: Job, base_url: str) -> list[dict[str, Any]]:
 
 
 def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
-    """A task's envelope in one of the two shapes, as the job stands now."""
+    """A task's envelope in one of its shapes, as the job stands now."""
     shape_name = _alternate(box.settings.poll_shape, job, "succeeded", "completed")
+    if shape_name.startswith("new_api"):
+        return _task_row(box, job, base_url, "result_url" if shape_name == "new_api" else "fail_reason")
     rich = shape_name == "completed"
     data: dict[str, Any] = {"id": job.job_id, "progress": job.progress()} if rich else {}
     if not job.done:
@@ -287,6 +289,18 @@ def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
     if rich:
         data |= {"cost": float(job.order.price), "expires_at": expires}
     return _envelope(rich, {**data, "status": shape_name, "result": {"images": images}})
+
+
+def _task_row(box: Box, job: Job, base_url: str, link_field: str) -> dict[str, Any]:
+    """A task as new-api writes it, with its own words, a number as ``id``, and reasons as JSON in a text."""
+    row: dict[str, Any] = {"id": job.number, "task_id": job.job_id, "status": "QUEUED", "fail_reason": ""}
+    if job.done:
+        error = failure(job) if job.failed else None
+        row |= {"status": "FAILURE" if job.failed else "SUCCESS", "progress": "100%"}
+        row["fail_reason"] = json.dumps({"error": error}) if error else ""
+    if job.done and not job.failed and job.order.outcome != "no_picture":
+        row[link_field] = box.plain_link(base_url, job.key)
+    return {"code": "success", "message": "", "data": row}
 
 
 def _envelope(rich: bool, data: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,10 @@ dropped gets no byte of an answer; nothing here can be reached under a host name
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import socket
+import struct
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -21,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_provider_geminiimg.sandbox import apimaster, onemin
-from airflow_provider_geminiimg.sandbox.faults import Fault
+from airflow_provider_geminiimg.sandbox.faults import Fault, Frame
 from airflow_provider_geminiimg.sandbox.pictures import Studio
 from airflow_provider_geminiimg.sandbox.state import Box, Refused
 
@@ -101,7 +104,10 @@ class Front:
             return
         call["status"] = answer.status
         self.box.touch()
-        await _reply(scope, receive, send, answer, None if fault is None else fault.cut_after)
+        if fault is not None and fault.frame is not None:
+            await _reply_misframed(scope, receive, send, answer, fault.frame)
+        else:
+            await _reply(scope, receive, send, answer, None if fault is None else fault.cut_after)
 
     def _note(self, scope: Scope, headers: Headers, route: str) -> dict[str, Any]:
         call = {
@@ -196,6 +202,25 @@ async def _reply(scope: Scope, receive: Receive, send: Send, answer: Answer, cut
         return
     await send({"type": "http.response.body", "body": answer.body[:cut_after], "more_body": True})
     await _abort(scope, receive, flush=True)
+
+
+async def _reply_misframed(scope: Scope, receive: Receive, send: Send, answer: Answer, frame: Frame) -> None:
+    """The whole body in a frame that is broken."""
+    body, headers = answer.body, [header for header in answer.headers if header[0] != b"content-length"]
+    if frame == "gzip":
+        body = gzip.compress(body)[:-8] + b"\0" * 8
+        headers += [(b"content-encoding", b"gzip"), (b"content-length", str(len(body)).encode())]
+    elif frame != "chunked":
+        headers.append((b"content-length", str(len(body) + 100).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": frame != "gzip"})
+    if frame == "reset":
+        linger = struct.pack("ii", 1, 0)
+        scope["state"]["transport"].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    if frame == "open":
+        await receive()
+    elif frame != "gzip":
+        await _abort(scope, receive, flush=True)
 
 
 async def _abort(scope: Scope, receive: Receive, *, flush: bool = False) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Outcome = Literal["picture", "refused", "refused_echo", "failed", "bare_failed", "no_picture", "wrong_size"]
+Frame = Literal["length", "reset", "open", "chunked", "gzip"]
 Route = Literal[
     "onemin.submit",
     "onemin.status",
@@ -48,6 +49,9 @@ class Fault(BaseModel):
     :param body: the answer's body: text, or JSON; without it the gateway's documented body of that status.
     :param headers: headers to add to the answer.
     :param cut_after: send this many bytes of the answer's body, then cut the connection.
+    :param frame: send the answer's body whole, in a broken frame: ``length`` (the announced length is larger, then the
+        connection is closed), ``reset`` (the same, reset), ``open`` (the same, left open), ``chunked`` (no last chunk)
+        or ``gzip`` (its checksum is wrong).
     :param outcome: how the job ends that this submit makes.
     """
 
@@ -63,6 +67,7 @@ class Fault(BaseModel):
     body: Any = None
     headers: dict[str, str] = Field(default_factory=dict)
     cut_after: int | None = Field(default=None, ge=0)
+    frame: Frame | None = None
     outcome: Outcome | None = None
 
     @property

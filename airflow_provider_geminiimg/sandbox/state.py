@@ -42,7 +42,8 @@ class Settings(BaseModel):
     :param submit_code: whether APIMaster's submit answers carry ``code``: ``always``, ``never``, or ``alternate``
         (default), from submission to submission.
     :param poll_shape: APIMaster's polls: ``succeeded`` (``url`` is a string), ``completed`` (a list, with cost, expiry
-        and progress), or ``alternate`` (default).
+        and progress), ``alternate`` (default) between these, ``new_api`` (a task row as new-api writes it), or
+        ``new_api_old`` (the same from before it had a field for the link).
     :param sync_shape: APIMaster's synchronous answers: ``data``, ``task``, or ``alternate`` (default).
     :param result_object: 1min's ``resultObject``: ``list`` (default), ``string``, ``images``, ``output``, ``mixed``.
     :param link_place: where 1min puts ``temporaryUrl``: in the ``record`` (default) or at the ``top`` level.
@@ -58,7 +59,7 @@ class Settings(BaseModel):
     link_seconds: int = Field(default=604_800, ge=0)
     sync_gives_up: float = Field(default=180.0, ge=0)
     submit_code: Literal["alternate", "always", "never"] = "alternate"
-    poll_shape: Literal["alternate", "succeeded", "completed"] = "alternate"
+    poll_shape: Literal["alternate", "succeeded", "completed", "new_api", "new_api_old"] = "alternate"
     sync_shape: Literal["alternate", "data", "task"] = "alternate"
     result_object: Literal["list", "string", "images", "output", "mixed"] = "list"
     link_place: Literal["record", "top"] = "record"

@@ -42,7 +42,7 @@ LANDS_LATER = "The next attempt polls the same job and downloads again, at no co
 BOUGHT_AGAIN = 'Nothing is sent again. A Clear with `on_clear="regenerate"` buys again.'
 FORGOTTEN: Mapping[str, Mapping[str, Any]] = {
     "1min": {"body": {"aiRecord": None}},
-    "apimaster": {"status": 404, "body": {"error": {"message": "Task not found", "code": "task_not_found"}}},
+    "apimaster": {"status": 404, "body": {"error": {"message": "task_not_exist", "code": "task_not_exist"}}},
 }
 NO_LINK: Mapping[str, Any] = {
     "1min": {"aiRecord": {"status": "SUCCESS", "aiRecordDetail": {"resultObject": ["development/images/fox.png"]}}},

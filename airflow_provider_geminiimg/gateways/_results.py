@@ -1,0 +1,226 @@
+"""From whatever stands where a gateway puts a result to images: links in any wrapping, bytes in any base64.
+
+What must stay true: an image that can be had from an answer is had; an address that stands beside a text, or where a
+request is repeated, is not taken for a result; nothing here trusts a link, `airflow_provider_geminiimg.download` does
+not either.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+
+from airflow_provider_geminiimg.gateways.base import Picture
+
+MAX_PICTURES = 16  # of one job, of which one is asked for: an answer must not fill the disk
+_DEPTH = 10  # no known shape nests deeper
+_LONG = 20_000  # characters; a longer text is bytes, and not searched for wrappings
+
+_BYTES_KEYS = ("b64_json", "b64", "base64", "image_base64", "imageBase64", "bytesBase64Encoded")
+_LINK_KEYS = ("url", "urls", "result_url", "resultUrl", "image_url", "imageUrl", "download_url", "signed_url")
+_OTHER_KEYS = ("key", "path", "images", "image", "output", "outputs", "result", "results", "data", "inlineData")
+_CHAT_KEYS = ("inline_data", "choices", "message", "candidates", "content", "parts")
+_KEYS = (*_BYTES_KEYS, *_LINK_KEYS, *_OTHER_KEYS, *_CHAT_KEYS)
+# What holds results and nothing else; beside a job, the keys that only count in it may repeat the request's inputs.
+_RESULTS = frozenset(("images", "output", "outputs", "result", "results"))
+_KEYS_OF_RESULTS = ("image_urls", "imageUrls", "uri", "fileUri", "src", "href", "link", "file")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One text of an answer's results.
+
+    :param text: as it stands there: a link, a data URI, base64, a storage key, or just words.
+    :param pictures: the images in it.
+    """
+
+    text: str = field(repr=False)
+    pictures: tuple[Picture, ...] = field(repr=False)
+
+
+def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]:
+    """Every text that stands where a gateway puts a result.
+
+    In an object the first of the known keys that holds an image counts, bytes before links; else the first with a text.
+
+    :param inside: whether `value` holds results and nothing else.
+    """
+    if isinstance(value, str):
+        return [Result(value.strip(), pictures_in(value))] if value.strip() else []
+    if depth >= _DEPTH:
+        return []
+    if isinstance(value, list):
+        return [found for item in value for found in results(item, depth + 1, inside=inside)]
+    return _of_object(value, depth, inside) if isinstance(value, Mapping) else []
+
+
+def _of_object(value: Mapping[str, Any], depth: int, inside: bool) -> list[Result]:
+    first: list[Result] = []
+    for key in (*_KEYS, *(_KEYS_OF_RESULTS if inside else ())):
+        held = value.get(key)
+        if key == "message" and isinstance(held, str):
+            continue  # an envelope's own, about the call
+        if key in _BYTES_KEYS and isinstance(held, str):
+            found = [Result(held.strip(), pictures_in(held, inline=True))] if held.strip() else []
+        else:
+            found = results(held, depth + 1, inside=inside or key in _RESULTS)
+        if any(result.pictures for result in found):
+            return found
+        first = first or found
+    return first
+
+
+def pictures(found: Sequence[Result]) -> tuple[Picture, ...]:
+    """The images among results, each once, in their order, `MAX_PICTURES` at most."""
+    every = dict.fromkeys(picture for result in found for picture in result.pictures)
+    return tuple(itertools.islice(every, MAX_PICTURES))
+
+
+_NAMES_A_FILE = re.compile(r"\S+|[^\n]*\.(png|jpe?g|webp)|([a-z][a-z0-9+.-]*://|data:).*", re.IGNORECASE | re.DOTALL)
+
+
+def names_a_file(result: Result) -> bool:
+    """Whether a result is a storage key or a link, and not words of a model that answered in text."""
+    return bool(_NAMES_A_FILE.fullmatch(result.text))
+
+
+# One text
+
+_EDGES = " \t\r\n\v\f\"'`\u200b\u200c\u200d\u2060\ufeff\u00a0\u201c\u201d\u2018\u2019"
+_SCHEME = re.compile(r"(https?:)?(//|\\/\\/)(?=[^\s/])", re.IGNORECASE)
+_IMAGE_PATH = re.compile(r"[^?#]*\.(png|jpe?g|webp)([?#]|$)", re.IGNORECASE)
+_NEXT_LINK = re.compile(r"[\s,;|]+(?=https?://)", re.IGNORECASE)
+_MARKDOWN = re.compile(r"(?P<image>!)?\[[^\[\]]{0,500}\]\(\s*")
+_TITLE = re.compile(r"\s+(\"[^\"]*\"|'[^']*'|\([^()]*\))\s*$")
+_HTML = re.compile(r"<(img|a)\b[^>]*?\s(?:src|href)\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", re.IGNORECASE)
+_IN_TEXT = re.compile(r"https?://[^\s\"'<>`]+", re.IGNORECASE)
+
+
+def pictures_in(text: str, *, inline: bool = False) -> tuple[Picture, ...]:
+    """The images that a text stands for: links, data URIs or base64, bare or wrapped in Markdown, HTML or quotes.
+
+    :param inline: whether the text is base64 if it is nothing else.
+    """
+    text = text.strip(_EDGES)
+    while text[:1] == "<" and text[-1:] == ">" and _is_source(text[1:].lstrip(_EDGES)):
+        text = text[1:-1].strip(_EDGES)
+    if _is_source(text):
+        found = [_picture(each) for each in _NEXT_LINK.split(text)]
+    elif data := _base64(text, sure=inline):
+        found = [Picture(data=data)]
+    else:
+        found = [_picture(each) for each in _wrapped(text)] if len(text) <= _LONG or "](data:" in text else []
+    return tuple(picture for picture in found if picture)
+
+
+def _is_source(text: str) -> bool:
+    return text[:5].lower() == "data:" or bool(_SCHEME.match(text))
+
+
+def _picture(text: str) -> Picture | None:
+    if text[:5].lower() == "data:":
+        data = _data_uri(text)
+        return Picture(data=data) if data else None
+    link = _link(text)
+    return Picture(url=link) if link else None
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    """Links and data URIs within a text. A mere address beside words is none, unless it is an image's."""
+    embedded = list(_markdown(text))
+    embedded += [(source.strip("\"'"), tag.lower() == "img") for tag, source in _HTML.findall(text)]
+    for source, sure in embedded:
+        if sure or _IMAGE_PATH.match(source):
+            yield source
+    if not embedded:
+        for bare in _IN_TEXT.finditer(text):
+            named = text[: bare.start()].rstrip().endswith(":") and not text[bare.end() :].strip()
+            if named or _IMAGE_PATH.match(bare[0].rstrip(".,;:!)")):
+                yield bare[0]
+
+
+def _markdown(text: str) -> Iterator[tuple[str, bool]]:
+    """The target of each Markdown link or image, and whether it is an image or all of the text."""
+    for begun in _MARKDOWN.finditer(text):
+        closed, depth = len(text), 0
+        for at in range(begun.end(), min(len(text), begun.end() + _LONG)):
+            depth += {"(": 1, ")": -1}.get(text[at], 0)
+            if depth < 0:
+                closed = at
+                break
+        if closed == len(text):
+            closed = max(text.rfind(")", begun.end()), begun.end())
+        target = _TITLE.sub("", text[begun.end() : closed]).strip().removeprefix("<").removesuffix(">")
+        if _is_source(target):
+            yield target, bool(begun["image"]) or text[begun.start() : closed + 1] == text
+
+
+def _link(text: str) -> str | None:
+    """A link as it can be asked for, whatever raw white space, escaping or wrapping it came in; ``None`` for none."""
+    text = text.strip(_EDGES).replace("\\/", "/")
+    text = re.sub(r"&amp;|&#38;|&#x26;|\\+u0026", "&", text, flags=re.IGNORECASE)
+    # As browsers do: line breaks and tabs are none of a link's, and a space in it is one that was not encoded.
+    text = _without_words(re.sub(r"\s*[\r\n]+\s*|\t", "", text))
+    text = _trimmed(f"https:{text}" if text.startswith("//") else text)
+    if not re.match(r"https?://[^\s/?#]+([/?#]|$)", text, re.IGNORECASE):
+        return None
+    text = "".join(c if c.isprintable() and c not in ' "<>`{}|^' else quote(c, errors="replace") for c in text)
+    try:
+        parts = urlsplit(text)
+        return text if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
+def _without_words(text: str) -> str:
+    """A link without the words that follow it, where it surely ends before them."""
+    head, _, tail = text.partition(" ")
+    return head if _IMAGE_PATH.match(head) and not re.search(r"[?&=/%]", tail) and "." not in tail[:-1] else text
+
+
+def _trimmed(text: str) -> str:
+    """A link without the punctuation of the sentence that it stood in."""
+    pairs = {")": "(", "]": "[", "}": "{"}
+    while text and text[-1] in ".,;:!'\"`>)]}":
+        opened = pairs.get(text[-1])
+        if opened and text.count(opened) >= text.count(text[-1]):
+            break
+        text = text[:-1]
+    return text
+
+
+def _data_uri(text: str) -> bytes:
+    head, _, payload = text.partition(",")
+    if "base64" in head.lower():
+        return _base64(payload, sure=True)
+    data = unquote_to_bytes(payload)
+    return data if _is_image(data) else b""
+
+
+def _base64(text: str, *, sure: bool = False) -> bytes:
+    """The bytes of a base64 text in any of its alphabets, broken into lines or not; ``b""`` where it is none.
+
+    :param sure: whether it is base64; else only an image's is taken.
+    """
+    if not sure and not _is_image(_decoded("".join(text[:64].split())[:24])):
+        return b""
+    text = "".join(text.split()).replace("\\n", "").replace("\\r", "").replace("\\/", "/")
+    return _decoded(unquote(text) if "%" in text else text)
+
+
+def _decoded(text: str) -> bytes:
+    text = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _is_image(data: bytes) -> bool:
+    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")

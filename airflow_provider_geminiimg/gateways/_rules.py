@@ -1,0 +1,114 @@
+"""What an answer means for the money: the tables that both adapters share.
+
+What must stay true: an answer to a paid call means "not charged" only by a rule that says so.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from airflow_provider_geminiimg.exceptions import (
+    AuthenticationError,
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    InsufficientBalanceError,
+    NoPictureError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    UpstreamFailedError,
+)
+
+
+class Purpose(enum.Enum):
+    """What a call is for, which decides what a bad answer means for the money."""
+
+    PAID = "paid"
+    FREE = "free"
+    POLL = "poll"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one kind of bad answer means.
+
+    :param outcome: the class that is raised.
+    :param what: the message after the gateway's name.
+    :param billed: whether money was spent.
+    :param retryable: whether a retry can help; default: the class's own answer.
+    :param hint: what to do next; default: the class's own answer.
+    """
+
+    outcome: type[GeminiImageError]
+    what: str
+    billed: Billed = Billed.NO
+    retryable: bool | None = None
+    hint: str | None = None
+
+
+Rules = Mapping[tuple[int | None, str | None], Rule]
+"""By HTTP status and the gateway's code; ``None`` stands for any."""
+
+_FIX = "Correct what the gateway names, then clear the task."
+_LEFT_ALONE = "The job is left alone; the next poll asks again, nothing is bought twice."
+
+WRONG = Rule(BadRequestError, "refused the request as wrong.", hint=_FIX)
+BALANCE = Rule(InsufficientBalanceError, "refused the request: the account's balance does not cover it.")
+SLOW_DOWN = Rule(RateLimitedError, "asks to slow down.")
+REFUNDED = Rule(UpstreamFailedError, "could not make the picture, and does not charge for that.")
+UNKNOWN = Rule(
+    OutcomeUnknownError, "gave no answer that tells what became of the request.", billed=Billed.UNKNOWN, retryable=False
+)
+FREE_FAILED = Rule(UpstreamFailedError, "did not answer a call that costs nothing as it should.")
+POLL_FAILED = Rule(UpstreamFailedError, "gave no answer about the job.", Billed.YES, True, _LEFT_ALONE)
+ANOTHER_JOB = Rule(UpstreamFailedError, "answered about another job.", Billed.YES, True, _LEFT_ALONE)
+ENDED = Rule(
+    UpstreamFailedError,
+    "ended the job without a picture.",
+    Billed.UNKNOWN,
+    retryable=False,
+    hint='Look at the account\'s usage; clear the task with on_clear="regenerate" to buy again.',
+)
+NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
+NO_LINK = Rule(
+    UpstreamFailedError,
+    "made the picture, and gave no usable link to it yet.",
+    Billed.YES,
+    True,
+    "The next poll asks for the link again; nothing is bought twice.",
+)
+NO_HANDLE = Rule(
+    OutcomeUnknownError, "made the picture, and gave neither a usable link to it nor a job id.", Billed.YES
+)
+
+COMMON_RULES: Rules = {
+    **{(status, None): WRONG for status in (400, 404, 405, 413, 415, 422)},
+    (401, None): Rule(AuthenticationError, "does not accept the API key."),
+    (402, None): BALANCE,
+    (403, None): Rule(
+        AuthenticationError,
+        "does not allow this key to make the request.",
+        hint="Look at what the key may do in the gateway's console, then clear the task.",
+    ),
+    (429, None): SLOW_DOWN,
+}
+
+POLL_RULES: Mapping[int, Rule] = {
+    401: Rule(
+        AuthenticationError,
+        "does not accept the API key any more. The job is left alone.",
+        Billed.YES,
+        hint="Put a valid API key into the connection's password, then clear the task: it picks the same job up again.",
+    ),
+    429: Rule(RateLimitedError, "asks to poll more slowly.", Billed.YES),
+}
+
+
+def find_rule(rules: Rules, status: int | None, code: str | None, default: Rule) -> Rule:
+    """The rule for a status and a code: the pair first, then the code, then the status."""
+    for key in ((status, code), (None, code), (status, None)):
+        if key != (None, None) and key in rules:
+            return rules[key]
+    return default
