@@ -32,7 +32,7 @@ _ADDRESS = rf"(?i)[a-z][a-z0-9+.-]*:{_SLASH}{{2}}|(?<![\w:/\\]){_SLASH}{{2}}(?=[
 _QUERY = r"(?i)[?#](?=\S)|(?<=\S)[?#]|%3f|(?:&(?:amp;)?|\\+u0026)[\w.-]+="  # where its query begins
 _INNER = "=&?/%+"  # before an address that is part of another one's query
 # What ends a query, raw spaces and quotes in it included: a quote or bracket that no further part of it follows.
-_QUERY_END = r"[\"'<>](?![A-Za-z0-9_%+/=-])"
+_QUERY_END = r"[\"'](?=\s*(?:[,}\])>;:.\\]|$))|[<>](?![A-Za-z0-9_%+/=-])"
 _BARE_QUERY = r"\?[\w.~%-]{1,64}=[^\s\"'<>]*"  # of an address that does not look like one
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
