@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -33,18 +32,16 @@ from airflow_provider_geminiimg.exceptions import (
     GeminiImageError,
     LedgerError,
     OverBudgetError,
-    StorageError,
 )
 from airflow_provider_geminiimg.gateways.base import JobStatus
 from airflow_provider_geminiimg.manifest import estimate
 from airflow_provider_geminiimg.request import CheckedRequest
-from airflow_provider_geminiimg.storage import Store, encode_segment
+from airflow_provider_geminiimg.storage import Blob, Store, encode_segment, update
 
 MICRO = 1_000_000
 PARTS = 100  # of the budget: what a lease takes at once at most, and so what a kill loses
 LEFT_PARTS = 8  # of what is left: so that near the end of the budget no worker holds what another one could spend
 CLOCK_SECONDS = 60.0  # after which the store is asked again what time it is
-WRITE_SECONDS = 60.0  # that a write is repeated while other workers are quicker
 
 
 def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: Decimal | None = None) -> int:
@@ -252,25 +249,15 @@ class Budgets:
 
     def _change(self, lease: _Lease, step: Callable[[Day], Day]) -> Day:
         """Move the day's document on; asked again where another worker was quicker."""
-        give_up, patience = time.monotonic() + WRITE_SECONDS, 0.01
-        while time.monotonic() < give_up:
-            blob = self.store.read(lease.key)
+        last: list[Day] = []
+
+        def stepped(blob: Blob | None) -> bytes | None:
             day = Day(currency=currency_of(lease.connection)) if blob is None else self._parse(lease, blob.data)
-            wanted = step(day)
-            if wanted == day:
-                return day
-            data = wanted.model_dump_json().encode()
-            if blob is None:
-                version = self.store.create(lease.key, data)
-            else:
-                version = self.store.replace(lease.key, data, blob.version)
-            if version is not None:
-                return wanted
-            time.sleep(random.uniform(0.0, patience))
-            patience = min(1.0, patience * 2)
-        raise StorageError(
-            f"Too many others write {lease.key} under {self.store.uri} at this moment.", hint="A retry goes on."
-        )
+            last[:] = [step(day)]
+            return None if last[0] == day else last[0].model_dump_json().encode()
+
+        update(self.store, lease.key, stepped)
+        return last[0]
 
     def _parse(self, lease: _Lease, data: bytes) -> Day:
         where = f"What was spent today, {lease.key} under {self.store.uri},"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from airflow_provider_geminiimg.exceptions import LedgerError
 from airflow_provider_geminiimg.ledger import Item, Record, is_record_key
-from airflow_provider_geminiimg.storage import Store, encode_segment
+from airflow_provider_geminiimg.storage import Blob, Store, create_or_read, encode_segment, replace_or_read
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ def read_entry(store: Store, key: str) -> Entry | None:
     :raises StorageError: the store failed.
     """
     blob = store.read(key)
-    if blob is None:
-        return None
+    return None if blob is None else _parsed(store, key, blob)
+
+
+def _parsed(store: Store, key: str, blob: Blob) -> Entry:
     try:
         values = json.loads(blob.data)
         record, claim = values["record"], values["claim"]
@@ -68,6 +70,10 @@ def read_entry(store: Store, key: str) -> Entry | None:
     return Entry(record, claim, blob.version, blob.age)
 
 
+def _names(entry: Entry, record: Record) -> bool:
+    return (entry.record, entry.claim) == (record.key, record.claim)
+
+
 def write_entry(store: Store, key: str, record: Record, over: Entry | None) -> bool:
     """Let the entry at `key` name `record`; ``False`` where somebody else wrote it since it was read.
 
@@ -76,11 +82,8 @@ def write_entry(store: Store, key: str, record: Record, over: Entry | None) -> b
     :raises StorageError: the store failed.
     """
     data = json.dumps({"record": record.key, "claim": record.claim}).encode()
-    written = store.create(key, data) if over is None else store.replace(key, data, over.version)
-    if written is not None:
-        return True
-    found = read_entry(store, key)  # an answer that got lost looks like somebody else's write
-    return found is not None and (found.record, found.claim) == (record.key, record.claim)
+    stored = create_or_read(store, key, data) if over is None else replace_or_read(store, key, data, over.version)
+    return stored is not None and (stored.ours or _names(_parsed(store, key, stored.blob), record))
 
 
 def point_to(store: Store, key: str, record: Record, *, instead_of: str | None = None) -> None:

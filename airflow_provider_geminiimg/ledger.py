@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError, from_dict
-from airflow_provider_geminiimg.storage import Store, encode_segment
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, from_dict
+from airflow_provider_geminiimg.storage import Blob, Store, create_or_read, encode_segment, update
 
 SCHEMA = 1
 
@@ -41,7 +41,6 @@ _NEXT: dict[State, frozenset[State]] = {
 }
 _NUMBERED = re.compile(r"([1-9][0-9]*)\.json")
 _RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]*\.json", re.ASCII)
-_CONFLICTS = 20  # writers of one record are a handful of attempts, so a streak this long means a broken store
 
 
 @dataclass(frozen=True)
@@ -248,19 +247,15 @@ class Ledger:
         :raises LedgerError: another record is there and can't be read.
         :raises StorageError: the store failed, and the record is not there.
         """
-        failure = None
-        try:
-            version = self.store.create(record.key, _RECORD.dump_json(record))
-            if version is not None:
-                return Found(record, version, 0.0)
-        except StorageError as error:
-            failure = error
-        found = self.read(record.key)
-        if found is not None and found.record.claim == record.claim:
-            return found
-        if failure is not None:
-            raise failure
-        return None
+        stored = create_or_read(
+            self.store,
+            record.key,
+            _RECORD.dump_json(record),
+            is_ours=lambda data: self._parse(record.key, data).claim == record.claim,
+        )
+        if not stored.ours:
+            return None
+        return Found(self._parse(record.key, stored.blob.data), stored.blob.version, stored.blob.age)
 
     def change(self, key: str, step: Callable[[Record], Record | None]) -> Record:
         """Move a record forward: `step` gets what is stored and returns what shall be, or ``None`` for "leave it".
@@ -270,26 +265,28 @@ class Ledger:
         :raises LedgerError: the record is gone, or the step would move its state back.
         :raises StorageError: the store failed.
         """
-        for _ in range(_CONFLICTS):
-            found = self.read(key)
-            if found is None:
+        last: list[Record] = []
+
+        def stepped(blob: Blob | None) -> bytes | None:
+            if blob is None:
                 raise LedgerError(f"Record {key} under {self.store.uri} is gone.", hint="Restore it before a retry.")
-            wanted = step(found.record)
-            if wanted is None or wanted == found.record:
-                return found.record
-            if wanted.state not in _NEXT[found.record.state]:
-                raise LedgerError(f"Record {key} is {found.record.state} and can't become {wanted.state}.")
-            if self.store.replace(key, _RECORD.dump_json(wanted), found.version) is not None:
-                return wanted
-        raise StorageError(
-            f"Record {key} under {self.store.uri} changed {_CONFLICTS} times while it was being written.",
-            billed=Billed.UNKNOWN,
-        )
+            record = self._parse(key, blob.data)
+            wanted = step(record)
+            last[:] = [record if wanted is None else wanted]
+            if wanted is None or wanted == record:
+                return None
+            if wanted.state not in _NEXT[record.state]:
+                raise LedgerError(f"Record {key} is {record.state} and can't become {wanted.state}.")
+            return _RECORD.dump_json(wanted)
+
+        update(self.store, key, stepped, billed=Billed.UNKNOWN)
+        return last[0]
 
     def excuse(self, record: Record) -> None:
         """Write down that a person has this record removed, before it is: only then may it be missing."""
         said = {"record": record.key, "claim": record.claim, "state": record.state, "job_id": record.job_id}
-        self.store.create(_excuse_key(record.key, record.claim), json.dumps({**said, "at": time.time()}).encode())
+        key = _excuse_key(record.key, record.claim)
+        create_or_read(self.store, key, json.dumps({**said, "at": time.time()}).encode())
 
     def is_excused(self, key: str, claim: str) -> bool:
         """Whether a person had the record of this claim removed."""

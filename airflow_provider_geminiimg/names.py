@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, replace
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 from airflow_provider_geminiimg.ledger import Destination, Ledger, Record
-from airflow_provider_geminiimg.storage import Files, Store, join_uri, same_place
+from airflow_provider_geminiimg.storage import Blob, Files, Store, join_uri, same_place, update
 
 EXTENSIONS = ("png", "jpg", "webp", "json")
 MAX_SIDECAR_BYTES = 1 << 20
-_CONFLICTS = 20  # writers of one claim are a handful of attempts, so a streak this long means a broken store
 _SUFFIXES = 1000  # that are tried for one image
 
 
@@ -92,12 +91,15 @@ def release_names(ledger: Ledger, record: Record) -> None:
         kept = _used(ledger, item_path, numbers)
     except GeminiImageError:  # nobody can tell which names a record has that can't be read
         return
+
+    def released(blob: Blob | None) -> bytes | None:
+        claim = None if blob is None else _parsed(blob.data, "the name of a record that is removed")
+        return replace(claim, released=True).to_json() if claim is not None and claim.item == item_path else None
+
     for stem in {_wanted_stem(record), *_stems(record)}:
         place = same_place(stem)
-        blob = None if place in kept else ledger.store.read(f"names/{place}.json")
-        claim = None if blob is None else _parsed(blob.data, place)
-        if blob is not None and claim is not None and claim.item == item_path:
-            ledger.store.replace(f"names/{place}.json", replace(claim, released=True).to_json(), blob.version)
+        if place not in kept:
+            update(ledger.store, f"names/{place}.json", released)
 
 
 def read_claim(store: Store, key: str) -> NameClaim | None:
@@ -134,18 +136,14 @@ def _suffixes(n: int) -> Iterator[str]:
 
 def _claim(ledger: Ledger, wanted: NameClaim) -> NameClaim | None:
     """Who has the name now: `wanted`, where it was free."""
-    for _ in range(_CONFLICTS):
-        if ledger.store.create(wanted.key, wanted.to_json()) is not None:
-            return wanted
-        blob = ledger.store.read(wanted.key)
-        if blob is None:
-            continue
-        found = _parsed(blob.data, wanted.key)
-        if found == wanted or not _is_free(ledger, found, wanted):
-            return found
-        if ledger.store.replace(wanted.key, wanted.to_json(), blob.version) is not None:
-            return wanted
-    raise StorageError(f"The claim of a file name, {wanted.key} under the root, changes all the time.")
+
+    def claimed(blob: Blob | None) -> bytes | None:
+        found = None if blob is None else _parsed(blob.data, wanted.key)
+        free = found is None or (found != wanted and _is_free(ledger, found, wanted))
+        return wanted.to_json() if free else None
+
+    blob = update(ledger.store, wanted.key, claimed)
+    return None if blob is None else _parsed(blob.data, wanted.key)
 
 
 def _is_free(ledger: Ledger, found: NameClaim, wanted: NameClaim) -> bool:

@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.memory import remember
 from airflow_provider_geminiimg.order import Marker, Order
 from airflow_provider_geminiimg.reuse import Buy
 from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.storage import create_or_read
 from airflow_provider_geminiimg.transport import OVERHEAD
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
@@ -191,7 +192,7 @@ class Payment:
 
     def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
         for key, data in zip(answer.spooled, inline, strict=True):
-            self.ledger.store.create(key, data)
+            create_or_read(self.ledger.store, key, data)
 
         def answered(stored: Record) -> Record | None:
             # A failure without a job is a person's word, who took the answer for lost. Here it is.

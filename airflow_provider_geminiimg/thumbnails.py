@@ -27,7 +27,7 @@ from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import Store
+from airflow_provider_geminiimg.storage import Store, create_or_read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,7 +141,7 @@ class _Work:
         try:
             thumbnail = b"" if self.abandoned else render(data)
             if not self.abandoned:
-                self._store.create(key, thumbnail)
+                create_or_read(self._store, key, thumbnail)
         except Exception as error:  # whatever is in a picture, and whatever becomes of a disk or a bucket
             self.failures[key] = type(error)
 

@@ -58,10 +58,12 @@ TEETH = (
     Tooth(
         "A record is created exclusively",
         "ledger.py",
-        "version = self.store.create(record.key, _RECORD.dump_json(record))",
-        "bucket, data = getattr(self.store, '_s3', None), _RECORD.dump_json(record)\n"
-        "            version = self.store.create(record.key, data) if bucket is None else bucket.put(\n"
-        "                self.store._key(record.key), data, 'application/json')['ETag']",
+        "        stored = create_or_read(\n            self.store,\n            record.key,\n",
+        "        bucket, data = getattr(self.store, '_s3', None), _RECORD.dump_json(record)\n"
+        "        if bucket is not None:\n"
+        "            done = bucket.put(self.store._key(record.key), data, 'application/json')\n"
+        "            return Found(record, done['ETag'], 0.0)\n"
+        "        stored = create_or_read(\n            self.store,\n            record.key,\n",
     ),
     Tooth(
         "Who loses the race for a record reads again, and does not send",
@@ -146,8 +148,8 @@ TEETH = (
     Tooth(
         "Of the tasks that want one picture, one claims it",
         "index.py",
-        "    if written is not None:\n        return True\n",
-        "    return True\n",
+        "    return stored is not None and (stored.ours or ",
+        "    return True or (",
     ),
     Tooth(
         "What is copied is, byte by byte, what landed",

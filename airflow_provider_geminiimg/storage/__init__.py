@@ -7,14 +7,15 @@ bucket. What must stay true:
   folder, fsync, `os.link`. A later write names the version that it replaces.
 - "Absent" is said only where the store said so. A refusal (403, EACCES) and a failure are `StorageError`.
 - Ages come from the store's own clock: those of two workers may differ.
-- An answer can get lost, and then the caller's own write comes back as "taken". So after ``None`` from
-  `Store.create` or `Store.replace` the caller reads the object and compares its claim.
+- An answer can get lost, and then the caller's own write comes back as "taken". So nothing outside calls `Store.create`
+  or `Store.replace` itself: `create_or_read`, `replace_or_read` and `update` know their own writes again.
 - Airflow is imported only where a connection or an `ObjectStoragePath` has to be opened.
 """
 
 from __future__ import annotations
 
 from airflow_provider_geminiimg.storage.base import Blob, S3ClientFactory, Store
+from airflow_provider_geminiimg.storage.cas import Stored, create_or_read, replace_or_read, update
 from airflow_provider_geminiimg.storage.disk import LocalStore
 from airflow_provider_geminiimg.storage.places import Files, State, open_store
 from airflow_provider_geminiimg.storage.s3 import S3Store, default_s3_client
@@ -36,11 +37,15 @@ __all__ = [
     "S3Store",
     "State",
     "Store",
+    "Stored",
+    "create_or_read",
     "decode_segment",
     "default_s3_client",
     "encode_segment",
     "join_uri",
     "locate",
     "open_store",
+    "replace_or_read",
     "same_place",
+    "update",
 ]
