@@ -22,7 +22,10 @@ def root() -> str:
     """
     home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
     default = f"file://{home}/geminiimg"
-    value = str(conf.get(SECTION, "root", fallback="") or "").strip().rstrip("/") or default
+    given = str(conf.get(SECTION, "root", fallback="") or "").strip()
+    shortened = given.rstrip("/")
+    # What is nothing but slashes after its scheme is left for `open_store` to refuse; unset is only what is empty.
+    value = (given if shortened == "" or shortened.endswith(":") else shortened) or default
     if value == default and not HAS_TASK_STATE_STORE:
         _warn_of_default_root()
     return value

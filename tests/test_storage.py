@@ -572,7 +572,8 @@ def test_a_folder_that_took_files_is_believed_to_for_a_while_and_then_asked_agai
     files.check_writable(s3)
     boto3.client("s3").delete_bucket(Bucket=s3.removeprefix("s3://"))
     files.check_writable(s3)
-    monkeypatch.setattr("airflow_provider_geminiimg.storage.places.BELIEVED", 0.0)
+    monkeypatch.setattr("airflow_provider_geminiimg.storage.writing.BELIEVED", 0.0)
+    monkeypatch.setattr("airflow_provider_geminiimg.storage.writing._EFFORT", 0.0)
     again = Files(s3_client=default_s3_client)
     for _ in range(2):
         with pytest.raises(BadRequestError, match="output_path"):

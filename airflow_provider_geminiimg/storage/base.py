@@ -114,25 +114,45 @@ class Store(abc.ABC):
     def _probe(self) -> None:
         key, first, second = f"probe/{uuid.uuid4().hex}", uuid.uuid4().bytes, uuid.uuid4().bytes
         try:
-            self.create(key, first)
-            again = self.create(key, second)
-            found = self.read(key)
+            with self._needing("does not create objects exclusively, with a checksum"):
+                self.create(key, first)
+                again = self.create(key, second)
+            with self._needing("does not let objects be read"):
+                found = self.read(key)
             if again is not None or found is None or found.data != first:
                 raise self._unfit("creates the same object twice")
-            replaced = self.replace(key, second, found.version)
-            stale = self.replace(key, first, found.version)
-            found = self.read(key)
+            with self._needing("does not replace objects on condition, with a checksum"):
+                replaced = self.replace(key, second, found.version)
+                stale = self.replace(key, first, found.version)
+                found = self.read(key)
             if stale is not None or found is None or found.data != second:
                 raise self._unfit(f"{'ignores' if replaced else 'refuses'} conditions on replacing an object")
-        finally:
+            with self._needing("does not let objects be listed"):
+                if key not in self.keys(key):
+                    raise self._unfit("does not list an object that is there")
+            with self._needing(f"does not let objects be removed ({key} is left there)"):
+                self.delete(key)
+        except BaseException:
             with contextlib.suppress(StorageError):
                 self.delete(key)
+            raise
 
-    def _unfit(self, what: str) -> StorageError:
+    @contextlib.contextmanager
+    def _needing(self, lacking: str) -> Iterator[None]:
+        """Turn a failure that no retry can help into what the root lacks."""
+        try:
+            yield
+        except StorageError as error:
+            if error.retryable:
+                raise
+            raise self._unfit(f"{lacking}: {error.message.rstrip('.')}", error.hint) from error
+
+    def _unfit(self, what: str, hint: str = "") -> StorageError:
+        usual = "Set [geminiimg] root to a bucket with conditional writes (If-None-Match, If-Match) or to a disk."
         return StorageError(
             f"{self.uri} can't hold the record of what was paid for: it {what}.",
             retryable=False,
-            hint="Set [geminiimg] root to a bucket with conditional writes (If-None-Match, If-Match) or to a disk.",
+            hint=f"{hint} {usual}".strip(),
         )
 
 
@@ -179,5 +199,8 @@ class Backend(abc.ABC):
         return found
 
     @abc.abstractmethod
-    def try_writing(self, place: Location) -> None:
-        """Do what `create` would need, and leave nothing."""
+    def remove(self, place: Location) -> None:
+        """Remove a file; one that is not there is fine."""
+
+    def check_exclusive(self, place: Location, media_type: str) -> None:  # noqa: B027 - most have nothing to find out
+        """Find out, by a file that is there and may be replaced, whether `create` really replaces none."""

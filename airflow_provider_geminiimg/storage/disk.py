@@ -15,7 +15,7 @@ import random
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from airflow_provider_geminiimg.exceptions import StorageError
@@ -28,6 +28,7 @@ LOCK_SECONDS = 30.0
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _REFUSALS = (  # trying again can't help
     errno.EACCES,
+    errno.EFBIG,
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
@@ -142,8 +143,18 @@ class LocalStore(Store):
             os.close(handle)
 
 
+class _NoLinksError(StorageError):
+    """The file system has no hard links."""
+
+
 class DiskFiles(Backend):
-    """Users' files: the mode is what the process's umask leaves, as for any other file of that user."""
+    """Users' files: the mode is what the process's umask leaves, as for any other file of that user.
+
+    :param warn: where to say what a file system lacks.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
 
     def read(self, place: Location, max_bytes: int) -> bytes | None:
         with _failures("Reading", place.file):
@@ -154,7 +165,15 @@ class DiskFiles(Backend):
         with _failures("Writing", place.file):
             _make_folders(place.file.parent, 0o777)
             with _temporary(place.file, data, 0o666) as temporary:
-                return _link(temporary, place.file)
+                try:
+                    return _link(temporary, place.file)
+                except _NoLinksError:
+                    written = _move_to_free_name(temporary, place.file)
+        self._warn(
+            f"{place.file.parent} is on a file system without hard links: a file is put in the place of an empty one, "
+            "which a worker that is killed at that very moment leaves behind."
+        )
+        return written
 
     def sha256(self, place: Location) -> str | None:
         with _failures("Reading", place.file):
@@ -175,10 +194,9 @@ class DiskFiles(Backend):
             except _ABSENT:
                 return False
 
-    def try_writing(self, place: Location) -> None:
-        self.create(place, b"", "")
+    def remove(self, place: Location) -> None:
         with _failures("Removing", place.file):
-            place.file.unlink()
+            place.file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -241,11 +259,26 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        raise StorageError(
+        raise _NoLinksError(
             f"{path.parent} is on a file system without hard links, on which two writers can't be told apart.",
             retryable=False,
             hint="Use another disk or a bucket.",
         ) from error
+    _sync_folder(path.parent)
+    return True
+
+
+def _move_to_free_name(temporary: Path, path: Path) -> bool:
+    """Give a temporary file its final name without a link; an empty file holds the name until then."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    try:
+        temporary.replace(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
     return True
 

@@ -10,6 +10,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 from airflow_provider_geminiimg.storage.base import Backend, Content, pieces, sha256
 from airflow_provider_geminiimg.storage.uris import Location
 
+_REFUSALS = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)  # no retry can help
 _CONTENT_TYPE_ARGUMENT = {"gs": "content_type", "gcs": "content_type"}  # the others guess it or keep none
 
 
@@ -56,9 +57,8 @@ class OtherFiles(Backend):
                 return False
             return True
 
-    def try_writing(self, place: Location) -> None:
-        self.put(place, b"", "application/octet-stream")
-        with self._errors("Removing", place):
+    def remove(self, place: Location) -> None:
+        with self._errors("Removing", place), contextlib.suppress(FileNotFoundError):
             self._path(place).unlink()
 
     def _write(self, path: Any, data: bytes, arguments: dict[str, str]) -> None:
@@ -85,4 +85,8 @@ class OtherFiles(Backend):
         except GeminiImageError:
             raise
         except Exception as error:
-            raise StorageError(f"{doing} {place.shown} failed: {type(error).__name__}.") from error
+            raise StorageError(
+                f"{doing} {place.shown} failed: {type(error).__name__}.",
+                retryable=not isinstance(error, _REFUSALS),
+                hint="Check the address, and that the worker's identity may list, read, write and remove files there.",
+            ) from error

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Sequence
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 from airflow_provider_geminiimg.storage.base import Backend, Content, S3ClientFactory, Store
 from airflow_provider_geminiimg.storage.disk import DiskFiles, LocalStore
 from airflow_provider_geminiimg.storage.other import OtherFiles
-from airflow_provider_geminiimg.storage.s3 import S3Calls, S3Files, S3Store
+from airflow_provider_geminiimg.storage.s3 import S3Calls, S3Store
+from airflow_provider_geminiimg.storage.s3_files import PutModes, S3Files
 from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, Location, join_uri, locate
+from airflow_provider_geminiimg.storage.writing import WritingChecks, write_new
 
 State = Literal["there", "gone", "unknown"]
-BELIEVED = 10.0
-"""Seconds for which a directory that took files is taken to be writable."""
+IMAGE_BYTES = 1024 * 1024
+"""About what a small image has; see `Files.check_writable`."""
+log = logging.getLogger(__name__)
 
 
 def open_store(uri: str, s3_client: S3ClientFactory) -> Store:
@@ -29,8 +33,13 @@ def open_store(uri: str, s3_client: S3ClientFactory) -> Store:
     place = locate(uri, "root")
     if place.scheme == "s3":
         return S3Store(uri, s3_client)
-    if place.scheme == "file":
+    if place.scheme == "file" and os.path.normpath(place.path).strip("/"):
         return LocalStore(place.path)
+    if place.scheme == "file":
+        raise BadRequestError(
+            f"root: {uri!r} is the whole disk, not a folder.",
+            hint="Set [geminiimg] root to a folder, such as file:///shared/geminiimg; leave it unset for the default.",
+        )
     raise BadRequestError(
         f"root: {place.shown} can't hold the record of what was paid for; allowed: s3:// and file://.",
         hint="Pictures may go anywhere (output_path); [geminiimg] root needs a store that creates exclusively.",
@@ -50,7 +59,9 @@ class Files:
 
     def __init__(self, *, s3_client: S3ClientFactory, allowed_roots: Sequence[str] = ()) -> None:
         self._s3_client = s3_client
-        self._writable: dict[str, float] = {}
+        self._warned: set[str] = set()
+        self._modes = PutModes(self._warn)
+        self._checks = WritingChecks(self._warn)
         roots = [locate(root, "allowed_roots") for root in allowed_roots]
         self._roots = {root.shown: _without_empty_end(root.segments()) for root in roots}
 
@@ -90,8 +101,8 @@ class Files:
         :raises StorageError: it could not be written.
         """
         place = self._place(uri, "uri")
-        backend = self._backend(place)
-        return backend.create(place, data, media_type) or backend.sha256(place) == sha256
+        with self._doubting(uri):
+            return write_new(self._backend(place), place, data, media_type, sha256)
 
     def put(self, uri: str, content: Content, *, media_type: str) -> None:
         """Write a file whole, replacing one of that name.
@@ -99,7 +110,17 @@ class Files:
         :raises StorageError: it could not be written.
         """
         place = self._place(uri, "uri")
-        self._backend(place).put(place, content, media_type)
+        with self._doubting(uri):
+            self._backend(place).put(place, content, media_type)
+
+    @contextlib.contextmanager
+    def _doubting(self, uri: str) -> Iterator[None]:
+        """A directory that fails to take a file is checked again before the next payment."""
+        try:
+            yield
+        except StorageError:
+            self._checks.forget(uri.rpartition("/")[0])
+            raise
 
     def sha256(self, uri: str) -> str | None:
         """Hex digest of a file, ``None`` where there is none.
@@ -123,28 +144,28 @@ class Files:
         found = self._backend(next(iter(places))).there(list(places))
         return [places[place] for place in found]
 
-    def check_writable(self, directory_uri: str) -> None:
-        """Find out whether a directory takes files, before money is spent. Leaves no file behind.
+    def check_writable(self, directory_uri: str, size: int = IMAGE_BYTES) -> None:
+        """Find out whether a directory takes an image and its sidecar, before money is spent.
 
-        On S3 this starts and aborts a multipart upload, which no event notification tells of. One that took files is
-        believed to for `BELIEVED` seconds, so that a batch does not ask for each of its pictures.
+        What they need is done: a hidden file of each kind is written and removed. A directory that took them is
+        believed to for a while, so that a batch does not ask for each of its images.
 
+        :param size: bytes that the image may have.
         :raises BadRequestError: it does not.
         :raises StorageError: it could not be told now; trying again can help.
         """
-        if time.monotonic() < self._writable.get(directory_uri, 0.0):
-            return
-        name = f".geminiimg-{uuid.uuid4().hex}"
-        place = self._place(join_uri(directory_uri, name), "output_path")
+        directory = self._place(directory_uri, "output_path").shown.rstrip("/")
+
+        def place(name: str) -> Location:
+            return self._place(join_uri(directory_uri, name), "output_path")
+
         try:
-            self._backend(place).try_writing(place)
+            self._checks.check(self._backend(place("-")), place, directory_uri.rstrip("/"), size)
         except BadRequestError as error:
-            raise BadRequestError(f"output_path: {error.message.replace(f'/{name}', '')}", hint=error.hint) from None
+            raise BadRequestError(f"output_path: {error.message}", hint=error.hint) from None
         except StorageError as error:
             kind = StorageError if error.retryable else BadRequestError
-            shown = place.shown.rpartition("/")[0]
-            raise kind(f"output_path: {shown} can't be written to. {error.message}", hint=error.hint) from error
-        self._writable[directory_uri] = time.monotonic() + BELIEVED
+            raise kind(f"output_path: {directory} can't be written to. {error.message}", hint=error.hint) from error
 
     def _place(self, uri: str, field: str) -> Location:
         place = locate(uri, field)
@@ -159,10 +180,15 @@ class Files:
 
     def _backend(self, place: Location) -> Backend:
         if place.scheme == "s3":
-            return S3Files(S3Calls(self._s3_client, place.conn_id, place.bucket))
+            return S3Files(S3Calls(self._s3_client, place.conn_id, place.bucket), self._modes)
         if place.scheme in WEB_SCHEMES:
             raise BadRequestError(f"{place.shown} is a web address, not a place for files.")
-        return DiskFiles() if place.scheme == "file" else OtherFiles()
+        return DiskFiles(self._warn) if place.scheme == "file" else OtherFiles()
+
+    def _warn(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            log.warning("%s", what)
 
 
 def _without_empty_end(segments: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import contextvars
 import email.utils
 import hashlib
 import io
@@ -16,38 +17,65 @@ import os
 import random
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
-from airflow_provider_geminiimg.storage.base import (
-    Backend,
-    Blob,
-    Content,
-    S3ClientFactory,
-    Store,
-    checked_key,
-    pieces,
-    sha256,
-)
-from airflow_provider_geminiimg.storage.uris import Location, locate
+from airflow_provider_geminiimg.storage.base import Blob, S3ClientFactory, Store, checked_key
+from airflow_provider_geminiimg.storage.uris import locate
 
 _CONFLICT_TRIES = 5
 _JSON = "application/json"
 
 _TAKEN = {"PreconditionFailed", "412"}
-_ABSENT = {"NoSuchKey", "404", "NotFound"}
+ABSENT = {"NoSuchKey", "404", "NotFound"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted"}
-_REFUSED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+_MAY_PASS = {"RequestTimeout", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}  # though HTTP 400
+_MAY_PASS_STATUSES = {408, 409, 425, 429}
+_NEVER_PASSES = {501, 505}  # of the statuses from 500 on
+_TOO_LARGE = {"EntityTooLarge", "413"}
+_NO_SUCH_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
+
+_GRANT = "Grant the worker's AWS identity s3:GetObject, s3:PutObject, s3:ListBucket on {bucket}."
+_REGION = "Set the region and the endpoint that the bucket {bucket} belongs to."
 _HINTS = {
-    "NoSuchBucket": "Create the bucket {bucket}, or correct its name.",
-    "NoCredentialsError": "Give the worker AWS credentials, or name an Airflow connection: s3://conn_id@bucket/key.",
-    **dict.fromkeys(_REFUSED, "Grant the worker's AWS identity s3:GetObject, s3:PutObject, s3:ListBucket on {bucket}."),
+    **dict.fromkeys(_NO_SUCH_BUCKET, "Create the bucket {bucket}, or correct its name."),
+    **dict.fromkeys(
+        _NO_CREDENTIALS, "Give the worker AWS credentials, or name an Airflow connection: s3://conn_id@bucket/key."
+    ),
+    **dict.fromkeys(_DENIED, _GRANT),
+    **dict.fromkeys(_TOO_LARGE, "Raise the size that the store of {bucket} takes, and any proxy before it."),
+    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"), _REGION),
 }
+_STATUS_HINTS = {
+    401: _GRANT,
+    403: _GRANT,
+    **dict.fromkeys((400, 405, 411, 415, 501), "The store of {bucket} does not do this as S3 does. Use another one."),
+}
+_REFUSALS = {400, 403, 405, 411, 415, 501}
+"""HTTP statuses that a store may answer with to one header, and not to the same request without it."""
+
+
+class RefusedError(StorageError):
+    """The store does not do this request; it may do one that asks for less."""
 
 
 class _ConflictError(StorageError):
     """Another conditional write was under way; asking again settles it."""
+
+
+_PLAINLY: contextvars.ContextVar[bool] = contextvars.ContextVar("plainly", default=False)
+
+
+def _ask_for_no_checksums(context: Any, **_: Any) -> None:
+    """Keep botocore, for a call that is made `plainly`, from adding checksum headers of its own."""
+    from botocore.config import Config
+
+    if _PLAINLY.get():
+        less = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
+        context["client_config"] = context["client_config"].merge(less)
 
 
 class S3Calls:
@@ -68,22 +96,45 @@ class S3Calls:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in unless:
                 return None
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            kind = _ConflictError if code in _BUSY else StorageError
-            raise self._failed(operation, key, f"{code} (HTTP {status})", code, kind) from error
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+            raise self._failed(operation, key, f"{code} (HTTP {status})", code, status) from error
         except (BotoCoreError, OSError) as error:
             name = type(error).__name__
             raise self._failed(operation, key, name, name) from error
 
-    def put(self, key: str, data: bytes, media_type: str, **condition: str) -> Any:
+    @contextlib.contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Make calls without any checksum header, for a store that refuses them."""
+        events = self._client().meta.events
+        events.register_first("before-parameter-build.s3", _ask_for_no_checksums, unique_id="geminiimg-plainly")
+        token = _PLAINLY.set(True)
+        try:
+            yield
+        finally:
+            _PLAINLY.reset(token)
+
+    def get(self, key: str) -> Any:
+        """A `get_object`; ``None`` where there is no such object. Asked plainly where the store takes no more."""
+        try:
+            return self.call("get_object", key, unless={"NoSuchKey"})
+        except RefusedError as refusal:
+            with self.plainly():
+                try:
+                    return self.call("get_object", key, unless={"NoSuchKey"})
+                except StorageError:
+                    raise refusal from None
+
+    def put(self, key: str, data: bytes, media_type: str | None, *, checksum: bool = True, **condition: str) -> Any:
         """Write one object whole; ``None`` where the condition does not hold."""
-        unmet = _TAKEN | (_ABSENT if "IfMatch" in condition else set())
-        arguments: dict[str, str] = {
-            "ContentType": media_type,
-            "ChecksumAlgorithm": "SHA256",
-            "ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode(),
-            **condition,
-        }
+        unmet = _TAKEN | (ABSENT if "IfMatch" in condition else set())
+        arguments: dict[str, str] = {} if media_type is None else {"ContentType": media_type}
+        if checksum:
+            arguments["ChecksumAlgorithm"] = "SHA256"
+            arguments["ChecksumSHA256"] = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        with contextlib.nullcontext() if checksum else self.plainly():
+            return self._put(key, data, unmet, {**arguments, **condition})
+
+    def _put(self, key: str, data: bytes, unmet: set[str], arguments: dict[str, str]) -> Any:
         for attempt in range(1, _CONFLICT_TRIES + 1):
             try:
                 return self.call("put_object", key, unless=unmet, Body=io.BytesIO(data), **arguments)
@@ -122,14 +173,25 @@ class S3Calls:
             name = f"the connection {self._conn_id!r}" if self._conn_id else "boto3's own credentials"
             raise StorageError(f"No S3 client could be made from {name}: {type(error).__name__}.") from error
 
-    def _failed(
-        self, operation: str, key: str | None, why: str, code: str = "", kind: type[StorageError] = StorageError
-    ) -> StorageError:
+    def _failed(self, operation: str, key: str | None, why: str, code: str = "", status: int = 0) -> StorageError:
+        """What came of a call; without a status no answer came."""
+        may_pass = code in _BUSY or _may_pass(code, status)
+        lacks = not may_pass and status in _REFUSALS and code not in _TOO_LARGE | _NO_SUCH_BUCKET
+        kind = _ConflictError if code in _BUSY else RefusedError if lacks else StorageError
+        usual = "Check the bucket and the worker's network."
+        hint = usual if may_pass else _HINTS.get(code) or _STATUS_HINTS.get(status, usual)
         return kind(
             f"{operation} on s3://{self.bucket}/{key or ''} failed: {why}.",
-            retryable=code not in _HINTS,
-            hint=_HINTS.get(code, "Check the bucket and the worker's network.").format(bucket=self.bucket),
+            retryable=may_pass,
+            hint=hint.format(bucket=self.bucket),
         )
+
+
+def _may_pass(code: str, status: int) -> bool:
+    """Whether trying the same again can help."""
+    if code in _MAY_PASS or status in _MAY_PASS_STATUSES:
+        return True
+    return code not in _HINTS and (status == 0 or (status >= 500 and status not in _NEVER_PASSES))
 
 
 def _age(found: Any) -> float:
@@ -239,48 +301,3 @@ def _airflow_client(conn_id: str) -> Any:
     except AirflowNotFoundException as error:
         raise BadRequestError(f"s3://{conn_id}@… names the Airflow connection {conn_id!r}: there is none.") from error
     return hook.get_conn()
-
-
-class S3Files(Backend):
-    """Users' files in a bucket."""
-
-    def __init__(self, s3: S3Calls) -> None:
-        self._s3 = s3
-
-    def read(self, place: Location, max_bytes: int) -> bytes | None:
-        found = self._s3.call("get_object", place.path, unless={"NoSuchKey"})
-        return None if found is None else self._s3.body(place.path, found, max_bytes)
-
-    def create(self, place: Location, data: bytes, media_type: str) -> bool:
-        return self._s3.put(place.path, data, media_type, IfNoneMatch="*") is not None
-
-    def sha256(self, place: Location) -> str | None:
-        found = self._s3.call("head_object", place.path, unless=_ABSENT, ChecksumMode="ENABLED")
-        stored = (found or {}).get("ChecksumSHA256", "")
-        if stored and "-" not in stored:  # with a dash it is a checksum of the checksums of parts
-            return base64.b64decode(stored).hex()
-        found = self._s3.call("get_object", place.path, unless={"NoSuchKey"})
-        return None if found is None else sha256(self._s3.body(place.path, found))
-
-    def put(self, place: Location, content: Content, media_type: str) -> None:
-        self._s3.put(place.path, b"".join(pieces(content)), media_type)
-
-    def exists(self, place: Location) -> bool:
-        if self._s3.call("head_object", place.path, unless=_ABSENT) is not None:
-            return True
-        # The 404 of a HEAD has no body that would tell a missing object from a missing bucket.
-        return self._s3.call("get_object", place.path, unless={"NoSuchKey"}) is not None
-
-    def there(self, places: Sequence[Location]) -> list[Location]:
-        """One listing instead of two requests for each; who may not list asks for each."""
-        prefix = os.path.commonprefix([place.path for place in places])  # noqa: RUF071 - keys are no paths
-        try:
-            known = {entry["Key"] for page in self._s3.pages(Prefix=prefix) for entry in page.get("Contents", ())}
-        except StorageError:
-            return super().there(places)
-        return [place for place in places if place.path in known]
-
-    def try_writing(self, place: Location) -> None:
-        upload = self._s3.call("create_multipart_upload", place.path)
-        with contextlib.suppress(StorageError):
-            self._s3.call("abort_multipart_upload", place.path, UploadId=upload["UploadId"])
