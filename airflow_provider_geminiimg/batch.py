@@ -32,6 +32,7 @@ from airflow_provider_geminiimg.exceptions import (
     NotSentError,
     OutcomeUnknownError,
     OverBudgetError,
+    StorageError,
 )
 from airflow_provider_geminiimg.inputs import read_inputs
 from airflow_provider_geminiimg.kept import Saved
@@ -47,6 +48,7 @@ from airflow_provider_geminiimg.tally import STATUSES, Result, Status, Tally
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 
 PLANS = "batches"  # the folder of all plans, relative to the root
+UNSTORED = 3  # in a row, each paid for; then the storage is broken
 UNKNOWNS = 3  # in a row; then the gateway or the network is broken, and every further picture would be a bet
 READERS = 16  # input pictures that are read at once, while planning
 PROGRESS_SECONDS = 10.0
@@ -282,6 +284,7 @@ class Window:
         self._since = time.monotonic()
         self._in_flight = 0
         self._unknowns = 0
+        self._unstored = 0
         self._stopped: str | None = None
         self._crash: Exception | None = None
 
@@ -360,9 +363,14 @@ class Window:
         error = result.error
         if asked:  # what an earlier attempt left unknown says nothing of the gateway now
             self._unknowns = self._unknowns + 1 if result.status == "unknown" else 0
+        if isinstance(error, StorageError) and error.billed is Billed.YES:
+            self._unstored += 1 if error.retryable else UNSTORED
+        elif result.status == "landed":
+            self._unstored = 0
         why = (
             "Something broke." if self._crash is not None
             else f"{error.message}" if isinstance(error, _ACCOUNT)
+            else "What is paid for can't be stored." if self._unstored >= UNSTORED
             else f"{UNKNOWNS} outcomes in a row are unknown." if self._unknowns >= UNKNOWNS
             else "on_item_failure is \"fail_fast\"." if error is not None and self.fail_fast
             else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.exceptions import (
@@ -31,7 +32,7 @@ from airflow_provider_geminiimg.landing import (
     in_thread,
     paid,
 )
-from airflow_provider_geminiimg.ledger import Record, with_error
+from airflow_provider_geminiimg.ledger import Destination, Record, with_error
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
 
 _REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # answers that say no, and not "later"
@@ -181,6 +182,19 @@ class Collector:
         gone = LinkExpiredError(f"The picture of record {record.key} is gone from storage and from the gateway.")
         await self.note(record, gone)
         raise gone
+
+    async def move(self, record: Record, destination: Destination, suffix: str) -> Record:
+        """Let what was paid for, and has not landed, land at another destination.
+
+        :returns: the record as it is stored now.
+        """
+
+        def moved(stored: Record) -> Record | None:
+            under_way = stored.state in ("submitted", "answered")
+            return replace(stored, destination=destination, suffix=suffix) if under_way else None
+
+        self.log.info("What record %s paid for is to land in %s now.", record.key, destination.directory)
+        return await in_thread(self.workshop.ledger.change, record.key, moved)
 
     async def note(self, record: Record, error: GeminiImageError) -> None:
         """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""

@@ -73,12 +73,18 @@ class WaitForRecord:
 
 @dataclass(frozen=True)
 class Poll:
-    """Ask the gateway about the recorded job, land it where the record says."""
+    """Ask the gateway about the recorded job, land it where the record says; or at `destination`, if a Clear asks for
+    another one."""
+
+    destination: Destination | None = None
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch the recorded links (or the spooled bytes), land them where the record says."""
+    """Fetch the recorded links (or the spooled bytes), land them where the record says; or at `destination`, if a Clear
+    asks for another one."""
+
+    destination: Destination | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,9 @@ def decide(
         return _failed(record, policy, cleared)
     if cleared and policy.on_clear == "regenerate" and is_out_of_reach(record.error):
         return _again(record, policy, 'its result could not be fetched and on_clear is "regenerate"')
-    return Poll() if record.state == "submitted" else Fetch()
+    elsewhere = cleared and asked is not None and asked.destination != record.destination
+    destination = asked.destination if elsewhere and asked is not None else None
+    return Poll(destination) if record.state == "submitted" else Fetch(destination)
 
 
 def may_buy(found: Found | None, policy: Policy, asked: Asked) -> bool:

@@ -50,6 +50,7 @@ DOWNLOAD_SECONDS = 300.0
 CLAIMS_AT_ONCE = (
     4  # what a process may leave unknown that the gateway never saw, where its store is slow and it is killed
 )
+ELSEWHERE = "Or clear the task with another output_path: what was paid for lands there, at no cost."
 UNFETCHED = (InvalidImageError, UpstreamFailedError)
 """What a link may bring that is not a picture."""
 _OR_SETTLE = (
@@ -229,7 +230,12 @@ class Lander:
             return uri if fits else None
 
         stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
-        uri = await written(stem)
+        try:
+            uri = await written(stem)
+        except StorageError as error:
+            if not error.retryable:
+                error.hint = f"{error.hint} {ELSEWHERE}".strip()
+            raise
         if uri is None:
             self.log.warning("%s is taken by another picture; writing beside it.", stem)
             uri = await written(f"{stem}-{digest[:12]}")

@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.copies import copy_to, find_image, moved_to, reu
 from airflow_provider_geminiimg.decision import (
     Asked,
     Copy,
+    Fetch,
     PictureState,
     Policy,
     Poll,
@@ -46,7 +47,7 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
 from airflow_provider_geminiimg.inputs import public_uri, read_inputs
 from airflow_provider_geminiimg.job_owners import another_records_job, owner
-from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
+from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread, paid
 from airflow_provider_geminiimg.ledger import (
     Found,
     Record,
@@ -56,7 +57,7 @@ from airflow_provider_geminiimg.ledger import (
 )
 from airflow_provider_geminiimg.manifest import estimate
 from airflow_provider_geminiimg.memory import is_of_earlier_run, look, remember
-from airflow_provider_geminiimg.names import reserve_name
+from airflow_provider_geminiimg.names import IMAGE_BYTES, reserve_name
 from airflow_provider_geminiimg.order import Marker, Order, differences
 from airflow_provider_geminiimg.paying import ANSWER_MARGIN, Payment
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
@@ -323,6 +324,9 @@ class Purchase:
         collector = self.collector(record)
         if isinstance(step, Refuse):
             raise step.error
+        if isinstance(step, Poll | Fetch) and step.destination is not None:
+            with paid():
+                record = await collector.move(record, step.destination, await self._reserve(record.n))
         if isinstance(step, Poll):
             self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
             await collector.check_account(record)
@@ -361,8 +365,10 @@ class Purchase:
 
     async def _reserve(self, n: int, digest: str | None = None) -> str:
         order = self.order
+        fields = order.request.fields() if isinstance(order.request, CheckedRequest) else {}
+        size = IMAGE_BYTES.get(str(fields.get("resolution")), IMAGE_BYTES["1K"])
         return await in_thread(
-            reserve_name, self.ledger, self.workshop.files, order.item.path, order.destination, n, digest
+            reserve_name, self.ledger, self.workshop.files, order.item.path, order.destination, n, digest, size
         )
 
     async def _submit(self, step: Submit, lot: Buy | None = None) -> tuple[Record, dict[str, Any] | None] | None:

@@ -19,6 +19,8 @@ from airflow_provider_geminiimg.ledger import Destination, Ledger, Record
 from airflow_provider_geminiimg.storage import Blob, Files, Store, join_uri, same_place, update
 
 EXTENSIONS = ("png", "jpg", "webp", "json")
+IMAGE_BYTES = {"512": 1 << 20, "1K": 3 << 20, "2K": 8 << 20, "4K": 24 << 20}
+"""About what a large PNG of a resolution has: so much a directory is tried with before money is spent."""
 MAX_SIDECAR_BYTES = 1 << 20
 _SUFFIXES = 1000  # that are tried for one image
 
@@ -52,19 +54,26 @@ class NameClaim:
 
 
 def reserve_name(
-    ledger: Ledger, files: Files, item_path: str, destination: Destination, n: int, digest: str | None = None
+    ledger: Ledger,
+    files: Files,
+    item_path: str,
+    destination: Destination,
+    n: int,
+    digest: str | None = None,
+    size: int = IMAGE_BYTES["1K"],
 ) -> str:
     """Claim a destination for an item.
 
     :param item_path: `Item.path` of whose image shall land there.
     :param n: number of the submission that needs it.
     :param digest: SHA-256 of the image, where it is known already: an attempt that died may have written it.
+    :param size: bytes that the image may have.
     :returns: what is added to the file name, because another image of this task instance has it or may still take it.
     :raises BadRequestError: the name is another task instance's, or the directory can't be written.
     :raises StorageError: the store failed.
     """
     files.check(join_uri(destination.directory, destination.stem), "output_path")
-    files.check_writable(destination.directory)
+    files.check_writable(destination.directory, size)
     numbers = range(1, n) if digest is None else ledger.numbers_in(item_path)
     own = _used(ledger, item_path, (number for number in numbers if number != n))
     for suffix in _suffixes(n):

@@ -18,8 +18,7 @@ from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, Location, join_
 from airflow_provider_geminiimg.storage.writing import WritingChecks, write_new
 
 State = Literal["there", "gone", "unknown"]
-IMAGE_BYTES = 1024 * 1024
-"""About what a small image has; see `Files.check_writable`."""
+SMALL_IMAGE = 1 << 20  # bytes
 log = logging.getLogger(__name__)
 
 
@@ -144,7 +143,7 @@ class Files:
         found = self._backend(next(iter(places))).there(list(places))
         return [places[place] for place in found]
 
-    def check_writable(self, directory_uri: str, size: int = IMAGE_BYTES) -> None:
+    def check_writable(self, directory_uri: str, size: int = SMALL_IMAGE) -> None:
         """Find out whether a directory takes an image and its sidecar, before money is spent.
 
         What they need is done: a hidden file of each kind is written and removed. A directory that took them is

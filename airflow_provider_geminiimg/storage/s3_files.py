@@ -38,7 +38,7 @@ class PutMode:
 
 _MODES = sorted(
     (PutMode(*asked) for asked in itertools.product((True, False), repeat=3)),
-    key=lambda mode: (not mode.condition, not mode.checksum + (not mode.media_type), not mode.checksum),
+    key=lambda mode: (not mode.condition, [mode.checksum, mode.media_type].count(False), mode.checksum),
 )
 _LACKING = {
     "checksum": "checksums (x-amz-checksum-sha256): files are written without, and compared after the write",
@@ -71,9 +71,9 @@ class PutModes:
     def learn(self, directory: str, mode: PutMode) -> None:
         """This is what the directory takes."""
         before, self._known[directory] = self.of(directory), mode
-        for name, what in _LACKING.items():
-            if getattr(before, name) and not getattr(mode, name):
-                self._warn(f"{directory} takes no {what}.")
+        lost = [name for name in _LACKING if getattr(before, name) and not getattr(mode, name)]
+        if lost:
+            self._warn(f"{directory} takes no {'; and no '.join(_LACKING[name] for name in lost)}.")
 
 
 class S3Files(Backend):
