@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.ledger import Item
 from airflow_provider_geminiimg.memory import other_namespace
 from airflow_provider_geminiimg.order import Marker
 from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.storage import Store, Stored, create_or_read, encode_segment, replace_or_read
+from airflow_provider_geminiimg.storage import Blob, Store, encode_segment, update
 
 RETURNED = "returned"  # the folder of what functions asked for, relative to the root
 _NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
@@ -145,15 +145,22 @@ class Kept(Generic[T]):
 
     def _put(self, key: str, value: T) -> None:
         data = pydantic_core.to_json(value)  # bytes at once: a plan has megabytes
-        stored: Stored | None = create_or_read(self.store, key, data)
-        if stored is not None and not stored.ours:
-            stored = replace_or_read(self.store, key, data, stored.blob.version)
-        if stored is None or not stored.ours:
-            raise LedgerError(
-                f"Another attempt is writing {key} at this moment.",
-                billed=Billed.NO,
-                hint="Nothing was sent. A retry goes on.",
-            )
+        asked = False
+
+        def written(blob: Blob | None) -> bytes | None:
+            nonlocal asked
+            if blob is not None and blob.data == data:
+                return None
+            if asked:  # again, so somebody else wrote in between
+                raise LedgerError(
+                    f"Another attempt is writing {key} at this moment.",
+                    billed=Billed.NO,
+                    hint="Nothing was sent. A retry goes on.",
+                )
+            asked = True
+            return data
+
+        update(self.store, key, written)
 
     def _key(self, generation: int) -> str:
         return f"{self.folder}/{generation}.json"

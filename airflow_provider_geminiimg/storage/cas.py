@@ -39,17 +39,27 @@ def create_or_read(store: Store, key: str, data: bytes, *, is_ours: Callable[[by
     :param is_ours: tells the caller's own object, which may have been changed since. Default: the same bytes.
     :raises StorageError: the store failed, and what is there, if anything, is not the caller's.
     """
+    stored, failure = _created(store, key, data, is_ours or data.__eq__)
+    if failure is not None and (stored is None or not stored.ours):
+        raise failure
+    assert stored is not None
+    return stored
+
+
+def _created(
+    store: Store, key: str, data: bytes, is_ours: Callable[[bytes], bool]
+) -> tuple[Stored | None, StorageError | None]:
+    """What is there after a creation, and how it failed, if it did; at least one of them."""
     for _ in range(_VANISHED):
         version, failure = _attempted(lambda: store.create(key, data))
         if version is not None:
-            return Stored(Blob(data, version, 0.0), True)
+            return Stored(Blob(data, version, 0.0), True), None
         found = _read_after(store, key, failure)
-        ours = found is not None and (found.data == data if is_ours is None else is_ours(found.data))
-        if failure is not None and not ours:
-            raise failure
         if found is not None:
-            return Stored(found, ours)
-    raise StorageError(f"{key} under {store.uri} is refused as taken, and is not there when it is read.")
+            return Stored(found, is_ours(found.data)), failure
+        if failure is not None:
+            return None, failure
+    return None, StorageError(f"{key} under {store.uri} is refused as taken, and is not there when it is read.")
 
 
 def replace_or_read(store: Store, key: str, data: bytes, version: str) -> Stored | None:
@@ -86,10 +96,10 @@ def update(
         if wanted is None or (found is not None and found.data == wanted):
             return found
         stored = (
-            create_or_read(store, key, wanted)
+            _created_or_found(store, key, wanted)
             if found is None
             else replace_or_read(store, key, wanted, found.version)
-        )  # fmt: skip
+        )
         if stored is not None and stored.ours:
             return stored.blob
         if time.monotonic() > give_up:
@@ -100,6 +110,15 @@ def update(
             )
         time.sleep(random.uniform(0.0, patience))
         patience = min(1.0, patience * 2)
+
+
+def _created_or_found(store: Store, key: str, data: bytes) -> Stored:
+    """As `create_or_read`, but no failure where others are found to have written: they may have built on this."""
+    stored, failure = _created(store, key, data, data.__eq__)
+    if stored is None:
+        assert failure is not None
+        raise failure
+    return stored
 
 
 def _attempted(write: Callable[[], str | None]) -> tuple[str | None, StorageError | None]:

@@ -94,7 +94,15 @@ class S3Files(Backend):
         return self._write(place, data, media_type, exclusive=True)
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
-        self._write(place, b"".join(pieces(content)), media_type, exclusive=False)
+        data = b"".join(pieces(content))
+        try:
+            self._write(place, data, media_type, exclusive=False)
+        except StorageError as failure:
+            if failure.retryable:  # the answer alone may be lost
+                with contextlib.suppress(StorageError):
+                    if self.sha256(place) == sha256(data):
+                        return
+            raise
 
     def sha256(self, place: Location) -> str | None:
         with contextlib.suppress(RefusedError):
@@ -126,9 +134,17 @@ class S3Files(Backend):
     def check_exclusive(self, place: Location, media_type: str) -> None:
         """Create what is there once more, by the condition alone: some stores take the header, and do not heed it."""
         mode = self._modes.of(_directory(place))
-        with contextlib.suppress(RefusedError):
-            if mode.condition and self._put(place, b"\0", media_type, mode, exclusive=True):
-                self._modes.learn(_directory(place), dataclasses.replace(mode, condition=False))
+        if not mode.condition:
+            return
+        other = b"other"
+        try:
+            replaced = self._put(place, other, media_type, mode, exclusive=True)
+        except RefusedError:
+            return
+        except StorageError:  # the answer alone may be lost
+            replaced = self.sha256(place) == sha256(other)
+        if replaced:
+            self._modes.learn(_directory(place), dataclasses.replace(mode, condition=False))
 
     def _write(self, place: Location, data: bytes, media_type: str, *, exclusive: bool) -> bool:
         """Write as the directory is known to take it, else with less and less; False where the name is taken."""
