@@ -58,10 +58,6 @@ _REFUSALS = {400, 403, 405, 411, 415, 501}
 """HTTP statuses that a store may answer with to one header, and not to the same request without it."""
 
 
-class RefusedError(StorageError):
-    """The store does not do this request; it may do one that asks for less."""
-
-
 class _ConflictError(StorageError):
     """Another conditional write was under way; asking again settles it."""
 
@@ -117,7 +113,9 @@ class S3Calls:
         """A `get_object`; ``None`` where there is no such object. Asked plainly where the store takes no more."""
         try:
             return self.call("get_object", key, unless={"NoSuchKey"})
-        except RefusedError as refusal:
+        except StorageError as refusal:
+            if not is_refusal(refusal):
+                raise
             with self.plainly():
                 try:
                     return self.call("get_object", key, unless={"NoSuchKey"})
@@ -176,8 +174,7 @@ class S3Calls:
     def _failed(self, operation: str, key: str | None, why: str, code: str = "", status: int = 0) -> StorageError:
         """What came of a call; without a status no answer came."""
         may_pass = code in _BUSY or _may_pass(code, status)
-        lacks = not may_pass and status in _REFUSALS and code not in _TOO_LARGE | _NO_SUCH_BUCKET
-        kind = _ConflictError if code in _BUSY else RefusedError if lacks else StorageError
+        kind = _ConflictError if code in _BUSY else StorageError
         usual = "Check the bucket and the worker's network."
         hint = usual if may_pass else _HINTS.get(code) or _STATUS_HINTS.get(status, usual)
         return kind(
@@ -185,6 +182,13 @@ class S3Calls:
             retryable=may_pass,
             hint=hint.format(bucket=self.bucket),
         )
+
+
+def is_refusal(error: StorageError) -> bool:
+    """Whether a store does not do what was asked, and may do the same without some of its headers."""
+    answer = getattr(error.__cause__, "response", {})
+    status, code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
+    return not error.retryable and status in _REFUSALS and code not in _TOO_LARGE | _NO_SUCH_BUCKET
 
 
 def _may_pass(code: str, status: int) -> bool:

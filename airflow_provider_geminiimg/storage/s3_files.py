@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from airflow_provider_geminiimg.exceptions import StorageError
 from airflow_provider_geminiimg.storage.base import Backend, Content, pieces, sha256
-from airflow_provider_geminiimg.storage.s3 import ABSENT, RefusedError, S3Calls
+from airflow_provider_geminiimg.storage.s3 import ABSENT, S3Calls, is_refusal
 from airflow_provider_geminiimg.storage.uris import Location
 
 
@@ -105,11 +105,15 @@ class S3Files(Backend):
             raise
 
     def sha256(self, place: Location) -> str | None:
-        with contextlib.suppress(RefusedError):
+        try:
             found = self._s3.call("head_object", place.path, unless=ABSENT, ChecksumMode="ENABLED")
-            stored = (found or {}).get("ChecksumSHA256", "")
-            if stored and "-" not in stored:  # with a dash it is a checksum of the checksums of parts
-                return base64.b64decode(stored).hex()
+        except StorageError as error:
+            if not is_refusal(error):
+                raise
+            found = None
+        stored = (found or {}).get("ChecksumSHA256", "")
+        if stored and "-" not in stored:  # with a dash it is a checksum of the checksums of parts
+            return base64.b64decode(stored).hex()
         found = self._s3.get(place.path)
         return None if found is None else sha256(self._s3.body(place.path, found))
 
@@ -139,23 +143,24 @@ class S3Files(Backend):
         other = b"other"
         try:
             replaced = self._put(place, other, media_type, mode, exclusive=True)
-        except RefusedError:
-            return
-        except StorageError:  # the answer alone may be lost
-            replaced = self.sha256(place) == sha256(other)
+        except StorageError as error:
+            # Refused in whatever words, or the answer alone is lost.
+            replaced = not is_refusal(error) and self.sha256(place) == sha256(other)
         if replaced:
             self._modes.learn(_directory(place), dataclasses.replace(mode, condition=False))
 
     def _write(self, place: Location, data: bytes, media_type: str, *, exclusive: bool) -> bool:
         """Write as the directory is known to take it, else with less and less; False where the name is taken."""
         directory = _directory(place)
-        refusal: RefusedError | None = None
+        refusal: StorageError | None = None
         for mode in self._modes.to_try(directory, exclusive=exclusive):
             try:
                 written = not (exclusive and self._is_taken(place, mode)) and self._put(
                     place, data, media_type, mode, exclusive=exclusive
                 )
-            except RefusedError as error:
+            except StorageError as error:
+                if not is_refusal(error):
+                    raise
                 refusal = refusal or error
                 continue
             if refusal is not None:
@@ -192,7 +197,9 @@ class S3Files(Backend):
             if self.sha256(place) == sha256(data):
                 return
             found = "is not what was written"
-        except RefusedError:
+        except StorageError as error:
+            if not is_refusal(error):
+                raise
             found = "can't be compared with what was written: the store takes no checksum, and it can't be read back"
         with contextlib.suppress(StorageError):
             self.remove(place)

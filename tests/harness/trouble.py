@@ -18,12 +18,14 @@ from harness.moto import WsgiApp
 
 Writes = Callable[[str, bytes], bool]
 """Whether a write, by its path and content, is one that the trouble is about."""
-Kind = Literal["denied", "missing", "slow", "silent"]
+Kind = Literal["denied", "missing", "slow", "silent", "plain"]
 
+_CHECKSUMS = ("HTTP_X_AMZ_CHECKSUM", "HTTP_X_AMZ_SDK_CHECKSUM")
 _ANSWERS = {
     "denied": ("403 Forbidden", "AccessDenied"),
     "missing": ("404 Not Found", "NoSuchBucket"),
     "silent": ("503 Service Unavailable", "SlowDown"),
+    "plain": ("400 Bad Request", "InvalidArgument"),
 }
 
 
@@ -32,7 +34,7 @@ class Bucket:
 
     ``denied``: those writes are refused. ``missing``: from the first of them on the bucket is gone. ``slow``: the first
     of them is done, and its answer comes only after the client has given up and asked again. ``silent``: the first of
-    them is done, and from then on nothing is answered.
+    them is done, and from then on nothing is answered. ``plain``: those writes are refused with a checksum header.
     """
 
     def __init__(self) -> None:
@@ -53,6 +55,8 @@ class Bucket:
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             environ["wsgi.input"] = io.BytesIO(body)
             hit = environ["REQUEST_METHOD"] == "PUT" and self._writes(environ["PATH_INFO"], body)
+            if self._kind == "plain":
+                hit = hit and any(name.startswith(_CHECKSUMS) for name in environ)
             first, self._begun = hit and not self._begun, self._begun or hit
             if self._kind == "slow" and hit:
                 return self._slow(app, first)(environ, start_response)

@@ -84,6 +84,9 @@ BUCKET = [
     *(Case("The bucket is gone (NoSuchBucket)", moment, **{**FAILING[moment], **more},
            prepare=begin("missing", MOMENTS[moment]), patches=SOON, where=CROSSED)
       for moment, more in {CLAIM: {}, ANSWER: AFTER, PICTURE: {}, SIDECAR: {}, LANDING: {}}.items()),
+    Case("The bucket refuses checksum headers (400)", "from the check before payment on",
+         "Images and sidecars are written without, and compared after the write; the log says so.",
+         prepare=begin("plain", lambda path, body: "/images/" in path), where=CROSSED),
     *(Case("The bucket's answer comes too late", moment, "The write is asked for again, and found done.",
            prepare=begin("slow", MOMENTS[moment]), where=STRAIGHT) for moment in MOMENTS),
 ]  # fmt: skip
