@@ -116,11 +116,9 @@ class S3Calls:
         except StorageError as refusal:
             if not is_refusal(refusal):
                 raise
-            with self.plainly():
-                try:
-                    return self.call("get_object", key, unless={"NoSuchKey"})
-                except StorageError:
-                    raise refusal from None
+            with self.plainly(), contextlib.suppress(StorageError):
+                return self.call("get_object", key, unless={"NoSuchKey"})
+            raise
 
     def put(self, key: str, data: bytes, media_type: str | None, *, checksum: bool = True, **condition: str) -> Any:
         """Write one object whole; ``None`` where the condition does not hold."""
