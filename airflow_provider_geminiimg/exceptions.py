@@ -277,8 +277,8 @@ class OutcomeUnknownError(GeminiImageError):
     fault = Fault.OPERATIONS
     default_hint = (
         "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
-        "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or set "
-        'on_unknown="resubmit"; then clear the task.'
+        "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear "
+        'the task with on_unknown="resubmit".'
     )
 
 

@@ -135,7 +135,7 @@ def test_show_has_the_record_and_says_what_to_do_next(shell: Shell) -> None:
     record = asyncio.run(shell.left.unknown())
     shown = json.loads(shell("show", record.key))
     assert (shown["state"], shown["record"]["claim"]) == ("unknown", record.claim)
-    assert "--unpaid, --lost, --job or --resubmit" in shown["next"]
+    assert "--unpaid, --lost or --job" in shown["next"]
     assert "There is no record" in shell.refused("show", "ledger/nothing")
 
 

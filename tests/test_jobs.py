@@ -558,7 +558,7 @@ async def test_a_request_without_an_answer_is_reported_until_it_is_settled_or_bo
     report = await left.collect()
     assert (nonzero(report), report.failure()) == ({"unknown": 1}, None)
     assert report.keys["unknown"] == [record.key]
-    assert "--unpaid, --lost, --job or --resubmit" in lines.text
+    assert "--unpaid, --lost or --job" in lines.text
     await left.attempt(generation=1, on_unknown="resubmit")
     assert nonzero(await left.collect()) == {}
     assert left.at(record) == record, "it is still unknown, and can still be settled"
@@ -697,7 +697,7 @@ async def test_a_picture_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_
     left.sandbox.faults(route="download", status=404, times=9)
     record = await left.failed()
     assert isinstance(record.error, LinkExpiredError)
-    with pytest.raises(BadRequestError, match="Only --lost and --resubmit are left"):
+    with pytest.raises(BadRequestError, match="Only --lost is left"):
         jobs.resolve(left.ledger, record.key, UNPAID)
     jobs.resolve(left.ledger, record.key, LOST)
     settled = left.at(record)

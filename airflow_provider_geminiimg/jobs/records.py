@@ -30,7 +30,7 @@ Standing = Literal["waiting", "in-flight", "to-collect", "unknown", "landed", "f
 
 SETTLE = (
     "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve` with "
-    "--unpaid, --lost, --job or --resubmit, or `resolve` of GeminiImageCollectOperator."
+    "--unpaid, --lost or --job, or with --resubmit to buy it again; or by `resolve` of GeminiImageCollectOperator."
 )
 STANDINGS: Mapping[Standing, str] = {
     "waiting": "A request is under way and its answer may still come. Leave it alone.",

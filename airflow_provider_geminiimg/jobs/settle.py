@@ -29,7 +29,10 @@ _INSTEAD: Mapping[str, tuple[str, str]] = {
     "waiting": ("an attempt may still be waiting for its answer", "Wait until that is overdue."),
     "in-flight": ("it was paid for, and is not lost", "`jobs collect` lands it."),
     "to-collect": ("it was paid for, and is not lost", "`jobs collect` lands it."),
-    "out of reach": ("it was paid for, and can't be fetched any more", "Only --lost and --resubmit are left."),
+    "out of reach": (
+        "it was paid for, and can't be fetched any more",
+        "Only --lost is left, or --resubmit to buy it again.",
+    ),
     "landed": ("its picture has landed", 'A Clear with on_clear="regenerate" buys another one.'),
     "failed": ("it has failed already", "`jobs show` says how."),
 }

@@ -43,8 +43,8 @@ from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
     "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
-    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or set the submit "
-    'task\'s on_unknown="resubmit"; then clear the submit task.'
+    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear the "
+    'submit task with on_unknown="resubmit".'
 )
 _SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
 
