@@ -23,12 +23,12 @@ _HIDDEN = (
     ),
     (r"(?i)data:image[^,\s]{0,80},(?:%[0-9a-f]{2}|[^\s\"'<>])*", "[picture]"),
     (rf"(?i)(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", r"\g<scheme>"),
-    (rf"(?i)(?P<scheme>\b[a-z][a-z0-9+.-]*:{_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<scheme>"),
-    (rf"(?:{_BASE64}{{48,}}(?:\s|\\+[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
+    (rf"(?i)(?P<scheme>\b[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<scheme>"),
     (rf"{_BASE64}{{256,}}={{0,2}}", "[bytes]"),  # no word, hash or token of an error is that long
+    (rf"(?:{_BASE64}{{48,}}(?:\s|\\+[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
 )
 # Where an address begins: with its scheme, or without one.
-_ADDRESS = rf"(?i)[a-z][a-z0-9+.-]*:{_SLASH}{{2}}|(?<![\w:/\\]){_SLASH}{{2}}(?=[\w\[])"
+_ADDRESS = rf"(?i)[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}}|(?<![\w:/\\]){_SLASH}{{2}}(?=[\w\[])"
 _QUERY = r"(?i)[?#](?=\S)|(?<=\S)[?#]|%3f|(?:&(?:amp;)?|\\+u0026)[\w.-]+="  # where its query begins
 _INNER = "=&?/%+"  # before an address that is part of another one's query
 # What ends a query, raw spaces and quotes in it included: a quote or bracket that no further part of it follows.
@@ -63,19 +63,23 @@ def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, 
 def _without_queries(text: str) -> str:
     """`text` without the query of any address in it, even where the address holds raw white space or quotes."""
     starts = [found.start() for found in re.finditer(_ADDRESS, text)]
-    kept, done = [], 0
-    for start in starts:
-        if start < done:
+    ends = [*starts[1:], len(text)][: len(starts)]
+    for at in range(len(starts) - 2, -1, -1):  # an address within another one's query is part of it
+        if text[ends[at] - 1] in _INNER:
+            ends[at] = ends[at + 1]
+    query, query_end = re.compile(_QUERY), re.compile(_QUERY_END)
+    kept, done, looked = [], 0, 0
+    for start, end in zip(starts, ends, strict=True):
+        if start < looked:
             continue
-        end = next((at for at in starts if at > start and text[at - 1] not in _INNER), len(text))
-        query = re.search(_QUERY, text[start:end])
-        if query is None:
+        asked = query.search(text, start, end)
+        if asked is None:
+            looked = end
             continue
-        asked = start + query.start()
-        last = max(asked, *(text.rfind(sign, asked, end) for sign in "=&%"))
-        ended = re.compile(_QUERY_END).search(text, last + 1, end)
-        kept += [text[done:asked], "?[removed]"]
-        done = ended.start() if ended else end
+        last = max(asked.start(), *(text.rfind(sign, asked.start(), end) for sign in "=&%"))
+        ended = query_end.search(text, last + 1, end)
+        kept += [text[done : asked.start()], "?[removed]"]
+        done = looked = ended.start() if ended else end
         if ended is None and end < len(text):
             kept.append(" ")
     return "".join([*kept, text[done:]])

@@ -27,8 +27,11 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
+from airflow_provider_geminiimg.gateways import get_gateway
+from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.sandbox.client import SAMPLE_KEY
 from airflow_provider_geminiimg.sandbox.faults import Frame
 
@@ -59,6 +62,13 @@ def batch(conn_id: str, **arguments: Any) -> DAG:
     return dag
 
 
+# Each path and each gateway once, where the gateways share the code.
+ONCE_EACH = pytest.mark.parametrize(
+    ("geminiimg_conn_id", "make"),
+    [("onemin", one), ("apimaster", batch)],
+    ids=["one image at 1min", "batch at APIMaster"],
+    indirect=["geminiimg_conn_id"],
+)
 BOTH_PATHS = pytest.mark.parametrize("make", [one, batch], ids=["one image", "batch"])
 
 
@@ -150,7 +160,55 @@ def test_an_error_after_a_paid_call_that_names_the_job_is_polled(
     assert len(sandbox.ledger()) == 1
 
 
+def parsed(conn_id: str, status: int, body: bytes) -> JobStatus:
+    gateway = get_gateway({"onemin": "1min"}.get(conn_id, conn_id))
+    request = ImageRequest.build(operation="generate", prompt="a red fox").check(gateway.name)
+    return gateway.submit(request, ()).parse(Reply(status, httpx.Headers(), body))
+
+
+WHOLE = {
+    "aiRecord": {"uuid": "job-1", "status": "PROCESSING", "x": "Käse"},
+    "data": [{"task_id": "job-1", "x": "Käse"}],
+}
+TEXT = json.dumps(WHOLE, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("conn_id", ["onemin", "apimaster"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        TEXT.encode("latin-1"),
+        TEXT.encode("utf-16"),
+        TEXT.encode("utf-8-sig"),
+        TEXT.replace("Käse", "a\tb\nc").encode(),
+        f"\n \n{TEXT}\n\n".encode(),
+        f"{TEXT}<script>var x</script>".encode(),
+        f"{TEXT}{TEXT}".encode(),
+    ],
+    ids=["another encoding", "UTF-16", "a byte order mark", "raw line breaks", "blanks", "a script after it", "twice"],
+)
+def test_a_job_id_in_an_answer_that_is_not_clean_json_is_taken(conn_id: str, body: bytes) -> None:
+    assert parsed(conn_id, 200, body) == JobStatus(JobState.RUNNING, job_id="job-1")
+
+
+@pytest.mark.parametrize("conn_id", ["onemin", "apimaster"])
+@pytest.mark.parametrize("cut", [1, 20, len(TEXT) // 2])
+def test_json_that_is_cut_stays_unknown(conn_id: str, cut: int) -> None:
+    with pytest.raises(OutcomeUnknownError):
+        parsed(conn_id, 200, TEXT.encode()[:-cut])
+
+
 # An answer about another job
+
+
+def test_of_several_tasks_in_an_answer_only_the_own_one_counts() -> None:
+    call = get_gateway("apimaster").status("job-1", model="m")
+    rows = [
+        {"task_id": "job-2", "status": "SUCCESS", "url": "https://cdn.example/2.png"},
+        {"id": 7, "task_id": "JOB-1", "status": "SUCCESS", "url": "https://cdn.example/1.png"},
+    ]
+    status = call.parse(Reply(200, httpx.Headers(), json.dumps({"data": rows}).encode()))
+    assert [image.url for image in status.pictures] == ["https://cdn.example/1.png"]
 
 
 def answer_of(sandbox: Sandbox, conn_id: str, job_id: str) -> Any:
@@ -308,7 +366,7 @@ UNCERTAIN: dict[str, dict[str, Any]] = {
 }
 
 
-@BOTH_PATHS
+@ONCE_EACH
 @pytest.mark.parametrize("fault", WAITED_FOR.values(), ids=WAITED_FOR)
 def test_a_rate_limit_in_front_of_the_gateway_is_waited_for_and_the_image_paid_once(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, make: Make, fault: dict[str, Any]
@@ -334,7 +392,7 @@ def test_a_rate_limit_in_front_of_the_gateway_that_stays_is_unpaid(
     assert len(sandbox.ledger()) == 1
 
 
-@BOTH_PATHS
+@ONCE_EACH
 @pytest.mark.parametrize(("kind", "fault"), TURNED_AWAY.values(), ids=TURNED_AWAY)
 def test_a_request_that_was_turned_away_in_front_of_the_gateway_is_unpaid_and_made_by_a_clear(
     airflow: AirflowHarness,
@@ -359,7 +417,7 @@ def test_a_request_that_was_turned_away_in_front_of_the_gateway_is_unpaid_and_ma
     assert (len(sandbox.ledger()), submits(sandbox)) == (1, 2)
 
 
-@BOTH_PATHS
+@ONCE_EACH
 @pytest.mark.parametrize("fault", UNCERTAIN.values(), ids=UNCERTAIN)
 def test_an_answer_that_does_not_show_that_nothing_was_passed_on_stays_unknown(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, make: Make, fault: dict[str, Any], root: str
@@ -394,7 +452,7 @@ def test_a_task_row_of_new_api_that_failed_says_why(airflow: AirflowHarness, san
     assert error.billed is Billed.NO
 
 
-@BOTH_PATHS
+@ONCE_EACH
 @pytest.mark.parametrize("word", ["canceled", "CANCELLED", "expired", "FAILURE", "Timed Out", "TASK_STATUS_FAILED"])
 def test_a_final_word_ends_the_wait_with_the_gateways_reason(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, make: Make, word: str, root: str
