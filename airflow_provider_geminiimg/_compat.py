@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sized
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sized
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 try:
     from airflow.sdk.execution_time.context import NEVER_EXPIRE
@@ -20,6 +23,7 @@ except ImportError:  # Airflow before 3.2
     from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
 __all__ = [
+    "GIVEN",
     "HAS_TASK_STATE_STORE",
     "StateStoreMarker",
     "TakesTexts",
@@ -125,17 +129,55 @@ def is_mapped(operator: Any) -> bool:
 
 
 class TakesTexts:
-    """An operator that takes what another task returned as it is, braces included.
+    """An operator whose arguments are the values of their templates: text stays text, whatever it looks like.
 
-    Airflow does so too, but for ``.expand_kwargs()``: what that takes from another task it renders as if the DAG's
-    author had written it, and a prompt that asks for ``{{ conn.x.password }}`` gets it.
+    Airflow's native rendering takes text for a Python literal: ``1e3`` becomes a number and quotes go, also where there
+    is no template. Here the value of an expression is kept as it is, and text is never evaluated. Only a template that
+    stands for one of `native_fields` is rendered as Airflow does it.
+
+    What another task returned is taken as it is, braces included. Airflow does so too, but for ``.expand_kwargs()``:
+    what that takes from another task it renders as if the DAG's author had written it, and a prompt that asks for
+    ``{{ conn.x.password }}`` gets it.
     """
+
+    native_fields: ClassVar[Collection[str]] = ("image", "reference_images", "requests")
+    _text_env: Any = None
 
     def _do_render_template_fields(
         self, parent: Any, template_fields: Any, context: Any, jinja_env: Any, seen_oids: set[int]
     ) -> None:
+        render = super()._do_render_template_fields  # type: ignore[misc]
+        if parent is not self:
+            render(parent, template_fields, context, jinja_env, seen_oids)
+            return
         seen = seen_oids | _returned_by_a_task(self, context)
-        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen)  # type: ignore[misc]
+        given = _given_by_a_task(self, context)
+        self._text_env = jinja_env.overlay() if _is_native(jinja_env) else None
+        for name in template_fields:
+            written = getattr(self, name)
+            native = self._text_env is None or (name in self.native_fields and isinstance(written, str))
+            try:
+                render(parent, (name,), context, jinja_env if native else self._text_env, seen)
+                rendered = _defined(getattr(self, name))
+            except Exception as error:
+                if not _is_missing(error):
+                    raise
+                self._rendered(name, written, None, why=str(error))
+            else:
+                self._rendered(name, GIVEN if name in given else written, rendered)
+
+    def _rendered(self, name: str, written: Any, rendered: Any, why: str = "") -> None:
+        """Told of each argument what became of it.
+
+        :param written: as it stands in the DAG; `GIVEN` where another task gives it.
+        :param why: why it could not be rendered.
+        """
+
+    def _render(self, template: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        render = super()._render  # type: ignore[misc]
+        if self._text_env is None or template.environment is not self._text_env:
+            return render(template, context, *args, **kwargs)
+        return render(_unevaluated(template), context, *args, **kwargs).value
 
 
 def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
@@ -156,6 +198,66 @@ def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
         given = {name: getattr(operator, name) for name in operator.template_fields}
         written = mapped.partial_kwargs
     return {id(value) for name, value in given.items() if value is not written.get(name)}
+
+
+GIVEN = object()  # stands for what an argument was before another task gave it
+
+
+def _unevaluated(template: Any) -> Any:
+    """The template, yielding one value that Jinja does not take for the text of a Python object."""
+
+    def nodes(context: Any) -> Iterator[SimpleNamespace]:
+        parts = list(template.root_render_func(context))
+        yield SimpleNamespace(value=_defined(parts[0]) if len(parts) == 1 else "".join(map(str, parts)))
+
+    return SimpleNamespace(
+        environment=template.environment,
+        globals=template.globals,
+        name=template.name,
+        blocks=template.blocks,
+        root_render_func=nodes,
+    )
+
+
+def _defined(value: Any) -> Any:
+    """The value; of one that is not defined the text, which is Jinja's error where the DAG does not allow that."""
+    from jinja2 import Undefined
+
+    return str(value) if isinstance(value, Undefined) else value
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether something that a template names is not there: Jinja's own error, or Airflow's of a Variable or XCom."""
+    kind = str(getattr(getattr(error, "error", None), "error", ""))  # of AirflowRuntimeError
+    from jinja2 import UndefinedError
+
+    return isinstance(error, UndefinedError | KeyError | AirflowNotFoundException) or "NOT_FOUND" in kind.upper()
+
+
+def _is_native(jinja_env: Any) -> bool:
+    from jinja2.nativetypes import NativeEnvironment  # while a template is rendered Jinja is there
+
+    return isinstance(jinja_env, NativeEnvironment)
+
+
+def _given_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[str]:
+    """The names of the arguments that ``.expand()`` or ``.expand_kwargs()`` took from another task."""
+    mapped = operator.dag.get_task(operator.task_id) if is_mapped(operator) else None
+    if mapped is None or hasattr(mapped, "op_kwargs_expand_input"):  # a function may take what it likes
+        return set()
+    rows: Any = mapped.expand_input.value
+    if isinstance(rows, Mapping):  # `.expand()`
+        return {name for name, values in rows.items() if not isinstance(values, Sized)}
+    row = rows[context["ti"].map_index] if isinstance(rows, Sized) else rows  # type: ignore[index]
+    if isinstance(row, Mapping):  # written in the DAG
+        return set()
+    return set(operator._BaseOperator__init_kwargs) - set(mapped.partial_kwargs)
+
+
+def marker(context: Mapping[str, Any], name: str) -> StateStoreMarker | None:
+    """A marker of the running task; ``None`` where Airflow has no task state store."""
+    store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
+    return None if store is None else StateStoreMarker(store, name)
 
 
 def shown_request(**request: Any) -> Any:

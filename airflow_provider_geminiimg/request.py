@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 
 import pydantic
 
+from airflow_provider_geminiimg.absent import is_absent, is_blank, is_no_prompt
 from airflow_provider_geminiimg.catalog import BOUNDS, DEFAULT_MODEL, Row, lookup, rows_for
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
@@ -149,6 +150,7 @@ class ImageRequest(pydantic.BaseModel):
         :param values: by the neutral names; ``None``, and an empty text in an optional field, mean unset.
         :raises BadRequestError: for a field that does not exist or a value that can't be what its field means.
         """
+        _refuse_missing_value(values)
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
@@ -188,6 +190,7 @@ def check_literals(operation: str, model: Any, **values: Any) -> None:
     :param values: the operator's arguments by their neutral names.
     :raises BadRequestError: naming the field, the value given and what is allowed.
     """
+    _refuse_missing_value({name: value for name, value in {"model": model, **values}.items() if is_literal(value)})
     name = _clean("model", model) if is_literal(model) else None
     known = {key: _clean(key, value) for key, value in values.items() if is_literal(value)}
     _obey(_union(rows_for(name, operation)), known, f"{name or 'any model'} ({operation} on any gateway)")
@@ -213,6 +216,16 @@ def given(value: Any) -> str:
     return f" (given: {type(value).__name__}{size})"
 
 
+def _refuse_missing_value(values: Mapping[str, Any]) -> None:
+    """Refuse what is written where a value is missing. A stored request passes: it may have been paid for."""
+    for name, value in values.items():
+        word = str(value) if isinstance(value, (str, float)) and not is_blank(str(value)) else ""
+        if name == "prompt" and is_no_prompt(word):
+            _refuse(name, f"={word.strip()!r}", "is what stands where a value is missing; it must say what to draw.")
+        if name in ("model", "variant", "image") and word and is_absent(value):
+            _refuse(name, given(value), "is what stands where a value is missing.", "Leave it out, or write None.")
+
+
 def _did_you_mean(value: Any, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(value), list(allowed), n=1)
     return f"Did you mean {close[0]!r}?" if close else ""
@@ -235,7 +248,7 @@ def _prompt(name: str, value: Any) -> str:
         return str(value)
     if not isinstance(value, (str, type(None))):
         _refuse(name, "", f"takes one text, not {type(value).__name__}.")
-    if not value or not value.strip():
+    if not value or is_blank(value):
         _refuse(name, "", "is empty; it must say what to draw.")
     try:
         value.encode()

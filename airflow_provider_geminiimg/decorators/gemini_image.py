@@ -21,13 +21,15 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.operators._base import REQUEST_FIELDS, ImageOperator
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, given
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.attempt import Attempt
     from airflow_provider_geminiimg.connection import GatewayConnection
     from airflow_provider_geminiimg.ledger import Record
     from airflow_provider_geminiimg.order import Order
+
+_RETURN_NONE = "Where nothing is meant, return None, or leave the field out."
 
 
 class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
@@ -76,11 +78,16 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
     def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
         from airflow_provider_geminiimg.work import returned
 
+        self._refuse_nothing()
         return returned.request(attempt, connection, lambda: self._built(_fields(_call(self, attempt))))
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}
-        values |= {name: value for name, value in returned.items() if name not in values or not _is_blank(value)}
+        for name, value in returned.items():
+            if name not in values or not _is_blank(value):
+                values[name] = value
+            elif value is not None and values[name] is None:
+                raise BadRequestError(f"{name}{given(value)}: the function returned it empty.", hint=_RETURN_NONE)
         is_edit = self._is_edit or not _is_blank(values["image"])
         return ImageRequest.build(**{"operation": "edit" if is_edit else "generate", **values})
 

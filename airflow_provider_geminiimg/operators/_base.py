@@ -216,5 +216,8 @@ class ImageOperator(BuysPictures, BaseOperator):
 
     def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
         """What this attempt asks for, as the connection's gateway takes it."""
+        self._refuse_unrendered()
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}
-        return ImageRequest.build(**values, operation=self.operation).check(connection.gateway, connection.model)
+        request = ImageRequest.build(**values, operation=self.operation).check(connection.gateway, connection.model)
+        self._refuse_nothing()
+        return request

@@ -2,19 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sized
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import TakesTexts
-from airflow_provider_geminiimg.request import is_literal
+from airflow_provider_geminiimg.absent import came_to_nothing
+from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
+from airflow_provider_geminiimg.request import given, is_literal
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_geminiimg.runner import Guard
 
+UNSET = "unset"
+"""What a template renders to where it means that the argument shall count as not given."""
 
-class ChecksArguments(TakesTexts):
+_OF_FUNCTION = ("op_args", "op_kwargs")  # what a function takes is its own business
+_WANT_NOTHING = (
+    f"Where nothing is meant, leave the argument out, or let the template render to the word {UNSET}. Otherwise give "
+    "the value that is missing (an XCom, a Variable, a parameter), then clear the task."
+)
+
+
+class RefusesNothing(TakesTexts):
+    """An operator for which what is written in the DAG and comes to nothing is an error, never an absent argument."""
+
+    _absent: Mapping[str, Any] = MappingProxyType({})  # place -> what it came to
+    _unrendered: Mapping[str, str] = MappingProxyType({})  # argument -> what is missing
+
+    def _rendered(self, name: str, written: Any, rendered: Any, why: str = "") -> None:
+        if why:
+            setattr(self, name, None)  # a template's own text is no argument
+            self._unrendered = {**self._unrendered, name: why}
+            return
+        if isinstance(written, str) and isinstance(rendered, str) and written != rendered and rendered.strip() == UNSET:
+            setattr(self, name, None)
+            return
+        if name not in _OF_FUNCTION:
+            found = dict(came_to_nothing(name, written, rendered))
+            if name in found and not isinstance(rendered, (str, Sized)):
+                setattr(self, name, None)  # Airflow can't show NaN among the rendered fields
+            self._absent = {**self._absent, **found}
+
+    def _refuse_unrendered(self) -> None:
+        """:raises BadRequestError: a template names something that is not there."""
+        for name, why in self._unrendered.items():
+            problem = f"can't be rendered: {scrub(why, limit=200)}."
+            raise BadRequestError(f"{name}: {problem}", hint=_WANT_NOTHING)
+
+    def _refuse_nothing(self, names: Collection[str] | None = None) -> None:
+        """Refuse what came to nothing.
+
+        :param names: of these arguments alone.
+        :raises BadRequestError: an argument is written in the DAG, and nothing is left of it.
+        """
+        self._refuse_unrendered()
+        for place, value in self._absent.items():
+            if names is None or place in names:
+                problem = "is empty: what the DAG says came to nothing when it was rendered."
+                raise BadRequestError(f"{place}{given(value)}: {problem}", hint=_WANT_NOTHING)
+
+
+class ChecksArguments(RefusesNothing):
     """An operator that knows of each of its own arguments what it takes."""
 
     checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]]

@@ -58,6 +58,7 @@ class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
     """
 
     checks = _CHECKS
+    native_fields = ("resolve",)
     template_fields: Sequence[str] = tuple(_CHECKS)
     ui_color = "#e8f0fe"
 

@@ -9,9 +9,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException, SkipMixin
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 
-from airflow_provider_geminiimg._compat import TakesTexts, shown_request
+from airflow_provider_geminiimg._compat import shown_request
 from airflow_provider_geminiimg.arguments import choice
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
+from airflow_provider_geminiimg.operators._shared import RefusesNothing
 from airflow_provider_geminiimg.outcome import raise_outcome
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ COMMENT = "comment"
 _SHOWN = "shown"
 
 
-class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
+class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
     """Show pictures to a person, who approves, rejects or picks some, and may leave a comment. Buys nothing.
 
     Returns the manifests that were chosen, as a list in the order in which they were shown; an empty list after a
@@ -48,6 +49,7 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
     REJECT = "Reject"
 
     template_fields: Sequence[str] = ("subject", "images")
+    native_fields = ("images",)
     ui_color = "#e8f0fe"
     inherits_from_skipmixin = True
 
@@ -69,7 +71,9 @@ class GeminiImageReviewOperator(TakesTexts, HITLOperator, SkipMixin):
     def execute(self, context: Context) -> Any:
         """Show the pictures, and wait for a person."""
         try:
+            self._refuse_unrendered()
             shown = self._show(self.images, "images")
+            self._refuse_nothing()
             self._refuse_older(context)
         except GeminiImageError as error:
             raise_outcome(error)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator, PokeReturnValue, conf
 
-from airflow_provider_geminiimg._compat import TakesTexts, TaskDeferralError, TaskDeferralTimeout, is_mapped
+from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.arguments import OnMismatch, choice, seconds, stem, text
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.links import ImagesLink
+from airflow_provider_geminiimg.operators._shared import RefusesNothing
 from airflow_provider_geminiimg.request import is_literal
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageJobSensor(TakesTexts, BaseSensorOperator):
+class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
     """Wait for a job and land its picture. Returns the picture's manifest.
 
     A poll that fails says nothing about the job, and the sensor goes on. When it gives up, the job is left alone: clear
@@ -57,6 +58,7 @@ class GeminiImageJobSensor(TakesTexts, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("job", *_CHECKS)
+    native_fields = ("job",)
     ui_color = "#e8f0fe"
     operator_extra_links = (ImagesLink(),)
 

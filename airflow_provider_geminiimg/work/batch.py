@@ -59,6 +59,7 @@ def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[st
     operator._stopped_through(attempt.guard)
     plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
+    operator._refuse_nothing(None if known is None else operator.checks)
     requests = operator._asked(attempt) if known is None else None
     planned, tally, manifest, refusal = run(lambda: _live(operator, attempt, plans, known, requests), attempt.guard)
     summary = {**tally.totals(planned.items), "manifest": manifest}

@@ -16,6 +16,7 @@ from airflow_provider_geminiimg.surroundings import Surroundings
 def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
     """Settle, then collect."""
     try:
+        operator._refuse_nothing()
         surroundings = Surroundings(operator.log)
         report = run(lambda: _collect(operator, surroundings))
         failure = report.failure()

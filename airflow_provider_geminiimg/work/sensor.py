@@ -144,7 +144,9 @@ def look(sensor: GeminiImageJobSensor, context: Context, *, resumed: bool = Fals
         wait for. What the next try of the sensor may find better is raised.
     """
     try:
+        sensor._refuse_unrendered()
         sensor._check(lambda value: True)
+        sensor._refuse_nothing()
         attempt = Attempt(context, sensor.log)
         return run(lambda: _collect(sensor, attempt, context["ti"].try_number > 1, resumed))
     except GeminiImageError as error:

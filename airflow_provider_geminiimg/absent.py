@@ -1,0 +1,79 @@
+"""What stands for no value at all: empty text, and the words that are written where a value is missing.
+
+An empty cell of pandas becomes the text ``nan``, an XCom that is not there becomes ``None``, JSON's becomes ``null``.
+What must stay true: none of these is a prompt, and none of them passes for an argument that somebody wrote.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sized
+from decimal import Decimal
+from typing import Any
+
+RENDERED_WORDS = frozenset(
+    (
+        *("nan", "NaN", "-nan", "None", "NaT", "<NA>", "null", "undefined", "Undefined", "NULL"),
+        *("[]", "()", "set()", '""', "''", "[null]", "[None]", '[""]', "['']"),
+    )
+)
+"""What Python, pandas, JSON and JavaScript write for no value. In this spelling alone: a label may be "none"."""
+
+_NO_PROMPTS = frozenset(word.casefold() for word in RENDERED_WORDS) | {
+    *("na", "n/a", "<n/a>", "#n/a", "#n/a n/a", "#na", "#null!", "#ref!", "#value!", "#name?", "#div/0!", "#num!"),
+    *("-nan", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "inf", "-inf", "nil", "{}"),
+}  # what spreadsheets, pandas and NumPy write where there is nothing to see, casefolded
+_SPACE = re.compile(r"\s+")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing in it that anybody could see: white space, control and zero-width characters."""
+    return all(unicodedata.category(char)[0] in "ZC" and unicodedata.category(char) != "Co" for char in text)
+
+
+def is_no_prompt(text: str) -> bool:
+    """Whether the whole text is a word for a missing value, in any case."""
+    return text.strip().casefold() in _NO_PROMPTS
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a rendered value is none: ``None``, NaN, nothing to see, an empty list, or a word for it."""
+    if isinstance(value, str):
+        return is_blank(value) or _SPACE.sub("", value) in RENDERED_WORDS
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas, which may not be there
+        return True
+    if isinstance(value, (float, Decimal)):
+        return math.isnan(value)
+    # An empty mapping is left to what reads it.
+    return isinstance(value, Sized) and not isinstance(value, Mapping) and len(value) == 0
+
+
+def came_to_nothing(name: str, written: Any, rendered: Any) -> Iterator[tuple[str, Any]]:
+    """What is written, and is nothing once it is rendered: the place of each, and what it came to.
+
+    :param name: the argument.
+    :param written: as it stands in the DAG. What is written as nothing is wanted so.
+    :param rendered: what became of it.
+    """
+    if _is_written_as_nothing(written):
+        return
+    if is_absent(rendered):
+        yield name, rendered
+        return
+    for key, part, became in _parts(written, rendered):
+        if not (isinstance(part, str) and part == became):  # a word in a list or a row that is no template is meant so
+            yield from came_to_nothing(f"{name}{key}", part, became)
+
+
+def _is_written_as_nothing(written: Any) -> bool:
+    return is_blank(written) if isinstance(written, str) else written is None or written in ([], (), {})
+
+
+def _parts(written: Any, rendered: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(written, dict) and isinstance(rendered, Mapping):
+        yield from ((f".{key}", part, rendered.get(key)) for key, part in written.items())
+    elif isinstance(written, (list, tuple)) and isinstance(rendered, (list, tuple)):
+        both = enumerate(zip(written, rendered, strict=False))
+        yield from ((f"[{index}]", part, became) for index, (part, became) in both)

@@ -1,0 +1,384 @@
+"""What arguments come to when they are rendered: text stays text, and nothing is never taken for an absent argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import DAG, task
+
+from airflow_provider_geminiimg import (
+    GeminiImageBatchOperator,
+    GeminiImageCollectOperator,
+    GeminiImageEditOperator,
+    GeminiImageGenerateOperator,
+    GeminiImageJobSensor,
+    GeminiImageReviewOperator,
+    GeminiImageSubmitOperator,
+)
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+if TYPE_CHECKING:
+    from harness.inprocess import AirflowHarness, Run
+
+    from airflow_provider_geminiimg.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("local_root")
+
+PNG = "s3://in/cat.png"
+WAYS_TO_WAIT: dict[str, Any] = {"poll_interval": 0.02}
+BASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "generate": (GeminiImageGenerateOperator, {"prompt": "a fox", **WAYS_TO_WAIT}),
+    "edit": (GeminiImageEditOperator, {"prompt": "a fox", "image": PNG, **WAYS_TO_WAIT}),
+    "submit": (GeminiImageSubmitOperator, {"prompt": "a fox", **WAYS_TO_WAIT}),
+    "batch": (GeminiImageBatchOperator, {"requests": ["a fox", "a wolf"], **WAYS_TO_WAIT}),
+    "sensor": (GeminiImageJobSensor, {"job_id": "1", **WAYS_TO_WAIT}),
+    "collect": (GeminiImageCollectOperator, {}),
+    "review": (GeminiImageReviewOperator, {"subject": "Look", "images": [{"images": [{"uri": PNG}]}]}),
+}
+NOTHING: dict[str, Any] = {
+    "an XCom that is not there": "{{ ti.xcom_pull('nobody') }}",
+    "an empty Variable": "{{ '' }}",
+    "white space": "{{ ' ' }} \n",
+    "a zero-width space": "{{ '\u200b' }}",
+    "NaN": "{{ not_a_number }}",
+    "an empty list": "{{ params.list }}",
+    "JSON's null": "{{ none | tojson }}",
+    "a parameter that is not there": "{{ params.gone }}",
+    "what is not defined": "{{ gone }}",
+    "a Variable that is not there": "{{ var.value.gone }}",
+}
+PARAMS: dict[str, Any] = {"list": [], "none": None, "number": 5}
+
+
+def dag_of(native: bool = False, **options: Any) -> DAG:
+    return DAG(
+        "renders",
+        schedule=None,
+        params=PARAMS,
+        render_template_as_native_obj=native,
+        user_defined_macros={"not_a_number": float("nan")},
+        **options,
+    )
+
+
+def named(run: Run, name: str, task_id: str = "made", map_index: int = -1) -> str:
+    """The message with which the task failed, once and for good, naming the argument."""
+    made = run.task(task_id, map_index)
+    assert (made.state, made.try_number) == ("failed", 1), made.log
+    assert isinstance(made.error, AirflowFailException), made.log
+    assert isinstance(made.error.__cause__, BadRequestError)
+    assert name in str(made.error)
+    return str(made.error)
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+@pytest.mark.parametrize("kind", BASES)
+def test_every_argument_that_comes_to_nothing_is_an_error_that_names_it(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, kind: str, native: bool
+) -> None:
+    operator, base = BASES[kind]
+    shared = {"geminiimg_conn_id": onemin} if "geminiimg_conn_id" in operator.template_fields else {}
+    tasks = {}
+    with dag_of(native) as dag:
+        for name in operator.template_fields:
+            for number, template in enumerate(("{{ ti.xcom_pull('nobody') }}", "{{ '' }}", "{{ gone }}")):
+                arguments = {"task_id": f"{name}-{number}", "retries": 1, **shared, **base, name: template}
+                tasks[operator(**arguments).task_id] = name
+    run = airflow.run_dag(dag)
+    for task_id, name in tasks.items():
+        named(run, name, task_id)
+    assert sandbox.calls() == []
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_whatever_the_reason_nothing_is_an_error(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    names = ("prompt", "image", "reference_images", "output_path", "model", "variant", "max_cost")
+    tasks = {}
+    with dag_of(native) as dag:
+        for name in names:
+            for number, template in enumerate(NOTHING.values()):
+                arguments = {"prompt": "a fox", "image": PNG, "geminiimg_conn_id": onemin, name: template}
+                tasks[f"{name}-{number}"] = name
+                GeminiImageEditOperator(task_id=f"{name}-{number}", retries=1, **arguments)
+    run = airflow.run_dag(dag)
+    for task_id, name in tasks.items():
+        named(run, name, task_id)
+    assert sandbox.calls() == []
+
+
+def test_an_undefined_value_is_nothing_where_the_dag_lets_it_render(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    for native in (False, True):
+        with dag_of(native, template_undefined=jinja2.Undefined) as dag:
+            GeminiImageGenerateOperator(
+                task_id="made", prompt="a fox", aspect_ratio="{{ gone }}", geminiimg_conn_id=onemin
+            )
+        named(airflow.run_dag(dag, run_id=f"run-{native}"), "aspect_ratio")
+    assert sandbox.calls() == []
+
+
+@task
+def gives(value: Any) -> Any:
+    return value
+
+
+MAPPED: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "not mapped": lambda operator, shared: operator(**shared, aspect_ratio=gives(None)),
+    "empty text, not mapped": lambda operator, shared: operator(**shared, aspect_ratio=gives(" ")),
+    "partial": lambda operator, shared: operator.partial(**shared, aspect_ratio="{{ '' }}").expand(variant=["a"]),
+    "partial of a task": lambda operator, shared: operator.partial(**shared, aspect_ratio=gives(None)).expand(
+        variant=["a"]
+    ),
+    "expand": lambda operator, shared: operator.partial(**shared).expand(aspect_ratio=gives([None])),
+    "expand over empty text": lambda operator, shared: operator.partial(**shared).expand(aspect_ratio=gives([""])),
+    "expand over templates": lambda operator, shared: operator.partial(**shared).expand(aspect_ratio=["{{ '' }}"]),
+    "expand over a word": lambda operator, shared: operator.partial(**shared).expand(aspect_ratio=gives(["None"])),
+    "expand_kwargs": lambda operator, shared: operator.partial(**shared).expand_kwargs(gives([{"aspect_ratio": None}])),
+    "expand_kwargs with empty text": lambda operator, shared: operator.partial(**shared).expand_kwargs(
+        gives([{"aspect_ratio": ""}])
+    ),
+    "expand_kwargs with a template": lambda operator, shared: operator.partial(**shared).expand_kwargs(
+        [{"aspect_ratio": "{{ ti.xcom_pull('nobody') }}"}]
+    ),
+}
+
+
+@pytest.mark.parametrize("how", MAPPED.values(), ids=MAPPED)
+def test_what_another_task_gives_as_nothing_is_an_error_however_it_is_mapped(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, how: Callable[[Any, dict[str, Any]], Any]
+) -> None:
+    with dag_of() as dag:
+        how(GeminiImageGenerateOperator, {"task_id": "made", "prompt": "a fox", "geminiimg_conn_id": onemin})
+    run = airflow.run_dag(dag)
+    named(run, "aspect_ratio", map_index=-1 if dag.get_task("made").is_mapped is False else 0)
+    assert sandbox.calls() == []
+
+
+WANTED_NOTHING: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "None": lambda operator, shared: operator(**shared, aspect_ratio=None, reference_images=None, max_cost=None),
+    "an empty list": lambda operator, shared: operator(**shared, reference_images=[]),
+    "the word for it": lambda operator, shared: operator(
+        **shared, aspect_ratio="{{ params.none or 'unset' }}", max_cost="{{ 'unset' }}", output_path=" {{ 'unset' }} "
+    ),
+    "expand": lambda operator, shared: operator.partial(**shared).expand(aspect_ratio=[None]),
+    "expand_kwargs": lambda operator, shared: operator.partial(**shared).expand_kwargs(
+        [{"aspect_ratio": None, "variant": "x"}]
+    ),
+    "a row that leaves it out": lambda operator, shared: operator.partial(**shared).expand_kwargs(
+        gives([{"variant": "x"}])
+    ),
+}
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+@pytest.mark.parametrize("how", WANTED_NOTHING.values(), ids=WANTED_NOTHING)
+def test_what_is_wanted_as_nothing_is_nothing(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, how: Callable[[Any, dict[str, Any]], Any], native: bool
+) -> None:
+    with dag_of(native) as dag:
+        shared = {"task_id": "made", "prompt": "a fox", "geminiimg_conn_id": onemin, **WAYS_TO_WAIT}
+        how(GeminiImageGenerateOperator, shared)
+    run = airflow.run_dag(dag)
+    assert run.state == "success", run.log
+    [paid] = sandbox.ledger()
+    assert "aspectRatio" not in paid["fields"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["nan", "NaN", " nan\n", "None", "none", "NaT", "<NA>", "null", "NULL", "undefined", "N/A", "#N/A", "\u200b"],
+)
+def test_a_word_for_a_missing_value_is_no_prompt(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, word: str
+) -> None:
+    with pytest.raises(BadRequestError, match="prompt"):
+        GeminiImageGenerateOperator(task_id="made", prompt=word)
+    for number, value in enumerate(["{{ word }}", gives]):
+        with DAG("renders", schedule=None, user_defined_macros={"word": word}) as dag:
+            GeminiImageGenerateOperator(
+                task_id="made", prompt=value if isinstance(value, str) else value(word), geminiimg_conn_id=onemin
+            )
+        named(airflow.run_dag(dag, run_id=f"run-{number}"), "prompt")
+    assert sandbox.calls() == []
+
+
+def test_nan_is_no_prompt_and_no_label_but_words_about_it_are(sandbox: Sandbox) -> None:
+    for wrong in ({"prompt": float("nan")}, {"prompt": float("inf")}, {"prompt": "a", "variant": float("nan")}):
+        with pytest.raises(BadRequestError, match=list(wrong)[-1]):
+            GeminiImageGenerateOperator(task_id="made", **wrong)
+    GeminiImageGenerateOperator(task_id="made", prompt="A naan bread, null calories", variant="none")
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_a_template_in_a_row_of_a_batch_that_comes_to_nothing_names_the_row(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    rows = ["a wolf", {"prompt": "a fox", "aspect_ratio": "{{ ti.xcom_pull('nobody') }}"}]
+    with dag_of(native) as dag:
+        GeminiImageBatchOperator(task_id="made", requests=rows, geminiimg_conn_id=onemin)
+    named(airflow.run_dag(dag), "requests[1].aspect_ratio")
+    assert sandbox.calls() == []
+
+
+def test_a_paid_job_lands_though_its_arguments_come_to_nothing_on_a_retry(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    def dag(**arguments: Any) -> DAG:
+        with dag_of() as made:
+            shared = {"prompt": "a fox", "geminiimg_conn_id": onemin, **WAYS_TO_WAIT}
+            GeminiImageGenerateOperator(task_id="made", **{**shared, **arguments})
+        return made
+
+    sandbox.faults(route="download", status=500, times=3)
+    run = airflow.run_dag(dag())
+    assert (run.state, len(sandbox.ledger())) == ("failed", 1)
+    gone = dict.fromkeys(("prompt", "aspect_ratio", "output_path", "max_cost", "timeout", "poll_interval"), "{{ '' }}")
+    run.retry("made", dag=dag(**gone))
+    assert run.state == "success", run.log
+    assert len(sandbox.ledger()) == 1
+
+
+def test_a_cap_of_a_batch_that_comes_to_nothing_on_a_retry_is_no_absent_cap(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    def dag(**arguments: Any) -> DAG:
+        with dag_of() as made:
+            shared = {"requests": ["a fox", "a wolf"], "geminiimg_conn_id": onemin, **WAYS_TO_WAIT}
+            GeminiImageBatchOperator(task_id="made", **{**shared, **arguments})
+        return made
+
+    sandbox.faults(route="onemin.submit", status=429, headers={"Retry-After": "600"}, times=2)
+    run = airflow.run_dag(dag(max_cost="50"))
+    assert (run.state, sandbox.ledger()) == ("failed", [])
+    run.retry("made", dag=dag(max_cost="{{ ti.xcom_pull('nobody') or '' }}"))
+    assert "max_cost" in str(run.task("made").error)
+    assert sandbox.ledger() == []
+
+
+# Native rendering
+
+LOOKS_LIKE_PYTHON = [
+    "1e3",
+    "'quoted'",
+    '"quoted"',
+    "[1,2]",
+    "True",
+    "{'a': 1}",
+    "007",
+    "1_000",
+    "(1, 2)",
+    "0x10",
+    "1.50",
+]
+WITH_LAYOUT = [
+    "two\nlines\n",
+    " spaces ",
+    "an {% raw %}{{ brace }}{% endraw %}",
+    "# no comment",
+    "a {{ params.number }}",
+]
+
+
+def prompts_of(airflow: AirflowHarness, sandbox: Sandbox, build: Callable[[Any], Any]) -> list[list[str]]:
+    """What is bought without native rendering, and with it."""
+    bought = []
+    for native in (False, True):
+        sandbox.reset()
+        with dag_of(native) as dag:
+            build(dag)
+        run = airflow.run_dag(dag, run_id=f"native-{native}")
+        assert run.state == "success", run.log
+        bought.append(sorted(entry["prompt"] for entry in sandbox.ledger()))
+    return bought
+
+
+@pytest.mark.parametrize("text", [*LOOKS_LIKE_PYTHON, *WITH_LAYOUT])
+def test_a_prompt_is_the_same_text_with_native_rendering(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, text: str
+) -> None:
+    shared = {"geminiimg_conn_id": onemin, **WAYS_TO_WAIT}
+
+    @task.gemini_image(**shared)
+    def says(it: str) -> str:
+        return it
+
+    @task.gemini_image(prompt=text, **shared)
+    def leaves_open() -> dict[str, Any]:
+        return {"variant": "open"}
+
+    def build(dag: DAG) -> None:
+        dag.params["text"] = text if "{" not in text or "'a'" in text else "plain"
+        GeminiImageGenerateOperator(task_id="literal", prompt=text, **shared)
+        GeminiImageGenerateOperator(task_id="param", prompt="{{ params.text }}", variant="p", **shared)
+        GeminiImageGenerateOperator(task_id="line", prompt="{{ params.text }}\n", variant="l", **shared)
+        GeminiImageGenerateOperator.partial(task_id="partial", prompt=text, **shared).expand(variant=["007", "1e3"])
+        GeminiImageGenerateOperator.partial(task_id="expand", variant="e", **shared).expand(prompt=[text])
+        GeminiImageGenerateOperator.partial(task_id="kwargs", **shared).expand_kwargs(
+            [{"prompt": text, "variant": "k"}]
+        )
+        GeminiImageBatchOperator(task_id="batch", requests=[text, {"prompt": "{{ params.text }}", "n": 2}], **shared)
+        GeminiImageBatchOperator(task_id="all", requests=[{"variant": "007"}], prompt=text, **shared)
+        says(text)
+        says.override(task_id="from_param")("{{ params.text }}")
+        leaves_open()
+
+    as_text, natively = prompts_of(airflow, sandbox, build)
+    assert natively == as_text
+    if text in LOOKS_LIKE_PYTHON:
+        assert set(as_text) == {text}
+
+
+def test_labels_names_and_ids_are_text_with_native_rendering(
+    airflow: AirflowHarness, sandbox: Sandbox, connect: Callable[..., str]
+) -> None:
+    connect("007", **sandbox.connection("apimaster"))
+    for native in (False, True):
+        with dag_of(native) as dag:
+            GeminiImageGenerateOperator(
+                task_id="made",
+                prompt="a fox",
+                geminiimg_conn_id="{{ '007' }}",
+                variant="1e3",
+                file_name="{{ '0' ~ '07' }}",
+                **WAYS_TO_WAIT,
+            )
+            GeminiImageBatchOperator(
+                task_id="batch",
+                requests=[{"prompt": "a wolf", "sku": "007", "variant": "'x'"}],
+                file_name="{sku}-{variant}",
+                geminiimg_conn_id="007",
+                **WAYS_TO_WAIT,
+            )
+        run = airflow.run_dag(dag, run_id=f"run-{native}")
+        assert run.state == "success", run.log
+        made = run.task("made").value
+        assert made["requested"]["variant"] == "1e3"
+        assert made["images"][0]["uri"].endswith("/007.png")
+
+
+def test_lists_and_numbers_keep_their_native_values(airflow: AirflowHarness, sandbox: Sandbox, onemin: str) -> None:
+    with dag_of(True) as dag:
+        dag.params["rows"] = [{"prompt": "1e3", "n": 2}, "'quoted'"]
+        first = GeminiImageGenerateOperator(
+            task_id="first", prompt="a fox", max_cost="{{ params.number }}", geminiimg_conn_id=onemin, **WAYS_TO_WAIT
+        )
+        edit = GeminiImageEditOperator(
+            task_id="edit",
+            prompt="at night",
+            image="{{ ti.xcom_pull('first') }}",
+            reference_images="{{ [ti.xcom_pull('first')] }}",
+            geminiimg_conn_id=onemin,
+            **WAYS_TO_WAIT,
+        )
+        GeminiImageBatchOperator(task_id="rows", requests="{{ params.rows }}", geminiimg_conn_id=onemin, **WAYS_TO_WAIT)
+        first >> edit
+    run = airflow.run_dag(dag)
+    assert run.state == "success", run.log
+    assert sorted(entry["prompt"] for entry in sandbox.ledger()) == ["'quoted'", "1e3", "1e3", "a fox", "at night"]
