@@ -31,14 +31,21 @@ class ImageInfo:
 
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
     :param extension: ``png``, ``jpg`` or ``webp``.
-    :param width: pixels.
-    :param height: pixels.
+    :param width: pixels, as it is displayed: an orientation tag that turns it by a quarter swaps its sides.
+    :param height: likewise.
+    :param orientation: the EXIF orientation: 1 (as it is stored) to 8.
     """
 
     media_type: str
     extension: str
     width: int
     height: int
+    orientation: int = 1
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height in pixels as a decoder finds them, before the orientation tag is obeyed."""
+        return (self.height, self.width) if self.orientation in _QUARTER_TURNS else (self.width, self.height)
 
 
 def inspect_image(data: bytes) -> ImageInfo:
@@ -53,12 +60,14 @@ def inspect_image(data: bytes) -> ImageInfo:
         if not fits(data):
             continue
         try:
-            width, height = measure(data)
+            width, height, exif = measure(data)
         except IndexError:
             raise _cut(extension, len(data)) from None
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise InvalidImageError(f"The {extension} header says {width} x {height} pixels, which can't be right.")
-        return ImageInfo(media_type, extension, width, height)
+        orientation = _orientation(exif)
+        shown = (height, width) if orientation in _QUARTER_TURNS else (width, height)
+        return ImageInfo(media_type, extension, *shown, orientation)
     raise InvalidImageError(f"The body is {_looks_like(data)}, not a PNG, JPEG or WebP picture ({len(data)} bytes).")
 
 
@@ -115,30 +124,56 @@ def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:
     return int.from_bytes(data[start : start + size], "big" if big else "little")
 
 
-def _measure_png(data: bytes) -> tuple[int, int]:
+_QUARTER_TURNS = (5, 6, 7, 8)
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation that EXIF data holds; 1 where it holds none, or is damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    big = tiff.startswith(b"MM")
+    try:
+        if tiff[:2] not in (b"II", b"MM") or _uint(tiff, 2, 2, big=big) != 42:
+            return 1
+        directory = _uint(tiff, 4, 4, big=big)
+        for entry in range(directory + 2, directory + 2 + 12 * _uint(tiff, directory, 2, big=big), 12):
+            if _uint(tiff, entry, 2, big=big) == _ORIENTATION_TAG:
+                value = _uint(tiff, entry + 8, 2 if _uint(tiff, entry + 2, 2, big=big) == _SHORT else 4, big=big)
+                return value if 1 <= value <= 8 else 1
+    except IndexError:
+        pass
+    return 1
+
+
+_Measured = tuple[int, int, bytes]  # width, height, EXIF data
+
+
+def _measure_png(data: bytes) -> _Measured:
     if data[12:16] != b"IHDR" or _uint(data, 8, 4, big=True) != 13:
         raise _cut("png", len(data))
     size = _uint(data, 16, 4, big=True), _uint(data, 20, 4, big=True)
-    offset, name, has_pixels = 8, b"", False
+    offset, name, has_pixels, exif = 8, b"", False, b""
     while name != b"IEND":
         length = _uint(data, offset, 4, big=True)
         name = data[offset + 4 : offset + 8]
         has_pixels = has_pixels or name == b"IDAT"
+        if name == b"eXIf" and not exif:
+            exif = data[offset + 8 : offset + 8 + length]
         offset += 12 + length
         if offset > len(data):
             raise IndexError
     if not has_pixels:
         raise _cut("png", len(data))
-    return size
+    return *size, exif
 
 
 _JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others of that range are tables
 
 
-def _measure_jpeg(data: bytes) -> tuple[int, int]:
+def _measure_jpeg(data: bytes) -> _Measured:
     size: tuple[int, int] | None = None
-    offset = 2
+    offset, exif = 2, b""
     while True:
         if data[offset] != 0xFF:
             raise _cut("jpg", len(data))
@@ -152,28 +187,43 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
             break
         if marker in _JPEG_FRAMES:
             size = _uint(data, offset + 5, 2, big=True), _uint(data, offset + 3, 2, big=True)
+        if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", offset + 2):
+            exif = data[offset + 2 : offset + _uint(data, offset, 2, big=True)]
         offset += max(2, _uint(data, offset, 2, big=True))
     # Only what follows the start of the scan counts: an embedded thumbnail has an end marker of its own.
     if size is None or marker != 0xDA or data.find(b"\xff\xd9", offset) < 0:
         raise _cut("jpg", len(data))
-    return size
+    return *size, exif
 
 
-def _measure_webp(data: bytes) -> tuple[int, int]:
-    if _uint(data, 4, 4, big=False) + 8 > len(data):
+def _measure_webp(data: bytes) -> _Measured:
+    end = _uint(data, 4, 4, big=False) + 8
+    if end > len(data):
         raise IndexError
     kind, body = data[12:16], 20
     if kind == b"VP8X":
-        return _uint(data, body + 4, 3, big=False) + 1, _uint(data, body + 7, 3, big=False) + 1
+        size = _uint(data, body + 4, 3, big=False) + 1, _uint(data, body + 7, 3, big=False) + 1
+        return *size, _webp_exif(data[:end])
     if kind == b"VP8L" and data[body] == 0x2F:
         bits = _uint(data, body + 1, 4, big=False)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, b""
     if kind == b"VP8 " and data[body + 3 : body + 6] == b"\x9d\x01\x2a":
-        return _uint(data, body + 6, 2, big=False) & 0x3FFF, _uint(data, body + 8, 2, big=False) & 0x3FFF
+        return _uint(data, body + 6, 2, big=False) & 0x3FFF, _uint(data, body + 8, 2, big=False) & 0x3FFF, b""
     raise _cut("webp", len(data))
 
 
-_FORMATS: tuple[tuple[Callable[[bytes], bool], str, str, Callable[[bytes], tuple[int, int]]], ...] = (
+def _webp_exif(data: bytes) -> bytes:
+    """The EXIF chunk of an extended WebP; empty where there is none."""
+    offset = 12
+    while offset + 8 <= len(data):
+        length = _uint(data, offset + 4, 4, big=False)
+        if data[offset : offset + 4] == b"EXIF":
+            return data[offset + 8 : offset + 8 + length]
+        offset += 8 + length + length % 2
+    return b""
+
+
+_FORMATS: tuple[tuple[Callable[[bytes], bool], str, str, Callable[[bytes], _Measured]], ...] = (
     (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), "image/png", "png", _measure_png),
     (lambda data: data.startswith(b"\xff\xd8\xff"), "image/jpeg", "jpg", _measure_jpeg),
     (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", "image/webp", "webp", _measure_webp),

@@ -7,6 +7,7 @@ an address.
 from __future__ import annotations
 
 import hashlib
+import logging
 
 from airflow_provider_geminiimg.catalog import Row
 from airflow_provider_geminiimg.download import download
@@ -18,10 +19,12 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
 )
 from airflow_provider_geminiimg.gateways.base import InputImage
-from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.images import ImageInfo, inspect_image
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, in_thread
 from airflow_provider_geminiimg.request import CheckedRequest
 from airflow_provider_geminiimg.storage import WEB_SCHEMES, Files, locate
+
+_log = logging.getLogger(__name__)
 
 
 def public_uri(uri: str) -> str:
@@ -54,6 +57,19 @@ async def read_inputs(request: CheckedRequest, files: Files) -> list[InputImage]
     return images
 
 
+def warn_if_turned(shown: str, info: ImageInfo) -> None:
+    """Say that an input is displayed in another way than its pixels are stored, which a model may not respect.
+
+    :param shown: the input's name, for the log.
+    """
+    if info.orientation != 1:
+        _log.warning(
+            "%s has EXIF orientation %s and is sent as it is. A model that ignores the tag sees it turned or mirrored; "
+            "where that matters, store the pixels upright.",
+            shown, info.orientation,
+        )  # fmt: skip
+
+
 async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
     await in_thread(files.check, uri, name)
     from_web = locate(uri, name).scheme in WEB_SCHEMES
@@ -65,12 +81,13 @@ async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
     except GeminiImageError as error:
         raise _unusable(name, uri, row, error, passing=error.retryable) from None
     try:
-        media_type = inspect_image(data).media_type
+        info = inspect_image(data)
     except InvalidImageError as error:
         raise _unusable(name, uri, row, error, passing=False) from None
-    if media_type not in row.input_media_types:
-        raise _unusable(name, uri, row, BadRequestError(f"It is {media_type}."), passing=False)
-    return InputImage(data, media_type, hashlib.sha256(data).hexdigest(), uri if from_web else None)
+    if info.media_type not in row.input_media_types:
+        raise _unusable(name, uri, row, BadRequestError(f"It is {info.media_type}."), passing=False)
+    warn_if_turned(f"{name}={public_uri(uri)!r}", info)
+    return InputImage(data, info.media_type, hashlib.sha256(data).hexdigest(), uri if from_web else None)
 
 
 def _unusable(name: str, uri: str, row: Row, error: GeminiImageError, *, passing: bool) -> GeminiImageError:

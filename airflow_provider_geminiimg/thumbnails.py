@@ -191,7 +191,7 @@ def render(data: bytes) -> bytes:
     if info.width * info.height > MAX_PIXELS[info.extension]:
         raise ValueError(f"{info.width} x {info.height} pixels are too many.")
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
-        if opened.size != (info.width, info.height):
+        if opened.size != info.stored_size:
             raise ValueError("Its headers don't agree on its size.")
         mode = "RGBA" if opened.has_transparency_data else "RGB"
         small = _shrinkable(opened, mode)

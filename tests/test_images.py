@@ -11,7 +11,7 @@ import zlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from airflow_provider_geminiimg.exceptions import Billed, InvalidImageError
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
@@ -168,3 +168,53 @@ def test_a_mismatch_is_one_sentence_with_both_differences() -> None:
 
 def test_what_was_not_asked_is_not_compared() -> None:
     assert mismatch(ImageInfo("image/png", "png", 10, 900), resolution=None, aspect_ratio=None) is None
+
+
+def turned(kind: str, orientation: int, size: tuple[int, int] = (1376, 768), *, motorola: bool = False) -> bytes:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif[0x0112] = orientation
+    data = exif.tobytes()
+    if motorola:
+        data = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HH", orientation, 0) + bytes(4)
+    return picture(kind, size, exif=data)
+
+
+@pytest.mark.parametrize("motorola", [False, True], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_measured_as_it_is_displayed(kind: str, orientation: int, motorola: bool) -> None:
+    data = turned(kind, orientation, motorola=motorola)
+    info = inspect_image(data)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert (info.width, info.height) == ImageOps.exif_transpose(opened).size
+        assert info.stored_size == opened.size
+    assert info.orientation == orientation
+    wanted, other = ("9:16", "16:9") if orientation >= 5 else ("16:9", "9:16")
+    assert mismatch(info, resolution="1K", aspect_ratio=wanted) is None
+    assert mismatch(info, resolution="1K", aspect_ratio=other) is not None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"II*\0",
+        b"II*\0\xff\xff\xff\xff",
+        b"MM\0*\0\0\0\x08\xff\xff\x01\x12",
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0",
+        b"no TIFF at all",
+    ],
+    ids=["nothing", "cut", "far away", "too many entries", "an orientation of 9", "words"],
+)
+def test_damaged_exif_turns_nothing(kind: str, exif: bytes) -> None:
+    info = inspect_image(picture(kind, (97, 61), exif=b"Exif\0\0" + exif))
+    assert (info.width, info.height, info.orientation) == (97, 61, 1)
+
+
+@given(st.binary(max_size=200))
+def test_any_exif_at_all_leaves_a_picture_a_picture(exif: bytes) -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        info = inspect_image(picture(kind, (40, 30), exif=b"Exif\0\0" + exif))
+        assert {info.width, info.height} == {40, 30}

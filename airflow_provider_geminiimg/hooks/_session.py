@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
 from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.inputs import read_inputs
+from airflow_provider_geminiimg.inputs import read_inputs, warn_if_turned
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.polling import End, PollPlan, follow
 from airflow_provider_geminiimg.request import ImageRequest
@@ -69,6 +69,7 @@ class Session:
             image = await asyncio.to_thread(self._read, image)
         try:
             info = inspect_image(image)
+            warn_if_turned("image", info)
         except InvalidImageError as error:
             raise BadRequestError(f"image can't be used: {error.message}") from None
         return await self._handle(InputImage(image, info.media_type, hashlib.sha256(image).hexdigest()), prompt="")
