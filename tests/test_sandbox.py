@@ -18,6 +18,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.sandbox import Sandbox, SandboxClient, read_picture, read_submission
 from airflow_provider_geminiimg.sandbox import pictures as drawing
 
@@ -695,3 +696,52 @@ def test_the_pytest_fixture_gives_every_test_an_empty_sandbox(tmp_path: Path) ->
         cwd=tmp_path,
     )
     assert "2 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("charge", ["before", "after"])
+@pytest.mark.parametrize("gateway", ["1min", "apimaster", "apimaster, synchronously"])
+def test_a_fault_may_wait_for_a_prompt(
+    sandbox: Sandbox, connect: Callable[..., str], gateway: str, charge: str
+) -> None:
+    from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+
+    name, _, mode = gateway.partition(", ")
+    route = {"1min": "onemin.submit", "apimaster": "apimaster.submit"}[name] + ("_sync" if mode else "")
+    sandbox.faults(route=route, prompt_contains="Käse", drop=True, charge=charge)
+    hook = GeminiImageHook(connect("mine", **sandbox.connection(name)))
+    hook.submit(prompt="bread", synchronous=bool(mode))
+    with pytest.raises(OutcomeUnknownError):
+        hook.submit(prompt='a Käse with "holes"', synchronous=bool(mode))
+    hook.submit(prompt="Käse again", synchronous=bool(mode))
+    paid = [entry["prompt"] for entry in sandbox.ledger()]
+    assert paid == ["bread", *(['a Käse with "holes"'] if charge == "after" else []), "Käse again"]
+
+
+def test_a_fault_for_a_prompt_passes_by_what_has_none(sandbox: Sandbox) -> None:
+    with pytest.raises(ValueError, match="prompt_contains"):
+        sandbox.faults(route="onemin.status", prompt_contains="Käse")
+    sandbox.faults(
+        {"route": "onemin.submit", "prompt_contains": "x", "status": 500}, {"route": "onemin.submit", "status": 429}
+    )
+    answer = httpx.post(f"{sandbox.onemin_url}/api/features", content=b"no JSON", headers={"API-KEY": "k"})
+    assert answer.status_code == 429
+
+
+def boxes(text: str) -> set[str]:
+    """The letters of a text that its font would draw as the box for a missing letter."""
+    from airflow_provider_geminiimg.sandbox.fonts import font_for
+
+    font, drawn = font_for(text, 30)
+    missing = bytes(font.getmask("\uffff"))
+    return {char for char in drawn if not char.isspace() and bytes(font.getmask(char)) == missing}
+
+
+@pytest.mark.parametrize("fonts", ["of this machine", "of Pillow alone"])
+def test_letters_are_drawn_as_letters(monkeypatch: pytest.MonkeyPatch, fonts: str) -> None:
+    from airflow_provider_geminiimg.sandbox import fonts as module
+
+    if fonts == "of Pillow alone":
+        monkeypatch.setattr(module, "_NAMES", ())
+    module._installed.cache_clear()
+    assert not boxes("Käse größer ÄÖÜ ß ẞ Łódź smørrebrød Čeština İstanbul Đà Nẵng œuvre „façade“ niño")
+    module._installed.cache_clear()

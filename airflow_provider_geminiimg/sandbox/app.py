@@ -94,7 +94,7 @@ class Front:
             return
         call = self._note(scope, headers, route)
         body = await _read(receive)
-        fault = self.box.faults.take(route)
+        fault = self.box.faults.take(route, body)
         answer = await self._answer(scope, body, route, fault)
         call["seconds"] = round(time.time() - call["time"], 4)
         if answer is None:

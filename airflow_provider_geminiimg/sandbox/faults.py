@@ -7,10 +7,12 @@ What must stay true: without a queued fault a call is untouched; `charge` alone 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
+import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 Outcome = Literal["picture", "refused", "refused_echo", "failed", "bare_failed", "no_picture", "wrong_size"]
@@ -53,6 +55,7 @@ class Fault(BaseModel):
         connection is closed), ``reset`` (the same, reset), ``open`` (the same, left open), ``chunked`` (no last chunk)
         or ``gzip`` (its checksum is wrong).
     :param outcome: how the job ends that this submit makes.
+    :param prompt_contains: only for submits whose prompt contains this text; other calls pass it by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,11 +72,28 @@ class Fault(BaseModel):
     cut_after: int | None = Field(default=None, ge=0)
     frame: Frame | None = None
     outcome: Outcome | None = None
+    prompt_contains: str | None = Field(default=None, min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _only_a_submit_has_a_prompt(self) -> Fault:
+        if self.prompt_contains is not None and "submit" not in self.route:
+            raise ValueError(f"prompt_contains: a call of {self.route} has no prompt")
+        return self
 
     @property
     def answers(self) -> bool:
         """Whether the fault's own answer takes the place of the gateway's."""
         return self.status is not None or self.body is not None
+
+
+def _prompt_of(body: bytes) -> str:
+    """The prompt of a submit to either gateway; empty where the body is not understood."""
+    try:
+        request = json.loads(body)
+        prompt = request["promptObject"]["prompt"] if "promptObject" in request else request["prompt"]
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return prompt if isinstance(prompt, str) else ""
 
 
 class Faults:
@@ -90,10 +110,14 @@ class Faults:
     def add(self, fault: Fault) -> None:
         self._queue.append([fault, fault.times])
 
-    def take(self, route: str) -> Fault | None:
-        """The fault for the next call of `route`, used up."""
+    def take(self, route: str, body: bytes = b"") -> Fault | None:
+        """The fault for the next call of `route`, used up.
+
+        :param body: the call's, in which a submit has its prompt.
+        """
         for item in self._queue:
-            if item[0].route == route:
+            wanted = item[0].prompt_contains
+            if item[0].route == route and (wanted is None or wanted in _prompt_of(body)):
                 item[1] -= 1
                 if not item[1]:
                     self._queue.remove(item)

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_geminiimg.sandbox.fonts import font_for
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont
@@ -273,20 +275,15 @@ def _write(image: Image, sketch: Sketch) -> None:
     band = _band(width, height)
     title = f"#{sketch.number}  {sketch.shape.ratio}  {sketch.shape.resolution}  {sketch.model}"
     pen.rectangle((0, 0, width, band), fill=(18, 20, 26))
-    pen.text((band // 3, band // 6), title, font=_font(band * 0.55), fill=(255, 255, 255))
-    font = _font(max(12.0, min(width, height) / 26))
+    font, title = font_for(title, band * 0.55)
+    pen.text((band // 3, band // 6), title, font=font, fill=(255, 255, 255))
+    font, prompt = font_for(sketch.prompt[:_PROMPT_KEPT], max(12.0, min(width, height) / 26))
     margin = int(font.size)
-    lines = _wrap(sketch.prompt, font, width - 2 * margin, most=max(1, int(height * 0.3 / (font.size * 1.3))))
+    lines = _wrap(prompt, font, width - 2 * margin, most=max(1, int(height * 0.3 / (font.size * 1.3))))
     top = height - int(len(lines) * font.size * 1.3) - margin
     pen.rectangle((0, top - margin // 2, width, height), fill=(18, 20, 26))
     for index, line in enumerate(lines):
         pen.text((margin, top + int(index * font.size * 1.3)), line, font=font, fill=(240, 240, 235))
-
-
-def _font(size: float) -> FreeTypeFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(int(size))  # type: ignore[return-value]
 
 
 def _wrap(text: str, font: FreeTypeFont, width: int, *, most: int) -> list[str]:
