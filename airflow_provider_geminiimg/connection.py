@@ -7,8 +7,10 @@ Nothing here knows Airflow: the hook passes the connection's parts in.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import ipaddress
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -137,7 +139,7 @@ class _Extras:
         unknown = sorted(str(name) for name in self._values if name not in EXTRAS)
         if unknown:
             warnings.warn(
-                f"Connection {conn_id!r} has extra fields that mean nothing here: {', '.join(unknown)}. "
+                f"Connection {conn_id!r} has extra fields that mean nothing here: {', '.join(map(_meant, unknown))}. "
                 f"Known: {', '.join(EXTRAS)}.",
                 UserWarning,
                 stacklevel=3,
@@ -193,6 +195,13 @@ class _Extras:
         if number is None or number != number.to_integral_value() or not 1 <= number <= 1_000_000:
             raise self.wrong(name, value, "a whole number of 1 or more")
         return int(number)
+
+
+def _meant(unknown: str) -> str:
+    """The name of an extra that is not known, with the one that may be meant."""
+    plain = re.sub(r"[^a-z]+", "_", unknown.lower())
+    close = difflib.get_close_matches(plain, EXTRAS, n=1)
+    return f"{unknown} (did you mean {close[0]}?)" if close else unknown
 
 
 def _text(value: str | None) -> str | None:

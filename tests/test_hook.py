@@ -278,6 +278,38 @@ def test_the_connection_test_says_what_is_wrong_and_what_to_do_without_the_key(
     assert GeminiImageHook("absent").test_connection()[0] is False
 
 
+@pytest.mark.filterwarnings("ignore:Connection:UserWarning")
+@pytest.mark.parametrize("gateway", ["1min", "apimaster"])
+def test_the_connection_test_names_misspelt_extras_and_what_was_meant(
+    sandbox: Sandbox, connect: Callable[..., str], gateway: str
+) -> None:
+    extras = {"daily_budgt": 5, "Price-Base": 0.05, "maxconcurrency": 3, "colour": "red"}
+    connect("mine", **sandbox.connection(gateway, **extras))
+    works, message = GeminiImageHook("mine").test_connection()
+    assert works is True
+    for said in (
+        "daily_budgt (did you mean daily_budget?)",
+        "did you mean price_base?",
+        "did you mean max_concurrency?",
+    ):
+        assert said in message
+    assert "colour" in message
+    assert "'mine'" not in message
+    connect("gateless", host=sandbox.onemin_url, password="key", extra={"gatway": gateway})
+    works, message = GeminiImageHook("gateless").test_connection()
+    assert works is False
+    assert "the extra `gateway` is required" in message
+    assert "gatway (did you mean gateway?)" in message
+
+
+def test_a_misspelt_extra_is_a_warning_where_the_test_prints_no_message(
+    sandbox: Sandbox, connect: Callable[..., str]
+) -> None:
+    connect("mine", **sandbox.connection("1min", modl="x"))
+    with pytest.warns(UserWarning, match="modl"):
+        GeminiImageHook("mine").test_connection()
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "said"),
     [

@@ -7,7 +7,9 @@ code as the asynchronous ones; nothing here is recorded, so whoever buys through
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -181,17 +183,22 @@ class GeminiImageHook(BaseHook):
         :returns: whether it does; and which gateway answered, how fast, and which models the key sees, or what went
             wrong and what to do. Never the key.
         """
-        asked = ""
+        asked, notes = "", []
         try:
-            connection = self.connection()
+            with _heard_warnings() as notes:
+                connection = self.connection()
             asked = f" Asked: {connection.adapter().label} at {connection.base_url}."
-            return True, run(lambda: _with_session(connection, lambda session: session.test()))
+            said = run(lambda: _with_session(connection, lambda session: session.test()))
+            return True, self._for_the_test(" ".join([said, *notes]))
         except GeminiImageError as error:
             if error.status_code is not None and isinstance(error, (BadRequestError, UpstreamFailedError)):
                 error.hint = "Check the connection's gateway and base URL. If both are right, test again later."
             # There is no task here, and Airflow's button tests a copy of the connection under a name that it made up.
             said = str(error).replace(", then clear the task.", ".")
-            return False, said.replace(f"Connection {self.geminiimg_conn_id!r}", "This connection") + asked
+            return False, self._for_the_test(" ".join([said + asked, *notes]))
+
+    def _for_the_test(self, said: str) -> str:
+        return said.replace(f"Connection {self.geminiimg_conn_id!r}", "This connection")
 
     def _look_up(self) -> GatewayConnection:
         try:
@@ -242,6 +249,20 @@ class GeminiImageHook(BaseHook):
             return await _with_session(connection, step)
         except GeminiImageError as error:
             raise bare(error) from error.__cause__
+
+
+@contextlib.contextmanager
+def _heard_warnings() -> Iterator[list[str]]:
+    """The texts of our warnings about a connection, for its test's message; they are warnings all the same."""
+    heard: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield heard
+        finally:
+            heard += [str(each.message) for each in caught if each.category is UserWarning]
+    for each in caught:
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 async def _with_session(connection: GatewayConnection, step: Callable[[Session], Awaitable[T]]) -> T:
