@@ -24,7 +24,7 @@ with DAG(
     default_args={
         "geminiimg_conn_id": "geminiimg_default",
         "output_path": "{{ params.folder }}/{{ dag_run.run_after | ds }}",
-        "poll_interval": "{{ params.poll_interval or '' }}",
+        "poll_interval": "{{ params.poll_interval or 'unset' }}",
         "deferrable": True,
         # Safe: a retry carries on with what was paid for.
         "retries": 2,

@@ -25,7 +25,7 @@ with DAG(
         "poll_interval": Param(None, type=["null", "number"], description="unset: as the model usually needs"),
     },
     default_args={
-        "poll_interval": "{{ params.poll_interval or '' }}",
+        "poll_interval": "{{ params.poll_interval or 'unset' }}",
         "retries": 2,
         "retry_delay": timedelta(seconds=5),
     },
