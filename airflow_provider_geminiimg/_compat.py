@@ -165,6 +165,7 @@ class TakesTexts:
                 self._rendered(name, written, None, why=str(error))
             else:
                 self._rendered(name, GIVEN if name in given else written, rendered)
+        self._text_env = None
 
     def _rendered(self, name: str, written: Any, rendered: Any, why: str = "") -> None:
         """Told of each argument what became of it.

@@ -335,7 +335,13 @@ def _pictures(name: str, value: Any) -> tuple[str, ...]:
         return _manifest_uris(name, value)
     # A set has no order of its own, and the order of references counts.
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, set, frozenset)):
-        return tuple(uri for index, item in enumerate(value) for uri in _pictures(f"{name}[{index}]", item))
+        found: list[str] = []
+        for index, item in enumerate(value):
+            uris = _pictures(f"{name}[{index}]", item)
+            if not uris:
+                _refuse(f"{name}[{index}]", given(item), "is empty; every item must give a picture.")
+            found += uris
+        return tuple(found)
     _refuse(name, given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
 
 
