@@ -101,6 +101,7 @@ def test_a_connection_is_made_in_the_form_and_checked(
     form.get_by_role("combobox").nth(1).click()
     page.get_by_role("option", name=gateway).click()
     if gateway == "1min.ai":
+        page.set_viewport_size({"width": 1280, "height": 2200})  # all of the form's fields
         shot(page, "connection")
     form.get_by_role("button", name="Save").click()
     row = page.get_by_role("row").filter(has_text=conn_id)
