@@ -282,7 +282,7 @@ def test_retries_clears_and_other_prompts_leave_no_canary(watch: Watch, gateway:
     assert run.state == "success", run.log
     watch.note(run.clear("made"))
     watch.note(run.clear("made", dag=one_task(watch, gateway, file_name="copy")))
-    assert len(watch.sandbox.ledger()) == 3
+    assert len(watch.sandbox.ledger()) == 2
     watch.clean()
 
 
