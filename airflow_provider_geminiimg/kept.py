@@ -78,10 +78,20 @@ class Kept(Generic[T]):
         known = self.marker.get() if self.marker is not None else None
         if known is not None:
             self._check_remembered(str(known.get("record")))
-        if self.marker is not None and (known is None or known.get("record") != key):
-            return None  # of a DAG run that was deleted and made again, or of an attempt that sent nothing
         blob = self.store.read(key)
-        return None if blob is None else self._parse(key, blob.data)
+        if blob is None:
+            return None
+        saved = self._parse(key, blob.data)
+        if self.marker is None or saved.told in (None, self.marker.token()):
+            return saved
+        if known is None or known.get("record") != key:
+            return None  # of a DAG run that was deleted and made again
+        raise LedgerError(
+            f"The plan {key} under {self.store.uri} was written by somebody else since: another Airflow seems to "
+            "use the same root and the same namespace for a DAG of the same name.",
+            hint="Nothing was sent. Give each Airflow its own [geminiimg] namespace (or root), then run the DAG "
+            "with a new run id.",
+        )
 
     def write(self, generation: int, wanted: T) -> None:
         """Keep it, before anything of it is paid for.
@@ -118,27 +128,19 @@ class Kept(Generic[T]):
         if self.store.read(key) is None:
             raise LedgerError(
                 f"Airflow remembers the plan {key} of an earlier attempt, but it is not under {self.store.uri}: "
-                "the ledger is not shared between workers, or was removed.",
-                hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If it was removed on "
-                "purpose, a DAG run with a new run id buys the images.",
+                "the ledger is not shared between workers, was removed, or is another Airflow's too.",
+                hint="Nothing was sent. Set [geminiimg] root to storage that all workers share, and namespace to one "
+                "that no other Airflow uses there. If it was removed on purpose, a new DAG run buys the images.",
             )
 
     def _parse(self, key: str, data: bytes) -> T:
         try:
-            saved = self.model.model_validate_json(data)
+            return self.model.model_validate_json(data)
         except (pydantic.ValidationError, GeminiImageError):
             raise LedgerError(
                 f"The plan {key} under {self.store.uri} can't be read.",
                 hint="Nothing was sent. Restore it; or clear the task, which plans anew.",
             ) from None
-        if self.marker is not None and saved.told not in (None, self.marker.token()):
-            raise LedgerError(
-                f"The plan {key} under {self.store.uri} was written by somebody else since: another Airflow seems to "
-                "use the same root and the same namespace for a DAG of the same name.",
-                hint="Nothing was sent. Give each Airflow its own [geminiimg] namespace (or root), then run the DAG "
-                "with a new run id.",
-            )
-        return saved
 
     def _told(self, value: T) -> T:
         return value if self.marker is None else value.model_copy(update={"told": self.marker.token()})

@@ -216,8 +216,9 @@ class Purchase:
             self._tell_differences(record, "the recorded request is used all the same")
         step = await self._step(latest, policy, asked, vanished)
         if not isinstance(step, Submit):
-            if policy.anew:
-                await self._adopt(record)
+            # A retry of this attempt keeps to what a Clear has settled, also where what was asked for is not kept.
+            if policy.anew or (asked and self.order.fingerprint is None and isinstance(step, Reuse | Copy)):
+                await self._adopt(record, policy.anew)
             return latest, step
         return await self._ask_older(latest, step, vanished)
 
@@ -232,7 +233,7 @@ class Purchase:
         """Ask the older records for what would be bought: the newest one of the same fingerprint decides like any other
         after a Clear. An item comes back to an older request by a Clear alone."""
         record = latest.record
-        if record.n == 1 or isinstance(self.order.request, GeminiImageError):
+        if record.n == 1 or (self.order.fingerprint is None and isinstance(self.order.request, GeminiImageError)):
             return latest, step
         asked = Asked(await self._fingerprint(), self.order.destination)
         older = await in_thread(self._older, record.n, asked.fingerprint)
@@ -252,9 +253,10 @@ class Purchase:
         records = (self.ledger.read(record_key(item, n)) for n in reversed(numbers))
         return next((found for found in records if found is not None and found.record.fingerprint == fingerprint), None)
 
-    async def _adopt(self, record: Record) -> None:
-        """From now on the record is this DAG run's: a retry is a retry again, and the next Clear can be seen."""
-        self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
+    async def _adopt(self, record: Record, anew: bool) -> None:
+        """From now on it is this run's and this Clear's: a retry is a retry again, and the next Clear can be seen."""
+        if anew:
+            self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
         changed = {"generation": self.order.policy.generation, "told": await self._token()}
         await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, **changed))
         await remember(self.marker, record)
