@@ -216,8 +216,7 @@ class Purchase:
             self._tell_differences(record, "the recorded request is used all the same")
         step = await self._step(latest, policy, asked, vanished)
         if not isinstance(step, Submit):
-            # A retry of this attempt keeps to what a Clear has settled, also where what was asked for is not kept.
-            if policy.anew or (asked and self.order.fingerprint is None and isinstance(step, Reuse | Copy)):
+            if policy.anew or (asked and isinstance(step, Reuse)):
                 await self._adopt(record, policy.anew)
             return latest, step
         return await self._ask_older(latest, step, vanished)
@@ -254,9 +253,11 @@ class Purchase:
         return next((found for found in records if found is not None and found.record.fingerprint == fingerprint), None)
 
     async def _adopt(self, record: Record, anew: bool) -> None:
-        """From now on it is this run's and this Clear's: a retry is a retry again, and the next Clear can be seen."""
+        """Let a record be this run's and this Clear's: a retry is a retry again, and the next Clear can be seen."""
         if anew:
             self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
+        elif self.order.fingerprint is not None:
+            return  # a retry knows what it asks for without reading it again
         changed = {"generation": self.order.policy.generation, "told": await self._token()}
         await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, **changed))
         await remember(self.marker, record)
@@ -335,7 +336,9 @@ class Purchase:
             return record, None
         if isinstance(step, Copy):
             self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
-            return record, {**await copy_to(self.lander, record, self.order.destination), "reused": True}
+            manifest = await copy_to(self.lander, record, self.order.destination)
+            await self._adopt(record, anew=False)
+            return record, {**manifest, "reused": True}
         if isinstance(step, Reuse):
             self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
             return record, {**await reused_manifest(self.lander, record, self.order.destination), "reused": True}

@@ -1081,14 +1081,14 @@ async def test_every_intact_place_counts_and_the_one_that_is_asked_for_first(sho
     assert await at("c", 0) == "c"
     assert await at("a", 5) == "a"
     shop.delete(f"{places['b'].directory}/hero.png")
-    assert await at("b", 5) == "b"
+    assert await at("b", 6) == "b"
     assert shop.calls() == calls
     for name in "abc":
         shop.delete(f"{places[name].directory}/hero.png")
-    assert await at("b", 5) == "b"
+    assert await at("b", 7) == "b"
     assert shop.names(places["a"].directory) == ["hero.json"]
     assert shop.record.destination == places["b"]
-    assert await at("b", 6) == "b"
+    assert await at("b", 8) == "b"
     assert shop.paid() == 1
 
 
@@ -1096,7 +1096,7 @@ async def test_a_copy_is_made_from_another_place_where_the_first_one_holds_other
     first = await shop.buy()
     await shop.buy(generation=1, destination=Destination(f"{shop.folder}-2", "copy"))
     shop.files.put(first["images"][0]["uri"], b"changed", media_type="image/png")
-    third = await shop.buy(generation=1, destination=Destination(f"{shop.folder}-3", "copy"))
+    third = await shop.buy(generation=2, destination=Destination(f"{shop.folder}-3", "copy"))
     assert shop.submission(third) == 1
     assert shop.files.read(first["images"][0]["uri"], max_bytes=10) == b"changed"
     assert shop.paid() == 1
