@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "matrix"
 COMMITTED = ROOT / "docs" / "failure-matrix.json"
 GROUPS = ("processes", "airflow", "gateway", "storage", "time")
-GATEWAYS, MODES = ("1min", "apimaster"), ("waiting", "deferred", "collect", "sensor")
+GATEWAYS, MODES = ("1min", "apimaster"), ("waiting", "deferred", "batch", "collect", "sensor")
 COUNTS = ("submitted", "paid", "landed", "unknown", "no_picture", "lost", "paid_twice")
 HEAD = ("row", "gateway", "mode", *(name.replace("_", " ") for name in COUNTS), "state")
 
@@ -43,7 +43,8 @@ class Line:
     def where(self) -> str:
         """The gateways and modes, as far as they are not all of the usual ones."""
         gateways = "" if self.gateways == GATEWAYS else " ".join(self.gateways)
-        modes = "" if self.modes == MODES[:2] else " ".join(self.modes)
+        usual = {MODES[:2]: "", MODES[:3]: "in batches too"}
+        modes = usual.get(self.modes, " ".join(self.modes))
         return ", ".join(filter(None, (gateways, modes))) or "all"
 
     @property

@@ -58,7 +58,7 @@ class Row:
     :param event: what happens, such as "The task process is killed".
     :param moment: when, such as "between the intent and the gateway's answer"; may be empty.
     :param gateway: ``1min`` or ``apimaster``.
-    :param mode: ``waiting`` (in the worker), ``deferred``, ``collect`` or ``sensor``.
+    :param mode: ``waiting`` (in the worker), ``deferred``, ``batch``, ``collect`` or ``sensor``.
     :param balance: what became of the money in the end.
     :param state: the task's state in the end.
     :param then: what the next attempt, or a person, does about it; for the docs.
@@ -157,8 +157,11 @@ def _numbers(found: Found) -> list[int]:
         return []
     manifests: list[dict[str, Any]] = [dict(record.manifest or {}), *(copy["manifest"] for copy in record.copies)]
     files = Files(s3_client=default_s3_client)
+    images = [image for manifest in manifests for image in manifest["images"]]
+    there = [image for image in images if files.state(image["uri"]) != "gone"]
+    assert there, f"no picture of {record.key} is left: {[image['uri'] for image in images]}"
     numbers = []
-    for image in (image for manifest in manifests for image in manifest["images"]):
+    for image in there:
         data = files.read(image["uri"], max_bytes=64 * 1024 * 1024)
         assert hashlib.sha256(data).hexdigest() == image["sha256"], image["uri"]
         numbers.append(read_submission(data))

@@ -1,14 +1,16 @@
 """Plays one row of the failure matrix in the Airflow of this process: the fault, all that follows it by itself, and
-what a person can do about the rest.
+what a person can do about the rest. A case is played as a task of one image, and as a batch of one image or of more.
 
-What must stay true: the steps that follow by themselves are Airflow's own (a retry, unless the error forbids it); the
-submits are counted at the gateway; every error that ends an attempt is held against the gateway's ledger, whether what
-it says of the money is true.
+What must stay true: a case says nothing of how it is played, and comes out alike however it is; the steps that follow
+by themselves are Airflow's own (a retry, unless the error forbids it); the submits are counted at the gateway; every
+error that ends an attempt is held against the gateway's ledger, whether what it says of the money is true; what a task
+returns in the end is what it was asked for, by what is drawn on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,23 +22,29 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_provider_geminiimg.exceptions import GeminiImageError, OutcomeUnknownError
+from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, OutcomeUnknownError, from_dict
 from airflow_provider_geminiimg.ledger import Ledger, Record
+from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.sandbox import Sandbox
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
+from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
 from harness.gate import Held
 from harness.inprocess import AirflowHarness, Run, Task
 from harness.matrix import Balance, Row, weigh
 
 ROUTES = {"1min": "onemin", "apimaster": "apimaster"}
 MODES = ("waiting", "deferred")
+BATCH = "batch"
 AT_1MIN = tuple(("1min", mode) for mode in MODES)
 AT_APIMASTER = tuple(("apimaster", mode) for mode in MODES)
 EVERYWHERE = AT_1MIN + AT_APIMASTER
 # Each gateway and each mode once, for rows on which one of them has no bearing.
 STRAIGHT = (AT_1MIN[0], AT_APIMASTER[1])
 CROSSED = (AT_1MIN[1], AT_APIMASTER[0])
+IN_BATCHES = (("1min", BATCH), ("apimaster", BATCH))
+# As a single image at one gateway, as a batch at the other one.
+BOTH_PATHS = (AT_1MIN[0], IN_BATCHES[1])
+OTHER_PATHS = (AT_APIMASTER[1], IN_BATCHES[0])
 BUY_AGAIN = {"on_unknown": "resubmit", "on_clear": "regenerate"}
 
 LANDED = Balance(submitted=1, paid=1, landed=1, unknown=0, lost=0, paid_twice=0)
@@ -53,8 +61,8 @@ class Case:
     :param event: see `Row`.
     :param moment: see `Row`.
     :param then: see `Row`.
-    :param expected: what must come out, without anything being bought on a person's word.
-    :param faults: faults of the sandbox, with `route` as ``submit``, ``status`` or ``download``.
+    :param expected: what must come out, of one image, without anything being bought on a person's word.
+    :param faults: faults of the sandbox, with `route` as ``submit``, ``status`` or ``download``; of one image.
     :param settings: of the sandbox.
     :param arguments: of the operator.
     :param patches: what has other values while the row is played, as (object, name, value): waits and timeouts that
@@ -66,8 +74,10 @@ class Case:
     :param says: what that error says, among more.
     :param still: what changes nothing about that error: ``retry``, ``clear``.
     :param mend: what a person then does, after which a Clear brings the picture; the row is weighed after that.
-    :param buys: how many submits that Clear sends.
+    :param buys: how many submits that Clear sends, of one image.
+    :param holds: what must hold in the end, too.
     :param again: the operator's arguments with which a Clear buys a picture; the row is weighed before that.
+    :param images: of how many images a batch is.
     :param where: on which gateways in which modes, as pairs.
     """
 
@@ -87,7 +97,9 @@ class Case:
     still: Sequence[str] = ()
     mend: Callable[[Play], None] | None = None
     buys: int = 0
+    holds: Callable[[Play], None] | None = None
     again: Mapping[str, Any] | None = None
+    images: int = 1
     where: Sequence[tuple[str, str]] = EVERYWHERE
 
 
@@ -110,17 +122,18 @@ def each(cases: Sequence[Case]) -> Iterator[Any]:
 
 
 class Play:
-    """One item of one run, through all its attempts.
+    """One task of one run, through all its attempts: one image, or a batch of them.
 
     :param airflow: the Airflow.
     :param sandbox: the gateway.
     :param connect: the fixture.
     :param root: URI of ``[geminiimg] root``.
     :param gateway: ``1min`` or ``apimaster``.
-    :param mode: ``waiting`` or ``deferred``.
+    :param mode: ``waiting``, ``deferred`` or ``batch``.
     """
 
     prompt = "a red fox"
+    images = 1
 
     def __init__(
         self,
@@ -135,6 +148,7 @@ class Play:
         self.arguments: dict[str, Any] = {}
         self.trouble: Any = None  # what a row's storage is in
         self.run: Run
+        self.patch: pytest.MonkeyPatch  # for what a case changes on its way
         self._connect = connect
         self.connect()
 
@@ -151,17 +165,21 @@ class Play:
 
     def usual(self) -> dict[str, Any]:
         """The operator's arguments, but for the prompt."""
-        return {
-            "resolution": "512",
-            "geminiimg_conn_id": ROUTES[self.gateway],
-            "deferrable": self.mode == "deferred",
-            "poll_interval": 0.02,
-            **self.arguments,
-        }
+        waits = {} if self.mode == BATCH else {"deferrable": self.mode == "deferred"}
+        conn_id = ROUTES[self.gateway]
+        return {"resolution": "512", "geminiimg_conn_id": conn_id, "poll_interval": 0.02, **waits, **self.arguments}
+
+    def prompts(self, prompt: str) -> list[str]:
+        """Those of the images: `prompt`, and as many more."""
+        return [prompt if number == 0 else f"{prompt}, number {number}" for number in range(self.images)]
 
     def dag(self, **changes: Any) -> DAG:
+        given = {"task_id": "made", "prompt": self.prompt, **self.usual(), **changes}
         with DAG("rows", schedule=None) as dag:
-            GeminiImageGenerateOperator(**{"task_id": "made", "prompt": self.prompt, **self.usual(), **changes})
+            if self.mode == BATCH:
+                GeminiImageBatchOperator(requests=self.prompts(given.pop("prompt")), **given)
+            else:
+                GeminiImageGenerateOperator(**given)
         return dag
 
     def start(self) -> None:
@@ -178,13 +196,17 @@ class Play:
         self.run.retry("made")
         self.is_honest()
 
-    def rival(self, **changes: Any) -> Callable[[], Any]:
-        """An attempt that Airflow knows nothing of (a task whose supervisor was killed), to be called in a thread."""
-        operator = self.dag(**{"deferrable": False, **changes}).tasks[0]
+    def rival(self, task_state_store: Any = None, **changes: Any) -> Callable[[], Any]:
+        """An attempt that Airflow knows nothing of (a task whose supervisor was killed), to be called in a thread.
+
+        :param task_state_store: that of the Airflow that it is of, if of any.
+        """
+        waits = {} if self.mode == BATCH else {"deferrable": False}
+        operator = self.dag(**{**waits, **changes}).tasks[0]
         ti = SimpleNamespace(
             dag_id="rows", run_id="run", task_id=operator.task_id, map_index=-1, max_tries=0, try_number=1
         )
-        return lambda: operator.execute({"ti": ti})
+        return lambda: operator.execute({"ti": ti, "task_state_store": task_state_store})
 
     def clear(self, **changes: Any) -> None:
         self.run.clear("made", dag=self.dag(**changes) if changes else None)
@@ -198,14 +220,28 @@ class Play:
 
     @property
     def error(self) -> BaseException | None:
+        """Why there is no image; in a batch, why the first of those that there are not is not there."""
         error = self.task.error
-        return error.__cause__ if isinstance(error, AirflowFailException) else error
+        outcome = error.__cause__ if isinstance(error, AirflowFailException) else error
+        failed = [line for line in self.lines() if "error" in line] if isinstance(outcome, IncompleteError) else []
+        return _error_of(failed[0]) if failed else outcome
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of a batch's manifest."""
+        uri = f"{self.root}/images/rows/run/made/-1/manifest.jsonl"
+        data = Files(s3_client=default_s3_client).read(uri, max_bytes=1 << 20)
+        return [json.loads(line) for line in data.splitlines()]
+
+    def returned(self) -> list[str]:
+        """The URIs of the images that the task gives back, in the order of the prompts."""
+        manifests = self.lines() if self.mode == BATCH else [self.task.value]
+        return [manifest["images"][0]["uri"] for manifest in manifests]
 
     @property
     def record(self) -> Record:
-        """The only record there is."""
+        """The only record there is of the task."""
         ledger = Ledger(open_store(self.root, default_s3_client))
-        [key] = ledger.store.keys("ledger/")
+        [key] = ledger.store.keys("ledger/default/rows/run/made/")
         found = ledger.read(key)
         assert found is not None
         return found.record
@@ -220,7 +256,8 @@ class Play:
         return len(self.sandbox.calls(f"{ROUTES[self.gateway]}.submit"))
 
     def balance(self, asked_again: int = 0) -> Balance:
-        return weigh(self.sandbox, self.root, asked_again={self.prompt: asked_again})
+        again = dict.fromkeys(self.prompts(self.prompt), asked_again)
+        return weigh(self.sandbox, self.root, asked_again=again)
 
     def is_honest(self) -> None:
         """What the error of a failed task says of the money must be so."""
@@ -232,6 +269,13 @@ class Play:
         statements = {"No money was spent.": not paid, "The picture was paid for.": paid, "Money may have been": True}
         assert [true for statement, true in statements.items() if statement in said] == [True], (said, paid)
 
+    def is_what_was_asked(self) -> None:
+        """What a task gives back that succeeds was made of its own prompts."""
+        made_of = {entry["number"]: entry["prompt"] for entry in self.sandbox.ledger()}
+        files = Files(s3_client=default_s3_client)
+        numbers = [read_submission(files.read(uri, max_bytes=1 << 24)) for uri in self.returned()]
+        assert [made_of[number] for number in numbers] == self.prompts(self.prompt)
+
     def save(self, group: str, case: Case, balance: Balance) -> Row:
         state = str(self.task.state)
         return Row(group, case.event, case.moment, self.gateway, self.mode, balance, state, case.then).save()
@@ -242,12 +286,14 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
 
     :raises AssertionError: it came out otherwise.
     """
+    stage.patch = monkeypatch
     for target, name, value in case.patches:
         monkeypatch.setattr(target, name, value)
+    stage.images = case.images if stage.mode == BATCH else 1
     stage.arguments.update(case.arguments)
     stage.sandbox.settings(**case.settings)
     for fault in case.faults:
-        stage.fault(**fault)
+        stage.fault(**{**fault, "times": fault.get("times", 1) * stage.images})
     if case.prepare is not None:
         case.prepare(stage)
     stage.start()
@@ -259,10 +305,15 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
         case.mend(stage)
         sent = stage.submits()
         stage.clear()
-        assert stage.submits() == sent + case.buys
+        assert stage.submits() == sent + case.buys * stage.images
     balance = stage.balance()
-    assert (stage.task.state, balance) == ("failed" if _fails(case) else "success", case.expected), stage.error
+    expected = Balance(**{name: count * stage.images for name, count in dataclasses.asdict(case.expected).items()})
+    assert (stage.task.state, balance) == ("failed" if _fails(case) else "success", expected), stage.error
     assert (balance.lost, balance.paid_twice) == (0, 0)
+    if not _fails(case):
+        stage.is_what_was_asked()
+    if case.holds is not None:
+        case.holds(stage)
     stage.save(group, case, balance)
     if case.again is not None:
         _buy_again(case, stage)
@@ -304,8 +355,15 @@ def _nothing_follows(case: Case, stage: Play) -> None:
 
 
 def _is_expected(case: Case, error: BaseException | None) -> None:
-    assert error.__class__ is case.error, error
+    assert case.error is not None
+    assert isinstance(error, GeminiImageError), error
+    assert error.kind == case.error.kind, error
     assert case.says in str(error)
+
+
+def _error_of(line: Mapping[str, Any]) -> GeminiImageError:
+    """The error that a line of a manifest tells of."""
+    return from_dict({"kind": line["error"], "message": line["message"], "billed": line["billed"]})
 
 
 def _buy_again(case: Case, stage: Play) -> None:
@@ -313,6 +371,6 @@ def _buy_again(case: Case, stage: Play) -> None:
     stage.clear(**(case.again or {}))
     after = stage.balance(asked_again=1)
     assert stage.task.state == "success", stage.error
-    assert stage.submits() == sent + 1
-    assert (after.paid, after.landed) == (before.paid + 1, before.landed + 1)
+    assert stage.submits() == sent + stage.images
+    assert (after.paid, after.landed) == (before.paid + stage.images, before.landed + stage.images)
     assert (after.unknown, after.lost, after.paid_twice) == (0, 0, 0)

@@ -12,8 +12,10 @@ from harness.matrix import Row, weigh
 from harness.rows import (
     AT_1MIN,
     AT_APIMASTER,
+    BOTH_PATHS,
     CROSSED,
     LANDED,
+    OTHER_PATHS,
     STRAIGHT,
     Case,
     Play,
@@ -33,6 +35,13 @@ SUBMIT = "on the submit"
 IN_THE_ATTEMPT = "The same attempt waits, and sends it again: it is known to be unpaid."
 NEXT_ATTEMPT = "The next attempt sends it again: it is known to be unpaid."
 NO_RESENDING = ((lifecycle, "RESEND_SECONDS", 0.0),)
+
+
+FRAMES = (
+    ("The connection breaks off behind the answer", "length", BOTH_PATHS),
+    ("The connection is reset behind the answer", "reset", OTHER_PATHS),
+    ("The answer's last chunk never comes", "chunked", BOTH_PATHS),
+)
 
 
 def nobody_listens(stage: Play) -> None:
@@ -102,6 +111,9 @@ CASES = [
          settings={"honour_async": False, "sync_gives_up": 0.02, "latency": 0.2}),
     Case("The picture itself after a long wait instead of a job", SUBMIT, "The picture is taken as it is.",
          where=STRAIGHT, settings={"honour_async": False}),
+    *(Case(event, SUBMIT, "What came is a whole answer: it counts, and its job is polled.",
+           faults=({"route": "submit", "frame": frame},), images=2, where=where)
+      for event, frame, where in FRAMES),
     Case("The account has no money", SUBMIT, "Nothing is sent again until a Clear. Top up the account, then clear.",
          settings={"credits": 0, "balance": 0}, attempts=2, error=InsufficientBalanceError, still=("retry",),
          mend=top_up, buys=1, where=CROSSED),
