@@ -15,6 +15,7 @@ from airflow.sdk import DAG
 from harness.lacking import LackingStore, Matches, has_header, is_method, is_put
 from harness.moto import start_moto
 
+from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -385,18 +386,19 @@ def test_who_asks_while_a_directory_is_checked_shares_the_outcome(lacking: Lacki
 
 
 @pytest.mark.parametrize("root", ["/", "//", "///", " / ", "file:///", "file://localhost/", "/.", "/./"])
-def test_the_whole_disk_is_no_root_and_not_the_default_one(
-    airflow: AirflowHarness,
-    sandbox: Sandbox,
-    apimaster: str,
-    monkeypatch: pytest.MonkeyPatch,
-    root: str,
-    tmp_path: Path,
-) -> None:
+def test_the_whole_disk_is_no_root_and_not_the_default_one(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", root)
+    with pytest.raises(BadRequestError, match="root: "):
+        open_store(settings.root(), default_s3_client)
+
+
+def test_nothing_is_bought_where_the_root_is_a_slash(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", "/")
     run = airflow.run_dag(single(apimaster, str(tmp_path / "out")))
     assert isinstance(cause(run), BadRequestError)
-    assert "root" in str(cause(run))
+    assert "Set [geminiimg] root to a folder" in str(cause(run))
     assert sandbox.ledger() == []
 
 
