@@ -376,6 +376,28 @@ def test_a_clear_to_another_place_that_can_not_be_written_either_says_that_the_p
     assert len(sandbox.ledger()) == 1
 
 
+def test_a_store_that_accepts_and_never_answers_is_a_failure_that_may_pass(s3: str) -> None:
+    import socket
+
+    from botocore.config import Config
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = Config(read_timeout=0.1, retries={"max_attempts": 0})
+        client = boto3.client("s3", endpoint_url=address, config=config)
+        files = Files(s3_client=lambda _: client)
+        for call in (
+            lambda: files.check_writable(f"{s3}/out"),
+            lambda: files.write(f"{s3}/out/a.png", b"one", media_type="image/png", sha256=_digest(b"one")),
+            lambda: files.put(f"{s3}/out/a.json", b"{}", media_type="application/json"),
+            lambda: files.read(f"{s3}/out/a.png", max_bytes=9),
+            lambda: files.sha256(f"{s3}/out/a.png"),
+        ):
+            with pytest.raises(StorageError, match="ReadTimeoutError") as caught:
+                call()
+            assert caught.value.retryable
+
+
 def test_who_asks_while_a_directory_is_checked_shares_the_outcome(lacking: LackingStore, out: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -184,7 +184,7 @@ class S3Calls:
 
 def is_refusal(error: StorageError) -> bool:
     """Whether a store does not do what was asked, and may do the same without some of its headers."""
-    answer = getattr(error.__cause__, "response", {})
+    answer = getattr(error.__cause__, "response", None) or {}  # botocore's time-outs have one that is None
     status, code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
     return not error.retryable and status in _REFUSALS and code not in _TOO_LARGE | _NO_SUCH_BUCKET
 
