@@ -112,18 +112,23 @@ ODD = {
     "a backslash": "https://127.0.0.1:{port}\\@pictures.test/p.png",
     "a fragment": "https://127.0.0.1:{port}#@pictures.test/p.png",
     "a query": "https://127.0.0.1:{port}?@pictures.test/p.png",
-    "no scheme": "//127.0.0.1:{port}/p.png",
-    "Markdown": "![a fox](https://127.0.0.1:{port}/p.png)",
     "plain http": "http://pictures.test:{port}/p.png",
     "plain http to another port of the API's host": "http://127.0.0.1:{port}/p.png",
     "plain http to metadata": "http://169.254.169.254/latest/meta-data/iam/security-credentials/",
 }
 
 
+ODD_RESULTS = {
+    **ODD,
+    "no scheme": "//127.0.0.1:{port}/p.png",
+    "Markdown": "![a fox](https://127.0.0.1:{port}/p.png)",
+}
+
+
 @ONE_GATEWAY
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ODD_RESULTS)
 def test_an_odd_result_link_is_not_followed_and_the_picture_not_lost(target: Target, name: str) -> None:
-    target.polls_answer(ODD[name].format(port=target.forbidden.port))
+    target.polls_answer(ODD_RESULTS[name].format(port=target.forbidden.port))
     run = target.generate()
     target.kept(run, "The link")
     assert target.pictures.connections == 0
