@@ -274,14 +274,14 @@ def test_a_look_only_calls_no_gateway_and_writes_nothing(works: Works, look_only
     assert len(works.sandbox.calls()) == calls
 
 
-def test_only_what_the_filters_name_is_looked_at_and_an_empty_filter_names_everything(disk_works: Works) -> None:
+def test_only_what_the_filters_name_is_looked_at_and_a_filter_that_is_unset_names_everything(disk_works: Works) -> None:
     works = disk_works
     for run_id in ("a", "b"):
         works.dies(run_id)
     assert collected(works.collect(only_dag_id="another")) == {}
     assert collected(works.collect(only_run_id="{{ 'a' }}", only_task_id="made"))["landed"] == 1
     assert works.record("b").state == "submitted"
-    assert collected(works.collect(only_dag_id="{{ '' }}"))["landed"] == 1
+    assert collected(works.collect(only_dag_id="{{ 'unset' }}"))["landed"] == 1
 
 
 def test_a_result_of_many_records_stays_small(disk_works: Works) -> None:
