@@ -68,6 +68,7 @@ class Planned:
     :param input_sha256: of the input pictures, when the plan was made.
     :param stem: name of its file, without an extension.
     :param line: where its row begins in the file of rows, as an editor shows it; ``None``: it is from no file.
+    :param host: of the API, in `fingerprint`, where a record from before the connection got another one is meant.
     """
 
     row: int
@@ -78,6 +79,7 @@ class Planned:
     input_sha256: tuple[str, ...]
     stem: str
     line: int | None = None
+    host: str | None = None
 
     @property
     def key(self) -> str:
@@ -97,7 +99,7 @@ class Planned:
             request = built.check(connection.gateway, connection.model)
         except BadRequestError as error:
             return error
-        if fingerprint_of(request, self.input_sha256, connection) != self.fingerprint:
+        if fingerprint_of(request, self.input_sha256, connection, self.host) != self.fingerprint:
             return BadRequestError(
                 f"Since the batch was planned, connection {connection.conn_id!r} changed.",
                 hint="Change it back and let the task retry; or clear the task, which plans anew.",
@@ -111,11 +113,13 @@ class Plan(Saved):
     :param generation: ``ti.max_tries`` of the attempt that made it.
     :param directory: where the pictures land.
     :param items: in the order of the rows.
+    :param hosts: of the API, to which this plan's connection and those of earlier plans led.
     """
 
     generation: int
     directory: str
     items: tuple[Planned, ...]
+    hosts: tuple[str, ...] = ()
 
     def carried_out(self) -> Plan:
         """What remains of it when all has landed: no prompt, and no picture's address."""
@@ -126,10 +130,20 @@ class Plan(Saved):
         return {item.key for item in self.items}
 
 
-def fingerprint_of(request: CheckedRequest, digests: Sequence[str], connection: GatewayConnection) -> str:
-    """What a picture is known by, see `CheckedRequest.fingerprint`."""
-    host = urlsplit(connection.base_url).hostname or ""
+def fingerprint_of(
+    request: CheckedRequest, digests: Sequence[str], connection: GatewayConnection, host: str | None = None
+) -> str:
+    """What a picture is known by, see `CheckedRequest.fingerprint`.
+
+    :param host: of the API; ``None``: the connection's.
+    """
+    host = host_of(connection) if host is None else host
     return request.fingerprint(input_sha256=digests, base_url_host=host, conn_id=connection.conn_id)
+
+
+def host_of(connection: GatewayConnection) -> str:
+    """The API's host."""
+    return urlsplit(connection.base_url).hostname or ""
 
 
 async def plan(

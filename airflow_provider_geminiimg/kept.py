@@ -93,6 +93,22 @@ class Kept(Generic[T]):
             "with a new run id.",
         )
 
+    def earlier(self, generation: int) -> T | None:
+        """What was wanted last, up to a generation, also in a DAG run of this id that was deleted since; ``None`` where
+        it can't be read any more, which a Clear is the remedy for.
+
+        :raises StorageError: the store failed.
+        """
+        last = max((number for number in self._generations() if number <= generation), default=None)
+        blob = None if last is None else self.store.read(self._key(last))
+        with contextlib.suppress(LedgerError):
+            return None if blob is None else self._parse(self._key(last or 0), blob.data)
+        return None
+
+    def _generations(self) -> list[int]:
+        names = [key.rpartition("/")[2] for key in self.store.keys(f"{self.folder}/")]
+        return [int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name))]
+
     def write(self, generation: int, wanted: T) -> None:
         """Keep it, before anything of it is paid for.
 
@@ -116,10 +132,9 @@ class Kept(Generic[T]):
             self._put(key, self._told(rest))
             if self.marker is not None:
                 self.marker.set({"record": key, "finished": True})
-            for other in list(self.store.keys(f"{self.folder}/")):
-                number = _NUMBERED.fullmatch(other.rpartition("/")[2])
-                if number is not None and int(number[1]) < generation:
-                    self.store.delete(other)
+            for number in self._generations():
+                if number < generation:
+                    self.store.delete(self._key(number))
 
     def _check_remembered(self, key: str) -> None:
         """Refuse to go on without what an earlier attempt saved, finished or not."""

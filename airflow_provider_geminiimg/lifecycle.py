@@ -65,6 +65,7 @@ from airflow_provider_geminiimg.reuse import Buy, Sharing, copy_of
 from airflow_provider_geminiimg.runner import Guard
 
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
+_SETTLED = ("intent", "failed")  # of an older record: by the later one that was bought instead of it
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
 
 
@@ -234,10 +235,10 @@ class Purchase:
         record = latest.record
         if record.n == 1 or (self.order.fingerprint is None and isinstance(self.order.request, GeminiImageError)):
             return latest, step
-        asked = Asked(await self._fingerprint(), self.order.destination)
-        older = await in_thread(self._older, record.n, asked.fingerprint)
-        if older is None or (record.fingerprint == asked.fingerprint and older.record.state in ("intent", "failed")):
-            return latest, step  # what a later record of the same request was bought instead of is settled
+        older = await self._older(record.n)
+        if older is None or (record.fingerprint == older.record.fingerprint and older.record.state in _SETTLED):
+            return latest, step
+        asked = Asked(older.record.fingerprint, self.order.destination)
         said = await self._step(older, replace(self.order.policy, anew=True), asked, vanished)
         if isinstance(said, Submit):
             again = step.resubmission or said.resubmission
@@ -245,12 +246,14 @@ class Purchase:
         self.log.info("Record %s asked for what this attempt asks for.", older.record.key)
         return older, said
 
-    def _older(self, below: int, fingerprint: str) -> Found | None:
-        """The newest record of this item below a number that has a fingerprint."""
-        item = self.order.item
-        numbers = [n for n in self.ledger.numbers(item) if n < below]
-        records = (self.ledger.read(record_key(item, n)) for n in reversed(numbers))
-        return next((found for found in records if found is not None and found.record.fingerprint == fingerprint), None)
+    async def _older(self, below: int) -> Found | None:
+        """The newest record of this item below a number that asked for what is asked for now."""
+        numbers = await in_thread(self.ledger.numbers, self.order.item)
+        for n in reversed([n for n in numbers if n < below]):
+            found = await in_thread(self.ledger.read, record_key(self.order.item, n))
+            if found is not None and found.record.fingerprint == await self._fingerprint(found.record):
+                return found
+        return None
 
     async def _adopt(self, record: Record, anew: bool) -> None:
         """Let a record be this run's and this Clear's: a retry is a retry again, and the next Clear can be seen."""

@@ -47,7 +47,7 @@ from airflow_provider_geminiimg.exceptions import (
     TimedOutError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.landing import Workshop
+from airflow_provider_geminiimg.landing import CLAIMS_AT_ONCE, Workshop
 from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, record_key, with_error
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.order import Order
@@ -1559,3 +1559,83 @@ async def test_the_sidecar_names_the_inputs_and_the_prompts_hash(disk_shop: Shop
     assert {name: sidecar[name] for name in manifest} == manifest
     assert sidecar["prompt_sha256"] == shop.record.prompt_sha256
     assert sidecar["inputs"] == []
+
+
+# Claims: what a process may leave unknown that the gateway never saw.
+
+
+class SlowStore:
+    """A store whose creates of records wait for the test.
+
+    :param expected: so many at once set `full`.
+    """
+
+    def __init__(self, real: Store, expected: int) -> None:
+        self._real = real
+        self._expected = expected
+        self._lock = threading.Lock()
+        self.go_on = threading.Event()
+        self.full = threading.Event()
+        self.waiting = self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def create(self, key: str, data: bytes) -> str | None:
+        if not key.startswith("ledger/"):
+            return self._real.create(key, data)
+        with self._lock:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            if self.waiting == self._expected:
+                self.full.set()
+        assert self.go_on.wait(30)
+        try:
+            return self._real.create(key, data)
+        finally:
+            with self._lock:
+                self.waiting -= 1
+
+
+async def test_a_slow_store_is_given_few_claims_at_once_however_many_images_wait(disk_shop: Shop) -> None:
+    shop = disk_shop
+    slow: Any = SlowStore(shop.real, CLAIMS_AT_ONCE)
+    async with AsyncExitStack() as stack:
+
+        async def connect(conn_id: str) -> Transport:
+            return await stack.enter_async_context(Transport(shop.connection()))
+
+        workshop = Workshop(Ledger(slow), shop.files, connect, shop.log)
+
+        async def one(number: int) -> None:
+            order = shop.order(
+                item=dataclasses.replace(ITEM, item=f"{number:016x}"),
+                prompt=f"fox {number}",
+                destination=Destination(shop.folder, f"fox-{number}"),
+            )
+            record, manifest = await (purchase := Purchase(order, workshop, Guard(), None)).start()
+            if manifest is None:
+                await purchase.finish(record)
+
+        images = asyncio.gather(*(one(number) for number in range(7)))
+        assert await asyncio.to_thread(slow.full.wait, 30)
+        assert shop.submits() == 0
+        slow.go_on.set()
+        await images
+    assert slow.most == CLAIMS_AT_ONCE
+    assert shop.paid() == 7
+
+
+async def test_who_is_told_to_stop_while_the_store_takes_the_claim_leaves_no_unknown_outcome(disk_shop: Shop) -> None:
+    shop, guard = disk_shop, Guard()
+    slow: Any = SlowStore(shop.real, 1)
+    shop.store = slow
+    buying = asyncio.create_task(shop.buy(guard=guard))
+    assert await asyncio.to_thread(slow.full.wait, 30)
+    guard.stop()
+    buying.cancel()
+    slow.go_on.set()
+    await asyncio.wait([buying])
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert shop.submits() == 0
+    assert states(shop) == [("failed", "not_sent")]

@@ -157,6 +157,18 @@ def test_an_attempt_without_a_state_store_is_retried_with_one_as_any_other(
     assert [entry["prompt"] for entry in images.sandbox.ledger()] == [FOX]
 
 
+@pytest.mark.parametrize("reuse", ["task", "dag"])
+def test_a_clear_after_the_connection_got_another_host_name_buys_nothing(
+    images: Images, reuse: str, connect: Callable[..., str]
+) -> None:
+    run = images.run(FOX, reuse=reuse)
+    for name in ("localhost", "127.0.0.1", "localhost"):
+        host = images.sandbox.base_url("apimaster").replace("127.0.0.1", name)
+        connect(images.conn_id, **{**images.sandbox.connection("apimaster"), "host": host})
+        run.clear("made")
+        assert (run.state, images.paid()) == ("success", 1), run.log
+
+
 class OtherAirflow:
     """Another Airflow on the same root: the state store's rows of the one are put away while the other works."""
 

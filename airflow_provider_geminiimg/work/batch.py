@@ -77,7 +77,8 @@ async def _live(
     async with attempt.workshop() as workshop:
         await in_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await make_plan(operator, attempt, connection, workshop, requests)
+            earlier = await in_thread(plans.earlier, attempt.generation)
+            planned = await make_plan(operator, attempt, connection, workshop, requests, earlier)
             await in_thread(plans.write, attempt.generation, planned)
         else:
             operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pydantic_core
 
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.batch import Plan, Planned, fingerprint_of, places_of, plan
+from airflow_provider_geminiimg.batch import Plan, Planned, fingerprint_of, host_of, places_of, plan
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.index import index_key
 from airflow_provider_geminiimg.landing import Workshop, in_thread
@@ -27,9 +28,11 @@ async def make_plan(
     connection: GatewayConnection,
     workshop: Workshop,
     requests: Any,
+    earlier: Plan | None,
 ) -> Plan:
     """Read the rows and plan a picture for each.
 
+    :param earlier: what was planned before the task was cleared.
     :raises BadRequestError: rows are wrong.
     :raises GeminiImageError: the store failed, or a record can't be read.
     """
@@ -53,11 +56,13 @@ async def make_plan(
         stems=[wish.stem for wish in wanted],
         prefix=attempt.destination(checked("output_path"), None).stem,
     )
-    if any(wish.earlier_variant for wish in wanted):
+    hosts = () if earlier is None else earlier.hosts
+    other_hosts = [host for host in hosts if host != host_of(connection)]
+    if other_hosts or any(wish.earlier_variant for wish in wanted):
         known = await in_thread(_known_pictures, attempt, checked("reuse") == "dag")
-        planned = await in_thread(_as_known_before, planned, wanted, connection, known)
+        planned = await in_thread(_as_known_before, planned, wanted, connection, other_hosts, known)
     _tell_of_twins(planned, attempt.log)
-    return planned
+    return planned.model_copy(update={"hosts": (*other_hosts, host_of(connection))})
 
 
 def _known_pictures(attempt: Attempt, of_dag: bool) -> Callable[[str], bool]:
@@ -71,24 +76,30 @@ def _known_pictures(attempt: Attempt, of_dag: bool) -> Callable[[str], bool]:
 
 
 def _as_known_before(
-    planned: Plan, wanted: Sequence[Wish], connection: GatewayConnection, known: Callable[[str], bool]
+    planned: Plan,
+    wanted: Sequence[Wish],
+    connection: GatewayConnection,
+    other_hosts: Sequence[str],
+    known: Callable[[str], bool],
 ) -> Plan:
-    """The plan with the first of a row's several pictures under the variant ``1`` where it has a record under that.
-
-    Versions before gave it that variant; now it is the picture that the row alone would ask for. What was paid for
-    then is found, and not bought again.
+    """The plan with the pictures that have a record under another fingerprint than theirs under that one, so that what
+    was paid for then is found, and not bought again: it holds a host to which the connection led before; or, for the
+    first of a row's several pictures, the variant ``1``, which versions before gave it.
     """
     taken = {item.fingerprint for item in planned.items}
     items = list(planned.items)
     for number, (wish, item) in enumerate(zip(wanted, items, strict=True)):
-        if wish.earlier_variant is None or known(item.fingerprint):
+        if known(item.fingerprint):
             continue
-        request = replace(wish.request, variant=wish.earlier_variant)
-        fingerprint = fingerprint_of(request, item.input_sha256, connection)
-        if fingerprint not in taken and known(fingerprint):
-            values = {**item.values, "variant": request.variant}
-            stem = item.stem.replace(item.fingerprint[:12], fingerprint[:12]) if wish.stem is None else item.stem
-            items[number] = replace(item, values=values, fingerprint=fingerprint, stem=stem)
+        variants = dict.fromkeys([wish.request.variant, wish.earlier_variant or wish.request.variant])
+        for variant, host in itertools.product(variants, [None, *other_hosts]):
+            request = replace(wish.request, variant=variant)
+            fingerprint = fingerprint_of(request, item.input_sha256, connection, host)
+            if fingerprint not in taken and known(fingerprint):
+                values = {**item.values, **({} if variant is None else {"variant": variant})}
+                stem = item.stem.replace(item.fingerprint[:12], fingerprint[:12]) if wish.stem is None else item.stem
+                items[number] = replace(item, values=values, fingerprint=fingerprint, stem=stem, host=host)
+                break
     return planned.model_copy(update={"items": tuple(items)})
 
 
