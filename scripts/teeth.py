@@ -52,8 +52,8 @@ TEETH = (
     Tooth(
         "The intent is on record before the request is sent",
         "paying.py",
-        "claimed = await in_thread(self.ledger.create, wanted)",
-        'claimed = Found(wanted, "", 0.0)',
+        "        claimed = self.ledger.create(wanted)\n",
+        '        claimed = Found(wanted, "", 0.0)\n',
     ),
     Tooth(
         "A record is created exclusively",
@@ -68,8 +68,8 @@ TEETH = (
     Tooth(
         "Who loses the race for a record reads again, and does not send",
         "paying.py",
-        "            if claimed is None:\n",
-        '            claimed = claimed or Found(wanted, "", 0.0)\n            if claimed is None:\n',
+        "                if claimed is None:\n",
+        '                claimed = claimed or Found(wanted, "", 0.0)\n                if claimed is None:\n',
     ),
     Tooth(
         "The gateway's answer is on record before anything else happens",
@@ -110,9 +110,9 @@ TEETH = (
     Tooth(
         "The trigger's first event is its last",
         "triggers/job.py",
-        "        yield TriggerEvent(await self._watch())",
+        "        settled = time.monotonic() + SETTLE\n",
         '        yield TriggerEvent({"status": "running", "job_id": self.job_id, "code": None})\n'
-        "        yield TriggerEvent(await self._watch())",
+        "        settled = time.monotonic() + SETTLE\n",
     ),
     Tooth(
         "A job that the gateway does not know yet is given ten minutes",
@@ -130,8 +130,8 @@ TEETH = (
     Tooth(
         "A ledger that workers do not share is noticed",
         "memory.py",
-        "    if not await in_thread(ledger.is_excused, key, claim):\n",
-        "    if False:\n",
+        "    if await in_thread(ledger.is_excused, key, claim):\n        return\n",
+        "    return\n",
     ),
     Tooth(
         "Airflow remembers a job whose record could not be written",
@@ -142,8 +142,8 @@ TEETH = (
     Tooth(
         "A file name belongs to one item",
         "names.py",
-        "    if owner != item_path:\n",
-        "    if False:\n",
+        "    if found.released or not found.same_task(wanted):\n        return found.released\n",
+        "    if found.released or not found.same_task(wanted):\n        return True\n",
     ),
     Tooth(
         "Of the tasks that want one picture, one claims it",
@@ -168,6 +168,90 @@ TEETH = (
         "landing.py",
         "            error.billed = Billed.YES\n",
         "            pass\n",
+    ),
+    Tooth(
+        "An older record that asked for the same is asked before anything is bought",
+        "lifecycle.py",
+        "        return await self._ask_older(latest, step, vanished)\n",
+        "        return latest, step\n",
+    ),
+    Tooth(
+        "Airflow remembers each image of a batch",
+        "batch.py",
+        "self.guard, self.marker(item.key), turn)",
+        "self.guard, None, turn)",
+    ),
+    Tooth(
+        "A plan that Airflow was never told of is kept to",
+        "kept.py",
+        "if self.marker is None or saved.told in (None, self.marker.token()):",
+        "if self.marker is None or saved.told == self.marker.token():",
+    ),
+    Tooth(
+        "A record that Airflow was never told of is of this run",
+        "memory.py",
+        "if marker is None or record.told is None or record.told == await in_thread(marker.token):",
+        "if marker is None or record.told == await in_thread(marker.token):",
+    ),
+    Tooth(
+        "A DAG run that was made again is a new one",
+        "memory.py",
+        "    if mark is None:\n        return True\n",
+        "    if mark is None:\n        return False\n",
+    ),
+    Tooth(
+        "Another Airflow in the same namespace is noticed",
+        "memory.py",
+        '    if mark.get("claim") == record.claim:\n        return False\n    raise',
+        "    return False\n    raise",
+    ),
+    Tooth(
+        "Another image of a task instance gets a name beside the first",
+        "names.py",
+        "        if same_place(wanted.stem) in own:\n            continue\n",
+        "",
+    ),
+    Tooth(
+        "Every intact place of an image counts",
+        "copies.py",
+        "    for place in image_places(record, asked):\n        states.append(",
+        "    for place in image_places(record)[:1]:\n        states.append(",
+    ),
+    Tooth(
+        "A job that another account does not know is not lost",
+        "landing.py",
+        "    return [said for said, then, now in pairs if then is not None and then != now]\n",
+        "    return [said for said, then, now in pairs if False]\n",
+    ),
+    Tooth(
+        "An answer that names another job says nothing about this one",
+        "gateways/_answers.py",
+        "    return bool(ids) and job_id.casefold() not in ids\n",
+        "    return False\n",
+    ),
+    Tooth(
+        "A job belongs to one record",
+        "jobs/settle.py",
+        "    if verdict.job_id is not None:\n        _refuse_anothers_job(",
+        "    if False:\n        _refuse_anothers_job(",
+    ),
+    Tooth(
+        "A whole answer counts, whatever becomes of its frame",
+        "response_body.py",
+        "            if not self._is_whole():\n                raise\n",
+        "            raise\n",
+    ),
+    Tooth(
+        "What has landed is copied to where a Clear asks for it",
+        "decision.py",
+        "    moved = asked.destination if cleared and asked and asked.destination != record.destination else None\n",
+        "    moved = None\n",
+    ),
+    Tooth(
+        "A directory is written to before anything that shall land there is paid for",
+        "storage/writing.py",
+        "            left = self._write_samples(backend, directory, size)\n",
+        "            left: list[Location] = []\n",
     ),
     Tooth(
         "A line that can't be logged keeps no answer from its record",

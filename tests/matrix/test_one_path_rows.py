@@ -11,8 +11,21 @@ from typing import Any
 
 import httpx
 import pytest
-from harness.rows import BOTH_PATHS, LANDED, OTHER_PATHS, UNKNOWN_PAID, Case, Play, each, play
+from harness.rows import (
+    AT_1MIN,
+    AT_APIMASTER,
+    BOTH_PATHS,
+    IN_BATCHES,
+    LANDED,
+    OTHER_PATHS,
+    UNKNOWN_PAID,
+    Case,
+    Play,
+    each,
+    play,
+)
 
+from airflow_provider_geminiimg import _compat
 from airflow_provider_geminiimg.__main__ import main
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError
 
@@ -131,10 +144,43 @@ def is_gone(event: str, lose: Callable[[Play], Callable[[], None]], **more: Any)
     ]  # fmt: skip
 
 
+def nothing(stage: Play) -> None:
+    """The Clear alone mends it."""
+
+
 def made_again(stage: Play) -> None:
     """Delete the DAG run, and make it again."""
     stage.airflow.close()
     stage.start()
+
+
+def with_a_state_store(stage: Play) -> None:
+    """Airflow is upgraded to one that has a task state store, and the templates render to something else."""
+    stage.patch.setattr(_compat, "HAS_TASK_STATE_STORE", True)
+    stage.run.retry("made", dag=stage.dag(prompt=ANOTHER))
+
+
+class Elsewhere:
+    """The task state store of another Airflow."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        return self._values.get(name)
+
+    def set(self, name: str, value: Any, **how: Any) -> None:
+        self._values[name] = value
+
+
+def another_airflow(stage: Play) -> None:
+    """Another Airflow, with the same root and namespace, runs a DAG of the same name; then this one goes on."""
+    stage.rival(task_state_store=Elsewhere(), prompt=ANOTHER)()
+    sent = stage.submits()
+    stage.retry()
+    assert isinstance(stage.error, LedgerError), stage.error
+    assert "namespace" in str(stage.error)
+    assert stage.submits() == sent
 
 
 REMEMBERED = [
@@ -148,6 +194,18 @@ REMEMBERED = [
     Case("A DAG run is deleted, and made again", "after its image has landed",
          "It is a new run that asks for the same image: what lies there is returned.",
          between=made_again, images=2, where=EITHER),
+    Case("Another Airflow uses the same root and namespace", "between two attempts",
+         "Nothing is sent, the error names `namespace`. What each of them has paid for has landed.",
+         TWO_LANDED, between=another_airflow, error=LedgerError, says="namespace", still=("clear",), attempts=3,
+         where=(AT_1MIN[0], AT_APIMASTER[1])),
+    Case("Another Airflow uses the same root and namespace", "between two attempts",
+         "Nothing is sent, the error names `namespace`. A Clear returns this one's own images, which lie there.",
+         TWO_LANDED, between=another_airflow, error=LedgerError, says="namespace", attempts=3, mend=nothing,
+         images=2, where=IN_BATCHES),
+    Case("Airflow gets a task state store, and the prompt renders anew", "between two attempts",
+         "Nobody told Airflow of the record, so that it can't miss it: the recorded request counts.",
+         patches=((_compat, "HAS_TASK_STATE_STORE", False),), prepare=download_fails, between=with_a_state_store,
+         attempts=2, images=2, where=EITHER),
 ]  # fmt: skip
 
 

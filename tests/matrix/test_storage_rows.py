@@ -12,7 +12,7 @@ import pytest
 from harness.gate import Gate
 from harness.matrix import Row
 from harness.moto import age_object
-from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play, race
+from harness.rows import BUY_AGAIN, CROSSED, IN_BATCHES, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play, race
 from harness.trouble import Disk, Kind, Writes
 
 from airflow_provider_geminiimg import lifecycle, paying
@@ -43,6 +43,25 @@ def begin(kind: Kind, writes: Writes) -> Callable[[Play], None]:
 def fill(writes: Writes) -> Callable[[Play], None]:
     """A disk that has no space for these writes."""
     return lambda stage: stage.trouble.begin(writes)
+
+
+def refuse_images(stage: Play) -> None:
+    """Refuse images, but not the files that a check writes."""
+    stage.trouble.begin("denied", lambda path, body: "/images/" in path and body[1:4] == b"PNG")
+
+
+def refuse_all_elsewhere(stage: Play) -> None:
+    """Refuse every file in the folder that the image shall land in."""
+    stage.arguments.update(output_path=f"{stage.root}-elsewhere")
+    stage.trouble.begin("denied", lambda path, body: "-elsewhere/" in path)
+
+
+def clear_to_another_path(stage: Play) -> None:
+    stage.clear(output_path=f"{stage.root}-elsewhere")
+
+
+def lies_elsewhere(stage: Play) -> None:
+    assert all(uri.startswith(f"{stage.root}-elsewhere/") for uri in stage.returned())
 
 
 def mended(stage: Play) -> None:
@@ -86,7 +105,19 @@ BUCKET = [
       for moment, more in {CLAIM: {}, ANSWER: AFTER, PICTURE: {}, SIDECAR: {}, LANDING: {}}.items()),
     Case("The bucket refuses checksum headers (400)", "from the check before payment on",
          "Images and sidecars are written without, and compared after the write; the log says so.",
-         prepare=begin("plain", lambda path, body: "/images/" in path), where=CROSSED),
+         prepare=begin("plain", lambda path, body: "/images/" in path), images=2, where=(*CROSSED, *IN_BATCHES)),
+    Case("The bucket refuses every file at an `output_path`", "before the submit",
+         "No money was spent, nothing was sent. Grant access, then clear: it is bought.",
+         prepare=refuse_all_elsewhere, error=BadRequestError, mend=mended, buys=1, images=2,
+         where=(*STRAIGHT, *IN_BATCHES)),
+    Case("The bucket refuses every image at an `output_path`", "after the check before payment",
+         "Each retry says that it was paid for. A Clear with another `output_path` lands it there, at no cost.",
+         prepare=refuse_images, attempts=2, error=StorageError, mend=clear_to_another_path, holds=lies_elsewhere,
+         where=STRAIGHT),
+    Case("The bucket refuses every image at an `output_path`", "after the check before payment",
+         "No retry can help, so that there is none. A Clear with another `output_path` lands it there, at no cost.",
+         prepare=refuse_images, error=StorageError, mend=clear_to_another_path, holds=lies_elsewhere,
+         where=IN_BATCHES),
     *(Case("The bucket's answer comes too late", moment, "The write is asked for again, and found done.",
            prepare=begin("slow", MOMENTS[moment]), where=STRAIGHT) for moment in MOMENTS),
 ]  # fmt: skip
@@ -94,7 +125,7 @@ DISK = [
     *(Case("The disk is full", moment, **more, prepare=fill(MOMENTS[moment]), patches=SOON, where=CROSSED)
       for moment, more in FAILING.items()),
     Case("The disk is full for the ledger", FROM_THE_ANSWER_ON, **UNRECORDED,
-         prepare=fill(from_the_answer_on), patches=SOON, where=STRAIGHT),
+         prepare=fill(from_the_answer_on), patches=SOON, images=2, where=(*STRAIGHT, *IN_BATCHES)),
 ]  # fmt: skip
 
 
