@@ -26,6 +26,7 @@ from airflow_provider_geminiimg.transport import OVERHEAD
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
 CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # that a claim may take, or others give it up too early
+OWNING_SECONDS = 2.0  # that noting whose job it is may keep the answer from being recorded
 RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
 RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
 
@@ -173,15 +174,18 @@ class Payment:
         return answer
 
     async def _own(self, record: Record, job_id: str) -> None:
-        """Let the job be the record's; a store that fails keeps nothing that was paid for from being recorded.
+        """Let the job be the record's. A store that fails, or is slow, does not keep the answer from being recorded.
 
         :raises OutcomeUnknownError: it is another record's, so the answer says nothing about this request.
         """
-        try:
-            other = await in_thread(own, self.ledger, record, job_id)
-        except GeminiImageError as error:
-            self.log.warning("Could not note that job %s is record %s's (%s).", job_id, record.key, error.kind)
+        owning = asyncio.ensure_future(in_thread(own, self.ledger, record, job_id))
+        await asyncio.wait([owning], timeout=OWNING_SECONDS)
+        error = owning.exception() if owning.done() else TimeoutError()
+        if error is not None:
+            owning.cancel()
+            self.log.warning("Could not note that job %s is record %s's (%r).", job_id, record.key, error)
             return
+        other = owning.result()
         if other is not None:
             unknown = OutcomeUnknownError(
                 f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about "

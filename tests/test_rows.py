@@ -270,7 +270,7 @@ NaT = NaTType(1, 1, 1)
 NOTHING = [None, "", "  ", "\u00a0", float("nan"), Decimal("nan"), NAType(), NaT]
 
 
-@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+@pytest.mark.parametrize("nothing", NOTHING, ids=lambda nothing: f"{type(nothing).__name__} {str(nothing)[:9]!r}")
 def test_an_empty_cell_is_empty_whatever_a_library_writes_for_it(nothing: Any) -> None:
     row = {"prompt": "a fox", "aspect_ratio": nothing, "n": nothing, "image": nothing, "sku": nothing, "model": nothing}
     [wish] = wanted([row], aspect_ratio="9:16")
