@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.budget import price_of, refuse_over
+from airflow_provider_geminiimg.budget import price_of_all, refuse_over
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Asked, may_buy
 from airflow_provider_geminiimg.exceptions import (
@@ -99,7 +99,7 @@ class Planned:
             request = built.check(connection.gateway, connection.model)
         except BadRequestError as error:
             return error
-        if fingerprint_of(request, self.input_sha256, connection, self.host) != self.fingerprint:
+        if self.fingerprint not in fingerprints_of(request, self.input_sha256, connection, self.host):
             return BadRequestError(
                 f"Since the batch was planned, connection {connection.conn_id!r} changed.",
                 hint="Change it back and let the task retry; or clear the task, which plans anew.",
@@ -130,15 +130,15 @@ class Plan(Saved):
         return {item.key for item in self.items}
 
 
-def fingerprint_of(
+def fingerprints_of(
     request: CheckedRequest, digests: Sequence[str], connection: GatewayConnection, host: str | None = None
-) -> str:
-    """What a picture is known by, see `CheckedRequest.fingerprint`.
+) -> tuple[str, ...]:
+    """What a picture is known by, see `CheckedRequest.fingerprints`.
 
     :param host: of the API; ``None``: the connection's.
     """
     host = host_of(connection) if host is None else host
-    return request.fingerprint(input_sha256=digests, base_url_host=host, conn_id=connection.conn_id)
+    return request.fingerprints(input_sha256=digests, base_url_host=host, conn_id=connection.conn_id)
 
 
 def host_of(connection: GatewayConnection) -> str:
@@ -176,7 +176,7 @@ async def plan(
     items = []
     for wish, stem in zip(wishes, stems, strict=True):
         sha256 = next(found) if wish.request.input_images else ()
-        fingerprint = fingerprint_of(wish.request, sha256, connection)
+        fingerprint = fingerprints_of(wish.request, sha256, connection)[0]
         items.append(_planned(wish, sha256, fingerprint, stem or f"{prefix}-{fingerprint[:12]}"))
     _refuse_clashes(items)
     return Plan(generation=generation, directory=directory, items=tuple(items))
@@ -247,7 +247,7 @@ async def refusals(
         wanted += itertools.compress(some, await asyncio.gather(*map(would_buy, some)))
     requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
     try:
-        total = sum(price_of(request, connection, max_cost) for request in requests)
+        total = price_of_all(requests, connection, max_cost)
         refuse_over(max_cost, total, connection, f"Buying {len(requests)} pictures")
     except (BadRequestError, OverBudgetError) as error:
         return dict.fromkeys((item.fingerprint for item in wanted), error)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -50,19 +51,47 @@ def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: D
     :param max_cost: the user's cap, for `refuse_over`.
     :raises BadRequestError: there is a cap, and the price is not known in its currency.
     """
+    return price_of_all([request], connection, max_cost)
+
+
+def price_of_all(
+    requests: Iterable[CheckedRequest], connection: GatewayConnection, max_cost: Decimal | None = None
+) -> int:
+    """What all these pictures are expected to cost together; see `price_of`.
+
+    :raises BadRequestError: there is a cap, and some price is not known in its currency; it names each of them.
+    """
     if max_cost is None and connection.daily_budget is None:
         return 0
-    cost = estimate(request.row, request.resolution, connection.price_base, connection.price_currency)
+    total, missing = 0, dict[tuple[str, str | None], None]()
+    for request in requests:
+        cost = estimate(request, connection)
+        if cost.amount is None or cost.currency != currency_of(connection):
+            missing[request.model, request.resolution] = None
+        else:
+            total += _micro(Decimal(str(cost.amount)), ROUND_CEILING)
+    if missing:
+        raise _no_price(list(missing), connection, max_cost)
+    return total
+
+
+def _no_price(
+    missing: Sequence[tuple[str, str | None]], connection: GatewayConnection, max_cost: Decimal | None
+) -> BadRequestError:
+    caps = [
+        name for name, cap in (("max_cost", max_cost), ("daily_budget", connection.daily_budget)) if cap is not None
+    ]
+    wanted = ", ".join(model if size is None else f"{model} at {size}" for model, size in missing)
+    entries: dict[str, Any] = {}
+    for model, size in missing:
+        entries.setdefault(model, {})[size or "1K"] = "..."
+    shown = json.dumps({"prices": entries}).replace('"..."', "<price>")
     currency = currency_of(connection)
-    if cost.amount is None or cost.currency != currency:
-        size = "" if request.resolution is None else f" at {request.resolution}"
-        raise BadRequestError(
-            f"What a picture of {request.model}{size} costs in {currency} is not known, and there is a cap "
-            f"({'daily_budget' if max_cost is None else 'max_cost'}).",
-            hint=f"Set the extra `price_base` of connection {connection.conn_id!r} to what a 1K picture costs you"
-            + ("." if connection.price_base is None else "; of a model that the catalogue does not know, ask for 1K."),
-        )
-    return _micro(Decimal(str(cost.amount)), ROUND_CEILING)
+    return BadRequestError(
+        f"What a picture of {wanted} costs in {currency} is not known, and there is a cap ({' and '.join(caps)}).",
+        hint=f"Put what one picture costs you, in {currency}, into the extra `prices` of connection "
+        f"{connection.conn_id!r}, then clear the task: {shown}.",
+    )
 
 
 def refuse_over(max_cost: Decimal | None, price: int, connection: GatewayConnection, what: str = "The picture") -> None:

@@ -16,19 +16,35 @@ from decimal import Decimal
 from typing import Any
 
 from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.google_models import (
+    FLASH,
+    FLASH_25,
+    FLASH_LITE,
+    GOOGLE_MODELS,
+    NANO_BANANA_21,
+    PRO,
+)
 
-DEFAULT_MODEL = "gemini-3.1-flash-image-preview"
-PRO_MODEL = "gemini-3-pro-image-preview"
-FLASH_25_MODEL = "gemini-2.5-flash-image"
+DEFAULT_MODELS: Mapping[str, str] = {"1min": FLASH, "apimaster": "gemini-3.1-flash-image"}
+"""The id that is sent where nobody names a model.
+
+Sources: 1min.ai API docs show the preview ids alone; APIMaster.ai served `gemini-3.1-flash-image` and no other Gemini
+image id on 2026-09-22 (its ComfyUI plugin, stated as checked).
+"""
 
 SUCCESSORS: Mapping[str, str] = {
-    "gemini-3.1-flash-image": DEFAULT_MODEL,
-    "gemini-3-pro-image": PRO_MODEL,
+    FLASH: "gemini-3.1-flash-image",
+    PRO: "gemini-3-pro-image",
+    "gemini-2.5-flash-image-preview": FLASH_25,
 }
-"""Ids that Google announced as successors of the preview ids: they share that row and are sent as they are written."""
+"""The id that Google gave a preview model when it left preview. Google shut the 3.x preview ids down on 2026-06-25."""
 
-OTHER_IDS: Mapping[str, str] = {"gemini-2.5-flash-image-preview": FLASH_25_MODEL}
-"""Ids by which one operation of a gateway knows a model: users may write them, the row's own `wire_model` is sent."""
+_SAME_MODEL: Mapping[str, str] = {
+    "gemini-3.1-flash-image": FLASH,
+    "gemini-3-pro-image": PRO,
+    "gemini-2.5-flash-image-preview": FLASH_25,
+}
+"""Other ids of a row's model. Each is sent as it is written, but for a row that knows its model by one id alone."""
 
 BOUNDS: Mapping[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
 """Lowest and highest value. Source: 1min.ai API docs, the parameter tables of the image generators and editors."""
@@ -39,9 +55,12 @@ class Row:
     """What one gateway takes for one model and operation, and what to expect of it.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param model: the id that users write.
+    :param model: the row's own name. It never changes, whatever ids its model gets: budgets and prices go by it.
     :param operation: ``generate`` or ``edit``.
     :param wire_model: the id that is sent.
+    :param fingerprint_model: what stands for the model in fingerprints. It never changes and is the same for all ids
+        of the model, so that a new id buys nothing twice.
+    :param one_id: whether `wire_model` is sent whichever of the model's ids users write.
     :param fields: the neutral names that it takes beside the prompt.
     :param resolutions: the neutral sizes that it takes; empty where it takes none.
     :param default_resolution: what is sent when none is asked for; ``None`` where it takes none.
@@ -50,9 +69,11 @@ class Row:
     :param max_input_bytes: bytes that one input picture may have.
     :param max_total_input_bytes: bytes that all input pictures of one request may have.
     :param input_media_types: what an input picture may be.
-    :param prices: price of one picture by resolution (``""`` where it takes none); empty = unknown.
+    :param prices: price of one picture by resolution (``""`` where it takes none); empty = unknown. No gateway
+        publishes what it charges, so these are estimates.
+    :param input_price: what one input picture adds to it.
     :param currency: of `prices`: ``USD``.
-    :param price_basis: ``gateway`` (its own price), ``google_list`` (Google's list price) or ``unknown``.
+    :param price_basis: ``google_list`` (by Google's list price) or ``unknown``.
     :param expected_seconds: seconds after which a first poll makes sense, by resolution as in `prices`.
     :param read_timeouts: seconds to wait for a synchronous answer, by resolution as in `prices`.
     :param verified: whether the gateway's own documentation shows this model in this operation.
@@ -63,6 +84,7 @@ class Row:
     model: str
     operation: str
     wire_model: str
+    fingerprint_model: str
     fields: frozenset[str]
     resolutions: tuple[str, ...]
     default_resolution: str | None
@@ -72,12 +94,14 @@ class Row:
     max_total_input_bytes: int
     input_media_types: tuple[str, ...]
     prices: Mapping[str, Decimal]
+    input_price: Decimal
     currency: str
     price_basis: str
     expected_seconds: Mapping[str, float]
     read_timeouts: Mapping[str, float]
     verified: bool
     sources: Mapping[str, str]
+    one_id: bool = False
 
     def price(self, resolution: str | None) -> Decimal | None:
         """The price of one picture, or ``None`` where it is unknown.
@@ -142,20 +166,13 @@ LIMITS: Mapping[str, Limits] = {
     ),
 }
 
-_RATIOS_10 = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
-_RATIOS_14 = ("1:1", "1:4", "1:8", "2:3", "3:2", "3:4", "4:1", "4:3", "4:5", "5:4", "8:1", "9:16", "16:9", "21:9")
-_SIZES_4 = ("512", "1K", "2K", "4K")
-_SIZES_3 = ("1K", "2K", "4K")
-
 _PICTURES = frozenset({"image", "reference_images"})
 _SIZE = frozenset({"resolution"})
 _RATIO = frozenset({"aspect_ratio"})
 _SAMPLING = frozenset({"temperature", "top_p"})
 _SEARCH = frozenset({"google_search", "google_image_search"})
 
-_GOOGLE_FLASH = {"512": Decimal("0.045"), "1K": Decimal("0.067"), "2K": Decimal("0.101"), "4K": Decimal("0.151")}
-_GOOGLE_PRO = {"1K": Decimal("0.134"), "2K": Decimal("0.134"), "4K": Decimal("0.24")}
-_GOOGLE_25 = {"": Decimal("0.039")}
+# Google's price of a 1K image, times the tiers of APIMaster's guide.
 _APIMASTER_FLASH = {"512": Decimal("0.0672"), "1K": Decimal("0.0672"), "2K": Decimal("0.0896"), "4K": Decimal("0.1344")}
 
 _FLASH_SECONDS = {"512": 9.0, "1K": 9.0, "2K": 15.0, "4K": 26.0}
@@ -171,109 +188,91 @@ _ONEMIN_SOURCES = {
     "max_total_input_bytes": "the most pictures that a request takes, times the limit of one",
     "input_media_types": "Google's model pages: PNG, JPEG, WebP for every model",
     "prices": "Google's list price; 1min.ai charges credits and publishes no figure",
+    "input_price": "Google's list price of an input image",
     "expected_seconds": _OWN,
     "read_timeouts": f"{_OWN}; three times the 100 s after which the proxy before it gives up",
+}
+_ONEMIN_UNDOCUMENTED = {
+    **_ONEMIN_SOURCES,
+    "fields": "not documented by 1min.ai for this model: as for 3.1 Flash",
+    "resolutions": "Google's model page",
+    "aspect_ratios": "Google's model page",
+    "max_reference_images": "not documented by 1min.ai for this model: as for 3.1 Flash",
 }
 _APIMASTER_SOURCES = {
     "max_input_bytes": "Google's model pages: 7 MB an inline picture",
     "max_total_input_bytes": f"{_OWN}; pictures go inline as base64, kept under 20 MB a request (Google's old limit)",
     "input_media_types": "Google's model pages: PNG, JPEG, WebP for every model",
+    "input_price": "Google's list price of an input image; APIMaster's is not known",
     "expected_seconds": f"{_OWN}; {_APIMASTER_PAGE} asks for a first poll after 10-20 s",
     "read_timeouts": "the gateway itself gives up after 180, 300, 900 s at 1K, 2K, 4K (seen); 30 s more",
 }
 _APIMASTER_DOC = {
+    **_APIMASTER_SOURCES,
     "fields": _APIMASTER_PAGE,
     "resolutions": _APIMASTER_PAGE,
     "aspect_ratios": f"{_APIMASTER_PAGE} (extreme ratios); Google's model page: 14",
     "max_reference_images": f"{_APIMASTER_PAGE}: 14 input pictures; the one to edit is the first of them",
     "prices": (
-        "base of 0.0672 USD as third parties recorded it, times 1, 1, 4/3, 2 for 0.5K, 1K, 2K, 4K "
-        f"({_APIMASTER_PAGE}), before the account's group ratio"
+        "Google's list price of a 1K image, times 1, 1, 4/3, 2 for 0.5K, 1K, 2K, 4K "
+        f"({_APIMASTER_PAGE}). APIMaster charges its channel's price times these and the account's group ratio"
     ),
 }
 _APIMASTER_UNDOCUMENTED = {
-    "fields": "not documented by APIMaster for this model: what Google's model shares with 3.1 Flash, without search",
+    **_APIMASTER_SOURCES,
+    "fields": "not documented by APIMaster for this model: what Google's model shares with 3.1 Flash",
     "resolutions": "Google's model page",
-    "aspect_ratios": "Google's model page: 10",
+    "aspect_ratios": "Google's model page",
     "max_reference_images": "Google's model page: 14 input pictures; the one to edit is the first of them",
     "prices": "Google's list price; APIMaster's is not known",
 }
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
-_ONEMIN: dict[str, Any] = {
-    "gateway": "1min",
-    "max_input_bytes": 7_000_000,
-    "max_total_input_bytes": 21_000_000,
-    "input_media_types": _MEDIA_TYPES,
-    "currency": "USD",
-    "price_basis": "google_list",
-    "verified": True,
-}
-_APIMASTER: dict[str, Any] = {
-    "gateway": "apimaster",
-    "max_input_bytes": 7_000_000,
-    "max_total_input_bytes": 15_000_000,
-    "input_media_types": _MEDIA_TYPES,
-    "currency": "USD",
-    "read_timeouts": {"512": 210.0, "1K": 210.0, "2K": 330.0, "4K": 930.0},
-}
-_ONEMIN_FLASH: dict[str, Any] = {
-    **_ONEMIN,
-    "model": DEFAULT_MODEL,
-    "wire_model": DEFAULT_MODEL,
-    "resolutions": _SIZES_4,
-    "default_resolution": "1K",
-    "prices": _GOOGLE_FLASH,
-    "expected_seconds": _FLASH_SECONDS,
-    "read_timeouts": dict.fromkeys(_SIZES_4, 300.0),
-}
-_ONEMIN_PRO: dict[str, Any] = {
-    **_ONEMIN,
-    "model": PRO_MODEL,
-    "wire_model": PRO_MODEL,
-    "resolutions": _SIZES_3,
-    "default_resolution": "1K",
-    "aspect_ratios": (),
-    "prices": _GOOGLE_PRO,
-    "expected_seconds": _PRO_SECONDS,
-    "read_timeouts": dict.fromkeys(_SIZES_3, 300.0),
-}
-_ONEMIN_25: dict[str, Any] = {
-    **_ONEMIN,
-    "model": FLASH_25_MODEL,
-    "resolutions": (),
-    "default_resolution": None,
-    "aspect_ratios": (),
-    "prices": _GOOGLE_25,
-    "expected_seconds": _25_SECONDS,
-    "read_timeouts": {"": 300.0},
-}
-_APIMASTER_31: dict[str, Any] = {
-    **_APIMASTER,
-    "model": DEFAULT_MODEL,
-    "wire_model": DEFAULT_MODEL,
-    "resolutions": _SIZES_4,
-    "default_resolution": "1K",
-    "aspect_ratios": _RATIOS_14,
-    "prices": _APIMASTER_FLASH,
-    "price_basis": "gateway",
-    "expected_seconds": _APIMASTER_SECONDS,
-    "verified": True,
-    "sources": {**_APIMASTER_SOURCES, **_APIMASTER_DOC},
-}
-_APIMASTER_PRO: dict[str, Any] = {
-    **_APIMASTER,
-    "model": PRO_MODEL,
-    "wire_model": PRO_MODEL,
-    "resolutions": _SIZES_3,
-    "default_resolution": "1K",
-    "aspect_ratios": _RATIOS_10,
-    "prices": _GOOGLE_PRO,
-    "price_basis": "google_list",
-    "expected_seconds": _PRO_SECONDS,
-    "verified": False,
-    "sources": {**_APIMASTER_SOURCES, **_APIMASTER_UNDOCUMENTED},
-}
+
+
+def _of_google(model: str) -> dict[str, Any]:
+    """What a row has from Google, whichever gateway passes the model on."""
+    google = GOOGLE_MODELS[model]
+    return {
+        "model": model,
+        "wire_model": model,
+        "fingerprint_model": model,
+        "resolutions": google.sizes,
+        "default_resolution": "1K" if google.sizes else None,
+        "aspect_ratios": google.ratios,
+        "prices": google.prices,
+        "input_price": google.input_price,
+        "currency": "USD",
+        "price_basis": "google_list",
+        "input_media_types": _MEDIA_TYPES,
+    }
+
+
+def _onemin(model: str, expected_seconds: Mapping[str, float], **stated: Any) -> dict[str, Any]:
+    return {
+        **_of_google(model),
+        "gateway": "1min",
+        "max_input_bytes": 7_000_000,
+        "max_total_input_bytes": 21_000_000,
+        "expected_seconds": expected_seconds,
+        "read_timeouts": dict.fromkeys(expected_seconds, 300.0),
+        "verified": True,
+        **stated,
+    }
+
+
+def _apimaster(model: str, expected_seconds: Mapping[str, float], **stated: Any) -> dict[str, Any]:
+    return {
+        **_of_google(model),
+        "gateway": "apimaster",
+        "max_input_bytes": 7_000_000,
+        "max_total_input_bytes": 15_000_000,
+        "expected_seconds": expected_seconds,
+        "read_timeouts": {"512": 210.0, "1K": 210.0, "2K": 330.0, "4K": 930.0},
+        "verified": False,
+        "sources": _APIMASTER_UNDOCUMENTED,
+        **stated,
+    }
 
 
 def _onemin_sources(page: str) -> dict[str, str]:
@@ -282,85 +281,114 @@ def _onemin_sources(page: str) -> dict[str, str]:
     return {**_ONEMIN_SOURCES, **dict.fromkeys(stated, _ONEMIN_PAGE + page)}
 
 
+_NEW_AT_1MIN: dict[str, Any] = {"verified": False, "sources": _ONEMIN_UNDOCUMENTED}
+_AT_1MIN: Mapping[str, dict[str, Any]] = {
+    FLASH: _onemin(FLASH, _FLASH_SECONDS),
+    PRO: _onemin(PRO, _PRO_SECONDS, aspect_ratios=()),
+    FLASH_25: _onemin(FLASH_25, _25_SECONDS, aspect_ratios=(), one_id=True),
+    FLASH_LITE: _onemin(FLASH_LITE, {"1K": 9.0}, **_NEW_AT_1MIN),
+    NANO_BANANA_21: _onemin(NANO_BANANA_21, _PRO_SECONDS, **_NEW_AT_1MIN),
+}
+_AT_APIMASTER: Mapping[str, dict[str, Any]] = {
+    FLASH: _apimaster(
+        FLASH,
+        _APIMASTER_SECONDS,
+        wire_model=DEFAULT_MODELS["apimaster"],
+        prices=_APIMASTER_FLASH,
+        verified=True,
+        sources=_APIMASTER_DOC,
+    ),
+    PRO: _apimaster(PRO, _PRO_SECONDS),
+    FLASH_LITE: _apimaster(FLASH_LITE, {"1K": 10.0}),
+    NANO_BANANA_21: _apimaster(NANO_BANANA_21, _PRO_SECONDS),
+}
+
+
+def _both(shared: dict[str, Any], fields: frozenset[str], references: int) -> tuple[Row, Row]:
+    """The rows of a model whose generator and editor take the same settings."""
+    return (
+        Row(**shared, operation="generate", fields=fields, max_reference_images=0),
+        Row(**shared, operation="edit", fields=_PICTURES | fields, max_reference_images=references),
+    )
+
+
 ROWS: tuple[Row, ...] = (
     Row(
-        **_ONEMIN_FLASH,
+        **_AT_1MIN[FLASH],
         operation="generate",
         fields=_SIZE | _RATIO | _SAMPLING,
-        aspect_ratios=_RATIOS_14,
         max_reference_images=0,
         sources=_onemin_sources("Gemini 3.1 Flash Image Preview - Image Generator"),
     ),
     Row(
-        **_ONEMIN_FLASH,
+        **_AT_1MIN[FLASH],
         operation="edit",
-        fields=_PICTURES | _SIZE | _SAMPLING,
-        aspect_ratios=(),
+        fields=_PICTURES | _SIZE | _RATIO | _SAMPLING,
         max_reference_images=2,
-        sources=_onemin_sources("Gemini 3.1 Flash Image Preview - Image Text Editor (its parameter table)"),
+        sources={
+            **_onemin_sources("Gemini 3.1 Flash Image Preview - Image Text Editor (its parameter table)"),
+            "aspect_ratios": (
+                f"{_ONEMIN_PAGE}Gemini 3.1 Flash Image Preview - Image Text Editor: its sample answer shows "
+                "aspectRatio in the request that was accepted, its parameter table does not; the generator's 14"
+            ),
+        },
     ),
     Row(
-        **_ONEMIN_PRO,
+        **_AT_1MIN[PRO],
         operation="generate",
         fields=_SIZE | _SAMPLING,
         max_reference_images=0,
         sources=_onemin_sources("Gemini 3 Pro Image Preview - Image Generator"),
     ),
     Row(
-        **_ONEMIN_PRO,
+        **_AT_1MIN[PRO],
         operation="edit",
         fields=_PICTURES | _SIZE | _SAMPLING,
         max_reference_images=2,
         sources=_onemin_sources("Gemini 3 Pro Image Preview - Image Text Editor"),
     ),
     Row(
-        **_ONEMIN_25,
+        **_AT_1MIN[FLASH_25],
         operation="generate",
-        wire_model=FLASH_25_MODEL,
         fields=frozenset(),
         max_reference_images=0,
         sources=_onemin_sources("Gemini 2.5 Flash Image - Image Generator"),
     ),
     Row(
-        **_ONEMIN_25,
+        **{**_AT_1MIN[FLASH_25], **dict.fromkeys(("wire_model", "fingerprint_model"), f"{FLASH_25}-preview")},
         operation="edit",
-        wire_model="gemini-2.5-flash-image-preview",
         fields=_PICTURES,
         max_reference_images=2,
         sources=_onemin_sources("Gemini 2.5 Flash Image Preview - Image Text Editor"),
     ),
-    Row(
-        **_APIMASTER_31,
-        operation="generate",
-        fields=_SIZE | _RATIO | _SEARCH,
-        max_reference_images=0,
-    ),
-    Row(
-        **_APIMASTER_31,
-        operation="edit",
-        fields=_PICTURES | _SIZE | _RATIO | _SEARCH,
-        max_reference_images=13,
-    ),
-    Row(
-        **_APIMASTER_PRO,
-        operation="generate",
-        fields=_SIZE | _RATIO,
-        max_reference_images=0,
-    ),
-    Row(
-        **_APIMASTER_PRO,
-        operation="edit",
-        fields=_PICTURES | _SIZE | _RATIO,
-        max_reference_images=13,
-    ),
+    *_both(_AT_1MIN[FLASH_LITE], _SIZE | _RATIO | _SAMPLING, 2),
+    *_both(_AT_1MIN[NANO_BANANA_21], _SIZE | _RATIO | _SAMPLING, 2),
+    *_both(_AT_APIMASTER[FLASH], _SIZE | _RATIO | _SEARCH, 13),
+    *_both(_AT_APIMASTER[PRO], _SIZE | _RATIO, 13),
+    *_both(_AT_APIMASTER[FLASH_LITE], _SIZE | _RATIO, 13),
+    *_both(_AT_APIMASTER[NANO_BANANA_21], _SIZE | _RATIO | _SEARCH, 13),
 )
 
 _BY_KEY = {(row.gateway, row.model, row.operation): row for row in ROWS}
 
 
+def row_name(model: str) -> str:
+    """The name under which the catalogue has a model: one for all of its ids; an id that is not known is its own."""
+    return _SAME_MODEL.get(model, model)
+
+
 def _known(gateway: str, model: str, operation: str) -> Row | None:
-    row = _BY_KEY.get((gateway, SUCCESSORS.get(model) or OTHER_IDS.get(model, model), operation))
-    return dataclasses.replace(row, wire_model=model) if row and model in SUCCESSORS else row
+    row = _BY_KEY.get((gateway, row_name(model), operation))
+    return row if row is None or row.one_id else dataclasses.replace(row, wire_model=model)
+
+
+def default_model(gateway: str, configured: str | None = None) -> str:
+    """The id that is sent where a request names no model.
+
+    :param gateway: ``1min`` or ``apimaster``.
+    :param configured: the connection's own default.
+    """
+    return configured or DEFAULT_MODELS.get(gateway, FLASH)
 
 
 def knows(gateway: str, model: str) -> bool:
@@ -368,13 +396,51 @@ def knows(gateway: str, model: str) -> bool:
     return any(_known(gateway, model, row.operation) for row in ROWS)
 
 
+def known_ids(gateway: str) -> tuple[str, ...]:
+    """Every id by which users may write the models that the catalogue has on a gateway."""
+    names = dict.fromkeys(row.model for row in ROWS if row.gateway == gateway)
+    return (*names, *(other for other, name in _SAME_MODEL.items() if name in names))
+
+
+def other_ids(row: Row) -> tuple[str, ...]:
+    """The ids of a row's model that are sent as they are written, without its name."""
+    return () if row.one_id else tuple(other for other, name in _SAME_MODEL.items() if name == row.model)
+
+
+def other_id(model: str) -> str | None:
+    """The same model's other id: the successor of a preview id, or the preview id of a successor."""
+    earlier = {later: first for first, later in SUCCESSORS.items()}
+    return SUCCESSORS.get(model) or earlier.get(model)
+
+
+def did_you_mean(gateway: str, model: str) -> str:
+    """A question that names the known id nearest to one that is not known; empty where none is near."""
+    close = difflib.get_close_matches(model, known_ids(gateway), n=1, cutoff=0.8)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def _widest(gateway: str, model: str, operation: str) -> Row:
-    """What the gateway takes at most, for a model that the catalogue does not know there: no price, not verified."""
+    """What the gateway takes at most, for a model that the catalogue does not know there: no price, not verified.
+
+    Of a model that another gateway offers, Google's own sizes and ratios are known all the same.
+    """
+    row = _BY_KEY[gateway, FLASH, operation]
+    google = GOOGLE_MODELS.get(row_name(model))
+    if google is not None:
+        row = dataclasses.replace(
+            row,
+            fields=row.fields if google.sizes else row.fields - _SIZE,
+            resolutions=google.sizes,
+            default_resolution="1K" if google.sizes else None,
+            aspect_ratios=google.ratios,
+        )
     return dataclasses.replace(
-        _BY_KEY[gateway, DEFAULT_MODEL, operation],
+        row,
         model=model,
         wire_model=model,
+        fingerprint_model=model,
         prices={},
+        input_price=Decimal(0),
         price_basis="unknown",
         verified=False,
     )
@@ -387,7 +453,7 @@ def lookup(gateway: str, model: str, operation: str) -> Row:
     be sent under the id as written: model ids change faster than releases of this package.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param model: an id as users write it; successors' ids lead to their predecessor's row.
+    :param model: an id as users write it; all ids of one model lead to one row, and each is sent as it is written.
     :param operation: ``generate`` or ``edit``.
     :raises BadRequestError: for a gateway that does not exist.
     """
@@ -396,12 +462,9 @@ def lookup(gateway: str, model: str, operation: str) -> Row:
     row = _known(gateway, model, operation)
     if row is not None:
         return row
-    ids = [known.model for known in ROWS if (known.gateway, known.operation) == (gateway, operation)]
-    close = difflib.get_close_matches(model, ids, n=1, cutoff=0.8)
     warnings.warn(
         f"The model {model!r} is not in this package's catalogue for {operation} on {gateway}: it is sent as it is, "
-        f"its settings are checked by the gateway's widest table, its price is unknown."
-        + (f" Did you mean {close[0]!r}?" if close else ""),
+        f"its settings are checked by the gateway's widest table, its price is unknown." + did_you_mean(gateway, model),
         UserWarning,
         stacklevel=2,
     )

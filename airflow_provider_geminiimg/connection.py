@@ -19,9 +19,11 @@ from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
 from airflow_provider_geminiimg.arguments import to_decimal
+from airflow_provider_geminiimg.catalog import Row, default_model, did_you_mean, known_ids, knows, row_name
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.gateways.base import Gateway
+from airflow_provider_geminiimg.prices import ALLOWED, NO_PRICES, PriceList, parse_prices, scaled
 
 CURRENCIES = ("USD", "credits")
 EXTRAS = (
@@ -30,6 +32,7 @@ EXTRAS = (
     "requests_per_minute",
     "max_concurrency",
     "price_base",
+    "prices",
     "price_currency",
     "daily_budget",
     "allow_http",
@@ -52,9 +55,10 @@ class GatewayConnection:
     :param model: the model where a request names none; ``None``: the catalogue's default.
     :param requests_per_minute: calls a minute; ``None``: the catalogue's figure for the gateway.
     :param max_concurrency: calls at once; ``None``: the transport's default.
-    :param price_base: the account's own price of a 1K picture; ``None``: the catalogue's figure.
-    :param price_currency: ``USD`` (also for ``None``) or ``credits``; what `price_base` and the caps are in.
+    :param price_base: the account's own price of a 1K picture of the default model; ``None``: the catalogue's figure.
+    :param price_currency: ``USD`` (also for ``None``) or ``credits``; what all prices here and the caps are in.
     :param daily_budget: what all workers together may spend in a UTC day; ``None``: no limit.
+    :param prices: the account's own prices by model, and by size where it says so; they go before `price_base`.
     """
 
     conn_id: str
@@ -67,6 +71,19 @@ class GatewayConnection:
     price_base: Decimal | None = None
     price_currency: str | None = None
     daily_budget: Decimal | None = None
+    prices: PriceList = NO_PRICES
+
+    def own_price(self, row: Row, resolution: str | None) -> Decimal | None:
+        """What the account itself says that one image costs; ``None``: it does not say.
+
+        :param row: the catalogue's row of the model.
+        :param resolution: a neutral size; ``None`` where the model takes none.
+        """
+        listed = self.prices.price(row, resolution)
+        is_default = row.model == row_name(default_model(self.gateway, self.model))
+        if listed is not None or self.price_base is None or not is_default:
+            return listed
+        return scaled(self.price_base, row, resolution)
 
     @property
     def api_host(self) -> str:
@@ -127,6 +144,7 @@ def parse_connection(
         price_base=parts.amount("price_base"),
         price_currency=parts.choice("price_currency", CURRENCIES),
         daily_budget=parts.amount("daily_budget"),
+        prices=_prices(parts, gateway),
     )
 
 
@@ -187,6 +205,15 @@ class _Extras:
             raise self.wrong(name, value, "a number of 0 or more")
         return number
 
+    def prices(self) -> PriceList:
+        value = self._values.get("prices")
+        if value is None:
+            return NO_PRICES
+        try:
+            return parse_prices(value)
+        except ValueError as error:
+            raise self.wrong("prices", value, ALLOWED, f"the extra `prices` is wrong: {error}.") from None
+
     def whole(self, name: str) -> int | None:
         value = self._values.get(name)
         if value is None:
@@ -202,6 +229,19 @@ def _meant(unknown: str) -> str:
     plain = re.sub(r"[^a-z]+", "_", unknown.lower())
     close = difflib.get_close_matches(plain, EXTRAS, n=1)
     return f"{unknown} (did you mean {close[0]}?)" if close else unknown
+
+
+def _prices(parts: _Extras, gateway: str) -> PriceList:
+    prices = parts.prices()
+    for model in prices.by_model:
+        if not knows(gateway, model):
+            warnings.warn(
+                f"Connection {parts.conn_id!r}: the extra `prices` names the model {model!r}, which is not in the "
+                f"catalogue for {gateway}.{did_you_mean(gateway, model)} Known: {', '.join(known_ids(gateway))}.",
+                UserWarning,
+                stacklevel=3,
+            )
+    return prices
 
 
 def _text(value: str | None) -> str | None:

@@ -9,7 +9,7 @@ decoded or rewritten (pictures carry signed provenance data); any bytes at all e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_geminiimg.exceptions import InvalidImageError
@@ -71,7 +71,13 @@ def inspect_image(data: bytes) -> ImageInfo:
     raise InvalidImageError(f"The body is {_looks_like(data)}, not a PNG, JPEG or WebP picture ({len(data)} bytes).")
 
 
-def mismatch(info: ImageInfo, *, resolution: str | None, aspect_ratio: str | None) -> str | None:
+def mismatch(
+    info: ImageInfo,
+    *,
+    resolution: str | None,
+    aspect_ratio: str | None,
+    listed: Sequence[tuple[int, int]] = (),
+) -> str | None:
     """Say in one sentence how a picture differs from what was asked, or ``None`` where it does not.
 
     The models keep the *area* of a resolution, not a side: in Google's table of output sizes 1K is 1024 x 1024,
@@ -82,7 +88,11 @@ def mismatch(info: ImageInfo, *, resolution: str | None, aspect_ratio: str | Non
     :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` or another word: not compared.
     :param aspect_ratio: such as ``16:9``; ``None``: not compared. Compared within `RATIO_TOLERANCE`, or one 16-pixel
         block of the shorter side.
+    :param listed: widths and heights that the model's own table gives for what was asked. A picture near one of them
+        is right, whatever the words say: for 21:9 at 512 Google prints 792 x 168, which is neither.
     """
+    if any(_near_listed(info, *pixels) for pixels in listed):
+        return None
     parts = []
     wanted = _ratio(aspect_ratio)
     if wanted is not None and not _near(info, wanted):
@@ -96,6 +106,11 @@ def mismatch(info: ImageInfo, *, resolution: str | None, aspect_ratio: str | Non
     if not parts:
         return None
     return f"The picture has {info.width} x {info.height} pixels: {'; '.join(parts)}."
+
+
+def _near_listed(info: ImageInfo, width: int, height: int) -> bool:
+    pairs = ((info.width, width), (info.height, height))
+    return all(abs(came - stated) <= RATIO_TOLERANCE * stated for came, stated in pairs)
 
 
 def _near(info: ImageInfo, wanted: float) -> bool:

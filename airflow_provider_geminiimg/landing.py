@@ -12,13 +12,14 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from airflow_provider_geminiimg._logs import Logs, SteadyLogs
 from airflow_provider_geminiimg.budget import Budgets
+from airflow_provider_geminiimg.catalog import row_name
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -32,10 +33,18 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways.base import Picture
+from airflow_provider_geminiimg.google_models import expected_pixels
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.index import index_key, point_to
 from airflow_provider_geminiimg.ledger import Ledger, Record
-from airflow_provider_geminiimg.manifest import StoredImage, build, sidecar
+from airflow_provider_geminiimg.manifest import (
+    StoredImage,
+    build,
+    cost_in_words,
+    differs_from_estimate,
+    reported,
+    sidecar,
+)
 from airflow_provider_geminiimg.names import is_sidecar_of
 from airflow_provider_geminiimg.room import Room
 from airflow_provider_geminiimg.runner import Guard
@@ -196,7 +205,7 @@ class Lander:
                     # One was asked for, and is stored: it must not wait for what else the gateway names.
                     self.log.warning("A further picture of record %s is left: %s", record.key, error.message)
             difference = self._mismatch(record, stored[0])
-            manifest = build(record, stored, mismatch=difference, cost=_cost(record, reported_cost))
+            manifest = build(record, stored, mismatch=difference, cost=self._cost(record, reported_cost))
             await self.write_sidecar(stored[0], sidecar(manifest, record))
         await self._drop_thumbnails(record, stored)
         return await self.landed(record, manifest, kept)
@@ -330,13 +339,29 @@ class Lander:
     def _mismatch(self, record: Record, image: StoredImage) -> str | None:
         info = ImageInfo(image.media_type, "", image.width, image.height)
         asked = record.request_fields
-        return mismatch(info, resolution=asked.get("resolution"), aspect_ratio=asked.get("aspect_ratio"))
+        resolution, ratio = asked.get("resolution"), asked.get("aspect_ratio")
+        listed = expected_pixels(row_name(record.model), resolution, ratio)
+        return mismatch(info, resolution=resolution, aspect_ratio=ratio, listed=listed)
+
+    def _cost(self, record: Record, amount: float | None) -> dict[str, Any]:
+        """What it cost: by the gateway's report, where there is one that can be a price, else by the estimate."""
+        if amount is None or amount < 0 or record.reused_from is not None:
+            return record.cost
+        cost = reported(amount)
+        if differs_from_estimate(record.cost, cost):
+            self.log.warning(
+                "The gateway reports that the picture of record %s cost %g %s; the estimate was %s. Caps go by the "
+                "estimate: set `prices` (or `price_base`, of the default model) on connection %s to what you pay.",
+                record.key, cost.amount, cost.currency, cost_in_words(record.cost), record.conn_id,
+            )  # fmt: skip
+        return asdict(cost)
 
     def _report(self, record: Record) -> None:
         for image in (record.manifest or {})["images"]:
             self.log.info(
                 "Landed %s (%s x %s, %s bytes).", image["uri"], image["width"], image["height"], image["size"]
             )
+        self.log.info("Record %s: %s.", record.key, cost_in_words((record.manifest or {}).get("cost") or {}))
         if (record.manifest or {}).get("mismatch"):
             self.log.warning("Not what was asked for: %s", (record.manifest or {})["mismatch"])
 
@@ -382,15 +407,6 @@ def paid() -> Iterator[None]:
         if error.billed is Billed.NO:
             error.billed = Billed.YES
         raise
-
-
-def _cost(record: Record, reported: float | None) -> dict[str, Any]:
-    # Gateways report in USD, or not at all; a connection's own prices may be in credits.
-    return (
-        record.cost
-        if reported is None or record.reused_from is not None
-        else {"amount": reported, "currency": "USD", "basis": "gateway"}
-    )
 
 
 def _stored(uri: str, info: ImageInfo, data: bytes, digest: str) -> StoredImage:

@@ -100,6 +100,7 @@ class Purchase:
         self.payment = Payment(order, workshop, guard, marker)
         self._inputs: list[InputImage] | None = None
         self._told: set[tuple[str, str]] = set()
+        self._recorded: set[str] = set()
 
     async def start(self, vanished: str | None = None) -> tuple[Record, dict[str, Any] | None]:
         """Do what the ledger says, until a picture has landed or a job has to be waited for.
@@ -210,6 +211,7 @@ class Purchase:
         if latest is None:
             return None, decide(None, self.order.policy)
         record, asked = latest.record, None
+        await self._learn(record)
         policy = replace(self.order.policy, anew=await is_of_earlier_run(record, self.marker))
         if is_cleared(record, policy):
             asked = Asked(await self._fingerprint(record), self.order.destination)
@@ -296,11 +298,20 @@ class Purchase:
             self.log.warning("An input can't be read any more, and is taken to be as it was: %s", error.message)
             digests = [known["sha256"] for known in paid.inputs]
         host = paid and paid.api_host and urlsplit(f"//{paid.api_host}").hostname
-        return request.fingerprint(
+        known = request.fingerprints(
             input_sha256=digests,
             base_url_host=host or urlsplit(self.order.connection.base_url).hostname or "",
             conn_id=self.order.connection.conn_id,
         )
+        return next((each for each in known if each in self._recorded or each[:16] == self.order.item.item), known[0])
+
+    async def _learn(self, latest: Record) -> None:
+        """By which fingerprints this item's pictures are known: earlier versions told the ids of one model apart."""
+        if latest.fingerprint in self._recorded:
+            return
+        numbers = [n for n in await in_thread(self.ledger.numbers, self.order.item) if n < latest.n]
+        older = [await in_thread(self.ledger.read, record_key(self.order.item, n)) for n in numbers]
+        self._recorded = {latest.fingerprint, *(found.record.fingerprint for found in older if found is not None)}
 
     def _tell_differences(self, record: Record, consequence: str, input_sha256: Sequence[str] | None = None) -> None:
         changed = differences(record, self.order, input_sha256)
@@ -406,11 +417,17 @@ class Purchase:
         if lot is not None:
             await self.sharing.tell_changes(step, wanted)
         reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price)
-        # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
-        async with self.turn(), reserved as reservation, transport.turn(call):
-            answered = await self.payment.make(
-                wanted, lambda: reservation.spend(transport.send(call, has_turn=True)), lot
-            )
+        try:
+            # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
+            async with self.turn(), reserved as reservation, transport.turn(call):
+                answered = await self.payment.make(
+                    wanted, lambda: reservation.spend(transport.send(call, has_turn=True)), lot
+                )
+        except GeminiImageError as error:
+            # After the failure is on record, so that an attempt that dies here leaves no intent.
+            if await transport.explain(error, request.operation):
+                await self.collector(wanted).note(replace(wanted, state="failed"), error)
+            raise
         return None if answered is None else await self._after_answer(*answered)
 
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
@@ -448,9 +465,7 @@ class Purchase:
             ],
             destination=order.destination,
             suffix=suffix,
-            cost=dataclasses.asdict(
-                estimate(request.row, request.resolution, connection.price_base, connection.price_currency)
-            ),
+            cost=dataclasses.asdict(estimate(request, connection)),
             expected_seconds=request.row.expected(request.resolution),
             resubmission=step.resubmission,
             told=await self._token(),

@@ -9,13 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from decimal import Decimal
 from typing import Any, Literal
 
-from airflow_provider_geminiimg.catalog import Row
+from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.request import CheckedRequest
 
 Basis = Literal["gateway", "connection", "google_list", "reused", "unknown"]
+TOLERANCE = 0.1  # by which a reported cost may differ from the estimate, as a share of it, without a word
 
 
 @dataclass(frozen=True)
@@ -44,34 +45,55 @@ class Cost:
 
     :param amount: ``None`` where it is not known.
     :param currency: ``USD`` or ``credits``, or the connection's own.
-    :param basis: ``gateway`` (its documented price, or what it reported), ``connection`` (the connection's price
-        base), ``google_list`` (Google's list price: the gateway's own price is not known), ``reused`` (nothing was
-        paid: another task of the DAG had it), ``unknown``.
+    :param basis: ``gateway`` (what the gateway reported), ``connection`` (by the prices that the connection states),
+        ``google_list`` (by Google's list price, because what the gateway charges is not known), ``reused`` (nothing
+        was paid: another task of the DAG had it), ``unknown``. Earlier versions wrote ``gateway`` for an estimate too.
+    :param estimate: whether the amount is this package's estimate, and not what the gateway reported.
     """
 
     amount: float | None
     currency: str
     basis: Basis
+    estimate: bool = False
 
 
-def estimate(row: Row, resolution: str | None, price_base: Decimal | None, price_currency: str | None) -> Cost:
-    """What one picture is expected to cost.
+def estimate(request: CheckedRequest, connection: GatewayConnection) -> Cost:
+    """What one picture is expected to cost, its input pictures included where their price is known.
 
-    :param row: the catalogue's row.
-    :param resolution: the neutral resolution, ``None`` where the model takes none.
-    :param price_base: the connection's price of a 1K picture; other resolutions keep the catalogue's proportions.
-    :param price_currency: the connection's currency, default USD.
+    The connection's own prices are taken as they are: they say what a whole picture costs.
+
+    :param request: what is asked for.
+    :param connection: through which account.
     """
-    listed = row.price(resolution)
-    if price_base is not None:
-        base = row.price("1K") or listed
-        if listed is None or not base:
-            amount = float(price_base) if resolution in (None, "1K") else None
-            return Cost(amount, price_currency or "USD", "connection")
-        return Cost(float(round(price_base * listed / base, 6)), price_currency or "USD", "connection")
+    row = request.row
+    own, listed = connection.own_price(row, request.resolution), row.price(request.resolution)
+    if own is not None:
+        return Cost(float(round(own, 6)), connection.price_currency or "USD", "connection", estimate=True)
     if listed is None:
         return Cost(None, row.currency, "unknown")
-    return Cost(float(round(listed, 6)), row.currency, row.price_basis)  # type: ignore[arg-type]
+    amount = listed + row.input_price * len(request.input_images)
+    return Cost(float(round(amount, 6)), row.currency, row.price_basis, estimate=True)  # type: ignore[arg-type]
+
+
+def reported(amount: float) -> Cost:
+    """What the gateway said that a picture cost. Gateways report in USD, or not at all."""
+    return Cost(amount, "USD", "gateway")
+
+
+def cost_in_words(cost: Mapping[str, Any]) -> str:
+    """A cost of a record or manifest, for a log line: an estimate says that it is one."""
+    if cost.get("amount") is None:
+        return "cost unknown"
+    kind = "estimated by " if cost.get("estimate") else "by "
+    return f"{cost['amount']:g} {cost['currency']} ({kind}{cost['basis']})"
+
+
+def differs_from_estimate(expected: Mapping[str, Any], actual: Cost) -> bool:
+    """Whether what the gateway reported differs from the estimate by more than a tenth of it."""
+    amount, estimated = actual.amount, expected.get("amount")
+    if amount is None or estimated is None or expected.get("currency") != actual.currency:
+        return False
+    return bool(abs(amount - estimated) > TOLERANCE * estimated + 1e-9)
 
 
 def build(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
+from airflow_provider_geminiimg.catalog import row_name
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
@@ -80,7 +81,7 @@ def differences(record: Record, order: Order, input_sha256: Sequence[str] | None
         ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
         ("gateway", record.gateway, request.gateway),
         ("geminiimg_conn_id", record.conn_id, order.connection.conn_id),
-        ("model", record.model, request.model),
+        ("model", row_name(record.model), row_name(request.model)),
         ("operation", record.operation, request.operation),
     ]
     if record.key.rpartition("/")[0] == order.item.path:

@@ -27,12 +27,21 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "model": {
         "label": "Default model",
         "description": (
-            "Used where a task names no model. Empty: gemini-3.1-flash-image-preview. Any id is taken; of those listed "
-            "here gemini-2.5-flash-image is known on 1min.ai only."
+            "Used where a task names no model. Empty: gemini-3.1-flash-image-preview on 1min.ai, "
+            "gemini-3.1-flash-image on APIMaster.ai. Any id is taken; of those listed here "
+            "gemini-2.5-flash-image is known on 1min.ai only. The connection's test says which ones there are."
         ),
         "schema": {
             "type": _OPTIONAL_TEXT,
-            "examples": ["gemini-3.1-flash-image-preview", "gemini-3-pro-image-preview", "gemini-2.5-flash-image"],
+            "examples": [
+                "gemini-3.1-flash-image-preview",
+                "gemini-3-pro-image-preview",
+                "gemini-2.5-flash-image",
+                "gemini-3.1-flash-lite-image",
+                "gemini-nano-banana-2.1",
+                "gemini-3.1-flash-image",
+                "gemini-3-pro-image",
+            ],
         },
     },
     "requests_per_minute": {
@@ -47,12 +56,23 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "price_base": {
         "label": "Base price",
-        "description": "What one 1K picture costs you. Empty: the price that the package knows, if any.",
+        "description": (
+            "What one 1K picture of the default model costs you. Other models: see the prices by model. Empty: an "
+            "estimate by Google's list price."
+        ),
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
+    "prices": {
+        "label": "Prices by model",
+        "description": (
+            'What one picture costs you, by model, and by size where you want: {"gemini-3-pro-image": {"1K": 0.14, '
+            '"4K": 0.25}}; one number alone is the price at 1K. Goes before the base price.'
+        ),
+        "schema": {"type": ["object", "null"]},
+    },
     "price_currency": {
-        "label": "Currency of the base price",
-        "description": "What the base price is in.",
+        "label": "Currency of the prices",
+        "description": "What the base price, the prices by model and all caps are in.",
         "schema": {
             "type": _OPTIONAL_TEXT,
             "enum": ["USD", "credits", None],
@@ -62,7 +82,7 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "daily_budget": {
         "label": "Daily budget",
         "description": (
-            "What all workers together may spend in a day (UTC), in the currency of the base price. Empty: no limit."
+            "What all workers together may spend in a day (UTC), in the currency of the prices. Empty: no limit."
         ),
         "schema": {"type": ["number", "null"], "minimum": 0},
     },

@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn
 import pydantic
 
 from airflow_provider_geminiimg.absent import is_absent, is_blank, is_no_prompt
-from airflow_provider_geminiimg.catalog import BOUNDS, DEFAULT_MODEL, Row, lookup, rows_for
+from airflow_provider_geminiimg.catalog import BOUNDS, Row, default_model, lookup, other_ids, rows_for
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
 FINGERPRINT_VERSION = 1
@@ -90,13 +90,22 @@ class CheckedRequest:
         """
         if len(input_sha256) != len(self.input_images):
             raise ValueError(f"{len(self.input_images)} input pictures need as many digests, got {len(input_sha256)}.")
+        return self._digest(self.row.fingerprint_model, input_sha256, base_url_host, conn_id)
+
+    def fingerprints(self, *, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> tuple[str, ...]:
+        """`fingerprint`, then those that earlier versions gave the same wish: they told the ids of a model apart."""
+        first = self.fingerprint(input_sha256=input_sha256, base_url_host=base_url_host, conn_id=conn_id)
+        names = (name for name in other_ids(self.row) if name != self.row.fingerprint_model)
+        return (first, *(self._digest(name, input_sha256, base_url_host, conn_id) for name in names))
+
+    def _digest(self, model: str, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> str:
         document = {
             "version": FINGERPRINT_VERSION,
             "gateway": self.gateway,
             "base_url_host": base_url_host.lower(),
             "conn_id": conn_id,
             "operation": self.operation,
-            "model": self.row.wire_model,
+            "model": model,
             "prompt": self.prompt,
             "fields": self.fields(),
             "input_sha256": list(input_sha256),
@@ -110,7 +119,7 @@ class ImageRequest(pydantic.BaseModel):
 
     :param operation: ``generate`` or ``edit``.
     :param prompt: what to draw; a number becomes its text.
-    :param model: model id; unset = the connection's, else `catalog.DEFAULT_MODEL`.
+    :param model: model id; unset = the connection's, else the gateway's, see `catalog.default_model`.
     :param image: the picture to edit: a URI, or a manifest with exactly one picture.
     :param reference_images: a list, a JSON array, one URI, a manifest, or a sequence of these.
     :param resolution: ``512`` ``1K`` ``2K`` ``4K`` in any case; ``0.5K`` means ``512``.
@@ -156,14 +165,14 @@ class ImageRequest(pydantic.BaseModel):
         except pydantic.ValidationError as error:
             raise _refusal(error, values) from None
 
-    def check(self, gateway: str, default_model: str | None = None) -> CheckedRequest:
+    def check(self, gateway: str, connection_model: str | None = None) -> CheckedRequest:
         """This request, if the gateway takes it for its model and operation.
 
         :param gateway: ``1min`` or ``apimaster``.
-        :param default_model: the connection's model, for a request that names none.
+        :param connection_model: the connection's model, for a request that names none.
         :raises BadRequestError: naming the field, the value given and what is allowed.
         """
-        model = self.model or default_model or DEFAULT_MODEL
+        model = self.model or default_model(gateway, connection_model)
         row = lookup(gateway, model, self.operation)
         values = {name: getattr(self, name) for name in (*_PICTURES, *_SETTINGS)}
         _obey(row, values, f"{model} ({self.operation} on {gateway})")
@@ -268,10 +277,14 @@ def _label(name: str, value: Any) -> str:
     return str(value) if number else _text(name, value)
 
 
+def normalized_resolution(text: str) -> str:
+    """A size in the package's own spelling; a word that is no size stays as it is."""
+    return _RESOLUTIONS.get(text.strip().lower(), text.strip())
+
+
 def _resolution(name: str, value: Any) -> str:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    text = f"{value:g}" if number else _text(name, value)
-    return _RESOLUTIONS.get(text.lower(), text)
+    return normalized_resolution(f"{value:g}" if number else _text(name, value))
 
 
 def _number(name: str, value: Any) -> float:

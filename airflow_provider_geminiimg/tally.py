@@ -78,7 +78,8 @@ class Tally:
         self._lines[fingerprint] = (result.status, packer.compress(line) + packer.flush())
         cost = (result.manifest or {}).get("cost") or {}
         if result.status != "reused" and cost.get("amount") is not None:
-            name = f"{cost['currency']} ({cost['basis']})"
+            label = ", estimate" if cost.get("estimate") else ""
+            name = f"{cost['currency']} ({cost['basis']}{label})"
             self.cost[name] = round(self.cost.get(name, 0.0) + cost["amount"], 6)
 
     @property

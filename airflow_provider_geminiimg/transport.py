@@ -41,6 +41,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.gateways.base import Call, JobStatus, Reply
+from airflow_provider_geminiimg.gateways.models import is_image_model, refuses_model, shown
 from airflow_provider_geminiimg.response_body import ResponseBody, UnreadableBodyError
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class Transport:
         self._pool: httpx.AsyncClient | None = None
         self._polls: Polls | None = None
         self._closed = False
+        self._served: dict[str, tuple[str, ...]] = {}
 
     async def __aenter__(self) -> Transport:
         return self
@@ -281,6 +283,25 @@ class Transport:
         )
         return await retrying(self.send, call, prompt=prompt)
 
+    async def explain(self, error: GeminiImageError, operation: str) -> bool:
+        """Add to a refusal of a model what the gateway says that it serves, where it says so. Free; asked once.
+
+        :param error: whatever a submit ended with; anything else is left as it is.
+        :param operation: what was asked for.
+        :returns: whether something was added.
+        """
+        if not refuses_model(error):
+            return False
+        if operation not in self._served:
+            try:
+                self._served[operation] = (await self.send(self.gateway.models(operation), prompt="")).models
+            except GeminiImageError:
+                self._served[operation] = ()
+        models = [model for model in self._served[operation] if is_image_model(self.gateway.name, model)]
+        if models:
+            error.hint = f"{error.hint} {self.gateway.label} lists these image models now: {shown(models)}."
+        return bool(models)
+
     async def _in_turn(self, call: Call[T]) -> T | GeminiImageError:
         try:
             async with self.turn(call):
@@ -301,10 +322,10 @@ class Transport:
         exchange = _Exchange(call)
         try:
             if isinstance(call.request, str) and not self._behind_proxy:
-                return await exchange.poll(await self._polling(), self._auth, call.request)
+                return await exchange.poll(await self._polling(), None if call.keyless else self._auth, call.request)
             with quiet_http(), anyio.fail_after(exchange.time_limit):
                 if not call.billable:
-                    return await exchange.run(await self._pooled(), self._auth)
+                    return await exchange.run(await self._pooled(), None if call.keyless else self._auth)
                 async with await self._client(connections=1, keep=0) as client:
                     return await exchange.run(client, self._auth)
         except GeminiImageError as error:
@@ -355,7 +376,7 @@ class _Exchange(Generic[T]):
         size = int(upload.headers.get("Content-Length", 0)) if upload else 0
         self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
 
-    async def run(self, client: httpx.AsyncClient, auth: httpx.Auth) -> T:
+    async def run(self, client: httpx.AsyncClient, auth: httpx.Auth | None) -> T:
         response = await client.send(self._request(), auth=auth, stream=True, follow_redirects=False)
         try:
             body = await self._body(response.headers, response.aiter_raw())
@@ -363,9 +384,9 @@ class _Exchange(Generic[T]):
             await response.aclose()
         return self._parsed(Reply(response.status_code, response.headers, body))
 
-    async def poll(self, polls: Polls, auth: _KeyAuth, url: str) -> T:
+    async def poll(self, polls: Polls, auth: _KeyAuth | None, url: str) -> T:
         """As `run`, for a call that is its URL alone; its time is limited, too."""
-        headers = {**HEADERS, **auth.headers(url)}
+        headers = {**HEADERS, **(auth.headers(url) if auth is not None else {})}
         self.written = True  # where it is not, the exception says so
         async with polls.get(url, headers, read_timeout=self.call.read_timeout, total=self.time_limit) as answer:
             body = await self._body(answer.headers, answer.content.iter_any())

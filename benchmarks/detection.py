@@ -11,7 +11,7 @@ import random
 import statistics
 from collections.abc import Iterator
 
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, lookup
+from airflow_provider_geminiimg.catalog import LIMITS, default_model, lookup
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
 from airflow_provider_geminiimg.polling import End, Pause, PollPlan
 from benchmarks.results import Row
@@ -31,7 +31,7 @@ def planned(took: float, rng: random.Random) -> Seen:
     plan = PollPlan(
         submitted_at=0.0,
         deadline=1800.0,
-        expected_seconds=lookup(GATEWAY, DEFAULT_MODEL, "generate").expected(RESOLUTION),
+        expected_seconds=lookup(GATEWAY, default_model(GATEWAY), "generate").expected(RESOLUTION),
         poll_interval=None,
         spread=LIMITS[GATEWAY].poll_interval,
         rng=rng,

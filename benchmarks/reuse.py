@@ -62,7 +62,7 @@ def copied(*, root: str, count: int) -> None:
 
 def _names(count: int) -> list[tuple[str, ...]]:
     """What a picture is known by in its record, from the longest to the shortest."""
-    from airflow_provider_geminiimg.batch import fingerprint_of
+    from airflow_provider_geminiimg.batch import fingerprints_of
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
     from airflow_provider_geminiimg.request import prompt_sha256
     from airflow_provider_geminiimg.rows import wishes
@@ -70,7 +70,7 @@ def _names(count: int) -> list[tuple[str, ...]]:
     connection = GeminiImageHook(CONNECTION).connection()
     rows = [{"prompt": prompt} for prompt in prompts(count)]
     found = wishes(rows, SHARED, 1, gateway=connection.gateway, default_model=connection.model)
-    prints = [fingerprint_of(wish.request, (), connection) for wish in found]
+    prints = [fingerprints_of(wish.request, (), connection)[0] for wish in found]
     return [
         (print_, prompt_sha256(wish.request.prompt), print_[:16], print_[:12])
         for print_, wish in zip(prints, found, strict=True)

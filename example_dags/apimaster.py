@@ -13,7 +13,7 @@ with DAG("geminiimg_apimaster", tags=["geminiimg"]):
     GeminiImageGenerateOperator(
         task_id="poster",
         geminiimg_conn_id="apimaster",
-        model="gemini-3.1-flash-image-preview",
+        model="gemini-3.1-flash-image",
         prompt="A travel poster of the tallest bridge that is open to traffic today",
         resolution="1K",
         aspect_ratio="3:2",

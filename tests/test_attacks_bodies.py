@@ -21,7 +21,7 @@ from harness.attacks import Target, answers, outcome, picture, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 
 from airflow_provider_geminiimg import inputs, landing, transport
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, lookup
+from airflow_provider_geminiimg.catalog import default_model, lookup
 from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.gateways._results import MAX_PICTURES
 from airflow_provider_geminiimg.gateways.apimaster import ASYNC_READ_TIMEOUT
@@ -200,7 +200,7 @@ def test_an_api_that_only_trickles_is_given_up_in_time(
 def test_a_submit_that_is_answered_in_a_trickle_is_given_up_in_time_and_never_sent_again(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = lookup("1min", DEFAULT_MODEL, "generate")
+    row = lookup("1min", default_model("1min"), "generate")
     read_timeout = {"onemin": row.read_timeout("1K"), "apimaster": ASYNC_READ_TIMEOUT}[target.conn_id]
     monkeypatch.setattr(transport, "OVERHEAD", 0.3 - read_timeout)
     answers(api, submit=api.pour(b" ", 0.02))

@@ -19,6 +19,7 @@ from harness import forbidden as web
 from harness.attacks import FromTask, Target, answers, every_write, outcome, picture, returned
 from harness.forbidden import Host, answer, as_json
 
+from airflow_provider_geminiimg.catalog import DEFAULT_MODELS
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
@@ -125,7 +126,7 @@ def test_names_in_headers_and_fields_that_nobody_asked_for_are_no_paths_of_ours(
     api.routes["/p.png"] = answer(body=picture(), Content_Disposition=disposition, Content_Location=evil)
     with every_write() as seen:
         run = target.generate()
-    assert returned(run)["model"] == "gemini-3.1-flash-image-preview"
+    assert returned(run)["model"] in DEFAULT_MODELS.values()
     stays_inside(target, seen)
 
 

@@ -254,7 +254,13 @@ CASES = [
     an_edit("the text of a list of references", "reference_images", f"['https://a.test/?{SIGNATURE}']", REPR),
     an_edit("a number among references", "reference_images", ["s3://in/1.png", 5], "[1]=5", "takes URIs"),
     an_edit(
-        "a ratio for an edit on 1min", "aspect_ratio", "1:1", "'1:1'", "which takes: prompt, image", at_parse=False
+        "a ratio for an edit with 3-pro on 1min",
+        "aspect_ratio",
+        "1:1",
+        "'1:1'",
+        "which takes: prompt, image",
+        model=PRO,
+        at_parse=False,
     ),
     an_edit("three references on 1min", "reference_images", ["s3://r"] * 3, "3 given", "at most 2", at_parse=False),
     an_edit("fourteen references", "reference_images", ["s3://r"] * 14, "14 given", "at most 13", **ON_APIMASTER),
@@ -355,7 +361,7 @@ def test_the_model_of_the_connection_decides_what_a_request_may_say(world: World
     [
         ({"prompt": "{{ '' }}"}, ["prompt", "is empty"]),
         ({"image": "s3://in/cat.png", "top_p": "{{ 2 }}"}, ["top_p=2.0", "Allowed: 0.0 to 1.0"]),
-        ({"image": "s3://in/cat.png", "aspect_ratio": "1:1"}, ["aspect_ratio='1:1'", "edit on 1min"]),
+        ({"image": "s3://in/cat.png", "aspect_ratio": "1:1", "model": PRO}, ["aspect_ratio='1:1'", "edit on 1min"]),
         ({"reference_images": "{{ 's3://in/cat.png' }}"}, ["reference_images (1 given)", "generate on 1min"]),
         ({"image": "{{ '' }}"}, ["image: not given", "edit on 1min", "as a URI or a manifest"]),
     ],

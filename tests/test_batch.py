@@ -119,7 +119,7 @@ def test_two_tasks_of_one_prompt_are_told_apart_and_what_stands_twice_is_made_on
     assert [line["requested"].get("variant") for line in found] == [None, "2", None, None]
     assert found[2]["images"] == found[3]["images"]
     assert len({line["images"][0]["uri"] for line in found}) == 3
-    assert run.task("pictures").value["cost"] == {"USD (google_list)": 0.135}
+    assert run.task("pictures").value["cost"] == {"USD (google_list, estimate)": 0.1344}
     assert re.search(r"3 of 3 pictures \(3 landed\), 0 under way, [0-9.]+ a second, cost: 0\.135 USD", run.log)
 
 

@@ -388,8 +388,15 @@ def test_a_price_that_is_not_known_is_refused_where_there_is_a_cap(
     extra: dict[str, Any], values: dict[str, Any]
 ) -> None:
     for connection, max_cost in ((account(1, **extra), None), (account(None, **extra), Decimal(1))):
-        with pytest.raises(BadRequestError, match="price_base"):
+        with pytest.raises(BadRequestError, match="`prices`") as caught:
             price_of(request(**values), connection, max_cost)
+        said, cap = str(caught.value), "daily_budget" if max_cost is None else "max_cost"
+        model = values.get("model", "gemini-3.1-flash-image")
+        shown = f'{{"prices": {{"{model}": {{"{values["resolution"]}": <price>}}}}}}'
+        for part in (model, values["resolution"], cap, shown, "No money was spent.", repr(connection.conn_id)):
+            assert part in said
+        filled = json.loads(shown.replace("<price>", "0.5"))  # as it says, and nothing else is asked for then
+        assert price_of(request(**values), account(1, **{**extra, **filled})) == 500_000
     assert price_of(request(**values), account(None, **extra)) == 0
 
 
@@ -537,8 +544,57 @@ def test_one_price_that_is_not_known_refuses_a_whole_batch_under_a_budget(
     dag = many(capped(daily_budget=100, price_currency="credits"))
     error = why(airflow.run_dag(dag))
     assert type(error) is BadRequestError
-    assert "price_base" in str(error)
+    assert "`prices`" in str(error)
     assert not sandbox.calls()
+
+
+@pytest.mark.filterwarnings("ignore:.*catalogue")
+def test_all_prices_of_a_batch_that_are_not_known_are_in_one_message(
+    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
+) -> None:
+    rows = [
+        {"prompt": "a", "model": "gemini-8-image", "resolution": "2K"},
+        {"prompt": "b", "model": "gemini-9-image", "resolution": "4K"},
+        {"prompt": "c", "model": "gemini-9-image"},
+        {"prompt": "d"},
+    ]
+    conn_id = capped(daily_budget=100)
+    with DAG("many", schedule=None) as dag:
+        GeminiImageBatchOperator(task_id="pictures", geminiimg_conn_id=conn_id, requests=rows, max_cost=50)
+    said = str(why(airflow.run_dag(dag)))
+    assert "gemini-8-image at 2K, gemini-9-image at 4K, gemini-9-image at 1K costs in USD is not known" in said
+    assert "max_cost and daily_budget" in said
+    assert '{"prices": {"gemini-8-image": {"2K": <price>}, "gemini-9-image": {"4K": <price>, "1K": <price>}}}' in said
+    assert not sandbox.calls()
+
+
+def test_a_base_price_does_not_make_other_models_cheap_under_a_cap(
+    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
+) -> None:
+    conn_id = capped(price_base="0.05")
+    for number, (extra, bought) in enumerate((({}, 0), ({"model": "gemini-3.1-flash-image"}, 1))):
+        with DAG(f"capped_{number}", schedule=None) as dag:
+            GeminiImageGenerateOperator(
+                task_id="picture",
+                prompt=f"a fox {number}",
+                geminiimg_conn_id=conn_id,
+                max_cost="0.1",
+                poll_interval=0.05,
+                resolution="2K",
+                **{"model": "gemini-3-pro-image", **extra},
+            )
+        run = airflow.run_dag(dag)
+        assert (run.state == "success") == bool(bought), run.log
+        assert len(sandbox.ledger()) == bought
+
+
+def test_input_pictures_count_in_the_estimate_and_in_a_cap() -> None:
+    edit = ImageRequest.build(operation="edit", prompt="x", image="s3://a", reference_images=["s3://b", "s3://c"])
+    for gateway in ("1min", "apimaster"):
+        connection = parse_connection(conn_id="shop", password="key", extra={"gateway": gateway, "daily_budget": 1})
+        assert price_of(edit.check(gateway), connection) == 67_200 + 3 * 600
+    own = parse_connection(conn_id="shop", password="k", extra={"gateway": "1min", "daily_budget": 1, "price_base": 1})
+    assert price_of(edit.check("1min"), own) == 1_000_000
 
 
 def test_pictures_of_single_tasks_share_the_daily_budget_and_the_refused_ones_cost_nothing(

@@ -10,30 +10,64 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, ROWS, SUCCESSORS, Row, lookup, rows_for
+from airflow_provider_geminiimg.catalog import (
+    DEFAULT_MODELS,
+    LIMITS,
+    ROWS,
+    SUCCESSORS,
+    Row,
+    default_model,
+    known_ids,
+    lookup,
+    other_id,
+    row_name,
+    rows_for,
+)
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 FLASH, PRO, FLASH_25 = "gemini-3.1-flash-image-preview", "gemini-3-pro-image-preview", "gemini-2.5-flash-image"
+GA, LITE, BANANA = "gemini-3.1-flash-image", "gemini-3.1-flash-lite-image", "gemini-nano-banana-2.1"
 TEN = "1:1 3:2 2:3 3:4 4:3 4:5 5:4 9:16 16:9 21:9"
 FOURTEEN = "1:1 1:4 1:8 2:3 3:2 3:4 4:1 4:3 4:5 5:4 8:1 9:16 16:9 21:9"
 FOUR, THREE = "512 1K 2K 4K", "1K 2K 4K"
 SHAPE, LIST = "resolution aspect_ratio", "google_list"
 SAMPLING, SEARCH, PICTURES = "temperature top_p", "google_search google_image_search", "image reference_images"
-FLASH_LIST, PRO_LIST = "0.045 0.067 0.101 0.151", "0.134 0.134 0.24"
+FLASH_LIST, PRO_LIST = "0.0448 0.0672 0.1008 0.1512", "0.134 0.134 0.24"
+LITE_LIST, BANANA_LIST = "0.0336", "0.0336 0.0504 0.1134"
 APIMASTER = "0.0672 0.0672 0.0896 0.1344"
 
 # gateway, model, operation, wire id, fields, resolutions, ratios, references, prices, basis, verified
 DOCUMENTED = [
     ("1min", FLASH, "generate", FLASH, f"{SHAPE} {SAMPLING}", FOUR, FOURTEEN, 0, FLASH_LIST, LIST, True),
-    ("1min", FLASH, "edit", FLASH, f"{PICTURES} resolution {SAMPLING}", FOUR, "", 2, FLASH_LIST, LIST, True),
+    ("1min", FLASH, "edit", FLASH, f"{PICTURES} {SHAPE} {SAMPLING}", FOUR, FOURTEEN, 2, FLASH_LIST, LIST, True),
     ("1min", PRO, "generate", PRO, f"resolution {SAMPLING}", THREE, "", 0, PRO_LIST, LIST, True),
     ("1min", PRO, "edit", PRO, f"{PICTURES} resolution {SAMPLING}", THREE, "", 2, PRO_LIST, LIST, True),
     ("1min", FLASH_25, "generate", FLASH_25, "", "", "", 0, "0.039", LIST, True),
     ("1min", FLASH_25, "edit", f"{FLASH_25}-preview", PICTURES, "", "", 2, "0.039", LIST, True),
-    ("apimaster", FLASH, "generate", FLASH, f"{SHAPE} {SEARCH}", FOUR, FOURTEEN, 0, APIMASTER, "gateway", True),
-    ("apimaster", FLASH, "edit", FLASH, f"{PICTURES} {SHAPE} {SEARCH}", FOUR, FOURTEEN, 13, APIMASTER, "gateway", True),
+    ("1min", LITE, "generate", LITE, f"{SHAPE} {SAMPLING}", "1K", TEN, 0, LITE_LIST, LIST, False),
+    ("1min", LITE, "edit", LITE, f"{PICTURES} {SHAPE} {SAMPLING}", "1K", TEN, 2, LITE_LIST, LIST, False),
+    ("1min", BANANA, "generate", BANANA, f"{SHAPE} {SAMPLING}", THREE, FOURTEEN, 0, BANANA_LIST, LIST, False),
+    ("1min", BANANA, "edit", BANANA, f"{PICTURES} {SHAPE} {SAMPLING}", THREE, FOURTEEN, 2, BANANA_LIST, LIST, False),
+    ("apimaster", FLASH, "generate", FLASH, f"{SHAPE} {SEARCH}", FOUR, FOURTEEN, 0, APIMASTER, LIST, True),
+    ("apimaster", FLASH, "edit", FLASH, f"{PICTURES} {SHAPE} {SEARCH}", FOUR, FOURTEEN, 13, APIMASTER, LIST, True),
     ("apimaster", PRO, "generate", PRO, SHAPE, THREE, TEN, 0, PRO_LIST, LIST, False),
     ("apimaster", PRO, "edit", PRO, f"{PICTURES} {SHAPE}", THREE, TEN, 13, PRO_LIST, LIST, False),
+    ("apimaster", LITE, "generate", LITE, SHAPE, "1K", TEN, 0, LITE_LIST, LIST, False),
+    ("apimaster", LITE, "edit", LITE, f"{PICTURES} {SHAPE}", "1K", TEN, 13, LITE_LIST, LIST, False),
+    ("apimaster", BANANA, "generate", BANANA, f"{SHAPE} {SEARCH}", THREE, FOURTEEN, 0, BANANA_LIST, LIST, False),
+    (
+        "apimaster",
+        BANANA,
+        "edit",
+        BANANA,
+        f"{PICTURES} {SHAPE} {SEARCH}",
+        THREE,
+        FOURTEEN,
+        13,
+        BANANA_LIST,
+        LIST,
+        False,
+    ),
 ]
 
 
@@ -66,7 +100,8 @@ def test_there_is_no_row_that_the_documents_do_not_show() -> None:
 
 @every_row
 def test_every_figure_names_its_source(row: Row) -> None:
-    identity = {"gateway", "model", "operation", "wire_model", "default_resolution", "verified", "sources"}
+    identity = {"gateway", "model", "operation", "wire_model", "fingerprint_model", "one_id"}
+    identity |= {"default_resolution", "verified", "sources"}
     figures = {field.name for field in dataclasses.fields(row)} - identity - {"currency", "price_basis"}
     assert set(row.sources) == figures
     assert all(len(source) > 10 for source in row.sources.values())
@@ -150,12 +185,40 @@ def test_a_model_without_resolutions_has_one_price_one_wait_and_one_read_timeout
 
 @pytest.mark.parametrize("operation", ["generate", "edit"])
 @pytest.mark.parametrize("gateway", LIMITS)
-@pytest.mark.parametrize(("successor", "predecessor"), SUCCESSORS.items())
-def test_a_successor_shares_its_predecessors_row_and_is_sent_under_its_own_id(
-    successor: str, predecessor: str, gateway: str, operation: str
+@pytest.mark.parametrize(("preview", "successor"), [(FLASH, GA), (PRO, "gemini-3-pro-image")])
+def test_old_and_new_ids_are_one_row_and_each_is_sent_as_it_is_written(
+    preview: str, successor: str, gateway: str, operation: str
 ) -> None:
-    row = lookup(gateway, predecessor, operation)
+    row = lookup(gateway, preview, operation)
     assert lookup(gateway, successor, operation) == dataclasses.replace(row, wire_model=successor)
+    assert (row.wire_model, row.model, row.fingerprint_model) == (preview, preview, preview)
+    assert (other_id(preview), other_id(successor)) == (successor, preview)
+    assert SUCCESSORS[preview] == successor
+    assert row_name(preview) == row_name(successor) == preview
+    assert {preview, successor} <= set(known_ids(gateway))
+
+
+def test_each_gateway_has_its_own_default_and_the_connections_goes_before_it() -> None:
+    assert {"1min": FLASH, "apimaster": GA} == DEFAULT_MODELS
+    assert default_model("apimaster") == GA
+    assert default_model("apimaster", PRO) == PRO
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.verified], ids=name)
+def test_a_row_that_the_gateway_does_not_document_says_so_in_its_sources(row: Row) -> None:
+    assert "not documented" in row.sources["fields"]
+
+
+@pytest.mark.parametrize("gateway", LIMITS)
+@pytest.mark.parametrize("model", [LITE, BANANA, FLASH_25, PRO])
+def test_no_size_or_ratio_that_googles_model_refuses_is_taken_anywhere(gateway: str, model: str) -> None:
+    sizes = {LITE: "1K", BANANA: THREE, FLASH_25: "", PRO: THREE}[model].split()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 2.5 is not known at APIMaster
+        row = lookup(gateway, model, "generate")
+    assert list(row.resolutions) == sizes
+    assert ("resolution" in row.fields) == bool(sizes)
+    assert set(row.aspect_ratios) <= set((FOURTEEN if model == BANANA else TEN).split())
 
 
 @pytest.mark.parametrize("written", [FLASH_25, f"{FLASH_25}-preview"])
@@ -169,7 +232,7 @@ def test_1mins_2_5_editor_is_sent_its_own_id_however_the_user_writes_it(written:
 def test_an_unknown_model_passes_with_one_warning_and_the_widest_row(gateway: str, operation: str) -> None:
     with pytest.warns(UserWarning, match="gemini-9") as caught:
         row = lookup(gateway, "gemini-9", operation)
-    widest = lookup(gateway, DEFAULT_MODEL, operation)
+    widest = lookup(gateway, DEFAULT_MODELS[gateway], operation)
     assert len(caught) == 1
     assert (row.model, row.wire_model, row.verified) == ("gemini-9", "gemini-9", False)
     assert (row.prices, row.price_basis, row.price("1K")) == ({}, "unknown", None)
@@ -186,12 +249,12 @@ def test_a_mistyped_model_is_told_what_it_may_have_meant() -> None:
 def test_a_known_model_passes_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert lookup("1min", DEFAULT_MODEL, "generate").verified
+        assert lookup("1min", FLASH, "generate").verified
 
 
 def test_an_unknown_gateway_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadRequestError, match=r"gateway='2min' is not known. Allowed: 1min, apimaster."):
-        lookup("2min", DEFAULT_MODEL, "generate")
+        lookup("2min", FLASH, "generate")
 
 
 def test_the_rows_of_a_model_are_those_of_the_gateways_that_know_it() -> None:
@@ -206,4 +269,4 @@ def test_the_rows_of_a_model_that_nobody_knows_are_the_widest_and_come_without_a
 
 
 def test_the_rows_of_a_model_that_is_not_known_yet_are_all_of_the_operation() -> None:
-    assert {row.model for row in rows_for(None, "generate")} == {FLASH, PRO, FLASH_25}
+    assert {row.model for row in rows_for(None, "generate")} == {FLASH, PRO, FLASH_25, LITE, BANANA}

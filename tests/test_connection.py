@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, ROWS, SUCCESSORS, knows
+from airflow_provider_geminiimg.catalog import DEFAULT_MODELS, LIMITS, ROWS, SUCCESSORS, known_ids, knows, lookup
 from airflow_provider_geminiimg.connection import CURRENCIES, GatewayConnection, is_loopback, parse_connection
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 from airflow_provider_geminiimg.gateways import GATEWAYS
@@ -233,9 +234,12 @@ def test_the_form_offers_the_gateways_that_there_are_by_their_own_names() -> Non
 def test_the_form_suggests_the_models_of_the_catalogue_and_says_which_one_gateway_alone_has() -> None:
     field = form()["conn-fields"]["model"]
     models = list(dict.fromkeys(row.model for row in ROWS))
-    assert field["schema"]["examples"] == models
-    assert models[0] == DEFAULT_MODEL
-    assert f"Empty: {DEFAULT_MODEL}." in field["description"]
+    examples = field["schema"]["examples"]
+    assert examples[: len(models)] == models
+    assert set(examples) <= {*known_ids("1min"), *known_ids("apimaster")}
+    for gateway, model in DEFAULT_MODELS.items():
+        assert model in examples
+        assert f"{model} on {GATEWAYS[gateway].label}" in field["description"]
     for model in models:
         names = [GATEWAYS[name].label for name in GATEWAYS if knows(name, model)]
         assert (f"{model} is known on {names[0]} only" in field["description"]) == (len(names) == 1)
@@ -266,9 +270,94 @@ def test_what_the_form_saves_when_nothing_but_the_gateway_was_chosen_is_a_connec
 
 
 def test_the_catalogue_knows_a_model_by_any_of_its_ids_where_the_gateway_has_it() -> None:
-    for successor, model in SUCCESSORS.items():
-        assert knows("apimaster", model)
-        assert knows("apimaster", successor)
+    for preview, successor in SUCCESSORS.items():
+        assert knows("1min", preview)
+        assert knows("1min", successor)
     assert knows("1min", "gemini-2.5-flash-image-preview")
     assert not knows("apimaster", "gemini-2.5-flash-image")
     assert not knows("1min", "gpt-image-1")
+
+
+# Prices of the account's own
+
+
+FLASH, GA, PRO = "gemini-3.1-flash-image-preview", "gemini-3.1-flash-image", "gemini-3-pro-image"
+
+
+def own(extra: dict[str, Any], model: str, resolution: str | None = "1K", gateway: str = "apimaster") -> str | None:
+    price = parse({"gateway": gateway, **extra}).own_price(lookup(gateway, model, "generate"), resolution)
+    return None if price is None else f"{price:.6f}".rstrip("0").rstrip(".")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(
+    ("prices", "model", "resolution", "price"),
+    [
+        ({GA: 0.03}, GA, "1K", "0.03"),
+        ({GA: 0.03}, FLASH, "1K", "0.03"),
+        ({FLASH: "0.03"}, GA, "2K", "0.04"),
+        ({FLASH: 0.03}, GA, "512", "0.03"),
+        ({GA: 0.03}, PRO, "1K", None),
+        ({PRO: {"1K": 0.1, "4k": 0.3}}, PRO, "4K", "0.3"),
+        ({PRO: {"1k": 0.1, "4K": 0.3}}, f"{PRO}-preview", "2K", "0.1"),
+        ({PRO: {"4K": 0.3}}, PRO, "2K", None),
+        ({GA: {"0.5K": 0.01}}, GA, "512", "0.01"),
+        ({PRO: 0}, PRO, "4K", "0"),
+    ],
+)
+def test_prices_are_by_model_whichever_of_its_ids_and_by_size_where_wanted(
+    prices: dict[str, Any], model: str, resolution: str, price: str | None, as_text: bool
+) -> None:
+    assert own({"prices": json.dumps(prices) if as_text else prices}, model, resolution) == price
+
+
+def test_a_model_without_sizes_has_one_price() -> None:
+    for prices in ({"gemini-2.5-flash-image": 0.02}, {"gemini-2.5-flash-image-preview": {"1K": 0.02}}):
+        assert own({"prices": prices}, "gemini-2.5-flash-image", None, "1min") == "0.02"
+
+
+def test_the_base_price_is_the_default_models_alone_and_prices_by_model_go_before_it() -> None:
+    assert own({"price_base": 0.05}, GA) == own({"price_base": 0.05}, FLASH) == "0.05"
+    assert own({"price_base": 0.05}, GA, "4K") == "0.1"
+    assert own({"price_base": 0.05}, PRO, "2K") is None
+    assert own({"price_base": 0.05, "model": f"{PRO}-preview"}, PRO, "4K") == "0.089552"
+    assert own({"price_base": 0.05, "model": PRO}, GA) is None
+    assert own({"price_base": 0.05, "prices": {GA: 0.03}}, FLASH) == "0.03"
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        ({GA: -0.01}, "is no number of 0 or more"),
+        ({GA: "NaN"}, "is no number of 0 or more"),
+        ({GA: float("nan")}, "is no number of 0 or more"),
+        ({GA: float("inf")}, "is no number of 0 or more"),
+        ({GA: True}, "is no number of 0 or more"),
+        ({GA: "0,05"}, "is no number of 0 or more"),
+        ({GA: None}, "is no number of 0 or more"),
+        ({GA: {"1K": -1}}, "'1K': is no number of 0 or more"),
+        ({GA: {"3K": 1}}, "is no size"),
+        ({GA: {"1K": 1, "1k": 2}}, "gives one size twice"),
+        ({GA: {}}, "gives no price"),
+        ({GA: 1, FLASH: 2}, "is given twice"),
+        ([0.05], "it is no JSON object"),
+        (0.05, "it is no JSON object"),
+        ("0.05", "it is no JSON object"),
+        ('{"a": 1', "it is no JSON object"),
+    ],
+    ids=str,
+)
+def test_a_price_that_can_not_be_one_is_refused_with_what_is_allowed(prices: Any, said: str) -> None:
+    with pytest.raises(BadRequestError, match="prices") as caught:
+        parse({"gateway": "apimaster", "prices": prices})
+    assert said in str(caught.value)
+    assert "Allowed" in str(caught.value)
+    assert "1K, 2K, 4K" in str(caught.value)
+    assert "No money was spent." in str(caught.value)
+
+
+def test_a_price_of_a_model_that_nobody_knows_is_one_warning_and_counts_all_the_same() -> None:
+    with pytest.warns(UserWarning, match=r"'gemini-3\.1-flash-imag'.*Did you mean 'gemini-3\.1-flash-image'") as caught:
+        connection = parse({"gateway": "apimaster", "prices": {"gemini-3.1-flash-imag": 0.05}})
+    assert len(caught) == 1
+    assert connection.prices.by_model["gemini-3.1-flash-imag"][""] == Decimal("0.05")

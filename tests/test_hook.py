@@ -33,7 +33,7 @@ from airflow_provider_geminiimg.request import ImageRequest
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
-MODEL = "gemini-3.1-flash-image-preview"
+MODEL, GA = "gemini-3.1-flash-image-preview", "gemini-3.1-flash-image"
 
 
 def png(width: int = 64, height: int = 36) -> bytes:
@@ -61,8 +61,8 @@ async def test_the_asynchronous_twins_do_the_same(sandbox: Sandbox, geminiimg_co
     assert isinstance(handle, str)
     job = await hook.asubmit(ImageRequest.build(operation="generate", prompt="a lighthouse"))
     assert job.job_id is not None
-    done = await hook.await_job(job.job_id, MODEL, poll_interval=0.05)
-    assert (await hook.astatus(job.job_id, MODEL)).state is JobState.DONE
+    done = await hook.await_job(job.job_id, poll_interval=0.05)
+    assert (await hook.astatus(job.job_id)).state is JobState.DONE
     assert inspect_image(await hook.adownload(done.pictures[0])).width > 0
     assert await hook.aconnection() == hook.connection()
 
@@ -217,16 +217,20 @@ def test_the_connection_test_says_who_answered_where_how_fast_and_what_the_key_s
 ) -> None:
     works, message = GeminiImageHook(geminiimg_conn_id).test_connection()
     label, url, sees = {
-        "onemin": ("1min.ai", sandbox.onemin_url, "It does not tell which models the key may use."),
+        "onemin": (
+            "1min.ai",
+            sandbox.onemin_url,
+            "Its public list has 7 image models, among them these of the catalogue: ",
+        ),
         "apimaster": (
             "APIMaster.ai",
             sandbox.apimaster_url,
-            "The key sees 4 models, among them these of the catalogue: ",
+            "The key sees 6 models, among them these of the catalogue: ",
         ),
     }[geminiimg_conn_id]
     assert works is True
     assert re.match(rf"{label} at {re.escape(url)} accepts the key \(\d+ ms\)\. {re.escape(sees)}", message)
-    assert (MODEL in message) == (geminiimg_conn_id == "apimaster")
+    assert MODEL in message
     assert "default model" not in message
     assert sandbox.ledger() == []
 
@@ -243,9 +247,9 @@ def test_the_connection_test_says_that_the_key_does_not_see_the_default_model(
 def test_the_connection_test_tells_our_models_from_the_gateways_others(
     sandbox: Sandbox, connect: Callable[..., str]
 ) -> None:
-    sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}, {"id": MODEL}]}))
+    sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}, {"id": GA}]}))
     _, message = GeminiImageHook(connect("mine", **sandbox.connection("apimaster"))).test_connection()
-    assert f"sees 2 models, among them these of the catalogue: {MODEL}." in message
+    assert f"sees 2 models, among them these of the catalogue: {GA}." in message
     sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}]}))
     _, message = GeminiImageHook("mine").test_connection()
     assert "these of the catalogue: none." in message

@@ -1439,10 +1439,14 @@ async def test_a_failure_of_an_attempt_that_another_one_overtook_is_not_noted(di
     assert (shop.record.state, shop.record.outcome) == ("landed", None)
 
 
-async def test_a_reported_cost_is_in_the_gateways_currency_whatever_the_connection_counts_in() -> None:
+async def test_a_reported_cost_is_in_the_gateways_currency_whatever_the_connection_counts_in(
+    disk_shop: Shop,
+) -> None:
     record = make_record(cost={"amount": 900.0, "currency": "credits", "basis": "connection"})
-    assert landing._cost(record, None) == record.cost
-    assert landing._cost(record, 0.05) == {"amount": 0.05, "currency": "USD", "basis": "gateway"}
+    async with disk_shop.attempt() as purchase:
+        cost = purchase.lander._cost
+    assert cost(record, None) == cost(record, -1.0) == record.cost
+    assert cost(record, 0.05) == {"amount": 0.05, "currency": "USD", "basis": "gateway", "estimate": False}
 
 
 async def test_a_picture_that_can_not_be_stored_is_stored_by_the_next_attempt(shop: Shop) -> None:

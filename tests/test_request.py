@@ -340,8 +340,8 @@ class TestWhatAGatewayTakes:
         assert build(model=model).check("1min").fields() == ({"resolution": resolution} if resolution else {})
 
     def test_the_model_is_the_requests_own_then_the_connections_then_the_default(self) -> None:
-        assert build(model=PRO).check("1min", default_model=FLASH_25).model == PRO
-        assert build().check("1min", default_model=FLASH_25).model == FLASH_25
+        assert build(model=PRO).check("1min", connection_model=FLASH_25).model == PRO
+        assert build().check("1min", connection_model=FLASH_25).model == FLASH_25
         assert build().check("1min").model == FLASH
 
     def test_an_unknown_model_is_checked_by_the_widest_row_and_warned_about_once(self) -> None:
@@ -467,7 +467,7 @@ PINNED: list[tuple[str, dict[str, Any], str]] = [
     (
         "1min",
         {"model": "gemini-3-pro-image", "resolution": "2K"},
-        "d426a1738df66247194725e266d14f193af4f183271c2e8e1f56beb54e88dbaa",
+        "239df042b27db010e09df4cc058ddc7f9f0501c70ef2718a7d436a1af4ca9d9e",
     ),
     (
         "1min",
@@ -492,6 +492,21 @@ class TestFingerprint:
     @pytest.mark.parametrize(("gateway", "values", "digits"), PINNED)
     def test_a_pinned_fingerprint_stays_as_it_is(self, gateway: str, values: dict[str, Any], digits: str) -> None:
         assert fingerprint(checked(gateway, **values)) == digits
+
+    def test_all_ids_of_a_model_have_one_fingerprint_and_those_that_0_1_gave_them_are_known(self) -> None:
+        written = [checked("1min", model=model, resolution="2K") for model in (PRO, "gemini-3-pro-image")]
+        assert fingerprint(written[0]) == fingerprint(written[1]) == PINNED[5][2]
+        earlier = "d426a1738df66247194725e266d14f193af4f183271c2e8e1f56beb54e88dbaa"  # of the successor's own id
+        for request in written:
+            place = {"input_sha256": (), "base_url_host": "api.1min.ai", "conn_id": "geminiimg_default"}
+            assert request.fingerprints(**place) == (PINNED[5][2], earlier)
+        assert len(checked("1min", model=FLASH_25).fingerprints(**place)) == 1
+
+    @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
+    @pytest.mark.parametrize("edit", [{}, {"operation": "edit", "image": "s3://in/cat.png"}])
+    def test_no_id_and_every_id_of_the_default_model_are_one_wish(self, gateway: str, edit: dict[str, Any]) -> None:
+        models = ({}, {"model": FLASH}, {"model": "gemini-3.1-flash-image"})
+        assert len({fingerprint(checked(gateway, **edit, **model)) for model in models}) == 1
 
     def test_ten_fingerprints_are_pinned_and_all_differ(self) -> None:
         assert len({digits for _, _, digits in PINNED}) == len(PINNED) == 10

@@ -375,7 +375,7 @@ def test_credits_run_out_in_both_manners(call: Caller, sandbox: Sandbox) -> None
 
 def test_the_credits_used_lag_a_call(call: Caller) -> None:
     used = [call.features().json()["aiRecord"]["teamUser"]["usedCredit"] for _ in range(2)]
-    assert used == [0, 6700]
+    assert used == [0, 6720]
 
 
 def test_a_key_is_never_kept(sandbox: Sandbox, caller: Callable[..., Caller]) -> None:

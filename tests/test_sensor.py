@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("local_root")
 
-MODEL = "gemini-3.1-flash-image-preview"
+MODELS = {"onemin": "gemini-3.1-flash-image-preview", "apimaster": "gemini-3.1-flash-image"}  # each one's default
 DEFERRABLE = {"deferrable": True, "poll_interval": 0.02, "poke_interval": 0.02, "timeout": 30}
 MODES: dict[str, dict[str, Any]] = {
     "poke": {"mode": "poke", "poke_interval": 0.02, "timeout": 30},
@@ -104,12 +104,12 @@ def post_job(sandbox: Sandbox, conn_id: str) -> str:
     """Submit a job as somebody without this package would."""
     if conn_id == "onemin":
         wanted = {"prompt": "a lone wolf", "imageSize": "1K"}
-        body = {"type": "IMAGE_GENERATOR", "model": MODEL, "promptObject": wanted, "async": True}
+        body = {"type": "IMAGE_GENERATOR", "model": MODELS[conn_id], "promptObject": wanted, "async": True}
         answer = httpx.post(f"{sandbox.onemin_url}/api/features", json=body, headers={"API-KEY": SAMPLE_KEY})
         return str(answer.json()["aiRecord"]["uuid"])
     answer = httpx.post(
         f"{sandbox.apimaster_url}/images/generations/async",
-        json={"model": MODEL, "prompt": "a lone wolf"},
+        json={"model": MODELS[conn_id], "prompt": "a lone wolf"},
         headers={"Authorization": f"Bearer {SAMPLE_KEY}"},
     )
     return str(answer.json()["data"][0]["task_id"])
@@ -141,7 +141,7 @@ def test_a_sensor_lands_what_a_submit_ordered_where_the_submit_said(
     assert run.task("order").value == {
         "record": manifest["record"],
         "gateway": manifest["gateway"],
-        "model": MODEL,
+        "model": MODELS[geminiimg_conn_id],
         "job_id": sandbox.ledger()[0]["job_id"],
         "conn_id": geminiimg_conn_id,
     }
@@ -357,7 +357,11 @@ def test_a_job_that_is_not_ours_lands_under_the_sensors_own_key(
     manifest = landed(run, sandbox)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["wolf.json", "wolf.png"]
     assert manifest["record"] == "ledger/default/bare/run/picture/-1/0/1.json"
-    assert (manifest["job_id"], manifest["model"], manifest["operation"]) == (job_id, MODEL, "unknown")
+    assert (manifest["job_id"], manifest["model"], manifest["operation"]) == (
+        job_id,
+        MODELS[geminiimg_conn_id],
+        "unknown",
+    )
     assert (manifest["reused"], manifest["requested"], manifest["mismatch"]) == (False, {}, None)
     calls = len(sandbox.calls())
     assert landed(run.clear("picture"), sandbox) == {**manifest, "reused": True}

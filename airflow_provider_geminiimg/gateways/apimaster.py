@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways import _answers, _results, _rules, _states
+from airflow_provider_geminiimg.gateways import _answers, _results, _rules, _states, models
 from airflow_provider_geminiimg.gateways._answers import Answer, Reason
 from airflow_provider_geminiimg.gateways._results import Result
 from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
@@ -101,7 +101,7 @@ class ApiMaster(Gateway):
         }
         return Call(
             httpx.Request("POST", f"{self.base_url}/images/generations{'' if wait else '/async'}", json=body),
-            self._submitted,
+            models.explained(self._submitted, self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution) if wait else ASYNC_READ_TIMEOUT,
             prompt=request.prompt,
@@ -109,10 +109,13 @@ class ApiMaster(Gateway):
 
     def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
         url = f"{self.base_url}/tasks/{_answers.segment(job_id)}?model={quote(model, safe='')}"
-        return Call(url, functools.partial(self._polled, job_id))
+        return Call(url, models.explained(functools.partial(self._polled, job_id), self.name, model))
 
     def check(self) -> Call[CheckResult]:
         return Call(f"{self.base_url}/models", self._checked)
+
+    def models(self, operation: str = "generate") -> Call[CheckResult]:
+        return self.check()
 
     def _checked(self, reply: Reply) -> CheckResult:
         answer = Answer(reply)

@@ -46,6 +46,7 @@ class Call(Generic[T]):
     :param read_timeout: seconds to wait for the answer.
     :param prompt: the prompt in it, so that the transport can take its echo out of what the gateway says;
         ``None`` where the call holds none.
+    :param keyless: it asks for something public, and is sent without the key.
     """
 
     request: httpx.Request | str
@@ -53,6 +54,7 @@ class Call(Generic[T]):
     billable: bool = False
     read_timeout: float = 30.0
     prompt: str | None = field(default=None, repr=False)
+    keyless: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,13 @@ class Gateway(abc.ABC):
     @abc.abstractmethod
     def check(self) -> Call[CheckResult]:
         """Ask whether the key works. Free and without effect."""
+
+    @abc.abstractmethod
+    def models(self, operation: str = "generate") -> Call[CheckResult]:
+        """Ask which models there are. Free and without effect.
+
+        :param operation: ``generate`` or ``edit``, where the gateway has a list for each.
+        """
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

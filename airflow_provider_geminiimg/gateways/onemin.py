@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from airflow_provider_geminiimg.exceptions import UpstreamFailedError
-from airflow_provider_geminiimg.gateways import _answers, _results, _rules
+from airflow_provider_geminiimg.gateways import _answers, _results, _rules, models
 from airflow_provider_geminiimg.gateways._answers import Answer, Reason
 from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.gateways._states import state_of, status_word
@@ -35,10 +35,12 @@ from airflow_provider_geminiimg.gateways.base import (
 from airflow_provider_geminiimg.request import CheckedRequest
 
 UPLOAD_TIMEOUT = 120.0  # seconds; an asset may have 50 MB
+LIST_TIMEOUT = 10.0  # seconds; what it says is good to know, and nothing waits for it
 NO_SUCH_JOB = "00000000-0000-0000-0000-000000000000"
 
 _TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
 _FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
+_NOT_SERVED = ("INACTIVE", "DISABLED", "DEPRECATED")
 _FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
 _LINKS = ("temporaryUrl", "temporaryUrls")
 
@@ -84,17 +86,23 @@ class OneMin(Gateway):
         }
         return Call(
             httpx.Request("POST", f"{self.base_url}/api/features", json=body if wait else {**body, "async": True}),
-            self._submitted,
+            models.explained(self._submitted, self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution),
             prompt=request.prompt,
         )
 
     def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
-        return Call(self._result_url(_answers.segment(job_id)), functools.partial(self._polled, job_id))
+        parse = models.explained(functools.partial(self._polled, job_id), self.name, model)
+        return Call(self._result_url(_answers.segment(job_id)), parse)
 
     def check(self) -> Call[CheckResult]:
         return Call(self._result_url(NO_SUCH_JOB), self._checked)
+
+    def models(self, operation: str = "generate") -> Call[CheckResult]:
+        """The gateway's public list, which its documentation's own pages read."""
+        url = f"{self.base_url}/models?feature={_TYPES[operation]}"
+        return Call(url, self._listed, read_timeout=LIST_TIMEOUT, keyless=True)
 
     def _result_url(self, segment: str) -> str:
         return f"{self.base_url}/api/results/{segment}"
@@ -112,6 +120,15 @@ class OneMin(Gateway):
         if answer.ok and "aiRecord" in answer.body:
             return CheckResult()
         raise answer.rejected(self.label, Purpose.FREE, _RULES)
+
+    def _listed(self, reply: Reply) -> CheckResult:
+        answer = Answer(reply)
+        rows = answer.body.get("models")
+        if not (answer.ok and isinstance(rows, list)):
+            raise answer.rejected(self.label, Purpose.FREE, _RULES)
+        served = (row for row in map(as_mapping, rows) if str(row.get("status")).upper() not in _NOT_SERVED)
+        ids = (_answers.clean(row.get("modelId")) for row in served)
+        return CheckResult(models=tuple(name for name in ids if name))
 
     def _submitted(self, reply: Reply) -> JobStatus:
         answer = Answer(reply)

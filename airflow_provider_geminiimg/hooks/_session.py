@@ -11,7 +11,7 @@ import hashlib
 import time
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL, LIMITS, knows, lookup
+from airflow_provider_geminiimg.catalog import LIMITS, default_model, knows, lookup, other_id
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
@@ -23,6 +23,7 @@ from airflow_provider_geminiimg.exceptions import (
     TimedOutError,
 )
 from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
+from airflow_provider_geminiimg.gateways.models import is_image_model, shown
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.inputs import read_inputs, warn_if_turned
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
@@ -55,14 +56,39 @@ class Session:
         asked, label = self.connection.base_url, self.gateway.label
         where = label if asked == self.gateway.default_base_url else f"{label} at {asked}"
         said = f"{where} accepts the key ({milliseconds:.0f} ms)."
-        if not models:
-            return f"{said} It does not tell which models the key may use."
-        known = [model for model in models if knows(self.connection.gateway, model)]
-        said += f" The key sees {len(models)} models, among them these of the catalogue: {', '.join(known) or 'none'}."
-        model = self.connection.model or DEFAULT_MODEL
-        if model not in models:
-            said += f" The default model {model} is not among them: change it, or enable it at the gateway."
-        return said
+        return f"{said} {await self._models_in_words(models)}"
+
+    async def _models_in_words(self, seen: tuple[str, ...]) -> str:
+        """Which image models there are, by the check or by the gateway's public list, and whether the default is one.
+
+        :param seen: what the check itself told; empty where the gateway does not tell with it.
+        """
+        gateway, said = self.connection.gateway, f"The key sees {len(seen)} models"
+        if not seen:
+            try:
+                seen = (await self.transport.send(self.gateway.models(), prompt="")).models
+            except GeminiImageError as error:
+                return f"Which models there are could not be read ({error.kind})."
+            if not seen:
+                return "It does not tell which models the key may use."
+            said = f"Its public list has {len(seen)} image models"
+        known = [model for model in seen if knows(gateway, model)]
+        others = [
+            model for model in seen if is_image_model(gateway, model) and "gemini" in model and model not in known
+        ]
+        said += f", among them these of the catalogue: {', '.join(known) or 'none'}."
+        if others:
+            said += f" Not in the catalogue: {shown(others)}."
+        model = default_model(gateway, self.connection.model)
+        if model in seen:
+            return said
+        other = other_id(model)
+        instead = (
+            f"it is there as {other}: write that as the connection's model"
+            if other in seen
+            else ("change it, or enable it at the gateway")
+        )
+        return f"{said} The default model {model} is not among them: {instead}."
 
     async def upload(self, image: str | bytes) -> str:
         if isinstance(image, str):
@@ -78,10 +104,14 @@ class Session:
         checked = request.check(self.connection.gateway, self.connection.model)
         images = await read_inputs(checked, _files())
         handles = [await self._handle(image, prompt=checked.prompt) for image in images]
-        return await self.transport.send(self.gateway.submit(checked, handles, wait=synchronous))
+        try:
+            return await self.transport.send(self.gateway.submit(checked, handles, wait=synchronous))
+        except GeminiImageError as error:
+            await self.transport.explain(error, checked.operation)
+            raise
 
     async def status(self, job_id: str, model: str | None) -> JobStatus:
-        model = model or self.connection.model or DEFAULT_MODEL
+        model = model or default_model(self.connection.gateway, self.connection.model)
         return await self.transport.send(self.gateway.status(job_id, model=model))
 
     async def wait(self, job_id: str, model: str | None, timeout: float, poll_interval: float | None) -> JobStatus:
@@ -115,7 +145,7 @@ class Session:
     def _read(self, uri: str) -> bytes:
         files = _files()
         files.check(uri, "image")
-        row = lookup(self.connection.gateway, DEFAULT_MODEL, "edit")
+        row = lookup(self.connection.gateway, default_model(self.connection.gateway), "edit")
         return files.read(uri, max_bytes=row.max_input_bytes)
 
 

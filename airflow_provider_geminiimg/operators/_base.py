@@ -64,7 +64,7 @@ class ImageOperator(BuysPictures, BaseOperator):
     """Base of the operators that buy one picture.
 
     :param prompt: what to make, or what to change.
-    :param model: model id; default: the connection's, else ``gemini-3.1-flash-image-preview``.
+    :param model: model id; default: the connection's, else the gateway's own.
     :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; default: the model's.
     :param aspect_ratio: such as ``16:9``; default: the model's choice.
     :param temperature: 0.0 to 2.0, where the gateway takes it.

@@ -32,10 +32,13 @@ MODELS = (
     "gemini-3.1-flash-image",
     "gemini-3-pro-image-preview",
     "gemini-3-pro-image",
+    "gemini-3.1-flash-lite-image",
+    "gemini-nano-banana-2.1",
 )
 POLLED_WITHOUT_MODEL = "another-model"
 MAX_REFERENCES = 14
 RESOLUTIONS = {"0.5K": "512", "1K": "1K", "2K": "2K", "4K": "4K"}
+SIZES = {"gemini-3.1-flash-lite-image": ("1K",), "gemini-nano-banana-2.1": ("1K", "2K", "4K")}
 # The documented multipliers on the recorded base of about 0.0672 USD.
 BASE = Decimal("0.0672")
 MULTIPLIERS = {"512": Decimal(1), "1K": Decimal(1), "2K": Decimal(4) / Decimal(3), "4K": Decimal(2)}
@@ -102,7 +105,8 @@ def router(box: Box, studio: Studio) -> APIRouter:
     @routes.get("/models")
     async def models(request: Request) -> Response:
         _account(request)
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
+        served = [name for name in MODELS if box.settings.serves(name)]
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in served]})
 
     @routes.post("/chat/completions")
     async def chat() -> Response:
@@ -163,7 +167,11 @@ async def _read_order(box: Box, studio: Studio, request: Request, route: str) ->
         raise refused(400, "prompt is required", param="prompt")
     if not isinstance(model, str) or not (model in MODELS or _looks_newer(model)):
         raise refused(404, param="model")
+    if not box.settings.serves(model):
+        raise refused(404, param="model")
     resolution = _check_values(body)
+    if resolution not in SIZES.get(model, RESOLUTIONS.values()):
+        raise refused(400, f"resolution is not supported by {model}", param="resolution")
     inputs = await _inputs(box, studio, body.get("image_urls"))
     size = str(body.get("size") or (inputs[0].ratio if inputs else None) or "1:1")
     if size not in PIXELS:
@@ -182,7 +190,7 @@ async def _read_order(box: Box, studio: Studio, request: Request, route: str) ->
         prompt=prompt,
         fields=fields,
         ignored=sorted(set(body) - FIELDS),
-        shape=shape(resolution, size, "png"),
+        shape=shape(resolution, size, "png", printed=box.settings.printed_sizes),
         inputs=inputs,
         price=price,
         currency="USD",

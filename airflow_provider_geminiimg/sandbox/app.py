@@ -40,6 +40,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", f"/api/results/{NOBODY}"): "onemin.check",
     ("GET", "/api/results/"): "onemin.status",
     ("POST", "/api/assets"): "onemin.upload",
+    ("GET", "/models"): "onemin.models",
     ("POST", "/v1/images/generations"): "apimaster.submit_sync",
     ("POST", "/v1/images/generations/async"): "apimaster.submit",
     ("GET", "/v1/tasks/"): "apimaster.status",
@@ -239,6 +240,7 @@ def make_app(box: Box, hosts: Collection[str]) -> Front:
     studio = Studio()
     app = FastAPI(title="geminiimg sandbox", openapi_url=None)
     app.include_router(onemin.router(box))
+    app.include_router(onemin.public_router(box))
     app.include_router(apimaster.router(box, studio))
     app.include_router(_downloads(box, studio))
     app.include_router(_views(box), prefix="/_sandbox")

@@ -22,6 +22,7 @@ Route = Literal[
     "onemin.status",
     "onemin.upload",
     "onemin.check",
+    "onemin.models",
     "apimaster.submit",
     "apimaster.submit_sync",
     "apimaster.status",

@@ -31,9 +31,11 @@ _PICTURES = ("imageUrl", "referenceImage1", "referenceImage2")
 # (model family, operation) -> the promptObject fields that have an effect, by the contract's table.
 FIELDS: dict[tuple[str, str], frozenset[str]] = {
     ("3.1", GENERATE): _COMMON | {"aspectRatio"},
-    ("3.1", EDIT): _COMMON | set(_PICTURES),
+    ("3.1", EDIT): _COMMON | {"aspectRatio", *_PICTURES},
     ("3-pro", GENERATE): _COMMON,
     ("3-pro", EDIT): _COMMON | set(_PICTURES),
+    **{(new, GENERATE): _COMMON | {"aspectRatio"} for new in ("lite", "2.1")},
+    **{(new, EDIT): _COMMON | {"aspectRatio", *_PICTURES} for new in ("lite", "2.1")},
     ("2.5", GENERATE): frozenset({"prompt"}),
     ("2.5", EDIT): frozenset({"prompt", *_PICTURES}),
 }
@@ -41,13 +43,21 @@ FIELDS: dict[tuple[str, str], frozenset[str]] = {
 MODELS: dict[tuple[str, str], str] = {
     **{(f"gemini-3.1-flash-image{tail}", kind): "3.1" for tail in ("", "-preview") for kind in OPERATIONS},
     **{(f"gemini-3-pro-image{tail}", kind): "3-pro" for tail in ("", "-preview") for kind in OPERATIONS},
+    **{("gemini-3.1-flash-lite-image", kind): "lite" for kind in OPERATIONS},
+    **{("gemini-nano-banana-2.1", kind): "2.1" for kind in OPERATIONS},
     ("gemini-2.5-flash-image", GENERATE): "2.5",
     ("gemini-2.5-flash-image-preview", EDIT): "2.5",
 }
-SIZES = {"3.1": ("512", "1K", "2K", "4K"), "3-pro": ("1K", "2K", "4K"), "2.5": ("1K",)}
+SIZES = {
+    "3.1": ("512", "1K", "2K", "4K"),
+    **dict.fromkeys(("3-pro", "2.1"), ("1K", "2K", "4K")),
+    **dict.fromkeys(("2.5", "lite"), ("1K",)),
+}
 # Made up (1min publishes none): Google's list price in credits of 0.00001 USD.
 CREDITS = {
-    "3.1": {"512": 4500, "1K": 6700, "2K": 10100, "4K": 15100},
+    "3.1": {"512": 4480, "1K": 6720, "2K": 10080, "4K": 15120},
+    "lite": {"1K": 3360},
+    "2.1": {"1K": 3360, "2K": 5040, "4K": 11340},
     "3-pro": {"1K": 13400, "2K": 13400, "4K": 24000},
     "2.5": {"1K": 3900},
 }
@@ -135,6 +145,22 @@ def router(box: Box) -> APIRouter:
     return routes
 
 
+def public_router(box: Box) -> APIRouter:
+    """The list of models, which asks for no key and shows nothing without a feature."""
+    routes = APIRouter()
+
+    @routes.get("/models")
+    async def models(feature: str = "") -> Response:
+        ids = [model for model, kind in MODELS if kind == feature and box.settings.serves(model)]
+        listed = [
+            {"modelId": model, "name": model, "provider": "google", "status": "ACTIVE", "features": [feature]}
+            for model in ids
+        ]
+        return JSONResponse({"models": listed, "total": len(listed)})
+
+    return routes
+
+
 def _account(request: Request) -> str:
     key = request.headers.get("api-key", "")
     if not key or key.startswith("bad"):
@@ -172,6 +198,8 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
     kind, model = str(body.get("type")), str(body.get("model"))
     if kind not in OPERATIONS:
         raise refused(400, *ERRORS[400])
+    if not box.settings.serves(model):
+        raise refused(400, "UNSUPPORTED_MODEL", "The model is not supported", {"model": model, "type": kind})
     family = MODELS.get((model, kind)) or _guess_family(model, kind)
     _require(wanted, ("prompt", "imageUrl") if kind == EDIT else ("prompt",))
     known = FIELDS[family, kind]
@@ -193,7 +221,7 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
         prompt=str(wanted["prompt"]),
         fields=fields,
         ignored=ignored,
-        shape=shape(size, ratio, extension),
+        shape=shape(size, ratio, extension, printed=box.settings.printed_sizes),
         inputs=inputs,
         price=Decimal(CREDITS[family][str(fields.get("imageSize") or "1K")]),
         currency="credits",

@@ -46,6 +46,9 @@ class Settings(BaseModel):
         ``new_api_old`` (the same from before it had a field for the link).
     :param sync_shape: APIMaster's synchronous answers: ``data``, ``task``, or ``alternate`` (default).
     :param result_object: 1min's ``resultObject``: ``list`` (default), ``string``, ``images``, ``output``, ``mixed``.
+    :param models: the ids that both gateways serve, and list; ``None`` (default) = all that the sandbox knows, and ids
+        that are newer than this package.
+    :param printed_sizes: 21:9 at 512 comes as 792 x 168, as Google's table prints it, and not as half of 1K (default).
     :param link_place: where 1min puts ``temporaryUrl``: in the ``record`` (default) or at the ``top`` level.
     """
 
@@ -63,6 +66,11 @@ class Settings(BaseModel):
     sync_shape: Literal["alternate", "data", "task"] = "alternate"
     result_object: Literal["list", "string", "images", "output", "mixed"] = "list"
     link_place: Literal["record", "top"] = "record"
+    models: tuple[str, ...] | None = None
+    printed_sizes: bool = False
+
+    def serves(self, model: str) -> bool:
+        return self.models is None or model in self.models
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
 
     :param job: what `GeminiImageSubmitOperator` returned. The picture lands where that operator said.
     :param job_id: instead of `job`: a job that was submitted outside of this package. It lands under this task.
-    :param model: the model of `job_id`; default: the connection's, else ``gemini-3.1-flash-image-preview``.
+    :param model: the model of `job_id`; default: the connection's, else the gateway's own.
     :param geminiimg_conn_id: the connection of `job_id`; a `job` knows its own.
     :param output_path: directory URI for the picture of `job_id`; default: under ``[geminiimg] root``.
     :param file_name: its name without extension; default: as for the operators.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import pydantic_core
 
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.batch import Plan, Planned, fingerprint_of, host_of, places_of, plan
+from airflow_provider_geminiimg.batch import Plan, Planned, fingerprints_of, host_of, places_of, plan
+from airflow_provider_geminiimg.catalog import other_ids
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.index import index_key
 from airflow_provider_geminiimg.landing import Workshop, in_thread
@@ -58,8 +59,9 @@ async def make_plan(
     )
     hosts = () if earlier is None else earlier.hosts
     other_hosts = [host for host in hosts if host != host_of(connection)]
-    if other_hosts or any(wish.earlier_variant for wish in wanted):
-        known = await in_thread(_known_pictures, attempt, checked("reuse") == "dag")
+    renumbered = bool(other_hosts) or any(wish.earlier_variant for wish in wanted)
+    if renumbered or any(other_ids(wish.request.row) for wish in wanted):
+        known = await in_thread(_known_pictures, attempt, renumbered and checked("reuse") == "dag")
         planned = await in_thread(_as_known_before, planned, wanted, connection, other_hosts, known)
     _tell_of_twins(planned, attempt.log)
     return planned.model_copy(update={"hosts": (*other_hosts, host_of(connection))})
@@ -84,23 +86,32 @@ def _as_known_before(
 ) -> Plan:
     """The plan with the pictures that have a record under another fingerprint than theirs under that one, so that what
     was paid for then is found, and not bought again: it holds a host to which the connection led before; or, for the
-    first of a row's several pictures, the variant ``1``, which versions before gave it.
+    first of a row's several pictures, the variant ``1``, which versions before gave it; or another id of the model,
+    which versions before told apart.
     """
     taken = {item.fingerprint for item in planned.items}
     items = list(planned.items)
     for number, (wish, item) in enumerate(zip(wanted, items, strict=True)):
         if known(item.fingerprint):
             continue
-        variants = dict.fromkeys([wish.request.variant, wish.earlier_variant or wish.request.variant])
-        for variant, host in itertools.product(variants, [None, *other_hosts]):
-            request = replace(wish.request, variant=variant)
-            fingerprint = fingerprint_of(request, item.input_sha256, connection, host)
+        for variant, host, fingerprint in _earlier_fingerprints(wish, item, connection, other_hosts):
             if fingerprint not in taken and known(fingerprint):
                 values = {**item.values, **({} if variant is None else {"variant": variant})}
                 stem = item.stem.replace(item.fingerprint[:12], fingerprint[:12]) if wish.stem is None else item.stem
                 items[number] = replace(item, values=values, fingerprint=fingerprint, stem=stem, host=host)
                 break
     return planned.model_copy(update={"items": tuple(items)})
+
+
+def _earlier_fingerprints(
+    wish: Wish, item: Planned, connection: GatewayConnection, other_hosts: Sequence[str]
+) -> Iterator[tuple[str | None, str | None, str]]:
+    """By what one picture may have been known before, each with its variant and host."""
+    variants = dict.fromkeys([wish.request.variant, wish.earlier_variant or wish.request.variant])
+    for variant, host in itertools.product(variants, [None, *other_hosts]):
+        request = replace(wish.request, variant=variant)
+        for fingerprint in fingerprints_of(request, item.input_sha256, connection, host):
+            yield variant, host, fingerprint
 
 
 def _tell_of_twins(planned: Plan, log: Logs) -> None:

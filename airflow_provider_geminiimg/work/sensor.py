@@ -17,7 +17,7 @@ from airflow.sdk import Context
 
 from airflow_provider_geminiimg.arguments import OnMismatch, choice, seconds
 from airflow_provider_geminiimg.attempt import BACKSTOP, MAX_DEFERRALS, Attempt, finished
-from airflow_provider_geminiimg.catalog import DEFAULT_MODEL
+from airflow_provider_geminiimg.catalog import default_model, row_name
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.copies import asked_last, copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.decision import Asked, Copy, Policy, Refetch, Refuse, decide
@@ -204,11 +204,13 @@ async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -
 async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn_id: Any, model: str | None) -> Found:
     """The record of a job of which this package has none: made at the first look, under this task's own key."""
     connection = await in_thread(attempt.connection, conn_id)
-    model = model or connection.model or DEFAULT_MODEL
+    wanted = model or default_model(connection.gateway, connection.model)
     found = await in_thread(attempt.ledger.latest, attempt.item)
     if found is not None:
         known = found.record
-        if (known.job_id, known.conn_id, known.model) == (job_id, connection.conn_id, model):
+        # A default that has got another id is not another job.
+        same_model = known.model == model if model else row_name(known.model) == row_name(wanted)
+        if same_model and (known.job_id, known.conn_id) == (job_id, connection.conn_id):
             return found
     n = 1 if found is None else found.record.n + 1
     destination = attempt.destination(sensor.output_path, sensor.file_name)
@@ -225,8 +227,8 @@ async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn
         api_host=connection.api_host,
         key_digest=connection.key_digest,
         gateway=connection.gateway,
-        model=model,
-        wire_model=model,
+        model=wanted,
+        wire_model=wanted,
         operation="unknown",
         # What was sent is not known here, so the job stands for it.
         fingerprint=hashlib.sha256(f"job\n{connection.gateway}\n{conn_id}\n{job_id}".encode()).hexdigest(),

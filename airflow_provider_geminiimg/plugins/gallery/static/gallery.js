@@ -34,11 +34,12 @@ const REFUSED = { label: "Refused", tone: "bad" };
 const BUSY = ["waiting", "in-flight"];
 const TROUBLES = ["unknown", "failed", "unreadable"];
 const BASES = {
-  gateway: "by the gateway's price",
-  connection: "by the connection's price",
+  gateway: "by the gateway's word",
+  connection: "estimated by the connection's price",
   google_list: "estimated by Google's list price",
   reused: "another task of this DAG had paid for it",
 };
+const ESTIMATES = ["connection", "google_list"];
 const ORIGINS = {
   new: ["good", "New", "The task's last attempt made it."],
   reused: ["plain", "Reused", "It was there before, and the task's last attempt paid nothing for it."],
@@ -98,7 +99,7 @@ function amount(value, currency) {
 
 function price(cost) {
   if (!cost || cost.amount === null) return "price unknown";
-  return (cost.basis === "google_list" ? "≈ " : "") + amount(cost.amount, cost.currency);
+  return (ESTIMATES.includes(cost.basis) ? "≈ " : "") + amount(cost.amount, cost.currency);
 }
 
 function duration(seconds) {
