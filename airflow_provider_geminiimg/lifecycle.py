@@ -303,7 +303,7 @@ class Purchase:
             base_url_host=host or urlsplit(self.order.connection.base_url).hostname or "",
             conn_id=self.order.connection.conn_id,
         )
-        return next((each for each in known if each in self._recorded or each[:16] == self.order.item.item), known[0])
+        return next((each for each in known if each in self._recorded), known[0])
 
     async def _learn(self, latest: Record) -> None:
         """By which fingerprints this item's pictures are known: earlier versions told the ids of one model apart."""
