@@ -12,6 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 FLASH = "gemini-3.1-flash-image-preview"
+FLASH_GA = "gemini-3.1-flash-image"
 PRO = "gemini-3-pro-image-preview"
 FLASH_25 = "gemini-2.5-flash-image"
 FLASH_LITE = "gemini-3.1-flash-lite-image"

@@ -69,7 +69,8 @@ def models() -> Iterator[tuple[str, ...]]:
     for row in catalog.ROWS:
         yield (
             row.gateway,
-            f"`{row.model}`" + ("" if row.verified else " (unverified)"),
+            " ".join(f"`{model}`" for model in (row.model, *catalog.other_ids(row)))
+            + ("" if row.verified else " (unverified)"),
             row.operation,
             ", ".join(row.resolutions) or "–",
             " ".join(row.aspect_ratios) or "–",
