@@ -106,8 +106,11 @@ def _sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def sandbox(_sandbox: Sandbox) -> Sandbox:
-    """Both gateways in a box, empty, with a latency of 0.05 s."""
+    """Both gateways in a box, empty, with a latency of 0.05 s, and nobody slowed down by what an earlier test met."""
+    from airflow_provider_geminiimg import transport
+
     _sandbox.reset()
+    transport._limiters.clear()
     return _sandbox
 
 

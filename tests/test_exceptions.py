@@ -291,9 +291,9 @@ def test_no_text_breaks_it_and_no_prompt_of_letters_is_left(prompt: str, before:
 
 def test_the_longest_prompt_does_not_stop_an_event_loop() -> None:
     prompt = "".join(f"word{number} " for number in range(4000))
-    started = time.process_time()
+    started = time.thread_time()
     assert "word77" not in scrub(f"blocked: {prompt[:2000]}", prompt=prompt)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 # An outcome on its way out

@@ -464,7 +464,7 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "a connection dropped before it is charged": {"drop": True},
     "a connection dropped after it is charged": {"drop": True, "charge": "after"},
     "an answer cut off": {"cut_after": 10, "charge": "after"},
-    "a redirect": {"status": 307, "headers": {"location": "https://example.com/"}, "body": ""},
+    "a redirect that is none": {"status": 303, "headers": {"location": "https://example.com/"}, "body": ""},
 }
 
 
