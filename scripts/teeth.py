@@ -238,8 +238,8 @@ TEETH = (
     Tooth(
         "A whole answer counts, whatever becomes of its frame",
         "response_body.py",
-        "            if not self._is_whole():\n                raise\n",
-        "            raise\n",
+        "            return isinstance(json.loads(self._body), dict)\n",
+        "            return False\n",
     ),
     Tooth(
         "What has landed is copied to where a Clear asks for it",

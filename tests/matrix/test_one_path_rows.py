@@ -221,6 +221,7 @@ def first_folder_is_deleted(stage: Play) -> None:
         path = Path(uri.removeprefix("file://"))
         path.unlink()
         path.with_suffix(".json").unlink()
+    stage.sandbox.settings(link_seconds=0)  # so that no other one can be fetched instead
 
 
 def lies_in_the_other_folder(stage: Play) -> None:
@@ -242,7 +243,7 @@ def is_named(*names: str) -> Callable[[Play], None]:
 
 PLACES = [
     Case("The image is copied to another folder, and the first one is deleted", "before a Clear",
-         "The copy lies where it is asked for: it is returned.",
+         "The copy lies where it is asked for: it is returned, and the gateway is not asked for it.",
          mend=first_folder_is_deleted, holds=lies_in_the_other_folder, images=2, where=EITHER),
     Case("The prompt of an image with a `file_name` is corrected", "after it has landed",
          "A Clear buys the new one. It is written beside the first, whose name it keeps, with a suffix.",
