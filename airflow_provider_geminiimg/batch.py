@@ -47,7 +47,6 @@ from airflow_provider_geminiimg.storage import Files
 from airflow_provider_geminiimg.tally import STATUSES, Result, Status, Tally
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 
-PLANS = "batches"  # the folder of all plans, relative to the root
 UNSTORED = 3  # in a row, each paid for; then the storage is broken
 UNKNOWNS = 3  # in a row; then the gateway or the network is broken, and every further picture would be a bet
 READERS = 16  # input pictures that are read at once, while planning
@@ -113,13 +112,11 @@ class Plan(Saved):
     :param generation: ``ti.max_tries`` of the attempt that made it.
     :param directory: where the pictures land.
     :param items: in the order of the rows.
-    :param hosts: of the API, to which this plan's connection and those of earlier plans led.
     """
 
     generation: int
     directory: str
     items: tuple[Planned, ...]
-    hosts: tuple[str, ...] = ()
 
     def carried_out(self) -> Plan:
         """What remains of it when all has landed: no prompt, and no picture's address."""

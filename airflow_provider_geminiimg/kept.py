@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.storage import Blob, Store, encode_segment, update
 
 RETURNED = "returned"  # the folder of what functions asked for, relative to the root
+PLANS = "batches"  # the folder of the plans of batches, likewise
 _NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
 
 
@@ -66,7 +67,8 @@ class Kept(Generic[T]):
         self.marker = marker
         self.namespace = item.namespace
         parts = (item.namespace, item.dag_id, item.run_id, item.task_id, str(item.map_index))
-        self.folder = "/".join([folder, *map(encode_segment, parts)])
+        self._place = "/".join(map(encode_segment, parts))
+        self.folder = f"{folder}/{self._place}"
 
     def read(self, generation: int) -> T | None:
         """What an earlier attempt wanted, which this one keeps to; ``None``: this one says what it wants.
@@ -78,13 +80,15 @@ class Kept(Generic[T]):
         known = self.marker.get() if self.marker is not None else None
         if known is not None:
             self._check_remembered(str(known.get("record")))
+            if known.get("record") != key:
+                return None  # of an earlier Clear with this number, as `retries` was lowered; or Airflow was not told
         blob = self.store.read(key)
         if blob is None:
             return None
         saved = self._parse(key, blob.data)
         if self.marker is None or saved.told in (None, self.marker.token()):
             return saved
-        if known is None or known.get("record") != key:
+        if known is None:
             return None  # of a DAG run that was deleted and made again
         raise LedgerError(
             f"The plan {key} under {self.store.uri} was written by somebody else since: another Airflow seems to "
@@ -93,24 +97,9 @@ class Kept(Generic[T]):
             "with a new run id.",
         )
 
-    def earlier(self, generation: int) -> T | None:
-        """What was wanted last, up to a generation, also in a DAG run of this id that was deleted since; ``None`` where
-        it can't be read any more, which a Clear is the remedy for.
-
-        :raises StorageError: the store failed.
-        """
-        last = max((number for number in self._generations() if number <= generation), default=None)
-        blob = None if last is None else self.store.read(self._key(last))
-        with contextlib.suppress(LedgerError):
-            return None if blob is None else self._parse(self._key(last or 0), blob.data)
-        return None
-
-    def _generations(self) -> list[int]:
-        names = [key.rpartition("/")[2] for key in self.store.keys(f"{self.folder}/")]
-        return [int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name))]
-
     def write(self, generation: int, wanted: T) -> None:
-        """Keep it, before anything of it is paid for.
+        """Keep it, before anything of it is paid for, and nothing that was wanted before: a Clear after `retries` was
+        lowered has the number of an earlier generation, and so may have the next one.
 
         :raises LedgerError: another attempt is doing so at this moment.
         :raises StorageError: the store failed.
@@ -119,6 +108,15 @@ class Kept(Generic[T]):
         self._put(key, self._told(wanted))
         if self.marker is not None:
             self.marker.set({"record": key})
+        for folder in (RETURNED, PLANS):  # a task may become a batch, and back
+            for other in self._keys(f"{folder}/{self._place}"):
+                if other != key:
+                    self.store.delete(other)
+
+    def _keys(self, folder: str) -> dict[str, int]:
+        """Where something is kept in a folder, each with its generation."""
+        names = [(key, key.rpartition("/")[2]) for key in self.store.keys(f"{folder}/")]
+        return {key: int(found[1]) for key, name in names if (found := _NUMBERED.fullmatch(name))}
 
     def finish(self, generation: int, rest: T) -> None:
         """Everything of it is in storage: forget the prompts, those of earlier generations too.
@@ -132,13 +130,13 @@ class Kept(Generic[T]):
             self._put(key, self._told(rest))
             if self.marker is not None:
                 self.marker.set({"record": key, "finished": True})
-            for number in self._generations():
+            for earlier, number in self._keys(self.folder).items():
                 if number < generation:
-                    self.store.delete(self._key(number))
+                    self.store.delete(earlier)
 
     def _check_remembered(self, key: str) -> None:
         """Refuse to go on without what an earlier attempt saved, finished or not."""
-        if key.rpartition("/")[0] != self.folder:
+        if key.split("/")[1:2] != self.folder.split("/")[1:2]:
             raise other_namespace(f"the plan {key}", self.namespace)
         if self.store.read(key) is None:
             raise LedgerError(

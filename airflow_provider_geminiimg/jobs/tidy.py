@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from airflow_provider_geminiimg.batch import PLANS, Plan
+from airflow_provider_geminiimg.batch import Plan
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LinkExpiredError
 from airflow_provider_geminiimg.index import index_key, read_entry
 from airflow_provider_geminiimg.job_owners import disown
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
-from airflow_provider_geminiimg.kept import RETURNED, Wanted
+from airflow_provider_geminiimg.kept import PLANS, RETURNED, Wanted
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.ledger import Ledger, Record, with_error
 from airflow_provider_geminiimg.names import release_names

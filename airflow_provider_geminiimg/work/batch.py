@@ -10,11 +10,11 @@ from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.batch import PLANS, Plan, Planned, Window, destination_of, refusals
+from airflow_provider_geminiimg.batch import Plan, Planned, Window, destination_of, refusals
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
-from airflow_provider_geminiimg.kept import Kept
+from airflow_provider_geminiimg.kept import PLANS, Kept
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
 from airflow_provider_geminiimg.operators.batch import DEFAULT_WIDTH, GeminiImageBatchOperator
@@ -77,8 +77,7 @@ async def _live(
     async with attempt.workshop() as workshop:
         await in_thread(attempt.ledger.store.probe)
         if planned is None:
-            earlier = await in_thread(plans.earlier, attempt.generation)
-            planned = await make_plan(operator, attempt, connection, workshop, requests, earlier)
+            planned = await make_plan(operator, attempt, connection, workshop, requests)
             await in_thread(plans.write, attempt.generation, planned)
         else:
             operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))

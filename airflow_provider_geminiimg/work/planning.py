@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import pydantic_core
 
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.batch import Plan, Planned, fingerprints_of, host_of, places_of, plan
-from airflow_provider_geminiimg.catalog import other_ids
+from airflow_provider_geminiimg.batch import READERS, Plan, Planned, fingerprints_of, host_of, places_of, plan
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.index import index_key
 from airflow_provider_geminiimg.landing import Workshop, in_thread
+from airflow_provider_geminiimg.ledger import is_record_key
 from airflow_provider_geminiimg.operators.batch import SHARED, GeminiImageBatchOperator
 from airflow_provider_geminiimg.rows import Wish, read_rows, wishes
 
@@ -29,11 +32,9 @@ async def make_plan(
     connection: GatewayConnection,
     workshop: Workshop,
     requests: Any,
-    earlier: Plan | None,
 ) -> Plan:
     """Read the rows and plan a picture for each.
 
-    :param earlier: what was planned before the task was cleared.
     :raises BadRequestError: rows are wrong.
     :raises GeminiImageError: the store failed, or a record can't be read.
     """
@@ -57,45 +58,111 @@ async def make_plan(
         stems=[wish.stem for wish in wanted],
         prefix=attempt.destination(checked("output_path"), None).stem,
     )
-    hosts = () if earlier is None else earlier.hosts
-    other_hosts = [host for host in hosts if host != host_of(connection)]
-    renumbered = bool(other_hosts) or any(wish.earlier_variant for wish in wanted)
-    if renumbered or any(other_ids(wish.request.row) for wish in wanted):
-        known = await in_thread(_known_pictures, attempt, renumbered and checked("reuse") == "dag")
-        planned = await in_thread(_as_known_before, planned, wanted, connection, other_hosts, known)
+    planned = await _as_known_before(planned, wanted, connection, _Records(attempt, checked("reuse") == "dag"))
     _tell_of_twins(planned, attempt.log)
-    return planned.model_copy(update={"hosts": (*other_hosts, host_of(connection))})
+    return planned
 
 
-def _known_pictures(attempt: Attempt, of_dag: bool) -> Callable[[str], bool]:
-    """What tells of a fingerprint whether there is a record of it: this task instance's, or its DAG's as well."""
-    store = attempt.ledger.store
-    folder = attempt.item.path.rpartition("/")[0]
-    own = {key.removeprefix(f"{folder}/").partition("/")[0] for key in store.keys(f"{folder}/")}
-    index = index_key(folder, "").rpartition("/")[0]
-    of_others = set(store.keys(f"{index}/")) if of_dag else set()
-    return lambda fingerprint: fingerprint[:16] in own or index_key(folder, fingerprint) in of_others
+class _Records:
+    """The records of a task instance: which images they are of, and to which hosts their requests were sent.
+
+    :param of_dag: the images of its DAG's other tasks count as well.
+    """
+
+    def __init__(self, attempt: Attempt, of_dag: bool) -> None:
+        self._ledger = attempt.ledger
+        self._path = attempt.item.path
+        self._of_dag = of_dag
+        self._unread: Iterator[str] = iter(())
+        self._own: set[str] = set()
+
+    def load(self) -> None:
+        """List them. The first record of an image is the one that was sent to the host in its fingerprint."""
+        folder = f"{self._path.rpartition('/')[0]}/"
+        keys = [key for key in self._ledger.store.keys(folder) if is_record_key(key)]
+        self._own = {_item_of(key) for key in keys}
+        self._unread = iter(sorted(keys, key=lambda key: int(key.rpartition("/")[2].removesuffix(".json"))))
+
+    def has(self, fingerprint: str, *, of_dag: bool = False) -> bool:
+        """Whether there is a record of a fingerprint: this task instance's; or its DAG's, where that counts."""
+        return fingerprint[:16] in self._own or (of_dag and index_key(self._path, fingerprint) in self._index)
+
+    def none(self, *, of_dag: bool) -> bool:
+        """Whether there are none at all."""
+        return not self._own and not (of_dag and self._index)
+
+    @cached_property
+    def _index(self) -> set[str]:
+        folder = index_key(self._path, "").rpartition("/")[0]
+        return set(self._ledger.store.keys(f"{folder}/")) if self._of_dag else set()
+
+    async def further_hosts(self, known: Collection[str], planned: Plan) -> list[str]:
+        """The next hosts besides those that are known, of the records of images that are not planned; empty: no more.
+
+        :raises LedgerError: a record can't be read.
+        """
+        items = planned.keys()
+        unread = (key for key in self._unread if _item_of(key) not in items)
+        while some := list(itertools.islice(unread, READERS)):
+            records = await asyncio.gather(*(in_thread(self._ledger.read, key) for key in some))
+            paid = [found.record.api_host for found in records if found is not None]
+            hosts = dict.fromkeys(urlsplit(f"//{host}").hostname or "" for host in paid if host)
+            if further := [host for host in hosts if host not in known]:
+                return further
+        return []
 
 
-def _as_known_before(
+def _item_of(key: str) -> str:
+    """What the ledger calls the image of a record."""
+    return key.split("/")[-2]
+
+
+async def _as_known_before(
+    planned: Plan, wanted: Sequence[Wish], connection: GatewayConnection, records: _Records
+) -> Plan:
+    """The plan with the pictures that have a record under another fingerprint than theirs under that one, so that what
+    was paid for then is found, and not bought again: it holds a host to which the connection led before; or, for the
+    first of a row's several pictures, the variant ``1``, which versions before gave it; or another id of the model,
+    which versions before told apart.
+
+    To which hosts the connection led is read from the records, until each picture is known or no record is left.
+    """
+    await in_thread(records.load)
+    renumbered = any(wish.earlier_variant for wish in wanted)
+    if await in_thread(lambda: records.none(of_dag=renumbered)):
+        return planned
+    hosts: list[str] = []
+    while True:
+        known = partial(records.has, of_dag=renumbered or bool(hosts))
+        found = await in_thread(_known_under, planned, wanted, connection, hosts, known)
+        if all(known(item.fingerprint) for item in found.items):
+            return found
+        further = await records.further_hosts([host_of(connection), *hosts], found)
+        if not further:
+            return found
+        hosts += further
+
+
+def _known_under(
     planned: Plan,
     wanted: Sequence[Wish],
     connection: GatewayConnection,
     other_hosts: Sequence[str],
     known: Callable[[str], bool],
 ) -> Plan:
-    """The plan with the pictures that have a record under another fingerprint than theirs under that one, so that what
-    was paid for then is found, and not bought again: it holds a host to which the connection led before; or, for the
-    first of a row's several pictures, the variant ``1``, which versions before gave it; or another id of the model,
-    which versions before told apart.
-    """
-    taken = {item.fingerprint for item in planned.items}
+    """The plan with what is known under earlier fingerprints, for some hosts; no two pictures get one record."""
+    owners = {item.fingerprint: item.fingerprint for item in planned.items}
+    for wish, item in zip(wanted, planned.items, strict=True):
+        for _, _, fingerprint in _earlier_fingerprints(
+            replace(wish, earlier_variant=None), item, connection, other_hosts
+        ):
+            owners.setdefault(fingerprint, item.fingerprint)
     items = list(planned.items)
     for number, (wish, item) in enumerate(zip(wanted, items, strict=True)):
         if known(item.fingerprint):
             continue
         for variant, host, fingerprint in _earlier_fingerprints(wish, item, connection, other_hosts):
-            if fingerprint not in taken and known(fingerprint):
+            if known(fingerprint) and owners.setdefault(fingerprint, item.fingerprint) == item.fingerprint:
                 values = {**item.values, **({} if variant is None else {"variant": variant})}
                 stem = item.stem.replace(item.fingerprint[:12], fingerprint[:12]) if wish.stem is None else item.stem
                 items[number] = replace(item, values=values, fingerprint=fingerprint, stem=stem, host=host)

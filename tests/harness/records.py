@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from airflow_provider_geminiimg.batch import PLANS, Plan, Planned
+from airflow_provider_geminiimg.batch import Plan, Planned
 from airflow_provider_geminiimg.exceptions import StorageError
-from airflow_provider_geminiimg.kept import Kept
+from airflow_provider_geminiimg.kept import PLANS, Kept
 from airflow_provider_geminiimg.ledger import Destination, Item, Record, new_claim, process_identity, record_key
 from airflow_provider_geminiimg.storage import Blob, Store
 

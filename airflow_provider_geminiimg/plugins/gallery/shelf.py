@@ -18,10 +18,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.addresses import Address, address_of, segment
-from airflow_provider_geminiimg.batch import PLANS, Plan
+from airflow_provider_geminiimg.batch import Plan
 from airflow_provider_geminiimg.copies import asked_last, image_places
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.jobs.records import AT_ONCE, STANDINGS, Entry, billed, look
+from airflow_provider_geminiimg.kept import PLANS
 from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
 from airflow_provider_geminiimg.manifest import iso
 from airflow_provider_geminiimg.storage import Files, decode_segment, encode_segment
