@@ -1096,7 +1096,10 @@ def returned(left: LeftBehind, generation: int, prompt: str | None) -> str:
 
 
 async def test_what_a_function_returned_goes_together_with_the_record_of_its_picture(left: LeftBehind) -> None:
-    kept = [returned(left, 0, None), returned(left, 1, "a red fox")]
+    kept = [returned(left, 0, None)]
+    blob = left.store.read(kept[0])
+    kept.append(returned(left, 1, "a red fox"))
+    left.store.create(kept[0], blob.data)  # versions before left it there
     record = await left.attempt(prompt="a red fox")
     assert await purged(left, 1.0) == []
     assert await purged(left, dry_run=True) == [*kept, record.key]
