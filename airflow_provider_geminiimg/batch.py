@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.budget import price_of_all, refuse_over
+from airflow_provider_geminiimg.budget import DailyBudgetSpentError
 from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.decision import Asked, may_buy
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -31,13 +28,12 @@ from airflow_provider_geminiimg.exceptions import (
     LedgerError,
     NotSentError,
     OutcomeUnknownError,
-    OverBudgetError,
     StorageError,
 )
 from airflow_provider_geminiimg.inputs import read_inputs
 from airflow_provider_geminiimg.kept import Saved
-from airflow_provider_geminiimg.landing import Workshop, in_thread, mismatch_error
-from airflow_provider_geminiimg.ledger import Destination, Ledger
+from airflow_provider_geminiimg.landing import Workshop, mismatch_error
+from airflow_provider_geminiimg.ledger import Destination
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.order import Marker, Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
@@ -51,7 +47,7 @@ UNSTORED = 3  # in a row, each paid for; then the storage is broken
 UNKNOWNS = 3  # in a row; then the gateway or the network is broken, and every further picture would be a bet
 READERS = 16  # input pictures that are read at once, while planning
 PROGRESS_SECONDS = 10.0
-_ACCOUNT = (InsufficientBalanceError, OverBudgetError, AuthenticationError)  # no further picture can be bought either
+_ACCOUNT = (InsufficientBalanceError, DailyBudgetSpentError, AuthenticationError)  # no further picture can be bought
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,44 +209,6 @@ def _refuse_clashes(items: Sequence[Planned]) -> None:
             )
 
 
-async def refusals(
-    orders: Callable[[Planned], Order],
-    items: Sequence[Planned],
-    ledger: Ledger,
-    connection: GatewayConnection,
-    max_cost: Decimal | None,
-) -> dict[str, GeminiImageError]:
-    """Why nothing is bought, for each of the pictures that would be: all of them together cost more than `max_cost`, or
-    there is a cap and a price is not known. What has landed or is under way costs nothing now, and is not among them.
-
-    :param orders: gives what a picture needs.
-    :param items: the plan's.
-    :returns: by fingerprint.
-    :raises LedgerError: a record can't be read.
-    :raises StorageError: the store failed.
-    """
-    if max_cost is None and connection.daily_budget is None:
-        return {}
-
-    async def would_buy(item: Planned) -> bool:
-        order = orders(item)
-        found = await in_thread(ledger.latest, order.item)
-        return may_buy(found, order.policy, Asked(item.fingerprint, order.destination))
-
-    distinct = list({item.fingerprint: item for item in items}.values())
-    wanted: list[Planned] = []
-    for start in range(0, len(distinct), READERS):
-        some = distinct[start : start + READERS]
-        wanted += itertools.compress(some, await asyncio.gather(*map(would_buy, some)))
-    requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
-    try:
-        total = price_of_all(requests, connection, max_cost)
-        refuse_over(max_cost, total, connection, f"Buying {len(requests)} pictures")
-    except (BadRequestError, OverBudgetError) as error:
-        return dict.fromkeys((item.fingerprint for item in wanted), error)
-    return {}
-
-
 class _Skip(Exception):
     """No further picture is started, and this one was not."""
 
@@ -266,7 +224,7 @@ class Window:
     :param width: pictures that are under way at once.
     :param fail_fast: the first failure stops new pictures.
     :param fail_on_mismatch: a picture that is not what was asked for is a failure.
-    :param refused: why some are not bought, by fingerprint, see `refusals`.
+    :param refused: why some are not bought, by fingerprint.
     """
 
     def __init__(

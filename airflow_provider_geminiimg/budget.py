@@ -1,9 +1,9 @@
-"""What may be spent: a cap on one order, and a daily budget that all workers of a connection share.
+"""What may be spent: a cap on what one attempt buys, and a daily budget that all workers of a connection share.
 
-What must stay true: money is put aside before the intent is on record, and only what the day's document gave to this
-process; so of any number of workers that buy and die, all together never pass the budget by the package's prices, and
-each that dies loses at most its lease. What may have been paid for stays spent. A document that can't be read is an
-error, never "nothing spent".
+What must stay true: whatever leads to a purchase, its money is put aside from both before the intent is on record, and
+of the daily budget only what the day's document gave to this process; so of any number of workers that buy and die, all
+together never pass the budget by the package's prices, and each that dies loses at most its lease. What may have been
+paid for stays spent. A document that can't be read is an error, never "nothing spent".
 
 `<root>/budgets/<namespace>/<connection id>/<day>.json` holds integers alone, in millionths of the currency: what
 attempts spent that ended, and a lease for each that runs or was killed. Every write sets what the writer's own lease is
@@ -43,6 +43,13 @@ MICRO = 1_000_000
 PARTS = 100  # of the budget: what a lease takes at once at most, and so what a kill loses
 LEFT_PARTS = 8  # of what is left: so that near the end of the budget no worker holds what another one could spend
 CLOCK_SECONDS = 60.0  # after which the store is asked again what time it is
+
+
+class DailyBudgetSpentError(OverBudgetError):
+    """The connection's daily budget does not cover the picture, nor others that are not cheaper.
+
+    It is an `OverBudgetError` to whoever reads the record later.
+    """
 
 
 def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: Decimal | None = None) -> int:
@@ -179,7 +186,7 @@ class Reservation:
 
 
 class Budgets:
-    """The daily budgets, as one attempt spends from them. Belongs to one event loop.
+    """What one attempt may spend: its own cap, and its part of the daily budgets. Belongs to one event loop.
 
     :param store: the root's.
     :param log: where to say what could not be given back.
@@ -189,6 +196,7 @@ class Budgets:
         self.store = store
         self.log = log
         self._expected = 1
+        self._bought = 0
         self._leases: dict[str, _Lease] = {}
         self._clock: tuple[float, float] | None = None
         self._turn = asyncio.Lock()
@@ -197,25 +205,40 @@ class Budgets:
         """So many pictures may be bought: a lease is taken for several of them at once."""
         self._expected = pictures
 
+    def refuse_over(self, max_cost: Decimal | None, price: int, connection: GatewayConnection) -> None:
+        """Keep all that this attempt buys to `max_cost`.
+
+        :param price: in millionths, of what would be bought next.
+        :raises OverBudgetError: with what was bought or is being bought it is more.
+        """
+        what = "The picture, with what this attempt has bought already," if self._bought else "The picture"
+        refuse_over(max_cost, self._bought + price, connection, what)
+
     @contextlib.asynccontextmanager
-    async def reserved(self, connection: GatewayConnection, namespace: str, price: int) -> AsyncIterator[Reservation]:
-        """Put `price` aside, of the day that the store's clock shows, while a request is sent.
+    async def reserved(
+        self, connection: GatewayConnection, namespace: str, price: int, max_cost: Decimal | None = None
+    ) -> AsyncIterator[Reservation]:
+        """Put `price` aside while a request is sent: of `max_cost`, and of the day that the store's clock shows.
 
         :param price: in millionths, see `price_of`.
-        :raises OverBudgetError: the connection's daily budget does not cover it.
+        :param max_cost: what this attempt may buy for in all; ``None``: no cap.
+        :raises OverBudgetError: `max_cost` or the connection's daily budget does not cover it.
         :raises LedgerError: the day's document can't be read.
         :raises StorageError: the store failed.
         """
+        self.refuse_over(max_cost, price, connection)
+        self._bought += price  # nothing is awaited since the check
         reservation = Reservation()
-        if connection.daily_budget is None or price == 0:
-            yield reservation
-            return
-        lease = await self._take(connection, namespace, price)
+        lease: _Lease | None = None
         try:
+            if connection.daily_budget is not None and price:
+                lease = await self._take(connection, namespace, price)
             yield reservation
         finally:
             if not reservation.spent:
-                lease.used -= price
+                self._bought -= price
+                if lease is not None:
+                    lease.used -= price
 
     async def close(self) -> None:
         """Give back what was not spent. What can't be given back stays unspent, and the log says so."""
@@ -311,10 +334,10 @@ def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d")
 
 
-def _over_budget(lease: _Lease, day: Day, price: int, budget: int) -> OverBudgetError:
+def _over_budget(lease: _Lease, day: Day, price: int, budget: int) -> DailyBudgetSpentError:
     today = lease.key.rpartition("/")[2].removesuffix(".json")
     tomorrow = datetime.strptime(today, "%Y-%m-%d") + timedelta(days=1)
-    return OverBudgetError(
+    return DailyBudgetSpentError(
         f"The picture would cost {_shown(price)} {day.currency}, and of the daily budget of connection "
         f"{lease.connection.conn_id!r}, {_shown(budget)} {day.currency}, {_shown(day.spent)} are spent and "
         f"{_shown(day.taken - day.spent)} are leased to tasks that run or were killed.",

@@ -154,12 +154,6 @@ def decide(
     return Poll(destination) if record.state == "submitted" else Fetch(destination)
 
 
-def may_buy(found: Found | None, policy: Policy, asked: Asked) -> bool:
-    """Whether an attempt that finds this would send a paid request, or may come to it if an answer stays out."""
-    step = decide(found, policy, asked, picture="there")
-    return isinstance(step, Submit) or (isinstance(step, WaitForRecord) and policy.on_unknown == "resubmit")
-
-
 def is_cleared(record: Record, policy: Policy) -> bool:
     """Whether the task was cleared since `record` was claimed or landed. A Clear while it ran looks like a retry."""
     return policy.anew or policy.generation > record.generation

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.budget import price_of, refuse_over
+from airflow_provider_geminiimg.budget import price_of
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.copies import copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.decision import (
@@ -398,7 +398,7 @@ class Purchase:
         self.guard.check()
         request, connection = self.order.checked(), self.order.connection
         price = price_of(request, connection, self.order.max_cost)
-        refuse_over(self.order.max_cost, price, connection)
+        self.workshop.budgets.refuse_over(self.order.max_cost, price, connection)
         self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
         transport = await self.workshop.connect(connection.conn_id)
         inputs = await self._read_inputs()
@@ -416,7 +416,7 @@ class Purchase:
         wanted = await self._record(step, suffix, call.read_timeout)
         if lot is not None:
             await self.sharing.tell_changes(step, wanted)
-        reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price)
+        reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price, self.order.max_cost)
         try:
             # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
             async with self.turn(), reserved as reservation, transport.turn(call):

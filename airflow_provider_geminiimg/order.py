@@ -40,7 +40,7 @@ class Order:
     :param timeout: seconds from the submit that the job may take, over all attempts.
     :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
     :param record_prompts: whether the prompt itself goes into ledger and sidecar.
-    :param max_cost: what buying it may cost, in the connection's currency; ``None``: no cap.
+    :param max_cost: what all that the attempt buys may cost, in the connection's currency; ``None``: no cap.
     :param input_sha256: what the input pictures must be, where that was settled before; ``None``: what they are now.
     :param fingerprint: what `request` is known by, where that was settled before.
     """

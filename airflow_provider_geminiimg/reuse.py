@@ -226,6 +226,16 @@ class Sharing:
             self._tell_wait(entry.record, lot)
         return replace(lot, pictures=pictures) if isinstance(lot, Take) else lot
 
+    async def is_anothers(self, fingerprint: str) -> bool:
+        """Whether the index knows the picture as another task's or run's.
+
+        :raises LedgerError: the entry can't be read.
+        :raises StorageError: the store failed.
+        """
+        item = self.order.item
+        entry = await in_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
+        return entry is not None and entry.record.rpartition("/")[0] != item.path
+
     async def take(self, wanted: Record, lot: Take, lander: Lander) -> Record | None:
         """Land a copy as `wanted`; ``None`` where another attempt was first.
 

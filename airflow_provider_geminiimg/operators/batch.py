@@ -122,8 +122,8 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
     :param reuse: likewise.
     :param on_mismatch: likewise; ``"fail"`` counts such a picture as failed.
     :param max_cost: what the pictures that an attempt has to buy may cost together by the estimate, above 0, in the
-        connection's price currency. If that is not enough, none of them is bought; what was paid for before is
-        collected. Default: no cap.
+        connection's price currency. If that is not enough, none of them is bought; what turns out only later to
+        have to be bought, is as far as this reaches. What was paid for before is collected. Default: no cap.
     :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help. The
         XCom is what it would have returned.
     :raises OverBudgetError: `max_cost` does not cover what would be bought.

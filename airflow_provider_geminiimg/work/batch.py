@@ -10,10 +10,11 @@ from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.attempt import Attempt
-from airflow_provider_geminiimg.batch import Plan, Planned, Window, destination_of, refusals
+from airflow_provider_geminiimg.batch import Plan, Planned, Window, destination_of
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
+from airflow_provider_geminiimg.forecast import Forecast, refusals
 from airflow_provider_geminiimg.kept import PLANS, Kept
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
@@ -83,7 +84,12 @@ async def _live(
             operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
         await in_thread(attempt.ledger.look_ahead, attempt.item)
         orders = _orders(operator, attempt, connection, planned)
-        refused = await refusals(orders, planned.items, attempt.ledger, connection, operator._checked("max_cost"))
+        refused = await refusals(
+            lambda item: Forecast(orders(item), workshop, attempt.guard, attempt.item_marker(item.key)),
+            planned.items,
+            connection,
+            operator._checked("max_cost"),
+        )
         window = Window(
             orders,
             workshop,
@@ -131,6 +137,7 @@ def _orders(
         "timeout": operator._checked("timeout") or DEFAULT_TIMEOUT,
         "poll_interval": operator._checked("poll_interval"),
         "record_prompts": settings.record_prompts(),
+        "max_cost": operator._checked("max_cost"),
     }
 
     def order(item: Planned) -> Order:
