@@ -281,8 +281,9 @@ class Purchase:
     async def _fingerprint(self, paid: Record | None = None) -> str:
         """The fingerprint of what is asked for now.
 
-        :param paid: what it is compared with, and may still have to be collected. Its inputs may be gone for good,
-            which must not keep its picture from landing: under the same address they are taken to be what they were.
+        :param paid: what it is compared with, has landed or may still have to be collected. Its inputs may be gone for
+            good, which must not keep its picture from the task: under the same address they are taken to be what they
+            were.
             Another host of the connection alone does not ask for another picture.
         """
         if self.order.fingerprint is not None:
@@ -293,7 +294,7 @@ class Purchase:
             digests = self.order.input_sha256 or [image.sha256 for image in await self._read_inputs()]
         except BadRequestError as error:
             same = paid and [known["uri"] for known in paid.inputs] == [public_uri(uri) for uri in request.input_images]
-            if paid is None or not same or paid.state not in ("submitted", "answered"):
+            if paid is None or not same:  # what is submitted in the end reads them again
                 raise
             self.log.warning("An input can't be read any more, and is taken to be as it was: %s", error.message)
             digests = [known["sha256"] for known in paid.inputs]
@@ -343,7 +344,7 @@ class Purchase:
             raise step.error
         if isinstance(step, Poll | Fetch) and step.destination is not None:
             with paid():
-                record = await collector.move(record, step.destination, await self._reserve(record.n))
+                record = await collector.move(record, step.destination, await self._reserve(record.n, moves=True))
         if isinstance(step, Poll):
             self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
             await collector.check_account(record)
@@ -382,12 +383,13 @@ class Purchase:
         landed = await self.sharing.take(wanted, lot, self.lander)
         return None if landed is None else (landed, dict(landed.manifest or {}))
 
-    async def _reserve(self, n: int, digest: str | None = None) -> str:
+    async def _reserve(self, n: int, digest: str | None = None, *, moves: bool = False) -> str:
         order = self.order
         fields = order.request.fields() if isinstance(order.request, CheckedRequest) else {}
         size = IMAGE_BYTES.get(str(fields.get("resolution")), IMAGE_BYTES["1K"])
+        item, to = order.item.path, order.destination
         return await in_thread(
-            reserve_name, self.ledger, self.workshop.files, order.item.path, order.destination, n, digest, size
+            lambda: reserve_name(self.ledger, self.workshop.files, item, to, n, digest, size, moves=moves)
         )
 
     async def _submit(self, step: Submit, lot: Buy | None = None) -> tuple[Record, dict[str, Any] | None] | None:

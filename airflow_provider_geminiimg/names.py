@@ -61,6 +61,8 @@ def reserve_name(
     n: int,
     digest: str | None = None,
     size: int = IMAGE_BYTES["1K"],
+    *,
+    moves: bool = False,
 ) -> str:
     """Claim a destination for an item.
 
@@ -68,13 +70,14 @@ def reserve_name(
     :param n: number of the submission that needs it.
     :param digest: SHA-256 of the image, where it is known already: an attempt that died may have written it.
     :param size: bytes that the image may have.
+    :param moves: the submission was paid for before, so that later ones of its item may have names, too.
     :returns: what is added to the file name, because another image of this task instance has it or may still take it.
     :raises BadRequestError: the name is another task instance's, or the directory can't be written.
     :raises StorageError: the store failed.
     """
     files.check(join_uri(destination.directory, destination.stem), "output_path")
     files.check_writable(destination.directory, size)
-    numbers = range(1, n) if digest is None else ledger.numbers_in(item_path)
+    numbers = ledger.numbers_in(item_path) if moves or digest is not None else range(1, n)
     own = _used(ledger, item_path, (number for number in numbers if number != n))
     for suffix in _suffixes(n):
         wanted = NameClaim(item_path, join_uri(destination.directory, destination.stem + suffix), ledger.attempt)
@@ -172,11 +175,21 @@ def _refuse_foreign(
     """Refuse a name that this task instance does not have already."""
     if owner is not None and not owner.same_task(wanted) and not owner.released:
         raise _taken(destination, f"{owner.item} claimed it")
-    own_image = (
-        owner is not None and owner.same_task(wanted) and (owner.released or not _is_free(ledger, owner, wanted))
-    )
-    if blocking is not None and not own_image:
+    if blocking is not None and not (owner is not None and _may_be_own(ledger, owner, wanted, blocking)):
         raise _taken(destination, f"{blocking} exists")
+
+
+def _may_be_own(ledger: Ledger, owner: NameClaim, wanted: NameClaim, blocking: str) -> bool:
+    """Whether this task instance may have written a file that is there, so that it goes on to another name.
+
+    A copy that was not finished leaves an image that no record names. Without any record of who claimed the name, the
+    ledger was lost, and nothing is bought beside the image.
+    """
+    if not owner.same_task(wanted):
+        return False
+    if owner.released or not _is_free(ledger, owner, wanted):
+        return True
+    return not blocking.endswith(".json") and bool(ledger.numbers_in(owner.item))
 
 
 def _blocking_file(files: Files, stem: str, record: str, digest: str | None) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,6 +219,8 @@ class Sharing:
             intact, pictures = await read_back(self.workshop.files, found.record)
         elif found is not None:
             waited = time.time() - (found.record.submitted_at or found.record.claimed_at)
+        if entry is not None and found is not None and _is_to_be_bought(found.record, intact):
+            found, intact, pictures = await self._earlier(entry, found, intact)
         lot = share(step, entry, found, order.policy, own=own, timeout=order.timeout, waited=waited, picture=intact)
         if isinstance(lot, Refuse):
             raise lot.error
@@ -235,6 +237,25 @@ class Sharing:
         item = self.order.item
         entry = await in_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
         return entry is not None and entry.record.rpartition("/")[0] != item.path
+
+    async def _earlier(self, entry: Entry, found: Found, intact: Intact) -> tuple[Found, Intact, list[bytes]]:
+        """Who had the picture before the record that the index names, where that has none.
+
+        It is named from now on, lest the copy that is made of it is known to nobody. The entry of a purchase that
+        failed stays: its task goes on by it.
+
+        :raises LedgerError: a record can't be read.
+        """
+        unknown: Record | None = None
+        for record in await in_thread(lambda: list(earlier_holders(self.ledger, found.record))):
+            state, pictures = await read_back(self.workshop.files, record)
+            if state == "there":
+                if found.record.state == "landed":
+                    index = index_key(self.order.item.path, record.fingerprint)
+                    await in_thread(write_entry, self.ledger.store, index, record, entry)
+                return replace(found, record=record), state, pictures
+            unknown = record if state == "unknown" and unknown is None else unknown
+        return (found, intact, []) if unknown is None else (replace(found, record=unknown), "unknown", [])
 
     async def take(self, wanted: Record, lot: Take, lander: Lander) -> Record | None:
         """Land a copy as `wanted`; ``None`` where another attempt was first.
@@ -254,20 +275,20 @@ class Sharing:
         :param record: ``landed``.
         :returns: the record as it is stored now; ``None``: no other task has it.
         """
-        keys = {record.reused_from}
+        starts = [record]
         with contextlib.suppress(GeminiImageError):  # what can't be read here is asked of the gateway
             if self.order.policy.reuse == "dag":
                 index = index_key(record.key, record.fingerprint)
                 entry = await in_thread(read_entry, self.ledger.store, index)
-                keys.add(entry.record if entry is not None else None)
-            for key in keys - {None, record.key}:
-                found = await in_thread(self.ledger.read, str(key))
-                if found is None or _digests(found.record) != _digests(record):
+                found = None if entry is None else await in_thread(self.ledger.read, entry.record)
+                starts += [] if found is None else [found.record]
+            for source in await in_thread(lambda: [each for start in starts for each in _lineage(self.ledger, start)]):
+                if source.key == record.key or _digests(source) != _digests(record):
                     continue
-                intact, pictures = await read_back(self.workshop.files, found.record)
+                intact, pictures = await read_back(self.workshop.files, source)
                 if intact == "there":
-                    self.log.info("Record %s still has the same picture; copying it, at no cost.", key)
-                    return await land_copy(lander, record, found.record, pictures)
+                    self.log.info("Record %s still has the same picture; copying it, at no cost.", source.key)
+                    return await land_copy(lander, record, source, pictures)
         return None
 
     async def tell_changes(self, step: Submit, wanted: Record) -> None:
@@ -303,6 +324,40 @@ def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> Found | None:
     """The record, unless it is another picture's: its task was given other words before it came to writing it."""
     found = ledger.read(key)
     return found if found is not None and found.record.fingerprint == fingerprint else None
+
+
+def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
+    """What has landed for the same request before `record`: what it was copied from, and so on back, and older records
+    of each one's item.
+
+    :raises LedgerError: a record can't be read.
+    :raises StorageError: the store failed.
+    """
+    seen, waiting = {record.key}, [record]
+    while waiting:
+        each = waiting.pop()
+        if each is not record and each.state == "landed":
+            yield each
+        folder = each.key.rpartition("/")[0]
+        older = [f"{folder}/{n}.json" for n in ledger.numbers_in(folder) if n < each.n]
+        for key in (*older, each.reused_from):  # the last one is looked at first
+            if key is not None and key not in seen:
+                seen.add(key)
+                found = _asking_for(ledger, key, record.fingerprint)
+                waiting += [] if found is None else [found.record]
+
+
+def _lineage(ledger: Ledger, record: Record) -> Iterator[Record]:
+    yield record
+    yield from earlier_holders(ledger, record)
+
+
+def _is_to_be_bought(record: Record, picture: Intact) -> bool:
+    """Whether nothing but an earlier record of the same picture keeps it from being bought."""
+    if record.state == "landed":
+        return picture in ("gone", "changed")
+    unpaid = record.error is not None and record.error.billed is Billed.NO
+    return record.state == "failed" and unpaid and not record.buy_again
 
 
 def _digests(record: Record) -> list[str]:

@@ -668,6 +668,28 @@ async def test_a_clear_collects_the_job_even_where_its_input_is_gone(disk_shop: 
     assert shop.submits() == 1
 
 
+@pytest.mark.parametrize("between", ["nothing", "another picture", "a refusal"])
+async def test_a_clear_returns_what_has_landed_even_where_its_input_is_gone(
+    disk_shop: Shop, tmp_path: Path, between: str
+) -> None:
+    shop, edit = disk_shop, {"operation": "edit", "image": str(tmp_path / "in.png")}
+    (tmp_path / "in.png").write_bytes(png())
+    first = await shop.buy(**edit)
+    if between == "another picture":
+        await shop.buy(generation=1, prompt="a cat", **edit)
+    elif between == "a refusal":
+        shop.sandbox.faults(route="onemin.submit", outcome="refused")
+        await shop.refused(ContentRefusedError, generation=1, prompt="a cat", **edit)
+    (tmp_path / "in.png").unlink()
+    paid = shop.paid()
+    for generation in (2, 3):
+        again = await shop.buy(generation=generation, **edit)
+        assert (again["images"], again["reused"]) == (first["images"], True)
+    await shop.refused(BadRequestError, generation=4, prompt="a dog", **edit)
+    await shop.refused(BadRequestError, generation=4, on_clear="regenerate", **edit)
+    assert shop.paid() == paid
+
+
 async def test_a_clear_that_asks_for_another_picture_buys_it_and_keeps_the_first_to_collect(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:

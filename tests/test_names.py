@@ -5,6 +5,7 @@ One image and a batch alike, in a real Airflow, against the sandbox over HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 from PIL import Image
 
-from airflow_provider_geminiimg import jobs, settings
+from airflow_provider_geminiimg import copies, jobs, settings
+from airflow_provider_geminiimg.jobs.records import Scope
 from airflow_provider_geminiimg.ledger import Ledger
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -314,6 +316,117 @@ def test_a_file_of_records_that_are_gone_keeps_its_name_so_that_nothing_is_bough
     shop.airflow.close()
     assert shop.one("a chair").state == "failed"
     assert "RT-1.png exists" in shop.error()
+    assert shop.paid() == 1
+
+
+# What this task instance has left behind itself
+
+
+def dies_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first copy ends where it calls a function, as if the process had died there."""
+    real, calls = getattr(copies, name), []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if len(calls) == 1:
+            raise RuntimeError("killed")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(copies, name, dying)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "batch"])
+def test_an_edit_after_a_copy_within_the_dag_that_was_not_finished_goes_beside_its_image(
+    shop: Shop, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(prompt: str, **more: Any) -> Run:
+        rows = [{"prompt": prompt, "sku": "RT-1"}]
+        return shop.many(rows, reuse="dag", **more) if many else shop.one(prompt, reuse="dag", **more)
+
+    make("a chair", output_path=str(shop.folder.with_name("first")))
+    first, shop.run = shop.run, None
+    dies_once(monkeypatch, "build")
+    with DAG("named", schedule=None) as dag:
+        usual = {"output_path": str(shop.folder), "resolution": "512", "poll_interval": 0.02, "reuse": "dag"}
+        more = {"task_id": "made", "geminiimg_conn_id": shop.conn_id, **usual}
+        if many:
+            GeminiImageBatchOperator(requests=[{"prompt": "a chair", "sku": "RT-1"}], file_name="{sku}", **more)
+        else:
+            GeminiImageGenerateOperator(prompt="a chair", file_name="RT-1", **more)
+    assert first is not None
+    shop.run = shop.airflow.run_dag(dag, run_id="second")
+    assert shop.run.state == "failed"
+    assert shop.images() == {"RT-1.png": "a chair"}
+    assert make("a red chair").state == "success", shop.error()
+    assert shop.images() == {"RT-1.png": "a chair", "RT-1-2.png": "a red chair"}
+    assert make("a chair").state == "success", shop.error()
+    assert shop.paid() == 2
+
+
+@REUSE
+@pytest.mark.parametrize("at", ["sidecar", "_with_copy"])
+def test_an_edit_after_a_copy_to_another_name_that_was_not_finished_goes_beside_its_image(
+    shop: Shop, at: str, reuse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.one("a chair", reuse=reuse).state == "success"
+    dies_once(monkeypatch, at)
+    assert shop.one("a chair", reuse=reuse, file_name="x").state == "failed"
+    assert shop.one("a red chair", reuse=reuse, file_name="x").state == "success", shop.error()
+    assert shop.images() == {"RT-1.png": "a chair", "x.png": "a chair", "x-2.png": "a red chair"}
+    assert shop.one("a chair", reuse=reuse, file_name="x").state == "success", shop.error()
+    assert shop.paid() == 2
+
+
+def test_a_copy_goes_beside_the_image_of_another_copy_that_was_not_finished(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.one("a chair").state == "success"
+    assert shop.one("a red chair").state == "success"
+    dies_once(monkeypatch, "sidecar")
+    assert shop.one("a chair", file_name="x").state == "failed"
+    assert shop.one("a red chair", file_name="x").state == "success", shop.error()
+    assert shop.images()["x.png"] == "a chair"
+    assert shop.images()["x-2.png"] == "a red chair"
+    assert shop.paid() == 2
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "batch"])
+def test_a_job_that_an_older_record_paid_for_lands_beside_the_image_that_has_its_name_by_now(
+    shop: Shop, many: bool
+) -> None:
+    def make(prompt: str, **more: Any) -> Run:
+        return shop.many([{"prompt": prompt, "sku": "RT-1"}], **more) if many else shop.one(prompt, **more)
+
+    shop.sandbox.faults(route="download", status=500, times=3)
+    assert make("a chair", output_path=str(shop.folder.with_name("first"))).state == "failed"
+    assert make("a red chair").state == "success"
+    assert make("a chair").state == "success", shop.error()
+    assert shop.images() == {"RT-1.png": "a red chair", "RT-1-2.png": "a chair"}
+    assert make("a chair").state == "success", shop.error()
+    assert len(shop.images()) == 2
+    assert shop.paid() == 2
+
+
+def test_what_was_purged_keeps_its_files_and_its_names_are_passed_over_when_the_run_is_made_again(shop: Shop) -> None:
+    async def purged() -> list[str]:
+        return [key async for key in jobs.purge(shop.ledger, Scope(settings.namespace()), days=0)]
+
+    assert shop.one("a chair").state == "success"
+    assert asyncio.run(purged())
+    assert shop.record_keys() == []
+    shop.run = None
+    shop.airflow.close()
+    assert shop.one("a red chair").state == "success", shop.error()
+    assert shop.images() == {"RT-1.png": "a chair", "RT-1-2.png": "a red chair"}
+
+
+def test_somebody_elses_file_is_refused_where_the_task_instance_has_claimed_other_names(shop: Shop) -> None:
+    assert shop.one("a chair").state == "success"
+    (shop.folder / "x.png").write_bytes(b"somebody's")
+    for prompt in ("a chair", "a red chair"):
+        assert shop.one(prompt, file_name="x").state == "failed"
+        assert "x.png exists" in shop.error()
+    assert (shop.folder / "x.png").read_bytes() == b"somebody's"
     assert shop.paid() == 1
 
 

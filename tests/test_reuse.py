@@ -42,6 +42,7 @@ from airflow_provider_geminiimg.exceptions import (
     TimedOutError,
 )
 from airflow_provider_geminiimg.index import Entry, index_key, read_entry
+from airflow_provider_geminiimg.jobs.records import Scope
 from airflow_provider_geminiimg.ledger import Found, Record, with_error
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
@@ -215,6 +216,10 @@ class Tasks(LeftBehind):
         else:
             bucket, _, key = uri.removeprefix("s3://").partition("/")
             boto3.client("s3").delete_object(Bucket=bucket, Key=key)
+
+
+def overwrite(uri: str) -> None:
+    Path(uri.removeprefix("file://")).write_bytes(b"something else")
 
 
 def make_unreadable(uri: str) -> None:
@@ -448,6 +453,84 @@ async def test_another_picture_of_the_same_request_is_not_taken_for_one_that_is_
     disk_tasks.remove(first)
     disk_tasks.sandbox.reset()
     await disk_tasks.refused(LinkExpiredError, "first", generation=1)
+
+
+async def forget(tasks: Tasks, record: Record) -> None:
+    jobs.forget(tasks.ledger, record.key)
+
+
+async def change(tasks: Tasks, record: Record) -> None:
+    overwrite((record.manifest or {})["images"][0]["uri"])
+
+
+async def remove(tasks: Tasks, record: Record) -> None:
+    tasks.remove(record)
+
+
+@pytest.mark.parametrize("goes", [remove, change, forget])
+@pytest.mark.parametrize("kept", [0, 1, 2])
+async def test_whatever_becomes_of_some_copies_nothing_is_bought_as_long_as_one_has_the_picture(
+    disk_tasks: Tasks, goes: Any, kept: int
+) -> None:
+    tasks = disk_tasks
+    records = [await tasks.want(name) for name in ("first", "second", "third")]
+    if goes is forget:  # newest first: who was copied from an older one is asked for it
+        records.reverse()
+    for record in records[:kept] + records[kept + 1 :]:
+        await goes(tasks, record)
+    fourth = await tasks.want("fourth")
+    assert fourth.reused_from == records[kept].key
+    assert tasks.entry(fourth).record == fourth.key
+    await remove(tasks, records[kept])
+    assert (await tasks.want("fifth")).reused_from == fourth.key
+    assert len(tasks.sandbox.ledger()) == 1
+
+
+async def test_a_copy_that_was_forgotten_is_made_again(disk_tasks: Tasks) -> None:
+    first = await disk_tasks.want("first")
+    await forget(disk_tasks, await disk_tasks.want("second"))
+    assert (await disk_tasks.want("second")).reused_from == first.key
+    assert len(disk_tasks.sandbox.ledger()) == 1
+
+
+async def test_purged_copies_leave_the_original_to_the_others(disk_tasks: Tasks) -> None:
+    await disk_tasks.want("z-first")
+    await disk_tasks.want("a-second")
+    scope = Scope(ITEM.namespace, task_id="a-second")
+    assert len([key async for key in jobs.purge(disk_tasks.ledger, scope, days=0)]) == 1
+    assert (await disk_tasks.want("third")).reused_from
+    assert len(disk_tasks.sandbox.ledger()) == 1
+
+
+async def test_a_new_picture_that_failed_unpaid_leaves_the_one_before_to_the_others(disk_tasks: Tasks) -> None:
+    tasks = disk_tasks
+    first = await tasks.want("first")
+    await tasks.want("second")
+    tasks.sandbox.faults(route="onemin.submit", status=401)
+    await tasks.refused(AuthenticationError, "second", generation=1, on_clear="regenerate")
+    third = await tasks.want("third")
+    assert third.reused_from is not None
+    assert tasks.bytes_of(third) == tasks.bytes_of(first)
+    assert len(tasks.sandbox.ledger()) == 1
+
+
+async def test_while_nobody_can_tell_whether_the_original_is_there_nothing_is_bought(disk_tasks: Tasks) -> None:
+    first = await disk_tasks.want("first")
+    disk_tasks.remove(await disk_tasks.want("second"))
+    make_unreadable((first.manifest or {})["images"][0]["uri"])
+    await disk_tasks.refused(StorageError, "third")
+    assert len(disk_tasks.sandbox.ledger()) == 1
+
+
+async def test_a_copy_of_a_copy_that_are_both_gone_is_made_again_from_the_original(disk_tasks: Tasks) -> None:
+    tasks = disk_tasks
+    await tasks.want("first")
+    second, third = await tasks.want("second"), await tasks.want("third")
+    tasks.remove(second)
+    tasks.remove(third)
+    calls = len(tasks.sandbox.calls())
+    assert tasks.bytes_of(await tasks.want("third"))
+    assert len(tasks.sandbox.calls()) == calls, "the gateway was not asked"
 
 
 async def test_a_sidecar_and_a_record_of_a_copy_hold_no_prompt(disk_tasks: Tasks) -> None:

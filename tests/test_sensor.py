@@ -382,6 +382,23 @@ def test_another_job_id_after_a_clear_lands_beside_the_first(
     assert path_of(first).exists()
 
 
+def test_an_earlier_job_id_after_a_clear_gives_its_image_again_also_where_the_gateway_forgot_it(
+    airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any]
+) -> None:
+    jobs = [post_job(sandbox, conn_id)]
+    run = airflow.run_dag(bare(conn_id, mode, jobs[0]))
+    manifests = [landed(run, sandbox)]
+    for number in (2, 3):
+        jobs.append(post_job(sandbox, conn_id))
+        manifests.append(landed(run.clear("picture", dag=bare(conn_id, mode, jobs[-1])), sandbox, number))
+    sandbox.reset()
+    for job_id, first in zip(jobs, manifests, strict=True):
+        run.clear("picture", dag=bare(conn_id, mode, job_id))
+        assert run.state == "success", run.log
+        again = run.task("picture").value
+        assert (again["record"], again["images"], again["reused"]) == (first["record"], first["images"], True)
+
+
 def test_a_wrong_model_of_a_job_is_corrected_by_a_clear(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, root: Path
 ) -> None:

@@ -8,14 +8,15 @@ leaves none, and so nothing is bought again by mistake.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.batch import Plan
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LinkExpiredError
-from airflow_provider_geminiimg.index import index_key, read_entry
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError, LinkExpiredError
+from airflow_provider_geminiimg.index import index_key, read_entry, write_entry
 from airflow_provider_geminiimg.job_owners import disown
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.jobs.records import STANDINGS, Entry, Scope, billed, entry_at, walk
@@ -24,6 +25,7 @@ from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.ledger import Ledger, Record, with_error
 from airflow_provider_geminiimg.names import release_names
 from airflow_provider_geminiimg.request import prompt_sha256
+from airflow_provider_geminiimg.reuse import earlier_holders
 from airflow_provider_geminiimg.storage import Blob
 from airflow_provider_geminiimg.thumbnails import thumbnail_keys
 
@@ -87,6 +89,7 @@ def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool
         for key in kept:  # first: without its records nobody would look for it again
             ledger.store.delete(key)
         for record in records:
+            release_names(ledger, record)
             _remove(ledger, record)
     return [*kept, *(record.key for record in records)]
 
@@ -155,10 +158,21 @@ def _remove(ledger: Ledger, record: Record) -> None:
     index = index_key(record.key, record.fingerprint)
     noted = read_entry(ledger.store, index)
     if noted is not None and noted.record == record.key:
-        ledger.store.delete(index)
+        earlier = _earlier(ledger, record)
+        if earlier is None:
+            ledger.store.delete(index)
+        else:  # where somebody else writes the entry meanwhile, theirs stays
+            write_entry(ledger.store, index, earlier, noted)
     disown(ledger, record)
     for key in (*record.spooled, *thumbnail_keys(record), record.key):
         ledger.store.delete(key)
+
+
+def _earlier(ledger: Ledger, record: Record) -> Record | None:
+    """Who had the image of `record` before, and has it still for all that is known."""
+    with contextlib.suppress(LedgerError):  # who can't be read is not named to others
+        return next(earlier_holders(ledger, record), None)
+    return None
 
 
 def _refusal(record: Record, so: str, instead: str) -> BadRequestError:

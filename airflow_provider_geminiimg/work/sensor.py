@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeGuard
@@ -205,13 +205,16 @@ async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn
     """The record of a job of which this package has none: made at the first look, under this task's own key."""
     connection = await in_thread(attempt.connection, conn_id)
     wanted = model or default_model(connection.gateway, connection.model)
-    found = await in_thread(attempt.ledger.latest, attempt.item)
-    if found is not None:
-        known = found.record
+
+    def is_of_job(known: Record) -> bool:
         # A default that has got another id is not another job.
         same_model = known.model == model if model else row_name(known.model) == row_name(wanted)
-        if same_model and (known.job_id, known.conn_id) == (job_id, connection.conn_id):
-            return found
+        return same_model and (known.job_id, known.conn_id) == (job_id, connection.conn_id)
+
+    found = await in_thread(attempt.ledger.latest, attempt.item)
+    known = None if found is None else await in_thread(_newest, attempt, found, is_of_job)
+    if known is not None:
+        return known
     n = 1 if found is None else found.record.n + 1
     destination = attempt.destination(sensor.output_path, sensor.file_name)
     suffix = await in_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
@@ -244,6 +247,15 @@ async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn
     )
     created = await in_thread(attempt.ledger.create, made)
     return created or await _own(sensor, attempt, job_id, conn_id, model)
+
+
+def _newest(attempt: Attempt, latest: Found, wanted: Callable[[Record], bool]) -> Found | None:
+    """The newest of this task's records that is wanted: after a Clear it may ask for an earlier job again."""
+    if wanted(latest.record):
+        return latest
+    earlier = (n for n in reversed(attempt.ledger.numbers(attempt.item)) if n < latest.record.n)
+    records = (attempt.ledger.read(record_key(attempt.item, n)) for n in earlier)
+    return next((found for found in records if found is not None and wanted(found.record)), None)
 
 
 def is_running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
