@@ -171,7 +171,7 @@ def _again(record: Record, policy: Policy, why: str, *, resubmission: bool = Fal
         record.n + 1,
         why,
         resubmission=resubmission or (record.resubmission and not cleared),
-        regenerate=cleared and policy.on_clear == "regenerate",
+        regenerate=(cleared and policy.on_clear == "regenerate") or (record.regenerate and not cleared),
         replaces=record,
     )
 

@@ -97,6 +97,9 @@ class Record:
     :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
     :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
         a version of this package wrote the record that did not note it.
+    :param regenerate: bought because a Clear asked for another image than what had landed, in this generation.
+    :param decided_by: number of the older record that a Clear of this generation came back to; ``None``: this one
+        decides.
     :param api_host: the host of the base URL that it was sent to; ``None``: not known, so nothing is compared with it.
     :param key_digest: `GatewayConnection.key_digest` of the key that it was sent with; ``None``: likewise.
     :param buy_again: a person said so: the next attempt that asks for this buys once, whether or not this was paid for.
@@ -140,6 +143,8 @@ class Record:
     asked: Destination | None = None
     reused_from: str | None = None
     told: str | None = None
+    regenerate: bool = False
+    decided_by: int | None = None
     api_host: str | None = None
     key_digest: str | None = None
     buy_again: bool = False

@@ -56,7 +56,7 @@ from airflow_provider_geminiimg.ledger import (
     record_key,
 )
 from airflow_provider_geminiimg.manifest import estimate
-from airflow_provider_geminiimg.memory import is_of_earlier_run, look, remember
+from airflow_provider_geminiimg.memory import is_of_earlier_run, look, refuse_if_lost, remember
 from airflow_provider_geminiimg.names import IMAGE_BYTES, reserve_name
 from airflow_provider_geminiimg.order import Marker, Order, differences
 from airflow_provider_geminiimg.paying import ANSWER_MARGIN, Payment
@@ -65,7 +65,6 @@ from airflow_provider_geminiimg.reuse import Buy, Sharing, copy_of
 from airflow_provider_geminiimg.runner import Guard
 
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
-_SETTLED = ("intent", "failed")  # of an older record: by the later one that was bought instead of it
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
 
 
@@ -101,6 +100,7 @@ class Purchase:
         self._inputs: list[InputImage] | None = None
         self._told: set[tuple[str, str]] = set()
         self._recorded: set[str] = set()
+        self._unsettled: Found | None = None  # the last record, where what a Clear has come to is not on it yet
 
     async def start(self, vanished: str | None = None) -> tuple[Record, dict[str, Any] | None]:
         """Do what the ledger says, until a picture has landed or a job has to be waited for.
@@ -213,16 +213,29 @@ class Purchase:
         record, asked = latest.record, None
         await self._learn(record)
         policy = replace(self.order.policy, anew=await is_of_earlier_run(record, self.marker))
-        if is_cleared(record, policy):
+        cleared = is_cleared(record, policy)
+        if cleared:
             asked = Asked(await self._fingerprint(record), self.order.destination)
         else:
             self._tell_differences(record, "the recorded request is used all the same")
-        step = await self._step(latest, policy, asked, vanished)
-        if not isinstance(step, Submit):
-            if policy.anew or (asked and isinstance(step, Reuse)):
-                await self._adopt(record, policy.anew)
-            return latest, step
-        return await self._ask_older(latest, step, vanished)
+        found = latest if cleared else await self._decided_by(latest)
+        step = await self._step(found, _as_of(found, record, policy), asked, vanished)
+        if isinstance(step, Submit):
+            await refuse_if_lost(self.ledger, self.order.item, record, self.marker)
+            found, step = await self._ask_older(latest, replace(step, n=record.n + 1), cleared, vanished)
+        self._unsettled = latest if cleared and not isinstance(step, Submit) else None
+        if policy.anew:
+            self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
+            if isinstance(step, Refuse | WaitForRecord):
+                await self._settle(found.record)
+        return found, step
+
+    async def _decided_by(self, latest: Found) -> Found:
+        """The record that a Clear of this generation came back to."""
+        number = latest.record.decided_by
+        if number is None:
+            return latest
+        return await in_thread(self.ledger.read, record_key(self.order.item, number)) or latest
 
     async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         record = found.record
@@ -231,17 +244,19 @@ class Purchase:
             picture, _ = await find_image(self.workshop.files, record, self.order.destination)
         return decide(found, policy, asked, picture=picture, vanished=record.key == vanished)
 
-    async def _ask_older(self, latest: Found, step: Submit, vanished: str | None) -> tuple[Found, Step]:
-        """Ask the older records for what would be bought: the newest one of the same fingerprint decides like any other
-        after a Clear. An item comes back to an older request by a Clear alone."""
+    async def _ask_older(self, latest: Found, step: Submit, cleared: bool, vanished: str | None) -> tuple[Found, Step]:
+        """Ask the older records for what would be bought: the newest one of the same fingerprint decides as if it were
+        the last one."""
         record = latest.record
         if record.n == 1 or (self.order.fingerprint is None and isinstance(self.order.request, GeminiImageError)):
             return latest, step
         older = await self._older(record.n)
-        if older is None or (record.fingerprint == older.record.fingerprint and older.record.state in _SETTLED):
+        if older is None or (record.fingerprint == older.record.fingerprint and _settles(record, older.record)):
             return latest, step
+        policy = replace(self.order.policy, on_clear="regenerate" if step.regenerate else "reuse")
+        policy = replace(policy, anew=True) if cleared or step.regenerate else _as_of(older, record, policy)
         asked = Asked(older.record.fingerprint, self.order.destination)
-        said = await self._step(older, replace(self.order.policy, anew=True), asked, vanished)
+        said = await self._step(older, policy, asked, vanished)
         if isinstance(said, Submit):
             again = step.resubmission or said.resubmission
             return latest, replace(step, why=f"{step.why}; {said.why}", resubmission=again)
@@ -257,15 +272,25 @@ class Purchase:
                 return found
         return None
 
-    async def _adopt(self, record: Record, anew: bool) -> None:
-        """Let a record be this run's and this Clear's: a retry is a retry again, and the next Clear can be seen."""
-        if anew:
-            self.log.info("Record %s is of an earlier DAG run with this id.", record.key)
-        elif self.order.fingerprint is not None:
-            return  # a retry knows what it asks for without reading it again
-        changed = {"generation": self.order.policy.generation, "told": await self._token()}
-        await in_thread(self.ledger.change, record.key, lambda stored: replace(stored, **changed))
-        await remember(self.marker, record)
+    async def _settle(self, record: Record, *, plain: bool = False) -> None:
+        """Write down on the last record what a Clear has come to: a retry of it does the same, the next Clear is seen.
+
+        :param record: the one that decided.
+        :param plain: nothing was done that a retry could do otherwise.
+        """
+        latest, self._unsettled = self._unsettled, None
+        if latest is None:
+            return
+        older = record.key != latest.record.key
+        if plain and not older and latest.record.told == await self._token() and self.order.fingerprint is not None:
+            return  # in a batch a retry asks for the same, and so need not be told
+        changed: dict[str, Any] = {
+            "generation": self.order.policy.generation,
+            "told": await self._token(),
+            "decided_by": record.n if older else None,
+        }
+        await in_thread(self.ledger.change, latest.record.key, lambda stored: replace(stored, **changed))
+        await remember(self.marker, latest.record)
 
     async def _read_inputs(self) -> list[InputImage]:
         if self._inputs is None:
@@ -345,6 +370,8 @@ class Purchase:
         if isinstance(step, Poll | Fetch) and step.destination is not None:
             with paid():
                 record = await collector.move(record, step.destination, await self._reserve(record.n, moves=True))
+        if isinstance(step, Poll | Fetch):
+            await self._settle(record)
         if isinstance(step, Poll):
             self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
             await collector.check_account(record)
@@ -352,14 +379,16 @@ class Purchase:
         if isinstance(step, Copy):
             self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
             manifest = await copy_to(self.lander, record, self.order.destination)
-            await self._adopt(record, anew=False)
+            await self._settle(record)
             return record, {**manifest, "reused": True}
         if isinstance(step, Reuse):
+            await self._settle(record, plain=True)
             self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
             return record, {**await reused_manifest(self.lander, record, self.order.destination), "reused": True}
         if isinstance(step, Refetch) and step.destination is not None:
             record = await moved_to(self.lander, record, step.destination)
         if isinstance(step, Refetch):
+            await self._settle(record)
             landed = await self.sharing.restore(record, self.lander) or await collector.refetch(record)
         else:
             landed = await collector.fetch(record)
@@ -470,6 +499,7 @@ class Purchase:
             cost=dataclasses.asdict(estimate(request, connection)),
             expected_seconds=request.row.expected(request.resolution),
             resubmission=step.resubmission,
+            regenerate=step.regenerate,
             told=await self._token(),
         )
 
@@ -482,3 +512,15 @@ class Purchase:
             raise error
         self.log.warning("%s Sending it again in %.0f s: it is known to be unpaid.", error.message, seconds)
         await asyncio.sleep(seconds)
+
+
+def _as_of(found: Found, latest: Record, policy: Policy) -> Policy:
+    """How a retry looks at an older record: as at the last one."""
+    return policy if found.record.key == latest.key else replace(policy, generation=found.record.generation)
+
+
+def _settles(latest: Record, older: Record) -> bool:
+    """Whether a later record of the same request has settled what an older one left open, or a person's word about the
+    later one is still to be done."""
+    unknown = latest.state == "intent" or latest.buy_again or isinstance(latest.error, OutcomeUnknownError)
+    return unknown or older.state in ("intent", "failed")

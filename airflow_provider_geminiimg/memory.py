@@ -36,8 +36,8 @@ async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
     mark = await in_thread(marker.get)
     if mark is None:
         return True
-    if mark.get("claim") == record.claim:
-        return False
+    if mark.get("claim") == record.claim or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`
+        return mark.get("claim") != record.claim
     raise LedgerError(
         f"Record {record.key} was written by somebody else: Airflow remembers {mark.get('record')} with another claim. "
         "Another Airflow seems to use the same root and the same namespace for a DAG of the same name.",
@@ -45,6 +45,24 @@ async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
         hint="Nothing was sent from here. Give each Airflow its own [geminiimg] namespace (or root), then run the DAG "
         "with a new run id. `jobs list` shows what was paid for.",
     )
+
+
+async def refuse_if_lost(ledger: Ledger, item: Item, record: Record, marker: Marker | None) -> None:
+    """Refuse to buy beside a record that Airflow remembers, that is not there, and that no person had removed.
+
+    :param record: the last one that is there.
+    :raises LedgerError: there was a later one.
+    """
+    mark = None if marker is None else await in_thread(marker.get)
+    if mark is not None and (_is_later(mark, record) or not str(mark.get("record")).startswith(f"{item.path}/")):
+        await _check_excuse(ledger, item, mark)
+
+
+def _is_later(mark: Mapping[str, Any], record: Record) -> bool:
+    """Whether a record of the same item is remembered that comes after `record`."""
+    folder, _, name = str(mark.get("record")).rpartition("/")
+    number = name.removesuffix(".json")
+    return folder == record.key.rpartition("/")[0] and number.isdecimal() and int(number) > record.n
 
 
 async def look(ledger: Ledger, item: Item, marker: Marker | None) -> Found | None:

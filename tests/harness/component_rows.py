@@ -104,7 +104,7 @@ PLANS = [
     Plan("disk_picture", KILLED, "before the picture's file has its name", "1min",
          struck("os.link", PICTURE, "task"), LANDED, "success", POLLED),
     Plan("disk_sidecar", KILLED, "before the sidecar's file has its name", "apimaster",
-         struck("os.rename", SIDECAR, "task"), LANDED, "success", POLLED),
+         struck("os.link", SIDECAR, "task"), LANDED, "success", POLLED),
     Plan("disk_landing", KILLED, "before the landing's record has its name", "1min",
          struck("os.rename", RECORD, "task", nth=2), LANDED, "success", POLLED),
     Plan("disk_orphan_intent", LIVES_ON, "before the intent's file has its name", "apimaster",
