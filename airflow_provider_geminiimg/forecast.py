@@ -49,8 +49,8 @@ class Forecast(Purchase):
     async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         return decide(found, policy, asked, picture=_THERE, vanished=found.record.key == vanished)
 
-    async def _adopt(self, record: Record, anew: bool) -> None:
-        """Leave the record as it is: its turn adopts it."""
+    async def _settle(self, record: Record, *, plain: bool = False) -> None:
+        """Leave the records as they are."""
 
     async def _may_be_copied(self, step: Submit) -> bool:
         """Whether another task of the DAG has the picture or is making it."""

@@ -865,7 +865,7 @@ async def test_an_answered_link_that_is_gone_for_good_is_an_error_until_regenera
         assert 'on_clear="regenerate"' in str(error)
     assert shop.submits() == 1
     shop.sandbox.settings(link_seconds=600)
-    assert shop.submission(await shop.buy(generation=1, on_clear="regenerate")) == 2
+    assert shop.submission(await shop.buy(generation=2, on_clear="regenerate")) == 2
 
 
 async def test_a_link_answer_whose_record_was_written_although_the_store_did_not_say_so_is_no_second_payment(
@@ -1442,7 +1442,7 @@ async def test_a_result_that_never_becomes_a_picture_is_bought_again_by_a_clear_
     await shop.refused(InvalidImageError, on_clear="regenerate")
     await shop.refused(InvalidImageError, generation=1)
     assert shop.submits() == 1
-    assert shop.submission(await shop.buy(generation=1, on_clear="regenerate")) == 2
+    assert shop.submission(await shop.buy(generation=2, on_clear="regenerate")) == 2
 
 
 async def test_a_download_that_is_cut_off_is_repeated(disk_shop: Shop) -> None:

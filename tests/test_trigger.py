@@ -60,7 +60,9 @@ def trigger(conn_id: str, job_id: str, **values: Any) -> GeminiImageJobTrigger:
 
 
 async def submit(conn_id: str) -> str:
-    job = await GeminiImageHook(conn_id).asubmit(prompt="a canary prompt about lighthouses", resolution="512")
+    job = await GeminiImageHook(conn_id).asubmit(
+        prompt="a canary prompt about lighthouses", resolution="512", model=MODEL
+    )
     assert job.job_id is not None
     return job.job_id
 
