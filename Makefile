@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := .venvs/bench
 AXE    := 4.14.1
+# Tests that count what the sandbox was paid, on every path; they take minutes, so `make test-safety` runs them.
+MONEY  := $(addprefix test_,$(addsuffix .py,account answers attempt_cap clears lacking_stores one_path plans_again records_0_1))
 
 # Airflow is compiled once, not in each of the many processes that import it, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,12 +25,12 @@ ui: $(READY) ## Open Airflow's pages with sample runs at http://localhost:8080, 
 	@$(BIN)/python -m scripts.ui --port $(or $(PORT),8080)
 
 test: check ## Run check, then the tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(addprefix --ignore=tests/,browser compat heavy live matrix) \
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(addprefix --ignore=tests/,browser compat heavy live matrix $(MONEY)) \
 	  --ignore-glob='*/test_attacks_*'
 
-test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, and the attacks
+test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, what else counts money, and the attacks
 	rm -rf $(addprefix build/matrix/,gateway storage time)
-	$(BIN)/python -m pytest -n 4 --dist load tests/matrix tests/test_attacks_*.py
+	$(BIN)/python -m pytest -n 4 --dist load tests/matrix tests/test_attacks_*.py $(addprefix tests/,$(MONEY))
 
 test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand pictures; ITEMS=100 for a tenth of it
 	ITEMS=$(or $(ITEMS),1000) $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/heavy

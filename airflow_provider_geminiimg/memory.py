@@ -34,10 +34,10 @@ async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
     if marker is None or record.told is None or record.told == await in_thread(marker.token):
         return False
     mark = await in_thread(marker.get)
-    if mark is None:
+    if mark is None or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`
         return True
-    if mark.get("claim") == record.claim or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`
-        return mark.get("claim") != record.claim
+    if mark.get("claim") == record.claim:
+        return False
     raise LedgerError(
         f"Record {record.key} was written by somebody else: Airflow remembers {mark.get('record')} with another claim. "
         "Another Airflow seems to use the same root and the same namespace for a DAG of the same name.",

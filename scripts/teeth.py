@@ -172,8 +172,8 @@ TEETH = (
     Tooth(
         "An older record that asked for the same is asked before anything is bought",
         "lifecycle.py",
-        "        return await self._ask_older(latest, step, vanished)\n",
-        "        return latest, step\n",
+        "            found, step = await self._ask_older(latest, replace(step, n=record.n + 1), cleared, vanished)\n",
+        "            found, step = latest, replace(step, n=record.n + 1)\n",
     ),
     Tooth(
         "Airflow remembers each image of a batch",
@@ -196,7 +196,7 @@ TEETH = (
     Tooth(
         "A DAG run that was made again is a new one",
         "memory.py",
-        "    if mark is None:\n        return True\n",
+        "    if mark is None or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`\n        return True\n",
         "    if mark is None:\n        return False\n",
     ),
     Tooth(
