@@ -196,8 +196,8 @@ TEETH = (
     Tooth(
         "A DAG run that was made again is a new one",
         "memory.py",
-        "    if mark is None or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`\n        return True\n",
-        "    if mark is None:\n        return False\n",
+        "    if mark is None or _is_later(mark, record):",
+        "    if mark is None:\n        return False\n    if _is_later(mark, record):",
     ),
     Tooth(
         "Another Airflow in the same namespace is noticed",
