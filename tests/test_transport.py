@@ -367,13 +367,19 @@ BROKEN_FRAMES = {
 }
 
 
-@pytest.mark.parametrize("answer", BROKEN_FRAMES.values(), ids=BROKEN_FRAMES)
-@pytest.mark.parametrize("billable", [False, True])
+# A free call whose answer has a chunk that is none is made again: aiohttp lets go of such an answer.
+READABLE = [
+    pytest.param(answer, billable, id=f"{'paid' if billable else 'free'}-{name}")
+    for name, answer in BROKEN_FRAMES.items()
+    for billable in (False, True)
+    if billable or name != "a chunk that is none"
+]
+
+
+@pytest.mark.parametrize(("answer", "billable"), READABLE)
 async def test_a_json_object_that_came_whole_is_the_answer_whatever_its_frame(
     server: RawServer, transport: Transport, answer: bytes, billable: bool
 ) -> None:
-    if answer is BROKEN_FRAMES["a chunk that is none"] and not billable:
-        pytest.skip("aiohttp lets go of it; a free call is made again")
     server.hang_up = True
     server.answers["/here"] = answer
     sent = call(f"{server.base_url}/here", lambda reply: json.loads(reply.content), billable=billable)
