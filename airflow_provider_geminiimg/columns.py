@@ -47,8 +47,7 @@ _UNSENT = frozenset(
     [
         "negativeprompt",
         "seed",
-        "maskurl",
-        "maskimage",
+        *("mask", "maskurl", "maskuri", "maskpath", "maskfile", "maskimage", "maskimageurl", "imagemask", "inputmask"),
         "outputformat",
         "outputmimetype",
         "safetysettings",
@@ -69,14 +68,17 @@ _EMPTY_TEXTS = frozenset(("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL"))
 _SHEET_ERROR = re.compile(r"#(?:N/A|NV|[^\W\d_]{2,12}(?:/0)?[!?])|Err:\d{3}|###+")
 _RATIO = re.compile(r"\s*0?(\d{1,2}):0?(\d{1,2})(?::00)?(?:\s*([AP])\.?M\.?)?\s*", re.IGNORECASE)
 _WHOLE = re.compile(r"\s*(\d+)[.,]0{1,2}\s*")
+_WHOLE_VARIANT = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"\s*(?:\d+,\d{1,2}|0,\d+)\s*")
 _TRUE = frozenset(("wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar", "prawda", "истина", "yes", "ja", "1"))
 _FALSE = frozenset(("falsch", "faux", "falso", "onwaar", "fałsz", "ложь", "no", "nein", "0"))
 _NUMBERS = frozenset(("temperature", "top_p"))
 _FLAGS = frozenset(("google_search", "google_image_search"))
 
-_BRACES = re.compile(r"(?<!\{)\{([^{}\n\"',;|]{1,100})\}(?!\})")
-_NAMELIKE = re.compile(r"[^\W_][\w \-/.]*")
+_ODD = re.compile(r"[\n\"',;|]")  # in few columns' names, and in most of what JSON and lists are made of
+_NAMELIKE = re.compile(r"[^\"{},;:|=\\<>]*[^\W_][^\"{},;:|=\\<>]*")
+_NAMELIKE_CHARACTERS = 100
+_CLOSE = 0.8  # how alike a misspelt name and a column are
 
 
 # Names
@@ -218,6 +220,8 @@ def field_value(name: str, value: Any) -> Any:
     """
     if isinstance(value, dt.time) and name == "aspect_ratio":
         value = value.isoformat()
+    if name == "variant":
+        return variant_spellings(value)[0]
     if isinstance(value, Decimal):
         value = str(value)
     if not isinstance(value, str):
@@ -237,6 +241,24 @@ def field_value(name: str, value: Any) -> Any:
     return value
 
 
+def variant_spellings(value: Any) -> tuple[Any, ...]:
+    """A variant, then the other spellings under which versions before knew it.
+
+    A whole number is written as one, as pandas makes floats of columns with empty cells, also in the files it writes.
+
+    :raises BadRequestError: the cell holds an error of the spreadsheet, or the text of an empty one.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return (value,)
+    text = str(value).strip()
+    refuse_nothing("variant", text)
+    found = _WHOLE_VARIANT.fullmatch(text)
+    if found is None:
+        return (text if isinstance(value, Decimal) else value,)
+    whole = found[1]
+    return tuple(dict.fromkeys([whole, text, f"{whole}.0"]))
+
+
 def refuse_nothing(name: str, value: str) -> None:
     """What a spreadsheet or a data frame writes for "nothing" or "wrong" is no text to pay for.
 
@@ -254,22 +276,29 @@ def refuse_nothing(name: str, value: str) -> None:
 def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, str]:
     """The columns that a prompt names in braces, by what stands between the braces.
 
-    Braces around what can't be a name (JSON, a list) stay as they are; where no row has a label, all others too.
+    A column is found by its exact name whatever that holds. Braces around what can't be a name (JSON, a list) stay as
+    they are; where no row has a label, all others too.
 
     :param names: the columns that the rows have.
     :param has_labels: whether one of them is no field.
     :raises BadRequestError: braces around what looks like a name, and is none of them.
     """
     found: dict[str, str] = {}
-    for inner in dict.fromkeys(_BRACES.findall(text) if isinstance(text, str) else ()):
-        column = find_column(inner.strip(), names)
+    exact = {tidy(name).casefold(): name for name in names}
+    odd = [name for name in names if _ODD.search(name)]
+    for inner in dict.fromkeys(_braces(names).findall(text) if isinstance(text, str) else ()):
+        wanted = tidy(inner).casefold()
+        column = exact.get(wanted) if wanted else None
+        head = re.split(r"[.!:\[|]", inner)[0].strip()
+        if column is None and wanted:
+            column = find_column(inner.strip(), odd if _ODD.search(inner) else names)
         if column is not None:
             found[inner] = column
-        elif find_column(re.split(r"[.!:\[]", inner)[0].strip(), names) is not None:
-            raise BadRequestError(f"prompt: {{{inner}}}: braces take a column's name alone.")
-        elif has_labels and _NAMELIKE.fullmatch(inner.strip()):
+        elif head and find_column(head, odd if _ODD.search(head) else names) is not None:
+            raise BadRequestError(f"prompt: {{{_shown(inner)}}}: braces take a column's name alone.")
+        elif has_labels and (_looks_like_a_name(inner) or _is_nearly(wanted, exact)):
             raise BadRequestError(
-                f"prompt: {{{inner}}}: there is no such column. Found: {listed(names)}.",
+                f"prompt: {{{_shown(inner)}}}: there is no such column. Found: {listed(names)}.",
                 hint="Braces that belong to the text go into the rows' own prompt column, where nothing is replaced.",
             )
     return found
@@ -277,4 +306,26 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
 
 def filled(text: str, values: Mapping[str, str]) -> str:
     """The prompt with its columns' cells, by what stands between the braces. What a cell holds stays as it is."""
-    return _BRACES.sub(lambda found: values.get(found[1], found[0]), text)
+    return _braces(values).sub(lambda found: values.get(found[1], found[0]), text)
+
+
+def _braces(names: Iterable[str]) -> re.Pattern[str]:
+    """Braces and what they hold, which has none itself but in a column's name."""
+    braced = sorted((name for name in names if "{" in name or "}" in name), key=len, reverse=True)
+    return re.compile(rf"(?<!\{{)\{{({'|'.join([*map(re.escape, braced), '[^{}]*'])})\}}(?!\}})")
+
+
+def _shown(inner: str) -> str:
+    return scrub(inner, limit=60)
+
+
+def _looks_like_a_name(inner: str) -> bool:
+    text = inner.strip()
+    quoted = text[:1] == "'" or "\n" in inner
+    return 0 < len(text) <= _NAMELIKE_CHARACTERS and not quoted and _NAMELIKE.fullmatch(text) is not None
+
+
+def _is_nearly(wanted: str, exact: Iterable[str]) -> bool:
+    """Whether this, which may be JSON, is a column's name but for a few characters."""
+    close = [name for name in exact if 0.6 * len(name) <= len(wanted) <= 1.7 * len(name)]
+    return bool(difflib.get_close_matches(wanted, close, n=1, cutoff=_CLOSE))

@@ -6,6 +6,7 @@ for a model that is not listed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -91,19 +92,38 @@ def scaled(base: Decimal, row: Row, resolution: str | None) -> Decimal | None:
     return round(base * listed / listed_1k, 6) if listed is not None and listed_1k else None
 
 
+def _from_text(text: str) -> Any:
+    """JSON in which no key stands twice: the later one would hide the other price.
+
+    :raises ValueError: it is not that, with one sentence.
+    """
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice.extend(name for name in names if names.count(name) > 1)
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON object") from None
+    if twice:
+        raise ValueError(f"{twice[0]!r}: is given twice")
+    return value
+
+
 def parse_prices(value: Any) -> PriceList:
     """The extra ``prices``, a JSON object or its text.
 
     :raises ValueError: with one sentence on what is wrong.
     """
     try:
-        parsed = _Models.validate_python(pydantic_core.from_json(value) if isinstance(value, str) else value)
+        parsed = _Models.validate_python(_from_text(value) if isinstance(value, str) else value)
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = " ".join(repr(str(part)) for part in problem["loc"] if part != "[key]")
         raise ValueError(f"{where}: {problem['msg']}" if where else "it is no JSON object") from None
-    except ValueError:
-        raise ValueError("it is no JSON object") from None
     names = [row_name(model.strip()) for model in parsed]
     twice = next((model for model, name in zip(parsed, names, strict=True) if names.count(name) > 1), None)
     if twice is not None:

@@ -126,6 +126,7 @@ def _kind(uri: str) -> str:
 def _decoded(data: bytes, shown: str, encoding: str | None) -> str:
     """The text; a byte order mark says more of its encoding than anybody."""
     name = next((name for mark, name in _BOMS if data.startswith(mark)), encoding or "utf-8")
+    _refuse_utf8_as(name, data, shown)
     try:
         text = data.decode(name).lstrip("\ufeff")  # some programs write it twice
     except UnicodeError as error:
@@ -139,6 +140,24 @@ def _decoded(data: bytes, shown: str, encoding: str | None) -> str:
         line = text.count("\n", 0, wrong.start()) + 1
         raise BadRequestError(f"requests: {shown}, line {line}: is not in {name}.", hint=_remedy(data))
     return text
+
+
+def _refuse_utf8_as(name: str, data: bytes, shown: str) -> None:
+    """UTF-8 read by an encoding of one byte a character is other text, and hardly ever an error of the encoding's own.
+
+    :raises BadRequestError: the encoding is such, and the file is UTF-8.
+    """
+    if codecs.lookup(name).name.startswith("utf") or data.isascii():
+        return
+    try:
+        data.decode("utf-8")
+    except UnicodeError:
+        return
+    if len(data.decode(name, "replace")) == len(data):
+        line = next(number for number, line in enumerate(data.split(b"\n"), 1) if not line.isascii())
+        raise BadRequestError(
+            f"requests: {shown} is UTF-8, and not {name} (line {line}).", hint="Leave the argument encoding out."
+        )
 
 
 def _remedy(data: bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_geminiimg.arguments import MAX_VARIANTS, names_of, stem, whole
@@ -26,6 +26,7 @@ from airflow_provider_geminiimg.columns import (
     refuse_nothing,
     refuse_twins,
     tidy,
+    variant_spellings,
 )
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, given
@@ -45,6 +46,7 @@ class Wish:
     :param line: where the row begins in its file, as an editor shows it; ``None``: it is from no file.
     :param stem: name of its file, without an extension; ``None``: the usual one.
     :param earlier_variant: what versions before told the first of a row's several pictures apart by.
+    :param earlier_spellings: other spellings of its variant, and of the earlier one, that versions before told apart.
     """
 
     row: int
@@ -53,6 +55,7 @@ class Wish:
     line: int | None = None
     stem: str | None = None
     earlier_variant: str | None = None
+    earlier_spellings: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -134,6 +137,7 @@ def wishes(
             wrong.setdefault(said, []).append(place_of(number, getattr(row, "line", None), maker.labels(row)))
     if wrong:
         raise _wrong_rows(wrong, len(rows))
+    _refuse_shared_variants(found)
     return found
 
 
@@ -175,6 +179,32 @@ def name_part(text: str) -> str:
         elif char not in "\u200c\u200d" and found[-1:] != ["-"]:
             found.append("-")
     return unicodedata.normalize("NFC", "".join(found)).strip("-")
+
+
+def _refuse_shared_variants(wanted: Sequence[Wish]) -> None:
+    """A further picture of one row that is another row's only one would be made once, and fewer than were asked for.
+
+    :raises BadRequestError: there is such a pair.
+    """
+    own: dict[str, Wish] = {}
+    further: dict[str, Wish] = {}
+    for before, wish in zip([None, *wanted], wanted, strict=False):
+        if wish.request.variant is not None:
+            is_further = before is not None and before.row == wish.row
+            (further if is_further else own).setdefault(_identity(wish.request), wish)
+    for key, wish in further.items():
+        if key in own and own[key].row != wish.row:
+            variant = given(wish.request.variant)
+            raise BadRequestError(
+                f"{wish.place}: one of its n pictures has the variant{variant}, and so has {own[key].place}, which "
+                "asks for the same otherwise.",
+                hint="Give one of them another variant, or ask for all in one row.",
+            )
+
+
+def _identity(request: CheckedRequest) -> str:
+    parts = (request.row.fingerprint_model, request.operation, request.prompt, request.input_images, request.fields())
+    return repr(parts)
 
 
 def _no_list(value: Any) -> BadRequestError:
@@ -227,7 +257,7 @@ class _Maker:
 
     def of_row(self, number: int, row: Mapping[str, Any]) -> Iterator[Wish]:
         self._check_shape(tuple(row))
-        cells = {tidy(name): cell(value) for name, value in row.items()}
+        cells = _cells(row)
         labels = {**self._labels(cells), "row": str(number)}
         fields = {**self.shared, **self._own(cells)}
         fields["prompt"] = self._prompt(cells, fields)
@@ -235,22 +265,25 @@ class _Maker:
         fields["operation"] = "edit" if fields.get("image") not in BLANK else "generate"
         line = getattr(row, "line", None)
         prefix = fields.get("variant")
+        written = next((value for name, value in cells.items() if self._field(name) == "variant"), None)
+        written = written if written is not None else prefix
+        spellings = variant_spellings(written)[1:]
         for index in range(count):
             if index:
                 fields["variant"] = f"{prefix}-{index + 1}" if prefix not in BLANK else str(index + 1)
             request = ImageRequest.build(**fields).check(self.gateway, self.default_model)
-            earlier = None if index or count == 1 else f"{prefix}-1".strip() if request.variant else "1"
-            wish = Wish(number, request, labels, line, earlier_variant=earlier)
+            earlier = None if index or count == 1 else f"{written}-1".strip() if request.variant else "1"
+            others = [f"{each}-{index + 1}" for each in spellings if count > 1]
+            wish = Wish(number, request, labels, line, None, earlier, (*(() if index else spellings), *others))
             if self.file_name is not None:
-                name = stem("file_name", file_name(self.file_name, wish))
-                wish = Wish(number, request, labels, line, name, earlier)
+                wish = replace(wish, stem=stem("file_name", file_name(self.file_name, wish)))
             yield wish
 
     def labels(self, row: Mapping[str, Any]) -> Mapping[str, str]:
         """A wrong row's labels, as far as there are such: its message names them."""
         try:
             self._check_shape(tuple(row))
-            return self._labels({tidy(name): cell(value) for name, value in row.items()})
+            return self._labels(_cells(row))
         except BadRequestError:
             return {}
 
@@ -324,6 +357,18 @@ class _Maker:
             hint=f"Call the column that says what to draw prompt, or give the operator a prompt that names columns in "
             f'braces, such as prompt="Photo of {{{example}}}".',
         )
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's cells by the tidy names of their columns; nameless ones are one column.
+
+    :raises BadRequestError: several columns without a name hold something.
+    """
+    found = {tidy(name): cell(value) for name, value in row.items() if tidy(name)}
+    nameless = [value for name, value in row.items() if not tidy(name) and cell(value) is not None]
+    if len(nameless) > 1:
+        raise BadRequestError(f"{len(nameless)} columns without a name hold something.", hint="Name each of them.")
+    return {**found, **({"": cell(nameless[0])} if nameless else {})}
 
 
 def _is_field(name: str) -> bool:

@@ -16,6 +16,7 @@ from test_batch import FILES, batch, counts, lines, prompts, why
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, IncompleteError, OverBudgetError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -129,6 +130,46 @@ def test_a_first_picture_of_its_own_is_not_taken_for_another_rows(
     run.clear("pictures", dag=batch([*rows, {"prompt": "a fox", "n": 2}], geminiimg_conn_id=apimaster))
     assert counts(run) == {"reused": 1, "landed": 2}
     assert len({line["images"][0]["uri"] for line in lines(run)}) == 3
+    assert len(sandbox.ledger()) == 3
+
+
+def test_a_whole_variant_is_one_picture_whether_a_library_made_a_float_of_it_or_not(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
+) -> None:
+    def rows(*values: Any, **row: Any) -> DAG:
+        requests = [{"prompt": "a fox", "variant": value, **row} for value in values]
+        return batch(requests, geminiimg_conn_id=apimaster, reuse="dag")
+
+    run = airflow.run_dag(rows(1, 2))
+    for again in (rows(1.0, 2.0), rows("1.0", "2"), rows(1, 2)):
+        run.clear("pictures", dag=again)
+        assert counts(run) == {"reused": 2}
+    assert len(sandbox.ledger()) == 2
+    before = airflow.run_dag(rows("7.0-1", "7.0-2"), run_id="before")  # as versions before wrote two of 7.0
+    for again in (rows(7.0, n=2), rows(7, n=2)):
+        before.clear("pictures", dag=again)
+        assert counts(before) == {"reused": 2}
+    assert len(sandbox.ledger()) == 4
+
+
+def test_what_was_bought_under_a_floats_text_is_found(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
+) -> None:
+    for number, variant in enumerate([3.0, 3, "3"]):
+        with DAG("many", schedule=None) as dag:
+            single = GeminiImageGenerateOperator(
+                task_id="single", prompt="a fox", variant="3.0", geminiimg_conn_id=apimaster, poll_interval=0.02
+            )
+            single >> GeminiImageBatchOperator(
+                task_id="pictures",
+                requests=[{"prompt": "a fox", "variant": variant}],
+                geminiimg_conn_id=apimaster,
+                reuse="dag",
+                poll_interval=0.02,
+            )
+        run = airflow.run_dag(dag, run_id=f"run-{number}")
+        assert run.state == "success", run.log
+        assert counts(run) == {"reused": 1}
     assert len(sandbox.ledger()) == 3
 
 

@@ -344,6 +344,9 @@ def test_the_base_price_is_the_default_models_alone_and_prices_by_model_go_befor
         (0.05, "it is no JSON object"),
         ("0.05", "it is no JSON object"),
         ('{"a": 1', "it is no JSON object"),
+        (f'{{"{GA}": 1, "{GA}": 2}}', "is given twice"),
+        (f'{{"{GA}": {{"1K": 1, "1K": 1}}}}', "'1K': is given twice"),
+        (f'{{"{GA}": NaN}}', "is no number of 0 or more"),
     ],
     ids=str,
 )

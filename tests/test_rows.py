@@ -144,6 +144,32 @@ def test_the_wrong_encoding_shows_by_the_control_characters_it_gives(read: Calla
         read("prompt\n„Käse“ …\n".encode("cp1252"), encoding="latin-1")
 
 
+@pytest.mark.parametrize(
+    "code", ["cp1252", "latin-1", "cp1250", "cp1251", "mac_roman", "cp437", "iso8859-15", "koi8-r"]
+)
+@pytest.mark.parametrize("text", ["Bär süß", "日本の猫", "кот", "café é", "Łódź", "🦊"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_utf_8_is_not_read_as_an_encoding_of_one_byte(
+    read: Callable[..., Any], text: str, code: str, name: str
+) -> None:
+    content = json.dumps(text, ensure_ascii=False) if name == "rows.jsonl" else f"prompt\n{text}\n"
+    with pytest.raises(BadRequestError, match=r"is UTF-8, and not .*Leave the argument encoding out"):
+        read(content, name, encoding=code)
+    with contextlib.suppress(UnicodeEncodeError):
+        assert read(f"prompt\n{text}\n".encode(code), encoding=code)[0]["prompt"] == text
+
+
+def test_what_is_in_its_encoding_is_read(read: Callable[..., Any]) -> None:
+    for code, text in (
+        ("shift_jis", "日本の猫"),
+        ("gbk", "一只猫"),
+        ("cp1252", "a fox"),
+        ("utf-8", "Bär"),
+        ("U8", "кот"),
+    ):
+        assert read(f"prompt\n{text}\n".encode(code), encoding=code)[0]["prompt"] == text
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
 def test_only_a_line_feed_ends_a_line_of_json(read: Callable[..., Any], mark: str) -> None:
     text = json.dumps({"prompt": f"a{mark}b", "sku": "A"}, ensure_ascii=False)
@@ -230,7 +256,9 @@ def test_a_gateways_own_name_for_a_field_is_refused_with_the_field_that_is_meant
     assert repr(meant) in said
 
 
-@pytest.mark.parametrize("name", ["negative_prompt", "negativePrompt", "seed", "mask_url", "output_format", "topK"])
+@pytest.mark.parametrize(
+    "name", ["negative_prompt", "negativePrompt", "seed", "mask", "Mask", "mask_url", "output_format", "topK"]
+)
 def test_a_setting_that_nothing_sends_is_no_label(name: str) -> None:
     assert "does not send" in refusal([{"prompt": "a fox", name: "1"}])
 
@@ -315,11 +343,35 @@ def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() ->
     assert wanted([{"prompt": "a fox", "resolution": "512.0"}])[0].request.resolution == "512"
 
 
-def test_labels_are_text_and_the_variant_stays_as_it_was_known() -> None:
+def test_labels_are_text_and_a_whole_variant_is_one_variant_however_it_is_written() -> None:
     row = {"prompt": "x", "sku": 1007.0, "price": Decimal("12.50"), "day": dt.date(2026, 1, 2), "variant": 2.0}
     [wish] = wanted([row])
     assert wish.labels == {"sku": "1007", "price": "12.50", "day": "2026-01-02", "row": "0"}
-    assert wish.request.variant == "2.0"
+    assert wish.request.variant == "2"
+    for two in (2, 2.0, "2", " 2.0 ", Decimal("2.0"), Decimal("2")):
+        [wish] = wanted([{"prompt": "x", "variant": two}])
+        assert wish.request.variant == "2"
+        assert "2.0" in wish.earlier_spellings, "as versions before knew a float"
+        assert wanted([{"prompt": "x", "variant": two}], 2)[1].request.variant == "2-2"
+        assert "2.0-2" in wanted([{"prompt": "x", "variant": two}], 2)[1].earlier_spellings
+    for other in ("v2.0", "02", "2.1", "bold", "2.0-1"):
+        [wish] = wanted([{"prompt": "x", "variant": other}])
+        assert (wish.request.variant, wish.earlier_spellings) == (other, ())
+    assert wanted([{"prompt": "x", "variant": 2.5}])[0].request.variant == "2.5"
+
+
+def test_columns_without_a_name_are_not_merged() -> None:
+    assert "without a name" in refusal([{"prompt": "x", "": "a", " ": "b"}])
+    [wish] = wanted([{"prompt": "x", "": "a", " ": None}])
+    assert wish.labels[""] == "a"
+
+
+def test_a_further_picture_is_not_merged_with_another_rows_own_variant() -> None:
+    for own in ("2", 2.0):
+        rows = [{"prompt": "x", "n": 2}, {"prompt": "x", "variant": own}]
+        for each in (rows, rows[::-1]):
+            assert "variant='2'" in refusal(each)
+    assert len(wanted([{"prompt": "x", "n": 2}, {"prompt": "y", "variant": "2"}, {"prompt": "x", "variant": "3"}])) == 4
 
 
 class Frame:
@@ -386,6 +438,45 @@ def test_a_prompt_names_columns_in_braces_and_what_a_cell_holds_is_never_evaluat
     assert found[0].labels == {"sku": "A-1", "Bild": "x", "row": "0"}, "what the prompt is made of is no label"
 
 
+ODD_NAMES = [
+    "Nom de l'article",
+    'Size 3"',
+    "Farbe, Ton",
+    "Höhe;Breite",
+    "red|blue",
+    "Preis (€)",
+    "Zwei\nZeilen",
+    "Größe {cm}",
+    "Was auf dem Bild zu sehen sein soll, so genau wie es geht, und was auf keinen Fall darauf zu sehen sein darf (DE)",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_column_is_found_by_its_exact_name_whatever_that_holds(name: str) -> None:
+    for written in (name, name.upper(), f" {name} ", tidy(name)):
+        if "{" in name and written != name:
+            continue
+        [wish] = wanted([{name: "{a}", "sku": "A"}], prompt=f'A {{{written}}}, {{"style": "oil"}}, {{sku}}')
+        assert wish.request.prompt == 'A {a}, {"style": "oil"}, A'
+
+
+@pytest.mark.parametrize("name", [name for name in ODD_NAMES if "{" not in name])
+def test_a_misspelt_column_is_an_error_with_the_columns_that_there_are(name: str) -> None:
+    said = refusal([{name: "a", "sku": "A"}], prompt=f"A {{{name[:-3]}x{name[-2:]}}}")
+    assert "no such column" in said
+    assert "sku" in said
+
+
+@pytest.mark.parametrize("inner", ["product (de)", "Preis €", "_name", "#x", "Größe&Farbe", "l’article", "a+b", "50%"])
+def test_braces_around_whatever_looks_like_a_name_are_an_error(inner: str) -> None:
+    assert "no such column" in refusal([{"sku": "A"}], prompt=f"A {{{inner}}}")
+
+
+@pytest.mark.parametrize("text", ['{"sku": 1}', "{a, b}", "{'a': 1}", "{ color: red; }", "{}", "{ }", "{\n  a\n}"])
+def test_braces_around_what_is_no_name_stay_as_they_are(text: str) -> None:
+    assert wanted([{"sku": "A"}], prompt=f"A {text}")[0].request.prompt == f"A {text}"
+
+
 def test_a_rows_own_prompt_is_taken_as_it_stands_and_can_be_put_into_the_operators() -> None:
     rows = [{"prompt": "a {red} fox", "sku": "A"}, {"prompt": "a wolf", "sku": "B"}]
     assert [wish.request.prompt for wish in wanted(rows, prompt="{sku}")] == ["a {red} fox", "a wolf"]
@@ -404,6 +495,7 @@ def test_a_rows_own_prompt_is_taken_as_it_stands_and_can_be_put_into_the_operato
         ("Foto: {Produktname!r}", ["column's name alone"]),
         ("Foto: {Produktname:>10}", ["column's name alone"]),
         ("Foto: {Produktname[0]}", ["column's name alone"]),
+        ("Foto: {Produktname|upper}", ["column's name alone"]),
         ("Foto: {0}", ["no such column"]),
         ("Foto: {Bild}", ["row 1", "has no 'Bild'"]),
     ],

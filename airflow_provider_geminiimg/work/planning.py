@@ -122,13 +122,13 @@ async def _as_known_before(
 ) -> Plan:
     """The plan with the pictures that have a record under another fingerprint than theirs under that one, so that what
     was paid for then is found, and not bought again: it holds a host to which the connection led before; or, for the
-    first of a row's several pictures, the variant ``1``, which versions before gave it; or another id of the model,
-    which versions before told apart.
+    first of a row's several pictures, the variant ``1``, which versions before gave it; or another spelling of a whole
+    number as the variant, or another id of the model, which versions before told apart.
 
     To which hosts the connection led is read from the records, until each picture is known or no record is left.
     """
     await in_thread(records.load)
-    renumbered = any(wish.earlier_variant for wish in wanted)
+    renumbered = any(wish.earlier_variant or wish.earlier_spellings for wish in wanted)
     if await in_thread(lambda: records.none(of_dag=renumbered)):
         return planned
     hosts: list[str] = []
@@ -154,7 +154,7 @@ def _known_under(
     owners = {item.fingerprint: item.fingerprint for item in planned.items}
     for wish, item in zip(wanted, planned.items, strict=True):
         for _, _, fingerprint in _earlier_fingerprints(
-            replace(wish, earlier_variant=None), item, connection, other_hosts
+            replace(wish, earlier_variant=None, earlier_spellings=()), item, connection, other_hosts
         ):
             owners.setdefault(fingerprint, item.fingerprint)
     items = list(planned.items)
@@ -174,7 +174,8 @@ def _earlier_fingerprints(
     wish: Wish, item: Planned, connection: GatewayConnection, other_hosts: Sequence[str]
 ) -> Iterator[tuple[str | None, str | None, str]]:
     """By what one picture may have been known before, each with its variant and host."""
-    variants = dict.fromkeys([wish.request.variant, wish.earlier_variant or wish.request.variant])
+    earlier = wish.earlier_variant or wish.request.variant
+    variants = dict.fromkeys([wish.request.variant, earlier, *wish.earlier_spellings])
     for variant, host in itertools.product(variants, [None, *other_hosts]):
         request = replace(wish.request, variant=variant)
         for fingerprint in fingerprints_of(request, item.input_sha256, connection, host):
