@@ -84,6 +84,7 @@ class ResponseBody:
         if len(self._body) > self._limit or self._body[-100:].rstrip()[-1:] != b"}":
             return False
         try:
-            return isinstance(json.loads(self._body), dict)
+            found = json.loads(self._body)
+            return isinstance(found, dict) and bool(found)  # an empty one keeps the line open, and says nothing
         except (ValueError, RecursionError):
             return False

@@ -63,8 +63,10 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 # Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
 # httpx raises InvalidURL for where a redirect leads, too.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-_NOT_TAKEN = (301, 302, 307, 308)
-_ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])|/(?!/)", re.IGNORECASE)
+_NOT_TAKEN = (307, 308)  # the same request is wanted elsewhere
+_MAY_BE_TAKEN = (301, 302)  # to the same host they may mean "done, look there"
+_LOGIN = re.compile(r"/(log-?in|sign-?in|sso|oauth2?|saml2?)\b", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])(?::(?P<port>\d+))?|/(?!/)", re.IGNORECASE)
 _CHECK_HOST = "Check the host of the Airflow connection."
 _Origin = tuple[str, str, int | None]
 
@@ -401,10 +403,19 @@ class _Exchange(Generic[T]):
         """Never followed. Whoever redirects did not take the request, but for "see other", which may mean "done"."""
         said = f"(HTTP {reply.status}), never followed."
         elsewhere = _ELSEWHERE.match(reply.headers.get("location", "").strip())
-        if not self.call.billable or reply.status not in _NOT_TAKEN or not elsewhere:
+        if not self.call.billable or not elsewhere or not self._not_taken(reply, elsewhere):
             return self._doubt(f"The gateway answered with a redirect {said}")
         to = f" to {elsewhere['host']}" if elsewhere["host"] else ""
         return BadRequestError(f"The gateway was not reached: its address redirects{to} {said}", hint=_CHECK_HOST)
+
+    def _not_taken(self, reply: Reply, elsewhere: re.Match[str]) -> bool:
+        """Whether a redirect proves that the request was not taken."""
+        asked = httpx.URL(self.call.request) if isinstance(self.call.request, str) else self.call.request.url
+        host, port = elsewhere["host"], int(elsewhere["port"] or 0)
+        there, here = (0 if number in (80, 443, None) else number for number in (port, asked.port))
+        other_host = host is not None and (host.strip("[]").lower() != asked.host.lower() or there != here)
+        login = _LOGIN.search(reply.headers.get("location", "").partition("?")[0])
+        return reply.status in _NOT_TAKEN or (reply.status in _MAY_BE_TAKEN and bool(other_host or login))
 
     def _request(self) -> httpx.Request:
         sent = self.call.request

@@ -7,7 +7,7 @@ Money cases go through both paths, one image and a batch, and are counted at the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,6 +32,7 @@ from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.request import ImageRequest
+from airflow_provider_geminiimg.response_body import ResponseBody
 from airflow_provider_geminiimg.sandbox.client import SAMPLE_KEY
 from airflow_provider_geminiimg.sandbox.faults import Frame
 
@@ -469,3 +470,14 @@ def test_a_final_word_ends_the_wait_with_the_gateways_reason(
     assert error.gateway_message == "No capacity."
     assert len(sandbox.calls(f"{geminiimg_conn_id}.status")) == 1
     assert len(sandbox.ledger()) == 1
+
+
+async def test_an_empty_object_that_keeps_the_line_open_is_not_the_whole_answer() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{}\n"
+        yield b'{"data": [{"task_id": "t1", "status": "queued"}]}'
+
+    body = await ResponseBody({}, 1000).read(pieces(), until_whole=True)
+    gateway = get_gateway("apimaster")
+    request = ImageRequest.build(operation="generate", prompt="a red fox").check("apimaster")
+    assert gateway.submit(request, ()).parse(Reply(200, httpx.Headers(), body)).job_id == "t1"

@@ -606,3 +606,102 @@ def test_a_check_that_fails_never_costs(status: int) -> None:
     error = outcome(GATEWAY.check(), status, error_body())
     assert isinstance(error, UpstreamFailedError)
     assert error.billed is Billed.NO
+
+
+# What is no answer about the job, and what names one
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"status": "failed", "message": "database timeout"},
+        {"status": "cancelled", "message": "request context canceled"},
+        {"status": "expired", "message": "session"},
+        {"code": "fail", "data": {"status": "failed"}},
+        {"code": 500, "state": "errored"},
+        {"code": 500, "data": {"status": "failed"}},
+        {"code": "get_channel_failed", "data": [], "status": "failed"},
+        {"success": False, "state": "failed", "error": "redis: connection pool timeout"},
+    ],
+)
+def test_a_word_of_failure_without_a_job_says_nothing_of_the_job(body: Any) -> None:
+    error = outcome(poll(), 200, body)
+    assert (type(error), error.billed, error.retryable) == (UpstreamFailedError, Billed.YES, True)
+    assert isinstance(outcome(submit(), 200, body), OutcomeUnknownError)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": {"status": "failed"}},
+        {"code": 200, "data": {"status": "failed"}},
+        {"code": "success", "data": {"status": "FAILURE"}},
+        {"task_id": TASK, "status": "failed"},
+        {"status": "failed", "fail_reason": "no channel"},
+    ],
+)
+def test_a_word_of_failure_of_the_job_is_a_failed_job(body: Any) -> None:
+    assert read(poll(), 200, body).state is JobState.FAILED
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize(
+    "message", ["no", "content policy violation", 'x {"error": {"code": "insufficient_user_quota"}}']
+)
+def test_an_error_that_names_a_job_is_polled(call: Call[JobStatus], status: int, message: str) -> None:
+    for named in ({"task_id": TASK}, {"data": {"id": TASK, "status": "queued"}}, {"data": [{"task_id": TASK}]}):
+        body = {"error": {"message": message}, **named}
+        assert read(call, status, body) == JobStatus(JobState.RUNNING, job_id=TASK)
+
+
+@BOTH_SUBMITS
+@pytest.mark.parametrize("status", [400, 429, 502])
+def test_an_error_that_holds_the_image_lands_it(call: Call[JobStatus], status: int) -> None:
+    body = {"error": {"message": "late"}, "data": {"status": "succeeded", "result": {"images": [{"url": LINK}]}}}
+    assert read(call, status, body).pictures == (Picture(url=LINK),)
+    body = {"error": {"message": "bad input"}, "image_url": LINK}
+    with pytest.raises(GeminiImageError):
+        read(call, status, body)
+
+
+@BOTH_SUBMITS
+def test_only_the_outermost_code_of_a_server_error_decides_on_money(call: Call[JobStatus]) -> None:
+    nested = 'channel 1: {"error": {"code": "insufficient_user_quota"}}; channel 2: timed out'
+    assert outcome(call, 504, error_body("do_request_failed", nested)).billed is Billed.UNKNOWN
+    assert outcome(call, 500, error_body(None, nested)).billed is Billed.UNKNOWN
+    assert outcome(call, 500, error_body("insufficient_user_quota")).billed is Billed.NO
+    assert outcome(call, 403, error_body(None, nested)).billed is Billed.NO
+    moderated = outcome(call, 502, error_body(None, '{"error": {"code": "moderation_blocked"}}'))
+    assert (type(moderated), moderated.billed) == (ContentRefusedError, Billed.NO)
+
+
+def test_an_echoed_prompt_is_no_refusal() -> None:
+    prompt = "A poster about our content policy, flagged by moderation"
+    call = GATEWAY.submit(asked(prompt=prompt), ())
+    assert type(outcome(call, 504, error_body(None, f"timed out, prompt: '{prompt}'"))) is OutcomeUnknownError
+    assert type(outcome(call, 504, error_body(None, "flagged by our safety system"))) is ContentRefusedError
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("word", ["queued", "IN_PROGRESS", "processing", "pending", "submitted", "NOT_START"])
+@pytest.mark.parametrize(
+    "beside", [{"url": LINK}, {"image": LINK}, {"images": [LINK]}, {"image_url": LINK}, {"data": {"images": [LINK]}}]
+)
+def test_an_address_beside_a_running_job_is_no_image(call: Call[JobStatus], word: str, beside: Any) -> None:
+    for body in ({"task_id": TASK, "status": word, **beside}, {"data": {"task_id": TASK, "status": word, **beside}}):
+        assert read(call, 200, body) == JobStatus(JobState.RUNNING, job_id=TASK)
+
+
+def test_an_input_beside_a_failed_job_is_no_image_and_a_result_is() -> None:
+    body = {"data": {"task_id": TASK, "status": "FAILURE", "images": ["https://shop.example/in.png"]}}
+    assert read(poll(), 200, body).state is JobState.FAILED
+    body["data"]["output"] = [LINK]
+    assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+
+
+@pytest.mark.parametrize("key", ["result", "results", "output", "outputs", "result_url"])
+@pytest.mark.parametrize("beside", ["image", "images", "image_url", "url"])
+def test_a_result_comes_before_an_input(key: str, beside: str) -> None:
+    body = {"data": {"task_id": TASK, "status": "SUCCESS", beside: "https://shop.example/in.png", key: LINK}}
+    assert read(poll(), 200, body).pictures == (Picture(url=LINK),)

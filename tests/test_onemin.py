@@ -624,3 +624,35 @@ def test_json_that_nests_too_deep_is_an_answer_like_any_other() -> None:
     assert isinstance(outcome(submit(), 200, b'{"aiRecord":' * 50_000), OutcomeUnknownError)
     nested = "[" * 100_000
     assert isinstance(outcome(submit(), 400, error_body("X", details=nested)), BadRequestError)
+
+
+# What names a job or holds an image in an error, and what is an input
+
+
+@pytest.mark.parametrize("status", [400, 401, 406, 429, 500, 502])
+@pytest.mark.parametrize("word", ["PENDING", "PROCESSING", "FAILURE", None])
+def test_an_error_that_names_a_job_is_polled(status: int, word: str | None) -> None:
+    body = {**record(word, [], None), "message": "content policy"}
+    assert read(submit(), status, body) == JobStatus(JobState.RUNNING, job_id=UUID)
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_an_error_that_holds_the_image_lands_it(status: int) -> None:
+    assert read(submit(), status, record()).pictures == (Picture(url=SIGNED),)
+
+
+@pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "PENDING", "SUBMITTED"])
+def test_a_link_beside_no_result_of_a_running_job_is_no_image(word: str) -> None:
+    assert read(poll(), 200, record(word, None)) == JobStatus(JobState.RUNNING, job_id=UUID)
+
+
+def test_a_link_in_the_providers_error_is_no_image() -> None:
+    detail = {"responseObject": {"error": {"message": "m"}, "link": "https://ai.google.dev/docs"}}
+    assert read(poll(), 200, record("FAILED", None, None, aiRecordDetail=detail)).state is JobState.FAILED
+
+
+def test_a_code_within_a_text_does_not_make_a_failure_unpaid() -> None:
+    nested = {"message": 'prompt {"code": "INSUFFICIENT_CREDITS"}'}
+    assert read(poll(), 200, record("FAILED", nested, None)).error.billed is Billed.UNKNOWN
+    assert outcome(submit(), 504, error_body("TIMEOUT", nested["message"])).billed is Billed.UNKNOWN
+    assert outcome(submit(), 500, error_body("INSUFFICIENT_CREDITS")).billed is Billed.NO

@@ -208,6 +208,24 @@ async def test_a_redirect_to_nowhere_is_no_proof_that_nothing_was_sent(
     assert len(server.received) == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "location", "unpaid"),
+    [
+        *((code, "/jobs/1", False) for code in (301, 302, 303)),
+        *((code, "http://127.0.0.1:{port}/jobs/1", False) for code in (301, 302)),
+        *((code, "/jobs/1", True) for code in (307, 308)),
+        *((302, location, True) for location in ("/login?next=/x", "/auth/sign-in", "https://elsewhere.example/")),
+    ],
+)
+async def test_a_redirect_within_the_host_after_a_submit_may_mean_done(
+    server: RawServer, transport: Transport, code: int, location: str, unpaid: bool
+) -> None:
+    there = location.format(port=server.base_url.rpartition(":")[2])
+    server.answers["/here"] = f"HTTP/1.1 {code} Go\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n".encode()
+    error = await failure(transport, call(f"{server.base_url}/here", billable=True))
+    assert type(error) is (BadRequestError if unpaid else OutcomeUnknownError)
+
+
 async def test_neither_the_call_nor_the_outcome_holds_the_key(server: RawServer, transport: Transport) -> None:
     server.answers["/drop"] = None
     sent = call(f"{server.base_url}/drop", billable=True)

@@ -40,6 +40,7 @@ from airflow_provider_geminiimg.gateways._rules import (
 )
 from airflow_provider_geminiimg.gateways._turned_away import is_challenge, turned_away
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply, as_mapping
+from airflow_provider_geminiimg.redaction import scrub
 
 MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
 _DEPTH = 6  # no reason of the contracts nests deeper
@@ -79,16 +80,25 @@ _REFUSAL_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Reason:
-    """What a gateway says went wrong, each part as text."""
+    """What a gateway says went wrong, each part as text.
+
+    :param outer_code: the code of the answer itself; `code` may be one that stands in a text of it.
+    """
 
     code: str | None = None
     message: str | None = None
     details: str | None = None
     heard: str = ""
+    outer_code: str | None = None
 
-    def refused(self) -> bool:
-        """Whether this is safety, moderation or recitation, and not a fault."""
-        return (self.code or "").lower() in _REFUSAL_CODES or bool(_REFUSAL_WORDS.search(self.heard))
+    def refused(self, prompt: str = "") -> bool:
+        """Whether this is safety, moderation or recitation, and not a fault, leaving out echoes of `prompt`."""
+        if (self.code or "").lower() in _REFUSAL_CODES:
+            return True
+        heard = self.heard
+        if prompt and _REFUSAL_WORDS.search(heard):
+            heard = scrub(heard, prompt=prompt, limit=len(heard) * 2)
+        return bool(_REFUSAL_WORDS.search(heard))
 
 
 _CODE_KEYS = ("code", "errorCode", "error_code", "type", "finishReason", "blockReason")
@@ -115,12 +125,13 @@ def reason_of(value: Any, depth: int = 0) -> Reason:
     details = value.get("details") or inner.get("details") or inner.get("param")
     code = _first(code for code in codes if code and code.lower() not in _NO_ERROR)
     heard = " ".join(part for part in (message, clean(details)) if part)
+    outer_code = code
     if depth < _DEPTH and (nested := _embedded(message)):
         told = reason_of(nested, depth + 1)
         code = told.code or code
         if parse_json(message or ""):
             message = told.message or message
-    return Reason(code, message, _inner_text(details, depth), heard)
+    return Reason(code, message, _inner_text(details, depth), heard, outer_code)
 
 
 def _reason_of_list(values: list[Any], depth: int) -> Reason:
@@ -131,7 +142,8 @@ def _reason_of_list(values: list[Any], depth: int) -> Reason:
         clean("; ".join(dict.fromkeys(part for part in parts if part)))
         for parts in ([reason.message for reason in told], [reason.details for reason in told])
     )
-    return Reason(code, message, details, " ".join(reason.heard for reason in told))
+    heard = " ".join(reason.heard for reason in told)
+    return Reason(code, message, details, heard, _first(reason.outer_code for reason in told))
 
 
 def _said(value: Any, depth: int) -> str | None:
@@ -166,9 +178,11 @@ class Answer:
     """One reply, read without trusting any of it.
 
     :param reply: the reply.
+    :param prompt: the prompt that was sent; its echo says nothing of a refusal.
     """
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, *, prompt: str = "") -> None:
+        self._prompt = prompt
         self.status = reply.status
         self.ok = 200 <= self.status < 300 and not is_challenge(reply.headers)
         self._headers = reply.headers
@@ -222,10 +236,15 @@ class Answer:
             return self.outcome(gateway, away, self.reason, refusals=False)
         rule = UNKNOWN
         if purpose is Purpose.FREE or self._from_the_gateway():
-            rule = find_rule(rules, self.status, self.reason.code, UNKNOWN)
+            rule = find_rule(rules, self.status, self._deciding_code(), UNKNOWN)
         if purpose is Purpose.FREE and rule.billed is not Billed.NO:
             rule = FREE_FAILED
         return self.outcome(gateway, rule, self.reason)
+
+    def _deciding_code(self) -> str | None:
+        """The code that decides on money: one within a text may be another channel's, or the prompt's."""
+        refused = 400 <= self.status < 500 and self.status != 408
+        return self.reason.code if refused else self.reason.outer_code
 
     def _from_the_gateway(self) -> bool:
         """Whether the answer can be taken at its word, because no proxy wrote it about a request that went through."""
@@ -243,7 +262,7 @@ class Answer:
         :param reason: what the gateway said.
         :param refusals: whether words of moderation in `reason` make it a refused content.
         """
-        if refusals and issubclass(rule.outcome, _MAY_BE_A_REFUSAL) and reason.refused():
+        if refusals and issubclass(rule.outcome, _MAY_BE_A_REFUSAL) and reason.refused(self._prompt):
             rule = Rule(ContentRefusedError, "refused the content.", rule.billed)
         page = " It answered with a web page." if self.markup else ""
         return rule.outcome(
@@ -292,10 +311,14 @@ def parse_json(content: bytes | str) -> Any:
         return None
 
 
+_EMPTY_OBJECTS = re.compile(r"^(\{\s*\}\s*)+(?=\{)")
+
+
 def _salvaged_json(content: bytes) -> Any:
     """The JSON object at the start of an answer that is not JSON as a whole: in another encoding, with raw control
     characters, or with something after it."""
     text = content.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    text = _EMPTY_OBJECTS.sub("", text)
     if not text.startswith("{"):
         return None
     try:
@@ -330,14 +353,14 @@ def number(value: Any) -> float | None:
 
 
 def accepted_all_the_same(error: GeminiImageError, *ids: Any) -> JobStatus:
-    """The job that an error after a paid call names: it is polled, where else the outcome would be unknown.
+    """The job that an error after a paid call names: it is polled, whatever the error says, because it exists.
 
     :param error: what the answer means otherwise.
     :param ids: what may be the job's id.
-    :raises GeminiImageError: `error`, where it says enough, or no job is named.
+    :raises GeminiImageError: `error`, where no job is named.
     """
     job_id = job_id_of(*ids)
-    if job_id is None or not isinstance(error, OutcomeUnknownError):
+    if job_id is None:
         raise error
     return JobStatus(JobState.RUNNING, job_id=job_id)
 

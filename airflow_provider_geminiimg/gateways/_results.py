@@ -23,10 +23,12 @@ _DEPTH = 10  # no known shape nests deeper
 _LONG = 20_000  # characters; a longer text is bytes, and not searched for wrappings
 
 _BYTES_KEYS = ("b64_json", "b64", "base64", "image_base64", "imageBase64", "bytesBase64Encoded")
-_LINK_KEYS = ("url", "urls", "result_url", "resultUrl", "image_url", "imageUrl", "download_url", "signed_url")
-_OTHER_KEYS = ("key", "path", "images", "image", "output", "outputs", "result", "results", "data", "inlineData")
+# What no request has: it comes before what may repeat an input or say where to ask for the job.
+_RESULT_KEYS = ("result_url", "resultUrl", "result_urls", "resultUrls", "result", "results", "output", "outputs")
+_LINK_KEYS = ("url", "urls", "download_url", "signed_url")
+_OTHER_KEYS = ("images", "image", "image_url", "imageUrl", "key", "path", "data", "inlineData")
 _CHAT_KEYS = ("inline_data", "choices", "message", "candidates", "content", "parts")
-_KEYS = (*_BYTES_KEYS, *_LINK_KEYS, *_OTHER_KEYS, *_CHAT_KEYS)
+_KEYS = (*_BYTES_KEYS, *_RESULT_KEYS, *_LINK_KEYS, *_OTHER_KEYS, *_CHAT_KEYS)
 # What holds results and nothing else; beside a job, the keys that only count in it may repeat the request's inputs.
 _RESULTS = frozenset(("images", "output", "outputs", "result", "results"))
 _KEYS_OF_RESULTS = ("image_urls", "imageUrls", "uri", "fileUri", "src", "href", "link", "file")
@@ -58,6 +60,19 @@ def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]
     if isinstance(value, list):
         return [found for item in value for found in results(item, depth + 1, inside=inside)]
     return _of_object(value, depth, inside) if isinstance(value, Mapping) else []
+
+
+def only_results(value: Any, depth: int = 0) -> list[Result]:
+    """Every text that stands where nothing but a result stands, which an input or an address to ask at never does."""
+    if depth >= _DEPTH:
+        return []
+    if isinstance(value, list):
+        return [found for item in value for found in only_results(item, depth + 1)]
+    if not isinstance(value, Mapping):
+        return []
+    every = [results(value.get(key), depth + 1, inside=True) for key in _RESULT_KEYS]
+    every.append(only_results(value.get("data"), depth + 1))
+    return next((found for found in every if any(result.pictures for result in found)), [])
 
 
 def _of_object(value: Mapping[str, Any], depth: int, inside: bool) -> list[Result]:

@@ -31,6 +31,13 @@ DONE = frozenset(
     )
 )
 """The job ended well."""
+PENDING = frozenset(
+    (
+        *("queued", "in_queue", "queueing", "pending", "waiting", "submitted", "accepted", "created", "scheduled"),
+        *("not_start", "not_started", "starting", "started", "running", "in_progress", "processing", "generating"),
+    )
+)
+"""The job has not ended. A word that is in no set counts as running, too, and does not rule out an image."""
 STATES: Mapping[str, JobState] = {
     **dict.fromkeys(DONE, JobState.DONE),
     **dict.fromkeys(FAILED | ENDED, JobState.FAILED),
@@ -44,6 +51,11 @@ def status_word(record: Mapping[str, Any]) -> str | None:
         if isinstance(said, str) and said.strip() and not said.strip().isdecimal():
             return _PREFIX.sub("", re.sub(r"[\s_-]+", "_", said.strip().lower()))
     return None
+
+
+def without_image(word: str | None) -> bool:
+    """Whether a job of this word has no image, so that an address beside it is an input or where to ask again."""
+    return word in PENDING or state_of(word) is JobState.FAILED
 
 
 def state_of(word: str | None) -> JobState | None:

@@ -55,6 +55,11 @@ _RESOLUTIONS = {"512": "0.5K"}
 _NO_SUCH_TASK = re.compile(r"task_not_exist\b", re.IGNORECASE)
 _TASK_IDS = ("task_id", "taskId", "job_id")
 _IDS = (*_TASK_IDS, "id")
+# What only a task has, not an envelope.
+_OF_A_TASK = (
+    *("result", "results", "output", "outputs", "result_url", "progress", "cost", "expires_at", "task_status"),
+    *("fail_reason", "failReason", "failure_reason", "submit_time", "start_time", "finish_time", "completed_at"),
+)
 _CALL_FAILED = frozenset(("error", "fail"))  # what an envelope says of the call itself, too
 
 _RULES: Rules = {
@@ -101,7 +106,7 @@ class ApiMaster(Gateway):
         }
         return Call(
             httpx.Request("POST", f"{self.base_url}/images/generations{'' if wait else '/async'}", json=body),
-            models.explained(self._submitted, self.name, request.row.wire_model),
+            models.explained(functools.partial(self._submitted, request.prompt), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution) if wait else ASYNC_READ_TIMEOUT,
             prompt=request.prompt,
@@ -125,13 +130,12 @@ class ApiMaster(Gateway):
         ids = (_answers.clean(row.get("id") if isinstance(row, Mapping) else row) for row in rows)
         return CheckResult(models=tuple(name for name in ids if name))
 
-    def _submitted(self, reply: Reply) -> JobStatus:
-        answer = Answer(reply)
-        status = self._read(answer, answer.body) if answer.ok else None
-        if status is None:
-            task = _task(answer.body)
+    def _submitted(self, prompt: str, reply: Reply) -> JobStatus:
+        answer = Answer(reply, prompt=prompt)
+        status = self._read(answer, answer.body)
+        if status is None or not (answer.ok or status.pictures):
             return _answers.accepted_all_the_same(
-                answer.rejected(self.label, Purpose.PAID, _RULES), *map(task.get, _TASK_IDS)
+                answer.rejected(self.label, Purpose.PAID, _RULES), *_named_jobs(answer.body)
             )
         if status.state is not JobState.RUNNING or status.job_id is not None:
             return status
@@ -155,9 +159,9 @@ class ApiMaster(Gateway):
     def _read(self, answer: Answer, body: Mapping[str, Any]) -> JobStatus | None:
         """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
         task = _task(body)
-        found = _results.results(body)
+        found = _results.only_results(body) if _without_image(answer, body) else _results.results(body)
         made = _results.pictures(found) or _kept_as_reason(task)
-        state, job_id = _state(body), _answers.job_id_of(*map(task.get, _IDS))
+        state, job_id = _state(body), _answers.job_id_of(*map(task.get, _IDS), *_named_jobs(body))
         error = None
         if made:
             state = JobState.DONE
@@ -189,7 +193,7 @@ class ApiMaster(Gateway):
         if not reason.code and not reason.message:
             reason = _answers.reason_of(body)
         rule = _rules.REFUNDED if _word(body) in _states.FAILED else _rules.ENDED
-        return answer.outcome(self.label, _rules.find_rule(_RULES, None, reason.code, rule), reason)
+        return answer.outcome(self.label, _rules.find_rule(_RULES, None, reason.outer_code, rule), reason)
 
 
 def _about(job_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,11 +219,43 @@ def _word(body: Mapping[str, Any]) -> str | None:
     """The task's own word, else what the envelope says of the task and not of the call."""
     task = _task(body)
     word = _states.status_word(task) or _states.status_word(body)
-    if (_states.status_word(task) and task is not body) or any(map(body.get, _IDS)):
+    failed = _states.state_of(word) is JobState.FAILED
+    if any(map(body.get, _IDS)) or any(map(task.get, _IDS)):
         return word
-    # Beside no job's id, "error" says that the call failed, and "success" that it did not.
-    of_the_task = word not in _CALL_FAILED and (task is body or _states.state_of(word) is JobState.FAILED)
-    return word if of_the_task else None
+    # Beside no job's id, a word of failure may be about the call, and "success" may be, too.
+    if _states.status_word(task) and task is not body:
+        return None if failed and _call_failed(body) else word
+    if failed:
+        return word if any(key in task for key in _OF_A_TASK) and word not in _CALL_FAILED else None
+    return word if task is body else None
+
+
+def _call_failed(body: Mapping[str, Any]) -> bool:
+    """Whether the envelope says that the call failed, and so nothing of the task."""
+    code = body.get("code")
+    status = _answers.number(code)
+    said = code.strip().lower() if isinstance(code, str) else None
+    return body.get("success") is False or said in _states.FAILED or (status is not None and status >= 400)
+
+
+def _named_jobs(body: Mapping[str, Any]) -> list[Any]:
+    """What may be a job's id anywhere; a bare `id`, which may be the call's, only beside a word of a job's."""
+    task = _task(body)
+    ids = [source.get(key) for source in (task, body) for key in _TASK_IDS]
+    if _states.state_of(_states.status_word(task)) is JobState.DONE:
+        ids.append(task.get("id"))
+    return ids + [source.get("id") for source in (task, body) if _states.status_word(source) in _states.PENDING]
+
+
+def _without_image(answer: Answer, body: Mapping[str, Any]) -> bool:
+    """Whether only what can be nothing but a result is taken for one."""
+    task = _task(body)
+    word = _states.status_word(task) or _word(body)
+    if not answer.ok and (answer.reason.code or answer.reason.message):
+        return _states.state_of(word) is not JobState.DONE
+    # A list of images without a job is the answer of the endpoint that waits.
+    of_a_job = not isinstance(body.get("data"), list) or any(source.get(key) for source in (task, body) for key in _IDS)
+    return of_a_job and _states.without_image(word)
 
 
 def _state(body: Mapping[str, Any]) -> JobState | None:

@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.exceptions import UpstreamFailedError
 from airflow_provider_geminiimg.gateways import _answers, _results, _rules, models
 from airflow_provider_geminiimg.gateways._answers import Answer, Reason
 from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
-from airflow_provider_geminiimg.gateways._states import state_of, status_word
+from airflow_provider_geminiimg.gateways._states import state_of, status_word, without_image
 from airflow_provider_geminiimg.gateways.base import (
     Call,
     CheckResult,
@@ -86,7 +86,7 @@ class OneMin(Gateway):
         }
         return Call(
             httpx.Request("POST", f"{self.base_url}/api/features", json=body if wait else {**body, "async": True}),
-            models.explained(self._submitted, self.name, request.row.wire_model),
+            models.explained(functools.partial(self._submitted, request.prompt), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution),
             prompt=request.prompt,
@@ -130,12 +130,12 @@ class OneMin(Gateway):
         ids = (_answers.clean(row.get("modelId")) for row in served)
         return CheckResult(models=tuple(name for name in ids if name))
 
-    def _submitted(self, reply: Reply) -> JobStatus:
-        answer = Answer(reply)
+    def _submitted(self, prompt: str, reply: Reply) -> JobStatus:
+        answer = Answer(reply, prompt=prompt)
         record = as_mapping(answer.body.get("aiRecord"))
         job_id = _answers.job_id_of(record.get("uuid"))
-        status = self._read(answer, record, job_id) if answer.ok else None
-        if status is None:
+        status = self._read(answer, record, job_id)
+        if status is None or not (answer.ok or status.pictures):
             return _answers.accepted_all_the_same(answer.rejected(self.label, Purpose.PAID, _RULES), job_id)
         if status.state is JobState.RUNNING and job_id is None:
             rule = _rules.NO_HANDLE if _state(record) is JobState.DONE else _rules.UNKNOWN
@@ -162,8 +162,12 @@ class OneMin(Gateway):
         found = _results.results(detail.get("resultObject"), inside=True)
         places = [source.get(name) for source in (record, answer.body, detail) for name in _LINKS]
         links = [link for place in places for link in _results.results(place) if link.pictures][:1]
+        no_image = without_image(status_word(record))
+        if no_image and not any(map(_results.names_a_file, found)):
+            links = []  # a link beside no result of the job is an input's
         made = _results.pictures([*links, *found[1:]] if links else found)
-        made = made or _results.pictures(_results.results(detail.get("responseObject"), inside=True))
+        if not made and not no_image:
+            made = _results.pictures(_results.results(detail.get("responseObject"), inside=True))
         state = _state(record)
         if made:
             return JobStatus(JobState.DONE, made, job_id=job_id, expires_at=_answers.link_expiry(made[0].url))
@@ -175,7 +179,7 @@ class OneMin(Gateway):
         return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
 
     def _failed(self, answer: Answer, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
-        rule = _rules.find_rule(_RULES, None, reason.code, rule)
+        rule = _rules.find_rule(_RULES, None, reason.outer_code, rule)
         return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
 
 
