@@ -230,7 +230,8 @@ def test_two_to_four_pictures_are_compared_side_by_side(sign_in: SignIn, world: 
     expect(panes).to_have_count(3)
     assert panes.locator("figcaption > .name").all_text_contents() == ["variants-0-vcalm.png", "hero.png", "story.png"]
     expect(panes.first.locator("dt.odd", has_text="Asked")).to_be_visible()
-    expect(panes.first.locator("dt.odd", has_text="Model")).to_have_count(0)
+    expect(panes.first.locator("dt.odd", has_text="Model")).to_be_visible()
+    expect(panes.first.locator("dt.odd", has_text="Run")).to_have_count(0)
     expect(frame.locator(".pane .stage.waits")).to_have_count(0)
     shot(page, "gallery-compare")
 

@@ -49,7 +49,9 @@ NO_LINK: Mapping[str, Any] = {
     "apimaster": {"data": {"status": "succeeded", "result": {"images": [{"url": "imgs/fox.jpg"}]}}},
 }
 REFUSED_FREE = dataclasses.replace(UNPAID, submitted=1)
-QUICK_CALLS = ((Call.__init__, "__defaults__", (False, 0.2, None, False)),)  # the read timeout of a call that costs nothing
+QUICK_CALLS = (
+    (Call.__init__, "__defaults__", (False, 0.2, None, False)),
+)  # the read timeout of a call that costs nothing
 QUICK_DOWNLOADS = ((download, "_TIMEOUT", httpx.Timeout(0.2)),)
 
 
