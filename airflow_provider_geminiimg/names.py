@@ -76,7 +76,7 @@ def reserve_name(
     :raises StorageError: the store failed.
     """
     files.check(join_uri(destination.directory, destination.stem), "output_path")
-    files.check_writable(destination.directory, size)
+    files.check_writable(destination.directory, size, destination.stem)
     numbers = ledger.numbers_in(item_path) if moves or digest is not None else range(1, n)
     own = _used(ledger, item_path, (number for number in numbers if number != n))
     for suffix in _suffixes(n):

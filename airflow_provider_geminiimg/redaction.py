@@ -6,34 +6,65 @@ little; nothing here raises on any text, and none takes longer than its length a
 
 from __future__ import annotations
 
+import base64
+import functools
 import html
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
-from urllib.parse import quote
+from urllib.parse import unquote
 
-_SLASH = r"(?:\\*/)"  # as it stands, or escaped by a JSON encoder, once or more
-_BASE64 = r"(?:[A-Za-z0-9+/_-]|\\+/)"
+_SLASH = r"(?:\\{0,16}/)"  # as it stands, or escaped by a JSON encoder, once or more
+_BASE64 = r"(?:[A-Za-z0-9+/_-]|\\{1,16}/)"
 # What a text must not show, and what stands there instead. Compiled at first use: every DAG file imports this module.
 _HIDDEN = (
     (
-        r"(?i)data:(?:[\w/+.;=-]|\\+/)*;base64,\s*"
-        r"(?:[a-z0-9+/=_-]|\\+[/nr]|%[0-9a-f]{2}|\s+(?=[a-z0-9+/_-]{16}))*",
+        r"(?i)data:(?:[\w/+.;=-]|\\{1,16}/)*;base64,\s*"
+        r"(?:[a-z0-9+/=_-]|\\{1,16}[/nr]|%[0-9a-f]{2}|\s+(?=[a-z0-9+/_-]{16}))*",
         "[picture]",
     ),
     (r"(?i)data:image[^,\s]{0,80},(?:%[0-9a-f]{2}|[^\s\"'<>])*", "[picture]"),
     (rf"(?i)(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", r"\g<scheme>"),
     (rf"(?i)(?P<scheme>\b[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<scheme>"),
+    (rf"(?P<lead>(?<![\w:/\\]){_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<lead>"),  # without a scheme
     (rf"{_BASE64}{{256,}}={{0,2}}", "[bytes]"),  # no word, hash or token of an error is that long
-    (rf"(?:{_BASE64}{{48,}}(?:\s|\\+[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
+    (rf"(?:{_BASE64}{{48,}}(?:\s|\\{{1,16}}[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
 )
 # Where an address begins: with its scheme, or without one.
 _ADDRESS = rf"(?i)[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}}|(?<![\w:/\\]){_SLASH}{{2}}(?=[\w\[])"
-_QUERY = r"(?i)[?#](?=\S)|(?<=\S)[?#]|%3f|(?:&(?:amp;)?|\\+u0026)[\w.-]+="  # where its query begins
+_QUERY = r"(?i)[?#](?=\S)|(?<=\S)[?#]|%3f|(?:&(?:amp;)?|\\{1,16}u0026)[\w.-]+="  # where its query begins
 _INNER = "=&?/%+"  # before an address that is part of another one's query
 # What ends a query, raw spaces and quotes in it included: a quote or bracket that no further part of it follows.
 _QUERY_END = r"[\"'](?=\s*(?:[,}\])>;:.\\]|$))|[<>](?![A-Za-z0-9_%+/=-])"
 _BARE_QUERY = r"\?[\w.~%-]{1,64}=[^\s\"'<>]*"  # of an address that does not look like one
+# Names whose value is a secret, however name and value are written; of the second kind only if it looks like one.
+_SECRET_NAME = (
+    r"(?:signature|credential|security[-_]?token|api[-_]?key|access[-_]?key(?:[-_]?id)?|secret[-_]?key"
+    r"|(?<![a-z0-9])sig)"
+)
+_SOME_NAME = r"(?<![\w-])(?:token|key|secret|password|(?:access|auth|refresh|session)[-_]token)"
+_QUOTED = r"\\{0,16}\"[^\"\n]{1,2000}\"|\\{0,16}'[^'\n]{1,2000}'"
+_VALUE = r"(?!\[removed\])[^\s\"'<>]+"
+_NAMED = (
+    (rf"(?i)(?P<name>{_SECRET_NAME}\\{{0,16}}[\"']?\s{{0,4}}=\s{{0,4}})(?:{_QUOTED}|{_VALUE})", r"\g<name>[removed]"),
+    (
+        rf"(?i)(?P<name>{_SECRET_NAME}\\{{0,16}}[\"']?\s{{0,4}}:\s{{0,4}})(?:{_QUOTED}|(?=[^\s\"'<>]{{0,64}}\d){_VALUE})",
+        r"\g<name>[removed]",
+    ),
+    (
+        rf"(?i)(?P<name>{_SOME_NAME}\\{{0,16}}[\"']?\s{{0,4}}[=:]\s{{0,4}}\\{{0,16}}[\"']?)(?=[^\s\"'<>/]{{0,64}}\d)[\w+.%~-]{{16,}}",
+        r"\g<name>[removed]",
+    ),
+)
+_WORD = r"[^\s\"'<>]+"
+_ESCAPED = r"(?i)%[0-9a-f]{2}|\\{1,16}(?:u[0-9a-f]{4}|x[0-9a-f]{2})|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,8});|[^\x00-\x7f]"
+_UNICODE_ESCAPE = r"\\{1,16}(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))"
+_SEMICOLON = "(?:;|%(?:25)*3b)"
+_HASH = "(?:#|%(?:25)*23)"
+_AMPERSAND = rf"(?:&|%(?:25)*26)(?:amp{_SEMICOLON})*"
+_LAYERS = 3  # of escapes, one within the other, that are looked through
+_SPLIT = 12  # characters of a secret that is also looked for where line breaks split it
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
 
@@ -49,15 +80,43 @@ def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, 
         12 letters and digits and more, whatever stands between them and in any case.
     """
     for secret in filter(None, secrets):
-        for form in _spellings(secret):
-            text = re.sub(re.escape(form), "[secret]", text, flags=re.IGNORECASE)
-    for hidden, instead in _HIDDEN:
-        text = re.sub(hidden, instead, text)
-    text = re.sub(_BARE_QUERY, "?[removed]", _without_queries(text))
+        text = re.sub(_spelled(secret), "[secret]", text)
+    text = re.sub(_WORD, _without_escaped_link, _without_links(text))
     if prompt and prompt.strip():
         text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
     text = "".join(char if char.isprintable() else " " for char in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _without_links(text: str) -> str:
+    """`text` without bytes of images, and what must not be seen of links."""
+    for hidden, instead in _HIDDEN:
+        text = re.sub(hidden, instead, text)
+    text = re.sub(_BARE_QUERY, "?[removed]", _without_queries(text))
+    for hidden, instead in _NAMED:
+        text = re.sub(hidden, instead, text)
+    return text
+
+
+def _without_escaped_link(word: re.Match[str]) -> str:
+    """A word as it is, unless it turns out to hold part of a signed link once its escapes are undone."""
+    text = word.group()
+    if not re.search(_ESCAPED, text):
+        return text
+    plain = text.replace("?[removed]", "").replace("[removed]", "")
+    for _ in range(_LAYERS):
+        before, plain = plain, _unescaped(plain)
+        if plain == before:
+            return text
+        if _without_links(plain) != plain:
+            return "[removed]"
+    return text
+
+
+def _unescaped(text: str) -> str:
+    """`text` with one layer of escapes of URLs, JSON and HTML undone, and wide signs as the usual ones."""
+    text = re.sub(_UNICODE_ESCAPE, lambda found: chr(int(found[1] or found[2], 16)), text)
+    return unicodedata.normalize("NFKC", unquote(html.unescape(text), errors="replace"))
 
 
 def _without_queries(text: str) -> str:
@@ -92,10 +151,37 @@ def _forms(text: str) -> list[str]:
     return list(dict.fromkeys((*forms, json.dumps(encoded)[1:-1])))
 
 
-def _spellings(secret: str) -> list[str]:
-    """The same, and the ways in which URLs and other JSON encoders write it."""
-    quoted = (quote(secret, safe=safe, errors="replace") for safe in ("", "/"))
-    return list(dict.fromkeys((*_forms(secret), secret.replace("/", "\\/"), *quoted)))
+@functools.lru_cache(maxsize=32)
+def _spelled(secret: str) -> re.Pattern[str]:
+    """A secret, each of its characters as it stands or escaped for URLs, JSON or HTML, once or more; and in Base64."""
+    between = r"(?:(?:[\r\n]|\\{1,16}[rn])+[ \t]*)?" if len(secret) >= _SPLIT else ""
+    spelled = [between.join(_spelled_char(char) for char in secret)]
+    data = secret.encode("utf-8", "surrogatepass")
+    for lead in range(3):  # what stands before it moves its bits
+        encoded = base64.b64encode(b"\0" * lead + data).decode()[(0, 2, 3)[lead] : (lead + len(data)) * 8 // 6]
+        if len(encoded) >= _SPLIT:
+            core = re.escape(encoded).replace("/", r"(?:\\{0,16}/|_|%2F)").replace(r"\+", r"(?:\+|-|%2B)")
+            spelled.append(core + "[A-Za-z0-9+/_-]?=*")
+    return re.compile("|".join(spelled), re.IGNORECASE)
+
+
+def _spelled_char(char: str) -> str:
+    data, number = char.encode("utf-8", "surrogatepass"), ord(char)
+    units = char.encode("utf-16-be", "surrogatepass")
+    ways = [
+        rf"\\{{0,16}}{re.escape(char)}",
+        "".join(f"%(?:25)*{byte:02x}" for byte in data),
+        "".join(rf"\\{{1,16}}u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)),
+        rf"{_AMPERSAND}{_HASH}(?:0*{number}|x0*{number:x}){_SEMICOLON}",
+    ]
+    if number < 256:
+        ways.append(rf"\\{{1,16}}x{number:02x}")
+    if char in "&<>\"'/+=":
+        name = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol", "+": "plus", "=": "equals"}[
+            char
+        ]
+        ways.insert(0, rf"{_AMPERSAND}{name}{_SEMICOLON}")
+    return f"(?:{'|'.join(ways)})"
 
 
 def _without_echo(text: str, forms: list[str]) -> str:

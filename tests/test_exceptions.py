@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import pickle
@@ -195,6 +196,83 @@ ODD_KEY = 'canary/key+with=odd&"characters"'
 ])  # fmt: skip
 def test_a_key_with_odd_characters_is_taken_out_however_it_is_written(spelled: str) -> None:
     assert "odd" not in scrub(f"your key {spelled} is wrong", secrets=[ODD_KEY]).lower()
+
+
+@pytest.mark.parametrize("spelled", [
+    quote(quote(ODD_KEY, safe=""), safe=""),
+    quote(quote(quote(ODD_KEY))),
+    "".join(f"\\u{ord(char):04x}" for char in ODD_KEY),
+    ODD_KEY.replace("+", "\\u002B").replace("/", "\\/").replace("=", "\\u003d"),
+    json.dumps(ODD_KEY.replace("+", "\\u002b").replace("&", "\\u0026")),
+    ODD_KEY.replace("&", "&#x26;").replace("/", "&#x2F;").replace("+", "&#43;").replace('"', "&#034;"),
+    html.escape(html.escape(ODD_KEY)),
+    quote(html.escape(ODD_KEY)),
+    f"{ODD_KEY[:17]}\n{ODD_KEY[17:]}",
+    f"{ODD_KEY[:17]}\r\n  {ODD_KEY[17:]}",
+    f"{ODD_KEY[:17]}\\n{ODD_KEY[17:]}",
+    *(base64.b64encode(f"{lead}{ODD_KEY}{tail}".encode()).decode() for lead in ("", "a", "ab") for tail in ("", "x")),
+    base64.urlsafe_b64encode(ODD_KEY.encode()).decode(),
+])  # fmt: skip
+def test_a_key_is_taken_out_escaped_more_than_once_broken_into_lines_or_in_base64(spelled: str) -> None:
+    found = scrub(f"your key {spelled} is wrong", secrets=[ODD_KEY])
+    assert found.startswith("your key ")
+    assert found.endswith(" is wrong")
+    assert "[secret]" in found
+    assert len(found) < len("your key [secret] is wrong") + 12
+
+
+@pytest.mark.parametrize("text", [
+    "link=https%3A%2F%2Fb.s3.example%2Fx.png%3FX-Amz-Signature%3DS1G",
+    "https%253A%252F%252Fb%252Fx%253Fsig%253DS1G",
+    "https%3A%2F%2Fb%2Fa fox.png%3Fa%3D1%26X-Goog-Signature%3DS1G",
+    "https:\\u002f\\u002fb.s3/x.png\\u003fX-Amz-Signature\\u003dS1G",
+    "https:\\\\u002F\\\\u002Fb.s3/x.png\\\\u003Fq\\\\u003DS1G",
+    "https:\\x2f\\x2fb/x\\x3fq\\x3dS1G",
+    "https:&#x2F;&#x2F;b.s3&#x2F;x.png?sig&#x3D;S1G",
+    "https&colon;&sol;&sol;b&sol;x&quest;q&equals;S1G",
+    "https%3A%2F%2Fb%2Fx%26%2363%3Bq%3DS1G",
+    "https://b.s3/x.png\uff1fsig=S1G",
+    "https://b.s3/x.png;sig=S1G",
+    "b/x.png?a b&X-Amz-Signature=S1G",
+    "/x.png?response[content]=1&X-Amz-Signature=S1G",
+    "X-Amz-Signature=S1G",
+    "X-Amz-Signature: S1G",
+    "X-Amz-Credential=S1G/20260101&X-Amz-Security-Token=S1G",
+    "AWS4-HMAC-SHA256 Credential=S1G/x, SignedHeaders=host, Signature=S1G",
+    "{'X-Amz-Signature': 'S1G'}",
+    '{"params": {"sig" : "a S1G"}}',
+    json.dumps(json.dumps({"X-Goog-Credential": "S1G"})),
+    "OSSAccessKeyId=S1G",
+    "api_key=S1G",
+    "token=abcdefghijklmnop0S1G",
+    "//user:S1G@b/x",
+])  # fmt: skip
+def test_what_signs_a_link_is_taken_out_however_it_is_escaped_and_without_the_link(text: str) -> None:
+    for around in ("{}", "Not found: {} (HTTP 404)", '{{"message": "{}"}}', "<p>{}</p>"):
+        assert "S1G" not in scrub(around.format(text))
+
+
+@pytest.mark.parametrize("text", [
+    "SignatureDoesNotMatch: The request signature we calculated does not match the signature you provided.",
+    "Function call is missing a thought_signature: see the documentation.",
+    "Invalid token: expected a comma. The API key is not valid (code 401); credentials: none",
+    "token=5, key='fox', tokens: 1290, max_output_tokens=32768",
+    "ledger/my%20dag/manual__2026-01-01T00%3A00%3A00%2B00%3A00/made/-1/1.json",
+    "file:///data/dag=a/run%3D1/K%C3%B6ln.png, 100%25 of it & more; R&amp;D",
+    "Größe “4K” wird nicht angeboten — 狐狸",
+])  # fmt: skip
+def test_what_only_talks_about_keys_and_signatures_stays(text: str) -> None:
+    assert scrub(text, secrets=[KEY]) == text
+
+
+@pytest.mark.parametrize("unit", [
+    "sig=", "token:", "signature = ", "\\", "%25", "&amp;", "//a:", "https%3A%2F%2Fb%2Fx ", "c", KEY[:-1], "\r\n",
+    "\\n", "c\n", "\\u002f", "\uff1f",
+])  # fmt: skip
+def test_no_long_text_takes_long(unit: str) -> None:
+    started = time.thread_time()
+    scrub((unit * 65_536)[:65_536], secrets=[KEY])
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r\n", "\x1b[2J", "\0", "\x85", "\u2028", "\u202e"])

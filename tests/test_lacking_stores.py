@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from airflow.sdk import DAG
+from botocore.config import Config
 from harness.lacking import LackingStore, Matches, has_header, is_method, is_put
 from harness.moto import start_moto
 
@@ -187,6 +189,33 @@ def test_what_a_store_takes_without_a_checksum_is_compared_also_where_it_encrypt
         files.check_writable(out)
 
 
+@pytest.mark.parametrize("heeded", [True, False], ids=["heeded", "not heeded"])
+def test_what_somebody_else_wrote_over_a_file_is_left_there(
+    lacking: LackingStore, out: str, take_away: Callable[[Lack], None], heeded: bool
+) -> None:
+    take_away(SAFE["checksum headers, 501 NotImplemented"])
+    if not heeded:
+        lacking.ignore("HTTP_IF_MATCH", under=out.removeprefix("s3:/"))
+    lacking.encrypts = True
+    bucket, _, folder = out.removeprefix("s3://").partition("/")
+    plain = boto3.client("s3", config=Config(request_checksum_calculation="when_required"))
+    client = default_s3_client(None)
+
+    def write_over(**_: Any) -> None:
+        client.meta.events.unregister("after-call.s3.PutObject", unique_id="over")
+        plain.put_object(Bucket=bucket, Key=f"{folder}/a.png", Body=b"somebody else's")
+
+    def after_our_put(http_response: Any, **_: Any) -> None:
+        if http_response.status_code == 200:
+            write_over()
+
+    client.meta.events.register("after-call.s3.PutObject", after_our_put, unique_id="over")
+    files, uri = Files(s3_client=lambda _: client), f"{out}/a.png"
+    with pytest.raises(StorageError, match="left there"):
+        files.write(uri, b"ours", media_type="image/png", sha256=_digest(b"ours"))
+    assert files.read(uri, max_bytes=99) == b"somebody else's"
+
+
 def test_a_store_that_does_not_heed_conditions_and_may_not_be_looked_at_is_refused(
     lacking: LackingStore, out: str
 ) -> None:
@@ -244,6 +273,41 @@ def test_what_an_image_or_its_sidecar_needs_and_a_store_refuses_is_found_out_bef
     assert "can't be written to" in str(error)
     assert sandbox.ledger() == []
     assert objects(out) == []
+
+
+@pytest.mark.parametrize("stem", ["n" * 120, "n" * 60])
+@pytest.mark.usefixtures("local_root")
+def test_a_directory_in_which_the_name_of_the_image_gets_too_long_is_found_out_before_money_is_spent(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    apimaster: str,
+    out: str,
+    take_away: Callable[[Lack], None],
+    stem: str,
+) -> None:
+    longest = len(f"{out.removeprefix('s3:/')}/{stem}.png") - 1
+    take_away(Lack(lambda request, _: len(request["PATH_INFO"]) > longest, 400, "KeyTooLongError"))
+    run = airflow.run_dag(single(apimaster, out, file_name=stem))
+    assert "can't be written to" in str(cause(run))
+    assert sandbox.ledger() == []
+
+
+def test_a_name_that_a_disk_takes_is_not_refused_and_a_longer_one_is_tried(tmp_path: Path) -> None:
+    files, tried = Files(s3_client=default_s3_client), []
+    disk = os.link
+
+    def link(source: Any, target: Any) -> None:
+        tried.append(len(Path(target).name))
+        if tried[-1] > 143:  # as on an encrypting file system
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        disk(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "link", link)
+        files.check_writable(str(tmp_path), stem="n" * 60)
+        with pytest.raises((StorageError, BadRequestError), match="File name too long"):
+            files.check_writable(str(tmp_path), stem="n" * 120)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_too_full_for_an_image_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

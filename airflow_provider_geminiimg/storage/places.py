@@ -143,13 +143,14 @@ class Files:
         found = self._backend(next(iter(places))).there(list(places))
         return [places[place] for place in found]
 
-    def check_writable(self, directory_uri: str, size: int = SMALL_IMAGE) -> None:
+    def check_writable(self, directory_uri: str, size: int = SMALL_IMAGE, stem: str = "") -> None:
         """Find out whether a directory takes an image and its sidecar, before money is spent.
 
         What they need is done: a hidden file of each kind is written and removed. A directory that took them is
         believed to for a while, so that a batch does not ask for each of its images.
 
         :param size: bytes that the image may have.
+        :param stem: file name that it is meant to get, without its extension.
         :raises BadRequestError: it does not.
         :raises StorageError: it could not be told now; trying again can help.
         """
@@ -159,7 +160,7 @@ class Files:
             return self._place(join_uri(directory_uri, name), "output_path")
 
         try:
-            self._checks.check(self._backend(place("-")), place, directory_uri.rstrip("/"), size)
+            self._checks.check(self._backend(place("-")), place, directory_uri.rstrip("/"), size, stem)
         except BadRequestError as error:
             raise BadRequestError(f"output_path: {error.message}", hint=error.hint) from None
         except StorageError as error:

@@ -27,7 +27,7 @@ from airflow_provider_geminiimg.storage.uris import locate
 _CONFLICT_TRIES = 5
 _JSON = "application/json"
 
-_TAKEN = {"PreconditionFailed", "412"}
+TAKEN = {"PreconditionFailed", "412"}
 ABSENT = {"NoSuchKey", "404", "NotFound"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -122,7 +122,7 @@ class S3Calls:
 
     def put(self, key: str, data: bytes, media_type: str | None, *, checksum: bool = True, **condition: str) -> Any:
         """Write one object whole; ``None`` where the condition does not hold."""
-        unmet = _TAKEN | (ABSENT if "IfMatch" in condition else set())
+        unmet = TAKEN | (ABSENT if "IfMatch" in condition else set())
         arguments: dict[str, str] = {} if media_type is None else {"ContentType": media_type}
         if checksum:
             arguments["ChecksumAlgorithm"] = "SHA256"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from airflow_provider_geminiimg.exceptions import StorageError
 from airflow_provider_geminiimg.storage.base import Backend, Content, pieces, sha256
-from airflow_provider_geminiimg.storage.s3 import ABSENT, S3Calls, is_refusal
+from airflow_provider_geminiimg.storage.s3 import ABSENT, TAKEN, S3Calls, is_refusal
 from airflow_provider_geminiimg.storage.uris import Location
 
 
@@ -201,9 +201,24 @@ class S3Files(Backend):
             if not is_refusal(error):
                 raise
             found = "can't be compared with what was written: the store takes no checksum, and it can't be read back"
-        with contextlib.suppress(StorageError):
-            self.remove(place)
-        raise StorageError(f"What came to lie at {place.shown} {found}.", retryable=False)
+        left = "" if self._removed_ours(place, etag) else " It was left there, because it may be somebody else's."
+        raise StorageError(f"What came to lie at {place.shown} {found}.{left}", retryable=False)
+
+    def _removed_ours(self, place: Location, etag: str) -> bool:
+        """Remove what a put left; not where another file may have taken its place, or the store can't say.
+
+        A look comes before the condition, because some stores take the header, and do not heed it.
+        """
+        try:
+            with self._s3.plainly():
+                found = self._s3.call("head_object", place.path, unless=ABSENT)
+                if found is None:
+                    return True
+                if not etag or found.get("ETag") != etag:
+                    return False
+                return self._s3.call("delete_object", place.path, unless=TAKEN | ABSENT, IfMatch=etag) is not None
+        except StorageError:
+            return False
 
 
 def _directory(place: Location) -> str:

@@ -26,6 +26,9 @@ SAMPLES = (
 """What may have to be written beside each other: a policy may allow some names or content types only."""
 BELIEVED = 10.0
 """Seconds for which a directory that took files is taken to be writable."""
+_ADDED = len("-1000+9-x0123456789abcdef-0123456789ab")
+"""What may be added to a file name: a number, which image of an answer it is, a job found beside it, a digest."""
+_STEP = 32  # characters to whose multiple a name is made longer, so that few lengths have to be tried
 _EFFORT = 20.0  # a check that takes long is believed so many times as long
 
 
@@ -51,15 +54,25 @@ class _Check:
     """How a check came out.
 
     :param size: bytes of the image that was written.
+    :param length: of the names that were written.
     :param ended: by the monotonic clock.
     :param good_until: by the monotonic clock.
     :param failure: of it, as `GeminiImageError.to_dict` gives it.
     """
 
     size: int
+    length: int
     ended: float
     good_until: float
     failure: dict[str, object] | None = None
+
+    def holds(self, size: int, length: int, asked: float) -> bool:
+        """Whether it answers a question that was asked then."""
+        return self.fresh(asked) and size <= self.size and length <= self.length
+
+    def fresh(self, asked: float) -> bool:
+        """Whether it is still believed."""
+        return asked <= max(self.good_until, self.ended)
 
 
 class WritingChecks:
@@ -74,20 +87,24 @@ class WritingChecks:
         self._turns: dict[str, threading.Lock] = {}
         self._done: dict[str, _Check] = {}
 
-    def check(self, backend: Backend, directory: Callable[[str], Location], key: str, size: int) -> None:
+    def check(self, backend: Backend, directory: Callable[[str], Location], key: str, size: int, stem: str) -> None:
         """Find out whether a directory takes an image of `size` bytes and its sidecar.
 
         :param directory: gives the place of a name in it.
         :param key: names the directory.
+        :param stem: file name that the image is meant to get, without its extension; it may get a longer one.
         :raises GeminiImageError: it does not.
         """
         asked = time.monotonic()
+        length = -(-len(stem) // _STEP) * _STEP + _ADDED
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:
             known = self._done.get(key)
-            if known is None or known.size < size or (known.good_until < asked and known.ended < asked):
-                known = self._done[key] = self._checked(backend, directory, size)
+            if known is None or not known.holds(size, length, asked):
+                if known is not None and known.failure is None and known.fresh(asked):  # one check for both
+                    size, length = max(size, known.size), max(length, known.length)
+                known = self._done[key] = self._checked(backend, directory, size, length)
         if known.failure is not None:
             raise from_dict(known.failure)
 
@@ -95,13 +112,13 @@ class WritingChecks:
         """The directory has refused a file since."""
         self._done.pop(key, None)
 
-    def _checked(self, backend: Backend, directory: Callable[[str], Location], size: int) -> _Check:
+    def _checked(self, backend: Backend, directory: Callable[[str], Location], size: int, length: int) -> _Check:
         began = time.monotonic()
         try:
-            left = self._write_samples(backend, directory, size)
+            left = self._write_samples(backend, directory, size, length)
         except GeminiImageError as error:
             ended = time.monotonic()
-            return _Check(size, ended, ended, error.to_dict())
+            return _Check(size, length, ended, ended, error.to_dict())
         ended = time.monotonic()
         believed = max(BELIEVED, _EFFORT * (ended - began))
         if left:
@@ -110,11 +127,13 @@ class WritingChecks:
                 f"{', '.join(place.shown for place in left)}: written to find out whether the directory takes files, "
                 "and can't be removed. Remove that, and let the worker remove files there."
             )
-        return _Check(size, ended, ended + believed)
+        return _Check(size, length, ended, ended + believed)
 
-    def _write_samples(self, backend: Backend, directory: Callable[[str], Location], size: int) -> list[Location]:
+    def _write_samples(
+        self, backend: Backend, directory: Callable[[str], Location], size: int, length: int
+    ) -> list[Location]:
         """Write one file of each kind, and remove them; those that could not be removed."""
-        name, left = f".geminiimg-{uuid.uuid4().hex}", []
+        name, left = f".geminiimg-{uuid.uuid4().hex}".ljust(length, "-"), []
         for number, (extension, media_type) in enumerate(SAMPLES):
             place, data = directory(f"{name}.{extension}"), b"\0" * (size if number == 0 else 64)
             try:
