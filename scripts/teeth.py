@@ -238,7 +238,7 @@ TEETH = (
     Tooth(
         "A whole answer counts, whatever becomes of its frame",
         "response_body.py",
-        "            return isinstance(json.loads(self._body), dict)\n",
+        "            return isinstance(found, dict) and bool(found)",
         "            return False\n",
     ),
     Tooth(
@@ -250,7 +250,7 @@ TEETH = (
     Tooth(
         "A directory is written to before anything that shall land there is paid for",
         "storage/writing.py",
-        "            left = self._write_samples(backend, directory, size)\n",
+        "            left = self._write_samples(backend, directory, size, length)\n",
         "            left: list[Location] = []\n",
     ),
     Tooth(
