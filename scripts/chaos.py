@@ -236,15 +236,17 @@ class Round:
         if kill.victim == "task":
             task.kill()
             return task
-        task.suspend()  # a supervisor that goes idle in this very moment would die with the executor's queue locked
-        try:
-            worker = task.parent()
-            if task.status() != psutil.STATUS_STOPPED or worker is None or worker.ppid() != self._scheduler:
-                return None
+        worker = task.parent()
+        if worker is None or worker.ppid() != self._scheduler:
+            return None
+        # A supervisor that went idle in this very moment would die with the executor's queue locked. The task itself
+        # is never stopped: the kernel hangs up on a stopped process whose supervisor dies.
+        worker.suspend()
+        if _lives(task.pid) and worker.status() == psutil.STATUS_STOPPED and task.parent() == worker:
             worker.kill()
-        finally:
-            task.resume()
-        return task
+            return task
+        worker.resume()
+        return None
 
     @property
     def _scheduler(self) -> int:
