@@ -17,7 +17,7 @@ from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.landing import Workshop
 from airflow_provider_geminiimg.ledger import Ledger
-from airflow_provider_geminiimg.storage import Files, default_s3_client, join_uri, open_store
+from airflow_provider_geminiimg.storage import IMAGES, Files, default_s3_client, join_uri, open_store
 from airflow_provider_geminiimg.transport import Transport
 
 
@@ -32,10 +32,14 @@ class Surroundings:
         self._connections: dict[str, GatewayConnection] = {}
         self.namespace = settings.namespace()
         self.root = settings.root()
-        self.images = join_uri(self.root, "images")
+        self.images = join_uri(self.root, IMAGES)
         allowed = settings.allowed_roots()
         self.ledger = Ledger(open_store(self.root, default_s3_client))
-        self.files = Files(s3_client=default_s3_client, allowed_roots=[*allowed, self.images] if allowed else [])
+        self.files = Files(
+            s3_client=default_s3_client,
+            allowed_roots=[*allowed, self.images] if allowed else [],
+            root=self.root,
+        )
 
     def connection(self, conn_id: str) -> GatewayConnection:
         """The checked connection.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from airflow_provider_geminiimg.storage.base import Blob, S3ClientFactory, Store
 from airflow_provider_geminiimg.storage.cas import Stored, create_or_read, replace_or_read, update
-from airflow_provider_geminiimg.storage.disk import LocalStore
+from airflow_provider_geminiimg.storage.disk import IMAGES, LocalStore
 from airflow_provider_geminiimg.storage.places import Files, State, open_store
 from airflow_provider_geminiimg.storage.s3 import S3Store, default_s3_client
 from airflow_provider_geminiimg.storage.uris import (
@@ -29,6 +29,7 @@ from airflow_provider_geminiimg.storage.uris import (
 )
 
 __all__ = [
+    "IMAGES",
     "WEB_SCHEMES",
     "Blob",
     "Files",

@@ -2,7 +2,8 @@
 
 What must stay true: an object appears whole or not at all (a synced temporary file in the same folder gets the final
 name); of any number of creators one wins (`os.link` never replaces); a replacing writer holds the root's lock, which
-excludes threads and processes alike. Time is the disk's, which may differ from this machine's.
+excludes threads and processes alike; what lies under the root is its owner's alone, whatever the umask is. Time is the
+disk's, which may differ from this machine's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_provider_geminiimg.exceptions import StorageError
@@ -24,6 +26,9 @@ from airflow_provider_geminiimg.storage.uris import Location
 
 LOCK_SECONDS = 30.0
 """How long a replacing writer waits for another one on the same disk. The lock is held for about a millisecond."""
+
+IMAGES = "images"
+"""The folder under the root that holds images without an output path of their own."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _REFUSALS = (  # trying again can't help
@@ -40,8 +45,24 @@ _REFUSALS = (  # trying again can't help
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
+@dataclass(frozen=True)
+class _Modes:
+    """The modes of new folders and files.
+
+    :param exact: set as they are; otherwise the process's umask is taken off.
+    """
+
+    folder: int
+    file: int
+    exact: bool
+
+
+_PRIVATE = _Modes(0o700, 0o600, exact=True)
+_BY_UMASK = _Modes(0o777, 0o666, exact=False)
+
+
 class LocalStore(Store):
-    """A folder. New folders are 0700, files 0600.
+    """A folder. New folders are 0700, files 0600, whatever the umask is.
 
     :param root: its absolute path; made when it is first written to.
     """
@@ -54,9 +75,9 @@ class LocalStore(Store):
     def create(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
         with _failures("Creating", path):
-            _make_folders(self._root.parent, 0o777)
-            _make_folders(path.parent, 0o700)
-            with _temporary(path, data, 0o600) as temporary:
+            _make_folders(self._root.parent, _BY_UMASK)
+            _make_folders(path.parent, _PRIVATE)
+            with _temporary(path, data, _PRIVATE) as temporary:
                 return sha256(data) if _link(temporary, path) else None
 
     def read(self, key: str) -> Blob | None:
@@ -73,7 +94,7 @@ class LocalStore(Store):
         with _failures("Replacing", path):
             if not path.parent.is_dir():
                 return None
-            with _temporary(path, data, 0o600) as temporary:
+            with _temporary(path, data, _PRIVATE) as temporary:
                 with self._locked():
                     found = _read_file(path)
                     if found is None or sha256(found[0]) != version:
@@ -136,7 +157,10 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[int]:
-        handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            handle = _create_file(self._lock_path, os.O_RDWR, _PRIVATE)
+        except FileExistsError:
+            handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, _PRIVATE.file)
         try:
             yield handle
         finally:
@@ -148,13 +172,15 @@ class _NoLinksError(StorageError):
 
 
 class DiskFiles(Backend):
-    """Users' files: the mode is what the process's umask leaves, as for any other file of that user.
+    """Users' files. Under the root they are its owner's alone; elsewhere the umask decides, as for any other file.
 
     :param warn: where to say what a file system lacks.
+    :param root: path of the root, where it is on disk.
     """
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    def __init__(self, warn: Callable[[str], None], root: Path | None = None) -> None:
         self._warn = warn
+        self._root = root
 
     def read(self, place: Location, max_bytes: int) -> bytes | None:
         with _failures("Reading", place.file):
@@ -163,12 +189,12 @@ class DiskFiles(Backend):
 
     def create(self, place: Location, data: bytes, media_type: str) -> bool:
         with _failures("Writing", place.file):
-            _make_folders(place.file.parent, 0o777)
-            with _temporary(place.file, data, 0o666) as temporary:
+            modes = self._prepare(place.file)
+            with _temporary(place.file, data, modes) as temporary:
                 try:
                     return _link(temporary, place.file)
                 except _NoLinksError:
-                    written = _move_to_free_name(temporary, place.file)
+                    written = _move_to_free_name(temporary, place.file, modes)
         self._warn(
             f"{place.file.parent} is on a file system without hard links: a file is put in the place of an empty one, "
             "which a worker that is killed at that very moment leaves behind."
@@ -182,8 +208,8 @@ class DiskFiles(Backend):
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
         with _failures("Writing", place.file):
-            _make_folders(place.file.parent, 0o777)
-            with _temporary(place.file, content, 0o666) as temporary:
+            modes = self._prepare(place.file)
+            with _temporary(place.file, content, modes) as temporary:
                 temporary.replace(place.file)
             _sync_folder(place.file.parent)
 
@@ -197,6 +223,17 @@ class DiskFiles(Backend):
     def remove(self, place: Location) -> None:
         with _failures("Removing", place.file):
             place.file.unlink(missing_ok=True)
+
+    def _prepare(self, file: Path) -> _Modes:
+        """Make the folder of a new file. Returns the modes that apply there."""
+        if self._root is None or not _is_below(file, self._root):
+            _make_folders(file.parent, _BY_UMASK)
+            return _BY_UMASK
+        _make_folders(self._root.parent, _BY_UMASK)
+        _make_folders(file.parent, _PRIVATE)
+        if _is_below(file, self._root / IMAGES):
+            _close_folders(self._root / IMAGES, file.parent)
+        return _PRIVATE
 
 
 @contextlib.contextmanager
@@ -212,14 +249,36 @@ def _failures(doing: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _make_folders(path: Path, mode: int) -> None:
-    """Make a folder and those above it; each new one has `mode` and is on the disk when this returns."""
+def _make_folders(path: Path, modes: _Modes) -> None:
+    """Make a folder and those above it; each new one has its mode and is on the disk when this returns."""
     if path.is_dir():
         return
-    _make_folders(path.parent, mode)
+    _make_folders(path.parent, modes)
     with contextlib.suppress(FileExistsError):
-        path.mkdir(mode)
+        path.mkdir(modes.folder)
+        if modes.exact:
+            _set_mode(path, modes.folder)
         _sync_folder(path.parent)
+
+
+def _close_folders(top: Path, folder: Path) -> None:
+    """Take others' rights from `top`, `folder` and those between, which earlier versions left open."""
+    for path in (folder, *folder.parents):
+        if not path.is_relative_to(top):
+            return
+        if stat.S_ISDIR(mode := path.lstat().st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            _set_mode(path, _PRIVATE.folder)
+
+
+def _set_mode(target: Path | int, mode: int) -> None:
+    with contextlib.suppress(OSError):  # some file systems know no modes, and some folders are another user's
+        os.chmod(target, mode)  # noqa: PTH101 - it may be an open file
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether `path` lies in `folder`, as it is written or after symbolic links are resolved."""
+    spellings = (Path(os.path.normpath(path)), Path(os.path.realpath(path)))
+    return any(spelling.is_relative_to(at) for spelling in spellings for at in (folder, Path(os.path.realpath(folder))))
 
 
 def _sync_folder(path: Path) -> None:
@@ -234,11 +293,11 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, content: Content, mode: int) -> Iterator[Path]:
+def _temporary(path: Path, content: Content, modes: _Modes) -> Iterator[Path]:
     """A synced file with `content` beside `path`, removed at the end unless it was moved away."""
     temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
     try:
-        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        handle = _create_file(temporary, os.O_WRONLY, modes)
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces(content))
             file.flush()
@@ -246,6 +305,14 @@ def _temporary(path: Path, content: Content, mode: int) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create_file(path: Path, flags: int, modes: _Modes) -> int:
+    """Open a file that is not there yet."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | flags, modes.file)
+    if modes.exact:
+        _set_mode(handle, modes.file)
+    return handle
 
 
 def _link(temporary: Path, path: Path) -> bool:
@@ -268,10 +335,10 @@ def _link(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _move_to_free_name(temporary: Path, path: Path) -> bool:
+def _move_to_free_name(temporary: Path, path: Path, modes: _Modes) -> bool:
     """Give a temporary file its final name without a link; an empty file holds the name until then."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.close(_create_file(path, os.O_WRONLY, modes))
     except FileExistsError:
         return False
     try:

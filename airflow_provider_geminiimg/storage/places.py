@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
@@ -54,15 +55,20 @@ class Files:
     :param s3_client: gives S3 clients, such as `default_s3_client`.
     :param allowed_roots: URI prefixes, connection part included, within which every URI must lie; compared by whole
         path segments after symbolic links are resolved. Default: anywhere.
+    :param root: URI of the root; what is written under it on disk is its owner's alone. Default: nothing is written.
     """
 
-    def __init__(self, *, s3_client: S3ClientFactory, allowed_roots: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, s3_client: S3ClientFactory, allowed_roots: Sequence[str] = (), root: str | None = None
+    ) -> None:
         self._s3_client = s3_client
         self._warned: set[str] = set()
         self._modes = PutModes(self._warn)
         self._checks = WritingChecks(self._warn)
-        roots = [locate(root, "allowed_roots") for root in allowed_roots]
-        self._roots = {root.shown: _without_empty_end(root.segments()) for root in roots}
+        fences = [locate(fence, "allowed_roots") for fence in allowed_roots]
+        self._roots = {fence.shown: _without_empty_end(fence.segments()) for fence in fences}
+        at = None if root is None else locate(root, "root")
+        self._private = Path(os.path.normpath(at.path)) if at is not None and at.scheme == "file" else None
 
     def check(self, uri: str, field: str) -> None:
         """Refuse a URI that is malformed or outside the allowed roots.
@@ -183,7 +189,7 @@ class Files:
             return S3Files(S3Calls(self._s3_client, place.conn_id, place.bucket), self._modes)
         if place.scheme in WEB_SCHEMES:
             raise BadRequestError(f"{place.shown} is a web address, not a place for files.")
-        return DiskFiles(self._warn) if place.scheme == "file" else OtherFiles()
+        return DiskFiles(self._warn, self._private) if place.scheme == "file" else OtherFiles()
 
     def _warn(self, what: str) -> None:
         if what not in self._warned:
