@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, TaskDeferred, conf
 
 try:
     from airflow.sdk.execution_time.context import NEVER_EXPIRE
@@ -22,6 +23,13 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # type: ignore[no-redef]
 
+try:
+    from airflow.sdk.exceptions import TaskAwaitingInput
+
+    _PAUSES: tuple[type[BaseException], ...] = (TaskDeferred, TaskAwaitingInput)
+except ImportError:  # Airflow before 3.3
+    _PAUSES = (TaskDeferred,)
+
 __all__ = [
     "GIVEN",
     "HAS_TASK_STATE_STORE",
@@ -30,7 +38,9 @@ __all__ = [
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "TaskState",
+    "everybody_is_admin",
     "is_mapped",
+    "resuming_with",
     "shown_request",
 ]
 
@@ -272,3 +282,21 @@ def shown_request(**request: Any) -> Any:
     from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
 
     return task_runner.SUPERVISOR_COMMS.send(msg=CreateHITLDetailPayload(**request))
+
+
+@contextlib.contextmanager
+def resuming_with(make_kwargs: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Hand arguments to the method that goes on after a pause that begins inside.
+
+    Airflow keeps them with the task instance, where nobody can edit them by its API; ``dag.test()`` may lose them.
+    """
+    try:
+        yield
+    except _PAUSES as pause:
+        pause.kwargs = {**(pause.kwargs or {}), **make_kwargs()}  # type: ignore[attr-defined]
+        raise
+
+
+def everybody_is_admin() -> bool:
+    """Whether Airflow lets everybody answer, whoever is assigned: its simple auth manager can be told to."""
+    return bool(conf.getboolean("core", "simple_auth_manager_all_admins", fallback=False))

@@ -17,6 +17,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, task
 from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
+from harness.reviews import key_of, land, manifest, named
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -92,27 +93,6 @@ def plain(text: str) -> str:
     return line if len(line) <= 120 else line[:119] + "…"
 
 
-def key_of(dag_id: str = "look", run_id: str = "run", task_id: str = "drafts", map_index: int = -1, n: int = 1) -> str:
-    return record_key(Item("default", dag_id, run_id, task_id, map_index), n)
-
-
-def manifest(name: str = "a.png", record: Any = None, image: Any = None, **values: Any) -> dict[str, Any]:
-    picture = {"uri": f"s3://pictures/{name}", "media_type": "image/png", "width": 1024, "height": 768, **(image or {})}
-    usual = {
-        "images": [picture],
-        "gateway": "1min",
-        "model": "gemini-3.1-flash-image-preview",
-        "record": key_of() if record is None else record,
-        "cost": {"amount": 0.04, "currency": "USD", "basis": "gateway"},
-        "mismatch": None,
-    }
-    return {**usual, **values}
-
-
-def named(*names: str) -> list[dict[str, Any]]:
-    return [manifest(name, key_of(map_index=index)) for index, name in enumerate(names)]
-
-
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +136,7 @@ def test_markup_in_any_text_shows_as_text(markup: str) -> None:
     assert len(page.addresses) == 4
     name, second, *_, facts, _ = page.facts()
     assert second == "2: b.png"
-    assert name == f"1: {plain(f's3://pictures/{markup}'.rsplit('/', 1)[-1]) or 'picture'}"
+    assert name == f"1: {plain(f'file:///pictures/{markup}'.rsplit('/', 1)[-1]) or 'picture'}"
     for fact in {plain(f"{markup} × {markup}"), plain(markup), plain(f"not as asked: {markup}")}:
         assert fact in facts
 
@@ -261,10 +241,11 @@ def reviewing(pictures: Any, **arguments: Any) -> DAG:
 
 
 @pytest.fixture
-def ask(airflow: AirflowHarness) -> Callable[..., Run]:
-    """Run such a DAG until it waits for a person."""
+def ask(airflow: AirflowHarness, local_root: str) -> Callable[..., Run]:
+    """Run such a DAG, with pictures that have landed, until it waits for a person."""
 
     def start(pictures: Any, **arguments: Any) -> Run:
+        land(local_root, [pictures] if isinstance(pictures, dict) else pictures)
         return airflow.run_dag(reviewing(pictures, **arguments))
 
     return start
@@ -349,7 +330,7 @@ def test_the_request_tells_the_pictures_apart_and_shows_them(
     assert request["params"]["comment"]["schema"]["type"] == ["null", "string"]
 
 
-@pytest.mark.parametrize("markup", ["[a](javascript:x)|\n<b>", "\u202egnp.a", "Reject", "x" * 500])
+@pytest.mark.parametrize("markup", ["[a](javascript:x)|\n<b>", "\u202egnp.a", "Reject", "x" * 200])
 def test_an_option_is_one_line_of_text_and_chooses_its_picture(
     ask: Callable[..., Run], people: People, markup: str
 ) -> None:
@@ -377,9 +358,12 @@ def test_only_who_is_assigned_answers(ask: Callable[..., Run], people: People) -
     assert people.answer(run, "review", "Approve", user="admin").status_code == 200
 
 
-def test_only_who_is_assigned_answers_a_try_that_is_the_first_to_ask(ask: Callable[..., Run], people: People) -> None:
+def test_only_who_is_assigned_answers_a_try_that_is_the_first_to_ask(
+    ask: Callable[..., Run], people: People, local_root: str
+) -> None:
     run = ask([])
     assert run.state == "failed"
+    land(local_root, ABC)
     run.clear(dag=reviewing(ABC, assigned_users={"id": "admin", "name": "admin"}))
     assert people.answer(run, "review", "Approve", user="ursula").status_code == 403
     assert people.answer(run, "review", "Approve", user="admin").status_code == 200
@@ -500,12 +484,15 @@ def test_a_cleared_review_asks_again(ask: Callable[..., Run], people: People) ->
     assert run.go_on().task("after").value == {"chosen": ABC, "comment": ""}
 
 
-def test_pictures_that_airflow_would_not_show_are_not_asked_about(ask: Callable[..., Run], people: People) -> None:
+def test_pictures_that_airflow_would_not_show_are_not_asked_about(
+    ask: Callable[..., Run], people: People, local_root: str
+) -> None:
     run = ask(ABC)
     people.answer(run, "review", "Reject")
     run.go_on()
     others = named("a.png", "b.png", "c.png")
     others[1]["record"] = key_of(map_index=1, n=2)
+    land(local_root, others[1:2])
     run.clear(dag=reviewing(others))
     review = run.task("review")
     assert (review.state, run.task("after").state) == ("failed", "upstream_failed"), run.log
