@@ -1,7 +1,8 @@
-"""The sandbox's web application: host check, call list and faults in front, the two gateways behind.
+"""The sandbox's web application: checks, call list and faults in front, the two gateways behind.
 
 What must stay true: every call of a gateway is in the call list, with no key and no query in it; a call that is
-dropped gets no byte of an answer; nothing here can be reached under a host name that was not allowed.
+dropped gets no byte of an answer; nothing here can be reached under a host name that was not allowed, or from a web
+page of another origin.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import socket
 import struct
 import time
@@ -16,6 +18,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -49,6 +52,9 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/asset.1min.ai/"): "download",
     ("GET", "/imgs/"): "download",
 }
+
+_OWN_SITES = ("same-origin", "none")  # "none": the user typed the address
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?")
 
 
 def route_of(method: str, path: str) -> str | None:
@@ -86,10 +92,11 @@ class Front:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if _hostname(headers.get("host", "")) not in self.hosts:
-            await Response("This host name is not served here (--allow-host).\n", 400)(scope, receive, send)
-            return
         route = route_of(scope["method"], scope["path"])
+        refusal = self._refusal(scope["method"], headers, route)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
         if route is None:
             await self.app(scope, receive, send)
             return
@@ -109,6 +116,21 @@ class Front:
             await _reply_misframed(scope, receive, send, answer, fault.frame)
         else:
             await _reply(scope, receive, send, answer, None if fault is None else fault.cut_after)
+
+    def _refusal(self, method: str, headers: Headers, route: str | None) -> Response | None:
+        """The answer to a request that a web page of another origin may have made; ``None`` for any other one."""
+        host = headers.get("host", "")
+        if _hostname(host) not in self.hosts:
+            return _refused("This host name is not served here (--allow-host).", 400)
+        # A browser names the page that asks. Another port of this machine is another origin, and "same-site".
+        origins = headers.getlist("origin")
+        sites = headers.getlist("sec-fetch-site")
+        if any(not _is_own(origin, host) for origin in origins) or any(site not in _OWN_SITES for site in sites):
+            return _refused("Pages of another origin may not ask here. Open the address itself.", 403)
+        is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+        if route is None and method not in ("GET", "HEAD") and not is_json:  # what a form or a script sends unasked
+            return _refused("Send it as JSON, with the header Content-Type: application/json.", 415)
+        return None
 
     def _note(self, scope: Scope, headers: Headers, route: str) -> dict[str, Any]:
         call = {
@@ -165,9 +187,21 @@ class Front:
 
 
 def _hostname(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0].lstrip("[").lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page of `origin` was served under this very host and port, by this server or by a proxy before it."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+
+
+def _refused(text: str, status: int) -> Response:
+    return Response(f"{text}\n", status, media_type="text/plain")
 
 
 def _own_answer(fault: Fault) -> Answer:

@@ -102,11 +102,11 @@ class SandboxClient:
 
     def release(self) -> int:
         """Let every held call go on; how many there were."""
-        return int(self._ask("POST", "release")["released"])
+        return int(self._ask("POST", "release", json={})["released"])
 
     def reset(self) -> None:
         """Forget jobs, calls, faults and uploads, drop held calls, go back to the first settings."""
-        self._ask("POST", "reset")
+        self._ask("POST", "reset", json={})
 
     def close(self) -> None:
         self._http.close()

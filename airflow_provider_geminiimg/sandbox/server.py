@@ -1,7 +1,7 @@
 """Runs the sandbox: in a thread of this process (`Sandbox`), or in the foreground (`serve`).
 
 What must stay true: it listens before anybody is told its port; it stops within a second, whatever is held; it logs
-nothing that came in.
+nothing that came in; no browser takes an answer for a page that may run scripts, or shows it within another page.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -22,6 +23,13 @@ from airflow_provider_geminiimg.sandbox.pictures import require_pillow
 from airflow_provider_geminiimg.sandbox.state import Box, Settings
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Referrer-Policy", "no-referrer"),
+)
+"""Of every answer, those of faults included: their bodies are whatever somebody queued."""
 
 
 class _Protocol(H11Protocol):
@@ -36,6 +44,18 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
 
+    def send_400_response(self, msg: str) -> None:
+        """As its own, with the headers of every answer."""
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+        events = (
+            h11.Response(status_code=400, headers=headers + self.server_state.default_headers, reason=b"Bad Request"),
+            h11.Data(data=msg.encode("ascii")),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
 
 class _Server(uvicorn.Server):
     def __init__(self, box: Box, hosts: Collection[str]) -> None:
@@ -48,6 +68,7 @@ class _Server(uvicorn.Server):
                 loop="asyncio",
                 log_config=None,
                 access_log=False,
+                headers=list(HEADERS),
                 timeout_keep_alive=60,
                 timeout_graceful_shutdown=1,
             )
