@@ -215,10 +215,27 @@ async def test_a_picture_comes_as_it_lies_in_storage(left: LeftBehind, get: Call
     assert answer.headers["content-type"] == image["media_type"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
-    assert answer.headers["cache-control"].startswith("private")
     assert get(picture_of(record), method="HEAD").status_code == 200
     again = get(picture_of(record), **{"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_copy(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    record = await left.attempt()
+    path = picture_of(record)
+    etag = {"If-None-Match": get(path).headers["etag"]}
+    kept = [get(path), get(path, method="HEAD"), get(path, **etag), get(path.replace("f/", "thumbs/", 1))]
+    for answer in kept:
+        assert answer.headers["cache-control"].startswith("private")
+        assert {"cookie", "authorization"} <= set(answer.headers["vary"].lower().replace(",", " ").split())
+    pages = [get(""), get("static/gallery.js"), get(LISTING), get("api/dags", user=None), get("f/nowhere")]
+    for answer in (*kept, *pages):
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin", answer.url
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    for answer in pages[2:]:
+        assert answer.headers["cache-control"] == "private, no-store"
 
 
 async def test_a_thumbnail_is_small_and_where_there_is_none_the_picture_comes(

@@ -45,6 +45,7 @@ _PAGE_POLICY = (
 )
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "private, no-store",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -227,7 +228,9 @@ def _read(shelf: Shelf, uri: str) -> tuple[bytes, str]:
 
 def _answer(request: Request, data: bytes, version: str) -> Response:
     media_type = inspect_image(data).media_type
-    headers = {"Cache-Control": "private, max-age=600", "ETag": f'"{version.strip(chr(34))}"'}
+    # Whoever logs in next in the same browser asks anew.
+    headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
+    headers["ETag"] = f'"{version.strip(chr(34))}"'
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     return Response(data, media_type=media_type, headers=headers)
