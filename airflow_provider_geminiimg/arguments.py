@@ -7,6 +7,7 @@ running task needs.
 from __future__ import annotations
 
 import math
+import re
 import string
 import unicodedata
 from datetime import timedelta
@@ -25,6 +26,8 @@ MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, w
 MAX_VARIANTS = 100  # of one row
 _DIGITS = 30  # before or after the point; written out, 1e999999999 would fill the memory
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
+_WINDOWS_CHARACTERS = '<>:"|?*'  # not in its names; what follows a ":" is a stream of another file
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$) *(\.|$)", re.IGNORECASE)
 
 
 def text(name: str, value: Any) -> str | None:
@@ -139,7 +142,8 @@ def delimiter(name: str, value: Any) -> str | None:
 def stem(name: str, value: Any) -> str | None:
     """A rendered file name without extension, in Unicode's composed form; ``None`` means unset.
 
-    :raises BadRequestError: for a name that is a path, hidden, too long, or has a picture's extension.
+    :raises BadRequestError: for a name that is a path, hidden, too long, has a picture's extension, or is none on
+        Windows.
     """
     if value is None:
         return None
@@ -152,12 +156,26 @@ def stem(name: str, value: Any) -> str | None:
         else "with control characters" if not plain.isprintable()
         else "longer than 120 bytes" if len(plain.encode()) > 120
         else "with an extension, which comes from the picture's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
+        else f"with a character that names on Windows can't have ({_WINDOWS_CHARACTERS})"
+        if any(char in _WINDOWS_CHARACTERS for char in plain)
+        else "a device on Windows" if _WINDOWS_DEVICE.match(plain)
+        else "with a dot at its end, which Windows drops" if plain.endswith(".")
         else None
     )  # fmt: skip
     if wrong:
         allowed = "Allowed: a plain name without folder and extension, up to 120 bytes"
         raise BadRequestError(f"{name}{given(value)}: is {wrong}. {allowed}.")
     return plain
+
+
+def portable_stem(usual: str) -> str:
+    """A file name of our own making without what is no name on Windows."""
+    name = re.sub(f"[{_WINDOWS_CHARACTERS}]", lambda found: f"%{ord(found[0]):02X}", usual)
+    device = _WINDOWS_DEVICE.match(name)
+    if device:
+        end = device.end(1)
+        name = f"{name[:end]}_{name[end:]}"
+    return f"{name}_" if name.endswith(".") else name
 
 
 def names_of(template: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState
 from airflow_provider_geminiimg._logs import Logs
-from airflow_provider_geminiimg.arguments import OnMismatch, stem, text
+from airflow_provider_geminiimg.arguments import OnMismatch, portable_stem, stem, text
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.landing import PUT_BACK, mismatch_error
@@ -83,7 +83,7 @@ class Attempt(Surroundings):
         item = self.item
         mapped = "" if item.map_index < 0 else f"-{item.map_index}"
         run = "" if not output_path else "-" + hashlib.sha256(f"{item.dag_id}\n{item.run_id}".encode()).hexdigest()[:8]
-        usual = encode_segment(f"{item.task_id}{run}{mapped}{f'-v{variant}' if variant else ''}")
+        usual = portable_stem(encode_segment(f"{item.task_id}{run}{mapped}{f'-v{variant}' if variant else ''}"))
         directory = text("output_path", output_path) or self.folder
         return Destination(directory.rstrip("/"), stem("file_name", file_name) or usual)
 

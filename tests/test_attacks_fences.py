@@ -135,6 +135,22 @@ OTHER_PLACES = {
     "a query that looks like an allowed host": "https://other.test?@pictures.test/allowed/p.png",
     "a backslash": "https://other.test\\@pictures.test/allowed/p.png",
     "another host": "https://other.test/allowed/p.png",
+    **{
+        f"upwards for a server, by {parts}": f"https://pictures.test/allowed/{parts}/p.png"
+        for parts in (
+            *("..;", "..;a=b", "%2e%2e;", "..%3b", "x/..;/..;", "%252e%252e", "%25252e%25252e", "..%252f", "..%255c"),
+            *(".%00.", "..%00", "%00", "..%20", ".%09.", ".%0d%0a.", "..%3f", "..%23", "．．", "‥", "%ef%bc%8e%2e"),
+            *(
+                "%c0%ae%c0%ae",
+                "%e0%80%ae.",
+                "%uff0e%uff0e",
+                "%u002e%u002e",
+                "..%c0%af",
+                ".%e2%80%8b.",
+                "%" + "25" * 9 + "2e.",
+            ),
+        )
+    },
 }
 
 
@@ -157,6 +173,20 @@ def test_no_other_connection_bucket_or_prefix_passes_for_an_allowed_root(target:
     target.refused_unsent(target.edit(FromTask({"images": [{"uri": uri}]})), "image")
     target.refused_unsent(target.generate(output_path=uri.rpartition("/")[0], file_name="p"), "output_path")
     assert target.pictures.connections == 0
+
+
+@ONE_GATEWAY
+@pytest.mark.usefixtures("inside")
+def test_escapes_and_parameters_that_lead_nowhere_else_are_fetched_as_they_are(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW__GEMINIIMG__ALLOWED_ROOTS")
+    target.pictures.otherwise = answer(body=picture())
+    paths = ("/allowed/100%25/p.png", "/allowed/a;b=..c/p.png", "/allowed/%252f/..p/...%20x/p.png", "/a%2520b/p..png")
+    for path in paths:
+        run = target.edit(target.link(f"{path}?sig=..%2f..%2f%00"))
+        assert run.state == "success", run.log
+    assert [path.partition("?")[0] for path, _ in target.pictures.requests] == list(paths)
 
 
 @ONE_GATEWAY

@@ -1,8 +1,12 @@
-"""Everywhere else: whatever Airflow's providers serve, through `ObjectStoragePath`."""
+"""Everywhere else: whatever Airflow's providers serve, through `ObjectStoragePath`.
+
+What must stay true: a file is opened only where `ObjectStoragePath` finds in its URI what `locate` found.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +15,7 @@ from airflow_provider_geminiimg.storage.base import Backend, Content, pieces, sh
 from airflow_provider_geminiimg.storage.uris import Location
 
 _REFUSALS = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)  # no retry can help
-_CONTENT_TYPE_ARGUMENT = {"gs": "content_type", "gcs": "content_type"}  # the others guess it or keep none
+_CONTENT_TYPE_ARGUMENT = {"gs": "content_type"}  # the others guess it or keep none
 
 
 class OtherFiles(Backend):
@@ -59,7 +63,11 @@ class OtherFiles(Backend):
 
     def remove(self, place: Location) -> None:
         with self._errors("Removing", place), contextlib.suppress(FileNotFoundError):
-            self._path(place).unlink()
+            path = self._path(place)
+            if glob.has_magic(path.path):  # unlink() would take it for a pattern
+                path.fs.rm_file(path.path)
+            else:
+                path.unlink()
 
     def _write(self, path: Any, data: bytes, arguments: dict[str, str]) -> None:
         with path.open("wb", **arguments) as file:
@@ -68,14 +76,20 @@ class OtherFiles(Backend):
     def _path(self, place: Location) -> Any:
         from airflow.sdk import ObjectStoragePath
 
+        conn = "" if place.conn_id is None else f"{place.conn_id}@"
         try:
-            path = ObjectStoragePath(place.uri)
+            path = ObjectStoragePath(f"{place.scheme}://{conn}{place.bucket}/{place.path}")
             path.fs  # noqa: B018  (the first moment at which an unknown scheme shows)
         except (ValueError, ImportError) as error:
             raise BadRequestError(
                 f"{place.shown}: no installed Airflow provider serves {place.scheme}://.",
                 hint="Install the provider for it, or use s3://, file:// or a plain path.",
             ) from error
+        if not _is_at(path, place):
+            raise BadRequestError(
+                f"{place.shown}: Airflow's ObjectStoragePath would open another file.",
+                hint="Use a name without special characters.",
+            )
         return path
 
     @contextlib.contextmanager
@@ -90,3 +104,10 @@ class OtherFiles(Backend):
                 retryable=not isinstance(error, _REFUSALS),
                 hint="Check the address, and that the worker's identity may list, read, write and remove files there.",
             ) from error
+
+
+def _is_at(path: Any, place: Location) -> bool:
+    """Whether an `ObjectStoragePath` leads where a URI does. Some file systems know their host from the connection."""
+    opened = (path.protocol, path.conn_id, path.path.strip("/"))
+    keys = (place.path.strip("/"), f"{place.bucket}/{place.path}".strip("/"))
+    return any(opened == (place.scheme, place.conn_id, key) for key in keys)

@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.storage.disk import DiskFiles, LocalStore
 from airflow_provider_geminiimg.storage.other import OtherFiles
 from airflow_provider_geminiimg.storage.s3 import S3Calls, S3Store
 from airflow_provider_geminiimg.storage.s3_files import PutModes, S3Files
-from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, Location, join_uri, locate
+from airflow_provider_geminiimg.storage.uris import WEB_SCHEMES, Location, join_uri, locate, refuse_chain
 from airflow_provider_geminiimg.storage.writing import WritingChecks, write_new
 
 State = Literal["there", "gone", "unknown"]
@@ -31,6 +31,7 @@ def open_store(uri: str, s3_client: S3ClientFactory) -> Store:
     :raises BadRequestError: another scheme, which has no exclusive creation.
     """
     place = locate(uri, "root")
+    refuse_chain(uri, "root")
     if place.scheme == "s3":
         return S3Store(uri, s3_client)
     if place.scheme == "file" and os.path.normpath(place.path).strip("/"):
@@ -161,6 +162,7 @@ class Files:
         :raises StorageError: it could not be told now; trying again can help.
         """
         directory = self._place(directory_uri, "output_path").shown.rstrip("/")
+        refuse_chain(directory_uri, "output_path")
 
         def place(name: str) -> Location:
             return self._place(join_uri(directory_uri, name), "output_path")

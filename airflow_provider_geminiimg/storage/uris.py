@@ -1,7 +1,9 @@
 """Names and addresses: path segments for any text, and URIs taken apart.
 
 What must stay true: different texts never share a segment; URIs are taken literally (a percent sign is a percent sign,
-so that nothing can hide behind one), and ``..`` is refused.
+so that nothing can hide behind one), and ``..`` is refused. An address that another parser could read in another way is
+refused where that other parser gets it: fsspec chains file systems at ``::``, cuts at ``?`` and ``#`` and drops line
+breaks; web servers decode twice, cut at ``;`` and stop at null bytes.
 """
 
 from __future__ import annotations
@@ -9,15 +11,35 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
 WEB_SCHEMES = ("http", "https")
-_SAME_SCHEME = {"s3a": "s3", "s3n": "s3", "local": "file"}
+_LITERAL_SCHEMES = ("s3", "file")  # what opens them gets bucket and key, or the path, and parses nothing
+_SAME_SCHEME = {"s3a": "s3", "s3n": "s3", "local": "file", "gcs": "gs", "abfss": "abfs", "adl": "abfs"}
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # no "::": fsspec would take it for one file system inside another
+CHAIN = "::"
+"""Where fsspec, and all that is built on it, takes a URI for one file system inside another."""
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?")
+_AZURE_HOST = ".core.windows.net"
+_REREAD = {
+    '"::"': re.compile(CHAIN),
+    '"?" or "#"': re.compile(r"[?#]"),
+    "a backslash": re.compile(r"\\"),
+    "a control character": re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"),
+    "an empty part": re.compile(r"^/|//"),
+    "a part of dots and spaces alone": re.compile(r"(^|/)[. ]+(/|$)"),
+}
+"""What file systems behind fsspec read in ways of their own, by what a message calls it."""
+_AFTER_NAME = re.compile("[;?#]")  # ends a part's name, for a server that takes the path apart after decoding it
+_DECODED_AT_MOST = 5  # times; what still changes then is made to deceive
+_ODD_ESCAPES = re.compile(rb"%u([0-9a-f]{4})|\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]", re.IGNORECASE)
+"""Of characters, and overlong ones of a dot and a slash, as some servers decode them."""
 
 _ENCODED = re.compile(r"[^A-Za-z0-9_.~+:-]|:(?=:)|(?<=:):")
 _MAX_SEGMENT = 120
@@ -105,7 +127,8 @@ def same_place(uri: str) -> str:
 def locate(uri: str, what: str = "uri") -> Location:
     """Take a URI apart.
 
-    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..`` or a null byte.
+    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, or what another
+        parser of such addresses reads in another way.
     """
     is_path = uri.startswith("/") and not uri.startswith("//")  # web pages write //host/name?query
     scheme, separator, rest = ("file", "://", uri) if is_path else uri.partition("://")
@@ -133,7 +156,69 @@ def locate(uri: str, what: str = "uri") -> Location:
         raise BadRequestError(f"{what}: {place.shown} names no bucket.")
     if "?" in authority or "#" in authority:
         raise BadRequestError(f"{what}: a {scheme}:// URI holds a query where its bucket should be.")
-    parts = (unquote(path.partition("?")[0]).replace("\\", "/") if scheme in WEB_SCHEMES else path).split("/")
-    if ".." in parts or "\0" in path:
+    climbs = _climbs(path.partition("?")[0]) if scheme in WEB_SCHEMES else ".." in path.split("/") or "\0" in path
+    if climbs:
         raise BadRequestError(f'{what}: {place.shown!r} holds ".." or a null byte, which no path may.')
+    if scheme not in (*WEB_SCHEMES, *_LITERAL_SCHEMES):
+        _refuse_rereading(place, what)
     return place
+
+
+def refuse_chain(uri: str, what: str) -> None:
+    """Refuse ``::`` in an address below which files get theirs: whoever opens one through fsspec ends up elsewhere.
+
+    :raises BadRequestError: it holds one.
+    """
+    if CHAIN in uri:
+        raise BadRequestError(
+            f'{what}: {scrub(locate(uri, what).shown, limit=200)!r} holds "::", which ObjectStoragePath takes for one '
+            "file system inside another: whoever opens it there gets another file.",
+            hint='Allowed: a directory without "::" in its name.',
+        )
+
+
+def _refuse_rereading(place: Location, what: str) -> None:
+    """Refuse what Airflow's ``ObjectStoragePath``, or a file system behind it, would read in another way than this.
+
+    :raises BadRequestError: there is such a thing.
+    """
+    shown = f"{what}: {scrub(place.shown, limit=200)!r}"
+    if place.bucket.lower().endswith(_AZURE_HOST):
+        raise BadRequestError(
+            f"{shown} names a storage account where Airflow takes a container, and a container where it takes a "
+            "connection.",
+            hint=f"Write it as {place.scheme}://conn_id@container/folder: the connection names the account.",
+        )
+    if not _HOST.fullmatch(place.bucket):
+        raise BadRequestError(
+            f"{shown}: {scrub(place.bucket, limit=80)!r} is no bucket or host.",
+            hint=f"Write it as {place.scheme}://bucket/key or {place.scheme}://conn_id@bucket/key.",
+        )
+    for held, found in _REREAD.items():
+        if found.search(place.path.removesuffix("/")) or found.search(place.conn_id or ""):
+            raise BadRequestError(
+                f"{shown} holds {held}, with which Airflow's ObjectStoragePath would open another file.",
+                hint="Rename what it names. Only on s3:// and on disks are names taken as they are.",
+            )
+
+
+def _climbs(path: str) -> bool:
+    """Whether some web server would find a ``..`` or a null byte in a path: decoded as often as it can be, with
+    backslashes for slashes, without path parameters, control characters and spaces, and with each look-alike of a dot.
+    """
+    data = path.encode("utf-8", "surrogatepass")
+    for _ in range(_DECODED_AT_MOST):
+        text = unicodedata.normalize("NFKC", data.decode("utf-8", "replace")).replace("\\", "/")
+        parts = ("".join(filter(str.isprintable, part)) for part in text.split("/"))
+        if "\0" in text or any(_AFTER_NAME.split(part)[0].strip() == ".." for part in parts):
+            return True
+        before, data = data, _ODD_ESCAPES.sub(_unescaped, unquote_to_bytes(data))
+        if data == before:
+            return False
+    return True
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    if found[1]:
+        return chr(int(found[1], 16)).encode("utf-8", "surrogatepass")
+    return b"." if found[0].endswith(b"\xae") else b"/"
