@@ -6,10 +6,12 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, TaskDeferred, conf
+
+from airflow_provider_geminiimg.absent import IncompleteText
 
 try:
     from airflow.sdk.execution_time.context import NEVER_EXPIRE
@@ -151,7 +153,10 @@ class TakesTexts:
     """
 
     native_fields: ClassVar[Collection[str]] = ("image", "reference_images", "requests")
-    _text_env: Any = None
+    _telling_env: Any = None
+    _evaluates = True
+    _missing: list[IncompleteText]
+    _incomplete: dict[int, tuple[str, IncompleteText]]
 
     def _do_render_template_fields(
         self, parent: Any, template_fields: Any, context: Any, jinja_env: Any, seen_oids: set[int]
@@ -160,35 +165,59 @@ class TakesTexts:
         if parent is not self:
             render(parent, template_fields, context, jinja_env, seen_oids)
             return
+        from airflow_provider_geminiimg.incomplete import telling
+
         seen = seen_oids | _returned_by_a_task(self, context)
         given = _given_by_a_task(self, context)
-        self._text_env = jinja_env.overlay() if _is_native(jinja_env) else None
+        self._missing = []
+        self._telling_env = telling(jinja_env, self._missing)
         for name in template_fields:
             written = getattr(self, name)
-            native = self._text_env is None or (name in self.native_fields and isinstance(written, str))
+            self._evaluates = not _is_native(jinja_env) or (name in self.native_fields and isinstance(written, str))
+            self._incomplete = {}
             try:
-                render(parent, (name,), context, jinja_env if native else self._text_env, seen)
+                render(parent, (name,), context, self._telling_env, seen)
                 rendered = _defined(getattr(self, name))
             except Exception as error:
                 if not _is_missing(error):
                     raise
                 self._rendered(name, written, None, why=str(error))
             else:
-                self._rendered(name, GIVEN if name in given else written, rendered)
-        self._text_env = None
+                incomplete = {place: found for place, (_, found) in self._incomplete.items()}
+                self._rendered(name, GIVEN if name in given else written, rendered, incomplete)
+        self._telling_env = None
 
-    def _rendered(self, name: str, written: Any, rendered: Any, why: str = "") -> None:
+    def _rendered(
+        self,
+        name: str,
+        written: Any,
+        rendered: Any,
+        incomplete: Mapping[int, IncompleteText] = MappingProxyType({}),
+        why: str = "",
+    ) -> None:
         """Told of each argument what became of it.
 
         :param written: as it stands in the DAG; `GIVEN` where another task gives it.
+        :param incomplete: texts in it, by their identity, in which a missing value is printed as a word.
         :param why: why it could not be rendered.
         """
 
     def _render(self, template: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         render = super()._render  # type: ignore[misc]
-        if self._text_env is None or template.environment is not self._text_env:
+        if self._telling_env is None or template.environment is not self._telling_env:
             return render(template, context, *args, **kwargs)
-        return render(_unevaluated(template), context, *args, **kwargs).value
+        self._missing.clear()
+        if self._evaluates:
+            rendered = render(template, context, *args, **kwargs)
+        else:
+            rendered = render(_unevaluated(template), context, *args, **kwargs).value
+        if isinstance(rendered, str):
+            rendered = str(rendered)  # Airflow can't send a subclass, such as Jinja's Markup, to its API
+        text = str(rendered)
+        if not self._missing or text.strip() == self._missing[0].word.strip():
+            return rendered  # what the whole text came to is seen by its value
+        self._incomplete[id(text)] = text, self._missing[0]
+        return text
 
 
 def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:

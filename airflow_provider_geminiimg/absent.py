@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sized
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 RENDERED_WORDS = frozenset(
@@ -42,29 +43,59 @@ def is_absent(value: Any) -> bool:
     """Whether a rendered value is none: ``None``, NaN, nothing to see, an empty list, or a word for it."""
     if isinstance(value, str):
         return is_blank(value) or _SPACE.sub("", value) in RENDERED_WORDS
+    # An empty mapping is left to what reads it.
+    return not isinstance(value, Mapping) and (is_missing(value) or (isinstance(value, Sized) and len(value) == 0))
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value that is no text is none: ``None``, NaN, an empty list or mapping. As text it would be a word."""
+    if type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas, which may not be there
         return True
-    if isinstance(value, (float, Decimal)):
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    if isinstance(value, float):
         return math.isnan(value)
-    # An empty mapping is left to what reads it.
-    return isinstance(value, Sized) and not isinstance(value, Mapping) and len(value) == 0
+    return isinstance(value, (list, tuple, set, frozenset, dict)) and not value
 
 
-def came_to_nothing(name: str, written: Any, rendered: Any) -> Iterator[tuple[str, Any]]:
+class IncompleteText(str):
+    """Text in which a missing value is printed as a word.
+
+    :param text: the text.
+    :param word: what stands for the value.
+    """
+
+    word: str
+
+    def __new__(cls, text: str, word: str) -> IncompleteText:
+        made = super().__new__(cls, text)
+        made.word = word
+        return made
+
+
+def came_to_nothing(
+    name: str, written: Any, rendered: Any, incomplete: Mapping[int, IncompleteText] = MappingProxyType({})
+) -> Iterator[tuple[str, Any]]:
     """What is written, and is nothing once it is rendered: the place of each, and what it came to.
 
     :param name: the argument.
     :param written: as it stands in the DAG. What is written as nothing is wanted so.
     :param rendered: what became of it.
+    :param incomplete: texts in it, by their identity, in which something is missing.
     """
     if _is_written_as_nothing(written):
+        return
+    if id(rendered) in incomplete:
+        yield name, incomplete[id(rendered)]
         return
     if is_absent(rendered):
         yield name, rendered
         return
     for key, part, became in _parts(written, rendered):
         if not (isinstance(part, str) and part == became):  # a word in a list or a row that is no template is meant so
-            yield from came_to_nothing(f"{name}{key}", part, became)
+            yield from came_to_nothing(f"{name}{key}", part, became, incomplete)
 
 
 def _is_written_as_nothing(written: Any) -> bool:

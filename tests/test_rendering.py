@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -212,6 +213,173 @@ def test_nan_is_no_prompt_and_no_label_but_words_about_it_are(sandbox: Sandbox) 
         with pytest.raises(BadRequestError, match=list(wrong)[-1]):
             GeminiImageGenerateOperator(task_id="made", **wrong)
     GeminiImageGenerateOperator(task_id="made", prompt="A naan bread, null calories", variant="none")
+
+
+INSIDE: dict[str, str] = {
+    "an XCom that is not there": "Photo of {{ ti.xcom_pull('nobody') }} on white",
+    "a parameter that is null": "A {{ params.none }} and {{ ds }}",
+    "two that are null": "{{ none }}{{ none }}",
+    "NaN": "Photo of {{ not_a_number }}",
+    "pandas' missing value": "Photo of {{ not_available }}",
+    "NumPy's NaN": "Photo of {{ narrow_nan }}",
+    "a decimal NaN": "Photo of {{ decimal_nan }}",
+    "an empty list": "Photo of {{ params.list }} on white",
+    "an empty mapping": "Photo of {{ {} }} on white",
+    "a name that is not there": "Photo of {{ gone }}",
+    "a key that is not there": "Photo of {{ params.gone }}",
+    "a key of a mapping, got": "Photo of {{ dag_run.conf.get('gone') }}",
+    "joined to text": "{{ 'Photo of ' ~ ti.xcom_pull('nobody') }}",
+    "joined by a filter": "{{ ['a fox', none] | join(' and ') }}",
+    "formatted": "{{ 'Photo of %s' | format(params.none) }}",
+    "trimmed": "Photo of {{ params.none | trim }}",
+    "in other letters": "Photo of {{ params.none | string | upper }}",
+    "in a branch": "Photo of {% if true %}{{ params.none }}{% endif %} on white",
+    "in a loop": "Photo of{% for each in ['a fox', none] %} {{ each }}{% endfor %}",
+    "in a macro": "{% macro photo(it) %}Photo of {{ it }}{% endmacro %}{{ photo(params.none) }}",
+}
+MEANT: dict[str, tuple[str, str]] = {
+    "an if without an else": ("A fox{{ ' at night' if params.none }}", "A fox"),
+    "a default": ("A {{ params.none or 'fox' }} {{ params.none | default('there', true) }}", "A fox there"),
+    "a condition": ("A {% if params.none is none %}fox{% endif %}", "A fox"),
+    "a comparison": ("A {{ 'fox' if params.none | lower == 'none' else 'wolf' }}", "A fox"),
+    "a comparison of joined text": ("A {{ 'fox' if 'x' ~ params.none == 'xNone' else 'wolf' }}", "A fox"),
+    "a variable": ("{% set it = params.none %}A {{ it or 'fox' }}", "A fox"),
+    "the word": ("Write {{ 'None' }} and {{ params.word }}", "Write None and None"),
+    "empty text": ("A {{ '' }}fox", "A fox"),
+    "nought": ("A {{ 0 }} and {{ false }}", "A 0 and False"),
+    "joined": ("{{ 'A ' ~ params.number ~ ['b', 'c'] | join('+') }} {{ '%s' | format('d') }}", "A 5b+c d"),
+}
+
+
+def values_of(native: bool, **options: Any) -> DAG:
+    """As `dag_of`, with all the values that the templates of `INSIDE` and `MEANT` name."""
+    dag = dag_of(native, **options)
+    # Neither library need be there.
+    not_available = type("NAType", (), {"__repr__": lambda self: "<NA>"})()
+    scalar = type("float32", (), {"__module__": "numpy", "ndim": 0, "item": lambda self: float("nan")})()
+    dag.user_defined_macros = {
+        **(dag.user_defined_macros or {}),
+        "not_available": not_available,
+        "narrow_nan": scalar,
+        "decimal_nan": Decimal("nan"),
+    }
+    dag.params["word"] = "None"
+    return dag
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_what_comes_to_nothing_inside_a_longer_text_is_an_error(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    rows = [{"prompt": "a fox"}, *({"prompt": text} for text in INSIDE.values())]
+    with values_of(native) as dag:
+        for number, text in enumerate(INSIDE.values()):
+            GeminiImageGenerateOperator(task_id=f"one-{number}", prompt=text, geminiimg_conn_id=onemin)
+            GeminiImageBatchOperator(
+                task_id=f"row-{number}", requests=["a wolf", rows[number + 1]], geminiimg_conn_id=onemin
+            )
+    run = airflow.run_dag(dag)
+    for number, kind in enumerate(INSIDE):
+        said = named(run, "prompt", f"one-{number}")
+        assert "Photo" not in said, kind  # a prompt is not shown
+        named(run, "requests" if "not there" in kind else "requests[1].prompt", f"row-{number}")
+    assert sandbox.calls() == []
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_what_says_where_and_what_is_complete_too(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    nothing = "{{ ti.xcom_pull('nobody') }}"
+    wrong: dict[str, tuple[str, dict[str, Any]]] = {
+        "generate": ("output_path", {"output_path": f"s3://out/{nothing}/"}),
+        "submit": ("file_name", {"file_name": f"fox-{nothing}"}),
+        "edit": ("image", {"image": f"s3://in/{nothing}.png"}),
+        "sensor": ("job_id", {"job_id": f"job-{nothing}"}),
+        "collect": ("only_dag_id", {"only_dag_id": f"dag-{nothing}"}),
+        "review": ("subject", {"subject": f"Look at {nothing}"}),
+        "batch": ("requests[0].sku", {"requests": [{"prompt": "a fox", "sku": f"A-{nothing}"}], "file_name": "{sku}"}),
+    }
+    others: dict[str, tuple[str, str, Any]] = {
+        "variant": ("generate", "variant", f"v{nothing}"),
+        "list": ("edit", "reference_images[1]", [PNG, f"s3://in/{nothing}.png"]),
+        "text of a list": ("batch", "requests", f'["a fox", "a {nothing}"]'),
+        "text of a path": ("edit", "reference_images", f"s3://in/{nothing}.png"),
+        "set": ("edit", "reference_images", {PNG, f"s3://in/{nothing}.png"}),
+        "shared": ("batch", "prompt", f"Photo of {nothing} and {{sku}}"),
+    }
+    with values_of(native) as dag:
+        for kind, (_, arguments) in wrong.items():
+            operator, base = BASES[kind]
+            shared = {"geminiimg_conn_id": onemin} if "geminiimg_conn_id" in operator.template_fields else {}
+            operator(**{"task_id": kind, **shared, **base, **arguments})
+        for task_id, (kind, name, value) in others.items():
+            operator, base = BASES[kind]
+            field = {name.partition("[")[0]: value}
+            operator(**{"task_id": task_id.replace(" ", "_"), "geminiimg_conn_id": onemin, **base, **field})
+        shared = {"prompt": "a fox", "geminiimg_conn_id": onemin}
+        GeminiImageGenerateOperator.partial(task_id="mapped", **shared).expand(file_name=[f"fox-{nothing}"])
+    run = airflow.run_dag(dag)
+    for kind, (name, _) in wrong.items():
+        named(run, name, kind)
+    for task_id, (_, name, _) in others.items():
+        named(run, name, task_id.replace(" ", "_"))
+    named(run, "file_name", "mapped", 0)
+    assert sandbox.calls() == []
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_what_a_function_takes_is_complete_where_it_can_not_see_what_is_missing(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    @task.gemini_image(geminiimg_conn_id=onemin, **WAYS_TO_WAIT)
+    def says(it: str) -> str:
+        return f"{it} at night"
+
+    @task.gemini_image_batch(geminiimg_conn_id=onemin, **WAYS_TO_WAIT)
+    def lists(texts: list[str]) -> list[str]:
+        return texts
+
+    with values_of(native) as dag:
+        says("Photo of {{ ti.xcom_pull('nobody') }}")
+        lists(["a fox", "Photo of {{ params.none }}"])
+        says.override(task_id="sees")("{{ params.none }}")
+    run = airflow.run_dag(dag)
+    named(run, "op_args[0]", "says")
+    named(run, "op_args[0][1]", "lists")
+    assert run.task("sees").state == "success", run.log  # which may do with it what it likes
+    assert [entry["prompt"] for entry in sandbox.ledger()] == ["None at night"]
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_what_is_meant_inside_a_longer_text_is_bought_as_it_is_meant(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    with values_of(native) as dag:
+        rows = [{"prompt": text, "kind": kind} for kind, (text, _) in MEANT.items()]
+        GeminiImageBatchOperator(
+            task_id="made", requests=rows, n=1, reuse="task", geminiimg_conn_id=onemin, **WAYS_TO_WAIT
+        )
+    run = airflow.run_dag(dag)
+    assert run.state == "success", run.log
+    assert {entry["prompt"] for entry in sandbox.ledger()} == {text for _, text in MEANT.values()}
+
+
+def test_a_lenient_dag_is_told_of_what_is_not_defined_and_its_own_word_for_nothing_is_printed(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    shared = {"geminiimg_conn_id": onemin, **WAYS_TO_WAIT}
+    for native in (False, True):
+        with values_of(native, template_undefined=jinja2.Undefined) as dag:
+            GeminiImageGenerateOperator(task_id="made", prompt="Photo of {{ gone }}", **shared)
+        named(airflow.run_dag(dag, run_id=f"run-{native}"), "prompt")
+        sandbox.reset()
+        finalize = {"finalize": lambda value: "nobody" if value is None else value}
+        with values_of(native, jinja_environment_kwargs=finalize) as dag:
+            GeminiImageGenerateOperator(task_id="made", prompt="Photo of {{ params.none }}", **shared)
+        run = airflow.run_dag(dag, run_id=f"own-{native}")
+        assert run.state == "success", run.log
+        assert [entry["prompt"] for entry in sandbox.ledger()] == ["Photo of nobody"]
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import TakesTexts
-from airflow_provider_geminiimg.absent import came_to_nothing
+from airflow_provider_geminiimg.absent import IncompleteText, came_to_nothing
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 from airflow_provider_geminiimg.request import given, is_literal
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UNSET = "unset"
 """What a template renders to where it means that the argument shall count as not given."""
 
-_OF_FUNCTION = ("op_args", "op_kwargs")  # what a function takes is its own business
+_OF_FUNCTION = ("op_args", "op_kwargs")  # what a function takes is its own business, where it can see what it takes
 _WANT_NOTHING = (
     f"Where nothing is meant, leave the argument out, or let the template render to the word {UNSET}. Otherwise give "
     "the value that is missing (an XCom, a Variable, a parameter), then clear the task."
@@ -32,7 +32,14 @@ class RefusesNothing(TakesTexts):
     _absent: Mapping[str, Any] = MappingProxyType({})  # place -> what it came to
     _unrendered: Mapping[str, str] = MappingProxyType({})  # argument -> what is missing
 
-    def _rendered(self, name: str, written: Any, rendered: Any, why: str = "") -> None:
+    def _rendered(
+        self,
+        name: str,
+        written: Any,
+        rendered: Any,
+        incomplete: Mapping[int, IncompleteText] = MappingProxyType({}),
+        why: str = "",
+    ) -> None:
         if why:
             setattr(self, name, None)  # a template's own text is no argument
             self._unrendered = {**self._unrendered, name: why}
@@ -40,11 +47,14 @@ class RefusesNothing(TakesTexts):
         if isinstance(written, str) and isinstance(rendered, str) and written != rendered and rendered.strip() == UNSET:
             setattr(self, name, None)
             return
-        if name not in _OF_FUNCTION:
-            found = dict(came_to_nothing(name, written, rendered))
-            if name in found and not isinstance(rendered, (str, Sized)):
-                setattr(self, name, None)  # Airflow can't show NaN among the rendered fields
-            self._absent = {**self._absent, **found}
+        found = dict(came_to_nothing(name, written, rendered, incomplete))
+        if incomplete and not any(isinstance(value, IncompleteText) for value in found.values()):
+            found[name] = next(iter(incomplete.values()))  # in a set, or in an object with arguments of its own
+        if name in _OF_FUNCTION:
+            found = {place: value for place, value in found.items() if isinstance(value, IncompleteText)}
+        if name in found and not isinstance(rendered, (str, Sized)):
+            setattr(self, name, None)  # Airflow can't show NaN among the rendered fields
+        self._absent = {**self._absent, **found}
 
     def _refuse_unrendered(self) -> None:
         """:raises BadRequestError: a template names something that is not there."""
@@ -61,8 +71,13 @@ class RefusesNothing(TakesTexts):
         self._refuse_unrendered()
         for place, value in self._absent.items():
             if names is None or place in names:
-                problem = "is empty: what the DAG says came to nothing when it was rendered."
-                raise BadRequestError(f"{place}{given(value)}: {problem}", hint=_WANT_NOTHING)
+                raise BadRequestError(f"{place}{_problem(value)}", hint=_WANT_NOTHING)
+
+
+def _problem(value: Any) -> str:
+    if isinstance(value, IncompleteText):  # which may be a prompt, and so is not shown
+        return f": a part of it came to nothing when it was rendered, and would be {value.word!r} in the text."
+    return f"{given(value)}: is empty: what the DAG says came to nothing when it was rendered."
 
 
 class ChecksArguments(RefusesNothing):
