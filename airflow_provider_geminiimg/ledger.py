@@ -6,7 +6,8 @@ What must stay true:
 - Only the record with the highest number of an item decides. Records are never moved or reused. A person may have one
   removed; what excuses its absence is written down first (`Ledger.excuse`).
 - States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A picture that is in
-  storage, or an answer of the gateway that comes after all, outweighs a failure that somebody else wrote down.
+  storage, or an answer of the gateway that comes after all, outweighs a failure that somebody else wrote down. The one
+  step back is of an answer that turns out to be another record's: whoever wrote it down takes it out again.
 - A record that can't be read, or that a newer version wrote, is an error that names it, never "no record".
 - Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to a picture that was paid
   for, and it is taken out when the picture lands.
@@ -38,6 +39,10 @@ _NEXT: dict[State, frozenset[State]] = {
     "answered": frozenset({"answered", "landed", "failed"}),
     "landed": frozenset({"landed"}),
     "failed": frozenset({"failed", "submitted", "answered", "landed"}),
+}
+_TAKEN_BACK: dict[State, frozenset[State]] = {
+    **_NEXT,
+    **{state: _NEXT[state] | {"intent"} for state in ("submitted", "answered")},
 }
 _NUMBERED = re.compile(r"([1-9][0-9]*)\.json")
 _RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]*\.json", re.ASCII)
@@ -262,11 +267,12 @@ class Ledger:
             return None
         return Found(self._parse(record.key, stored.blob.data), stored.blob.version, stored.blob.age)
 
-    def change(self, key: str, step: Callable[[Record], Record | None]) -> Record:
+    def change(self, key: str, step: Callable[[Record], Record | None], *, takes_back: bool = False) -> Record:
         """Move a record forward: `step` gets what is stored and returns what shall be, or ``None`` for "leave it".
 
         Written only if nobody else wrote in between; otherwise `step` is asked again about what is stored then.
 
+        :param takes_back: an answer that was written down may be taken out again.
         :raises LedgerError: the record is gone, or the step would move its state back.
         :raises StorageError: the store failed.
         """
@@ -280,7 +286,7 @@ class Ledger:
             last[:] = [record if wanted is None else wanted]
             if wanted is None or wanted == record:
                 return None
-            if wanted.state not in _NEXT[record.state]:
+            if wanted.state not in (_TAKEN_BACK if takes_back else _NEXT)[record.state]:
                 raise LedgerError(f"Record {key} is {record.state} and can't become {wanted.state}.")
             return _RECORD.dump_json(wanted)
 

@@ -375,6 +375,7 @@ class Purchase:
         if isinstance(step, Poll):
             self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
             await collector.check_account(record)
+            await self.payment.own(record)  # whoever submitted it may have died before that was noted
             return record, None
         if isinstance(step, Copy):
             self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError
 from airflow_provider_geminiimg.gateways.base import JobStatus
-from airflow_provider_geminiimg.job_owners import own
+from airflow_provider_geminiimg.job_owners import has, own, owner
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Found, Record, with_error
 from airflow_provider_geminiimg.memory import remember
@@ -26,7 +26,8 @@ from airflow_provider_geminiimg.transport import OVERHEAD
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
 CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # that a claim may take, or others give it up too early
-OWNING_SECONDS = 2.0  # that noting whose job it is may keep the answer from being recorded
+LOOKING_SECONDS = 0.2  # that a look at whose job it is may keep the answer from being recorded
+OWNING_SECONDS = 2.0  # that noting whose job it is may take, once the answer is recorded
 RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
 RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
 
@@ -143,11 +144,13 @@ class Payment:
             self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, failure.kind)
 
     async def _write_answer(self, record: Record, status: JobStatus) -> Record:
-        """Record the answer at once; where that fails, keep trying in the background and go on landing."""
+        """Record the answer at once; where that fails, keep trying in the background and go on landing.
+
+        :raises OutcomeUnknownError: its job is another record's, so it says nothing about this request.
+        """
         # Before it is recorded, which may take longer than this process lives.
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
-        if status.job_id is not None:
-            await self._own(record, status.job_id)
+        await self._refuse_owned(record, status.job_id)
         inline = [picture.data for picture in status.pictures if picture.data is not None]
         folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
         keys = [f"{folder}.{index}" for index in range(len(inline))]
@@ -171,13 +174,32 @@ class Payment:
             with contextlib.suppress(Exception):  # whatever Airflow's API raises: landing goes on
                 await remember(self.marker, answer)
             self._recording = asyncio.create_task(self._keep_recording(answer, inline))
+        await self.own(answer)
         return answer
 
-    async def _own(self, record: Record, job_id: str) -> None:
-        """Let the job be the record's. A store that fails, or is slow, does not keep the answer from being recorded.
+    async def _refuse_owned(self, record: Record, job_id: str | None) -> None:
+        """Look whose a job is, as far as that is known at once: until the answer is recorded, a kill loses it.
 
-        :raises OutcomeUnknownError: it is another record's, so the answer says nothing about this request.
+        :raises OutcomeUnknownError: it is another record's.
         """
+        if job_id is None:
+            return
+        looking = asyncio.ensure_future(in_thread(owner, self.ledger, record.gateway, job_id))
+        done, _ = await asyncio.wait([looking], timeout=LOOKING_SECONDS)
+        other = None if not done or looking.exception() else looking.result()
+        if other not in (None, record.key):
+            unknown = _of_another(record, job_id, str(other))
+            await self._write_failure(record, unknown)
+            raise unknown
+
+    async def own(self, record: Record) -> None:
+        """Note that the recorded job is the record's. A store that fails, or is slow, keeps no picture from landing.
+
+        :raises OutcomeUnknownError: it is another record's. The record is that of an unknown outcome from then on.
+        """
+        job_id = record.job_id
+        if job_id is None or not has(record, job_id):
+            return
         owning = asyncio.ensure_future(in_thread(own, self.ledger, record, job_id))
         await asyncio.wait([owning], timeout=OWNING_SECONDS)
         error = owning.exception() if owning.done() else TimeoutError()
@@ -187,12 +209,29 @@ class Payment:
             return
         other = owning.result()
         if other is not None:
-            unknown = OutcomeUnknownError(
-                f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about "
-                f"this request. Record {record.key}."
-            )
-            await self._write_failure(record, unknown)
+            if self._recording is not None:
+                self._recording.cancel()
+            unknown = _of_another(record, job_id, other)
+            await in_thread(self._take_back, record, unknown)
             raise unknown
+
+    def _take_back(self, record: Record, unknown: OutcomeUnknownError) -> None:
+        """Take another record's job out of the record, unless a picture of it has landed there meanwhile."""
+
+        def without(stored: Record) -> Record | None:
+            if stored.claim != record.claim or stored.state not in ("intent", "submitted", "answered"):
+                return None
+            if stored.state != "intent" and stored.job_id != record.job_id:
+                return None
+            intent = replace(stored, state="intent", job_id=None, submitted_at=None, links=[], spooled=[])
+            return with_error(intent, unknown)
+
+        try:
+            self.ledger.change(record.key, without, takes_back=True)
+        except GeminiImageError as failure:
+            self.log.error(
+                "Record %s could not be written (%s); it keeps job %s.", record.key, failure.kind, record.job_id
+            )
 
     def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
         for key, data in zip(answer.spooled, inline, strict=True):
@@ -225,3 +264,10 @@ class Payment:
             with contextlib.suppress(GeminiImageError):
                 await in_thread(self._record_answer, answer, inline)
                 return
+
+
+def _of_another(record: Record, job_id: str, other: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about this "
+        f"request. Record {record.key}."
+    )
