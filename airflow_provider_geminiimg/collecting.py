@@ -78,7 +78,8 @@ class Collector:
     async def _asked(self, record: Record) -> JobStatus:
         transport = await self.workshop.transport(record)
         changed = changed_since(record, transport)
-        call = transport.gateway.status(str(record.job_id), model=record.wire_model)
+        inputs = [known["uri"] for known in record.inputs]
+        call = transport.gateway.status(str(record.job_id), model=record.wire_model, inputs=inputs)
         try:
             status = await transport.send(call, prompt=self.prompt or record.prompt)
         except GeminiImageError as error:

@@ -196,6 +196,9 @@ class Lander:
             for picture in pictures:
                 try:
                     data = await self._bytes(record, picture)
+                    if _is_input(record, _digest(data)) and (stored or picture is not pictures[-1]):
+                        self.log.warning("An input image came back beside the result of record %s.", record.key)
+                        continue
                     settle(len(data))
                     stored.append(await self._store(record, len(stored), data))
                     kept.add(stored[-1].sha256, data)
@@ -229,7 +232,7 @@ class Lander:
 
     async def _store(self, record: Record, index: int, data: bytes) -> StoredImage:
         info = inspect_image(data)
-        digest = hashlib.sha256(data).hexdigest()
+        digest = _digest(data)
         files = self.workshop.files
 
         async def written(stem: str) -> str | None:
@@ -337,6 +340,8 @@ class Lander:
         await make_thumbnails(store, record, kept, log=self.log, guard=self.guard)
 
     def _mismatch(self, record: Record, image: StoredImage) -> str | None:
+        if _is_input(record, image.sha256):
+            return "An input image came back, byte for byte, and nothing else."
         info = ImageInfo(image.media_type, "", image.width, image.height)
         asked = record.request_fields
         resolution, ratio = asked.get("resolution"), asked.get("aspect_ratio")
@@ -407,6 +412,14 @@ def paid() -> Iterator[None]:
         if error.billed is Billed.NO:
             error.billed = Billed.YES
         raise
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _is_input(record: Record, digest: str) -> bool:
+    return any(known["sha256"] == digest for known in record.inputs)
 
 
 def _stored(uri: str, info: ImageInfo, data: bytes, digest: str) -> StoredImage:

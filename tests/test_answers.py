@@ -6,6 +6,8 @@ Money cases go through both paths, one image and a batch, and are counted at the
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import httpx
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
+from harness.attacks import picture
 from harness.matrix import read_records
 
 from airflow_provider_geminiimg import collecting, lifecycle, polling
@@ -30,6 +33,7 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways import get_gateway
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.request import ImageRequest
 from airflow_provider_geminiimg.response_body import ResponseBody
@@ -481,3 +485,51 @@ async def test_an_empty_object_that_keeps_the_line_open_is_not_the_whole_answer(
     gateway = get_gateway("apimaster")
     request = ImageRequest.build(operation="generate", prompt="a red fox").check("apimaster")
     assert gateway.submit(request, ()).parse(Reply(200, httpx.Headers(), body)).job_id == "t1"
+
+
+def edit(conn_id: str, **arguments: Any) -> DAG:
+    with DAG("answers", schedule=None) as dag:
+        GeminiImageEditOperator(
+            task_id="made", prompt="a red fox", geminiimg_conn_id=conn_id, resolution="512", deferrable=False,
+            poll_interval=0.02, **arguments,
+        )  # fmt: skip
+    return dag
+
+
+def as_data_uri(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
+@pytest.mark.parametrize(("make", "first"), [(edit, True), (edit, False), (batch, True)])
+def test_an_input_that_comes_back_beside_the_result_is_not_landed(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    geminiimg_conn_id: str,
+    root: str,
+    make: Make,
+    first: bool,
+    tmp_path: Path,
+) -> None:
+    given, result = picture((64, 64)), picture((512, 512))
+    (tmp_path / "in.png").write_bytes(given)
+    images = [as_data_uri(given), as_data_uri(result)][:: 1 if first else -1]
+    sandbox.faults(route="apimaster.status", body={"data": {"status": "SUCCESS", "output": images}})
+    run = airflow.run_dag(make(geminiimg_conn_id, image=str(tmp_path / "in.png")))
+    assert run.state == "success", run.log
+    [image] = [image for found in read_records(root) for image in (found.record.manifest or {})["images"]]
+    assert image["sha256"] == hashlib.sha256(result).hexdigest()
+    assert len(sandbox.ledger()) == 1
+
+
+@pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
+def test_an_input_that_comes_back_alone_is_landed_and_is_not_what_was_asked_for(
+    airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, tmp_path: Path
+) -> None:
+    given = picture((512, 512))
+    (tmp_path / "in.png").write_bytes(given)
+    sandbox.faults(route="apimaster.status", body={"data": {"status": "SUCCESS", "output": [as_data_uri(given)]}})
+    run = airflow.run_dag(edit(geminiimg_conn_id, on_mismatch="fail", image=str(tmp_path / "in.png")))
+    assert "An input image came back" in str(failed(run))
+    assert run.clear("made").state == "failed"
+    assert len(sandbox.ledger()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -705,3 +706,71 @@ def test_an_input_beside_a_failed_job_is_no_image_and_a_result_is() -> None:
 def test_a_result_comes_before_an_input(key: str, beside: str) -> None:
     body = {"data": {"task_id": TASK, "status": "SUCCESS", beside: "https://shop.example/in.png", key: LINK}}
     assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+
+
+INPUT = "https://shop.example/in.png"
+
+
+def polled_with_input() -> Call[JobStatus]:
+    return GATEWAY.status(TASK, model=FLASH, inputs=[INPUT])
+
+
+def submitted_with_input() -> Call[JobStatus]:
+    return GATEWAY.submit(asked("edit", image=INPUT), (INPUT,))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"images": [INPUT]},
+        {"images": [{"url": INPUT}]},
+        {"image": INPUT},
+        {"image_url": INPUT},
+        {"url": INPUT},
+        {"data": {"images": [INPUT]}},
+    ],
+)
+@pytest.mark.parametrize("key", ["fail_reason", "failReason"])
+def test_the_link_of_an_old_row_comes_before_what_may_be_an_input(beside: Any, key: str) -> None:
+    for body in (
+        {"code": "success", "data": {"task_id": TASK, "status": "SUCCESS", key: LINK, **beside}},
+        {"task_id": TASK, "status": "SUCCESS", key: LINK, **beside},
+    ):
+        assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+
+
+def test_a_reason_beside_a_result_is_no_result() -> None:
+    told = {"fail_reason": "see https://status.example/a.png", "result": {"images": [{"url": LINK}]}}
+    body = {"data": {"task_id": TASK, "status": "SUCCESS", **told}}
+    assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+
+
+@pytest.mark.parametrize("call", [polled_with_input, submitted_with_input], ids=["poll", "submit"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"images": [INPUT], "image_url": LINK},
+        {"images": [INPUT, LINK]},
+        {"images": [{"url": f"{INPUT}?v=2"}, {"url": LINK}]},
+        {"url": INPUT, "images": [LINK]},
+        {"result": {"images": [{"url": "https://SHOP.example/in.png"}, {"url": LINK}]}, "url": INPUT},
+        {"output": ["//shop.example/in.png", LINK]},
+    ],
+)
+def test_an_input_that_an_answer_repeats_is_no_result(call: Callable[[], Call[JobStatus]], said: Any) -> None:
+    body = {"data": {"task_id": TASK, "status": "SUCCESS", **said}}
+    assert read(call(), 200, body).pictures == (Picture(url=LINK),)
+
+
+def test_a_job_that_names_its_input_alone_is_asked_for_the_link_again() -> None:
+    body = {"data": {"task_id": TASK, "status": "SUCCESS", "images": [INPUT]}}
+    error = outcome(polled_with_input(), 200, body)
+    assert (type(error), error.billed, error.retryable) == (UpstreamFailedError, Billed.YES, True)
+    assert read(submitted_with_input(), 200, body) == JobStatus(JobState.RUNNING, job_id=TASK)
+
+
+def test_another_file_of_one_address_is_a_result() -> None:
+    known = "https://cdn.example/file?id=1"
+    call = GATEWAY.status(TASK, model=FLASH, inputs=["https://cdn.example/file", known])
+    body = {"data": {"task_id": TASK, "status": "SUCCESS", "images": ["https://cdn.example/file?id=2"]}}
+    assert read(call, 200, body).state is JobState.DONE

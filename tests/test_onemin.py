@@ -656,3 +656,47 @@ def test_a_code_within_a_text_does_not_make_a_failure_unpaid() -> None:
     assert read(poll(), 200, record("FAILED", nested, None)).error.billed is Billed.UNKNOWN
     assert outcome(submit(), 504, error_body("TIMEOUT", nested["message"])).billed is Billed.UNKNOWN
     assert outcome(submit(), 500, error_body("INSUFFICIENT_CREDITS")).billed is Billed.NO
+
+
+INPUT_KEY = "images/2026_11_29_cat_input.png"
+INPUT_LINK = f"https://storage.1min.ai/bucket/{INPUT_KEY}?X-Amz-Signature=abc"
+
+
+@pytest.mark.parametrize("name", ["imageUrl", "referenceImage2", "imageList"])
+@pytest.mark.parametrize(
+    "detail",
+    [{"temporaryUrl": SIGNED}, {"resultObject": [SIGNED]}, {"responseObject": {"images": [{"url": SIGNED}]}}],
+)
+def test_a_link_of_an_input_is_no_result_and_the_other_one_is_taken(name: str, detail: Any) -> None:
+    given = [INPUT_KEY] if name == "imageList" else INPUT_KEY
+    told = {"promptObject": {"prompt": "a cat", "imageSize": "1K", name: given}, "resultObject": [], **detail}
+    body = record("SUCCESS", [], INPUT_LINK, aiRecordDetail=told)
+    for call in (submit(), poll()):
+        assert read(call, 200, body).pictures == (Picture(url=SIGNED),)
+
+
+def test_a_job_with_the_link_of_its_input_alone_is_asked_for_the_link_again() -> None:
+    told = {"promptObject": {"imageUrl": INPUT_KEY}, "resultObject": ["images/result.png"]}
+    error = outcome(poll(), 200, record("SUCCESS", [], INPUT_LINK, aiRecordDetail=told))
+    assert (type(error), error.billed, error.retryable) == (UpstreamFailedError, Billed.YES, True)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"error": {"code": "INTERNAL", "message": "database timeout"}},
+        {"error": "database timeout"},
+        {"message": "Try again later."},
+        {"errorCode": "UNKNOWN_ERROR"},
+        {"success": False},
+        {"error": {"details": "no replica"}},
+    ],
+)
+def test_no_record_beside_an_error_says_nothing_of_the_job(beside: Any) -> None:
+    error = outcome(poll(), 200, {"aiRecord": None, **beside})
+    assert (type(error), error.billed, error.retryable) == (UpstreamFailedError, Billed.YES, True)
+
+
+@pytest.mark.parametrize("beside", [{}, {"success": True}, {"message": "success"}, {"error": None}, {"code": 200}])
+def test_no_record_and_no_error_is_a_job_that_the_gateway_does_not_know(beside: Any) -> None:
+    assert read(poll(), 200, {"aiRecord": None, **beside}).state is JobState.VANISHED

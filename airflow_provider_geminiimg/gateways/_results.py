@@ -11,7 +11,7 @@ import base64
 import binascii
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
@@ -103,6 +103,46 @@ _NAMES_A_FILE = re.compile(r"\S+|[^\n]*\.(png|jpe?g|webp)|([a-z][a-z0-9+.-]*://|
 def names_a_file(result: Result) -> bool:
     """Whether a result is a storage key or a link, and not words of a model that answered in text."""
     return bool(_NAMES_A_FILE.fullmatch(result.text))
+
+
+# Inputs
+
+_INPUT = "input"  # what stands for an input's address: the name of a file, and no image
+
+
+def without_inputs(value: Any, inputs: Collection[str], depth: int = 0) -> Any:
+    """A JSON value in which no text is the address of an input, so that none of them is taken for a result.
+
+    :param inputs: addresses, whose queries are not known, or storage keys with which an address ends.
+    """
+    if not inputs or depth > 2 * _DEPTH:
+        return value
+    if isinstance(value, str):
+        return _INPUT if _is_address_of(value, inputs) else value
+    if isinstance(value, list):
+        return [without_inputs(each, inputs, depth + 1) for each in value]
+    if isinstance(value, Mapping):
+        return {key: without_inputs(each, inputs, depth + 1) for key, each in value.items()}
+    return value
+
+
+def _is_address_of(text: str, inputs: Collection[str]) -> bool:
+    if len(text) > _LONG:
+        return False
+    address = _address(text)
+    for place in inputs:
+        # Of an address whose path names no image the query tells which one it is.
+        known = text == place or bool(_IMAGE_PATH.match(place)) or not _SCHEME.search(place)
+        if known and _address(place) and f"/{address}".endswith(f"/{_address(place)}"):
+            return True
+    return False
+
+
+def _address(text: str) -> str:
+    """A link or a storage key without scheme, query and percent-encoding."""
+    bare = re.split(r"[?#]", text.strip(_EDGES))[0]
+    host = re.match(r"([a-z][a-z0-9+.-]*:)?//([^/]*)", bare, re.IGNORECASE)
+    return unquote(host[2].lower() + bare[host.end() :] if host else bare).strip("/")
 
 
 # One text

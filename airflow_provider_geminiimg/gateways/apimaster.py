@@ -13,7 +13,7 @@ import base64
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -60,6 +60,7 @@ _OF_A_TASK = (
     *("result", "results", "output", "outputs", "result_url", "progress", "cost", "expires_at", "task_status"),
     *("fail_reason", "failReason", "failure_reason", "submit_time", "start_time", "finish_time", "completed_at"),
 )
+_REASONS = ("fail_reason", "failReason", "failure_reason")
 _CALL_FAILED = frozenset(("error", "fail"))  # what an envelope says of the call itself, too
 
 _RULES: Rules = {
@@ -106,15 +107,15 @@ class ApiMaster(Gateway):
         }
         return Call(
             httpx.Request("POST", f"{self.base_url}/images/generations{'' if wait else '/async'}", json=body),
-            models.explained(functools.partial(self._submitted, request.prompt), self.name, request.row.wire_model),
+            models.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution) if wait else ASYNC_READ_TIMEOUT,
             prompt=request.prompt,
         )
 
-    def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
+    def status(self, job_id: str, *, model: str, inputs: Collection[str] = ()) -> Call[JobStatus]:
         url = f"{self.base_url}/tasks/{_answers.segment(job_id)}?model={quote(model, safe='')}"
-        return Call(url, models.explained(functools.partial(self._polled, job_id), self.name, model))
+        return Call(url, models.explained(functools.partial(self._polled, job_id, inputs), self.name, model))
 
     def check(self) -> Call[CheckResult]:
         return Call(f"{self.base_url}/models", self._checked)
@@ -130,9 +131,9 @@ class ApiMaster(Gateway):
         ids = (_answers.clean(row.get("id") if isinstance(row, Mapping) else row) for row in rows)
         return CheckResult(models=tuple(name for name in ids if name))
 
-    def _submitted(self, prompt: str, reply: Reply) -> JobStatus:
-        answer = Answer(reply, prompt=prompt)
-        status = self._read(answer, answer.body)
+    def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
+        answer = Answer(reply, prompt=request.prompt)
+        status = self._read(answer, _results.without_inputs(answer.body, request.input_images))
         if status is None or not (answer.ok or status.pictures):
             return _answers.accepted_all_the_same(
                 answer.rejected(self.label, Purpose.PAID, _RULES), *_named_jobs(answer.body)
@@ -142,9 +143,9 @@ class ApiMaster(Gateway):
         rule = _rules.NO_HANDLE if _state(answer.body) is JobState.DONE else _rules.UNKNOWN
         raise answer.outcome(self.label, rule, answer.reason)
 
-    def _polled(self, job_id: str, reply: Reply) -> JobStatus:
+    def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
         answer = Answer(reply)
-        body = _about(job_id, answer.body)
+        body = _results.without_inputs(_about(job_id, answer.body), inputs)
         if _answers.names_another_job(job_id, *map(_task(body).get, _IDS)):
             raise answer.outcome(self.label, _rules.ANOTHER_JOB, Reason())
         if any(_NO_SUCH_TASK.match(said or "") for said in (answer.reason.code, answer.reason.message)):
@@ -160,7 +161,9 @@ class ApiMaster(Gateway):
         """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
         task = _task(body)
         found = _results.only_results(body) if _without_image(answer, body) else _results.results(body)
-        made = _results.pictures(found) or _kept_as_reason(task)
+        made = _results.pictures(found)
+        if not _results.pictures(_results.only_results(body)):
+            made = _kept_as_reason(body) or made  # what stands beside it elsewhere may be an input
         state, job_id = _state(body), _answers.job_id_of(*map(task.get, _IDS), *_named_jobs(body))
         error = None
         if made:
@@ -262,11 +265,13 @@ def _state(body: Mapping[str, Any]) -> JobState | None:
     return _states.state_of(_word(body))
 
 
-def _kept_as_reason(task: Mapping[str, Any]) -> tuple[Picture, ...]:
+def _kept_as_reason(body: Mapping[str, Any]) -> tuple[Picture, ...]:
     """The image of a row that was written before the gateway had a field of its own for the link."""
-    kept = _results.results(task.get("fail_reason"))
-    told = _states.state_of(_states.status_word(task))
-    return () if told is JobState.FAILED else _results.pictures(kept)
+    task = _task(body)
+    if _states.state_of(_states.status_word(task) or _states.status_word(body)) is JobState.FAILED:
+        return ()
+    kept = (_results.pictures(_results.results(source.get(key))) for source in (task, body) for key in _REASONS)
+    return next(filter(None, kept), ())
 
 
 def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -160,8 +160,11 @@ class Gateway(abc.ABC):
         """
 
     @abc.abstractmethod
-    def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
-        """Ask what became of a job. Free."""
+    def status(self, job_id: str, *, model: str, inputs: Collection[str] = ()) -> Call[JobStatus]:
+        """Ask what became of a job. Free.
+
+        :param inputs: addresses of the job's input images, which are no results where an answer repeats them.
+        """
 
     @abc.abstractmethod
     def check(self) -> Call[CheckResult]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -42,6 +43,7 @@ _TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
 _FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
 _NOT_SERVED = ("INACTIVE", "DISABLED", "DEPRECATED")
 _FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
+_NAMES_INPUTS = re.compile("image|reference|mask", re.IGNORECASE)
 _LINKS = ("temporaryUrl", "temporaryUrls")
 
 _RULES: Rules = {
@@ -86,14 +88,14 @@ class OneMin(Gateway):
         }
         return Call(
             httpx.Request("POST", f"{self.base_url}/api/features", json=body if wait else {**body, "async": True}),
-            models.explained(functools.partial(self._submitted, request.prompt), self.name, request.row.wire_model),
+            models.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution),
             prompt=request.prompt,
         )
 
-    def status(self, job_id: str, *, model: str) -> Call[JobStatus]:
-        parse = models.explained(functools.partial(self._polled, job_id), self.name, model)
+    def status(self, job_id: str, *, model: str, inputs: Collection[str] = ()) -> Call[JobStatus]:
+        parse = models.explained(functools.partial(self._polled, job_id, inputs), self.name, model)
         return Call(self._result_url(_answers.segment(job_id)), parse)
 
     def check(self) -> Call[CheckResult]:
@@ -130,11 +132,11 @@ class OneMin(Gateway):
         ids = (_answers.clean(row.get("modelId")) for row in served)
         return CheckResult(models=tuple(name for name in ids if name))
 
-    def _submitted(self, prompt: str, reply: Reply) -> JobStatus:
-        answer = Answer(reply, prompt=prompt)
+    def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
+        answer = Answer(reply, prompt=request.prompt)
         record = as_mapping(answer.body.get("aiRecord"))
         job_id = _answers.job_id_of(record.get("uuid"))
-        status = self._read(answer, record, job_id)
+        status = self._read(answer, record, job_id, request.input_images)
         if status is None or not (answer.ok or status.pictures):
             return _answers.accepted_all_the_same(answer.rejected(self.label, Purpose.PAID, _RULES), job_id)
         if status.state is JobState.RUNNING and job_id is None:
@@ -142,25 +144,30 @@ class OneMin(Gateway):
             raise answer.outcome(self.label, rule, Reason())
         return status
 
-    def _polled(self, job_id: str, reply: Reply) -> JobStatus:
+    def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
         answer = Answer(reply)
-        if answer.ok and "aiRecord" in answer.body and answer.body["aiRecord"] is None:
+        if answer.ok and _is_unknown(answer):
             return JobStatus(JobState.VANISHED, job_id=job_id)
         record = as_mapping(answer.body.get("aiRecord"))
         if _answers.names_another_job(job_id, record.get("uuid")):
             raise answer.outcome(self.label, _rules.ANOTHER_JOB, Reason())
-        status = self._read(answer, record, _answers.job_id_of(record.get("uuid"))) if answer.ok else None
+        named = _answers.job_id_of(record.get("uuid"))
+        status = self._read(answer, record, named, inputs) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
             raise answer.outcome(self.label, _rules.NO_LINK, Reason())
         return dataclasses.replace(status, job_id=job_id)
 
-    def _read(self, answer: Answer, record: Mapping[str, Any], job_id: str | None) -> JobStatus | None:
+    def _read(
+        self, answer: Answer, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
+    ) -> JobStatus | None:
         """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
+        inputs = [*inputs, *_echoed_inputs(record)]
+        body, record = (_results.without_inputs(each, inputs) for each in (answer.body, record))
         detail = as_mapping(record.get("aiRecordDetail"))
         found = _results.results(detail.get("resultObject"), inside=True)
-        places = [source.get(name) for source in (record, answer.body, detail) for name in _LINKS]
+        places = [source.get(name) for source in (record, body, detail) for name in _LINKS]
         links = [link for place in places for link in _results.results(place) if link.pictures][:1]
         no_image = without_image(status_word(record))
         if no_image and not any(map(_results.names_a_file, found)):
@@ -181,6 +188,22 @@ class OneMin(Gateway):
     def _failed(self, answer: Answer, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
         rule = _rules.find_rule(_RULES, None, reason.outer_code, rule)
         return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
+
+
+def _is_unknown(answer: Answer) -> bool:
+    """Whether the gateway says that it knows no such job: beside an error, "no record" says nothing about it."""
+    if "aiRecord" not in answer.body or answer.body["aiRecord"] is not None:
+        return False
+    reason = answer.reason
+    return not (reason.code or reason.message or reason.details or answer.body.get("success") is False)
+
+
+def _echoed_inputs(record: Mapping[str, Any]) -> list[str]:
+    """The inputs that a record repeats from the request, by their storage keys."""
+    asked = as_mapping(as_mapping(record.get("aiRecordDetail")).get("promptObject"))
+    values = [value for name, value in asked.items() if _NAMES_INPUTS.match(name)]
+    texts = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    return [text for text in texts if isinstance(text, str) and re.search(r"[/.]", text)]
 
 
 def _state(record: Mapping[str, Any]) -> JobState | None:
