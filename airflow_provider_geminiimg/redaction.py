@@ -64,6 +64,9 @@ _SEMICOLON = "(?:;|%(?:25)*3b)"
 _HASH = "(?:#|%(?:25)*23)"
 _AMPERSAND = rf"(?:&|%(?:25)*26)(?:amp{_SEMICOLON})*"
 _LAYERS = 3  # of escapes, one within the other, that are looked through
+_FILE = r"(?i)\.[a-z][a-z0-9]{1,4}$"
+_PIECE = 8  # first or last characters of a key by which it is known where it was cut
+_KEY_SIGNS = r"[\w*.\u2026+/=~-]{0,200}"
 _SPLIT = 12  # characters of a secret that is also looked for where line breaks split it
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
@@ -81,6 +84,7 @@ def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, 
     """
     for secret in filter(None, secrets):
         text = re.sub(_spelled(secret), "[secret]", text)
+        text = _without_cut(text, secret)
     text = re.sub(_WORD, _without_escaped_link, _without_links(text))
     if prompt and prompt.strip():
         text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
@@ -95,7 +99,14 @@ def _without_links(text: str) -> str:
     text = re.sub(_BARE_QUERY, "?[removed]", _without_queries(text))
     for hidden, instead in _NAMED:
         text = re.sub(hidden, instead, text)
-    return text
+    return re.sub(_WORD, _without_nameless_query, text)
+
+
+def _without_nameless_query(word: re.Match[str]) -> str:
+    """A word as it is, but what follows the question mark of a path or of a file's name."""
+    path, mark, asked = word.group().partition("?")
+    is_address = "/" in path.strip("/\\") or re.search(_FILE, path)
+    return f"{path}?[removed]" if mark and is_address and re.match(r"\W{0,3}\w{3}", asked) else word.group()
 
 
 def _without_escaped_link(word: re.Match[str]) -> str:
@@ -163,6 +174,16 @@ def _spelled(secret: str) -> re.Pattern[str]:
             core = re.escape(encoded).replace("/", r"(?:\\{0,16}/|_|%2F)").replace(r"\+", r"(?:\+|-|%2B)")
             spelled.append(core + "[A-Za-z0-9+/_-]?=*")
     return re.compile("|".join(spelled), re.IGNORECASE)
+
+
+def _without_cut(text: str, secret: str) -> str:
+    """`text` without what begins or ends as a secret does, such as one that was shortened for a message."""
+    head, tail = secret[:_PIECE].casefold(), secret[-_PIECE:].casefold()
+    folded = text.casefold()
+    if len(secret) < 2 * _PIECE or (head not in folded and tail not in folded):
+        return text
+    cut = rf"(?i){re.escape(head)}{_KEY_SIGNS}|{_KEY_SIGNS}{re.escape(tail)}"
+    return re.sub(cut, "[secret]", text)
 
 
 def _spelled_char(char: str) -> str:

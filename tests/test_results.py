@@ -260,6 +260,12 @@ def test_a_link_that_can_not_be_taken_leaves_no_signature_anywhere(target: Targe
         "https%3A%2F%2Fcdn.example and https://cdn.example/a.png%3FX-Amz-Signature%3Dcafe0123",
         "https://cdn.example/a.png&X-Amz-Signature=cafe0123",
         "s3://AKcafe:be0123ef@bucket/x",
+        "b.s3/x?cafe0123beef",
+        "Gone: /bucket/fox.png?cafe0123",
+        "fox.png?cafe-0123",
+        'see "b.s3\\/x?cafe0123"',
+        "b.s3/x%3Fcafe0123",
+        "bücket/füchse.webp?cafe0123beef",
     ],
 )
 def test_no_part_of_a_query_is_left_of_any_address(text: str) -> None:
@@ -270,3 +276,33 @@ def test_no_part_of_a_query_is_left_of_any_address(text: str) -> None:
 
 def test_what_follows_a_closed_address_stays() -> None:
     assert scrub(json.dumps({"url": LINK, "code": 7, "message": "Gone."})).endswith('"code": 7, "message": "Gone."}')
+
+
+@pytest.mark.parametrize(
+    "text", ["What is it?", "Red/blue? Or green?", "Is it red/blue?)", "really?yes", "GET /v1/models?", "7/8 of it?"]
+)
+def test_a_question_is_no_query(text: str) -> None:
+    assert scrub(text) == text
+
+
+KEY = "sk-0123456789abcdefghijCafeBeef42"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        f"Invalid key: {KEY[:12]}…",
+        f"Invalid key: {KEY[:16]}******{KEY[-4:]}.",
+        f"Invalid key: {KEY[:10]}...{KEY[-8:]}",
+        f"Invalid key: ******{KEY[-10:]}",
+        f'{{"key": "{KEY[:-3].upper()}"}}',
+    ],
+)
+def test_no_part_of_a_key_is_left_where_it_was_shortened(shown: str) -> None:
+    found = scrub(shown, secrets=[KEY])
+    assert not any(KEY[at : at + 4].casefold() in found.casefold() for at in range(len(KEY) - 3))
+    assert "[secret]" in found
+
+
+def test_a_short_key_hides_no_words_that_begin_like_it() -> None:
+    assert scrub("a test, testing", secrets=["test-key"]) == "a test, testing"
