@@ -12,12 +12,12 @@ import functools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
-from airflow_provider_geminiimg.request import ImageRequest, given
+from airflow_provider_geminiimg.request import WHOLE_VARIANT, ImageRequest, given
 
 BLANK = (None, "")
 FIELDS = (*(name for name in ImageRequest.model_fields if name != "operation"), "n")
@@ -68,7 +68,6 @@ _EMPTY_TEXTS = frozenset(("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL"))
 _SHEET_ERROR = re.compile(r"#(?:N/A|NV|[^\W\d_]{2,12}(?:/0)?[!?])|Err:\d{3}|###+")
 _RATIO = re.compile(r"\s*0?(\d{1,2}):0?(\d{1,2})(?::00)?(?:\s*([AP])\.?M\.?)?\s*", re.IGNORECASE)
 _WHOLE = re.compile(r"\s*(\d+)[.,]0{1,2}\s*")
-_WHOLE_VARIANT = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"\s*(?:\d+,\d{1,2}|0,\d+)\s*")
 _TRUE = frozenset(("wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar", "prawda", "истина", "yes", "ja", "1"))
 _FALSE = frozenset(("falsch", "faux", "falso", "onwaar", "fałsz", "ложь", "no", "nein", "0"))
@@ -252,7 +251,7 @@ def variant_spellings(value: Any) -> tuple[Any, ...]:
         return (value,)
     text = str(value).strip()
     refuse_nothing("variant", text)
-    found = _WHOLE_VARIANT.fullmatch(text)
+    found = WHOLE_VARIANT.fullmatch(text)
     if found is None:
         return (text if isinstance(value, Decimal) else value,)
     whole = found[1]
@@ -286,7 +285,14 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
     found: dict[str, str] = {}
     exact = {tidy(name).casefold(): name for name in names}
     odd = [name for name in names if _ODD.search(name)]
-    for inner in dict.fromkeys(_braces(names).findall(text) if isinstance(text, str) else ()):
+    text = text if isinstance(text, str) else ""
+    for inner in _with_braces_in(text):
+        wanted = tidy(inner).casefold()
+        if wanted in exact:
+            found[inner] = exact[wanted]
+        elif has_labels and (_looks_like_a_name(inner, braces=True) or _is_nearly(wanted, exact)):
+            raise _no_such_column(inner, names)
+    for inner in dict.fromkeys(_braces([*names, *found]).findall(text)):
         wanted = tidy(inner).casefold()
         column = exact.get(wanted) if wanted else None
         head = re.split(r"[.!:\[|]", inner)[0].strip()
@@ -297,11 +303,30 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
         elif head and find_column(head, odd if _ODD.search(head) else names) is not None:
             raise BadRequestError(f"prompt: {{{_shown(inner)}}}: braces take a column's name alone.")
         elif has_labels and (_looks_like_a_name(inner) or _is_nearly(wanted, exact)):
-            raise BadRequestError(
-                f"prompt: {{{_shown(inner)}}}: there is no such column. Found: {listed(names)}.",
-                hint="Braces that belong to the text go into the rows' own prompt column, where nothing is replaced.",
-            )
+            raise _no_such_column(inner, names)
     return found
+
+
+def _no_such_column(inner: str, names: Sequence[str]) -> BadRequestError:
+    return BadRequestError(
+        f"prompt: {{{_shown(inner)}}}: there is no such column. Found: {listed(names)}.",
+        hint="Braces that belong to the text go into the rows' own prompt column, where nothing is replaced.",
+    )
+
+
+def _with_braces_in(text: str) -> Iterator[str]:
+    """What stands between braces and has braces itself, outermost first; doubled braces hold no column."""
+    opened: list[int] = []
+    pairs: dict[int, int] = {}
+    for at, char in enumerate(text):
+        if char == "{":
+            opened.append(at)
+        elif char == "}" and opened:
+            pairs[opened.pop()] = at
+    for start, end in sorted(pairs.items()):
+        doubled = pairs.get(start + 1) == end - 1 or pairs.get(start - 1) == end + 1
+        if not doubled and "{" in text[start + 1 : end]:
+            yield text[start + 1 : end]
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
@@ -310,17 +335,18 @@ def filled(text: str, values: Mapping[str, str]) -> str:
 
 
 def _braces(names: Iterable[str]) -> re.Pattern[str]:
-    """Braces and what they hold, which has none itself but in a column's name."""
+    """Braces and what they hold, which has none itself but in a column's name; doubled ones are text."""
     braced = sorted((name for name in names if "{" in name or "}" in name), key=len, reverse=True)
-    return re.compile(rf"(?<!\{{)\{{({'|'.join([*map(re.escape, braced), '[^{}]*'])})\}}(?!\}})")
+    held = "|".join([*map(re.escape, braced), "[^{}]*"])
+    return re.compile(rf"(?:(?<!\{{)|(?=\{{(?:{held})\}}(?!\}})))\{{({held})\}}")
 
 
 def _shown(inner: str) -> str:
     return scrub(inner, limit=60)
 
 
-def _looks_like_a_name(inner: str) -> bool:
-    text = inner.strip()
+def _looks_like_a_name(inner: str, *, braces: bool = False) -> bool:
+    text = re.sub(r"[{}]", "", inner).strip() if braces else inner.strip()
     quoted = text[:1] == "'" or "\n" in inner
     return 0 < len(text) <= _NAMELIKE_CHARACTERS and not quoted and _NAMELIKE.fullmatch(text) is not None
 

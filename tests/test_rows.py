@@ -454,8 +454,6 @@ ODD_NAMES = [
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_column_is_found_by_its_exact_name_whatever_that_holds(name: str) -> None:
     for written in (name, name.upper(), f" {name} ", tidy(name)):
-        if "{" in name and written != name:
-            continue
         [wish] = wanted([{name: "{a}", "sku": "A"}], prompt=f'A {{{written}}}, {{"style": "oil"}}, {{sku}}')
         assert wish.request.prompt == 'A {a}, {"style": "oil"}, A'
 
@@ -465,6 +463,40 @@ def test_a_misspelt_column_is_an_error_with_the_columns_that_there_are(name: str
     said = refusal([{name: "a", "sku": "A"}], prompt=f"A {{{name[:-3]}x{name[-2:]}}}")
     assert "no such column" in said
     assert "sku" in said
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["{Größe {cn}}", "{Höhe {cm}}", "{Größ {cm}}", "{Größe {}}", "{Größe {cm}", "{Größe}", "{{Größe} {cm}}"],
+)
+def test_a_misspelt_column_whose_name_has_braces_is_an_error(written: str) -> None:
+    assert "no such column" in refusal([{"Größe {cm}": "12", "sku": "A"}], prompt=f"A {written} fox, {{sku}}")
+
+
+@pytest.mark.parametrize("written", ["{Größe {cm}}", "{ größe  {CM} }", "{GRÖSSE {cm}}"])
+def test_a_column_whose_name_has_braces_is_found_in_other_case(written: str) -> None:
+    [wish] = wanted([{"Größe {cm}": "12", "sku": "A"}], prompt=f"A {written} fox, {{sku}}")
+    assert wish.request.prompt == "A 12 fox, A"
+
+
+@pytest.mark.parametrize("written", ["{Foto {Produkt}}", "{Foto {von} {Produkt}}", "{ {Produkte} }"])
+def test_braces_within_braces_that_look_like_a_name_are_an_error(written: str) -> None:
+    assert "no such column" in refusal([{"Produkt": "Rad", "sku": "A"}], prompt=f"A {written}")
+
+
+@pytest.mark.parametrize(
+    ("written", "filled"),
+    [
+        ('{"subject": {Produkt}}', '{"subject": Rad}'),
+        ('{"a": {"b": "{Produkt}"}}', '{"a": {"b": "Rad"}}'),
+        ('{"a": {"b": 1}}', '{"a": {"b": 1}}'),
+        ("{{Produkt}}", "{{Produkt}}"),
+        ("{{ Foto {x, y} }}", "{{ Foto {x, y} }}"),
+    ],
+)
+def test_a_column_is_filled_within_other_braces_and_doubled_ones_are_text(written: str, filled: str) -> None:
+    [wish] = wanted([{"Produkt": "Rad", "sku": "A"}], prompt=f"A {written}")
+    assert wish.request.prompt == f"A {filled}"
 
 
 @pytest.mark.parametrize("inner", ["product (de)", "Preis €", "_name", "#x", "Größe&Farbe", "l’article", "a+b", "50%"])
