@@ -38,7 +38,9 @@ def make(operator: GeminiImageBatchOperator, context: Context) -> dict[str, Any]
         raise_outcome(error)
     if failure is not None:
         _push(operator, context, summary)
-        raise_outcome(failure)
+        if isinstance(failure, GeminiImageError):
+            raise_outcome(failure)
+        raise failure.with_traceback(None)
     return summary
 
 
@@ -54,7 +56,7 @@ def _push(operator: GeminiImageBatchOperator, context: Context, summary: Mapping
         operator.log.warning("The summary could not be kept as an XCom (%s).", type(error).__name__)
 
 
-def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], GeminiImageError | None]:
+def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], Exception | None]:
     """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
     attempt = Attempt(context, operator.log)
     operator._stopped_through(attempt.guard)
@@ -70,7 +72,7 @@ def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[st
 
 async def _live(
     operator: GeminiImageBatchOperator, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
-) -> tuple[Plan, Tally, str, GeminiImageError | None]:
+) -> tuple[Plan, Tally, str | None, Exception | None]:
     connection = attempt.connection(operator.geminiimg_conn_id)
     rate = operator._checked("requests_per_minute")
     if rate is not None:
@@ -102,14 +104,30 @@ async def _live(
             refused=refused,
         )
         tally = await window.run(planned.items)
-        manifest = join_uri(attempt.folder, "manifest.jsonl")
-        await in_thread(_write_manifest, attempt.files, manifest, tally, planned)
-        if tally.all_landed:
-            await in_thread(lambda: plans.finish(attempt.generation, planned.carried_out()))
+        manifest, failure = await in_thread(_write_down, attempt, plans, planned, tally)
     refusal = next(iter(refused.values()), None)
     if refusal is not None and tally.collected:
         refusal.hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
-    return planned, tally, manifest, refusal
+    return planned, tally, manifest, failure or refusal
+
+
+def _write_down(
+    attempt: Attempt, plans: Kept[Plan], planned: Plan, tally: Tally
+) -> tuple[str | None, Exception | None]:
+    """Write the manifest, and that all has landed, if it has.
+
+    :returns: where the manifest is, if it is there; and what failed, which is not raised, as the summary would be lost.
+    """
+    manifest = join_uri(attempt.folder, "manifest.jsonl")
+    written = None
+    try:
+        _write_manifest(attempt.files, manifest, tally, planned)
+        written = manifest
+        if tally.all_landed:
+            plans.finish(attempt.generation, planned.carried_out())
+    except Exception as error:
+        return written, error
+    return written, None
 
 
 def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
