@@ -100,6 +100,8 @@ class Record:
     :param copies: manifests of copies that a clear with another destination asked for.
     :param asked: where the picture was asked for last; ``None``: there is one place, or an earlier version wrote this.
     :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
+    :param copied_from: keys of the records that the image of `reused_from` was copied from in turn, the nearest first:
+        any of them may be removed.
     :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
         a version of this package wrote the record that did not note it.
     :param regenerate: bought because a Clear asked for another image than what had landed, in this generation.
@@ -147,6 +149,7 @@ class Record:
     copies: list[dict[str, Any]] = field(default_factory=list)
     asked: Destination | None = None
     reused_from: str | None = None
+    copied_from: list[str] = field(default_factory=list)
     told: str | None = None
     regenerate: bool = False
     decided_by: int | None = None

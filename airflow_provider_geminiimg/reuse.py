@@ -45,6 +45,8 @@ from airflow_provider_geminiimg.storage import Store
 ENTRY_SECONDS = 60.0
 """How long an entry may be there without its record, by the store's clock, before another task takes it over."""
 
+_ANCESTORS = 20  # of a copy, that its record names
+
 
 @dataclass(frozen=True)
 class Buy:
@@ -340,7 +342,7 @@ def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
             yield each
         folder = each.key.rpartition("/")[0]
         older = [f"{folder}/{n}.json" for n in ledger.numbers_in(folder) if n < each.n]
-        for key in (*older, each.reused_from):  # the last one is looked at first
+        for key in (*older, *reversed(each.copied_from), each.reused_from):  # the last one is looked at first
             if key is not None and key not in seen:
                 seen.add(key)
                 found = _asking_for(ledger, key, record.fingerprint)
@@ -376,6 +378,7 @@ def copy_of(record: Record, source: Record) -> Record:
         record,
         cost=cost,
         reused_from=source.key,
+        copied_from=[*filter(None, [source.reused_from]), *source.copied_from][:_ANCESTORS],
         job_id=source.job_id,
         api_host=source.api_host,
         key_digest=source.key_digest,

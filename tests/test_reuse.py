@@ -486,6 +486,27 @@ async def test_whatever_becomes_of_some_copies_nothing_is_bought_as_long_as_one_
     assert len(tasks.sandbox.ledger()) == 1
 
 
+async def purge(tasks: Tasks, record: Record) -> None:
+    scope = Scope(ITEM.namespace, task_id=record.key.split("/")[4])
+    assert [key async for key in jobs.purge(tasks.ledger, scope, days=0)] == [record.key]
+
+
+@pytest.mark.parametrize("goes", [forget, purge])
+@pytest.mark.parametrize("then", [remove, change, forget])
+@pytest.mark.parametrize("middle", [[1], [1, 2], [2, 1]], ids=str)
+async def test_copies_in_the_middle_that_are_forgotten_break_no_chain(
+    disk_tasks: Tasks, goes: Any, then: Any, middle: list[int]
+) -> None:
+    tasks = disk_tasks
+    records = [await tasks.want(name) for name in ("first", "second", "third", "fourth")]
+    for number in middle:
+        await goes(tasks, records[number])
+    await then(tasks, records[3])
+    fifth = await tasks.want("fifth")
+    assert tasks.bytes_of(fifth) == tasks.bytes_of(records[0])
+    assert len(tasks.sandbox.ledger()) == 1
+
+
 async def test_a_copy_that_was_forgotten_is_made_again(disk_tasks: Tasks) -> None:
     first = await disk_tasks.want("first")
     await forget(disk_tasks, await disk_tasks.want("second"))
