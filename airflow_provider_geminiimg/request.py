@@ -93,10 +93,15 @@ class CheckedRequest:
         return self._digest(self.row.fingerprint_model, input_sha256, base_url_host, conn_id)
 
     def fingerprints(self, *, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> tuple[str, ...]:
-        """`fingerprint`, then those that earlier versions gave the same wish: they told the ids of a model apart."""
+        """`fingerprint`, then those that earlier versions gave the same wish: they told the ids of a model apart, and
+        the variants ``1`` and ``1.0``."""
         first = self.fingerprint(input_sha256=input_sha256, base_url_host=base_url_host, conn_id=conn_id)
-        names = (name for name in other_ids(self.row) if name != self.row.fingerprint_model)
-        return (first, *(self._digest(name, input_sha256, base_url_host, conn_id) for name in names))
+        names = [self.row.fingerprint_model, *other_ids(self.row)]
+        spelled = [self]
+        if self.variant is not None and WHOLE_VARIANT.fullmatch(self.variant):
+            spelled.append(dataclasses.replace(self, variant=f"{self.variant}.0"))
+        every = (each._digest(name, input_sha256, base_url_host, conn_id) for each in spelled for name in names)
+        return tuple(dict.fromkeys((first, *every)))
 
     def _digest(self, model: str, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> str:
         document = {
@@ -272,9 +277,15 @@ def _text(name: str, value: Any) -> str:
     return value.strip()
 
 
-def _label(name: str, value: Any) -> str:
+WHOLE_VARIANT = re.compile(r"\s*(-?(?:0|[1-9]\d*))(?:\.0+)?\s*", re.ASCII)
+
+
+def _variant(name: str, value: Any) -> str:
+    """A label; a whole number is written as one, as data frames make floats of columns with empty cells."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return str(value) if number else _text(name, value)
+    written = str(value) if number else _text(name, value)
+    whole = WHOLE_VARIANT.fullmatch(written)
+    return whole[1] if whole else written
 
 
 def normalized_resolution(text: str) -> str:
@@ -369,7 +380,7 @@ _CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
     "top_p": _number,
     "google_search": _flag,
     "google_image_search": _flag,
-    "variant": _label,
+    "variant": _variant,
 }
 
 

@@ -529,6 +529,25 @@ def test_labels_names_and_ids_are_text_with_native_rendering(
         assert made["images"][0]["uri"].endswith("/007.png")
 
 
+def test_a_whole_variant_buys_nothing_again_when_a_data_frame_makes_a_float_of_it(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    def dag(variant: Any, native: bool = False) -> DAG:
+        with dag_of(native) as made:
+            shared = {"prompt": "a fox", "geminiimg_conn_id": onemin, **WAYS_TO_WAIT}
+            GeminiImageGenerateOperator(task_id="made", variant=variant, **shared)
+        return made
+
+    run = airflow.run_dag(dag(1))
+    for again in (dag(1.0), dag("1.0"), dag("{{ 1.0 }}"), dag("{{ 1.0 }}", True)):
+        run.clear("made", dag=again)
+        assert run.state == "success", run.log
+        assert run.task("made").value["images"][0]["uri"].endswith("-v1.png")
+    assert len(sandbox.ledger()) == 1
+    run.clear("made", dag=dag(2.0))
+    assert len(sandbox.ledger()) == 2
+
+
 def test_lists_and_numbers_keep_their_native_values(airflow: AirflowHarness, sandbox: Sandbox, onemin: str) -> None:
     with dag_of(True) as dag:
         dag.params["rows"] = [{"prompt": "1e3", "n": 2}, "'quoted'"]

@@ -572,3 +572,24 @@ class TestFingerprint:
 
     def test_the_prompts_hash_is_that_of_its_utf8_bytes(self) -> None:
         assert prompt_sha256("füchse") == hashlib.sha256("füchse".encode()).hexdigest()
+
+
+@pytest.mark.parametrize("written", [1.0, "1.0", " 1.00 ", 1, "1"])
+def test_a_whole_variant_is_one_variant_however_it_is_written(written: Any) -> None:
+    assert checked(variant=written).variant == "1"
+    assert checked(variant=written).fields() == checked(variant=1).fields()
+
+
+@pytest.mark.parametrize("written", ["1.5", "v1.0", "01", "1.", "1e3", 0.5, "1.0.0", "-"])
+def test_a_variant_that_is_no_whole_number_stays_as_it_is(written: Any) -> None:
+    assert checked(variant=written).variant == str(written)
+
+
+def test_a_whole_variant_is_also_known_as_earlier_versions_knew_it() -> None:
+    place = {"input_sha256": (), "base_url_host": "h", "conn_id": "c"}
+    now = checked(variant=1)
+    earlier = dataclasses.replace(now, variant="1.0").fingerprint(**place)
+    assert now.fingerprints(**place)[0] == now.fingerprint(**place) != earlier
+    assert earlier in now.fingerprints(**place)
+    other = checked(variant="a")
+    assert len(other.fingerprints(**place)) == len(now.fingerprints(**place)) / 2
