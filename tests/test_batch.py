@@ -104,7 +104,7 @@ def test_a_manifest_that_can_not_be_written_says_that_the_pictures_were_paid_for
     assert str(error).endswith("What has landed stays, and a retry writes the manifest anew, at no cost.")
     summary = run.task("pictures").value
     assert (summary["items"], summary["counts"]["landed"], summary["manifest"]) == (3, 3, None)
-    assert summary["cost"] == {"USD (google_list, estimate)": 0.1344}
+    assert sum(summary["cost"].values()) == pytest.approx(0.2016)
     disk.end()
     run.retry("pictures")
     assert counts(run) == {"reused": 3}
@@ -115,7 +115,7 @@ def test_a_plan_that_can_not_be_finished_after_all_has_landed_loses_no_summary(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk()
-    disk.begin(lambda path, body: "/plans/" in path and b'"values":{}' in body.replace(b" ", b""))
+    disk.begin(lambda path, body: "/batches/" in path and b'"values":{}' in body.replace(b" ", b""))
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     run = airflow.run_dag(batch(ANIMALS, geminiimg_conn_id=apimaster))
