@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from airflow_provider_geminiimg import _cli_jobs
 from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.printable import printable
 
 
 def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +41,19 @@ _COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments that may be copied from anywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m airflow_provider_geminiimg")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter gets its escape
+            stream.reconfigure(errors="backslashreplace")
+    parser = _Parser(prog="python -m airflow_provider_geminiimg")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, (text, add_arguments, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -50,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except (ImportError, OSError, GeminiImageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return status
 

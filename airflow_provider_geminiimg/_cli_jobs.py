@@ -7,11 +7,12 @@ Airflow is imported only once a command runs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from airflow_provider_geminiimg.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.jobs import Scope
@@ -22,7 +23,13 @@ _WHERE = (
     "configuration. Connections come from Airflow as well: environment, secrets backends, metadata database."
 )
 _AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_WIDEST, _JOBS_SHOWN = 512, 20
 _STATES = ("waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable")
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print one line: what others wrote moves no cursor and begins no line."""
+    print(printable(text), file=file, flush=True)
 
 
 class _Printed:
@@ -32,13 +39,17 @@ class _Printed:
         """Nothing for a person."""
 
     def info(self, message: Any, /, *args: Any) -> None:
-        print(str(message) % args, flush=True)
+        _print(_said(message, args))
 
     def warning(self, message: Any, /, *args: Any) -> None:
-        print(f"warning: {str(message) % args}", flush=True)
+        _print(f"warning: {_said(message, args)}")
 
     def error(self, message: Any, /, *args: Any) -> None:
-        print(f"error: {str(message) % args}", file=sys.stderr, flush=True)
+        _print(f"error: {_said(message, args)}", sys.stderr)
+
+
+def _said(message: Any, args: tuple[Any, ...]) -> str:
+    return str(message) % args if args else str(message)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +151,7 @@ def _list(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
             unreadable += entry.found is None
             if arguments.state in (None, entry.standing):
                 line = jobs.summary(entry)
-                print(json.dumps(line) if arguments.json else _line(line), flush=True)
+                _print(printable_json(line) if arguments.json else _line(line))
         return unreadable
 
     unreadable = run_async(listed)
@@ -154,11 +165,15 @@ def _line(entry: Mapping[str, Any]) -> str:
         return f"{entry['state']:<10} {'':>5} {'':>13}  {'':<9}  {entry['key']}"
     cost = entry["cost"]
     price = "?" if cost.get("amount") is None else f"{cost['amount']:.6g} {cost['currency']}"
-    jobs = ", ".join(map(str, filter(None, [entry["job_id"], *entry["extra_jobs"]])))
+    jobs = ", ".join(map(_cut, filter(None, [entry["job_id"], *entry["extra_jobs"][:_JOBS_SHOWN]])))
     said = f"  job {jobs}" if jobs else ""
-    return (
-        f"{entry['state']:<10} {_age(entry['age_seconds']):>5} {price:>13}  {entry['gateway']:<9}  {entry['key']}{said}"
-    )
+    age, gateway = _age(entry["age_seconds"]), _cut(entry["gateway"])
+    return f"{entry['state']:<10} {age:>5} {_cut(price):>13}  {gateway:<9}  {entry['key']}{said}"
+
+
+def _cut(text: str) -> str:
+    """A text of a record in a line of a list; no id that a gateway gives is longer."""
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}…"
 
 
 def _age(seconds: float) -> str:
@@ -168,7 +183,7 @@ def _age(seconds: float) -> str:
 def _show(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     from airflow_provider_geminiimg import jobs
 
-    print(json.dumps(jobs.detail(jobs.entry_at(surroundings.ledger, arguments.key)), indent=2, ensure_ascii=False))
+    print(printable_json(jobs.detail(jobs.entry_at(surroundings.ledger, arguments.key)), indent=2))
     return 0
 
 
@@ -181,7 +196,7 @@ def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
             return await jobs.collect(workshop, _scope(arguments, surroundings), dry_run=arguments.dry_run)
 
     report = run_async(collected)
-    print(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
+    _print(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
     failure = report.failure()
     if failure is not None:
         raise failure
@@ -196,9 +211,9 @@ def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     word = said[0] if said else {"job": arguments.job_id}
     [(key, verdict)] = verdicts({arguments.key: word}).items()
     if jobs.resolve(surroundings.ledger, key, verdict):
-        print(f"{key} is settled: {verdict}.")
+        _print(f"{key} is settled: {verdict}.")
     else:
-        print(f"{key} was settled before: {verdict}. Nothing was changed.")
+        _print(f"{key} was settled before: {verdict}. Nothing was changed.")
     return 0
 
 
@@ -206,12 +221,12 @@ def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     from airflow_provider_geminiimg import jobs
 
     removed = jobs.forget(surroundings.ledger, arguments.key, lose_it=arguments.lose_it)
-    print(f"{removed.key} is removed (job {removed.job_id}).")
+    _print(f"{removed.key} is removed (job {removed.job_id}).")
     earlier = surroundings.ledger.numbers_in(removed.key.rpartition("/")[0])
     if earlier:
-        print(f"Record {earlier[-1]} of the same item decides now.")
+        _print(f"Record {earlier[-1]} of the same item decides now.")
     else:
-        print("The next attempt of its task submits again.")
+        _print("The next attempt of its task submits again.")
     return 0
 
 
@@ -219,16 +234,18 @@ def _purge(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     from airflow_provider_geminiimg import jobs
     from airflow_provider_geminiimg.runner import run as run_async
 
-    async def purged() -> int:
-        count = 0
+    removed: list[str] = []
+
+    async def purged() -> None:
         scope = jobs.Scope(surroundings.namespace)
         async for key in jobs.purge(surroundings.ledger, scope, days=arguments.older_than, dry_run=arguments.dry_run):
-            print(key, flush=True)
-            count += 1
-        return count
+            _print(key)
+            removed.append(key)
 
-    count = run_async(purged)
-    print(f"{count} records {'would be' if arguments.dry_run else 'are'} removed.")
+    try:
+        run_async(purged)
+    finally:
+        _print(f"{len(removed)} records {'would be' if arguments.dry_run else 'are'} removed.")
     return 0
 
 

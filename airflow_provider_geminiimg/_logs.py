@@ -12,10 +12,12 @@ import contextlib
 import contextvars
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import httpx
+
+from airflow_provider_geminiimg.printable import printable
 
 _LOGGERS = ("httpx", *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")))
 _show_path: contextvars.ContextVar[bool | None] = contextvars.ContextVar("geminiimg_quiet_http", default=None)
@@ -33,7 +35,7 @@ class Logs(Protocol):
 
 
 class SteadyLogs:
-    """A logger whose own failures stay its own.
+    """A logger whose own failures stay its own, and whose lines are each one line, whatever is said in them.
 
     :param log: where the lines go.
     """
@@ -42,20 +44,20 @@ class SteadyLogs:
         self._log = log
 
     def debug(self, message: Any, /, *args: Any) -> None:
-        with contextlib.suppress(Exception):
-            self._log.debug(message, *args)
+        self._say(self._log.debug, message, args)
 
     def info(self, message: Any, /, *args: Any) -> None:
-        with contextlib.suppress(Exception):
-            self._log.info(message, *args)
+        self._say(self._log.info, message, args)
 
     def warning(self, message: Any, /, *args: Any) -> None:
-        with contextlib.suppress(Exception):
-            self._log.warning(message, *args)
+        self._say(self._log.warning, message, args)
 
     def error(self, message: Any, /, *args: Any) -> None:
+        self._say(self._log.error, message, args)
+
+    def _say(self, say: Callable[..., Any], message: Any, args: tuple[Any, ...]) -> None:
         with contextlib.suppress(Exception):
-            self._log.error(message, *args)
+            say("%s", printable(str(message) % args if args else str(message)))
 
 
 @contextlib.contextmanager

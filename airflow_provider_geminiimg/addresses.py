@@ -48,5 +48,11 @@ def segment(name: str) -> str:
 def address_of(key: str) -> Address:
     """What a record's key stands for."""
     _, _, *names, number = key.removesuffix(".json").split("/")
-    dag_id, run_id, task_id, map_index, item = (decode_segment(name) or name for name in names)
+    dag_id, run_id, task_id, map_index, item = map(_name, names)
     return Address(dag_id, run_id, task_id, int(map_index), item, int(number))
+
+
+def _name(part: str) -> str:
+    """What a segment of a key stands for; itself where it was cut, or stands for what is no text."""
+    name = decode_segment(part)
+    return part if name is None or any("\ud800" <= char <= "\udfff" for char in name) else name

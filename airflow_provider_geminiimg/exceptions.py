@@ -32,6 +32,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.redaction import scrub as scrub
 
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
@@ -126,15 +127,8 @@ class GeminiImageError(Exception):
             if value not in (None, "")
         ]
         gateway = f" (the gateway said: {'; '.join(said)})" if said else ""
-        return " ".join(
-            part
-            for part in (
-                f"{self.message}{gateway}",
-                (_MONEY_OF_MANY if self.of_many else _MONEY)[self.billed],
-                self.hint,
-            )
-            if part
-        )
+        money = (_MONEY_OF_MANY if self.of_many else _MONEY)[self.billed]
+        return printable(" ".join(part for part in (f"{self.message}{gateway}", money, self.hint) if part))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (from_dict, (self.to_dict(),))

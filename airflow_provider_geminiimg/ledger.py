@@ -21,13 +21,23 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, from_dict
+from airflow_provider_geminiimg.record_values import (
+    MAX_BYTES,
+    Seconds,
+    UnixTime,
+    is_copy,
+    is_cost,
+    is_manifest,
+    is_plain,
+    is_request,
+)
 from airflow_provider_geminiimg.storage import Blob, Store, create_or_read, encode_segment, update
 
 SCHEMA = 1
@@ -119,8 +129,8 @@ class Record:
     generation: int
     host: str
     pid: int
-    claimed_at: float
-    answer_within: float
+    claimed_at: UnixTime
+    answer_within: Seconds
     conn_id: str
     gateway: str
     model: str
@@ -132,14 +142,14 @@ class Record:
     inputs: list[dict[str, str]]
     destination: Destination
     cost: dict[str, Any]
-    expected_seconds: float
+    expected_seconds: Seconds
     schema: int = SCHEMA
     suffix: str = ""
     prompt: str | None = field(default=None, repr=False)
     resubmission: bool = False
     job_id: str | None = None
-    submitted_at: float | None = None
-    landed_at: float | None = None
+    submitted_at: UnixTime | None = None
+    landed_at: UnixTime | None = None
     deferrals: int = 0
     links: list[str] = field(default_factory=list, repr=False)
     spooled: list[str] = field(default_factory=list)
@@ -172,11 +182,13 @@ class Found:
 
     :param version: the store's version of it, for a conditional write.
     :param age: seconds since it was last written, by the store's clock, never below 0.
+    :param size: bytes.
     """
 
     record: Record
     version: str
     age: float
+    size: int = 0
 
 
 def new_claim() -> str:
@@ -207,7 +219,7 @@ class Ledger:
         :raises StorageError: the store failed.
         """
         blob = self.store.read(key)
-        return None if blob is None else Found(self._parse(key, blob.data), blob.version, blob.age)
+        return None if blob is None else self._found(key, blob)
 
     def latest(self, item: Item) -> Found | None:
         """The record that decides for `item`: the one with the highest number.
@@ -268,7 +280,7 @@ class Ledger:
         )
         if not stored.ours:
             return None
-        return Found(self._parse(record.key, stored.blob.data), stored.blob.version, stored.blob.age)
+        return self._found(record.key, stored.blob)
 
     def change(self, key: str, step: Callable[[Record], Record | None], *, takes_back: bool = False) -> Record:
         """Move a record forward: `step` gets what is stored and returns what shall be, or ``None`` for "leave it".
@@ -306,58 +318,73 @@ class Ledger:
         """Whether a person had the record of this claim removed."""
         return is_record_key(key) and self.store.read(_excuse_key(key, claim)) is not None
 
+    def _found(self, key: str, blob: Blob) -> Found:
+        return Found(self._parse(key, blob.data), blob.version, blob.age, len(blob.data))
+
     def _parse(self, key: str, data: bytes) -> Record:
         where = f"Record {key} under {self.store.uri}"
-        hint = (
-            "Nothing was sent. Restore the record; or ask the gateway what was paid for, and buy the picture in a DAG "
-            "run with a new run id."
-        )
-        try:
-            values = json.loads(data)
-        except (ValueError, RecursionError):
-            raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=hint) from None
+        values = _values(where, data)
         schema = values.get("schema") if isinstance(values, Mapping) else None
         if not isinstance(schema, int) or schema > SCHEMA:
             raise LedgerError(
-                f"{where} has schema {schema!r}; this version reads up to {SCHEMA}.",
+                f"{where} has schema {schema!r:.40}; this version reads up to {SCHEMA}.",
                 hint="Nothing was sent. Run the version of airflow-provider-geminiimg that wrote it.",
             )
         try:
             record = _RECORD.validate_python(values)
         except ValidationError as error:
-            fields_ = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors(include_input=False)}))
-            raise LedgerError(f"{where} is not a record: {fields_}.", hint=hint) from None
-        try:
-            _ = record.error
-        except (TypeError, ValueError):
-            raise LedgerError(f"{where} is not a record: outcome.", hint=hint) from None
-        if record.state == "landed" and not _names_pictures(record.manifest):
-            raise LedgerError(f"{where} is landed and names no picture.", hint=hint)
-        if not all(_is_copy(copy) for copy in record.copies):
-            raise LedgerError(f"{where} is not a record: copies.", hint=hint)
-        if record.key != key:
-            raise LedgerError(f"{where} says that it is {record.key}.", hint=hint)
+            raise _no_record(where, {str(each["loc"][0]) for each in error.errors(include_input=False)}) from None
+        if wrong := _wrong_fields(record):
+            raise _no_record(where, wrong)
+        if record.state == "landed" and record.manifest is None:
+            raise LedgerError(f"{where} is landed and names no picture.", hint=_UNREADABLE)
+        if record.key != key or not key.endswith(f"/{record.n}.json"):
+            raise LedgerError(f"{where} says that it is another one.", hint=_UNREADABLE)
         return record
 
 
-def _names_pictures(manifest: Any) -> bool:
-    images = manifest.get("images") if isinstance(manifest, Mapping) else None
-    return isinstance(images, list) and bool(images) and all(map(_is_picture, images))
+_UNREADABLE = (
+    "Nothing was sent. Restore the record; or ask the gateway what was paid for, and buy the picture in a DAG run "
+    "with a new run id."
+)
 
 
-def _is_picture(image: Any) -> bool:
-    return isinstance(image, Mapping) and _all_text(image.get("uri"), image.get("sha256"))
+def _values(where: str, data: bytes) -> Any:
+    """What is written in a record."""
+    if len(data) > MAX_BYTES:
+        raise LedgerError(f"{where} is no record: it has {len(data)} bytes.", hint=_UNREADABLE)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=_UNREADABLE) from None
+    if not is_plain(values):
+        raise LedgerError(f"{where} holds a number or a text that is none.", hint=_UNREADABLE)
+    return values
 
 
-def _is_copy(copy: Mapping[str, Any]) -> bool:
-    destination = copy.get("destination")
-    if not isinstance(destination, Mapping) or destination.keys() != {"directory", "stem"}:
+def _wrong_fields(record: Record) -> set[str]:
+    """The fields whose values nobody can use."""
+    fits = {
+        "outcome": _is_outcome(record),
+        "inputs": all({"uri", "sha256"} <= each.keys() for each in record.inputs),
+        "cost": is_cost(record.cost),
+        "request_fields": is_request(record.request_fields),
+        "manifest": record.manifest is None or is_manifest(record.manifest),
+        "copies": all(map(is_copy, record.copies)),
+    }
+    return {name for name, fit in fits.items() if not fit}
+
+
+def _is_outcome(record: Record) -> bool:
+    try:
+        _ = record.error
+    except (TypeError, ValueError):
         return False
-    return _all_text(*destination.values()) and _names_pictures(copy.get("manifest"))
+    return True
 
 
-def _all_text(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _no_record(where: str, fields: Collection[str]) -> LedgerError:
+    return LedgerError(f"{where} is not a record: {', '.join(sorted(fields))}.", hint=_UNREADABLE)
 
 
 def record_key(item: Item, n: int) -> str:

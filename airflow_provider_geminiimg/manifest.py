@@ -85,7 +85,7 @@ def cost_in_words(cost: Mapping[str, Any]) -> str:
     if cost.get("amount") is None:
         return "cost unknown"
     kind = "estimated by " if cost.get("estimate") else "by "
-    return f"{cost['amount']:g} {cost['currency']} ({kind}{cost['basis']})"
+    return f"{cost['amount']:g} {cost['currency']} ({kind}{cost.get('basis') or 'unknown'})"
 
 
 def differs_from_estimate(expected: Mapping[str, Any], actual: Cost) -> bool:

@@ -233,7 +233,11 @@ def _parsed(data: bytes, key: str) -> NameClaim:
         if not all(isinstance(text, str) for text in (item, stem, attempt)):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise StorageError(f"The claim of a file name, {key} under the root, can't be read.") from None
+        raise StorageError(
+            f"The claim of a file name, {key} under the root, can't be read.",
+            retryable=False,
+            hint="Restore it; or remove it, once no task is writing an image of that name.",
+        ) from None
     return NameClaim(item, stem, attempt, released is True)
 
 

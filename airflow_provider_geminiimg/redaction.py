@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Iterable
 from urllib.parse import unquote
 
+from airflow_provider_geminiimg.printable import printable
+
 _SLASH = r"(?:\\{0,16}/)"  # as it stands, or escaped by a JSON encoder, once or more
 _BASE64 = r"(?:[A-Za-z0-9+/_-]|\\{1,16}/)"
 # What a text must not show, and what stands there instead. Compiled at first use: every DAG file imports this module.
@@ -88,7 +90,7 @@ def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, 
     text = re.sub(_WORD, _without_escaped_link, _without_links(text))
     if prompt and prompt.strip():
         text = _without_echo(text, _forms(prompt[:_PROMPT].strip()))
-    text = "".join(char if char.isprintable() else " " for char in text)
+    text = printable(text, " ")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

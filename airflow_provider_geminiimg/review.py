@@ -16,6 +16,7 @@ from airflow_provider_geminiimg.addresses import Address, address_of
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.inputs import public_uri
 from airflow_provider_geminiimg.ledger import is_record_key
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.request import given
 
 GALLERY = "geminiimg"
@@ -135,7 +136,7 @@ def _name(image: Mapping[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """One short line: no control characters, nothing that turns the direction of writing, no half characters."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    line = " ".join(printable(text, " ").split())
     return line if len(line) <= _MAX_TEXT else f"{line[: _MAX_TEXT - 1]}…"
 
 

@@ -79,7 +79,7 @@ class Tally:
         cost = (result.manifest or {}).get("cost") or {}
         if result.status != "reused" and cost.get("amount") is not None:
             label = ", estimate" if cost.get("estimate") else ""
-            name = f"{cost['currency']} ({cost['basis']}{label})"
+            name = f"{cost['currency']} ({cost.get('basis') or 'unknown'}{label})"
             self.cost[name] = round(self.cost.get(name, 0.0) + cost["amount"], 6)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.canaries import Canaries, Text
 from harness.left_behind import LeftBehind
+from harness.odd_records import ODD, put_all, put_odd
 from harness.records import ITEM, landed, make_record, submitted
 
 from airflow_provider_geminiimg import _cli_jobs
 from airflow_provider_geminiimg.__main__ import main
+from airflow_provider_geminiimg.exceptions import LedgerError
+from airflow_provider_geminiimg.index import index_key
 from airflow_provider_geminiimg.jobs import STANDINGS
 from airflow_provider_geminiimg.ledger import record_key
 
@@ -233,6 +237,128 @@ def test_no_command_shows_a_link_or_a_prompt(shell: Shell) -> None:
     canaries.add_links(left.sandbox.links())
     assert left.sandbox.links()
     assert not canaries.leaks(Text("output", text.encode()) for text in said)
+
+
+def test_one_odd_record_stops_no_command(shell: Shell) -> None:
+    odd = put_all(shell.left.store)
+    record = shell.left.old(asyncio.run(shell.left.submitted()))
+    status, out, err = shell.run("list")
+    lines = {line.split()[-1] if "job" not in line else record.key: line.split()[0] for line in out.splitlines()}
+    assert (status, lines) == (1, {**dict.fromkeys(odd.values(), "unreadable"), record.key: "to-collect"})
+    assert f"{len(odd)} of the records can't be read" in err
+    found = [json.loads(line) for line in shell.run("list", "--json")[1].splitlines()]
+    assert {each["key"] for each in found if each["state"] == "unreadable"} == {*odd.values()}
+    for key in odd.values():
+        assert all(
+            key in shell.refused(*words) for words in (["show", key], ["forget", key], ["resolve", key, "--lost"])
+        )
+    status, out, err = shell.run("collect")
+    assert (status, f"errors: {len(odd)}, unknown: 0, failed: 0, landed: 1" in out) == (1, True), out
+    assert all(f"Could not be looked at: {key}" in err for key in odd.values())
+    status, out, _ = shell.run("purge", "--older-than", "0")
+    assert out.splitlines()[:2] == [record.key, "1 records are removed."]
+    assert sorted(shell.left.records()) == sorted(odd.values())
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_where_money_would_be_spent_a_record_that_can_not_be_read_is_an_error(
+    local_root: str, sandbox: Sandbox, onemin: str, what: str
+) -> None:
+    left = LeftBehind(sandbox, onemin)
+    key = put_odd(left.store, what, ITEM)
+    for policy in ({}, {"generation": 1, "on_clear": "regenerate", "on_unknown": "resubmit"}):
+        with pytest.raises(LedgerError, match=re.escape(key)):
+            asyncio.run(left.attempt(**policy))
+    assert left.paid() == 0
+    assert left.calls("submit") == 0
+
+
+def test_one_index_entry_that_can_not_be_read_keeps_no_other_task_from_being_purged(shell: Shell) -> None:
+    for task_id in ("a", "b", "c"):
+        item = replace(ITEM, task_id=task_id)
+        record = landed(item, fingerprint=task_id * 64)
+        shell.left.ledger.create(record)
+        if task_id == "b":
+            assert shell.left.store.create(index_key(record.key, record.fingerprint), b"[")
+    status, out, err = shell.run("purge", "--older-than", "0")
+    assert status == 1
+    assert "2 records are removed." in out
+    assert "1 task instances could not be removed" in err
+    assert [key.split("/")[4] for key in shell.left.records()] == ["b"]
+
+
+# Whatever a text holds: a terminal's escapes, C1, DEL, line breaks, what turns the direction of writing or is not seen.
+NASTY = "\x1b[2J\x1b]0;own\x07\x9b1A\x7f\r\nlanded\u2028\u2029\x85\u202e\u2066\u200f\u200b\ufeff\x00\u061c\U000e0041"
+
+
+def is_harmless(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def test_no_command_prints_what_moves_a_cursor_or_begins_a_line(shell: Shell) -> None:
+    left = shell.left
+    record = submitted(
+        job_id=f"job{NASTY}",
+        extra_jobs=[f"more{NASTY}"],
+        gateway=f"1min{NASTY}",
+        model=NASTY,
+        prompt=f"{NASTY} 狐",
+        conn_id=NASTY,
+        host=NASTY,
+        cost={"amount": 1.0, "currency": NASTY, "basis": NASTY},
+        request_fields={NASTY: NASTY},
+        outcome={"kind": "storage", "billed": "yes", "message": NASTY, "hint": NASTY, "request_id": NASTY},
+        answer_within=0.0,
+    )
+    left.ledger.create(record)
+    image = {"uri": f"file:///{NASTY}.png", "sha256": "0" * 64, "media_type": NASTY}
+    left.ledger.create(landed(replace(ITEM, task_id="landed"), manifest={"images": [image], "mismatch": NASTY}))
+    commands = (
+        ["list"],
+        ["list", "--json"],
+        ["list", "--dag", NASTY],
+        ["show", record.key],
+        ["show", NASTY],
+        ["collect", "--dry-run"],
+        ["collect"],
+        ["resolve", record.key, "--unpaid"],
+        ["resolve", record.key, "--job", NASTY],
+        ["resolve", NASTY, "--lost"],
+        ["purge", "--older-than", "0", "--dry-run"],
+        ["forget", record.key],
+        ["forget", record.key, "--lose-it"],
+    )
+    for words in commands:
+        _, out, err = shell.run(*words)
+        assert (words, is_harmless(out), is_harmless(err)) == (words, True, True), (out, err)
+        if words[0] == "list" and len(words) == 1:
+            assert len(out.splitlines()) == 2
+        if words == ["show", record.key]:
+            assert json.loads(out)["record"]["prompt"] == f"{NASTY} 狐"
+            assert "狐" in out
+
+
+def test_arguments_that_are_wrong_are_repeated_harmlessly(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["jobs", "list", NASTY],
+        ["jobs", "list", "--state", NASTY],
+        [NASTY],
+        ["jobs", "purge", "--x" + NASTY],
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        out, err = capsys.readouterr()
+        assert is_harmless(out + err), err
+
+
+def test_a_terminal_that_lacks_a_letter_is_shown_its_escape(local_root: str, sandbox: Sandbox, onemin: str) -> None:
+    left = LeftBehind(sandbox, onemin)
+    left.ledger.create(submitted(job_id="狐", answer_within=0.0))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "airflow_provider_geminiimg", "jobs", "list"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "job \\u72d0" in done.stdout
 
 
 @pytest.fixture

@@ -9,51 +9,76 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import json
+import logging
 import os
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
+import warnings
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pydantic_core
 import pytest
 from harness.anything import (
     ADDRESSES,
     BODIES,
     BYTES,
+    DOCUMENTS,
+    EXTRAS,
+    GALLERY_PATHS,
+    GALLERY_QUERIES,
     HEADERS,
+    HOSTS,
     JSON,
     KEYS,
     LENGTHS,
+    ODD_RECORDS,
     OUTCOMES,
     PROMPT,
     RECORD,
     RECORDS,
+    ROW_FILES,
+    ROWS,
     SECRET,
     STATUSES,
+    TEMPLATES,
     TEXTS,
     WIRE_ANSWERS,
     response,
 )
+from harness.api_server import api_server, ask_raw, gallery_app
 from harness.forbidden import Internet
+from harness.left_behind import SCOPE
 from harness.records import ITEM, make_record
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_geminiimg import _cli_jobs, jobs, names
+from airflow_provider_geminiimg import budget as budget_module
 from airflow_provider_geminiimg import download as download_module
-from airflow_provider_geminiimg import names
 from airflow_provider_geminiimg import transport as transport_module
+from airflow_provider_geminiimg._logs import SteadyLogs
+from airflow_provider_geminiimg.addresses import address_of
+from airflow_provider_geminiimg.batch import Plan
+from airflow_provider_geminiimg.budget import Budgets
 from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.decision import Asked, Policy, decide
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
     KINDS,
+    AuthenticationError,
     BadRequestError,
     Billed,
     GeminiImageError,
     InvalidImageError,
     LedgerError,
+    OverBudgetError,
     StorageError,
     from_dict,
     scrub,
@@ -63,10 +88,18 @@ from airflow_provider_geminiimg.gateways.base import Call, CheckResult, InputIma
 from airflow_provider_geminiimg.images import MAX_SIDE, inspect_image
 from airflow_provider_geminiimg.index import read_entry
 from airflow_provider_geminiimg.inputs import public_uri
+from airflow_provider_geminiimg.kept import PLANS, RETURNED, Kept
+from airflow_provider_geminiimg.kept import Wanted as KeptRequest
 from airflow_provider_geminiimg.ledger import Destination, Ledger, is_record_key, record_key
+from airflow_provider_geminiimg.plugins.gallery.shelf import Shelf as GalleryShelf
+from airflow_provider_geminiimg.plugins.gallery.shelf import Wanted
+from airflow_provider_geminiimg.printable import printable, printable_json
 from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.storage import Blob, Files, Store, locate, same_place
+from airflow_provider_geminiimg.review import review_markdown
+from airflow_provider_geminiimg.rows import read_rows, wishes
+from airflow_provider_geminiimg.storage import Blob, Files, Store, default_s3_client, locate, open_store, same_place
 from airflow_provider_geminiimg.transport import Transport
+from airflow_provider_geminiimg.verdicts import Verdict
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
@@ -380,7 +413,231 @@ def test_any_index_entry_names_a_record_or_can_not_be_read(data: bytes) -> None:
         assert is_record_key(entry.record)
 
 
+class Memory(Store):
+    """A store in memory."""
+
+    def __init__(self, held: dict[str, bytes]) -> None:
+        super().__init__("file:///memory")
+        self.held = held
+
+    def create(self, key: str, data: bytes) -> str | None:
+        return None if key in self.held else self._put(key, data)
+
+    def read(self, key: str) -> Blob | None:
+        data = self.held.get(key)
+        return None if data is None else Blob(data, str(hash(data)), 1e9)
+
+    def replace(self, key: str, data: bytes, version: str) -> str | None:
+        found = self.read(key)
+        return self._put(key, data) if found is not None and found.version == version else None
+
+    def _put(self, key: str, data: bytes) -> str:
+        self.held[key] = data
+        return str(hash(data))
+
+    def delete(self, key: str) -> None:
+        self.held.pop(key, None)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return iter(sorted(key for key in self.held if key.startswith(prefix)))
+
+    def folders(self, folder: str) -> list[str]:
+        return sorted({key.removeprefix(f"{folder}/").split("/")[0] for key in self.keys(f"{folder}/")})
+
+    def now(self) -> float:
+        return 0.0
+
+
+def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop: asyncio.AbstractEventLoop) -> None:
+    files = Files(s3_client=lambda conn_id: None, allowed_roots=["s3://bucket/allowed"])
+    fine = record_key(replace(ITEM, task_id="zzz"), 1)
+    other = RECORD.dump_json(make_record(replace(ITEM, task_id="zzz"), state="failed"))
+
+    @fuzz
+    @given(st.one_of(BODIES, RECORDS, ODD_RECORDS))
+    def shown(data: bytes) -> None:
+        key = record_key(ITEM, 1)
+        ledger = Ledger(Memory({key: data, fine: other}))
+        gallery = GalleryShelf(ledger, "default", files)
+        wanted = Wanted(ITEM.dag_id, ITEM.run_id)
+        items, after = gallery.page(wanted, None, 60)
+        assert after is None
+        assert [item["record"] for item in items] == [key, fine]
+        as_json({"items": items, "summary": gallery.summary(wanted)})
+        entry = jobs.entry_at(ledger, key)
+        assert items[0]["standing"] == entry.standing
+        assert _cli_jobs._line(jobs.summary(entry))
+        as_json(jobs.summary(entry))
+        if entry.found is None:
+            assert key in items[0]["error"]["message"]
+            assert key in str(entry.error)
+        else:
+            as_json(jobs.detail(entry))
+            address = address_of(key)
+            assert gallery.record(address) == entry.found.record
+            for source in entry.found.record.inputs:
+                gallery.made(source)
+            with contextlib.suppress(BadRequestError):
+                assert review_markdown(entry.found.record.manifest)
+        with contextlib.suppress(GeminiImageError):
+            jobs.resolve(ledger, key, Verdict("lost"), dry_run=True)
+        purged = loop.run_until_complete(attempt(all_of(jobs.purge(ledger, SCOPE, days=0.0))))
+        assert isinstance(purged, GeminiImageError) or fine in purged
+
+    shown()
+
+
+async def all_of(found: AsyncIterator[str]) -> list[str]:
+    return [each async for each in found]
+
+
+def as_json(value: Any) -> None:
+    """Check that a server could answer with it, and a terminal show it."""
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    said = printable_json(value, indent=2)
+    assert json.loads(said) == value
+    assert all(line.isprintable() for line in said.split("\n"))
+
+
+@fuzz
+@given(DOCUMENTS)
+def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes) -> None:
+    folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
+    files = Files(s3_client=lambda conn_id: None)
+    store = Memory({f"{PLANS}/{folder}/0.json": data, f"{RETURNED}/{folder}/0.json": data})
+    for model, kind in ((Plan, PLANS), (KeptRequest, RETURNED)):
+        try:
+            assert Kept(model, store, kind, ITEM, None).read(0) is not None
+        except LedgerError as error:
+            is_said(error)
+    as_json(GalleryShelf(Ledger(store), "default", files).summary(Wanted(ITEM.dag_id, ITEM.run_id)))
+    budget = {"daily_budget": 1, "price_base": 0.1, "price_currency": "USD"}
+    account = replace(connection("1min"), **{name: Decimal(str(v)) if v != "USD" else v for name, v in budget.items()})
+    lease = budget_module._Lease("budgets/default/c/2026-01-01.json", "c", account)
+    store.held[lease.key] = data
+    with contextlib.suppress(LedgerError, BadRequestError, OverBudgetError):
+        given_ = Budgets(store, SteadyLogs(logging.getLogger("fuzz")))._lease_more(lease, 100)
+        assert given_ >= 100
+
+
+# What users write
+
+
+def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
+    files = Files(s3_client=lambda conn_id: None)
+
+    @fuzz
+    @given(
+        ROW_FILES,
+        st.sampled_from(["rows.csv", "rows.json", "rows.jsonl", "rows.tsv", "rows.txt"]),
+        st.sampled_from([None, "utf-8", "cp1252", "utf-16", "mac_roman", "utf-32-be"]),
+        st.sampled_from([None, ",", ";", "\t", "^"]),
+        TEMPLATES,
+    )
+    def read(data: bytes, name: str, encoding: str | None, delimiter: str | None, template: str | None) -> None:
+        path = tmp_path / name
+        path.write_bytes(data)
+        try:
+            rows = read_rows(str(path), files, encoding=encoding, delimiter=delimiter)
+        except BadRequestError as error:
+            is_short(error)
+            return
+        are_wished_or_refused(rows, template)
+
+    read()
+
+
+@fuzz
+@given(ROWS, TEMPLATES)
+def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None) -> None:
+    files = Files(s3_client=lambda conn_id: None)
+    for given_ in (value, json.dumps(value)):
+        try:
+            rows = read_rows(given_, files)
+        except BadRequestError as error:
+            is_short(error)
+            continue
+        are_wished_or_refused(rows, template)
+
+
+def are_wished_or_refused(rows: Any, template: str | None) -> None:
+    for gateway, shared in itertools.product(GATEWAYS, ({}, {"prompt": "a {sku} in {x}"})):
+        try:
+            wanted = wishes(rows, shared, 1, gateway=gateway, default_model=None, file_name=template)
+        except BadRequestError as error:
+            is_short(error)
+            continue
+        for wish in wanted:
+            assert wish.place.isprintable()
+            assert wish.stem is None or not {"/", "\0"} & {*wish.stem}
+            assert pydantic_core.to_json({"labels": wish.labels, "values": wish.request.fields()})
+
+
+def is_short(error: GeminiImageError) -> None:
+    assert str(error).isprintable()
+    assert len(str(error)) < 20_000
+
+
+@fuzz
+@given(
+    HOSTS, st.none() | st.text(max_size=9) | st.sampled_from(["http", "https", "v1"]), st.none() | st.integers(), EXTRAS
+)
+def test_any_connection_leads_to_an_address_or_is_refused(host: Any, schema: Any, port: Any, extra: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = parse_connection(conn_id="fuzz", password=SECRET, host=host, schema=schema, port=port, extra=extra)
+        except (BadRequestError, AuthenticationError) as error:
+            is_short(error)
+            return
+        url = httpx.URL(found.base_url)
+        assert url.scheme in ("http", "https")
+        assert url.host
+        assert not url.userinfo
+        assert found.api_host.isprintable()
+        assert found.adapter().check() is not None
+
+
+# What a gallery is asked
+
+
+@pytest.fixture(scope="module")
+def gallery(_airflow_home: Path) -> Iterator[Any]:
+    with api_server():
+        yield gallery_app()
+
+
+def test_any_address_of_the_gallery_is_answered(gallery: Any, local_root: str, loop: asyncio.AbstractEventLoop) -> None:
+    ledger = Ledger(open_store(local_root, default_s3_client))
+    assert ledger.create(make_record(state="failed"))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    @fuzz
+    @given(GALLERY_PATHS, GALLERY_QUERIES, HEADERS)
+    def answered(path: str, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        fit = [(name.lower(), value) for name, value in headers]
+        status, body = loop.run_until_complete(ask_raw(gallery, path, query, [*fit, (b"if-none-match", b'"x"')]))
+        assert status in (200, 307, 400, 403, 404, 422), body
+        if status >= 400:
+            assert json.loads(body)["detail"]
+            assert len(body) < 2_000
+
+    answered()
+
+
 # What is said, and what is written in addresses
+
+
+@fuzz
+@given(st.text(st.characters(), max_size=60), JSON)
+def test_any_text_and_any_value_can_be_printed(text: str, value: Any) -> None:
+    said = printable(text)
+    assert said.isprintable()
+    assert printable(said) == said
+    assert len(printable(text, " ")) == len(text)
+    assert printable_json([text, value]).isprintable()
+    plain = printable(text)
+    assert json.loads(printable_json([plain, json.dumps(value)])) == [plain, json.dumps(value)]
 
 
 @fuzz

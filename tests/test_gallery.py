@@ -14,11 +14,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from airflow.sdk import DAG as Dag
+from harness.api_server import USERS, api_server
 from harness.left_behind import LeftBehind
+from harness.odd_records import put_all
 from harness.records import ITEM, landed, make_record, plan_of, submitted
 
 from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.ledger import Destination, Item, Record, record_key
+from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, record_key
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.plugins.gallery.shelf import address_of
 from airflow_provider_geminiimg.storage import encode_segment
@@ -33,24 +35,13 @@ if TYPE_CHECKING:
 DAG, RUN = ITEM.dag_id, ITEM.run_id
 LISTING = f"api/dags/{DAG}/runs/{quote(RUN)}/pictures"
 SUMMARY = f"api/dags/{DAG}/runs/{quote(RUN)}/summary"
-USERS = {"admin": "ADMIN", "ursula": "USER", "vera": "VIEWER", "norole": None}
 
 
 @pytest.fixture(scope="module")
 def server(_airflow_home: Path) -> Iterator[TestClient]:
     """Airflow's API server, with a login."""
-    from airflow.api_fastapi.app import create_app, purge_cached_app
-    from starlette.testclient import TestClient
-
-    with pytest.MonkeyPatch.context() as patch:
-        users = ",".join(f"{name}:{role or ''}" for name, role in USERS.items())
-        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "False")
-        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", users)
-        patch.setenv("AIRFLOW__API__SECRET_KEY", "s" * 32)
-        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
-        purge_cached_app()
-        yield TestClient(create_app("core"), base_url="http://testserver/geminiimg/")
-    purge_cached_app()
+    with api_server() as client:
+        yield client
 
 
 @pytest.fixture(params=["cookie", "token"])
@@ -449,6 +440,121 @@ def test_a_query_that_makes_no_sense_is_refused_in_a_sentence(
     answer = get(f"{LISTING}?{query}")
     assert answer.status_code == 422
     assert query.partition("=")[0] in answer.json()["detail"]
+
+
+def test_records_that_can_not_be_shown_are_shown_as_unreadable_beside_the_others(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    odd = put_all(left.store)
+    fine = put(left, replace(ITEM, task_id="fine"), cost={"amount": 0.1, "currency": "USD", "basis": "gateway"})
+    answer = get(f"{LISTING}?limit=200")
+    assert answer.status_code == 200, answer.text
+    items = {item["record"]: item for item in answer.json()["items"]}
+    standings = {what: items[key]["standing"] for what, key in odd.items()}
+    assert standings == dict.fromkeys(odd, "unreadable")
+    assert items[fine.key]["standing"] == "landed"
+    assert all(key in items[key]["error"]["message"] for key in odd.values())
+    summary = get(SUMMARY).json()
+    assert summary["standings"] == {"landed": 1, "unreadable": len(odd)}
+    assert summary["costs"] == [{"amount": 0.1, "currency": "USD", "basis": "gateway"}]
+    for key in odd.values():
+        at = address_of(key)
+        sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id={at.task_id}&map_index=-1&item=0&n=1"
+        for path in (f"f/{at.path(0)}", f"thumbs/{at.path(0)}", sources):
+            refused = get(path)
+            assert (refused.status_code, key in refused.json()["detail"]) == (500, True), (path, refused.text)
+
+
+def test_sums_of_what_nobody_can_have_paid_are_not_known(left: LeftBehind, get: Callable[..., Any]) -> None:
+    for index in range(2):
+        cost = {"amount": 1e308, "currency": "USD", "basis": "gateway"}
+        put(left, replace(ITEM, map_index=index), cost=cost)
+    assert get(SUMMARY).json()["costs"] == [{"amount": None, "currency": "USD", "basis": "gateway"}]
+
+
+def test_names_that_are_no_text_stand_for_themselves(left: LeftBehind, get: Callable[..., Any]) -> None:
+    fine = put(left, replace(ITEM, task_id="fine"))
+    folder = fine.key.split("/hero")[0].rsplit("/fine/", 1)[0]
+    for key in (
+        f"{folder}/%ED%A0%80/-1/0/1.json",
+        f"{folder}/{'9' * 200}/-1/0/1.json",
+        f"{folder}/a/{'9' * 200}/0/1.json",
+    ):
+        assert left.store.create(key, b"{")
+    assert left.store.create("ledger/default/%ED%A0%80/run/task/-1/0/1.json", b"{")
+    assert [item["task_id"] for item in get(LISTING).json()["items"]] == ["%ED%A0%80", "9" * 200, "fine"]
+    assert get("api/dags").json() == {"dags": [DAG]}
+
+
+def test_a_filter_without_hits_reads_a_part_and_says_where_to_look_further(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_READ", 16)
+    read = _count_reads(monkeypatch)
+    for index in range(40):
+        put(left, replace(ITEM, task_id="each", map_index=index), model="fine" if index == 39 else "fast")
+    pages, after, read[:] = [], "", []
+    while after is not None:
+        page = get(f"{LISTING}?model=fine&after={quote(after, safe='')}").json()
+        pages.append([item["map_index"] for item in page["items"]])
+        assert len(read) <= 16
+        after, read[:] = page["next"], []
+    assert pages == [[], [], [39]]
+
+
+def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    read: list[str] = []
+    really = Ledger.read
+
+    def counted(ledger: Ledger, key: str) -> Any:
+        read.append(key)
+        return really(ledger, key)
+
+    monkeypatch.setattr(Ledger, "read", counted)
+    return read
+
+
+def test_a_page_ends_where_its_records_become_too_much_for_one_answer(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_PAGE_BYTES", 100_000)
+    for index in range(5):
+        put(left, replace(ITEM, task_id="each", map_index=index), prompt="x" * 40_000)
+    after, pages = "", []
+    while after is not None:
+        page = get(f"{LISTING}?after={quote(after, safe='')}").json()
+        pages.append(len(page["items"]))
+        after = page["next"]
+    assert pages == [2, 2, 1]
+
+
+BAD_QUESTIONS = {
+    "after": ["9" * 5_000, "x", "ledger", "/", "ledger/a", "%00", "a%0ab", "ledger/%ff.json", "ledger/" + "9/" * 5_000],
+    "limit": ["0", "-1", "201", "x", "1e2", "1.0", "", "9" * 5_000, "%00", "0x10", "\u0661", "limit", " 1"],
+    "map_index": ["x", "-2", "1.5", "9" * 5_000, "", "%00", "-0", "007", "\u0661", "null"],
+    "n": ["x", "-1", "9" * 5_000, "", "%00"],
+    "item": ["", "..", "a/b", "%00", "x" * 300, "%ed%a0%80"],
+    "task_id": ["", "..", "a/b", "a%00", "a%0a", "%ed%a0%80", "x" * 300],
+    "standing": ["", "good", "LANDED", "landed%00", "9" * 5_000, "__class__"],
+    "model": ["", "a%00b", "a%1b%5b2J", "%c2%9b", "x" * 5_000],
+}
+
+
+def test_no_question_that_makes_no_sense_is_an_error_of_the_server(left: LeftBehind, get: Callable[..., Any]) -> None:
+    put(left, ITEM)
+    good = {"task_id": "hero", "map_index": "-1", "item": "0", "n": "1"}
+    for name, values in BAD_QUESTIONS.items():
+        asked = {**good, name: "%s"} if name in good else {name: "%s"}
+        query = "&".join(f"{each}={value}" for each, value in asked.items())
+        path = f"api/dags/{DAG}/runs/{quote(RUN)}/{'sources' if name in ('item', 'n') else 'pictures'}"
+        for value in values:
+            answer = get(f"{path}?{query.replace('%s', value)}")
+            assert answer.status_code == 422, (name, value[:40], answer.text)
+            assert name in answer.json()["detail"]
+            assert answer.json()["detail"].isprintable()
+            assert len(answer.json()["detail"]) < 500
+        twice = get(f"{path}?{query.replace('%s', '1')}&{name}=1")
+        assert (twice.status_code, "times" in twice.json()["detail"]) == (422, True), name
 
 
 def test_a_root_that_can_not_be_read_is_an_error_that_says_what_to_do(

@@ -15,7 +15,14 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.batch import Plan
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError, LinkExpiredError
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    LedgerError,
+    LinkExpiredError,
+    StorageError,
+)
 from airflow_provider_geminiimg.index import index_key, read_entry, write_entry
 from airflow_provider_geminiimg.job_owners import disown
 from airflow_provider_geminiimg.jobs.collect import adopted
@@ -30,6 +37,7 @@ from airflow_provider_geminiimg.storage import Blob
 from airflow_provider_geminiimg.thumbnails import thumbnail_keys
 
 _FINISHED = ("landed", "failed")
+_NAMED = 3  # task instances that an error names
 
 
 def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
@@ -63,17 +71,39 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
 
     :param dry_run: only say which.
     :returns: the keys of what is removed.
-    :raises StorageError: the records can't be listed, or one can't be removed.
+    :raises StorageError: the store failed.
+    :raises LedgerError: at the end, what some task instances have there can't be read.
     """
+    failures: dict[str, GeminiImageError] = {}
+    async for together in _task_instances(ledger, scope):
+        try:
+            removed = await in_thread(_purge, ledger, together, days, dry_run)
+        except GeminiImageError as error:
+            if isinstance(error, StorageError) and error.retryable:  # the store is down, for the others as well
+                raise
+            failures[_task_instance(together[0])] = error
+            continue
+        for key in removed:
+            yield key
+    if failures:
+        named = " ".join(f"{name}: {error.message}" for name, error in list(failures.items())[:_NAMED])
+        raise LedgerError(
+            f"The records of {len(failures)} task instances could not be removed. {named}",
+            billed=Billed.NO,
+            hint="All others were looked at. Purge again once these can be read and written.",
+        )
+
+
+async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Entry]]:
+    """The records of `scope`, those of one task instance together."""
     together: list[Entry] = []
     async for entry in walk(ledger, scope):
         if together and _task_instance(together[0]) != _task_instance(entry):
-            for key in await in_thread(_purge, ledger, together, days, dry_run):
-                yield key
+            yield together
             together = []
         together.append(entry)
-    for key in await in_thread(_purge, ledger, together, days, dry_run):
-        yield key
+    if together:
+        yield together
 
 
 def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool) -> list[str]:

@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.arguments import (
 )
 from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.operators._shared import BuysPictures
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
 
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ class ImageOperator(BuysPictures, BaseOperator):
 
         :param event: the trigger's: ``status``, ``job_id``, ``code``.
         """
-        self.log.info("The trigger's word on job %s: %s.", event.get("job_id"), event.get("status"))
+        job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
+        self.log.info("The trigger's word on job %s: %s.", job_id, status)
         return self._live(context, wait=True, job_id=str(event.get("job_id")))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -191,7 +193,9 @@ class ImageOperator(BuysPictures, BaseOperator):
         except TaskDeferralTimeout:
             self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
         except TaskDeferralError as error:
-            self.log.error("The trigger failed (%s); the job is left alone and waited for again.", error)
+            self.log.error(
+                "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
+            )
             picture.defer_again(self, context)
         return self._live(context, wait=True, at_once=True)
 

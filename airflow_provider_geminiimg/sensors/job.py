@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.arguments import OnMismatch, choice, seconds, st
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.links import ImagesLink
 from airflow_provider_geminiimg.operators._shared import RefusesNothing
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.request import is_literal
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
         """
         from airflow_provider_geminiimg.work import sensor
 
-        self.log.info("The trigger's word on job %s: %s.", event.get("job_id"), event.get("status"))
+        job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
+        self.log.info("The trigger's word on job %s: %s.", job_id, status)
         return sensor.resume(self, context, deadline, again=event.get("status") == "lost")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -131,7 +133,9 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
             self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
             deadline: float | None = time.time()
         except TaskDeferralError as error:
-            self.log.error("The trigger failed (%s); the job is left alone and waited for again.", error)
+            self.log.error(
+                "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
+            )
             deadline = None
         return sensor.resume_crashed(self, context, deadline)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.storage.base import Backend, Content, S3ClientFactory, Store
 from airflow_provider_geminiimg.storage.disk import DiskFiles, LocalStore
 from airflow_provider_geminiimg.storage.other import OtherFiles
@@ -196,7 +197,7 @@ class Files:
     def _warn(self, what: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            log.warning("%s", what)
+            log.warning("%s", printable(what))
 
 
 def _without_empty_end(segments: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow_provider_geminiimg._logs import SteadyLogs
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.jobs import Report, Scope, collect, resolve
 from airflow_provider_geminiimg.landing import in_thread
@@ -30,16 +31,16 @@ def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
 async def _collect(operator: GeminiImageCollectOperator, surroundings: Surroundings) -> Report:
     scope = Scope(surroundings.namespace, *(operator._checked(f"only_{name}_id") for name in ("dag", "run", "task")))
     look_only = operator._checked("look_only")
-    refused = []
+    log, refused = SteadyLogs(operator.log), []
     for key, verdict in operator._checked("resolve").items():
         try:
             done = await in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only))
         except GeminiImageError as error:
-            operator.log.error("Not settled: %s. %s", key, error)
+            log.error("Not settled: %s. %s", key, error)
             refused.append(key)
         else:
             said = "Would be settled" if look_only else "Settled, by this task's `resolve`"
-            operator.log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
+            log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
     async with surroundings.workshop() as workshop:
         report = await collect(workshop, scope, dry_run=look_only)
     report.keys["errors"] += refused

@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, ImageOperator
 from airflow_provider_geminiimg.order import Order
 from airflow_provider_geminiimg.outcome import raise_outcome
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.request import CheckedRequest
 from airflow_provider_geminiimg.runner import run
 
@@ -112,7 +113,7 @@ def _order(operator: ImageOperator, attempt: Attempt) -> Order:
 
 def _wait_in_triggerer(operator: ImageOperator, attempt: Attempt, record: Record, order: Order) -> NoReturn:
     deadline = (record.submitted_at or record.claimed_at) + order.timeout
-    operator.log.info("Waiting for job %s in the triggerer.", record.job_id)
+    operator.log.info("Waiting for job %s in the triggerer.", printable(str(record.job_id)))
     operator.defer(
         trigger=attempt.trigger(record, deadline, order.poll_interval),
         method_name="execute_complete",

@@ -36,6 +36,7 @@ from airflow_provider_geminiimg.ledger import (
 from airflow_provider_geminiimg.manifest import Cost
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.outcome import raise_outcome
+from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.runner import run
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
@@ -105,8 +106,10 @@ def _wait_here(sensor: GeminiImageJobSensor, context: Context, seen: Record | Ge
     while is_running(seen):
         left = deadline - time.time()
         if left <= 0:
-            said = f"Job {seen.job_id} was still running after {sensor.timeout:.0f} s. It is left alone: clear the "
-            said += f"sensor with a longer timeout, and it lands. Record {seen.key}."
+            said = (
+                f"Job {printable(str(seen.job_id))} was still running after {sensor.timeout:.0f} s. It is left alone: "
+            )
+            said += f"clear the sensor with a longer timeout, and it lands. Record {seen.key}."
             raise AirflowSkipException(said) if sensor.soft_fail or sensor.never_fail else AirflowSensorTimeout(said)
         time.sleep(min(sensor.poke_interval, left))
         seen = look(sensor, context, resumed=True)
@@ -197,7 +200,7 @@ async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -
     missing = f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed."
     if not (resumed and job_id):
         raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
-    sensor.log.error("%s Landing job %s all the same, under this task.", missing, job_id)
+    sensor.log.error("%s Landing job %s all the same, under this task.", missing, printable(str(job_id)))
     return await _own(sensor, attempt, str(job_id), sensor.job.get("conn_id"), sensor.job.get("model"))
 
 

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from airflow_provider_geminiimg.exceptions import KINDS
 from airflow_provider_geminiimg.ledger import Record
 from harness.attacks import picture
-from harness.records import make_record
+from harness.odd_records import ODD, odd_record
+from harness.records import landed, make_record
 
 SECRET = "sk-fuzz/0123456789+abcdef=="
 PROMPT = "a red fox in the snow, as a woodcut"
@@ -254,4 +255,159 @@ ADDRESSES = st.one_of(
         ),
         st.text("ab/.%2eE@:?#\\[]\0\n狐 ", max_size=20),
     ),
+)
+
+# What users write: rows and connections
+
+_CELLS = st.one_of(
+    _SCALARS, st.sampled_from(["16:9", "1K", "4K", "{sku}", "{prompt}", "{a|b}", "unset", "nan", "s3://b/k"])
+)
+_COLUMNS = st.one_of(
+    st.sampled_from(
+        [
+            *("prompt", "Prompt ", "aspect_ratio", "resolution", "model", "variant", "n", "image", "image_2", "sku"),
+            *("reference_images", "reference image 1", "temperature", "top_p", "google_search", "file_name", "", "{x}"),
+        ]
+    ),
+    st.text(max_size=12),
+)
+ROWS = (
+    st.lists(st.one_of(st.dictionaries(_COLUMNS, st.one_of(_CELLS, JSON), max_size=5), _CELLS, JSON), max_size=4) | JSON
+)
+_SEPARATED = st.builds(
+    lambda rows, separator, end, encoding: end.join(separator.join(row) for row in rows).encode(encoding, "replace"),
+    st.lists(
+        st.lists(st.one_of(_COLUMNS, _CELLS.map(str), st.sampled_from(['"', '""', '"a', "sep=;"])), max_size=5),
+        max_size=5,
+    ),
+    st.sampled_from([",", ";", "\t", "|", "^"]),
+    st.sampled_from(["\n", "\r\n", "\r", "\u2028"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "mac_roman"]),
+)
+ROW_FILES = st.one_of(
+    BODIES,
+    _SEPARATED,
+    ROWS.map(lambda value: json.dumps(value).encode()),
+    ROWS.map(lambda value: b"\n".join(json.dumps(each).encode() for each in value) if isinstance(value, list) else b""),
+)
+TEMPLATES = st.one_of(
+    st.none(), st.text(max_size=20), st.sampled_from(["{sku}", "{prompt}-{n}", "{", "../{sku}", "{a}/{b}"])
+)
+HOSTS = st.one_of(
+    st.none(),
+    st.text(max_size=30),
+    st.builds(
+        lambda scheme, name, rest: f"{scheme}{name}{rest}",
+        st.sampled_from(["", "http://", "https://", "HTTPS://", "ftp://", "//", "https:", "https:\\\\", "s3://"]),
+        st.sampled_from(
+            [
+                *(
+                    "xn--0",
+                    "xn--",
+                    "a" * 64 + ".test",
+                    "a." * 130,
+                    "127.0.0.1",
+                    "[::1]",
+                    "[::1",
+                    "[fe80::1%25eth0]",
+                    "①②③",
+                ),
+                *(
+                    "localhost",
+                    "user:pass@h",
+                    "h@",
+                    "0x7f.1",
+                    "-",
+                    ".",
+                    "..",
+                    "a b",
+                    "h\0",
+                    "狐.test",
+                    "\ud800",
+                    "ß",
+                    "h:",
+                ),
+            ]
+        ),
+        st.one_of(
+            st.just(""), st.sampled_from([":99999", ":-1", ":0", ":443/v1", "/v1?x=1", "#f", "/..", "/%00", "/\n"])
+        ),
+    ),
+)
+EXTRAS = st.fixed_dictionaries(
+    {"gateway": st.sampled_from(["1min", "apimaster"]) | JSON},
+    optional={
+        name: st.one_of(
+            JSON, st.sampled_from(["1", "1e400", "9" * 400, "-1", "true", "nan", "USD", "gemini-3-pro-image"])
+        )
+        for name in (
+            *("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "daily_budget"),
+            *("prices", "allow_http", "unknown"),
+        )
+    },
+)
+
+# What lies under the root besides, and what a gallery is asked
+
+ODD_RECORDS = st.sampled_from(ODD).map(lambda what: odd_record(what, landed()))
+DOCUMENTS = st.one_of(
+    BODIES,
+    st.dictionaries(
+        st.sampled_from(
+            [
+                *("version", "told", "generation", "directory", "items", "request", "currency", "spent", "leases"),
+                *("record", "claim", "item", "stem", "released"),
+            ]
+        ),
+        st.one_of(JSON, st.just(1), st.dictionaries(st.text(max_size=8), st.integers(), max_size=3)),
+    ).map(lambda value: json.dumps(value).encode()),
+)
+_PARTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        [
+            "campaign",
+            "manual__2026-01-01T00:00:00+00:00",
+            "hero",
+            "-1",
+            "0",
+            "1",
+            "~",
+            "..",
+            "%2e%2e",
+            "9" * 5_000,
+            "\0",
+        ]
+    ),
+)
+GALLERY_PATHS = st.one_of(
+    st.builds(lambda parts: "/" + "/".join(parts), st.lists(_PARTS, max_size=9)),
+    st.builds(
+        lambda kind, parts: f"/{kind}/{'/'.join(parts)}",
+        st.sampled_from(["f", "thumbs"]),
+        st.lists(_PARTS, min_size=7, max_size=7),
+    ),
+    st.builds(
+        lambda dag, run, what: f"/api/dags/{dag}/runs/{run}/{what}",
+        st.one_of(_PARTS, st.just("campaign")),
+        st.one_of(_PARTS, st.just("manual__2026-01-01T00:00:00+00:00")),
+        st.sampled_from(["pictures", "summary", "sources"]),
+    ),
+    st.sampled_from(["/", "/static/gallery.js", "/static/..", "/api/dags"]),
+)
+_QUERY_NAMES = st.sampled_from(
+    ["task_id", "map_index", "item", "n", "model", "standing", "after", "limit", "dag_id", "x"]
+)
+_QUERY_VALUES = st.one_of(
+    st.binary(max_size=8).map(lambda value: b"".join(b"%%%02x" % byte for byte in value)),
+    st.text(max_size=10).map(lambda value: value.encode("utf-8", "surrogatepass")),
+    st.sampled_from(
+        [
+            *(b"hero", b"-1", b"0", b"1", b"landed", b"9" * 5_000, b"%00", b"%ed%a0%80", b"1e400", b"nan", b"", b"%zz"),
+            *(b"ledger/a/b/c/d/" + b"9" * 5_000 + b"/0/1.json", b"ledger/default/campaign/r/hero/-1/0/1.json"),
+        ]
+    ),
+)
+GALLERY_QUERIES = st.lists(st.tuples(_QUERY_NAMES, _QUERY_VALUES), max_size=5).map(
+    lambda pairs: b"&".join(b"%b=%b" % (name.encode(), value) for name, value in pairs)
 )

@@ -29,6 +29,7 @@ from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.addresses import Address, address_of
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, InvalidImageError, StorageError
 from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.jobs import STANDINGS
 from airflow_provider_geminiimg.landing import MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.ledger import Ledger, Record
 from airflow_provider_geminiimg.plugins.gallery.shelf import Shelf, Wanted
@@ -37,6 +38,7 @@ from airflow_provider_geminiimg.thumbnails import thumbnail_key
 
 STATIC = Path(__file__).parent / "static"
 PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
+MAX_SOURCES = 32  # that are looked for at once; no model takes more than 14
 READ = ["GET", "HEAD"]
 
 _PAGE_POLICY = (
@@ -71,11 +73,30 @@ _PARTS: Mapping[str, re.Pattern[str]] = {
 }
 
 
+# What may be asked for, and how a refusal says so.
+_ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
+    "task_id": (_NAME, "a task's id"),
+    "map_index": (_PARTS["map_index"], "a whole number from -1"),
+    "item": (_NAME, "an item's name"),
+    "n": (_COUNT, "a whole number from 0"),
+    "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
+    "standing": (re.compile("|".join(STANDINGS)), f"one of {', '.join(STANDINGS)}"),
+    "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
+    "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {MAX_PAGE_SIZE}"),
+}
+
+
 def _known(request: Request) -> None:
-    """Refuse an address that no record can have."""
+    """Refuse an address that no record can have, and a question that makes no sense."""
     for name, value in request.path_params.items():
         if not _PARTS[name].fullmatch(value):
             raise HTTPException(404, _NOTHING)
+    for name, (pattern, allowed) in _ASKED.items():
+        given = request.query_params.getlist(name)
+        if len(given) > 1:
+            raise HTTPException(422, f"{name} is given {len(given)} times. Allowed: once.")
+        if given and not pattern.fullmatch(given[0]):
+            raise HTTPException(422, f"{name} can't be {given[0][:80]!r}. Allowed: {allowed}.")
 
 
 def _shelf() -> Shelf:
@@ -119,7 +140,8 @@ def static(name: str) -> Response:
 @pages.api_route("/api/dags", methods=READ)
 def dags(request: Request, user: GetUserDep, shelf: ShelfDep) -> dict[str, Any]:
     """The DAGs that have pictures, or will have, and that this user may read."""
-    return {"dags": [dag_id for dag_id in shelf.dags() if _may_read(request, user, dag_id)]}
+    names = filter(_PARTS["dag_id"].fullmatch, shelf.dags())  # others are no DAG's, whoever made their folders
+    return {"dags": [dag_id for dag_id in names if _may_read(request, user, dag_id)]}
 
 
 @per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/pictures", methods=READ)
@@ -174,7 +196,7 @@ def sources(
         names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, "map_index": of.map_index}
         return {**about, "picture": {**names, **shelf.picture(*made)}}
 
-    return {"sources": [shown(place, source) for place, source in enumerate(record.inputs)]}
+    return {"sources": [shown(place, source) for place, source in enumerate(record.inputs[:MAX_SOURCES])]}
 
 
 @per_dag.api_route("/f/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)

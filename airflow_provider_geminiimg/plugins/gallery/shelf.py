@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,9 +29,13 @@ from airflow_provider_geminiimg.manifest import iso
 from airflow_provider_geminiimg.storage import Files, decode_segment, encode_segment
 
 MAX_LOOKED_AT = 5_000  # records that one summary reads
+MAX_READ = 1_000  # records that one page reads: a filter that few fit goes on with the next page
+MAX_PAGE_BYTES = 16 << 20  # of the records that one page shows
+MAX_PLANS = 200  # of batches that one summary reads
+MAX_IMAGES = 100  # of one record that are shown; an answer of a gateway brings 16 at most
 MAX_SIDECAR_BYTES = 1 << 20
-_NUMBER = re.compile(r"-?[0-9]+")
-_PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]+))/(?P<generation>[0-9]+)\.json")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # a longer one is no number of ours, and may be too long for Python
+_PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]{{1,18}}))/(?P<generation>[0-9]{{1,18}})\.json")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class Shelf:
     def page(self, wanted: Wanted, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Some records, and the cursor for those after them; ``None``: there are none.
 
+        Of a large run a page may hold few records, or none, and a cursor: it has read its part of them, and the next
+        page reads on.
+
         :param after: the cursor that an earlier page gave.
         :param limit: how many.
         """
@@ -80,12 +88,15 @@ class Shelf:
         if after:
             keys = [key for key in keys if _order(key) > _order(after)]
         found: list[Entry] = []
-        for entries in self._read(keys):
-            found += filter(wanted.fits, entries)
-            if len(found) > limit:
-                break
-        shown = found[:limit]
-        return [self.item(entry) for entry in shown], shown[-1].key if len(found) > limit else None
+        size = 0
+        for entry in itertools.chain.from_iterable(self._read(keys[:MAX_READ])):
+            if not wanted.fits(entry):
+                continue
+            size += 0 if entry.found is None else entry.found.size
+            if found and (len(found) == limit or size > MAX_PAGE_BYTES):
+                return list(map(self.item, found)), found[-1].key
+            found.append(entry)
+        return list(map(self.item, found)), keys[MAX_READ - 1] if len(keys) > MAX_READ else None
 
     def summary(self, wanted: Wanted) -> dict[str, Any]:
         """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them."""
@@ -93,7 +104,7 @@ class Shelf:
         entries = [entry for some in self._read(keys[:MAX_LOOKED_AT]) for entry in some]
         records = [entry.found.record for entry in entries if entry.found is not None]
         costs, without_price = _total(records)
-        not_started, unreadable = self._not_started(wanted, keys)
+        not_started, unreadable, more = self._not_started(wanted, keys)
         standings = Counter(entry.standing for entry in entries)
         standings.update({"unreadable": unreadable} if unreadable else {})
         return {
@@ -106,7 +117,7 @@ class Shelf:
             "tasks": sorted({address_of(key).task_id for key in keys}),
             "models": sorted({record.model for record in records}),
             "looked_at": len(entries),
-            "more": len(keys) > len(entries),
+            "more": more or len(keys) > len(entries),
         }
 
     def record(self, address: Address) -> Record:
@@ -161,6 +172,7 @@ class Shelf:
         """One record as the page shows it."""
         address = address_of(entry.key)
         names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
+        names["record"] = entry.key
         about = {**names, "standing": entry.standing, "next": STANDINGS[entry.standing]}
         if entry.found is None:
             return {**about, "error": _said(entry.error), "images": []}
@@ -175,7 +187,7 @@ class Shelf:
             "model": record.model,
             "operation": record.operation,
             "requested": record.request_fields,
-            "cost": manifest.get("cost") or record.cost,
+            "cost": {"amount": None, **(manifest.get("cost") or record.cost)},
             "seconds": round(record.landed_at - began, 1) if record.landed_at else None,
             "submitted_at": iso(began),
             "landed_at": iso(record.landed_at) if record.landed_at else None,
@@ -184,7 +196,7 @@ class Shelf:
             "reused_from": record.reused_from,
             "mismatch": manifest.get("mismatch"),
             "inputs": len(record.inputs),
-            "images": [self.picture(record, index) for index in range(len(_images(record)))],
+            "images": [self.picture(record, index) for index in range(len(_images(record)[:MAX_IMAGES]))],
         }
 
     def picture(self, record: Record, index: int) -> dict[str, Any]:
@@ -208,8 +220,9 @@ class Shelf:
             return "It lies outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
         return None
 
-    def _not_started(self, wanted: Wanted, keys: Sequence[str]) -> tuple[int, int]:
-        """How many pictures batches have planned and no record is of yet; and how many plans can't be read."""
+    def _not_started(self, wanted: Wanted, keys: Sequence[str]) -> tuple[int, int, bool]:
+        """How many pictures batches have planned and no record is of yet; how many plans can't be read; and whether
+        there are more plans than are read here."""
         begun: dict[str, set[str]] = defaultdict(set)
         for key in keys:
             of_task, item, _ = key.removeprefix("ledger/").rsplit("/", 2)
@@ -219,8 +232,9 @@ class Shelf:
             found = _PLAN.fullmatch(key)
             if found and wanted.map_index in (None, int(found["map_index"])):
                 latest[found["of_task"]] = max(int(found["generation"]), latest.get(found["of_task"], 0))
-        plans = [self._plan(f"{PLANS}/{of_task}/{n}.json", begun[of_task]) for of_task, n in latest.items()]
-        return sum(filter(None, plans)), plans.count(None)
+        some = itertools.islice(latest.items(), MAX_PLANS)
+        plans = [self._plan(f"{PLANS}/{of_task}/{n}.json", begun[of_task]) for of_task, n in some]
+        return sum(filter(None, plans)), plans.count(None), len(latest) > MAX_PLANS
 
     def _plan(self, key: str, begun: set[str]) -> int | None:
         """How many pictures of a plan have not begun; ``None``: it can't be read."""
@@ -229,7 +243,7 @@ class Shelf:
             return 0
         try:
             return len(Plan.model_validate_json(blob.data).keys() - begun)
-        except ValidationError:
+        except (ValidationError, GeminiImageError):
             return None
 
     def _below(self, folder: str, wanted: Wanted) -> str:
@@ -280,5 +294,6 @@ def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
             continue
         which = (str(cost.get("currency")), str(cost.get("basis")))
         sums[which] = sums.get(which, 0.0) + float(cost["amount"])
-    costs = [{"amount": round(amount, 6), "currency": c, "basis": b} for (c, b), amount in sorted(sums.items())]
-    return costs, without
+    # A sum that is no number any more is of amounts that nobody can have paid: it is shown as one that is not known.
+    known = {which: round(amount, 6) if math.isfinite(amount) else None for which, amount in sorted(sums.items())}
+    return [{"amount": amount, "currency": c, "basis": b} for (c, b), amount in known.items()], without

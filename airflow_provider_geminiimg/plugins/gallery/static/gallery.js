@@ -550,6 +550,7 @@ class Listing {
     if (!seen.looked_at && !this.limit) return [empty(this)];
     if (!seen.looked_at) return [h("p", { class: "quiet" }, this.isBusy ? "No picture yet." : "No pictures.")];
     const nothing = "No picture here is like that. Choose other filters to see more.";
+    if (!this.items.length && this.next) return [h("p", { class: "quiet" }, "None so far. Looking further.")];
     if (!this.items.length) return [h("p", { class: "notice plain" }, nothing)];
     if (!this.limit || !this.next) return [];
     const { dag, run, task } = this.where;
@@ -1123,7 +1124,9 @@ function ofRunView(where) {
     bar.replaceChildren(listing.totals, selects);
     place.replaceChildren(listing.element);
     listing.changed = () => refresh(selects, listing.summary, filters, choose);
-    return listing.load().then(() => { if (listing.items.length) endless(place, () => listing.more()); });
+    return listing.load().then(() => {
+      if (listing.items.length || listing.next) endless(place, () => listing.more());
+    });
   };
   const choose = async (which, value) => {
     filters[which] = value || null;

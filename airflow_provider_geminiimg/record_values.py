@@ -1,0 +1,108 @@
+"""What the values of a record may be, so that whoever shows, adds up or sends them need not look again.
+
+What must stay true: whatever passes can be written as JSON, shown as a date, printed and added up; whatever this
+package writes passes; what a later version of this package adds passes, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+MAX_BYTES = 4 << 20
+"""Of one record. The largest that are written hold sixteen links, and copies of one image in many places."""
+
+_MAX_DEPTH = 32
+_MAX_NUMBER = 1 << 63
+
+UnixTime = Annotated[float, Field(ge=0, le=253_402_300_799, allow_inf_nan=False)]
+"""Seconds since 1970, up to the last year that a date can have."""
+Seconds = Annotated[float, Field(ge=0, le=10_000_000_000, allow_inf_nan=False)]
+
+_Types = tuple[type, ...]
+_TEXT: _Types = (str,)
+_MAYBE_TEXT: _Types = (str, type(None))
+_WHOLE: _Types = (int,)
+_COST: Mapping[str, _Types] = {
+    "amount": (int, float, type(None)),
+    "currency": _MAYBE_TEXT,
+    "basis": _MAYBE_TEXT,
+    "estimate": (bool,),
+}
+_IMAGE: Mapping[str, _Types] = {
+    **dict.fromkeys(("uri", "media_type", "sha256"), _TEXT),
+    **dict.fromkeys(("width", "height", "size"), _WHOLE),
+}
+_REQUEST: Mapping[str, _Types] = dict.fromkeys(("resolution", "aspect_ratio"), _MAYBE_TEXT)
+_MANIFEST: Mapping[str, _Types] = {
+    **dict.fromkeys(("gateway", "model", "operation", "fingerprint", "record", "submitted_at", "landed_at"), _TEXT),
+    **dict.fromkeys(("job_id", "mismatch"), _MAYBE_TEXT),
+    "reused": (bool,),
+    "requested": (dict,),
+}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON brought nothing that can't be shown and written again: a number that is none or is too large, half a
+    character, a nesting without an end."""
+    rest = [(value, 0)]
+    while rest:
+        each, depth = rest.pop()
+        if depth > _MAX_DEPTH or not _is_plain_value(each):
+            return False
+        if isinstance(each, dict):
+            rest += [(inner, depth + 1) for pair in each.items() for inner in pair]
+        elif isinstance(each, list):
+            rest += [(inner, depth + 1) for inner in each]
+    return True
+
+
+def _is_plain_value(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < _MAX_NUMBER
+
+
+def is_cost(value: Any) -> bool:
+    """Whether it is what `manifest.Cost` is written as: an amount has a currency."""
+    if not _fits(value, _COST):
+        return False
+    return value.get("amount") is None or isinstance(value.get("currency"), str)
+
+
+def is_request(value: Any) -> bool:
+    """Whether it is what `CheckedRequest.fields` gives, as far as others look into it."""
+    return _fits(value, _REQUEST)
+
+
+def is_manifest(value: Any) -> bool:
+    """Whether it is what `manifest.build` makes, of one image at least."""
+    images = value.get("images") if isinstance(value, Mapping) else None
+    if not isinstance(images, list) or not images or not _fits(value, _MANIFEST):
+        return False
+    named = all(_fits(image, _IMAGE) and {"uri", "sha256"} <= image.keys() for image in images)
+    return named and is_cost(value.get("cost", {})) and is_request(value.get("requested", {}))
+
+
+def is_copy(value: Any) -> bool:
+    """Whether it is one of `ledger.Record.copies`."""
+    destination = value.get("destination") if isinstance(value, Mapping) else None
+    if not isinstance(destination, Mapping) or destination.keys() != {"directory", "stem"}:
+        return False
+    return all(isinstance(text, str) for text in destination.values()) and is_manifest(value.get("manifest"))
+
+
+def _fits(value: Any, shape: Mapping[str, _Types]) -> bool:
+    """Whether what is there is of the types of `shape`."""
+    if not isinstance(value, Mapping):
+        return False
+    return all(_is(value[name], types) for name, types in shape.items() if name in value)
+
+
+def _is(value: Any, types: _Types) -> bool:
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
