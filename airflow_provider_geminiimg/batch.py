@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from airflow_provider_geminiimg.boundary import as_outcome, closed
 from airflow_provider_geminiimg.budget import DailyBudgetSpentError
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import (
@@ -29,6 +30,7 @@ from airflow_provider_geminiimg.exceptions import (
     NotSentError,
     OutcomeUnknownError,
     StorageError,
+    UnexpectedError,
 )
 from airflow_provider_geminiimg.inputs import read_inputs
 from airflow_provider_geminiimg.kept import Saved
@@ -255,7 +257,6 @@ class Window:
         self._unknowns = 0
         self._unstored = 0
         self._stopped: str | None = None
-        self._crash: Exception | None = None
 
     async def run(self, items: Sequence[Planned]) -> Tally:
         """Make them all.
@@ -272,8 +273,6 @@ class Window:
         finally:
             reporter.cancel()
         self._say(len(first))
-        if self._crash is not None:
-            raise self._crash
         return self._tally
 
     async def _work(self, queue: Iterator[Planned]) -> None:
@@ -286,7 +285,13 @@ class Window:
                 self._in_flight += 1
                 result = await self._one(item)
                 self._in_flight -= 1
+            self._add(item, result)
+
+    def _add(self, item: Planned, result: Result) -> None:
+        try:
             self._tally.add(item.fingerprint, result)
+        except Exception as error:  # what its record says can't be counted
+            self._tally.add(item.fingerprint, Result("unknown", error=as_outcome(error)))
 
     async def _one(self, item: Planned) -> Result:
         asked = asyncio.Event()
@@ -296,6 +301,10 @@ class Window:
 
     async def _make(self, item: Planned, asked: asyncio.Event) -> Result:
         """One picture; `asked` is set once its request may have been sent by this attempt."""
+        made = await closed(self._made(item, asked))  # what is under way elsewhere in the window goes on
+        return Result(_status(made, self.guard), error=made) if isinstance(made, GeminiImageError) else made
+
+    async def _made(self, item: Planned, asked: asyncio.Event) -> Result:
         try:
             turn = partial(self._paying, asked)
             purchase = Purchase(self.order(item), self.workshop, self.guard, self.marker(item.key), turn)
@@ -304,11 +313,6 @@ class Window:
                 record, manifest = await purchase.finish(record)
         except _Skip:
             return self._skipped()
-        except GeminiImageError as error:
-            return Result(_status(error, self.guard), error=error)
-        except Exception as error:  # what is under way elsewhere in the window must land all the same
-            self._crash = self._crash or error
-            return Result("failed", error=OutcomeUnknownError(f"It broke off ({type(error).__name__})."))
         difference = mismatch_error(manifest)
         if difference is not None and self.fail_on_mismatch:
             return Result("failed", manifest, difference)
@@ -337,8 +341,7 @@ class Window:
         elif result.status == "landed":
             self._unstored = 0
         why = (
-            "Something broke." if self._crash is not None
-            else f"{error.message}" if isinstance(error, _ACCOUNT)
+            f"{error.message}" if isinstance(error, _ACCOUNT)
             else "What is paid for can't be stored." if self._unstored >= UNSTORED
             else f"{UNKNOWNS} outcomes in a row are unknown." if self._unknowns >= UNKNOWNS
             else "on_item_failure is \"fail_fast\"." if error is not None and self.fail_fast
@@ -377,7 +380,7 @@ def _requests_at_once(connection: GatewayConnection) -> int:
 def _status(error: GeminiImageError, guard: Guard) -> Status:
     if isinstance(error, NotSentError) and guard.stopped:
         return "skipped"
-    if isinstance(error, OutcomeUnknownError):
+    if isinstance(error, OutcomeUnknownError | UnexpectedError):
         return "unknown"
     return "refused" if isinstance(error, ContentRefusedError) else "failed"
 

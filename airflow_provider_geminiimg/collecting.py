@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from airflow_provider_geminiimg.boundary import as_outcome
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.exceptions import (
     Billed,
@@ -207,8 +208,9 @@ class Collector:
 
         try:
             await in_thread(self.workshop.ledger.change, record.key, noted)
-        except GeminiImageError as failure:
-            self.log.warning("Could not note %r on record %s (%s).", error.kind, record.key, failure.kind)
+        except Exception as failure:  # `error` counts
+            why = as_outcome(failure)
+            self.log.warning("Could not note %r on record %s (%s).", error.kind, record.key, why.kind)
 
     async def _end(self, record: Record, end: End, result: JobStatus | GeminiImageError) -> Record:
         job = f"Job {record.job_id}"

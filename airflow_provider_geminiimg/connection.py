@@ -23,6 +23,7 @@ from airflow_provider_geminiimg.catalog import Row, default_model, did_you_mean,
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.gateways.base import Gateway
+from airflow_provider_geminiimg.hosts import is_usable
 from airflow_provider_geminiimg.prices import ALLOWED, NO_PRICES, PriceList, parse_prices, scaled
 
 CURRENCIES = ("USD", "credits")
@@ -274,11 +275,7 @@ def _base_url(
     except ValueError:
         name, own_port, url = None, None, SplitResult("", "", "", "", "")
     if not name or "@" in url.netloc or url.query or url.fragment or any(char.isspace() for char in host):
-        raise BadRequestError(
-            f"Connection {parts.conn_id!r}: its host is not an address. Allowed: a host name or an http(s) URL, with "
-            "port and path where needed, without user name, query or fragment.",
-            hint="Correct the connection, then clear the task.",
-        )
+        raise _no_address(parts.conn_id)
     scheme = url.scheme.lower() or scheme or ("http" if is_loopback(name) else "https")
     if scheme not in _SCHEMES:
         raise parts.wrong("host", scheme, "https (http to a loopback address)", "the host's scheme is wrong.")
@@ -293,7 +290,18 @@ def _base_url(
     shown = f"[{name}]" if ":" in name else name
     where = f"{scheme}://{shown}" + (f":{own_port}" if own_port else "")
     path = (url.path.strip("/") or (path or "").strip("/")) or urlsplit(default).path.strip("/")
-    return f"{where}/{path}" if path else where
+    base_url = f"{where}/{path}" if path else where
+    if not is_usable(base_url):
+        raise _no_address(parts.conn_id)
+    return base_url
+
+
+def _no_address(conn_id: str) -> BadRequestError:
+    return BadRequestError(
+        f"Connection {conn_id!r}: its host is not an address. Allowed: a host name or an http(s) URL, with port and "
+        "path where needed, without user name, query or fragment.",
+        hint="Correct the connection, then clear the task.",
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -4,7 +4,8 @@ A gateway's answer names any address it likes, and the worker stands inside some
 no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
 to that very address, so that no second look-up can lead elsewhere; only the API's own scheme, host and port are exempt
 from that. Bytes come as they are stored (no content encoding), never more of them than allowed, and a body that breaks
-off is noticed. No message and no log line shows more of a link than its host.
+off is noticed. Whatever is raised on the way is an outcome. No message and no log line shows more of a link than its
+host.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import contextlib
 import functools
 import io
 import ipaddress
+import logging
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,7 +25,15 @@ import anyio
 import httpx
 
 from airflow_provider_geminiimg._logs import quiet_http
-from airflow_provider_geminiimg.exceptions import Billed, InvalidImageError, LinkExpiredError, UpstreamFailedError
+from airflow_provider_geminiimg.boundary import closed
+from airflow_provider_geminiimg.exceptions import (
+    Billed,
+    GeminiImageError,
+    InvalidImageError,
+    LinkExpiredError,
+    UpstreamFailedError,
+)
+from airflow_provider_geminiimg.hosts import is_usable
 
 MAX_REDIRECTS = 5
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two pieces of the body; the whole has the caller's limit
@@ -32,9 +41,13 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "a
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RETRY_LATER = {408, 425, 429}
+# What the network or the worker may have got over by the next try. What else is raised, the link or its host causes.
+_MAY_PASS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, OSError, MemoryError)
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_log = logging.getLogger(__name__)
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Origin: TypeAlias = tuple[str, str, int | None]
@@ -53,19 +66,38 @@ async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | No
     :raises UpstreamFailedError: the host can't be reached, answered 5xx or 429, took too long, or the link leads
         somewhere it must not.
     """
+    where = _Where()
+    with quiet_http(show_path=False):
+        found = await closed(_followed(url, max_bytes, timeout, exempt, where), where.broken)
+    if isinstance(found, GeminiImageError):
+        raise found
+    return found
+
+
+@dataclass
+class _Where:
+    """Which host is being asked, for whoever has to say that it failed."""
+
+    host: str = "the link's host"
+
+    def broken(self, error: Exception) -> UpstreamFailedError:
+        """What an exception means that is no outcome; its text may hold the link."""
+        return _failed(f"Downloading from {self.host} failed: {type(error).__name__}.", isinstance(error, _MAY_PASS))
+
+
+async def _followed(url: str, max_bytes: int, timeout: float, exempt: str | None, where: _Where) -> bytes:
     own = _origin(httpx.URL(exempt)) if exempt else None
-    host = "the link's host"
     try:
-        with quiet_http(show_path=False), anyio.fail_after(timeout):
+        with anyio.fail_after(timeout):
             target = _parse(url, own)
             for _ in range(MAX_REDIRECTS + 1):
-                host = target.host
+                where.host = target.host
                 found = await _hop(target, max_bytes, own)
                 if isinstance(found, bytes):
                     return found
                 target = found
     except TimeoutError:
-        raise _failed(f"Downloading from {host} took longer than {timeout:g} s.") from None
+        raise _failed(f"Downloading from {where.host} took longer than {timeout:g} s.") from None
     raise _failed(f"The link leads from one redirect to the next, more than {MAX_REDIRECTS} times.", False)
 
 
@@ -79,6 +111,10 @@ class _Target:
         return self.url.raw_host.decode("ascii", "replace")
 
     @property
+    def netloc(self) -> str:
+        return self.url.netloc.decode("ascii", "replace")
+
+    @property
     def port(self) -> int:
         return self.url.port or _DEFAULT_PORTS[self.url.scheme]
 
@@ -90,11 +126,13 @@ def _origin(url: httpx.URL) -> _Origin:
 def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
     try:
         url = httpx.URL(link)
-    except (httpx.InvalidURL, TypeError, ValueError):
+    except Exception:  # whatever the parser raises
         raise _failed("The link is not a URL.", False) from None
     target = _Target(url, exempt=_origin(url) == own)
     if url.scheme not in _DEFAULT_PORTS or not target.host or "%" in target.host:
         raise _failed("The link is not an https address.", False)
+    if not is_usable(url):
+        raise _failed("The link names a host that no host can be called.", False)
     if url.userinfo:
         raise _failed(f"The link to {target.host} holds a user name or password, which is never sent.", False)
     if url.scheme != "https" and not target.exempt:
@@ -108,19 +146,19 @@ async def _hop(target: _Target, max_bytes: int, own: _Origin | None) -> bytes | 
     context = await asyncio.to_thread(_tls_context)
     why = "no address"
     for address in addresses:
-        # A client for each hop, so that not even a cookie goes from one to the next.
-        async with httpx.AsyncClient(verify=context, trust_env=False, timeout=_TIMEOUT) as client:
-            with _network(target.host):
-                try:
-                    response = await client.send(_request(target, address), stream=True, follow_redirects=False)
-                except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                    why = str(error) or type(error).__name__  # holds no link: the request was not yet looked at
-                    continue
-                async with contextlib.aclosing(response):
-                    if response.status_code in _REDIRECTS and "location" in response.headers:
-                        return _parse(_joined(target.url, response.headers["location"]), own)
-                    _check_status(response, target.host)
-                    return await _body(response, max_bytes, target.host)
+        # A transport for each hop, and no client around it: that would look at cookies, and at where a redirect leads.
+        async with httpx.AsyncHTTPTransport(verify=context, trust_env=False) as transport:
+            try:
+                response = await transport.handle_async_request(_request(target, address))
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                why = str(error) or type(error).__name__  # holds no link: the request was not yet looked at
+                continue
+            _log.info("HTTP request to %s://%s/…: %s", target.url.scheme, target.netloc, response.status_code)
+            async with contextlib.aclosing(response):
+                if response.status_code in _REDIRECTS and "location" in response.headers:
+                    return _parse(_joined(target.url, response.headers["location"]), own)
+                _check_status(response, target.host)
+                return await _body(response, max_bytes, target.host)
     raise _failed(f"No connection to {target.host} (port {target.port}) could be made: {why}.")
 
 
@@ -129,7 +167,7 @@ async def _resolve(target: _Target) -> list[str]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(target.host.strip("[]"), target.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+    except OSError:
         raise _failed(f"The link's host {target.host} is not known here.") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not target.exempt and not all(is_public(address) for address in addresses):
@@ -155,7 +193,7 @@ def _is_public_v4(ip: ipaddress.IPv4Address) -> bool:
 
 
 def _request(target: _Target, address: str) -> httpx.Request:
-    headers = {"Host": target.url.netloc.decode("ascii", "replace"), **_HEADERS}
+    headers = {"Host": target.netloc, **_HEADERS}
     extensions = {"sni_hostname": target.host.strip("[]"), "timeout": _TIMEOUT.as_dict()}
     return httpx.Request("GET", target.url.copy_with(host=address), headers=headers, extensions=extensions)
 
@@ -163,7 +201,7 @@ def _request(target: _Target, address: str) -> httpx.Request:
 def _joined(url: httpx.URL, location: str) -> httpx.URL:
     try:
         return url.join(location)
-    except (httpx.InvalidURL, ValueError):
+    except Exception:  # whatever the parsers raise
         raise _failed("The link redirects to something that is not a URL.", False) from None
 
 
@@ -210,15 +248,6 @@ async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
     if not body.tell():
         raise InvalidImageError(f"{host} sent an empty body (0 bytes).")
     return body.getvalue()
-
-
-@contextlib.contextmanager
-def _network(host: str) -> Iterator[None]:
-    """Turn what httpx raises, whose texts may hold the link, into an outcome that does not."""
-    try:
-        yield
-    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-        raise _failed(f"Downloading from {host} failed: {type(error).__name__}.") from None
 
 
 def _failed(message: str, retryable: bool = True) -> UpstreamFailedError:

@@ -22,7 +22,8 @@ whether a retry can help and whose fault it is; none carries a key, a signed lin
     ├── MismatchError              the picture is stored, but is not what was asked for
     ├── IncompleteError            of many pictures, fewer landed than must
     ├── StorageError               the bucket or the disk failed
-    └── LedgerError                the record of what was paid for can't be read or trusted
+    ├── LedgerError                the record of what was paid for can't be read or trusted
+    └── UnexpectedError            something was raised that is none of these
 """
 
 from __future__ import annotations
@@ -327,6 +328,18 @@ class LedgerError(GeminiImageError):
     fault = Fault.OPERATIONS
 
 
+class UnexpectedError(GeminiImageError):
+    """Something was raised that is no outcome: a mistake of this package, or of what it stands on."""
+
+    kind = "unexpected"
+    default_retryable = True
+    fault = Fault.OPERATIONS
+    default_hint = (
+        "The next attempt looks at the records first: what was paid for is collected, and nothing is bought twice. If "
+        "it happens again, report this line."
+    )
+
+
 KINDS: dict[str, type[GeminiImageError]] = {
     cls.kind: cls
     for cls in (
@@ -348,6 +361,7 @@ KINDS: dict[str, type[GeminiImageError]] = {
         IncompleteError,
         StorageError,
         LedgerError,
+        UnexpectedError,
     )
 }
 

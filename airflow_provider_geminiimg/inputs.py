@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 
+from airflow_provider_geminiimg.boundary import closed, told
 from airflow_provider_geminiimg.catalog import Row
 from airflow_provider_geminiimg.download import download
 from airflow_provider_geminiimg.exceptions import (
@@ -45,10 +47,12 @@ async def read_inputs(request: CheckedRequest, files: Files) -> list[InputImage]
     """
     names = ["image"] if request.image else []
     names += [f"reference_images[{index}]" for index in range(len(request.reference_images))]
-    images = [
-        await _read(name, uri, request.row, files)
-        for name, uri in zip(names, request.input_images, strict=True)
-    ]  # fmt: skip
+    images = []
+    for name, uri in zip(names, request.input_images, strict=True):
+        found = await closed(_read(name, uri, request.row, files), partial(_broken, name))
+        if isinstance(found, GeminiImageError):
+            raise found
+        images.append(found)
     total = sum(len(image.data) for image in images)
     if total > request.row.max_total_input_bytes:
         raise BadRequestError(
@@ -88,6 +92,13 @@ async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
         raise _unusable(name, uri, row, BadRequestError(f"It is {info.media_type}."), passing=False)
     warn_if_turned(f"{name}={public_uri(uri)!r}", info)
     return InputImage(data, info.media_type, hashlib.sha256(data).hexdigest(), uri if from_web else None)
+
+
+def _broken(name: str, error: Exception) -> GeminiImageError:
+    """What is to be said where reading an input raised what is no outcome."""
+    passing = isinstance(error, OSError | MemoryError)
+    kind = StorageError if passing else BadRequestError
+    return kind(f"{name}: it can't be read ({told(error)}).", billed=Billed.NO, retryable=passing)
 
 
 def _unusable(name: str, uri: str, row: Row, error: GeminiImageError, *, passing: bool) -> GeminiImageError:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from airflow_provider_geminiimg._logs import Logs, SteadyLogs
+from airflow_provider_geminiimg.boundary import closed, told
 from airflow_provider_geminiimg.budget import Budgets
 from airflow_provider_geminiimg.catalog import row_name
 from airflow_provider_geminiimg.download import download
@@ -177,11 +178,15 @@ class Lander:
         :raises LinkExpiredError: the link no longer answers.
         :raises InvalidImageError: what it brought is not a picture.
         :raises StorageError: the bucket or the disk failed.
+        :raises UpstreamFailedError: the link can't be followed; or what came, or the record, broke something here.
         """
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
         async with self.workshop.room.share() as settle:
-            return await self._land(record, pictures, reported_cost, settle)
+            landed = await closed(self._land(record, pictures, reported_cost, settle), _broken)
+        if isinstance(landed, GeminiImageError):
+            raise landed
+        return landed
 
     async def _land(
         self,
@@ -420,6 +425,14 @@ def _digest(data: bytes) -> str:
 
 def _is_input(record: Record, digest: str) -> bool:
     return any(known["sha256"] == digest for known in record.inputs)
+
+
+def _broken(error: Exception) -> UpstreamFailedError:
+    """What is to be said where landing raised what is no outcome: what came, or what the record says, caused it."""
+    passing = isinstance(error, OSError | MemoryError)
+    hint = InvalidImageError.default_hint if passing else LinkExpiredError.default_hint
+    said = f"Landing the picture broke off ({told(error)})."
+    return UpstreamFailedError(said, billed=Billed.YES, retryable=passing, hint=hint)
 
 
 def _stored(uri: str, info: ImageInfo, data: bytes, digest: str) -> StoredImage:

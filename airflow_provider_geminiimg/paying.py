@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
+from airflow_provider_geminiimg.boundary import as_outcome
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError
 from airflow_provider_geminiimg.gateways.base import JobStatus
 from airflow_provider_geminiimg.job_owners import has, own, owner
@@ -121,7 +122,7 @@ class Payment:
             if started:
                 unknown = OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
                 await self._write_failure(record, unknown)
-                raise unknown from error
+                raise unknown from None
             await self._write_failure(record, NotSentError(f"Nothing was sent ({type(error).__name__})."))
             raise
         if status.error is not None:
@@ -140,8 +141,9 @@ class Payment:
 
         try:
             self.ledger.change(record.key, failed)
-        except GeminiImageError as failure:
-            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, failure.kind)
+        except Exception as failure:  # `error` counts
+            kind = as_outcome(failure).kind
+            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, kind)
 
     async def _write_answer(self, record: Record, status: JobStatus) -> Record:
         """Record the answer at once; where that fails, keep trying in the background and go on landing.
@@ -165,7 +167,8 @@ class Payment:
         )
         try:
             await in_thread(self._record_answer, answer, inline)
-        except GeminiImageError as error:
+        except Exception as failure:  # whatever it is, there is a job
+            error = as_outcome(failure)
             self.log.error(
                 "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
                 "landed all the same.",
@@ -261,7 +264,7 @@ class Payment:
         give_up = time.monotonic() + self.order.timeout
         while time.monotonic() < give_up:
             await asyncio.sleep(RECORD_AGAIN)
-            with contextlib.suppress(GeminiImageError):
+            with contextlib.suppress(Exception):
                 await in_thread(self._record_answer, answer, inline)
                 return
 

@@ -68,19 +68,25 @@ class Tally:
     def add(self, fingerprint: str, result: Result) -> None:
         """Count a picture that has ended, once."""
         error = result.error
+        line = json.dumps(result.line()).encode()
+        cost = self._cost_with(result)
+        # Nothing is counted of a picture of which not all can be.
         self.ended[result.status] += 1
+        self.cost = cost
         self.retryable = self.retryable or (error is not None and error.retryable)
         self.all_landed = self.all_landed and result.manifest is not None
         self._billed.add(Billed.YES if error is None else error.billed)
-        line = json.dumps(result.line()).encode()
         self._alike = self._alike or line
         packer = zlib.compressobj(1, zdict=self._alike)
         self._lines[fingerprint] = (result.status, packer.compress(line) + packer.flush())
+
+    def _cost_with(self, result: Result) -> dict[str, float]:
         cost = (result.manifest or {}).get("cost") or {}
-        if result.status != "reused" and cost.get("amount") is not None:
-            label = ", estimate" if cost.get("estimate") else ""
-            name = f"{cost['currency']} ({cost.get('basis') or 'unknown'}{label})"
-            self.cost[name] = round(self.cost.get(name, 0.0) + cost["amount"], 6)
+        if result.status == "reused" or cost.get("amount") is None:
+            return self.cost
+        label = ", estimate" if cost.get("estimate") else ""
+        name = f"{cost['currency']} ({cost.get('basis') or 'unknown'}{label})"
+        return {**self.cost, name: round(self.cost.get(name, 0.0) + cost["amount"], 6)}
 
     @property
     def collected(self) -> bool:

@@ -5,8 +5,8 @@ What must stay true:
 - the key goes to the API's own scheme, host and port, never along a redirect, and into nothing that we write;
 - a call that may cost money goes once, over a fresh connection. Whatever then happens to the network is "not sent" only
   where no byte of the request was written, else "outcome unknown";
-- every failure is an outcome of `airflow_provider_geminiimg.exceptions`, scrubbed; an httpx exception, which holds the
-  request, is never chained to it.
+- every exception of an exchange, whatever it is, is an outcome of `airflow_provider_geminiimg.exceptions`, scrubbed; an
+  httpx exception, which holds the request, is never chained to it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 # Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
 # httpx raises InvalidURL for where a redirect leads, too.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+# What the network or the worker may have got over by the next try.
+_PASSING = (httpx.HTTPError, httpx.StreamError, OSError, MemoryError, RuntimeError)
 _NOT_TAKEN = (307, 308)  # the same request is wanted elsewhere
 _MAY_BE_TAKEN = (301, 302)  # to the same host they may mean "done, look there"
 _LOGIN = re.compile(r"/(log-?in|sign-?in|sso|oauth2?|saml2?)\b", re.IGNORECASE)
@@ -334,11 +336,8 @@ class Transport:
             if isinstance(error, RateLimitedError) and error.retry_after:
                 self._limiter.pause(error.retry_after)
             return error
-        except Exception as error:
-            failure = exchange.failure(error)
-            if failure is None:
-                raise
-            return failure
+        except Exception as error:  # whatever it is, an answer or an address may have caused it
+            return exchange.failure(error)
 
     async def _pooled(self) -> httpx.AsyncClient:
         if self._pool is None:
@@ -350,7 +349,7 @@ class Transport:
         if self._polls is None:
             module, tls = await asyncio.to_thread(lambda: (_polls_module(), _tls_context()))
             if self._closed:
-                raise RuntimeError("This transport is closed.")
+                raise NotSentError("This transport is closed.")
             if self._polls is None:  # another task may have made one meanwhile
                 at_once = self._pool_size
                 self._polls = module.Polls(tls, connections=at_once, connect_timeout=CONNECT_TIMEOUT)
@@ -364,7 +363,7 @@ class Transport:
             )
         )
         if self._closed:
-            raise RuntimeError("This transport is closed.")
+            raise NotSentError("This transport is closed.")
         return client
 
 
@@ -442,17 +441,20 @@ class _Exchange(Generic[T]):
         except UnreadableBodyError as error:
             raise self._doubt(str(error)) from None
 
-    def failure(self, error: Exception) -> GeminiImageError | None:
-        """What an exception of the network means; ``None`` for one that is a mistake of ours."""
+    def failure(self, error: Exception) -> GeminiImageError:
+        """What an exception means, whatever it is. Its text may hold the request."""
         name = type(error).__name__
-        network = isinstance(error, (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError))
-        if isinstance(error, _UNSENT) or (network and not self.written):
+        passing = isinstance(error, _PASSING)
+        if isinstance(error, _UNSENT) or (passing and not self.written):
             return NotSentError(f"The gateway could not be reached ({name}).")
-        if self.call.billable and self.written:
+        if not self.written:
+            return BadRequestError(f"The request could not be sent ({name}).", hint=_CHECK_HOST)
+        if self.call.billable:
             return OutcomeUnknownError(f"The request was sent, and the contact broke off before its answer ({name}).")
-        if network:
-            return UpstreamFailedError(f"The contact to the gateway broke off ({name}).", billed=Billed.NO)
-        return None
+        hint = None if passing else _CHECK_HOST
+        return UpstreamFailedError(
+            f"The contact to the gateway broke off ({name}).", billed=Billed.NO, retryable=passing, hint=hint
+        )
 
     def _doubt(self, message: str) -> GeminiImageError:
         """The gateway took the request and gave an answer that can't be used."""

@@ -535,7 +535,7 @@ async def test_a_closed_transport_sends_nothing(server: RawServer, transport: Tr
     await transport.send(call(server.base_url))
     await transport.aclose()
     for billable in (False, True):
-        with pytest.raises(RuntimeError, match="closed"):
+        with pytest.raises(NotSentError, match="closed"):
             await transport.send(call(server.base_url, billable=billable))
     assert len(server.received) == 1
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.decision import is_out_of_reach
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
 from airflow_provider_geminiimg.job_owners import own
 from airflow_provider_geminiimg.jobs.records import SETTLE, Entry, Scope, batches
 from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
-from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, process_identity
+from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, process_identity
 
 What = Literal["landed", "running", "failed", "unknown", "skipped", "errors", "to_collect"]
 
@@ -104,13 +105,20 @@ class _Round:
         if entry.found is None:
             self._tell("errors", entry.key, str(entry.error))
             return
-        await self._look(entry.found, entry.standing)
-        if entry.found.age >= entry.found.record.answer_within:
-            for job_id in entry.found.record.extra_jobs:
-                await self._adopt(entry.found.record, job_id)
+        found = entry.found
+        await self._alone(entry.key, self._look(entry))
+        if found.age >= found.record.answer_within:
+            for job_id in found.record.extra_jobs:
+                await self._alone(entry.key, self._adopt(found.record, job_id))
 
-    async def _look(self, found: Found, standing: str) -> None:
-        record = found.record
+    async def _alone(self, key: str, work: Awaitable[None]) -> None:
+        """Do this, whatever comes of it: the others have theirs done all the same."""
+        failure = await closed(work)
+        if failure is not None:
+            self._tell("errors", key, str(failure))
+
+    async def _look(self, entry: Entry) -> None:
+        record, standing = entry.readable().record, entry.standing
         if standing in _FATE:
             what, said = _FATE[standing]
             self._tell(what, record.key, said)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from airflow_provider_geminiimg.boundary import as_outcome
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -160,8 +161,8 @@ def look(ledger: Ledger, key: str) -> Entry | None:
         found = ledger.read(key)
         if found is None and key not in ledger.store.keys(key):  # else it is listed and not there: no "no record"
             return None
-    except GeminiImageError as error:
-        return Entry(key, None, error)
+    except Exception as error:  # whatever one record can do to whoever reads it
+        return Entry(key, None, as_outcome(error))
     gone = LedgerError(f"Record {key} under {ledger.store.uri} is listed but can't be read.")
     return Entry(key, found, gone if found is None else None)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.batch import Plan
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -76,12 +77,11 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
     """
     failures: dict[str, GeminiImageError] = {}
     async for together in _task_instances(ledger, scope):
-        try:
-            removed = await in_thread(_purge, ledger, together, days, dry_run)
-        except GeminiImageError as error:
-            if isinstance(error, StorageError) and error.retryable:  # the store is down, for the others as well
-                raise
-            failures[_task_instance(together[0])] = error
+        removed = await closed(in_thread(_purge, ledger, together, days, dry_run))
+        if isinstance(removed, GeminiImageError):
+            if isinstance(removed, StorageError) and removed.retryable:  # the store is down, for the others as well
+                raise removed
+            failures[_task_instance(together[0])] = removed
             continue
         for key in removed:
             yield key

@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_geminiimg.boundary import closed, told
 from airflow_provider_geminiimg.catalog import LIMITS
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.exceptions import (
@@ -112,19 +113,19 @@ class Poller:
 
     async def _look_up(self) -> None:
         self._looked_up_at = time.monotonic()
-        try:
-            connection = await self._hook.aconnection()
-        except GeminiImageError as error:
-            self._failure = error
-        except Exception as error:  # whatever a secrets backend raises: it may be back in a minute
-            self._failure = LostContactError(f"The connection could not be looked up ({type(error).__name__}).")
-        else:
-            self._failure, self._stale = None, False
-            if connection != self._connection:
-                # The one before may still be answering; all are closed together.
-                self._transports.append(Transport(connection))
-                self._connection = connection
-                log.info("Opened one client for connection %s", connection.conn_id)
+        # Whatever a secrets backend raises: it may be back in a minute.
+        failure = await closed(self._open(), lambda error: _lost("The connection could not be looked up", error))
+        if failure is not None:
+            self._failure = failure
+
+    async def _open(self) -> None:
+        connection = await self._hook.aconnection()
+        if connection != self._connection:
+            # The one before may still be answering; all are closed together.
+            self._transports.append(Transport(connection))
+            self._connection = connection
+            log.info("Opened one client for connection %s", connection.conn_id)
+        self._failure, self._stale = None, False
 
     async def _keep(self) -> None:
         try:
@@ -201,7 +202,10 @@ class GeminiImageJobTrigger(BaseTrigger):
         task has gone on, Airflow up to 3.3.2 fails it (https://github.com/apache/airflow/issues/72716).
         """
         settled = time.monotonic() + SETTLE
-        event = await self._watch()
+        event = await closed(self._watch())
+        if isinstance(event, GeminiImageError):  # the worker asks on
+            log.error("Waiting for job %s ended early. %s", self.job_id, event)
+            event = {"status": "lost", "job_id": self.job_id, "code": None}
         await asyncio.sleep(settled - time.monotonic())
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
@@ -231,17 +235,19 @@ class GeminiImageJobTrigger(BaseTrigger):
             poller.leave()
 
     async def _poll(self, poller: Poller) -> JobStatus:
-        try:
-            return await poller.poll(self.job_id, self.model)
-        except GeminiImageError as error:
-            failure = error
-        except Exception as error:  # a mistake of ours must not end the wait for a picture that is paid for
-            failure = LostContactError(f"The poll failed ({type(error).__name__}).")
+        # A mistake of ours must not end the wait for a picture that is paid for.
+        found = await closed(poller.poll(self.job_id, self.model), lambda error: _lost("The poll failed", error))
+        if not isinstance(found, GeminiImageError):
+            return found
         log.warning(
             "Polling job %s failed (%s, HTTP %s); that says nothing about the job.",
-            self.job_id, failure.kind, failure.status_code,
+            self.job_id, found.kind, found.status_code,
         )  # fmt: skip
-        raise failure
+        raise found
+
+
+def _lost(said: str, error: Exception) -> LostContactError:
+    return LostContactError(f"{said} ({told(error)}).")
 
 
 def _code(result: JobStatus | GeminiImageError) -> str | None:

@@ -11,6 +11,7 @@ from airflow.sdk import Context
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.batch import Plan, Planned, Window, destination_of
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
@@ -64,7 +65,10 @@ def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[st
     known = plans.read(attempt.generation)
     operator._refuse_nothing(None if known is None else operator.checks)
     requests = operator._asked(attempt) if known is None else None
-    planned, tally, manifest, refusal = run(lambda: _live(operator, attempt, plans, known, requests), attempt.guard)
+    lived = run(lambda: closed(_live(operator, attempt, plans, known, requests)), attempt.guard)
+    if isinstance(lived, GeminiImageError):
+        raise lived
+    planned, tally, manifest, refusal = lived
     summary = {**tally.totals(planned.items), "manifest": manifest}
     operator.log.info("%s", summary)
     return summary, refusal or _failure(operator, planned, tally, summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_provider_geminiimg._logs import SteadyLogs
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.jobs import Report, Scope, collect, resolve
 from airflow_provider_geminiimg.landing import in_thread
@@ -19,10 +20,12 @@ def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
     try:
         operator._refuse_nothing()
         surroundings = Surroundings(operator.log)
-        report = run(lambda: _collect(operator, surroundings))
-        failure = report.failure()
     except GeminiImageError as error:
         raise_outcome(error)
+    report = run(lambda: closed(_collect(operator, surroundings)))
+    if isinstance(report, GeminiImageError):
+        raise_outcome(report)
+    failure = report.failure()
     if failure is not None:
         raise failure
     return report.result()
@@ -33,10 +36,9 @@ async def _collect(operator: GeminiImageCollectOperator, surroundings: Surroundi
     look_only = operator._checked("look_only")
     log, refused = SteadyLogs(operator.log), []
     for key, verdict in operator._checked("resolve").items():
-        try:
-            done = await in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only))
-        except GeminiImageError as error:
-            log.error("Not settled: %s. %s", key, error)
+        done = await closed(in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only)))
+        if isinstance(done, GeminiImageError):
+            log.error("Not settled: %s. %s", key, done)
             refused.append(key)
         else:
             said = "Would be settled" if look_only else "Settled, by this task's `resolve`"

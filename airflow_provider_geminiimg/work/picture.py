@@ -13,6 +13,7 @@ from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.attempt import BACKSTOP, MAX_DEFERRALS, Attempt, finished
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.decision import Policy
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 from airflow_provider_geminiimg.ledger import Record
@@ -46,11 +47,10 @@ def live(
                 return await purchase.finish(record, at_once=at_once)
             return record, manifest
 
-    try:
-        record, manifest = run(lived, attempt.guard)
-    except GeminiImageError as error:
-        raise_outcome(error)
-    return operator._ended(attempt, order, record, manifest)
+    found = run(lambda: closed(lived()), attempt.guard)
+    if isinstance(found, GeminiImageError):
+        raise_outcome(found)
+    return operator._ended(attempt, order, *found)
 
 
 def ended(

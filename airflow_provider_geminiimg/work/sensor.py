@@ -17,6 +17,7 @@ from airflow.sdk import Context
 
 from airflow_provider_geminiimg.arguments import OnMismatch, choice, seconds
 from airflow_provider_geminiimg.attempt import BACKSTOP, MAX_DEFERRALS, Attempt, finished
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.catalog import default_model, row_name
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.copies import asked_last, copy_to, find_image, moved_to, reused_manifest
@@ -146,16 +147,18 @@ def look(sensor: GeminiImageJobSensor, context: Context, *, resumed: bool = Fals
     :returns: the record: ``landed``, ``failed``, or ``submitted`` while the job runs; or why there is nothing to
         wait for. What the next try of the sensor may find better is raised.
     """
+    seen: Record | GeminiImageError
     try:
         sensor._refuse_unrendered()
         sensor._check(lambda value: True)
         sensor._refuse_nothing()
         attempt = Attempt(context, sensor.log)
-        return run(lambda: _collect(sensor, attempt, context["ti"].try_number > 1, resumed))
+        seen = run(lambda: closed(_collect(sensor, attempt, context["ti"].try_number > 1, resumed)))
     except GeminiImageError as error:
-        if error.retryable:
-            raise_outcome(error)
-        return error
+        seen = error
+    if isinstance(seen, GeminiImageError) and seen.retryable:
+        raise_outcome(seen)
+    return seen
 
 
 async def _collect(sensor: GeminiImageJobSensor, attempt: Attempt, again: bool, resumed: bool) -> Record:
