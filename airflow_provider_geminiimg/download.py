@@ -42,7 +42,8 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RETRY_LATER = {408, 425, 429}
 # What the network or the worker may have got over by the next try. What else is raised, the link or its host causes.
-_MAY_PASS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, OSError, MemoryError)
+_MAY_PASS = (httpx.TimeoutException, httpx.NetworkError, OSError, MemoryError)
+_SHOWN = 100  # characters of a host that is none
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -80,9 +81,12 @@ class _Where:
 
     host: str = "the link's host"
 
-    def broken(self, error: Exception) -> UpstreamFailedError:
+    def broken(self, error: Exception) -> GeminiImageError:
         """What an exception means that is no outcome; its text may hold the link."""
-        return _failed(f"Downloading from {self.host} failed: {type(error).__name__}.", isinstance(error, _MAY_PASS))
+        said = f"Downloading from {self.host} failed: {type(error).__name__}."
+        if isinstance(error, httpx.RemoteProtocolError):  # what came is no HTTP, let alone a picture
+            return InvalidImageError(said)
+        return _failed(said, isinstance(error, _MAY_PASS))
 
 
 async def _followed(url: str, max_bytes: int, timeout: float, exempt: str | None, where: _Where) -> bytes:
@@ -132,7 +136,7 @@ def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
     if url.scheme not in _DEFAULT_PORTS or not target.host or "%" in target.host:
         raise _failed("The link is not an https address.", False)
     if not is_usable(url):
-        raise _failed("The link names a host that no host can be called.", False)
+        raise _failed(f"The link leads to {target.host[:_SHOWN]!r}, which is no host's name or address.", False)
     if url.userinfo:
         raise _failed(f"The link to {target.host} holds a user name or password, which is never sent.", False)
     if url.scheme != "https" and not target.exempt:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from airflow_provider_geminiimg.batch import READERS, Planned
+from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.budget import price_of_all, refuse_over
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError, OverBudgetError
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, OverBudgetError
 from airflow_provider_geminiimg.landing import in_thread
 from airflow_provider_geminiimg.ledger import Found, Record
 from airflow_provider_geminiimg.lifecycle import Purchase
@@ -32,18 +33,17 @@ class Forecast(Purchase):
     async def would_buy(self) -> bool:
         """Whether a paid request would be sent, as far as the ledger and the gateway know now.
 
-        :raises LedgerError: the record can't be read.
-        :raises StorageError: the store failed.
+        Where that can't be told, it is not: its turn raises the same, and the others have theirs.
         """
+        return await closed(self._would_buy()) is True
+
+    async def _would_buy(self) -> bool:
         latest = await in_thread(self.ledger.latest, self.order.item)
         if latest is not None and latest.record.state in _MAY_BE_RECALLED:
             latest = await look(self.ledger, self.order.item, self.marker)
-        try:
-            found, step = await self._decide(latest, None)
-            if found is not None and isinstance(step, Poll) and await self._is_still_unknown(found.record):
-                _, step = await self._decide(latest, found.record.key)
-        except (BadRequestError, LedgerError):
-            return False  # its turn raises this, too
+        found, step = await self._decide(latest, None)
+        if found is not None and isinstance(step, Poll) and await self._is_still_unknown(found.record):
+            _, step = await self._decide(latest, found.record.key)
         return isinstance(step, Submit) and not await self._may_be_copied(step)
 
     async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
@@ -71,8 +71,6 @@ async def refusals(
     :param forecast: of a picture.
     :param items: the plan's.
     :returns: by fingerprint.
-    :raises LedgerError: a record can't be read.
-    :raises StorageError: the store failed.
     """
     if max_cost is None and connection.daily_budget is None:
         return {}
