@@ -387,7 +387,7 @@ def test_a_purge_goes_on_after_what_it_can_not_remove_and_names_it(target: Targe
 
     import asyncio
 
-    with pytest.raises(LedgerError, match="could not be purged") as caught:
+    with pytest.raises(LedgerError, match="could not be removed") as caught:
         asyncio.run(purge())
     assert key.rsplit("/", 2)[0] in str(caught.value)
     assert len(removed) == 2
