@@ -147,7 +147,8 @@ class Scene:
         assert self.sandbox.held(1, timeout=60) or self.sandbox.held(1, timeout=60), "no call came"
 
     def hold_write(self, path: str, body: str = "", *, when: Literal["before", "after"] = "before") -> Held:
-        """Hold a write to the bucket whose key lies in one of this row's folders and holds `path`."""
+        """Hold a write to the bucket whose key holds `path` and whose body holds `body`; `{dag}` is this row's DAG."""
+        body = body.replace("{dag}", self.dag_id)
         return self.stage.gate.hold("PUT", path.format(dag=self.dag_id), body, when=when)
 
     def strike(self, event: str, path: str, victim: str, nth: int = 1) -> None:
