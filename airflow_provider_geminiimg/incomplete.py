@@ -7,7 +7,7 @@ a comparison may do with a missing value what they like. What a DAG's own ``fina
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, ValuesView
 from typing import Any
 
 from jinja2 import Environment, Undefined, nodes, pass_context
@@ -22,6 +22,23 @@ _TEXT_FILTERS = frozenset(
     )
 )
 """Filters that make text of whatever they are given."""
+_ALL_COUNT = ("format", "join", "replace", "%", ".format")  # of which the arguments are put into the text, too
+
+
+def _percent(template: Any, values: Any) -> Any:
+    return template % values
+
+
+@pass_context
+def _format(context: Any, template: Any, *values: Any, **named: Any) -> Any:
+    env = context.environment
+    method = env.getattr(template, "format")
+    # As Jinja calls it: in a sandbox a format must not get at what a template must not.
+    return getattr(env, "call", context.call)(*([context] if hasattr(env, "call") else []), method, *values, **named)
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {"%": _percent, ".format": _format}
+"""What makes text without being a filter, as filters of names that no template can write."""
 
 
 def telling(env: Environment, found: list[IncompleteText]) -> Environment:
@@ -39,8 +56,8 @@ def telling(env: Environment, found: list[IncompleteText]) -> Environment:
         return printed
 
     overlay: Environment = env.overlay(finalize=finalize)
-    overlay.filters = {name: _watched(name, each) for name, each in env.filters.items()}
-    overlay.code_generator_class = _joining(env.code_generator_class)
+    overlay.filters = {name: _watched(name, each) for name, each in {**env.filters, **_OPERATIONS}.items()}
+    overlay.code_generator_class = _with_filters(env.code_generator_class)
     return overlay
 
 
@@ -58,34 +75,52 @@ def _first_missing(*values: Any) -> IncompleteText | None:
 
 def _watched(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
     """A filter whose text remembers that a value in it was missing."""
-    if name not in _TEXT_FILTERS:
+    if name not in _TEXT_FILTERS and name not in _OPERATIONS:
         return usual
 
     @functools.wraps(usual)  # and so with what Jinja noted on it about the arguments that it takes
     def watched(*args: Any, **kwargs: Any) -> Any:
         made = usual(*args, **kwargs)
-        values = args[1:] if hasattr(usual, "jinja_pass_arg") else args
-        if name == "join" and values and isinstance(values[0], (list, tuple)):
-            values = (*values[0], *values[1:])
-        missing = _first_missing(*(values if name in ("format", "join", "replace") else values[:1]))
+        values = [*(args[1:] if hasattr(usual, "jinja_pass_arg") else args), *kwargs.values()]
+        counted = values if name in _ALL_COUNT else values[:1]
+        parts = [value.values() if isinstance(value, dict) else value for value in counted]
+        listed = [each for part in parts if isinstance(part, (list, tuple, ValuesView)) for each in part]
+        missing = _first_missing(*counted, *(listed if name in ("join", "%") else ()))
         return IncompleteText(made, missing.word) if missing is not None and isinstance(made, str) else made
 
     return watched
 
 
-def _joining(usual: Any) -> Any:
-    """A code generator for which ``a ~ b`` is ``[a, b] | join``, which is watched."""
+def _with_filters(usual: Any) -> Any:
+    """A code generator for which what makes text of values is a filter, which is watched: ``a ~ b`` is a join."""
 
-    class Joining(NodeTransformer):
+    class AsFilters(NodeTransformer):
         def visit_Concat(self, node: nodes.Concat, *args: Any, **kwargs: Any) -> nodes.Node:
             self.generic_visit(node)
             parts = nodes.List(node.nodes, lineno=node.lineno)
             return nodes.Filter(parts, "join", [], [], None, None, lineno=node.lineno)
 
+        def visit_Mod(self, node: nodes.Mod, *args: Any, **kwargs: Any) -> nodes.Node:
+            self.generic_visit(node)
+            return nodes.Filter(node.left, "%", [node.right], [], None, None, lineno=node.lineno)
+
+        def visit_Call(self, node: nodes.Call, *args: Any, **kwargs: Any) -> nodes.Node:
+            self.generic_visit(node)
+            if not (isinstance(node.node, nodes.Getattr) and node.node.attr == "format"):
+                return node
+            given = (node.args, node.kwargs, node.dyn_args, node.dyn_kwargs)
+            return nodes.Filter(node.node.node, ".format", *given, lineno=node.lineno)
+
+        def visit_CallBlock(self, node: nodes.CallBlock, *args: Any, **kwargs: Any) -> nodes.Node:
+            call = node.call
+            self.generic_visit(node)
+            node.call = call  # it must stay a call
+            return node
+
     class Generator(usual):  # type: ignore[misc]
         def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
-            joined = Joining().visit(node)
-            joined.set_environment(self.environment)
-            super().visit_Template(joined, frame)
+            changed = AsFilters().visit(node)
+            changed.set_environment(self.environment)
+            super().visit_Template(changed, frame)
 
     return Generator

@@ -231,6 +231,10 @@ INSIDE: dict[str, str] = {
     "joined to text": "{{ 'Photo of ' ~ ti.xcom_pull('nobody') }}",
     "joined by a filter": "{{ ['a fox', none] | join(' and ') }}",
     "formatted": "{{ 'Photo of %s' | format(params.none) }}",
+    "formatted by a percent sign": "{{ 'Photo of %s' % params.none }}",
+    "one of two": "{{ 'Photo of %s on %s' % ('a fox', params.none) }}",
+    "formatted by its method": "{{ 'Photo of {} on {}'.format('a fox', params.none) }}",
+    "formatted by name": "{{ 'Photo of {it}'.format(it=params.none) }}",
     "trimmed": "Photo of {{ params.none | trim }}",
     "in other letters": "Photo of {{ params.none | string | upper }}",
     "in a branch": "Photo of {% if true %}{{ params.none }}{% endif %} on white",
@@ -247,6 +251,8 @@ MEANT: dict[str, tuple[str, str]] = {
     "the word": ("Write {{ 'None' }} and {{ params.word }}", "Write None and None"),
     "empty text": ("A {{ '' }}fox", "A fox"),
     "nought": ("A {{ 0 }} and {{ false }}", "A 0 and False"),
+    "a remainder": ("A {{ params.number % 3 }} {{ '%s-%02d' % ('b', 7) }}", "A 2 b-07"),
+    "a method": ("A {{ '{}-{it}'.format('b', it='c') }}", "A b-c"),
     "joined": ("{{ 'A ' ~ params.number ~ ['b', 'c'] | join('+') }} {{ '%s' | format('d') }}", "A 5b+c d"),
 }
 
