@@ -99,7 +99,7 @@ async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact
             return "unknown", []
         except BadRequestError:  # larger than any picture, or gone this very moment
             return "changed", []
-        if hashlib.sha256(data).hexdigest() != image["sha256"]:
+        if await in_thread(lambda data=data: hashlib.sha256(data).hexdigest()) != image["sha256"]:
             return "changed", []
         pictures.append(data)
     return "there", pictures

@@ -3,16 +3,27 @@
 A picture is paid for before it can be looked at, so this is the last place at which an error page, a cut download or
 an empty body is noticed before it would be stored as a success. What must stay true: bytes are only ever read, never
 decoded or rewritten (pictures carry signed provenance data); any bytes at all end in an `ImageInfo` or in an
-`InvalidImageError`, and no message repeats any of them.
+`InvalidImageError`, and no message repeats any of them; a header of any length takes less than a tenth of a second or
+so, and one that is too long to be followed does not make a picture an invalid one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_geminiimg.exceptions import InvalidImageError
+from airflow_provider_geminiimg.image_parts import (
+    JPEG_FRAMES,
+    JPEG_SCAN,
+    TooManyPartsError,
+    find,
+    jpeg_segments,
+    png_chunks,
+    webp_chunks,
+)
 
 MAX_SIDE = 32_768
 """Pixels; a longer side is taken for a broken header. The longest that a model makes is 12288 (8:1 at 4K)."""
@@ -31,21 +42,32 @@ class ImageInfo:
 
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
     :param extension: ``png``, ``jpg`` or ``webp``.
-    :param width: pixels, as it is displayed: an orientation tag that turns it by a quarter swaps its sides.
+    :param width: pixels, as it is displayed: an orientation tag that turns it by a quarter swaps its sides. ``None``
+        where the header is too long to be followed to where it says so.
     :param height: likewise.
     :param orientation: the EXIF orientation: 1 (as it is stored) to 8.
     """
 
     media_type: str
     extension: str
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     orientation: int = 1
 
     @property
-    def stored_size(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, where they are known."""
+        return None if self.width is None or self.height is None else (self.width, self.height)
+
+    @property
+    def stored_size(self) -> tuple[int, int] | None:
         """Width and height in pixels as a decoder finds them, before the orientation tag is obeyed."""
-        return (self.height, self.width) if self.orientation in _QUARTER_TURNS else (self.width, self.height)
+        return self.size and (self.size[::-1] if self.orientation in _QUARTER_TURNS else self.size)
+
+
+def media_type_of(data: bytes) -> str | None:
+    """The media type that the first bytes of a picture name; ``None`` where they are no picture's."""
+    return next((media_type for fits, media_type, *_ in _FORMATS if fits(data)), None)
 
 
 def inspect_image(data: bytes) -> ImageInfo:
@@ -60,9 +82,12 @@ def inspect_image(data: bytes) -> ImageInfo:
         if not fits(data):
             continue
         try:
-            width, height, exif = measure(data)
+            size, exif = measure(data)
         except IndexError:
             raise _cut(extension, len(data)) from None
+        if size is None:
+            return ImageInfo(media_type, extension, None, None)
+        width, height = size
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise InvalidImageError(f"The {extension} header says {width} x {height} pixels, which can't be right.")
         orientation = _orientation(exif)
@@ -91,32 +116,33 @@ def mismatch(
     :param listed: widths and heights that the model's own table gives for what was asked. A picture near one of them
         is right, whatever the words say: for 21:9 at 512 Google prints 792 x 168, which is neither.
     """
-    if any(_near_listed(info, *pixels) for pixels in listed):
+    if any(_near_listed(info, pixels) for pixels in listed):
         return None
     parts = []
-    wanted = _ratio(aspect_ratio)
-    if wanted is not None and not _near(info, wanted):
-        parts.append(
-            f"aspect_ratio {aspect_ratio} was asked, which is {wanted:.3f}, and {info.width / info.height:.3f} came"
-        )
-    nominal = _NOMINAL_SIDE.get(resolution or "")
-    side = math.sqrt(info.width * info.height)
+    wanted, nominal = _ratio(aspect_ratio), _NOMINAL_SIDE.get(resolution or "")
+    if info.size is None:
+        asked = [str(each) for each, known in ((aspect_ratio, wanted), (resolution, nominal)) if known is not None]
+        return f"How large the picture is can't be told; {' and '.join(asked)} was asked." if asked else None
+    width, height = info.size
+    if wanted is not None and not _near(width, height, wanted):
+        parts.append(f"aspect_ratio {aspect_ratio} was asked, which is {wanted:.3f}, and {width / height:.3f} came")
+    side = math.sqrt(width * height)
     if nominal is not None and round(math.log2(side)) != round(math.log2(nominal)):
         parts.append(f"resolution {resolution} was asked, the area of a {side:.0f} pixel square came")
     if not parts:
         return None
-    return f"The picture has {info.width} x {info.height} pixels: {'; '.join(parts)}."
+    return f"The picture has {width} x {height} pixels: {'; '.join(parts)}."
 
 
-def _near_listed(info: ImageInfo, width: int, height: int) -> bool:
-    pairs = ((info.width, width), (info.height, height))
-    return all(abs(came - stated) <= RATIO_TOLERANCE * stated for came, stated in pairs)
+def _near_listed(info: ImageInfo, listed: tuple[int, int]) -> bool:
+    pairs = zip(info.size or (), listed, strict=False)
+    return info.size is not None and all(abs(came - stated) <= RATIO_TOLERANCE * stated for came, stated in pairs)
 
 
-def _near(info: ImageInfo, wanted: float) -> bool:
-    if abs(info.width / info.height / wanted - 1) <= RATIO_TOLERANCE + 1e-9:
+def _near(width: int, height: int, wanted: float) -> bool:
+    if abs(width / height / wanted - 1) <= RATIO_TOLERANCE + 1e-9:
         return True
-    short, ideal = (info.width, info.height * wanted) if wanted < 1 else (info.height, info.width / wanted)
+    short, ideal = (width, height * wanted) if wanted < 1 else (height, width / wanted)
     return abs(short - ideal) < min(_BLOCK, 0.05 * ideal)
 
 
@@ -141,6 +167,8 @@ def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:
 
 _QUARTER_TURNS = (5, 6, 7, 8)
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
+_MAX_EXIF = 1 << 20  # bytes that are looked at
+_MAX_ENTRIES = 1_000  # of its first directory, which holds a few dozen
 
 
 def _orientation(exif: bytes) -> int:
@@ -151,7 +179,8 @@ def _orientation(exif: bytes) -> int:
         if tiff[:2] not in (b"II", b"MM") or _uint(tiff, 2, 2, big=big) != 42:
             return 1
         directory = _uint(tiff, 4, 4, big=big)
-        for entry in range(directory + 2, directory + 2 + 12 * _uint(tiff, directory, 2, big=big), 12):
+        entries = min(_uint(tiff, directory, 2, big=big), _MAX_ENTRIES)
+        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
             if _uint(tiff, entry, 2, big=big) == _ORIENTATION_TAG:
                 value = _uint(tiff, entry + 8, 2 if _uint(tiff, entry + 2, 2, big=big) == _SHORT else 4, big=big)
                 return value if 1 <= value <= 8 else 1
@@ -160,55 +189,46 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-_Measured = tuple[int, int, bytes]  # width, height, EXIF data
+_Measured = tuple[tuple[int, int] | None, bytes]  # width and height if they can be told, EXIF data
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def _measure_png(data: bytes) -> _Measured:
     if data[12:16] != b"IHDR" or _uint(data, 8, 4, big=True) != 13:
         raise _cut("png", len(data))
-    size = _uint(data, 16, 4, big=True), _uint(data, 20, 4, big=True)
-    offset, name, has_pixels, exif = 8, b"", False, b""
-    while name != b"IEND":
-        length = _uint(data, offset, 4, big=True)
-        name = data[offset + 4 : offset + 8]
-        has_pixels = has_pixels or name == b"IDAT"
-        if name == b"eXIf" and not exif:
-            exif = data[offset + 8 : offset + 8 + length]
-        offset += 12 + length
-        if offset > len(data):
-            raise IndexError
+    has_pixels, exif = False, b""
+    try:
+        for name, start, end in png_chunks(data):
+            has_pixels = has_pixels or name == b"IDAT"
+            if name == b"eXIf" and not exif:
+                exif = _exif(data, start, end)
+    except TooManyPartsError as error:  # whether the others are there can be seen without a look at each
+        has_pixels = has_pixels or find(data, b"IDAT", error.offset) >= 0
+        if find(data, _PNG_END, error.offset) < 0:
+            raise IndexError from None
     if not has_pixels:
         raise _cut("png", len(data))
-    return *size, exif
-
-
-_JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}
-_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others of that range are tables
+    return (_uint(data, 16, 4, big=True), _uint(data, 20, 4, big=True)), exif
 
 
 def _measure_jpeg(data: bytes) -> _Measured:
     size: tuple[int, int] | None = None
-    offset, exif = 2, b""
-    while True:
-        if data[offset] != 0xFF:
+    marker, offset, exif = 0, 0, b""
+    try:
+        for marker, offset, end in jpeg_segments(data):
+            if marker in JPEG_FRAMES:
+                size = _uint(data, offset + 3, 2, big=True), _uint(data, offset + 1, 2, big=True)
+            if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", offset):
+                exif = _exif(data, offset, end)
+    except TooManyPartsError as error:
+        offset = find(data, b"\xff\xda", error.offset)
+    else:
+        if size is None or marker != JPEG_SCAN:
             raise _cut("jpg", len(data))
-        while data[offset] == 0xFF:
-            offset += 1
-        marker = data[offset]
-        offset += 1
-        if marker in _JPEG_ALONE:
-            continue
-        if marker in (0xDA, 0xD9):
-            break
-        if marker in _JPEG_FRAMES:
-            size = _uint(data, offset + 5, 2, big=True), _uint(data, offset + 3, 2, big=True)
-        if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", offset + 2):
-            exif = data[offset + 2 : offset + _uint(data, offset, 2, big=True)]
-        offset += max(2, _uint(data, offset, 2, big=True))
     # Only what follows the start of the scan counts: an embedded thumbnail has an end marker of its own.
-    if size is None or marker != 0xDA or data.find(b"\xff\xd9", offset) < 0:
+    if offset < 0 or find(data, b"\xff\xd9", offset) < 0:
         raise _cut("jpg", len(data))
-    return *size, exif
+    return size, exif
 
 
 def _measure_webp(data: bytes) -> _Measured:
@@ -218,24 +238,26 @@ def _measure_webp(data: bytes) -> _Measured:
     kind, body = data[12:16], 20
     if kind == b"VP8X":
         size = _uint(data, body + 4, 3, big=False) + 1, _uint(data, body + 7, 3, big=False) + 1
-        return *size, _webp_exif(data[:end])
+        return size, _webp_exif(data, end)
     if kind == b"VP8L" and data[body] == 0x2F:
         bits = _uint(data, body + 1, 4, big=False)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, b""
+        return ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), b""
     if kind == b"VP8 " and data[body + 3 : body + 6] == b"\x9d\x01\x2a":
-        return _uint(data, body + 6, 2, big=False) & 0x3FFF, _uint(data, body + 8, 2, big=False) & 0x3FFF, b""
+        return (_uint(data, body + 6, 2, big=False) & 0x3FFF, _uint(data, body + 8, 2, big=False) & 0x3FFF), b""
     raise _cut("webp", len(data))
 
 
-def _webp_exif(data: bytes) -> bytes:
-    """The EXIF chunk of an extended WebP; empty where there is none."""
-    offset = 12
-    while offset + 8 <= len(data):
-        length = _uint(data, offset + 4, 4, big=False)
-        if data[offset : offset + 4] == b"EXIF":
-            return data[offset + 8 : offset + 8 + length]
-        offset += 8 + length + length % 2
+def _webp_exif(data: bytes, end: int) -> bytes:
+    """The EXIF chunk of an extended WebP; empty where there is none, or none among the first `MAX_PARTS` chunks."""
+    with contextlib.suppress(TooManyPartsError):
+        for name, start, stop in webp_chunks(data, 12, end):
+            if name == b"EXIF":
+                return _exif(data, start, stop)
     return b""
+
+
+def _exif(data: bytes, start: int, end: int) -> bytes:
+    return data[start : min(end, start + _MAX_EXIF)]
 
 
 _FORMATS: tuple[tuple[Callable[[bytes], bool], str, str, Callable[[bytes], _Measured]], ...] = (

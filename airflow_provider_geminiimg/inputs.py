@@ -74,6 +74,17 @@ def warn_if_turned(shown: str, info: ImageInfo) -> None:
         )  # fmt: skip
 
 
+def inspect_input(data: bytes) -> ImageInfo:
+    """As `inspect_image`; a header that is too long to be followed is no input, though it may be a result.
+
+    :raises InvalidImageError: it can't be sent.
+    """
+    info = inspect_image(data)
+    if info.size is None:
+        raise InvalidImageError("How large the picture is can't be told: its header is too long.")
+    return info
+
+
 async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
     await in_thread(files.check, uri, name)
     from_web = locate(uri, name).scheme in WEB_SCHEMES
@@ -85,13 +96,14 @@ async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
     except GeminiImageError as error:
         raise _unusable(name, uri, row, error, passing=error.retryable) from None
     try:
-        info = inspect_image(data)
+        info = await in_thread(inspect_input, data)
     except InvalidImageError as error:
         raise _unusable(name, uri, row, error, passing=False) from None
     if info.media_type not in row.input_media_types:
         raise _unusable(name, uri, row, BadRequestError(f"It is {info.media_type}."), passing=False)
     warn_if_turned(f"{name}={public_uri(uri)!r}", info)
-    return InputImage(data, info.media_type, hashlib.sha256(data).hexdigest(), uri if from_web else None)
+    digest = await in_thread(lambda: hashlib.sha256(data).hexdigest())
+    return InputImage(data, info.media_type, digest, uri if from_web else None)
 
 
 def _broken(name: str, error: Exception) -> GeminiImageError:

@@ -45,6 +45,7 @@ from airflow_provider_geminiimg.manifest import (
     differs_from_estimate,
     reported,
     sidecar,
+    size_in_words,
 )
 from airflow_provider_geminiimg.names import is_sidecar_of
 from airflow_provider_geminiimg.room import Room
@@ -200,12 +201,13 @@ class Lander:
         with paid():
             for picture in pictures:
                 try:
-                    data = await self._bytes(record, picture)
-                    if _is_input(record, _digest(data)) and (stored or picture is not pictures[-1]):
+                    data, info = await self._fetch(record, picture)
+                    further = bool(stored) or picture is not pictures[-1]
+                    if further and _is_input(record, await in_thread(_digest, data)):
                         self.log.warning("An input image came back beside the result of record %s.", record.key)
                         continue
                     settle(len(data))
-                    stored.append(await self._store(record, len(stored), data))
+                    stored.append(await self._store(record, len(stored), data, info))
                     kept.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *UNFETCHED) as error:
                     if not stored:
@@ -218,26 +220,24 @@ class Lander:
         await self._drop_thumbnails(record, stored)
         return await self.landed(record, manifest, kept)
 
-    async def _bytes(self, record: Record, picture: Picture) -> bytes:
+    async def _fetch(self, record: Record, picture: Picture) -> tuple[bytes, ImageInfo]:
         if picture.data is not None:
-            return picture.data
+            return picture.data, await in_thread(inspect_image, picture.data)
         transport = await self.workshop.transport(record)
 
-        async def fetched() -> bytes:
+        async def fetched() -> tuple[bytes, ImageInfo]:
             data = await download(
                 str(picture.url),
                 max_bytes=MAX_PICTURE_BYTES,
                 timeout=DOWNLOAD_SECONDS,
                 exempt=transport.gateway.base_url,
             )
-            inspect_image(data)
-            return data
+            return data, await in_thread(inspect_image, data)
 
         return await _patiently(fetched)
 
-    async def _store(self, record: Record, index: int, data: bytes) -> StoredImage:
-        info = inspect_image(data)
-        digest = _digest(data)
+    async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
+        digest = await in_thread(_digest, data)
         files = self.workshop.files
 
         async def written(stem: str) -> str | None:
@@ -263,7 +263,7 @@ class Lander:
     async def store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], Kept]:
         images, kept = [], Kept()
         for index, data in enumerate(pictures):
-            images.append(await self._store(record, index, data))
+            images.append(await self._store(record, index, data, await in_thread(inspect_image, data)))
             kept.add(images[-1].sha256, data)
         return images, kept
 
@@ -368,9 +368,7 @@ class Lander:
 
     def _report(self, record: Record) -> None:
         for image in (record.manifest or {})["images"]:
-            self.log.info(
-                "Landed %s (%s x %s, %s bytes).", image["uri"], image["width"], image["height"], image["size"]
-            )
+            self.log.info("Landed %s (%s, %s bytes).", image["uri"], size_in_words(image), image["size"])
         self.log.info("Record %s: %s.", record.key, cost_in_words((record.manifest or {}).get("cost") or {}))
         if (record.manifest or {}).get("mismatch"):
             self.log.warning("Not what was asked for: %s", (record.manifest or {})["mismatch"])

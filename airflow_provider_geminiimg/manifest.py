@@ -25,16 +25,16 @@ class StoredImage:
 
     :param uri: where it lies.
     :param media_type: from its bytes.
-    :param width: pixels.
-    :param height: pixels.
+    :param width: pixels; ``None`` where they can't be told, see `ImageInfo`.
+    :param height: likewise.
     :param size: bytes.
     :param sha256: hex digest of the bytes, which are exactly those that the gateway sent.
     """
 
     uri: str
     media_type: str
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     size: int
     sha256: str
 
@@ -78,6 +78,11 @@ def estimate(request: CheckedRequest, connection: GatewayConnection) -> Cost:
 def reported(amount: float) -> Cost:
     """What the gateway said that a picture cost. Gateways report in USD, or not at all."""
     return Cost(amount, "USD", "gateway")
+
+
+def size_in_words(image: Mapping[str, Any]) -> str:
+    """The pixels of a manifest's image, for a log line."""
+    return f"{image['width']} x {image['height']}" if image["width"] else "pixels unknown"
 
 
 def cost_in_words(cost: Mapping[str, Any]) -> str:

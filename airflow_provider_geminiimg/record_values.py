@@ -34,7 +34,8 @@ _COST: Mapping[str, _Types] = {
 }
 _IMAGE: Mapping[str, _Types] = {
     **dict.fromkeys(("uri", "media_type", "sha256"), _TEXT),
-    **dict.fromkeys(("width", "height", "size"), _WHOLE),
+    **dict.fromkeys(("width", "height"), (int, type(None))),
+    "size": _WHOLE,
 }
 _REQUEST: Mapping[str, _Types] = dict.fromkeys(("resolution", "aspect_ratio"), _MAYBE_TEXT)
 _MANIFEST: Mapping[str, _Types] = {

@@ -103,7 +103,7 @@ def _table(cells: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _facts(manifest: Mapping[str, Any], image: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{image.get('width', '?')} × {image.get('height', '?')}"
+    yield f"{image.get('width') or '?'} × {image.get('height') or '?'}"
     if manifest.get("model"):
         yield str(manifest["model"])
     cost = manifest.get("cost")

@@ -154,14 +154,14 @@ TEETH = (
     Tooth(
         "What is copied is, byte by byte, what landed",
         "copies.py",
-        'if hashlib.sha256(data).hexdigest() != image["sha256"]:',
+        'if await in_thread(lambda data=data: hashlib.sha256(data).hexdigest()) != image["sha256"]:',
         "if False:",
     ),
     Tooth(
         "What was downloaded is looked at before it counts as a picture",
         "landing.py",
-        "            inspect_image(data)\n            return data\n",
-        "            return data\n",
+        "            return data, await in_thread(inspect_image, data)\n",
+        "            return data, ImageInfo('image/png', 'png', 1, 1)\n",
     ),
     Tooth(
         "An error after the payment says that it was paid",

@@ -31,7 +31,7 @@ NEWEST_AIRFLOW = "3.3"
 SECONDS = 300  # for one environment's tests
 AT_ONCE = 2  # environments: one downloads and unpacks while the other's tests run
 
-COMPAT = ["tests/compat"]
+COMPAT = ["tests/compat", "tests/test_attacks_thumbnails.py"]
 DOMAIN = [f"tests/test_{name}.py" for name in ("request", "catalog", "onemin", "apimaster", "decision")]
 TOOLS = ["pytest", "pytest-asyncio", "hypothesis"]
 
@@ -106,7 +106,7 @@ def install(target: Target, interpreter: Path, wheel: Path) -> Path:
     uv(
         *("pip", "install", "--quiet", "--python", str(python), "-c", str(constraints)),
         *("--reinstall-package", "airflow-provider-geminiimg"),
-        *(f"apache-airflow=={pins['apache-airflow']}", f"{wheel}[sandbox]", *TOOLS),
+        *(f"apache-airflow=={pins['apache-airflow']}", f"{wheel}[sandbox,thumbnails]", *TOOLS),
     )
     return python
 

@@ -25,7 +25,7 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
 from airflow_provider_geminiimg.gateways.models import is_image_model, shown
 from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.inputs import read_inputs, warn_if_turned
+from airflow_provider_geminiimg.inputs import inspect_input, read_inputs, warn_if_turned
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.polling import End, PollPlan, follow
 from airflow_provider_geminiimg.request import ImageRequest
@@ -94,11 +94,12 @@ class Session:
         if isinstance(image, str):
             image = await asyncio.to_thread(self._read, image)
         try:
-            info = inspect_image(image)
+            info = await asyncio.to_thread(inspect_input, image)
             warn_if_turned("image", info)
         except InvalidImageError as error:
             raise BadRequestError(f"image can't be used: {error.message}") from None
-        return await self._handle(InputImage(image, info.media_type, hashlib.sha256(image).hexdigest()), prompt="")
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
+        return await self._handle(InputImage(image, info.media_type, digest), prompt="")
 
     async def submit(self, request: ImageRequest, *, synchronous: bool) -> JobStatus:
         checked = request.check(self.connection.gateway, self.connection.model)
@@ -135,7 +136,7 @@ class Session:
                 timeout=DOWNLOAD_SECONDS,
                 exempt=self.connection.base_url,
             )
-        inspect_image(data)
+        await asyncio.to_thread(inspect_image, data)
         return data
 
     async def _handle(self, image: InputImage, *, prompt: str) -> str:

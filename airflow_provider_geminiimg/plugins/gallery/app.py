@@ -6,7 +6,8 @@ What must stay true:
   XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
 - Nothing is changed from here: GET and HEAD only.
 - A picture's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
-  served as what they are; a body that is no picture is not served.
+  served as what they are; a body that is no picture is not served. What has landed was inspected then: its header is
+  not followed again for each who looks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from starlette.middleware.base import RequestResponseEndpoint
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.addresses import Address, address_of
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, InvalidImageError, StorageError
-from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.images import inspect_image, media_type_of
 from airflow_provider_geminiimg.jobs import STANDINGS
 from airflow_provider_geminiimg.landing import MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.ledger import Ledger, Record
@@ -232,30 +233,37 @@ def thumbnail(
     record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
     shelf.image(record, index)
     blob = shelf.ledger.store.read(thumbnail_key(record.key, index))
-    return _picture(request, shelf, record, index) if blob is None else _answer(request, blob.data, blob.version)
+    if blob is None:
+        return _picture(request, shelf, record, index)
+    return _answer(request, blob.data, blob.version, inspected=True)
 
 
 def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Response:
-    *places, last = (str(image["uri"]) for image in shelf.places(record, index))
-    for uri in places:
+    *places, last = shelf.places(record, index)
+    for image in places:
         with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
-            return _answer(request, *_read(shelf, uri))
-    return _answer(request, *_read(shelf, last))
+            return _landed(request, shelf, image)
+    return _landed(request, shelf, last)
 
 
-def _read(shelf: Shelf, uri: str) -> tuple[bytes, str]:
-    data = shelf.files.read(uri, max_bytes=MAX_PICTURE_BYTES)
-    return data, hashlib.sha256(data).hexdigest()
+def _landed(request: Request, shelf: Shelf, image: Mapping[str, Any]) -> Response:
+    data = shelf.files.read(str(image["uri"]), max_bytes=MAX_PICTURE_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    return _answer(request, data, digest, inspected=digest == image.get("sha256"))
 
 
-def _answer(request: Request, data: bytes, version: str) -> Response:
-    media_type = inspect_image(data).media_type
+def _answer(request: Request, data: bytes, version: str, *, inspected: bool) -> Response:
+    """The answer with these bytes, or that there are no others than the client has.
+
+    :param inspected: whether they were, before they were stored.
+    """
     # Whoever logs in next in the same browser asks anew.
     headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
     headers["ETag"] = f'"{version.strip(chr(34))}"'
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
+    known = media_type_of(data) if inspected else None
+    return Response(data, media_type=known or inspect_image(data).media_type, headers=headers)
 
 
 async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:

@@ -131,6 +131,9 @@ function proportion(text) {
   return width / height;
 }
 
+/** How large an image is; none where its header does not tell. */
+const pixels = (image) => image?.width && `${image.width} × ${image.height}`;
+
 function ratio(image) {
   const got = image.width / image.height;
   const near = RATIOS.find((each) => Math.abs(got / proportion(each) - 1) < CLOSE);
@@ -140,7 +143,7 @@ function ratio(image) {
 /** The ratio that was asked for and the one that came: one text where they agree, both where they don't. */
 function shape(item, image) {
   const wanted = item.requested?.aspect_ratio;
-  if (!image) return { text: wanted, odd: false };
+  if (!image?.width) return { text: wanted, odd: false };
   const odd = Boolean(wanted) && Math.abs(image.width / image.height / proportion(wanted) - 1) >= CLOSE;
   return { text: odd ? `${wanted} asked, ${ratio(image)} got` : (wanted ?? ratio(image)), odd };
 }
@@ -260,7 +263,7 @@ function facts(item, image) {
     ["Model", item.model, "wide"],
     ["Resolution", item.requested?.resolution],
     ["Ratio", text, odd ? "odd" : null],
-    ["Pixels", image && `${image.width} × ${image.height}`],
+    ["Pixels", pixels(image)],
     ["Cost", item.cost && item.standing === "landed" ? price(item.cost) : null],
     ["Time", item.seconds !== null && item.seconds !== undefined ? duration(item.seconds) : null],
   ];
@@ -785,7 +788,7 @@ class Compare extends Dialog {
       ["Prompt", ({ item }) => item?.prompt],
       ["Model", ({ item }) => item?.model],
       ["Asked", ({ item }) => item && asked(item)],
-      ["Pixels", ({ image }) => image.width && `${image.width} × ${image.height}`],
+      ["Pixels", ({ image }) => pixels(image)],
       ["Cost", ({ item }) => item && price(item.cost)],
       ["Time", ({ item }) => item?.seconds && duration(item.seconds)],
       ["Run", ({ where }) => where?.run],
@@ -942,7 +945,7 @@ class Lightbox extends Dialog {
       ["Task", [label(item), ...originChip(listing.originOf(item))]],
       ["Model", `${item.model}, ${item.gateway}`],
       ["Asked", asked(item)],
-      ["Got", `${image.width} × ${image.height}, ${ratio(image)}, ${image.media_type}, ${size(image.size)}`],
+      ["Got", [...(image.width ? [pixels(image), ratio(image)] : []), image.media_type, size(image.size)].join(", ")],
       ["Cost", paid(item)],
       ["Time", item.seconds === null ? null : duration(item.seconds)],
       ["Landed", item.landed_at && moment(item.landed_at)],
