@@ -7,7 +7,10 @@ to do is done; and nothing that is raised holds a prompt or a signed link.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -23,6 +26,7 @@ from harness.forbidden import Route, answer
 from harness.inprocess import Run
 
 from airflow_provider_geminiimg import jobs
+from airflow_provider_geminiimg.connection import parse_connection
 from airflow_provider_geminiimg.decision import is_out_of_reach
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -50,6 +54,7 @@ ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["onemin"], indirect=
 # Where a redirect may say that it leads.
 NOWHERE = {
     "Punycode of nothing": "https://xn--0/",
+    "Punycode of nothing further on": "https://a.xn--0/",
     "Punycode of a control character": "https://xn--a/p.png",
     "Punycode without an end": "https://xn--/",
     "Punycode of a pictogram": "https://xn--ls8h.test/",
@@ -178,6 +183,52 @@ def test_a_result_without_a_job_whose_host_breaks_a_parser_is_noted_and_bought_a
     target.lands(run.clear("made", dag=target.dag(on_clear="regenerate")), 2)
 
 
+FORESEEN_BY_NOBODY = [MemoryError(), RecursionError(), ValueError(f"{PROMPT} SECRET"), KeyError(f"{PROMPT} SECRET")]
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("raised", FORESEEN_BY_NOBODY, ids=lambda raised: type(raised).__name__)
+def test_what_nobody_foresaw_is_noted_after_the_payment_and_lands_with_a_retry(
+    target: Target, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", _breaking_after_the_payment(target, raised))
+        run = target.generate()
+    target.kept(run, f"broke off ({type(raised).__name__} at ")
+    holds_nothing_secret(run)
+    target.lands(run.retry())
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("raised", FORESEEN_BY_NOBODY, ids=lambda raised: type(raised).__name__)
+def test_what_nobody_foresaw_before_the_payment_is_an_outcome_too_and_buys_nothing(
+    target: Target, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", _breaking(raised))
+        run = target.generate()
+    assert type(raised).__name__ in str(outcome(run))
+    holds_nothing_secret(run)
+    assert target.sandbox.ledger() == []
+    target.lands(run.retry())
+
+
+def _breaking(raised: Exception, when: Callable[[], bool] = lambda: True) -> Callable[..., int]:
+    """An `os.open` that raises so where something is to be written beside the pictures."""
+    usual = os.open
+
+    def broken(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and "/root/images/" in str(path) and when():
+            raise raised
+        return usual(path, flags, *args, **kwargs)
+
+    return broken
+
+
+def _breaking_after_the_payment(target: Target, raised: Exception) -> Callable[..., int]:
+    return _breaking(raised, lambda: bool(target.sandbox.ledger()))
+
+
 # What goes in
 
 
@@ -252,6 +303,21 @@ def test_a_batch_lands_all_others_and_says_which_failed_and_why(target: Target, 
     assert "SECRET" not in json.dumps(_lines(target))
     holds_nothing_secret(run)
     assert len(target.sandbox.ledger()) == 4
+    assert run.retry().task("made").state == "success"
+    assert len(target.sandbox.ledger()) == 4
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("raised", FORESEEN_BY_NOBODY[1:3], ids=lambda raised: type(raised).__name__)
+def test_a_batch_lands_all_others_where_one_raises_what_nobody_foresaw(
+    target: Target, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", _breaking(raised, lambda: len(target.sandbox.ledger()) == 2))
+        run = target._run(_batch(target))
+    assert [line["status"] for line in _lines(target)] == ["landed", "failed", "landed", "landed"]
+    assert type(raised).__name__ in _lines(target)[1]["message"]
+    holds_nothing_secret(run)
     assert run.retry().task("made").state == "success"
     assert len(target.sandbox.ledger()) == 4
 
@@ -385,8 +451,6 @@ def test_a_purge_goes_on_after_what_it_can_not_remove_and_names_it(target: Targe
         async for each in jobs.purge(ledger, jobs.Scope("default"), days=0.0):
             removed.append(each)
 
-    import asyncio
-
     with pytest.raises(LedgerError, match="could not be removed") as caught:
         asyncio.run(purge())
     assert key.rsplit("/", 2)[0] in str(caught.value)
@@ -418,8 +482,6 @@ def test_a_connections_host_that_no_host_can_be_called_is_refused_before_anythin
 ) -> None:
     if "\ud800" in host or "\x01" in host:
         extra = {"gateway": "1min", "allow_http": True}
-        from airflow_provider_geminiimg.connection import parse_connection
-
         with pytest.raises(BadRequestError, match="its host is not an address"):
             parse_connection(conn_id="c", password="key", host=host, extra=extra)
         return
@@ -465,8 +527,6 @@ def test_a_collect_goes_on_where_one_records_connection_is_such_a_one(
 async def test_a_trigger_whose_connection_breaks_says_so_and_leaves_the_job_to_the_worker(
     connect: Callable[..., str],
 ) -> None:
-    import time
-
     connect("broken", host="https://xn--0", password="key", extra={"gateway": "1min"})
     now = time.time()
     trigger = GeminiImageJobTrigger("broken", "job-1", "model", now, now + 0.2, 0.0, 0.02)
