@@ -103,8 +103,8 @@ def test_such_an_address_is_refused_wherever_an_input_comes_from(
     put("/bucket/a", picture())
     for more in ({"image": FromTask({"images": [{"uri": uri}]})}, {"image": "/x.png", "reference_images": [uri]}):
         assert "image" in str(target.refused_unsent(target.run_as(GeminiImageEditOperator, **more), ""))
-    wait = target.run_as_is(GeminiImageJobSensor, job_id="job-1", geminiimg_conn_id=target.conn_id, output_path=uri)
-    target.refused_unsent(wait, "output_path")
+    wait = {"job_id": "job-1", "geminiimg_conn_id": target.conn_id, "output_path": uri, "timeout": 5.0}
+    target.refused_unsent(target.run_as_is(GeminiImageJobSensor, **wait), "output_path")
 
 
 FILE_NAMES = ["a::b", "::b", "a::", "a:b", "fox.png:hidden", "a?b", "a*", "a|b", 'a"b', "a<b", "a>b"]

@@ -76,9 +76,8 @@ class OtherFiles(Backend):
     def _path(self, place: Location) -> Any:
         from airflow.sdk import ObjectStoragePath
 
-        conn = "" if place.conn_id is None else f"{place.conn_id}@"
         try:
-            path = ObjectStoragePath(f"{place.scheme}://{conn}{place.bucket}/{place.path}")
+            path = ObjectStoragePath(f"{place.scheme}://{place.bucket}/{place.path}", conn_id=place.conn_id)
             path.fs  # noqa: B018  (the first moment at which an unknown scheme shows)
         except (ValueError, ImportError) as error:
             raise BadRequestError(
@@ -108,6 +107,6 @@ class OtherFiles(Backend):
 
 def _is_at(path: Any, place: Location) -> bool:
     """Whether an `ObjectStoragePath` leads where a URI does. Some file systems know their host from the connection."""
-    opened = (path.protocol, path.conn_id, path.path.strip("/"))
+    opened = (path.protocol, path.path.strip("/"))
     keys = (place.path.strip("/"), f"{place.bucket}/{place.path}".strip("/"))
-    return any(opened == (place.scheme, place.conn_id, key) for key in keys)
+    return opened in [(place.scheme, key) for key in keys]
