@@ -291,6 +291,26 @@ async def test_a_picture_of_which_only_a_copy_is_left_is_shown_all_the_same(
         assert hashlib.sha256(get(picture_of(record)).content).hexdigest() == image["sha256"]
 
 
+async def test_a_picture_in_the_place_of_the_one_that_landed_is_not_shown_for_it(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    record, other = await left.attempt(), await left.attempt("other")
+    [image], [evil] = ((each.manifest or {})["images"] for each in (record, other))
+    files = left.surroundings.files
+    good, bad = (files.read(each["uri"], max_bytes=1 << 24) for each in (image, evil))
+    assert good != bad
+    files.put(image["uri"], bad, media_type="image/png")
+    answer = get(picture_of(record))
+    assert answer.status_code == 415
+    assert "somebody replaced it" in answer.json()["detail"]
+
+    folder = image["uri"].rpartition("/")[0]
+    there = {**(record.manifest or {}), "images": [{**image, "uri": f"{folder}/copy.png"}]}
+    files.put(f"{folder}/copy.png", good, media_type="image/png")
+    left.change(record, copies=[{"destination": {"directory": folder, "stem": "copy"}, "manifest": there}])
+    assert get(picture_of(record)).content == good  # from where it still is what landed
+
+
 # --- what is listed ---------------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,8 @@ What must stay true:
   XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
 - Nothing is changed from here: GET and HEAD only.
 - A picture's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
-  served as what they are; a body that is no picture is not served. What has landed was inspected then: its header is
-  not followed again for each who looks.
+  served as what they are; a body that is no picture, or not the one that landed, is not served. What has landed was
+  inspected then: its header is not followed again for each who looks.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def thumbnail(
     blob = shelf.ledger.store.read(thumbnail_key(record.key, index))
     if blob is None:
         return _picture(request, shelf, record, index)
-    return _answer(request, blob.data, blob.version, inspected=True)
+    return _answer(request, blob.data, blob.version)
 
 
 def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Response:
@@ -249,21 +249,19 @@ def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Resp
 def _landed(request: Request, shelf: Shelf, image: Mapping[str, Any]) -> Response:
     data = shelf.files.read(str(image["uri"]), max_bytes=MAX_PICTURE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
-    return _answer(request, data, digest, inspected=digest == image.get("sha256"))
+    if digest != image.get("sha256"):
+        raise InvalidImageError("The file is not the picture that landed there: somebody replaced it.")
+    return _answer(request, data, digest)
 
 
-def _answer(request: Request, data: bytes, version: str, *, inspected: bool) -> Response:
-    """The answer with these bytes, or that there are no others than the client has.
-
-    :param inspected: whether they were, before they were stored.
-    """
+def _answer(request: Request, data: bytes, version: str) -> Response:
+    """The answer with these bytes, which were inspected before they were stored; or that the client has them."""
     # Whoever logs in next in the same browser asks anew.
     headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
     headers["ETag"] = f'"{version.strip(chr(34))}"'
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    known = media_type_of(data) if inspected else None
-    return Response(data, media_type=known or inspect_image(data).media_type, headers=headers)
+    return Response(data, media_type=media_type_of(data) or inspect_image(data).media_type, headers=headers)
 
 
 async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
