@@ -93,8 +93,12 @@ class Scope:
 
     def holds(self, key: str) -> bool:
         """Whether `key` is one of these records."""
+        return is_record_key(key) and self.covers(key)
+
+    def covers(self, key: str) -> bool:
+        """Whether the task instance of `key`, be it of a record or of what was kept, is meant."""
         found = key.split("/")[1:5]
-        return is_record_key(key) and all(w in (None, f) for w, f in zip(self._parts(), found, strict=True))
+        return len(found) == 4 and all(w in (None, f) for w, f in zip(self._parts(), found, strict=True))
 
     def _parts(self) -> list[str | None]:
         asked = (self.namespace, self.dag_id, self.run_id, self.task_id)

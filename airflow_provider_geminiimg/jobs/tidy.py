@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from airflow_provider_geminiimg.approval import SHOWN
 from airflow_provider_geminiimg.batch import Plan
 from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.exceptions import (
@@ -67,8 +68,8 @@ def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
 
 
 async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = False) -> AsyncIterator[str]:
-    """Remove the records of task instances of which everything has ended, more than `days` days ago, and what was kept
-    for their retries.
+    """Remove the records of task instances of which everything has ended, more than `days` days ago, what was kept for
+    their retries, and what reviews have shown.
 
     :param dry_run: only say which.
     :returns: the keys of what is removed.
@@ -85,6 +86,8 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
             continue
         for key in removed:
             yield key
+    for key in await in_thread(_purge_shown, ledger, scope, days, dry_run):
+        yield key
     if failures:
         named = " ".join(f"{name}: {error.message}" for name, error in list(failures.items())[:_NAMED])
         raise LedgerError(
@@ -104,6 +107,16 @@ async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[En
         together.append(entry)
     if together:
         yield together
+
+
+def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
+    """Remove what reviews have shown, and what is as old as records have to be."""
+    store = ledger.store
+    keys = filter(scope.covers, store.keys(SHOWN + scope.prefix.removeprefix("ledger")))
+    old = [key for key in keys if (blob := store.read(key)) is not None and blob.age >= days * 86400.0]
+    for key in [] if dry_run else old:
+        store.delete(key)
+    return old
 
 
 def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool) -> list[str]:
