@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from harness.records import landed
 from harness.reviews import FOLDER, key_of, land, manifest, named, write
 
 from airflow_provider_geminiimg import GeminiImageGenerateOperator, GeminiImageReviewOperator, review_markdown
+from airflow_provider_geminiimg.jobs import Scope, purge
 from airflow_provider_geminiimg.ledger import Destination, Item, Ledger
 from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
@@ -376,8 +379,6 @@ def test_what_was_approved_is_what_is_in_the_store(
 def test_what_was_shown_is_kept_under_the_root_by_its_hash(
     ask: Callable[..., Run], people: People, local_root: str
 ) -> None:
-    import hashlib
-
     ask(ABC)
     (path,) = kept(local_root)
     assert path.stem.endswith(f"-{hashlib.sha256(path.read_bytes()).hexdigest()}")
@@ -385,13 +386,31 @@ def test_what_was_shown_is_kept_under_the_root_by_its_hash(
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_what_was_shown_is_purged_when_it_is_old(ask: Callable[..., Run], local_root: str) -> None:
+    ask(ABC)
+    ledger = Ledger(open_store(local_root, default_s3_client))
+
+    def purged(days: float, **scope: Any) -> list[str]:
+        async def keys() -> list[str]:
+            found = purge(ledger, Scope("default", **scope), days=days, dry_run=scope == {})
+            return [key async for key in found if key.startswith("shown/")]
+
+        return asyncio.run(keys())
+
+    (path,) = kept(local_root)
+    (key,) = purged(0)
+    assert path.as_uri() == f"{local_root}/{key}"
+    assert purged(1, dag_id="look") == purged(0, dag_id="other") == purged(0, task_id="drafts") == []
+    assert path.exists()
+    assert purged(0, task_id="review") == [key]
+    assert kept(local_root) == []
+
+
 def an_edit(path: Path) -> None:
     path.write_text(path.read_text().replace("a.png", "evil.png"))
 
 
 def an_edit_under_its_hash(path: Path) -> None:
-    import hashlib
-
     data = path.read_bytes().replace(b"a.png", b"evil.png")
     path.rename(path.with_name(f"{path.stem[:-64]}{hashlib.sha256(data).hexdigest()}.json")).write_bytes(data)
 

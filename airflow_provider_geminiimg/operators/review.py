@@ -149,6 +149,8 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
 
     def _refuse_older(self, context: Context) -> None:
         """Airflow keeps the request of an earlier try, and would show that one and let its people answer."""
+        if context["ti"].try_number == 1:
+            return
         wanted = {
             "options": self.options,
             "body": self.body,

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg import GeminiImageReviewOperator
+from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, record_key
+from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
     from conftest import Outcome
 
-PICTURES = [
-    {"images": [{"uri": f"s3://pictures/{name}.png"}], "record": f"ledger/default/look/run/drafts/{index}/0/1.json"}
-    for index, name in enumerate("abc")
-]
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Manifests of three pictures that have landed."""
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", str(tmp_path / "root"))
+    ledger = Ledger(open_store(str(tmp_path / "root"), default_s3_client))
+    return [_landed(ledger, index, tmp_path / f"{name}.png") for index, name in enumerate("abc")]
+
+
+def _landed(ledger: Ledger, index: int, path: Path) -> dict[str, Any]:
+    path.write_bytes(path.name.encode())
+    key = record_key(Item("default", "look", "run", "drafts", index), 1)
+    image = {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest = {"images": [image], "record": key, "reused": False}
+    record = Record(
+        key=key, n=1, state="landed", claim="c", generation=0, host="h", pid=1, claimed_at=0.0, answer_within=0.0,
+        conn_id="onemin", gateway="1min", model="m", wire_model="m", operation="generate", fingerprint="f" * 64,
+        request_fields={}, prompt_sha256="", inputs=[], destination=Destination(path.parent.as_uri(), path.stem),
+        cost={}, expected_seconds=0.0, manifest=manifest,
+    )  # fmt: skip
+    assert ledger.create(record)
+    return manifest
 
 
 @pytest.fixture
@@ -69,10 +91,12 @@ def _response(ti_id: Any) -> Any:  # of the one request that there is
 
 
 def test_what_a_person_picks_goes_on_with_the_comment(
-    run_dag: Callable[[DAG], dict[str, Outcome]], person: Callable[..., threading.Thread]
+    run_dag: Callable[[DAG], dict[str, Outcome]],
+    person: Callable[..., threading.Thread],
+    pictures: list[dict[str, Any]],
 ) -> None:
     with DAG("look", schedule=None) as dag:
-        review = GeminiImageReviewOperator(task_id="review", subject="Which?", images=PICTURES, choose="several")
+        review = GeminiImageReviewOperator(task_id="review", subject="Which?", images=pictures, choose="several")
 
         @task
         def after(chosen: list[dict[str, Any]], comment: str) -> list[Any]:
@@ -82,4 +106,4 @@ def test_what_a_person_picks_goes_on_with_the_comment(
     answering = person("3: c.png", "1: a.png", comment="bluer")
     tasks = run_dag(dag)
     answering.join()
-    assert tasks["after"].value == [[PICTURES[0], PICTURES[2]], "bluer"]
+    assert tasks["after"].value == [[pictures[0], pictures[2]], "bluer"]
