@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
-from airflow_provider_geminiimg.ledger import Destination, Ledger, Record
+from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, is_record_key
 from airflow_provider_geminiimg.storage import Blob, Files, Store, join_uri, same_place, update
 
 EXTENSIONS = ("png", "jpg", "webp", "json")
@@ -230,7 +230,7 @@ def _parsed(data: bytes, key: str) -> NameClaim:
         values = json.loads(data)
         item, stem = values["item"], values.get("stem", "")
         attempt, released = values.get("attempt", ""), values.get("released", False)
-        if not all(isinstance(text, str) for text in (item, stem, attempt)):
+        if not all(isinstance(text, str) for text in (item, stem, attempt)) or not is_record_key(f"{item}/1.json"):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StorageError(

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg._logs import Logs
+from airflow_provider_geminiimg._logs import Logs, SteadyLogs
 from airflow_provider_geminiimg.connection import GatewayConnection
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.landing import Workshop
@@ -28,7 +28,7 @@ class Surroundings:
     """
 
     def __init__(self, log: Logs) -> None:
-        self.log = log
+        self.log: Logs = SteadyLogs(log)
         self._connections: dict[str, GatewayConnection] = {}
         self.namespace = settings.namespace()
         self.root = settings.root()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import DAG
 from harness.canaries import Canaries, Text
 from harness.left_behind import LeftBehind
 from harness.odd_records import ODD, put_all, put_odd
@@ -24,8 +25,13 @@ from airflow_provider_geminiimg.exceptions import LedgerError
 from airflow_provider_geminiimg.index import index_key
 from airflow_provider_geminiimg.jobs import STANDINGS
 from airflow_provider_geminiimg.ledger import record_key
+from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
+    from harness.inprocess import AirflowHarness
+
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 
@@ -271,6 +277,39 @@ def test_where_money_would_be_spent_a_record_that_can_not_be_read_is_an_error(
             asyncio.run(left.attempt(**policy))
     assert left.paid() == 0
     assert left.calls("submit") == 0
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one image", "a batch"])
+def test_a_clear_that_finds_an_odd_record_fails_and_buys_nothing(
+    airflow: AirflowHarness, local_root: str, sandbox: Sandbox, onemin: str, tmp_path: Path, many: bool
+) -> None:
+    with DAG("odd", schedule=None) as dag:
+        if many:
+            GeminiImageBatchOperator(
+                task_id="made", requests=["a fox"], output_path=str(tmp_path), geminiimg_conn_id=onemin
+            )
+        else:
+            GeminiImageGenerateOperator(
+                task_id="made", prompt="a fox", output_path=str(tmp_path), geminiimg_conn_id=onemin
+            )
+    run = airflow.run_dag(dag)
+    store = open_store(local_root, default_s3_client)
+    [key] = store.keys("ledger/")
+    blob = store.read(key)
+    assert blob is not None
+    record = json.loads(blob.data)
+    for name, value in (
+        ("cost", {"amount": "x"}),
+        ("landed_at", 1e300),
+        ("model", "\ud800"),
+        ("manifest", {"images": 7}),
+    ):
+        store.delete(key)
+        assert store.create(key, json.dumps({**record, name: value}).encode())
+        made = run.clear().task("made")
+        assert made.state == "failed"
+        assert key in f"{made.error} {run.log}"
+        assert len(sandbox.ledger()) == 1
 
 
 def test_one_index_entry_that_can_not_be_read_keeps_no_other_task_from_being_purged(shell: Shell) -> None:

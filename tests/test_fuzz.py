@@ -45,6 +45,7 @@ from harness.anything import (
     RECORDS,
     ROW_FILES,
     ROWS,
+    SAVED_PLANS,
     SECRET,
     STATUSES,
     TEMPLATES,
@@ -94,7 +95,7 @@ from airflow_provider_geminiimg.ledger import Destination, Ledger, is_record_key
 from airflow_provider_geminiimg.plugins.gallery.shelf import Shelf as GalleryShelf
 from airflow_provider_geminiimg.plugins.gallery.shelf import Wanted
 from airflow_provider_geminiimg.printable import printable, printable_json
-from airflow_provider_geminiimg.request import ImageRequest
+from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.review import review_markdown
 from airflow_provider_geminiimg.rows import read_rows, wishes
 from airflow_provider_geminiimg.storage import Blob, Files, Store, default_s3_client, locate, open_store, same_place
@@ -497,6 +498,25 @@ def as_json(value: Any) -> None:
     said = printable_json(value, indent=2)
     assert json.loads(said) == value
     assert all(line.isprintable() for line in said.split("\n"))
+
+
+@fuzz
+@given(SAVED_PLANS)
+def test_any_plan_asks_for_images_or_is_refused(data: bytes) -> None:
+    folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
+    store = Memory({f"{PLANS}/{folder}/0.json": data})
+    seen = GalleryShelf(Ledger(store), "default", Files(s3_client=lambda conn_id: None))
+    as_json(seen.summary(Wanted(ITEM.dag_id, ITEM.run_id)))
+    try:
+        planned = Kept(Plan, store, PLANS, ITEM, None).read(0)
+    except LedgerError as error:
+        is_said(error)
+        return
+    assert planned is not None
+    for item in planned.items:
+        found = item.request(connection("1min"))
+        assert isinstance(found, (CheckedRequest, GeminiImageError))
+        assert record_key(replace(ITEM, item=item.key), 1)
 
 
 @fuzz

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_provider_geminiimg._logs import SteadyLogs
 from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.jobs import Report, Scope, collect, resolve
@@ -34,7 +33,7 @@ def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
 async def _collect(operator: GeminiImageCollectOperator, surroundings: Surroundings) -> Report:
     scope = Scope(surroundings.namespace, *(operator._checked(f"only_{name}_id") for name in ("dag", "run", "task")))
     look_only = operator._checked("look_only")
-    log, refused = SteadyLogs(operator.log), []
+    log, refused = surroundings.log, []
     for key, verdict in operator._checked("resolve").items():
         done = await closed(in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only)))
         if isinstance(done, GeminiImageError):

@@ -362,6 +362,28 @@ DOCUMENTS = st.one_of(
         st.one_of(JSON, st.just(1), st.dictionaries(st.text(max_size=8), st.integers(), max_size=3)),
     ).map(lambda value: json.dumps(value).encode()),
 )
+_ITEM = {
+    "row": 0,
+    "operation": "generate",
+    "values": {"prompt": "a fox"},
+    "labels": {"sku": "A"},
+    "fingerprint": "f" * 64,
+    "input_sha256": [],
+    "stem": "fox",
+    "line": None,
+    "host": None,
+}
+_PLAN = {"version": 1, "told": None, "generation": 0, "directory": "file:///pictures", "items": [_ITEM]}
+SAVED_PLANS = st.builds(
+    lambda plan, item: json.dumps({**_PLAN, "items": [{**_ITEM, **item}, _ITEM], **plan}).encode(),
+    st.dictionaries(st.sampled_from(list(_PLAN)), JSON, max_size=1),
+    st.dictionaries(
+        st.sampled_from(list(_ITEM)),
+        st.one_of(JSON, st.dictionaries(st.text(max_size=9), JSON, max_size=2)),
+        max_size=2,
+    ),
+)
+
 _PARTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(

@@ -28,7 +28,13 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.addresses import Address, address_of
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, InvalidImageError, StorageError
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    GeminiImageError,
+    InvalidImageError,
+    LedgerError,
+    StorageError,
+)
 from airflow_provider_geminiimg.images import inspect_image, media_type_of
 from airflow_provider_geminiimg.jobs import STANDINGS
 from airflow_provider_geminiimg.landing import MAX_PICTURE_BYTES
@@ -56,6 +62,7 @@ _HEADERS = {
 _STATUS: tuple[tuple[type[GeminiImageError], int], ...] = (
     (BadRequestError, 404),
     (InvalidImageError, 415),
+    (LedgerError, 409),
     (StorageError, 503),
     (GeminiImageError, 500),
 )
