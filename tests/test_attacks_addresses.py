@@ -7,6 +7,7 @@ before anything is sent, or what is written lies at the very key that its URI na
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_what_is_written_through_fsspec_lies_at_the_very_key_of_its_uri(
 
 
 @pytest.mark.parametrize(
-    ("how", "uri"), [("collect", f"{OUT}/a::b"), ("retry", f"{OUT}/a?b"), ("sensor", f"{OUT}/a\nb")]
+    ("how", "uri"), [("collect", f"{OUT}/a::b"), ("collect", f"{OUT}/a\nb"), ("sensor", f"{OUT}/a\nb")]
 )
 def test_a_destination_that_was_changed_by_hand_gets_nothing_written_elsewhere(
     target: Target, store: dict[str, Any], uri: str, how: str
@@ -213,16 +214,17 @@ def test_a_destination_that_was_changed_by_hand_gets_nothing_written_elsewhere(
     assert run.state == "failed"
     [record] = target.root.glob("ledger/**/1.json")
     record.write_text(record.read_text().replace(json.dumps(OUT), json.dumps(uri)))
+    target.pictures.routes["/p.png"] = answer(body=picture())
     before = dict(store)
     if how == "collect":
-        target.run_as_is(GeminiImageCollectOperator)
-    elif how == "sensor":
+        os.utime(record, (1e9, 1e9))  # whoever it belonged to is long gone
+        collected = target.run_as_is(GeminiImageCollectOperator)
+        assert "ObjectStoragePath would open another file" in collected.log
+    else:
         beside = {"geminiimg_conn_id": target.conn_id, "poll_interval": 0.02, "deferrable": False}
         job_id = target.sandbox.ledger()[0]["job_id"]
         waited = target.run_as_is(GeminiImageJobSensor, job_id=job_id, output_path=uri, **beside)
         assert "output_path" in str(outcome(waited))
-    else:
-        run.retry()
     assert store == before
     assert len(target.sandbox.ledger()) == 1
     assert target.records()[0].job_id == target.sandbox.ledger()[0]["job_id"]
