@@ -84,8 +84,10 @@ class _Where:
     def broken(self, error: Exception) -> GeminiImageError:
         """What an exception means that is no outcome; its text may hold the link."""
         said = f"Downloading from {self.host} failed: {type(error).__name__}."
-        if isinstance(error, httpx.RemoteProtocolError):  # what came is no HTTP, let alone a picture
-            return InvalidImageError(said)
+        if isinstance(error, httpx.RemoteProtocolError):
+            if error.__cause__ is not None and error.__cause__.__cause__ is not None:
+                return InvalidImageError(said)  # its parser complains: what came is no HTTP, let alone a picture
+            return _failed(f"{self.host} closed the connection without an answer.")
         return _failed(said, isinstance(error, _MAY_PASS))
 
 
