@@ -4,8 +4,8 @@ A gateway's answer names any address it likes, and the worker stands inside some
 no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
 to that very address, so that no second look-up can lead elsewhere; only the API's own scheme, host and port are exempt
 from that. Bytes come as they are stored (no content encoding), never more of them than allowed, and a body that breaks
-off is noticed. Whatever is raised on the way is an outcome. No message and no log line shows more of a link than its
-host.
+off is noticed. Memory is taken as bytes arrive: what a host announces only ends the growth, and allows to refuse.
+Whatever is raised on the way is an outcome. No message and no log line shows more of a link than its host.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import functools
 import io
 import ipaddress
 import logging
+import math
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -44,6 +46,9 @@ _RETRY_LATER = {408, 425, 429}
 # What the network or the worker may have got over by the next try. What else is raised, the link or its host causes.
 _MAY_PASS = (httpx.TimeoutException, httpx.NetworkError, OSError, MemoryError)
 _SHOWN = 100  # characters of a host that is none
+_FIRST_BYTES = 64 * 1024  # of memory for a body, which doubles as often as it is full
+_FREE_PIECES, _BYTES_A_PIECE = 10_000, 256  # a body in smaller pieces on the whole costs more CPU than it is worth
+_PIECES_AT_ONCE = 32  # after which others have their turn in the event loop
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -52,9 +57,13 @@ _log = logging.getLogger(__name__)
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Origin: TypeAlias = tuple[str, str, int | None]
+Hold: TypeAlias = Callable[[int], Awaitable[None]]
+"""Waits until so many bytes may be held, and is told before they are taken."""
 
 
-async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | None = None) -> bytes:
+async def download(
+    url: str, *, max_bytes: int, timeout: float, exempt: str | None = None, hold: Hold | None = None
+) -> bytes:
     """The bytes behind a link, exactly as they came.
 
     :param url: an https address, often signed. Up to `MAX_REDIRECTS` redirects are followed.
@@ -62,6 +71,7 @@ async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | No
     :param timeout: seconds for all of it.
     :param exempt: base URL of the API. Links with its scheme, host and port may be plain http and may lead to a private
         address. Default: none is exempt.
+    :param hold: where memory is shared. The time that it takes does not count. Default: nobody is asked.
     :raises LinkExpiredError: the host answered 401, 403, 404, 410 or the like.
     :raises InvalidImageError: the body is empty, cut, encoded or too large.
     :raises UpstreamFailedError: the host can't be reached, answered 5xx or 429, took too long, or the link leads
@@ -69,7 +79,7 @@ async def download(url: str, *, max_bytes: int, timeout: float, exempt: str | No
     """
     where = _Where()
     with quiet_http(show_path=False):
-        found = await closed(_followed(url, max_bytes, timeout, exempt, where), where.broken)
+        found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)
     if isinstance(found, GeminiImageError):
         raise found
     return found
@@ -91,14 +101,16 @@ class _Where:
         return _failed(said, isinstance(error, _MAY_PASS))
 
 
-async def _followed(url: str, max_bytes: int, timeout: float, exempt: str | None, where: _Where) -> bytes:
+async def _followed(
+    url: str, max_bytes: int, timeout: float, exempt: str | None, hold: Hold | None, where: _Where
+) -> bytes:
     own = _origin(httpx.URL(exempt)) if exempt else None
     try:
-        with anyio.fail_after(timeout):
+        with anyio.fail_after(timeout) as limit:
             target = _parse(url, own)
             for _ in range(MAX_REDIRECTS + 1):
                 where.host = target.host
-                found = await _hop(target, max_bytes, own)
+                found = await _hop(target, _Buffer(max_bytes, hold, limit), own)
                 if isinstance(found, bytes):
                     return found
                 target = found
@@ -146,7 +158,7 @@ def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
     return target
 
 
-async def _hop(target: _Target, max_bytes: int, own: _Origin | None) -> bytes | _Target:
+async def _hop(target: _Target, buffer: _Buffer, own: _Origin | None) -> bytes | _Target:
     """One request: the body, or where it redirects to."""
     addresses = await _resolve(target)
     context = await asyncio.to_thread(_tls_context)
@@ -164,7 +176,7 @@ async def _hop(target: _Target, max_bytes: int, own: _Origin | None) -> bytes | 
                 if response.status_code in _REDIRECTS and "location" in response.headers:
                     return _parse(_joined(target.url, response.headers["location"]), own)
                 _check_status(response, target.host)
-                return await _body(response, max_bytes, target.host)
+                return await _body(response, buffer, target.host)
     raise _failed(f"No connection to {target.host} (port {target.port}) could be made: {why}.")
 
 
@@ -222,36 +234,83 @@ def _check_status(response: httpx.Response, host: str) -> None:
     raise _failed(f"{host} answered the link without a body (HTTP {status}).")
 
 
-async def _body(response: httpx.Response, max_bytes: int, host: str) -> bytes:
+class _Buffer:
+    """A body in memory, which grows with what has arrived, and not by what was announced.
+
+    :param most: bytes that it may be large.
+    :param hold: see `download`.
+    :param limit: stands still while `hold` is waited for.
+    """
+
+    def __init__(self, most: int, hold: Hold | None, limit: anyio.CancelScope) -> None:
+        self.most = most
+        self.size = self.announced = 0
+        self._hold = hold
+        self._limit = limit
+        self._capacity = 0
+        self._body = io.BytesIO()  # gives its bytes away without a copy of them
+
+    async def add(self, piece: bytes) -> None:
+        """Take what has arrived; nothing of it is kept if it is too much."""
+        needed = self.size + len(piece)
+        if needed <= self.most and needed > self._capacity:
+            await self._grow(needed)
+        self.size = needed
+        if needed <= self.most:
+            self._body.write(piece)
+
+    def getvalue(self) -> bytes:
+        """All of it."""
+        self._body.truncate(self.size)
+        return self._body.getvalue()
+
+    async def _grow(self, needed: int) -> None:
+        # In steps: growing piece by piece took a third of a download's CPU, and left holes in the memory.
+        self._capacity = max(needed, min(max(2 * needed, _FIRST_BYTES), self.announced or self.most))
+        if self._hold is not None:
+            left = self._limit.deadline - anyio.current_time()
+            self._limit.deadline = math.inf
+            try:
+                await self._hold(self._capacity)
+            finally:
+                self._limit.deadline = anyio.current_time() + left
+        self._body.seek(self._capacity - 1)
+        self._body.write(b"\0")
+        self._body.seek(self.size)
+
+
+async def _body(response: httpx.Response, body: _Buffer, host: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise InvalidImageError(
             f"{host} sent the picture encoded although that was refused; its bytes can't be trusted."
         )
-    announced = response.headers.get("content-length", "")
+    length = response.headers.get("content-length", "")
+    announced = int(length) if length.isdecimal() and len(length) <= 20 else None
     too_large = InvalidImageError(
-        f"The picture at {host} is larger than the {max_bytes} bytes that are allowed.",
+        f"The picture at {host} is larger than the {body.most} bytes that are allowed.",
         retryable=False,
         hint=LinkExpiredError.default_hint,
     )
-    if announced.isdecimal() and int(announced) > max_bytes:
+    if announced is not None and announced > body.most:
         raise too_large
-    body = io.BytesIO()  # gives its bytes away without a copy of them
-    if announced.isdecimal() and int(announced) > 0:
-        # All its room at once: growing piece by piece took a third of a download's CPU, and left holes in the memory.
-        body.seek(int(announced) - 1)
-        body.write(b"\0")
-        body.seek(0)
+    body.announced = announced or 0
+    pieces = 0
     try:
-        async for chunk in response.aiter_raw():
-            body.write(chunk)
-            if body.tell() > max_bytes:
+        async for piece in response.aiter_raw():
+            await body.add(piece)
+            if body.size > body.most:
                 raise too_large
+            pieces += 1
+            if pieces > _FREE_PIECES + body.size // _BYTES_A_PIECE:
+                raise _failed(f"{host} sends the picture in pieces of a few bytes each.")
+            if pieces % _PIECES_AT_ONCE == 0:
+                await asyncio.sleep(0)
     except httpx.RemoteProtocolError:
-        raise InvalidImageError(f"The download from {host} broke off after {body.tell()} bytes.") from None
-    if announced.isdecimal() and int(announced) != body.tell():
-        raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.tell()}.")
-    if not body.tell():
+        raise InvalidImageError(f"The download from {host} broke off after {body.size} bytes.") from None
+    if announced is not None and announced != body.size:
+        raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.size}.")
+    if not body.size:
         raise InvalidImageError(f"{host} sent an empty body (0 bytes).")
     return body.getvalue()
 

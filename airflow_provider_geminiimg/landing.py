@@ -48,7 +48,7 @@ from airflow_provider_geminiimg.manifest import (
     size_in_words,
 )
 from airflow_provider_geminiimg.names import is_sidecar_of
-from airflow_provider_geminiimg.room import Room
+from airflow_provider_geminiimg.room import Room, Share
 from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.storage import Files, join_uri
 from airflow_provider_geminiimg.thumbnails import Kept, make_thumbnails, thumbnail_keys
@@ -183,8 +183,8 @@ class Lander:
         """
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
-        async with self.workshop.room.share() as settle:
-            landed = await closed(self._land(record, pictures, reported_cost, settle), _broken)
+        async with self.workshop.room.share() as share:
+            landed = await closed(self._land(record, pictures, reported_cost, share), _broken)
         if isinstance(landed, GeminiImageError):
             raise landed
         return landed
@@ -194,19 +194,20 @@ class Lander:
         record: Record,
         pictures: Sequence[Picture],
         reported_cost: float | None,
-        settle: Callable[[int], None],
+        share: Share,
     ) -> Record:
         stored: list[StoredImage] = []
         kept = Kept()
         with paid():
             for picture in pictures:
                 try:
-                    data, info = await self._fetch(record, picture)
+                    before = kept.size
+                    data, info = await self._fetch(record, picture, share, before)
                     further = bool(stored) or picture is not pictures[-1]
                     if further and _is_input(record, await in_thread(_digest, data)):
                         self.log.warning("An input image came back beside the result of record %s.", record.key)
                         continue
-                    settle(len(data))
+                    share(before + len(data))
                     stored.append(await self._store(record, len(stored), data, info))
                     kept.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *UNFETCHED) as error:
@@ -220,7 +221,9 @@ class Lander:
         await self._drop_thumbnails(record, stored)
         return await self.landed(record, manifest, kept)
 
-    async def _fetch(self, record: Record, picture: Picture) -> tuple[bytes, ImageInfo]:
+    async def _fetch(
+        self, record: Record, picture: Picture, share: Share, before: int
+    ) -> tuple[bytes, ImageInfo]:
         if picture.data is not None:
             return picture.data, await in_thread(inspect_image, picture.data)
         transport = await self.workshop.transport(record)
@@ -231,6 +234,7 @@ class Lander:
                 max_bytes=MAX_PICTURE_BYTES,
                 timeout=DOWNLOAD_SECONDS,
                 exempt=transport.gateway.base_url,
+                hold=lambda size: share.hold(before + size),
             )
             return data, await in_thread(inspect_image, data)
 

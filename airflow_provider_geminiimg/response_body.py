@@ -1,23 +1,34 @@
 """Reads the body of a gateway's answer: bounded, unpacked, and kept where only its frame is broken.
 
-What must stay true: a few bytes may stand for gigabytes, so nothing is unpacked further than it may be large; a JSON
-object that is whole is the whole answer, whatever becomes of the connection after it: nothing that follows can change
-it, and it may hold the id of a job that was paid for.
+What must stay true: a few bytes may stand for gigabytes, so nothing is unpacked further than it may be large, and no
+more arrives than that; nothing here holds up the event loop, whatever the size of a piece; a JSON object that is whole
+is the whole answer, whatever becomes of the connection after it: nothing that follows can change it, and it may hold
+the id of a job that was paid for.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import io
 import json
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+
+from airflow_provider_geminiimg.answer_shape import AnswerShape, TooManyValuesError
 
 _PACKED = ("gzip", "x-gzip", "deflate")
 _BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
+_STEP = 16 * 1024  # bytes after which others have their turn in the event loop; a millisecond at most
+_FRAME = 64 * 1024  # bytes that a packed body may be larger than what is in it
+_SMALL = 64 * 1024  # bytes that are parsed in the event loop
 
 
 class UnreadableBodyError(Exception):
     """A body that is no answer; the text says why."""
+
+
+class TooLargeBodyError(UnreadableBodyError):
+    """A body that is larger than an answer may be."""
 
 
 class ResponseBody:
@@ -25,41 +36,62 @@ class ResponseBody:
 
     :param headers: those of the answer.
     :param limit: bytes of it at most, unpacked.
+    :param hold: told how large it is, as it grows; waits until so much may be held. Default: nobody is told.
     """
 
-    def __init__(self, headers: Mapping[str, str], limit: int) -> None:
+    def __init__(
+        self, headers: Mapping[str, str], limit: int, hold: Callable[[int], Awaitable[None]] | None = None
+    ) -> None:
         self._encoding = headers.get("content-encoding", "").strip().lower()
         self._limit = limit
         self._unpacker: zlib._Decompress | None = None
         self._begun = False
-        self._body = bytearray()
+        self._hold = hold
+        self._arrived = self._size = 0
+        self._body = io.BytesIO()  # gives its bytes away without a copy of them
+        self._shape = AnswerShape()
+        self._whole: bool | None = None
 
     async def read(self, pieces: AsyncIterator[bytes], *, until_whole: bool) -> bytes:
         """The body.
 
         :param pieces: as they come.
         :param until_whole: read no further than to the end of a JSON object, because what follows may keep one waiting.
-        :raises UnreadableBodyError: it is too large, or packed in a way that can't be undone.
+        :raises UnreadableBodyError: it is too large, has more values than an answer, or is packed in a way that can't
+            be undone.
         """
         try:
             async for piece in pieces:
-                self._add(piece)
-                if until_whole and piece and self._is_whole():
+                await self._add(piece)
+                if until_whole and await self._is_whole():
                     break
         except Exception:
-            if not self._is_whole():
+            if not await self._is_whole():
                 raise
-        return bytes(self._body)
+        return self._body.getvalue()
 
-    def _add(self, piece: bytes) -> None:
+    async def _add(self, piece: bytes) -> None:
         if not self._begun and piece:
             self._begin(piece)
-        if self._unpacker is None:
-            self._body += piece
-        else:
-            self._unpack(self._unpacker, piece)
-        if len(self._body) > self._limit:
-            raise UnreadableBodyError(f"The gateway's answer is larger than {self._limit:,} bytes.")
+        self._arrived += len(piece)
+        if self._arrived > self._limit + _FRAME:
+            raise self._too_large()
+        for number, part in enumerate(self._parts(piece)):
+            if number:
+                await asyncio.sleep(0)
+            self._size += len(part)
+            if self._size > self._limit:
+                raise self._too_large()
+            if self._hold is not None:
+                await self._hold(self._size)
+            self._body.write(part)
+            try:
+                self._shape.add(part)
+            except TooManyValuesError:
+                raise UnreadableBodyError("The gateway's answer has more values in it than any answer has.") from None
+
+    def _too_large(self) -> TooLargeBodyError:
+        return TooLargeBodyError(f"The gateway's answer is larger than {self._limit:,} bytes.")
 
     def _begin(self, piece: bytes) -> None:
         self._begun = True
@@ -69,22 +101,39 @@ class ResponseBody:
             raise UnreadableBodyError("The gateway's answer is encoded in a way that was not asked for.")
         self._unpacker = zlib.decompressobj(_BY_ITS_HEADER)
 
-    def _unpack(self, unpacker: zlib._Decompress, piece: bytes) -> None:
-        before = unpacker.copy()
-        try:
-            self._body += unpacker.decompress(piece, self._limit + 1 - len(self._body))
-        except zlib.error:
-            # What stands before the fault, such as a checksum that is wrong, was unpacked well.
-            with contextlib.suppress(zlib.error):
-                for at in range(len(piece)):
-                    self._body += before.decompress(piece[at : at + 1], self._limit + 1 - len(self._body))
-            raise UnreadableBodyError("The gateway's answer can't be unpacked.") from None
+    def _parts(self, piece: bytes) -> Iterator[bytes]:
+        """What a piece stands for, part by part."""
+        if self._unpacker is None:
+            for at in range(0, len(piece), _STEP):
+                yield piece[at : at + _STEP]
+            return
+        size = len(piece)  # of what is tried at once
+        part = b""
+        while (piece or len(part) == _STEP) and not self._unpacker.eof:  # a part that is full may not be all
+            before = self._unpacker.copy()
+            try:
+                part = self._unpacker.decompress(piece[:size], _STEP)
+            except zlib.error:
+                # What stands before the fault, such as a checksum that is wrong, was unpacked well.
+                self._unpacker, size = before, size // 2
+                if not size:
+                    raise UnreadableBodyError("The gateway's answer can't be unpacked.") from None
+                continue
+            piece = self._unpacker.unconsumed_tail + piece[size:]
+            yield part
 
-    def _is_whole(self) -> bool:
-        if len(self._body) > self._limit or self._body[-100:].rstrip()[-1:] != b"}":
-            return False
-        try:
-            found = json.loads(self._body)
-            return isinstance(found, dict) and bool(found)  # an empty one keeps the line open, and says nothing
-        except (ValueError, RecursionError):
-            return False
+    async def _is_whole(self) -> bool:
+        if self._whole is None and self._shape.ended:
+            # Once is enough: what follows the end of its first object makes a body that is none no better.
+            body = self._body.getvalue()
+            self._whole = _is_object(body) if len(body) <= _SMALL else await asyncio.to_thread(_is_object, body)
+        return bool(self._whole) and self._size <= self._limit
+
+
+def _is_object(body: bytes) -> bool:
+    """Whether a body is one JSON object; an empty one keeps the line open, and says nothing."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and bool(found)

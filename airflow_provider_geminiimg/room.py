@@ -1,17 +1,20 @@
 """Memory for pictures on their way from the gateway into storage, shared by all that one process lands at once.
 
-What must stay true: who waits holds no connection, so that no host cuts it off meanwhile; a picture of any size gets in
-once the others are out, so that nobody waits for ever; what is taken is given back whatever happens.
+What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier picture
+needed; whoever was let in first may always grow, so that nobody waits for ever, and no more than one is over the
+budget; a picture of any size gets in once the others are out; what is taken is given back whatever happens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 ROOM = 36 * 1024 * 1024
 """Bytes: two dozen pictures of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
+
+_MOST_AT_ONCE = 144  # however small the last one was: a connection takes memory too
 
 
 class Room:
@@ -24,26 +27,61 @@ class Room:
         self._size = self._free = size
         self._expected = size // 4
         self._given_back = asyncio.Event()
+        self._shares: dict[Share, None] = {}  # in the order in which they were let in
 
     @contextlib.asynccontextmanager
-    async def share(self) -> AsyncIterator[Callable[[int], None]]:
-        """Wait for the share of one picture and hold it; gives what is to be told how large the picture is."""
-        taken = self._expected
-        while taken > self._free and self._free < self._size:
-            self._given_back.clear()
-            await self._given_back.wait()
-            taken = self._expected
-        self._free -= taken
-
-        def settle(size: int) -> None:
-            nonlocal taken
-            self._expected = min(size, self._size)
-            self._free += taken - size
-            taken = size
-            self._given_back.set()
-
+    async def share(self) -> AsyncIterator[Share]:
+        """Wait for the share of one picture and hold it."""
+        while self._expected > self._free and self._free < self._size:
+            await self._change()
+        share = Share(self, self._expected)
+        self._free -= share.taken
+        self._shares[share] = None
         try:
-            yield settle
+            yield share
         finally:
-            self._free += taken
-            self._given_back.set()
+            del self._shares[share]
+            self._give_back(share.taken)
+
+    async def _grow(self, share: Share, size: int) -> None:
+        while size - share.taken > self._free and next(iter(self._shares)) is not share:
+            await self._change()
+        self._take(share, size)
+
+    def _settle(self, share: Share, size: int) -> None:
+        self._expected = max(self._size // _MOST_AT_ONCE, min(size, self._size))
+        self._take(share, size)
+
+    def _take(self, share: Share, size: int) -> None:
+        self._free -= size - share.taken
+        share.taken = size
+        self._given_back.set()
+
+    def _give_back(self, size: int) -> None:
+        self._free += size
+        self._given_back.set()
+
+    async def _change(self) -> None:
+        self._given_back.clear()
+        await self._given_back.wait()
+
+
+class Share:
+    """What one picture takes of a `Room`. Called with the picture's size once that is known: the next is expected to be
+    as large.
+
+    :param room: whose share it is.
+    :param taken: bytes.
+    """
+
+    def __init__(self, room: Room, taken: int) -> None:
+        self.taken = taken
+        self._room = room
+
+    def __call__(self, size: int) -> None:
+        self._room._settle(self, size)
+
+    async def hold(self, size: int) -> None:
+        """Be charged for `size` bytes from now on. Waits while they don't fit, unless all others came later."""
+        if size > self.taken:
+            await self._room._grow(self, size)

@@ -82,8 +82,13 @@ class Kept:
 
     def add(self, sha256: str, data: bytes) -> None:
         """Keep `data`, unless all together would be over `MAX_KEPT`."""
-        if sum(map(len, self.pictures.values())) + len(data) <= MAX_KEPT:
+        if self.size + len(data) <= MAX_KEPT:
             self.pictures[sha256] = data
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(map(len, self.pictures.values()))
 
 
 async def make_thumbnails(store: Store, record: Record, kept: Kept, *, log: Logs, guard: Guard) -> None:

@@ -19,7 +19,8 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from urllib.request import getproxies
@@ -42,7 +43,8 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways.base import Call, JobStatus, Reply
 from airflow_provider_geminiimg.gateways.models import is_image_model, refuses_model, shown
-from airflow_provider_geminiimg.response_body import ResponseBody, UnreadableBodyError
+from airflow_provider_geminiimg.response_body import ResponseBody, TooLargeBodyError, UnreadableBodyError
+from airflow_provider_geminiimg.room import Room, Share
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.polls import Polls
@@ -57,6 +59,11 @@ SLOWEST_UPLOAD = 100_000  # bytes a second
 MAX_PAUSE = 120.0  # seconds; a longer Retry-After is the business of whoever catches the outcome
 DEFAULT_CONCURRENCY = 8  # a thousand waiters in httpx's own pool cost five times as much as behind a semaphore
 MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: pictures may come inline
+LARGE_ANSWER = 1_000_000  # bytes; larger ones share `ANSWERS_ROOM`
+ANSWERS_ROOM = 64_000_000  # bytes
+IN_LOOP = 8_000  # bytes of an answer that are read in the event loop: under 10 ms, whatever they are
+TOO_LARGE = "answer_too_large"
+"""The code of an answer that is larger than it may be."""
 FREE_ATTEMPTS = 3
 HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
 
@@ -186,9 +193,10 @@ class Transport:
     """Sends calls to one gateway. An async context manager, bound to the event loop in which it is first used.
 
     :param connection: the account. Its `max_concurrency` bounds polls and billable calls, each for itself.
+    :param max_poll: bytes of an answer to a free call at most, where that is less than `MAX_ANSWER`.
     """
 
-    def __init__(self, connection: GatewayConnection) -> None:
+    def __init__(self, connection: GatewayConnection, *, max_poll: int | None = None) -> None:
         self.gateway = connection.adapter()
         self.api_host, self.key_digest = connection.api_host, connection.key_digest
         self._limiter = limiter_for(connection)
@@ -208,6 +216,10 @@ class Transport:
         self._polls: Polls | None = None
         self._closed = False
         self._served: dict[str, tuple[str, ...]] = {}
+        self._max_poll = max_poll
+        self._room = Room(ANSWERS_ROOM)
+        # One at a time, because each holds several copies of its answer.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="geminiimg-answers")
 
     async def __aenter__(self) -> Transport:
         return self
@@ -220,6 +232,7 @@ class Transport:
     async def aclose(self) -> None:
         """Close the pooled connections. Nothing can be sent afterwards."""
         self._closed = True
+        self._reader.shutdown(wait=False)
         opened, self._pool, self._polls = (self._pool, self._polls), None, None
         for pool in opened:
             if pool is not None:
@@ -264,10 +277,17 @@ class Transport:
             outcome = await self._in_turn(call)
         known = call.prompt if prompt is None else prompt
         if isinstance(outcome, GeminiImageError):
-            raise outcome.scrubbed(secrets=self._secrets, prompt=known)
+            raise await self._scrubbed(outcome, known)
         if isinstance(outcome, JobStatus) and outcome.error is not None:
-            return dataclasses.replace(outcome, error=outcome.error.scrubbed(secrets=self._secrets, prompt=known))
+            return dataclasses.replace(outcome, error=await self._scrubbed(outcome.error, known))
         return outcome
+
+    async def _scrubbed(self, error: GeminiImageError, prompt: str | None) -> GeminiImageError:
+        return await self._in_thread(lambda: error.scrubbed(secrets=self._secrets, prompt=prompt))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """What takes over 10 ms with a long answer or prompt, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     async def send_free(self, call: Call[T], *, prompt: str | None = None) -> T:
         """Send a call that costs nothing, up to three times while the failure may pass, with jitter between.
@@ -323,21 +343,29 @@ class Transport:
 
     async def _exchange(self, call: Call[T]) -> T | GeminiImageError:
         """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
-        exchange = _Exchange(call)
+        exchange = _Exchange(call, self._max_poll)
         try:
-            if isinstance(call.request, str) and not self._behind_proxy:
-                return await exchange.poll(await self._polling(), None if call.keyless else self._auth, call.request)
-            with quiet_http(), anyio.fail_after(exchange.time_limit):
-                if not call.billable:
-                    return await exchange.run(await self._pooled(), None if call.keyless else self._auth)
-                async with await self._client(connections=1, keep=0) as client:
-                    return await exchange.run(client, self._auth)
+            async with exchange.memory(self._room):
+                reply = await self._reply(exchange)
+                if not call.billable and len(reply.content) <= IN_LOOP:
+                    return exchange.parsed(reply)
+                return await self._in_thread(lambda: exchange.parsed(reply))
         except GeminiImageError as error:
             if isinstance(error, RateLimitedError) and error.retry_after:
                 self._limiter.pause(error.retry_after)
             return error
         except Exception as error:  # whatever it is, an answer or an address may have caused it
             return exchange.failure(error)
+
+    async def _reply(self, exchange: _Exchange[T]) -> Reply:
+        call = exchange.call
+        if isinstance(call.request, str) and not self._behind_proxy:
+            return await exchange.poll(await self._polling(), None if call.keyless else self._auth, call.request)
+        with quiet_http(), anyio.fail_after(exchange.time_limit):
+            if not call.billable:
+                return await exchange.run(await self._pooled(), None if call.keyless else self._auth)
+            async with await self._client(connections=1, keep=0) as client:
+                return await exchange.run(client, self._auth)
 
     async def _pooled(self) -> httpx.AsyncClient:
         if self._pool is None:
@@ -368,32 +396,58 @@ class Transport:
 
 
 class _Exchange(Generic[T]):
-    """One sending of one call, and whether any byte of it was written."""
+    """One sending of one call, and whether any byte of it was written.
 
-    def __init__(self, call: Call[T]) -> None:
+    :param call: what is sent.
+    :param max_poll: see `Transport`.
+    """
+
+    def __init__(self, call: Call[T], max_poll: int | None = None) -> None:
         self.call = call
         self.written = False
+        most = MAX_ANSWER[call.billable]
+        self._most = most if call.billable or max_poll is None else min(most, max_poll)
+        self._hold: Callable[[int], Awaitable[None]]
         upload = None if call.billable or isinstance(call.request, str) else call.request
         size = int(upload.headers.get("Content-Length", 0)) if upload else 0
         self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
 
-    async def run(self, client: httpx.AsyncClient, auth: httpx.Auth | None) -> T:
+    @contextlib.asynccontextmanager
+    async def memory(self, room: Room) -> AsyncIterator[None]:
+        """What the answer's bytes are charged to, if they are many, as long as they are held."""
+        share: Share | None = None
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def hold(size: int) -> None:
+                nonlocal share
+                if size > LARGE_ANSWER:
+                    share = share or await stack.enter_async_context(room.share())
+                    await share.hold(size)
+
+            self._hold = hold
+            yield
+
+    async def run(self, client: httpx.AsyncClient, auth: httpx.Auth | None) -> Reply:
         response = await client.send(self._request(), auth=auth, stream=True, follow_redirects=False)
         try:
             body = await self._body(response.headers, response.aiter_raw())
         finally:
             await response.aclose()
-        return self._parsed(Reply(response.status_code, response.headers, body))
+        return Reply(response.status_code, response.headers, body)
 
-    async def poll(self, polls: Polls, auth: _KeyAuth | None, url: str) -> T:
+    async def poll(self, polls: Polls, auth: _KeyAuth | None, url: str) -> Reply:
         """As `run`, for a call that is its URL alone; its time is limited, too."""
         headers = {**HEADERS, **(auth.headers(url) if auth is not None else {})}
         self.written = True  # where it is not, the exception says so
         async with polls.get(url, headers, read_timeout=self.call.read_timeout, total=self.time_limit) as answer:
             body = await self._body(answer.headers, answer.content.iter_any())
-        return self._parsed(Reply(answer.status, answer.headers, body))
+        return Reply(answer.status, answer.headers, body)
 
-    def _parsed(self, reply: Reply) -> T:
+    def parsed(self, reply: Reply) -> T:
+        """What the reply says.
+
+        :raises GeminiImageError: it is not what was asked for.
+        """
         if 300 <= reply.status < 400:
             raise self._redirected(reply)
         return self.call.parse(reply)
@@ -437,9 +491,11 @@ class _Exchange(Generic[T]):
         billable = self.call.billable
         try:
             # A free call reads to the end, so that its connection can be used again.
-            return await ResponseBody(headers, MAX_ANSWER[billable]).read(chunks, until_whole=billable)
+            return await ResponseBody(headers, self._most, self._hold).read(chunks, until_whole=billable)
         except UnreadableBodyError as error:
-            raise self._doubt(str(error)) from None
+            doubt = self._doubt(str(error))
+            doubt.code = TOO_LARGE if isinstance(error, TooLargeBodyError) else None
+            raise doubt from None
 
     def failure(self, error: Exception) -> GeminiImageError:
         """What an exception means, whatever it is. Its text may hold the request."""

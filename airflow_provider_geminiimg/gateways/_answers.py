@@ -44,6 +44,7 @@ from airflow_provider_geminiimg.redaction import scrub
 
 MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
 _DEPTH = 6  # no reason of the contracts nests deeper
+_MOST_HEARD = 10 * MAX_TEXT  # characters that are searched for words of moderation
 
 _MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoPictureError, OutcomeUnknownError)
 
@@ -142,7 +143,7 @@ def _reason_of_list(values: list[Any], depth: int) -> Reason:
         clean("; ".join(dict.fromkeys(part for part in parts if part)))
         for parts in ([reason.message for reason in told], [reason.details for reason in told])
     )
-    heard = " ".join(reason.heard for reason in told)
+    heard = " ".join(reason.heard for reason in told)[:_MOST_HEARD]
     return Reason(code, message, details, heard, _first(reason.outer_code for reason in told))
 
 
@@ -279,16 +280,22 @@ class Answer:
         )
 
 
-_FINISH = re.compile(r'"(?:finish|block)_?reason": ?"(?!STOP"|UNSPECIFIED")(\w{2,60})"', re.IGNORECASE)
+_FINISH = re.compile(r"(?:finish|block)_?reason", re.IGNORECASE)
+_FINISHED = re.compile(r"(?!(?:STOP|UNSPECIFIED)$)\w{2,60}", re.IGNORECASE)
 
 
 def finish_reason(value: Any) -> Reason:
     """Why a model ended without a picture, from its raw answer, wherever in it that stands."""
-    try:
-        found = _FINISH.search(json.dumps(value))
-    except (ValueError, RecursionError):
-        found = None
-    return Reason(code=found[1]) if found else Reason()
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, Mapping):
+            for key, said in held.items():
+                if isinstance(said, str) and _FINISH.fullmatch(key) and _FINISHED.fullmatch(said):
+                    return Reason(code=said)
+        inner = list(held.values() if isinstance(held, Mapping) else held if isinstance(held, list) else ())
+        waiting += reversed(inner)
+    return Reason()
 
 
 def link_expiry(link: str | None) -> float | None:
@@ -312,13 +319,15 @@ def parse_json(content: bytes | str) -> Any:
 
 
 _EMPTY_OBJECTS = re.compile(r"^(\{\s*\}\s*)+(?=\{)")
+_MOST_EMPTY = 10_000  # characters of objects that only keep the line open
 
 
 def _salvaged_json(content: bytes) -> Any:
     """The JSON object at the start of an answer that is not JSON as a whole: in another encoding, with raw control
     characters, or with something after it."""
     text = content.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    text = _EMPTY_OBJECTS.sub("", text)
+    if empty := _EMPTY_OBJECTS.match(text, 0, _MOST_EMPTY):
+        text = text[empty.end() :]
     if not text.startswith("{"):
         return None
     try:
@@ -335,7 +344,7 @@ def clean(value: Any) -> str | None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError):
         return None
-    text = text.encode("utf-8", "replace").decode().strip()
+    text = text.lstrip()[: MAX_TEXT + 1].encode("utf-8", "replace").decode().strip()
     if len(text) > MAX_TEXT:
         text = text[:MAX_TEXT].rsplit(None, 1)[0]
     return text or None

@@ -2,7 +2,7 @@
 
 What must stay true: an image that can be had from an answer is had; an address that stands beside a text, or where a
 request is repeated, is not taken for a result; nothing here trusts a link, `airflow_provider_geminiimg.download` does
-not either.
+not either; no text takes longer than its length allows, whatever is in it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_geminiimg.gateways.base import Picture
 
 MAX_PICTURES = 16  # of one job, of which one is asked for: an answer must not fill the disk
 _DEPTH = 10  # no known shape nests deeper
-_LONG = 20_000  # characters; a longer text is bytes, and not searched for wrappings
+_LONG = 20_000  # characters; a longer text is bytes, no link, and not searched for wrappings
+_MOST_TEXTS = 32  # of an answer that are searched, and of links in one text
+_MOST_WRAPPED = 20  # Markdown links of one text that are looked at
+_LONG_LINK = 4_000  # characters in which parentheses of a Markdown link are paired
 
 _BYTES_KEYS = ("b64_json", "b64", "base64", "image_base64", "imageBase64", "bytesBase64Encoded")
 # What no request has: it comes before what may repeat an input or say where to ask for the job.
@@ -58,7 +61,8 @@ def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]
     if depth >= _DEPTH:
         return []
     if isinstance(value, list):
-        return [found for item in value for found in results(item, depth + 1, inside=inside)]
+        found = (result for item in value for result in results(item, depth + 1, inside=inside))
+        return list(itertools.islice(found, _MOST_TEXTS))
     return _of_object(value, depth, inside) if isinstance(value, Mapping) else []
 
 
@@ -67,7 +71,8 @@ def only_results(value: Any, depth: int = 0) -> list[Result]:
     if depth >= _DEPTH:
         return []
     if isinstance(value, list):
-        return [found for item in value for found in only_results(item, depth + 1)]
+        each = (found for item in value for found in only_results(item, depth + 1))
+        return list(itertools.islice(each, _MOST_TEXTS))
     if not isinstance(value, Mapping):
         return []
     every = [results(value.get(key), depth + 1, inside=True) for key in _RESULT_KEYS]
@@ -148,12 +153,26 @@ def _address(text: str) -> str:
 # One text
 
 _EDGES = " \t\r\n\v\f\"'`\u200b\u200c\u200d\u2060\ufeff\u00a0\u201c\u201d\u2018\u2019"
+_SEPARATORS = " \t\r\n\v\f\x85\u00a0\u2028\u2029\u3000,;|"
 _SCHEME = re.compile(r"(https?:)?(//|\\/\\/)(?=[^\s/])", re.IGNORECASE)
 _IMAGE_PATH = re.compile(r"[^?#]*\.(png|jpe?g|webp)([?#]|$)", re.IGNORECASE)
-_NEXT_LINK = re.compile(r"[\s,;|]+(?=https?://)", re.IGNORECASE)
+_LINK_START = re.compile(r"[hH][tT][tT][pP][sS]?://")  # not IGNORECASE, which searches a long text far slower
 _MARKDOWN = re.compile(r"(?P<image>!)?\[[^\[\]]{0,500}\]\(\s*")
-_TITLE = re.compile(r"\s+(\"[^\"]*\"|'[^']*'|\([^()]*\))\s*$")
-_HTML = re.compile(r"<(img|a)\b[^>]*?\s(?:src|href)\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", re.IGNORECASE)
+_PUNCTUATION = ".,;:!'\"`>)]}"
+_MOST_PUNCTUATION = 50  # characters
+_START = 200  # characters of a base64 text that show whether it is an image's
+# How base64 may be written beside its own alphabet: escaped for JSON or for an address, with blanks of any kind in it.
+_WRITTEN = (
+    *((escape, b"") for escape in (b"\\n", b"\\r", b"%0A", b"%0a", b"%0D", b"%0d", b"%20")),
+    *((escape, b"/") for escape in (b"\\/", b"%2F", b"%2f", b"%5F", b"%5f")),
+    *((escape, b"+") for escape in (b"%2B", b"%2b", b"%2D", b"%2d")),
+    *((escape, b"=") for escape in (b"%3D", b"%3d")),
+    *((blank.encode(), b"") for blank in "\x85\u00a0\u2028\u2029\u3000"),
+)
+_ALPHABET, _BLANKS = bytes.maketrans(b"-_", b"+/"), b" \t\n\r\v\f"
+_PAREN = re.compile(r"[()]")
+_TITLE = re.compile(r"\s(\"[^\"]*\"|'[^']*'|\([^()]*\))$")
+_HTML = re.compile(r"<(img|a)\b[^<>]{0,500}?\s(?:src|href)\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", re.IGNORECASE)
 _IN_TEXT = re.compile(r"https?://[^\s\"'<>`]+", re.IGNORECASE)
 
 
@@ -166,7 +185,7 @@ def pictures_in(text: str, *, inline: bool = False) -> tuple[Picture, ...]:
     while text[:1] == "<" and text[-1:] == ">" and _is_source(text[1:].lstrip(_EDGES)):
         text = text[1:-1].strip(_EDGES)
     if _is_source(text):
-        found = [_picture(each) for each in _NEXT_LINK.split(text)]
+        found = [_picture(each) for each in _apart(text)]
     elif data := _base64(text, sure=inline):
         found = [Picture(data=data)]
     else:
@@ -176,6 +195,17 @@ def pictures_in(text: str, *, inline: bool = False) -> tuple[Picture, ...]:
 
 def _is_source(text: str) -> bool:
     return text[:5].lower() == "data:" or bool(_SCHEME.match(text))
+
+
+def _apart(text: str) -> list[str]:
+    """The links and data URIs of a list that is written as one text."""
+    found = (
+        each.start() for each in _LINK_START.finditer(text) if text[each.start() - 1] in _SEPARATORS and each.start()
+    )
+    starts = [0, *itertools.islice(found, _MOST_TEXTS)]
+    return [
+        text[start:end].rstrip(_SEPARATORS) for start, end in zip(starts, [*starts[1:], len(text)], strict=True)
+    ]  # fmt: skip
 
 
 def _picture(text: str) -> Picture | None:
@@ -189,12 +219,13 @@ def _picture(text: str) -> Picture | None:
 def _wrapped(text: str) -> Iterator[str]:
     """Links and data URIs within a text. A mere address beside words is none, unless it is an image's."""
     embedded = list(_markdown(text))
-    embedded += [(source.strip("\"'"), tag.lower() == "img") for tag, source in _HTML.findall(text)]
+    tags = _HTML.findall(text[:_LONG])
+    embedded += [(source.strip("\"'"), tag.lower() == "img") for tag, source in tags]
     for source, sure in embedded:
         if sure or _IMAGE_PATH.match(source):
             yield source
-    if not embedded:
-        for bare in _IN_TEXT.finditer(text):
+    if not embedded and len(text) <= _LONG:
+        for bare in itertools.islice(_IN_TEXT.finditer(text), _MOST_TEXTS):
             named = text[: bare.start()].rstrip().endswith(":") and not text[bare.end() :].strip()
             if named or _IMAGE_PATH.match(bare[0].rstrip(".,;:!)")):
                 yield bare[0]
@@ -202,26 +233,31 @@ def _wrapped(text: str) -> Iterator[str]:
 
 def _markdown(text: str) -> Iterator[tuple[str, bool]]:
     """The target of each Markdown link or image, and whether it is an image or all of the text."""
-    for begun in _MARKDOWN.finditer(text):
+    for begun in itertools.islice(_MARKDOWN.finditer(text), _MOST_WRAPPED):
         closed, depth = len(text), 0
-        for at in range(begun.end(), min(len(text), begun.end() + _LONG)):
-            depth += {"(": 1, ")": -1}.get(text[at], 0)
+        for paren in _PAREN.finditer(text, begun.end(), begun.end() + _LONG_LINK):
+            depth += 1 if paren[0] == "(" else -1
             if depth < 0:
-                closed = at
+                closed = paren.start()
                 break
         if closed == len(text):
             closed = max(text.rfind(")", begun.end()), begun.end())
-        target = _TITLE.sub("", text[begun.end() : closed]).strip().removeprefix("<").removesuffix(">")
+        target = text[begun.end() : closed].strip()
+        if len(target) <= _LONG:
+            target = _TITLE.sub("", target).rstrip()
+        target = target.removeprefix("<").removesuffix(">")
         if _is_source(target):
             yield target, bool(begun["image"]) or text[begun.start() : closed + 1] == text
 
 
 def _link(text: str) -> str | None:
     """A link as it can be asked for, whatever raw white space, escaping or wrapping it came in; ``None`` for none."""
-    text = text.strip(_EDGES).replace("\\/", "/")
-    text = re.sub(r"&amp;|&#38;|&#x26;|\\+u0026", "&", text, flags=re.IGNORECASE)
+    text = text.strip(_EDGES)
+    if len(text) > _LONG:
+        return None
+    text = re.sub(r"&amp;|&#38;|&#x26;|\\{1,16}u0026", "&", text.replace("\\/", "/"), flags=re.IGNORECASE)
     # As browsers do: line breaks and tabs are none of a link's, and a space in it is one that was not encoded.
-    text = _without_words(re.sub(r"\s*[\r\n]+\s*|\t", "", text))
+    text = _without_words("".join(line.strip() for line in re.split(r"[\r\n]+", text)).replace("\t", ""))
     text = _trimmed(f"https:{text}" if text.startswith("//") else text)
     if not re.match(r"https?://[^\s/?#]+([/?#]|$)", text, re.IGNORECASE):
         return None
@@ -242,9 +278,9 @@ def _without_words(text: str) -> str:
 def _trimmed(text: str) -> str:
     """A link without the punctuation of the sentence that it stood in."""
     pairs = {")": "(", "]": "[", "}": "{"}
-    while text and text[-1] in ".,;:!'\"`>)]}":
-        opened = pairs.get(text[-1])
-        if opened and text.count(opened) >= text.count(text[-1]):
+    for _ in range(_MOST_PUNCTUATION):
+        opened = pairs.get(text[-1:])
+        if text[-1:] not in _PUNCTUATION or (opened and text.count(opened) >= text.count(text[-1])):
             break
         text = text[:-1]
     return text
@@ -252,9 +288,10 @@ def _trimmed(text: str) -> str:
 
 def _data_uri(text: str) -> bytes:
     head, _, payload = text.partition(",")
-    if "base64" in head.lower():
+    if "base64" in head[:_LONG].lower():
         return _base64(payload, sure=True)
-    data = unquote_to_bytes(payload)
+    # Quoted-printable but for its sign: in one go, where a list of the pieces takes thirty times the memory.
+    data = binascii.a2b_qp(payload.encode("utf-8", "replace").replace(b"=", b"=3D").replace(b"%", b"="))
     return data if _is_image(data) else b""
 
 
@@ -263,16 +300,22 @@ def _base64(text: str, *, sure: bool = False) -> bytes:
 
     :param sure: whether it is base64; else only an image's is taken.
     """
-    if not sure and not _is_image(_decoded("".join(text[:64].split())[:24])):
+    if not sure and not _is_image(_decoded(_plain(text[:_START])[:24])):
         return b""
-    text = "".join(text.split()).replace("\\n", "").replace("\\r", "").replace("\\/", "/")
-    return _decoded(unquote(text) if "%" in text else text)
+    return _decoded(_plain(text))
 
 
-def _decoded(text: str) -> bytes:
-    text = text.rstrip("=").replace("-", "+").replace("_", "/")
+def _plain(text: str) -> bytes:
+    """A base64 text in the usual alphabet and on one line."""
+    data = text.encode("utf-8", "replace")
+    for written, meant in _WRITTEN:
+        data = data.replace(written, meant)
+    return data.translate(_ALPHABET, _BLANKS).rstrip(b"=")
+
+
+def _decoded(data: bytes) -> bytes:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         return b""
 

@@ -62,7 +62,7 @@ _PAGES: Mapping[int, Rule] = {
 }
 # The same where a web server's own page shows that it wrote the answer itself.
 _SERVER_PAGES: Mapping[int, Rule] = {**dict.fromkeys((400, 404), WRONG_PLACE), 429: CDN_RATE}
-_SERVER_PAGE = re.compile(rb"<center>\s*(nginx|openresty|tengine|angie)\b", re.IGNORECASE)
+_SERVER_PAGE = re.compile(rb"<center>\s{0,20}(nginx|openresty|tengine|angie)\b", re.IGNORECASE)
 _NO_TLS = (525, 526)  # Cloudflare's: no TLS with the gateway's own server could be agreed on
 
 # Headers that no gateway sends: the answer is a challenge, whatever its status.
@@ -76,8 +76,8 @@ _CHALLENGE_PAGE = re.compile(rb"_cf_chl_opt|\bcf-chl-|id=.challenge-form", re.IG
 # Cloudflare's codes for requests that it did not pass on. 1019 and 11xx may come after a Worker did.
 _CLOUDFLARE_CODES = frozenset(range(1000, 1100)) - {1019}
 _RATE_CODE = 1015
-_PLAIN_CODE = re.compile(rb"\s*error code:? (\d{4})\s*", re.IGNORECASE)
-_PAGE_CODE = re.compile(r"\berror\s*(?:code)?:?\s*(\d{4})\b", re.IGNORECASE)
+_PLAIN_CODE = re.compile(rb"\s{0,20}error code:? (\d{4})\s{0,20}", re.IGNORECASE)
+_PAGE_CODE = re.compile(r"\berror\s{0,20}(?:code)?:?\s{0,20}(\d{4})\b", re.IGNORECASE)
 _SEARCHED = 50_000  # bytes of a page
 
 
@@ -120,7 +120,7 @@ def _cloudflare_code(headers: Mapping[str, str], page: bytes, body: Mapping[str,
         return int(plain[1])
     if not _is_cloudflare(headers, page):
         return None
-    found = _PAGE_CODE.search(re.sub(r"<[^>]*>", " ", page.decode("utf-8", "replace")))
+    found = _PAGE_CODE.search(re.sub(r"<[^<>]*>", " ", page.decode("utf-8", "replace")))
     return int(found[1]) if found else None
 
 

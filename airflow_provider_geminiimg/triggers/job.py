@@ -5,7 +5,8 @@ What must stay true:
 - nothing here costs money, and nothing here writes: the event says how a job stands, the worker does the rest;
 - kwargs and event, which Airflow stores and logs in clear, hold ids, numbers and one word; no link, no message;
 - all triggers of one connection in one loop share one look-up, one client and one limiter;
-- a failure, of a poll or of the look-up, never ends the wait by itself: `PollPlan` decides.
+- a failure, of a poll or of the look-up, never ends the wait by itself: `PollPlan` decides;
+- no answer holds up the loop: one that is larger than `MAX_POLL` is the worker's to read.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways.base import JobStatus
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.polling import PollPlan, follow
-from airflow_provider_geminiimg.transport import Transport
+from airflow_provider_geminiimg.transport import TOO_LARGE, Transport
 
 LINGER = 30.0  # seconds that a client outlives its last trigger: mapped tasks come one by one
 LOOK_UP_AGAIN = 5.0  # seconds; a look-up that failed, or whose key was refused, is not repeated sooner
 LAST_POLL = 30.0  # seconds past the deadline that the last poll may take
 SETTLE = 6.0  # seconds after its start in which a trigger does not fire; see `GeminiImageJobTrigger.run`
+MAX_POLL = 1_000_000  # bytes; a real answer has a few thousand, unless an image is in it
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _DOUBTS = (AuthenticationError, BadRequestError, NotSentError)  # failures that a corrected connection would end
 
@@ -122,7 +124,7 @@ class Poller:
         connection = await self._hook.aconnection()
         if connection != self._connection:
             # The one before may still be answering; all are closed together.
-            self._transports.append(Transport(connection))
+            self._transports.append(Transport(connection, max_poll=MAX_POLL))
             self._connection = connection
             log.info("Opened one client for connection %s", connection.conn_id)
         self._failure, self._stale = None, False
@@ -150,7 +152,8 @@ class GeminiImageJobTrigger(BaseTrigger):
     """Fires once, when a job has ended or is not worth waiting for any longer.
 
     The event is ``{"status", "job_id", "code"}``: the status is ``done``, ``failed`` or ``vanished`` (the gateway's
-    word), ``timeout`` or ``lost`` (we stopped asking, the job is left alone); the code is the gateway's own, or null.
+    word), ``timeout``, ``lost`` or ``too_large`` (we stopped asking, the job is left alone; what is too large for here
+    is the worker's to read); the code is the gateway's own, or null.
 
     :param geminiimg_conn_id: id of the Airflow connection.
     :param job_id: the gateway's id of the job.
@@ -228,8 +231,11 @@ class GeminiImageJobTrigger(BaseTrigger):
             status, code = "timeout", None
             # One limit for the whole wait, because one for each poll is a tenth of a poll's CPU.
             with anyio.move_on_after(max(0.0, self.deadline - time.time()) + LAST_POLL):
-                end, result = await follow(plan, lambda: self._poll(poller))
-                status, code = end.status, _code(result)
+                try:
+                    end, result = await follow(plan, lambda: self._poll(poller))
+                    status, code = end.status, _code(result)
+                except _TooLargeError:
+                    status = "too_large"
             return {"status": status, "job_id": self.job_id, "code": code}
         finally:
             poller.leave()
@@ -243,11 +249,17 @@ class GeminiImageJobTrigger(BaseTrigger):
             "Polling job %s failed (%s, HTTP %s); that says nothing about the job.",
             self.job_id, found.kind, found.status_code,
         )  # fmt: skip
+        if found.code == TOO_LARGE:
+            raise _TooLargeError
         raise found
 
 
 def _lost(said: str, error: Exception) -> LostContactError:
     return LostContactError(f"{said} ({told(error)}).")
+
+
+class _TooLargeError(Exception):
+    """The answer to a poll is more than is read here."""
 
 
 def _code(result: JobStatus | GeminiImageError) -> str | None:

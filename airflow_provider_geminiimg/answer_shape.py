@@ -1,0 +1,95 @@
+"""How many values a JSON answer has and how deep it nests, told from its bytes as they arrive.
+
+What must stay true: it is known before anything is parsed or walked, because both hold the interpreter for as long as
+there are values, and a few bytes can stand for millions; no real answer comes near a limit, and none is about the
+length of a text: an image may come inline. Work is linear in the bytes, whatever they are.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+
+MAX_ITEMS = 50_000  # values, and escapes in texts; a list of models has a few thousand
+MAX_DEPTH = 64  # no known shape nests deeper than 10
+_BYTES_AN_ESCAPE = 16  # beyond `MAX_ITEMS`; a slash in base64 may be escaped, and it is one character in 64
+
+_OUTSIDE = re.compile(rb'[",\[\]{}]')
+_IN_TEXT = re.compile(rb'["\\]')
+_CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+class TooManyValuesError(Exception):
+    """An answer that no gateway has reason to give."""
+
+
+class AnswerShape:
+    """The shape of one answer so far.
+
+    `ended` says whether its first list or object has ended. A web page has no shape.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._start = b""
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._begun = self._is_page = False
+        self._in_text = self._escaped = False
+        self._depth = self._items = self._escapes = self._size = 0
+
+    def add(self, piece: bytes) -> None:
+        """Follow what has arrived.
+
+        :raises TooManyValuesError: it nests too deep, or has too many values.
+        """
+        if not self._begun:
+            piece = self._begin(piece)
+        if self._is_page or not piece:
+            return
+        if self._decoder is not None:
+            piece = self._decoder.decode(piece).encode("utf-8", "replace")
+        self._follow(piece)
+
+    def _begin(self, piece: bytes) -> bytes:
+        """What is to be followed, once there is enough to tell the encoding by."""
+        self._start += piece
+        if len(self._start) < 4:
+            return b""
+        self._begun = True
+        encoding = json.detect_encoding(self._start)
+        if not encoding.startswith("utf-8"):
+            self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self._is_page = self._start.lstrip()[:1] == b"<"
+        return self._start
+
+    def _follow(self, piece: bytes) -> None:
+        self._size += len(piece)
+        at = 0
+        while at < len(piece):
+            if self._escaped:
+                self._escaped, at = False, at + 1
+                continue
+            mark = (_IN_TEXT if self._in_text else _OUTSIDE).search(piece, at)
+            if mark is None:
+                break
+            at = mark.end()
+            self._mark(piece[at - 1])
+        if self._depth > MAX_DEPTH or self._items > MAX_ITEMS:
+            raise TooManyValuesError
+        if self._escapes > MAX_ITEMS + self._size // _BYTES_AN_ESCAPE:
+            raise TooManyValuesError
+
+    def _mark(self, byte: int) -> None:
+        if byte == ord('"'):
+            self._in_text = not self._in_text
+        elif byte == ord("\\"):
+            self._escaped = True
+            self._escapes += 1
+        else:
+            change = _CHANGE.get(byte, 0)
+            self._depth += change
+            self._items += change >= 0
+            if self._depth > MAX_DEPTH:
+                raise TooManyValuesError
+            self.ended = self.ended or (change < 0 and self._depth == 0)
