@@ -27,14 +27,15 @@ class TooManyValuesError(Exception):
 class AnswerShape:
     """The shape of one answer so far.
 
-    `ended` says whether its first list or object has ended. A web page has no shape.
+    `ended` says whether it is an object, or begins with one, that has ended. An empty one does not count: it keeps the
+    line open, and says nothing. A web page has no shape.
     """
 
     def __init__(self) -> None:
         self.ended = False
         self._start = b""
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._begun = self._is_page = False
+        self._begun = self._is_page = self._is_object = self._has_text = False
         self._in_text = self._escaped = False
         self._depth = self._items = self._escapes = self._size = 0
 
@@ -54,13 +55,15 @@ class AnswerShape:
     def _begin(self, piece: bytes) -> bytes:
         """What is to be followed, once there is enough to tell the encoding by."""
         self._start += piece
-        if len(self._start) < 4:
+        first = self._start.removeprefix(codecs.BOM_UTF8).replace(b"\0", b"").lstrip()[:1]
+        if len(self._start) < 4 or not first:
+            self._start = self._start[:4]  # blanks so far
             return b""
         self._begun = True
         encoding = json.detect_encoding(self._start)
         if not encoding.startswith("utf-8"):
             self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self._is_page = self._start.lstrip()[:1] == b"<"
+        self._is_page, self._is_object = first == b"<", first == b"{" or self._decoder is not None
         return self._start
 
     def _follow(self, piece: bytes) -> None:
@@ -82,7 +85,7 @@ class AnswerShape:
 
     def _mark(self, byte: int) -> None:
         if byte == ord('"'):
-            self._in_text = not self._in_text
+            self._in_text, self._has_text = not self._in_text, True
         elif byte == ord("\\"):
             self._escaped = True
             self._escapes += 1
@@ -92,4 +95,5 @@ class AnswerShape:
             self._items += change >= 0
             if self._depth > MAX_DEPTH:
                 raise TooManyValuesError
-            self.ended = self.ended or (change < 0 and self._depth == 0)
+            if change < 0 and self._depth == 0 and self._is_object and self._has_text:
+                self.ended = True

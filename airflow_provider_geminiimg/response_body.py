@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
@@ -20,7 +19,6 @@ _PACKED = ("gzip", "x-gzip", "deflate")
 _BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
 _STEP = 16 * 1024  # bytes after which others have their turn in the event loop; a millisecond at most
 _FRAME = 64 * 1024  # bytes that a packed body may be larger than what is in it
-_SMALL = 64 * 1024  # bytes that are parsed in the event loop
 
 
 class UnreadableBodyError(Exception):
@@ -50,7 +48,6 @@ class ResponseBody:
         self._arrived = self._size = 0
         self._body = io.BytesIO()  # gives its bytes away without a copy of them
         self._shape = AnswerShape()
-        self._whole: bool | None = None
 
     async def read(self, pieces: AsyncIterator[bytes], *, until_whole: bool) -> bytes:
         """The body.
@@ -63,10 +60,10 @@ class ResponseBody:
         try:
             async for piece in pieces:
                 await self._add(piece)
-                if until_whole and await self._is_whole():
+                if until_whole and self._shape.ended:
                     break
         except Exception:
-            if not await self._is_whole():
+            if not self._shape.ended or self._size > self._limit:
                 raise
         return self._body.getvalue()
 
@@ -121,19 +118,3 @@ class ResponseBody:
                 continue
             piece = self._unpacker.unconsumed_tail + piece[size:]
             yield part
-
-    async def _is_whole(self) -> bool:
-        if self._whole is None and self._shape.ended:
-            # Once is enough: what follows the end of its first object makes a body that is none no better.
-            body = self._body.getvalue()
-            self._whole = _is_object(body) if len(body) <= _SMALL else await asyncio.to_thread(_is_object, body)
-        return bool(self._whole) and self._size <= self._limit
-
-
-def _is_object(body: bytes) -> bool:
-    """Whether a body is one JSON object; an empty one keeps the line open, and says nothing."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and bool(found)

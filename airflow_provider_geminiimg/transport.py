@@ -420,8 +420,9 @@ class _Exchange(Generic[T]):
 
             async def hold(size: int) -> None:
                 nonlocal share
-                if size > LARGE_ANSWER:
-                    share = share or await stack.enter_async_context(room.share())
+                if size > LARGE_ANSWER and share is None:
+                    share = await stack.enter_async_context(room.share())
+                if share is not None:
                     await share.hold(size)
 
             self._hold = hold

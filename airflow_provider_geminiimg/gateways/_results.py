@@ -161,14 +161,17 @@ _MARKDOWN = re.compile(r"(?P<image>!)?\[[^\[\]]{0,500}\]\(\s*")
 _PUNCTUATION = ".,;:!'\"`>)]}"
 _MOST_PUNCTUATION = 50  # characters
 _START = 200  # characters of a base64 text that show whether it is an image's
-# How base64 may be written beside its own alphabet: escaped for JSON or for an address, with blanks of any kind in it.
-_WRITTEN = (
-    *((escape, b"") for escape in (b"\\n", b"\\r", b"%0A", b"%0a", b"%0D", b"%0d", b"%20")),
-    *((escape, b"/") for escape in (b"\\/", b"%2F", b"%2f", b"%5F", b"%5f")),
-    *((escape, b"+") for escape in (b"%2B", b"%2b", b"%2D", b"%2d")),
-    *((escape, b"=") for escape in (b"%3D", b"%3d")),
-    *((blank.encode(), b"") for blank in "\x85\u00a0\u2028\u2029\u3000"),
-)
+# How base64 may be written beside its own alphabet, by what shows that it may be: escaped, or with rare blanks in it.
+_WRITTEN = {
+    b"\\": ((b"\\n", b""), (b"\\r", b""), (b"\\/", b"/")),
+    b"%": (
+        *((escape, b"") for escape in (b"%0A", b"%0a", b"%0D", b"%0d", b"%20")),
+        *((escape, b"/") for escape in (b"%2F", b"%2f", b"%5F", b"%5f")),
+        *((escape, b"+") for escape in (b"%2B", b"%2b", b"%2D", b"%2d")),
+        *((escape, b"=") for escape in (b"%3D", b"%3d")),
+    ),
+    **{blank.encode()[:1]: ((blank.encode(), b""),) for blank in "\u00a0\u2028\u3000"},
+}
 _ALPHABET, _BLANKS = bytes.maketrans(b"-_", b"+/"), b" \t\n\r\v\f"
 _PAREN = re.compile(r"[()]")
 _TITLE = re.compile(r"\s(\"[^\"]*\"|'[^']*'|\([^()]*\))$")
@@ -233,7 +236,7 @@ def _wrapped(text: str) -> Iterator[str]:
 
 def _markdown(text: str) -> Iterator[tuple[str, bool]]:
     """The target of each Markdown link or image, and whether it is an image or all of the text."""
-    for begun in itertools.islice(_MARKDOWN.finditer(text), _MOST_WRAPPED):
+    for begun in itertools.islice(_MARKDOWN.finditer(text, 0, _LONG), _MOST_WRAPPED):
         closed, depth = len(text), 0
         for paren in _PAREN.finditer(text, begun.end(), begun.end() + _LONG_LINK):
             depth += 1 if paren[0] == "(" else -1
@@ -308,8 +311,9 @@ def _base64(text: str, *, sure: bool = False) -> bytes:
 def _plain(text: str) -> bytes:
     """A base64 text in the usual alphabet and on one line."""
     data = text.encode("utf-8", "replace")
-    for written, meant in _WRITTEN:
-        data = data.replace(written, meant)
+    for sign, escapes in _WRITTEN.items():
+        for written, meant in escapes if sign in data else ():
+            data = data.replace(written, meant)
     return data.translate(_ALPHABET, _BLANKS).rstrip(b"=")
 
 

@@ -1,0 +1,196 @@
+"""Hosts that announce more than they send, and send more than there is room for, fifty at once.
+
+Each attack goes through a batch. What must stay true: the process grows by what has arrived, within a budget that all
+share; and whoever waits for room gets it in the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import psutil
+import pytest
+from harness import attacks
+from harness import forbidden as web
+from harness.attacks import Target, picture
+from harness.forbidden import Host, Route, answer, as_json, done
+
+from airflow_provider_geminiimg import landing
+from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+
+target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
+
+ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
+AT_ONCE = 50
+MB = 1024 * 1024
+BUDGET = (
+    250 * MB
+)  # what the process may grow by: room for landing, one picture more, sockets, and whatever else it does
+
+
+class Growth:
+    """`most` bytes that this process has been larger than at the beginning."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+
+@contextlib.contextmanager
+def growth() -> Iterator[Growth]:
+    """Of this process, looked at every few milliseconds within this block."""
+    found, over, process = Growth(), threading.Event(), psutil.Process()
+    begun = process.memory_info().rss
+
+    def look() -> None:
+        while not over.wait(0.005):
+            found.most = max(found.most, process.memory_info().rss - begun)
+
+    watching = threading.Thread(target=look, daemon=True)
+    watching.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        watching.join()
+
+
+class Crowd:
+    """A gateway whose first job has a small picture, and whose others have what `/crowd` sends once that has landed.
+
+    `arrived` is set when all of them are being fetched at once, or are never going to be.
+    """
+
+    def __init__(self, api: Host, route: Route) -> None:
+        self.api = api
+        self.submits = self.fetches = self.polls = 0
+        self.arrived = threading.Event()
+        self._lock = threading.Lock()
+        self._small = threading.Event()
+        api.routes |= {"/small.png": self._first, "/crowd.png": self._others(route)}
+        api.otherwise = self._answer
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        with self._lock:
+            if handler.command == "POST":
+                self.submits += 1
+                as_json({"data": [{"status": "submitted", "task_id": f"job-{self.submits}"}]})(handler)
+                return
+            first = "/job-1?" in handler.path
+            self.polls += self._small.is_set()
+            if first or self.polls > 3 * AT_ONCE:
+                as_json(done(f"{self.api.url}/{'small' if first else 'crowd'}.png"))(handler)
+            else:
+                as_json({"data": {"status": "in_progress"}})(handler)
+
+    def _first(self, handler: BaseHTTPRequestHandler) -> None:
+        answer(body=picture((16, 16)))(handler)
+        self._small.set()
+
+    def _others(self, route: Route) -> Route:
+        def fetched(handler: BaseHTTPRequestHandler) -> None:
+            with self._lock:
+                self.fetches += 1
+                if self.fetches >= AT_ONCE - 1:
+                    self.arrived.set()
+            route(handler)
+
+        return fetched
+
+
+def run(target: Target, **more: Any) -> Any:
+    with growth() as grown:
+        ran = target.run_as_is(
+            GeminiImageBatchOperator,
+            requests=[f"number {number}" for number in range(AT_ONCE)],
+            geminiimg_conn_id=target.conn_id,
+            max_concurrency=AT_ONCE,
+            poll_interval=0.1,
+            **more,
+        )
+    return ran, grown
+
+
+@ONE_GATEWAY
+def test_fifty_bodies_of_one_byte_that_announce_64_MiB_take_what_arrived(target: Target, api: Host) -> None:
+    def route(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(landing.MAX_PICTURE_BYTES))
+        handler.end_headers()
+        handler.wfile.write(b"\x89")
+        handler.wfile.flush()
+        crowd.arrived.wait(3)
+
+    crowd = Crowd(api, route)
+    _, grown = run(target)
+    assert crowd.arrived.is_set(), "they were not fetched at once"
+    assert grown.most < BUDGET
+    assert crowd.submits == AT_ONCE
+    states = [record.state for record in target.records()]
+    assert (states.count("landed"), states.count("submitted")) == (1, AT_ONCE - 1)
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("framing", ["length", "chunked", "none"])
+def test_fifty_large_pictures_behind_a_small_one_share_the_budget_and_all_land(
+    target: Target, api: Host, framing: str
+) -> None:
+    body = picture((16, 16)) + bytes(14 * MB)
+
+    def route(handler: BaseHTTPRequestHandler) -> None:
+        handler.protocol_version = "HTTP/1.1" if framing == "chunked" else "HTTP/1.0"
+        handler.send_response(200)
+        if framing != "none":
+            of_length = ("Content-Length", str(len(body)))
+            handler.send_header(*(of_length if framing == "length" else ("Transfer-Encoding", "chunked")))
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+        for at in range(0, len(body), MB):
+            piece = body[at : at + MB]
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if framing == "chunked" else piece)
+        handler.wfile.write(b"0\r\n\r\n" if framing == "chunked" else b"")
+
+    crowd = Crowd(api, route)
+    ran, grown = run(target)
+    assert ran.task("made").state == "success", ran.log
+    assert grown.most < BUDGET
+    assert crowd.submits == AT_ONCE
+    assert {record.state for record in target.records()} == {"landed"}
+
+
+@ONE_GATEWAY
+def test_fifty_large_answers_to_submits_share_a_budget_and_each_is_paid_once(
+    target: Target, api: Host, connect: Any
+) -> None:
+    extra = {"gateway": "apimaster", "requests_per_minute": 100_000, "max_concurrency": AT_ONCE}
+    connect(target.conn_id, host=f"{api.url}/v1", password="key", extra=extra)
+    crowd = Crowd(api, answer(body=picture()))
+    padding = "x" * 24_000_000
+
+    def answered(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command != "POST":
+            crowd._answer(handler)
+            return
+        with crowd._lock:
+            crowd.submits += 1
+            job_id = f"job-{crowd.submits}"
+        head = json.dumps({"padding": ""})[:-2].encode()
+        tail = f'", "data": [{{"status": "submitted", "task_id": "{job_id}"}}]}}'.encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(head) + len(padding) + len(tail)))
+        handler.end_headers()
+        handler.wfile.write(head)
+        for _ in range(24):
+            handler.wfile.write(b"x" * 1_000_000)
+        handler.wfile.write(tail)
+
+    api.otherwise = answered
+    ran, grown = run(target)
+    assert ran.task("made").state == "success", ran.log
+    assert grown.most < 2 * BUDGET
+    assert crowd.submits == AT_ONCE
