@@ -221,9 +221,7 @@ class Lander:
         await self._drop_thumbnails(record, stored)
         return await self.landed(record, manifest, kept)
 
-    async def _fetch(
-        self, record: Record, picture: Picture, share: Share, before: int
-    ) -> tuple[bytes, ImageInfo]:
+    async def _fetch(self, record: Record, picture: Picture, share: Share, before: int) -> tuple[bytes, ImageInfo]:
         if picture.data is not None:
             return picture.data, await in_thread(inspect_image, picture.data)
         transport = await self.workshop.transport(record)

@@ -58,6 +58,7 @@ VALUES: dict[str, Callable[[int], str]] = {
     "short texts of HTML": lambda size: f"[{filled(json.dumps(filled('<a ', 19_000)) + ',', size)}0]",
     "escapes": lambda size: f'"{filled(chr(92) + "u0041", size)}"',
     "backslashes": lambda size: f'"https://a/{filled(chr(92) * 2, size)}"',
+    "inputs": lambda size: "",
     "a number": lambda size: filled("9", size),
 }
 
@@ -65,6 +66,10 @@ VALUES: dict[str, Callable[[int], str]] = {
 def hostile(name: str, size: int) -> bytes:
     """The answer to a poll, of about `size` bytes, good for both gateways."""
     held = json.dumps(TEXTS[name](size)) if name in TEXTS else VALUES[name](size)
+    if name == "inputs":
+        inputs = [f"in/{number}.png" for number in range(size // 40)]
+        detail = {"promptObject": {"imageUrl": inputs}, "resultObject": inputs}
+        return json.dumps({"aiRecord": {"uuid": "job-1", "status": "SUCCESS", "aiRecordDetail": detail}}).encode()
     body: dict[str, Any] = {
         "aiRecord": {"uuid": "job-1", "status": "SUCCESS", "aiRecordDetail": {"resultObject": "@"}},
         "data": {"task_id": "job-1", "status": "succeeded", "result": {"images": "@"}},

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from airflow_provider_geminiimg.gateways.base import Picture
 
@@ -134,13 +135,20 @@ def without_inputs(value: Any, inputs: Collection[str], depth: int = 0) -> Any:
 def _is_address_of(text: str, inputs: Collection[str]) -> bool:
     if len(text) > _LONG:
         return False
-    address = _address(text)
+    address = f"/{_address(text)}"
     for place in inputs:
-        # Of an address whose path names no image the query tells which one it is.
-        known = text == place or bool(_IMAGE_PATH.match(place)) or not _SCHEME.search(place)
-        if known and _address(place) and f"/{address}".endswith(f"/{_address(place)}"):
+        ending, tells = _ending(place)
+        if ending and (tells or text == place) and address.endswith(ending):
             return True
     return False
+
+
+@functools.lru_cache(maxsize=256)
+def _ending(place: str) -> tuple[str, bool]:
+    """With what an input's address ends, and whether that tells it from others: of an address whose path names no image
+    the query tells which one it is."""
+    address = _address(place)
+    return f"/{address}" if address else "", bool(_IMAGE_PATH.match(place)) or not _SCHEME.search(place)
 
 
 def _address(text: str) -> str:

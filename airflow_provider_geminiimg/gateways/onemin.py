@@ -43,6 +43,7 @@ _TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
 _FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
 _NOT_SERVED = ("INACTIVE", "DISABLED", "DEPRECATED")
 _FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
+_MOST_INPUTS, _LONGEST_INPUT = 64, 4_000  # storage keys, and characters of one; a model takes 14 input images
 _NAMES_INPUTS = re.compile("image|reference|mask", re.IGNORECASE)
 _LINKS = ("temporaryUrl", "temporaryUrls")
 
@@ -203,7 +204,8 @@ def _echoed_inputs(record: Mapping[str, Any]) -> list[str]:
     asked = as_mapping(as_mapping(record.get("aiRecordDetail")).get("promptObject"))
     values = [value for name, value in asked.items() if _NAMES_INPUTS.match(name)]
     texts = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    return [text for text in texts if isinstance(text, str) and re.search(r"[/.]", text)]
+    short = (text for text in texts if isinstance(text, str) and len(text) <= _LONGEST_INPUT)
+    return [text for text in short if re.search(r"[/.]", text)][:_MOST_INPUTS]
 
 
 def _state(record: Mapping[str, Any]) -> JobState | None:
