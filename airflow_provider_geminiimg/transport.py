@@ -287,6 +287,8 @@ class Transport:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """What takes over 10 ms with a long answer or prompt, off the event loop."""
+        if self._closed:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     async def send_free(self, call: Call[T], *, prompt: str | None = None) -> T:
