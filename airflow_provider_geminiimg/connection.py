@@ -287,6 +287,8 @@ def _base_url(
             "plain http would show the API key to the network.",
         )
     own_port = port if own_port is None else own_port
+    if own_port is not None and not 0 <= own_port <= 65_535:  # the port field takes any number
+        raise _no_address(parts.conn_id)
     shown = f"[{name}]" if ":" in name else name
     where = f"{scheme}://{shown}" + (f":{own_port}" if own_port else "")
     path = (url.path.strip("/") or (path or "").strip("/")) or urlsplit(default).path.strip("/")

@@ -364,3 +364,9 @@ def test_a_price_of_a_model_that_nobody_knows_is_one_warning_and_counts_all_the_
         connection = parse({"gateway": "apimaster", "prices": {"gemini-3.1-flash-imag": 0.05}})
     assert len(caught) == 1
     assert connection.prices.by_model["gemini-3.1-flash-imag"][""] == Decimal("0.05")
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 10**30])
+def test_a_port_that_is_none_is_refused_with_the_host(port: int) -> None:
+    with pytest.raises(BadRequestError, match="not an address"):
+        parse_connection(conn_id="c", password="k" * 20, host="gateway.test", port=port, extra={"gateway": "1min"})
