@@ -26,6 +26,7 @@ _NO_PROMPTS = frozenset(word.casefold() for word in RENDERED_WORDS) | {
     *("na", "n/a", "<n/a>", "#n/a", "#n/a n/a", "#na", "#null!", "#ref!", "#value!", "#name?", "#div/0!", "#num!"),
     *("-nan", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "inf", "-inf", "nil", "{}"),
 }  # what spreadsheets, pandas and NumPy write where there is nothing to see, casefolded
+_DEPTH = 20  # lists within lists; what takes lists refuses deeper ones
 _SPACE = re.compile(r"\s+")
 
 
@@ -76,7 +77,11 @@ class IncompleteText(str):
 
 
 def came_to_nothing(
-    name: str, written: Any, rendered: Any, incomplete: Mapping[int, IncompleteText] = MappingProxyType({})
+    name: str,
+    written: Any,
+    rendered: Any,
+    incomplete: Mapping[int, IncompleteText] = MappingProxyType({}),
+    depth: int = 0,
 ) -> Iterator[tuple[str, Any]]:
     """What is written, and is nothing once it is rendered: the place of each, and what it came to.
 
@@ -93,9 +98,9 @@ def came_to_nothing(
     if is_absent(rendered):
         yield name, rendered
         return
-    for key, part, became in _parts(written, rendered):
+    for key, part, became in _parts(written, rendered) if depth < _DEPTH else ():
         if not (isinstance(part, str) and part == became):  # a word in a list or a row that is no template is meant so
-            yield from came_to_nothing(f"{name}{key}", part, became, incomplete)
+            yield from came_to_nothing(f"{name}{key}", part, became, incomplete, depth + 1)
 
 
 def _is_written_as_nothing(written: Any) -> bool:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import re
 import string
-import unicodedata
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
 
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.request import given
+from airflow_provider_geminiimg.texts import as_text, given, normalized, refuse_half_characters
 
 OnClear = Literal["reuse", "regenerate"]
 OnMismatch = Literal["accept", "fail"]
@@ -24,7 +23,10 @@ ReuseScope = Literal["task", "dag"]
 
 MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
 MAX_VARIANTS = 100  # of one row
-_DIGITS = 30  # before or after the point; written out, 1e999999999 would fill the memory
+MAX_IMAGES = 10_000  # of one batch, and so its rows, unless [geminiimg] max_batch_images says otherwise
+MAX_AMOUNT = Decimal(10**15)  # of money, and of whatever else is counted; with six decimals Python calculates exactly
+_DIGITS = 30  # after the point; written out, 1e-999999999 would fill the memory
+_CHARACTERS = 100  # of a number; more are none that anybody means
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
 _WINDOWS_CHARACTERS = '<>:"|?*'  # not in its names; what follows a ":" is a stream of another file
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$) *(\.|$)", re.IGNORECASE)
@@ -39,6 +41,7 @@ def text(name: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise BadRequestError(f"{name}{given(value)}: takes one text, not {type(value).__name__}.")
+    refuse_half_characters(name, value)
     return value
 
 
@@ -63,7 +66,7 @@ def seconds(name: str, value: Any) -> float | None:
     number = value.total_seconds() if isinstance(value, timedelta) else value
     try:
         number = math.nan if isinstance(number, bool) else float(number)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         number = math.nan
     if not 0 < number <= MAX_SECONDS:
         allowed = f"Allowed: above 0, up to {MAX_SECONDS:.0f} (30 days)"
@@ -90,7 +93,7 @@ def whole(name: str, value: Any, most: int) -> int | None:
         return None
     try:
         is_float = isinstance(value, float | Decimal) and value == value // 1  # pandas makes floats of whole numbers
-        number = 0 if isinstance(value, bool) else int(value) if is_float else int(str(value))
+        number = 0 if isinstance(value, bool) else int(value) if is_float else int(as_text(value) or "")
     except (ValueError, ArithmeticError):
         number = 0
     if not 1 <= number <= most:
@@ -100,13 +103,13 @@ def whole(name: str, value: Any, most: int) -> int | None:
 
 def to_decimal(value: object) -> Decimal | None:
     """The number that `value` or its text is, digit by digit; ``None``: it is none, or no amount of anything."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        return None
+    written = (as_text(value) or "").strip()
     try:
-        number = Decimal(str(value).strip())
+        number = Decimal(written if len(written) <= _CHARACTERS else "NaN")
     except InvalidOperation:
         return None
-    return number if number.is_finite() and abs(number.adjusted()) < _DIGITS else None
+    known = number.is_finite() and number.adjusted() > -_DIGITS and abs(number) < MAX_AMOUNT
+    return number if known else None
 
 
 def encoding(name: str, value: Any) -> str | None:
@@ -147,8 +150,9 @@ def stem(name: str, value: Any) -> str | None:
     """
     if value is None:
         return None
-    plain = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-    plain = unicodedata.normalize("NFC", plain)  # two spellings of one letter would be two files, or one
+    plain = (as_text(value) or "").strip()
+    refuse_half_characters(name, plain)
+    plain = normalized("NFC", plain)  # two spellings of one letter would be two files, or one
     wrong = (
         "empty or no text" if not plain
         else "a path" if any(char in plain for char in "/\\\0") or plain in (".", "..")

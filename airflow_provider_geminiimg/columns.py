@@ -12,16 +12,19 @@ import functools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
-from airflow_provider_geminiimg.request import WHOLE_VARIANT, ImageRequest, given
+from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.request import MAX_PROMPT, WHOLE_VARIANT, ImageRequest
+from airflow_provider_geminiimg.texts import as_text, given, normalized, refuse_half_characters, shown
 
 BLANK = (None, "")
 FIELDS = (*(name for name in ImageRequest.model_fields if name != "operation"), "n")
 MAX_FOUND = 20  # columns that one message lists
+MAX_NAME = 1_000  # characters of a column's name
+MAX_COLUMNS = 1_000
 _SHOWN_LABELS = 2  # of a row, in a message
 _SHOWN_CHARACTERS = 40  # of a label there: a longer one is left out, as it may be a prompt under another name
 _WRAPPERS = re.compile(r"^(?:promptobject|generationconfig|imageconfig)+(?=.)")
@@ -74,9 +77,14 @@ _FALSE = frozenset(("falsch", "faux", "falso", "onwaar", "fałsz", "ложь", "
 _NUMBERS = frozenset(("temperature", "top_p"))
 _FLAGS = frozenset(("google_search", "google_image_search"))
 
+_HEAD_ENDS = re.compile(r"[.!:\[|]")
 _ODD = re.compile(r"[\n\"',;|]")  # in few columns' names, and in most of what JSON and lists are made of
 _NAMELIKE = re.compile(r"[^\"{},;:|=\\<>]*[^\W_][^\"{},;:|=\\<>]*")
 _NAMELIKE_CHARACTERS = 100
+_MAX_BRACED = 20  # columns with braces in their names
+_NEAR_CHARACTERS = 200  # of a name that is compared letter by letter
+_LOOKS = 20_000  # at the length and letters of two names, for one prompt
+_COMPARISONS = 100  # letter by letter
 _CLOSE = 0.8  # how alike a misspelt name and a column are
 
 
@@ -86,14 +94,15 @@ _CLOSE = 0.8  # how alike a misspelt name and a column are
 @functools.lru_cache(4096)  # each row of a file has the same names
 def tidy(name: str) -> str:
     """A column's name without what nobody sees: blanks around it, line breaks in it, byte order marks."""
-    text = "".join(char for char in unicodedata.normalize("NFC", name) if unicodedata.category(char) != "Cf")
+    name = normalized("NFC", name[: MAX_NAME + 1])  # a longer one is refused
+    text = "".join(char for char in name if unicodedata.category(char) != "Cf")
     return " ".join(text.split())
 
 
 @functools.lru_cache(4096)
 def name_key(name: str) -> str:
     """What the spellings of one name share: its letters and digits, in one case."""
-    text = unicodedata.normalize("NFKC", name).casefold()
+    text = normalized("NFKC", name[: MAX_NAME + 1]).casefold()
     return "".join(char for char in text if char.isalnum() or unicodedata.category(char)[0] == "M") or text.strip()
 
 
@@ -101,15 +110,21 @@ _FIELD_KEYS = {name_key(name): name for name in FIELDS if name != "n"}
 
 
 def refuse_twins(names: Iterable[str]) -> None:
-    """Two columns of one name, in whatever case, are an error: one would be dropped, or taken for the other.
+    """Two columns of one name, in whatever case, are an error: one would be dropped, or taken for the other. So are
+    more columns than any table of requests has, and names that can't be written or that no one reads.
 
     :raises BadRequestError: there are such.
     """
     seen: dict[str, str] = {}
     for name in names:
+        refuse_half_characters(f"The column {shown(name)!r}", name)
+        if len(name) > MAX_NAME:
+            raise BadRequestError(f"The column {shown(name)!r}: its name has more than {MAX_NAME} characters.")
+        if len(seen) > MAX_COLUMNS:
+            raise BadRequestError(f"There are more than {MAX_COLUMNS} columns.", hint="Remove those that are not used.")
         key = tidy(name).casefold()
         if key and key in seen:
-            both = repr(tidy(name)) if seen[key] == name else f"{seen[key]!r} and {name!r}"
+            both = repr(shown(tidy(name))) if seen[key] == name else f"{shown(seen[key])!r} and {shown(name)!r}"
             raise BadRequestError(f"{both}: two columns have this name.", hint="Rename or remove one of them.")
         seen[key] = name
 
@@ -127,18 +142,18 @@ def field_of(name: str) -> str | None:
     if key == "operation":
         raise BadRequestError("operation: there is no such column.", hint="A row with an image is an edit.")
     if tidy(name).casefold() == "row":
-        raise BadRequestError(f"{name}: is the row's number.", hint="Call the column otherwise.")
+        raise BadRequestError(f"{shown(name)}: is the row's number.", hint="Call the column otherwise.")
     bare = _WRAPPERS.sub("", key)
     if bare in _UNSENT:
         raise BadRequestError(
-            f"{name}: is a setting that this package does not send.", hint="If it is a label, call it otherwise."
+            f"{shown(name)}: is a setting that this package does not send.", hint="If it is a label, call it otherwise."
         )
     meant = _MEANT.get(bare) or _numbered(bare) or (_FIELD_KEYS.get(bare, ""),)
     close = meant if meant != ("",) else difflib.get_close_matches(key, _FIELD_KEYS, n=1, cutoff=0.75)
     if close:
         names = " or ".join(repr(_FIELD_KEYS.get(each, each)) for each in close)
         hint = f"Did you mean {names}? If it is a label, call it otherwise."
-        raise BadRequestError(f"{name}: there is no such field.", hint=hint)
+        raise BadRequestError(f"{shown(name)}: there is no such field.", hint=hint)
     return None
 
 
@@ -155,28 +170,48 @@ def find_column(wanted: str, names: Iterable[str]) -> str | None:
     :raises BadRequestError: it could be several.
     """
     known = list(names)
-    if wanted in known:
-        return wanted
-    for key in (lambda name: tidy(name).casefold(), name_key):
-        found = [name for name in known if key(name) == key(wanted)]
-        if len(found) > 1:
-            raise BadRequestError(f"{{{wanted}}}: could be {' or '.join(map(repr, found))}.")
-        if found:
-            return found[0]
-    return None
+    return wanted if wanted in known else _Spellings(known).find(wanted)
+
+
+class _Spellings:
+    """Columns by what the spellings of each share, so that many names are looked for in a time that adds up."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+        self._by_key: list[dict[str, list[str]]] = [{}, {}]
+
+    def find(self, wanted: str) -> str | None:
+        """See `find_column`."""
+        if wanted in self._names or not self._names or len(wanted) > MAX_NAME:
+            return wanted if wanted in self._names else None
+        keys: tuple[Callable[[str], str], ...] = (_bare, name_key)
+        for key, by_key in zip(keys, self._by_key, strict=True):
+            if not by_key:
+                for name in self._names:
+                    by_key.setdefault(key(name), []).append(name)
+            found = by_key.get(key(wanted), [])
+            if len(found) > 1:
+                raise BadRequestError(f"{{{shown(wanted)}}}: could be {' or '.join(map(repr, map(shown, found)))}.")
+            if found:
+                return found[0]
+        return None
+
+
+def _bare(name: str) -> str:
+    return tidy(name).casefold()
 
 
 def listed(names: Iterable[str]) -> str:
     """Names of columns for a message."""
-    known = [scrub(name, limit=60) for name in names]
+    known = list(names)
     more = f" and {len(known) - MAX_FOUND} more" if len(known) > MAX_FOUND else ""
-    return (", ".join(known[:MAX_FOUND]) or "none") + more
+    return (", ".join(map(shown, known[:MAX_FOUND])) or "none") + more
 
 
 def place_of(number: int, line: int | None, labels: Mapping[str, str]) -> str:
     """Where a row stands, for a message: its line in the file, or its number in the list from 0, and its labels."""
     short = [name for name, value in labels.items() if name != "row" and 0 < len(value) <= _SHOWN_CHARACTERS]
-    said = ", ".join(f"{scrub(name, limit=40)}={scrub(repr(labels[name]))}" for name in short[:_SHOWN_LABELS])
+    said = ", ".join(f"{shown(name, 40)}={shown(repr(labels[name]), 500)}" for name in short[:_SHOWN_LABELS])
     return (f"row {number}" if line is None else f"line {line}") + (f" ({said})" if said else "")
 
 
@@ -189,7 +224,7 @@ def cell(value: Any) -> Any:
         value = value.item()
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas, which this package does not import
         return None
-    if isinstance(value, float | Decimal) and math.isnan(value):
+    if value.is_nan() if isinstance(value, Decimal) else isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, str) and not value.strip():
         return None
@@ -199,7 +234,7 @@ def cell(value: Any) -> Any:
 def label(name: str, value: Any) -> str:
     """A label's text; a whole number is written as one, as pandas makes floats of columns with empty cells.
 
-    :raises BadRequestError: it is neither text nor a number nor a date.
+    :raises BadRequestError: it is neither text nor a number nor a date, or has half a character in it.
     """
     if value is None:
         return ""
@@ -207,9 +242,11 @@ def label(name: str, value: Any) -> str:
         return str(int(value))
     if isinstance(value, dt.date | dt.time):
         return value.isoformat().removesuffix("T00:00:00")  # pandas makes moments of days
-    if isinstance(value, str | int | float | Decimal):
-        return str(value)
-    raise BadRequestError(f"{name}: takes text or a number, not {type(value).__name__}.")
+    text = str(value) if isinstance(value, bool) else as_text(value)
+    if text is None:
+        raise BadRequestError(f"{shown(name)}{given(value)}: takes text or a number.")
+    refuse_half_characters(shown(name), text)
+    return text
 
 
 def field_value(name: str, value: Any) -> Any:
@@ -247,9 +284,10 @@ def variant_spellings(value: Any) -> tuple[Any, ...]:
 
     :raises BadRequestError: the cell holds an error of the spreadsheet, or the text of an empty one.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+    written = as_text(value)
+    if written is None:
         return (value,)
-    text = str(value).strip()
+    text = written.strip()
     refuse_nothing("variant", text)
     found = WHOLE_VARIANT.fullmatch(text)
     if found is None:
@@ -264,9 +302,11 @@ def refuse_nothing(name: str, value: str) -> None:
     :raises BadRequestError: it is such.
     """
     if value.strip() in _EMPTY_TEXTS:
-        raise BadRequestError(f"{name}{given(value)}: is the text that an empty cell became.", hint="Leave it empty.")
+        raise BadRequestError(
+            f"{shown(name)}{given(value)}: is the text that an empty cell became.", hint="Leave it empty."
+        )
     if _SHEET_ERROR.fullmatch(value.strip()):
-        raise BadRequestError(f"{name}{given(value)}: is an error of the spreadsheet.", hint="Correct the cell.")
+        raise BadRequestError(f"{shown(name)}{given(value)}: is an error of the spreadsheet.", hint="Correct the cell.")
 
 
 # Columns in a prompt
@@ -283,26 +323,29 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
     :raises BadRequestError: braces around what looks like a name, and is none of them.
     """
     found: dict[str, str] = {}
+    if not isinstance(text, str):
+        return found
+    text = text[: MAX_PROMPT + 1]  # a longer one is refused
     exact = {tidy(name).casefold(): name for name in names}
-    odd = [name for name in names if _ODD.search(name)]
-    text = text if isinstance(text, str) else ""
+    near = _Neighbours(exact)
+    every, odd = _Spellings(names), _Spellings([name for name in names if _ODD.search(name)])
     for inner in _with_braces_in(text):
         wanted = tidy(inner).casefold()
         if wanted in exact:
             found[inner] = exact[wanted]
-        elif has_labels and (_looks_like_a_name(inner, braces=True) or _is_nearly(wanted, exact)):
+        elif has_labels and (_looks_like_a_name(inner, braces=True) or near.has(wanted)):
             raise _no_such_column(inner, names)
     for inner in dict.fromkeys(_braces([*names, *found]).findall(text)):
         wanted = tidy(inner).casefold()
         column = exact.get(wanted) if wanted else None
-        head = re.split(r"[.!:\[|]", inner)[0].strip()
+        head = _HEAD_ENDS.split(inner, maxsplit=1)[0].strip()
         if column is None and wanted:
-            column = find_column(inner.strip(), odd if _ODD.search(inner) else names)
+            column = (odd if _ODD.search(inner) else every).find(inner.strip())
         if column is not None:
             found[inner] = column
-        elif head and find_column(head, odd if _ODD.search(head) else names) is not None:
+        elif head and (odd if _ODD.search(head) else every).find(head) is not None:
             raise BadRequestError(f"prompt: {{{_shown(inner)}}}: braces take a column's name alone.")
-        elif has_labels and (_looks_like_a_name(inner) or _is_nearly(wanted, exact)):
+        elif has_labels and (_looks_like_a_name(inner) or near.has(wanted)):
             raise _no_such_column(inner, names)
     return found
 
@@ -315,7 +358,8 @@ def _no_such_column(inner: str, names: Sequence[str]) -> BadRequestError:
 
 
 def _with_braces_in(text: str) -> Iterator[str]:
-    """What stands between braces and has braces itself, outermost first; doubled braces hold no column."""
+    """What stands between braces and has braces itself, outermost first; doubled braces hold no column, and no column's
+    name is longer than `MAX_NAME`."""
     opened: list[int] = []
     pairs: dict[int, int] = {}
     for at, char in enumerate(text):
@@ -325,24 +369,42 @@ def _with_braces_in(text: str) -> Iterator[str]:
             pairs[opened.pop()] = at
     for start, end in sorted(pairs.items()):
         doubled = pairs.get(start + 1) == end - 1 or pairs.get(start - 1) == end + 1
-        if not doubled and "{" in text[start + 1 : end]:
+        if not doubled and end - start <= MAX_NAME and "{" in text[start + 1 : end]:
             yield text[start + 1 : end]
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The prompt with its columns' cells, by what stands between the braces. What a cell holds stays as it is."""
-    return _braces(values).sub(lambda found: values.get(found[1], found[0]), text)
+    """The prompt with its columns' cells, by what stands between the braces. What a cell holds stays as it is.
+
+    :raises BadRequestError: it would be longer than any prompt.
+    """
+    parts, done, length = [], 0, 0
+    for found in _braces(values).finditer(text):
+        parts += [text[done : found.start()], values.get(found[1], found[0])]
+        done = found.end()
+        length += len(parts[-1])
+        if length > MAX_PROMPT:
+            raise BadRequestError(f"prompt: with the row's cells it has more than {MAX_PROMPT} characters.")
+    return "".join([*parts, text[done:]])
 
 
 def _braces(names: Iterable[str]) -> re.Pattern[str]:
-    """Braces and what they hold, which has none itself but in a column's name; doubled ones are text."""
-    braced = sorted((name for name in names if "{" in name or "}" in name), key=len, reverse=True)
+    """Braces and what they hold, which has none itself but in a column's name; doubled ones are text.
+
+    :raises BadRequestError: more such names than can be looked for at each brace.
+    """
+    braced = sorted({name for name in names if "{" in name or "}" in name}, key=len, reverse=True)
+    if len(braced) > _MAX_BRACED or any(len(name) > _NEAR_CHARACTERS for name in braced):
+        raise BadRequestError(
+            f"prompt: too many or too long columns have braces in their names: {listed(braced)}.",
+            hint="Rename them, or put whole prompts into a prompt column.",
+        )
     held = "|".join([*map(re.escape, braced), "[^{}]*"])
     return re.compile(rf"(?:(?<!\{{)|(?=\{{(?:{held})\}}(?!\}})))\{{({held})\}}")
 
 
 def _shown(inner: str) -> str:
-    return scrub(inner, limit=60)
+    return shown(inner)
 
 
 def _looks_like_a_name(inner: str, *, braces: bool = False) -> bool:
@@ -351,7 +413,27 @@ def _looks_like_a_name(inner: str, *, braces: bool = False) -> bool:
     return 0 < len(text) <= _NAMELIKE_CHARACTERS and not quoted and _NAMELIKE.fullmatch(text) is not None
 
 
-def _is_nearly(wanted: str, exact: Iterable[str]) -> bool:
-    """Whether this, which may be JSON, is a column's name but for a few characters."""
-    close = [name for name in exact if 0.6 * len(name) <= len(wanted) <= 1.7 * len(name)]
-    return bool(difflib.get_close_matches(wanted, close, n=1, cutoff=_CLOSE))
+class _Neighbours:
+    """Tells what is a column's name but for a few characters. A prompt of thousands of braces gets no more looks than
+    one of a few: to compare two names takes the square of their length, and more.
+
+    :param names: of the columns.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = [name for name in names if len(name) <= _NEAR_CHARACTERS]
+        self._looks, self._comparisons = _LOOKS, _COMPARISONS
+
+    def has(self, wanted: str) -> bool:
+        """Whether this, which may be JSON, is nearly one of them."""
+        matcher = difflib.SequenceMatcher()
+        matcher.set_seq2(wanted[: 2 * _NEAR_CHARACTERS])
+        for name in self._names:
+            if self._looks and self._comparisons and 0.6 * len(name) <= len(wanted) <= 1.7 * len(name):
+                self._looks -= 1
+                matcher.set_seq1(name)
+                if matcher.real_quick_ratio() >= _CLOSE and matcher.quick_ratio() >= _CLOSE:
+                    self._comparisons -= 1
+                    if matcher.ratio() >= _CLOSE:
+                        return True
+        return False

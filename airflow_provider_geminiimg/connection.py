@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
+
 from airflow_provider_geminiimg.arguments import to_decimal
 from airflow_provider_geminiimg.catalog import Row, default_model, did_you_mean, known_ids, knows, row_name
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
@@ -25,6 +26,7 @@ from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.gateways.base import Gateway
 from airflow_provider_geminiimg.hosts import is_usable
 from airflow_provider_geminiimg.prices import ALLOWED, NO_PRICES, PriceList, parse_prices, scaled
+from airflow_provider_geminiimg.texts import as_text, given, refuse_half_characters, shown
 
 CURRENCIES = ("USD", "credits")
 EXTRAS = (
@@ -154,6 +156,8 @@ class _Extras:
 
     def __init__(self, conn_id: str, values: Mapping[str, Any]) -> None:
         self.conn_id = conn_id
+        if not isinstance(values, Mapping):
+            raise self.wrong("extra", values, "a JSON object", "its extra is no JSON object.")
         self._values = {name: value for name, value in values.items() if value is not None and value != ""}
         unknown = sorted(str(name) for name in self._values if name not in EXTRAS)
         if unknown:
@@ -165,10 +169,10 @@ class _Extras:
             )
 
     def wrong(self, name: str, value: object, allowed: str, said: str = "") -> BadRequestError:
-        given = "nothing" if value is None else repr(value)
+        what = "nothing" if value is None else given(value).removeprefix("=").strip(" ()").removeprefix("given: ")
         said = said or f"the extra `{name}` is wrong."
         return BadRequestError(
-            f"Connection {self.conn_id!r}: {said} Given: {given}. Allowed: {allowed}.",
+            f"Connection {self.conn_id!r}: {said} Given: {what}. Allowed: {allowed}.",
             hint="Correct the connection, then clear the task.",
         )
 
@@ -178,6 +182,7 @@ class _Extras:
             return None
         if not isinstance(value, str):
             raise self.wrong(name, value, "text")
+        refuse_half_characters(f"Connection {self.conn_id!r}: the extra `{name}`", value)
         return _text(value)
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
@@ -185,14 +190,14 @@ class _Extras:
         if value is None:
             return None
         by_lower = {word.lower(): word for word in allowed}
-        found = by_lower.get(str(value).strip().lower())
+        found = by_lower.get((as_text(value) or "").strip().lower())
         if found is None:
             raise self.wrong(name, value, f"one of {', '.join(allowed)}")
         return found
 
     def flag(self, name: str) -> bool:
         value = self._values.get(name, False)
-        found = _BOOLEANS.get(str(value).strip().lower())
+        found = value if isinstance(value, bool) else _BOOLEANS.get((as_text(value) or "").strip().lower())
         if found is None:
             raise self.wrong(name, value, "true or false")
         return found
@@ -227,6 +232,7 @@ class _Extras:
 
 def _meant(unknown: str) -> str:
     """The name of an extra that is not known, with the one that may be meant."""
+    unknown = shown(unknown)
     plain = re.sub(r"[^a-z]+", "_", unknown.lower())
     close = difflib.get_close_matches(plain, EXTRAS, n=1)
     return f"{unknown} (did you mean {close[0]}?)" if close else unknown

@@ -7,6 +7,7 @@ for a model that is not listed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,6 +20,7 @@ from airflow_provider_geminiimg.arguments import to_decimal
 from airflow_provider_geminiimg.catalog import Row, row_name
 from airflow_provider_geminiimg.google_models import SIZES
 from airflow_provider_geminiimg.request import normalized_resolution
+from airflow_provider_geminiimg.texts import as_text, shown
 
 ALLOWED = (
     '{"<model>": <what a 1K image costs you>} or {"<model>": {"1K": <price>, "4K": <price>}}, prices of 0 or more, '
@@ -34,7 +36,7 @@ def _amount(value: Any) -> Decimal:
 
 
 def _size(value: Any) -> str:
-    size = normalized_resolution(str(value))
+    size = normalized_resolution(as_text(value) or "")
     if size not in SIZES:
         raise pydantic_core.PydanticCustomError("size", "is no size")
     return size
@@ -100,8 +102,7 @@ def _from_text(text: str) -> Any:
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice.extend(name for name in names if names.count(name) > 1)
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return dict(pairs)
 
     try:
@@ -109,7 +110,7 @@ def _from_text(text: str) -> Any:
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON object") from None
     if twice:
-        raise ValueError(f"{twice[0]!r}: is given twice")
+        raise ValueError(f"{shown(twice[0])!r}: is given twice")
     return value
 
 
@@ -122,10 +123,11 @@ def parse_prices(value: Any) -> PriceList:
         parsed = _Models.validate_python(_from_text(value) if isinstance(value, str) else value)
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = " ".join(repr(str(part)) for part in problem["loc"] if part != "[key]")
+        where = " ".join(repr(shown(str(part))) for part in problem["loc"] if part not in ("", "[key]"))
         raise ValueError(f"{where}: {problem['msg']}" if where else "it is no JSON object") from None
     names = [row_name(model.strip()) for model in parsed]
-    twice = next((model for model, name in zip(parsed, names, strict=True) if names.count(name) > 1), None)
+    counts = Counter(names)
+    twice = next((model for model, name in zip(parsed, names, strict=True) if counts[name] > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice!r}: is given twice, because another entry is the same model")
+        raise ValueError(f"{shown(twice)!r}: is given twice, because another entry is the same model")
     return PriceList(dict(zip(names, parsed.values(), strict=True)))

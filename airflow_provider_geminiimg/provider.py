@@ -152,6 +152,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "example": "False",
         "default": "True",
     },
+    "max_batch_images": {
+        "description": (
+            "How many images one batch may ask for: rows, each by its ``n``. More are refused before any is bought.\n"
+            "From 1 to 1000000; the worker holds some 4 KB of each.\n"
+        ),
+        "type": "integer",
+        "example": "50000",
+        "default": "10000",
+    },
     "record_prompts": {
         "description": "Write prompts into the ledger and the sidecar files. When False, only their hash is kept.\n",
         "type": "boolean",

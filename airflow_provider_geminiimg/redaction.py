@@ -13,6 +13,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Literal
 from urllib.parse import unquote
 
 from airflow_provider_geminiimg.printable import printable
@@ -71,7 +72,22 @@ _PIECE = 8  # first or last characters of a key by which it is known where it wa
 _KEY_SIGNS = r"[\w*.\u2026+/=~-]{0,200}"
 _SPLIT = 12  # characters of a secret that is also looked for where line breaks split it
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
+_PIECE = 256  # characters
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
+
+
+def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """`text` in a normal form of Unicode, in a time that grows with its length.
+
+    Python sorts the marks of a letter in a time that grows with the square of their number, so long texts are taken in
+    pieces. No piece begins within a letter, unless that has more marks than any script writes.
+    """
+    pieces, start = [], 0
+    for at, char in enumerate(text if len(text) > _PIECE and not text.isascii() else ""):
+        if (char.isascii() and at - start >= _PIECE) or at - start >= 4 * _PIECE:
+            pieces.append(text[start:at])
+            start = at
+    return "".join(unicodedata.normalize(form, piece) for piece in (*pieces, text[start:]))
 
 
 def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -21,7 +21,9 @@ import pydantic
 
 from airflow_provider_geminiimg.absent import is_absent, is_blank, is_no_prompt
 from airflow_provider_geminiimg.catalog import BOUNDS, Row, default_model, lookup, other_ids, rows_for
-from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
+from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.texts import MAX_DEPTH, as_text, refuse_half_characters
+from airflow_provider_geminiimg.texts import given as given
 
 FINGERPRINT_VERSION = 1
 
@@ -29,6 +31,8 @@ _SETTINGS = ("resolution", "aspect_ratio", "temperature", "top_p", "google_searc
 _PICTURES = ("image", "reference_images")
 _RESOLUTIONS = {"512": "512", "0.5k": "512", "1k": "1K", "2k": "2K", "4k": "4K"}
 _FLAGS = {"true": True, "false": False}
+MAX_PROMPT = 1_000_000  # characters, several times what the largest model reads
+MAX_INPUTS = 1_000  # pictures that are read of a value before the model's own limit is asked
 _REPR = re.compile(r"\s*(?:[\[{]|\(\s*['\"{]|LazyXComSequence\()")
 _TOJSON = 'It looks like the text of a Python object: render it with "{{ ... | tojson }}".'
 _EDIT_TAKES_PICTURES = 'Input pictures belong to the operation "edit" (GeminiImageEditOperator).'
@@ -222,14 +226,6 @@ def _refuse(name: str, shown: str, problem: str, hint: str = "") -> NoReturn:
     raise BadRequestError(f"{name}{shown}: {problem}", hint=hint)
 
 
-def given(value: Any) -> str:
-    """The value for an error message: short, without a link's query, collections by their size alone."""
-    if value is None or isinstance(value, (str, int, float)):
-        return f"={scrub(repr(value), limit=100)}"
-    size = f" of {len(value)}" if isinstance(value, Sized) else ""
-    return f" (given: {type(value).__name__}{size})"
-
-
 def _refuse_missing_value(values: Mapping[str, Any]) -> None:
     """Refuse what is written where a value is missing. A stored request passes: it may have been paid for."""
     for name, value in values.items():
@@ -258,17 +254,14 @@ def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadR
 
 
 def _prompt(name: str, value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, (str, type(None))):
+    text = as_text(value) if isinstance(value, (int, float)) else value
+    if value is not None and not isinstance(text, str):
         _refuse(name, "", f"takes one text, not {type(value).__name__}.")
-    if not value or is_blank(value):
+    if not text or is_blank(text):
         _refuse(name, "", "is empty; it must say what to draw.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _refuse(name, "", "holds half a character (a lone surrogate) and can't be sent as UTF-8.")
-    return value
+    if len(text) > MAX_PROMPT:
+        _refuse(name, "", f"has {len(text)} characters; at most {MAX_PROMPT} are taken.")
+    return text
 
 
 def _text(name: str, value: Any) -> str:
@@ -282,8 +275,8 @@ WHOLE_VARIANT = re.compile(r"\s*(-?(?:0|[1-9]\d*))(?:\.0+)?\s*", re.ASCII)
 
 def _variant(name: str, value: Any) -> str:
     """A label; a whole number is written as one, as data frames make floats of columns with empty cells."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    written = str(value) if number else _text(name, value)
+    number = as_text(value) if isinstance(value, (int, float)) else None
+    written = _text(name, value) if number is None else number
     whole = WHOLE_VARIANT.fullmatch(written)
     return whole[1] if whole else written
 
@@ -294,7 +287,7 @@ def normalized_resolution(text: str) -> str:
 
 
 def _resolution(name: str, value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
     return normalized_resolution(f"{value:g}" if number else _text(name, value))
 
 
@@ -310,7 +303,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _flag(name: str, value: Any) -> bool:
-    flag = value if isinstance(value, bool) else _FLAGS.get(str(value).strip().lower())
+    flag = value if isinstance(value, bool) else _FLAGS.get((as_text(value) or "").strip().lower())
     if flag is None:
         _refuse(name, given(value), "takes true or false.")
     return flag
@@ -324,7 +317,7 @@ def _decoded(name: str, value: Any) -> Any:
         return value.strip()
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         _refuse(name, given(value), "takes URIs, JSON or manifests.", _TOJSON)
 
 
@@ -351,8 +344,10 @@ def _picture(name: str, value: Any) -> str:
     return value
 
 
-def _pictures(name: str, value: Any) -> tuple[str, ...]:
+def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
     value = _decoded(name, value)
+    if depth > MAX_DEPTH:
+        _refuse(name.partition("[")[0], "", f"nests deeper than {MAX_DEPTH} lists.", "Give one flat list.")
     if isinstance(value, str) and value:
         return (value,)
     if isinstance(value, Mapping):
@@ -361,10 +356,12 @@ def _pictures(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, set, frozenset)):
         found: list[str] = []
         for index, item in enumerate(value):
-            uris = _pictures(f"{name}[{index}]", item)
+            uris = _pictures(f"{name}[{index}]", item, depth + 1)
             if not uris:
                 _refuse(f"{name}[{index}]", given(item), "is empty; every item must give a picture.")
             found += uris
+            if len(found) > MAX_INPUTS:
+                _refuse(name, "", f"gives more than {MAX_INPUTS} pictures, which no model takes.")
         return tuple(found)
     _refuse(name, given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
 
@@ -389,7 +386,11 @@ def _clean(name: str, value: Any) -> Any:
     unset = value is None or (isinstance(value, str) and not value.strip())
     if unset and name != "prompt":
         return () if name == "reference_images" else None
-    return _CLEANERS[name](name, value)
+    cleaned = _CLEANERS[name](name, value)
+    for text in cleaned if isinstance(cleaned, tuple) else (cleaned,):
+        if isinstance(text, str):
+            refuse_half_characters(name, text)
+    return cleaned
 
 
 # Rules of a row. A name that is absent from `values` is not known yet and breaks no rule.
@@ -466,10 +467,22 @@ def _union(rows: Sequence[Row]) -> Row:
 
 def is_literal(value: Any) -> bool:
     """Whether the value stands for itself: no template, nothing of Airflow's."""
+    parts, depth = [value], 0
+    while parts:  # a level at a time: what nests deeper than the interpreter goes is refused later, with its name
+        if not all(map(_may_be_literal, parts)):
+            return False
+        depth += 1
+        parts = [] if depth > MAX_DEPTH else [part for each in parts for part in _parts_of(each)]
+    return True
+
+
+def _may_be_literal(value: Any) -> bool:
     if isinstance(value, str):
         return not any(mark in value for mark in ("{{", "{%", "{#"))
+    return value is None or type(value) is dict or isinstance(value, (int, float, list, tuple))
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
-        return type(value) is dict and all(is_literal(part) for pair in value.items() for part in pair)
-    if isinstance(value, (list, tuple)):
-        return all(is_literal(part) for part in value)
-    return value is None or isinstance(value, (int, float))
+        return (part for pair in value.items() for part in pair)
+    return value if isinstance(value, (list, tuple)) else ()

@@ -7,10 +7,13 @@ is dropped and none gets into another column.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 from airflow_provider_geminiimg.columns import FIELDS, field_of, listed, refuse_twins, tidy
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.storage import Files, locate
+from airflow_provider_geminiimg.texts import shown as short
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -28,7 +32,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SEP_LINE = re.compile(r'[ \t]*"?sep=(\\t|[^\r\n"\w])?"?[;,\t|]*[ \t]*(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
+_SEP_LINE = re.compile(r'[ \t]{0,99}"?sep=(\\t|[^\r\n"\w])?"?[;,\t|]{0,99}[ \t]{0,99}(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 _CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 _CONTROLS_OF_BYTES = re.compile("[\x80-\x9f]")  # U+0085 is text where somebody wrote it, and … of cp1252 elsewhere
 
@@ -51,12 +55,14 @@ class _Source:
     :param shown: its address, as a message may repeat it.
     :param kind: its extension.
     :param delimiter: what the author says that cells are told apart by.
+    :param most: rows after which it is not read on.
     """
 
     shown: str
     kind: str
     text: str
     delimiter: str | None
+    most: int
 
 
 def is_row_file(text: str) -> bool:
@@ -64,9 +70,10 @@ def is_row_file(text: str) -> bool:
     return _kind(text) in _READERS and "/" in text
 
 
-def read_row_file(uri: str, files: Files, *, encoding: str | None, delimiter: str | None) -> list[Any]:
+def read_row_file(uri: str, files: Files, most: int, *, encoding: str | None, delimiter: str | None) -> list[Any]:
     """The rows of a file.
 
+    :param most: rows after which it is not read on.
     :param encoding: of a file without a byte order mark. Default: UTF-8.
     :param delimiter: of a CSV file. Default: what its header shows.
     :raises BadRequestError: the file is wrong; the message says where.
@@ -76,7 +83,7 @@ def read_row_file(uri: str, files: Files, *, encoding: str | None, delimiter: st
     data = files.read(uri, max_bytes=MAX_FILE_BYTES)
     shown = locate(uri, "requests").shown
     kind = _kind(uri)
-    rows = _READERS[kind](_Source(shown, kind, _decoded(data, shown, encoding), delimiter))
+    rows = _READERS[kind](_Source(shown, kind, _decoded(data, shown, encoding), delimiter, most))
     if not rows:
         raise BadRequestError(f"requests: {shown} is empty.", hint="Give it at least one row, or skip the task.")
     return rows
@@ -87,15 +94,55 @@ def parse_json(where: str, text: str) -> Any:
 
     :raises BadRequestError: it is not that.
     """
+    with _refused(where):
+        return _JSON.decode(text)
+
+
+def parse_json_list(where: str, text: str, most: int) -> list[Any]:
+    """The first values of a JSON list, each as `parse_json` reads it. What follows them is not looked at.
+
+    :raises BadRequestError: it is no such list.
+    """
+    found: list[Any] = []
+    at = _after_blanks(text, 0)
+    with _refused(where):
+        if text[at : at + 1] != "[":
+            raise json.JSONDecodeError("Expecting a list", text, at)
+        closed = _END_OF_LIST.match(text, at + 1)
+        while closed is None and len(found) < most:
+            at = _after_blanks(text, at + 1)
+            value, at = _JSON.raw_decode(text, at)
+            found.append(value)
+            at = _after_blanks(text, at)
+            if text[at : at + 1] == "]":
+                closed = _END_OF_LIST.match(text, at)
+            elif text[at : at + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+        if closed is not None and closed.end() < len(text):
+            raise json.JSONDecodeError("Extra data", text, closed.end())
+    return found
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    return at if found is None else found.end()
+
+
+@contextlib.contextmanager
+def _refused(where: str) -> Iterator[None]:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+        yield
     except _WrongJsonError as error:
         raise BadRequestError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadRequestError(f"{where}: is not JSON ({error.msg}, {at}).") from None
-    except (ValueError, RecursionError):
-        raise BadRequestError(f"{where}: is not JSON.") from None
+    except ValueError:
+        raise BadRequestError(
+            f"{where}: holds a number of thousands of digits, which is none that can be sent."
+        ) from None
+    except RecursionError:
+        raise BadRequestError(f"{where}: nests deeper than any request.") from None
 
 
 class _WrongJsonError(ValueError):
@@ -105,15 +152,26 @@ class _WrongJsonError(ValueError):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _WrongJsonError(f"the key {twice!r} stands twice in one object.")
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise _WrongJsonError(f"the key {short(twice)!r} stands twice in one object.")
     return found
 
 
 def _constant(token: str) -> None:
     if token != "NaN":
         raise _WrongJsonError(f"{token} is no number that can be sent.")
+
+
+def _finite(token: str) -> float:
+    number = float(token)
+    if math.isinf(number):
+        raise _WrongJsonError(f"{short(token)} is no number that can be sent.")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_END_OF_LIST = re.compile(r"[ \t\r\n]*\][ \t\r\n]*")
 
 
 def _kind(uri: str) -> str:
@@ -184,6 +242,8 @@ def _csv(source: _Source) -> list[Any]:
     for line, cells in _filled_records(source, text, first, delimiter):
         if header:
             found.append(LineRow(_by_name(source, line, header, cells, delimiter), line))
+            if len(found) == source.most:
+                break
             continue
         header = [tidy(name) for name in cells]
         try:
@@ -274,23 +334,24 @@ def _fields(header: Sequence[str]) -> int:
 
 def _json_lines(source: _Source) -> list[Any]:
     found: list[Any] = []
-    for number, line in enumerate(source.text.split("\n"), 1):  # no other character ends a line of JSON
+    for number, line in enumerate(io.StringIO(source.text, newline="\n"), 1):  # no other character ends a line of JSON
         if not line.strip():
             continue
         where = f"requests: {source.shown}, line {number}"
-        value = parse_json(where, line)
+        value = parse_json(where, line.rstrip("\n"))
         row = {"prompt": value} if isinstance(value, str) else value
         if not isinstance(row, Mapping):
             raise BadRequestError(f"{where} (given: {type(value).__name__}): takes a prompt or a mapping.")
         found.append(LineRow(row, number))
+        if len(found) == source.most:
+            break
     return found
 
 
 def _json(source: _Source) -> list[Any]:
-    value = parse_json(f"requests: {source.shown}", source.text)
-    if not isinstance(value, list):
+    if not source.text.lstrip().startswith("["):
         raise BadRequestError(f"requests: {source.shown}: holds no list of prompts or of mappings.")
-    return value
+    return parse_json_list(f"requests: {source.shown}", source.text, source.most)
 
 
 _READERS = {"csv": _csv, "tsv": _csv, "tab": _csv, "jsonl": _json_lines, "ndjson": _json_lines, "json": _json}

@@ -6,14 +6,16 @@ one wish is one picture, and the first of a row's several is the one that the ro
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_geminiimg.arguments import MAX_VARIANTS, names_of, stem, whole
+from airflow_provider_geminiimg.arguments import MAX_IMAGES, MAX_VARIANTS, names_of, stem, whole
 from airflow_provider_geminiimg.columns import (
     BLANK,
+    MAX_COLUMNS,
     cell,
     columns_in,
     field_of,
@@ -30,9 +32,11 @@ from airflow_provider_geminiimg.columns import (
 )
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, given
-from airflow_provider_geminiimg.row_files import is_row_file, parse_json, read_row_file
+from airflow_provider_geminiimg.row_files import is_row_file, parse_json_list, read_row_file
 from airflow_provider_geminiimg.storage import Files
+from airflow_provider_geminiimg.texts import normalized, shown
 
+MAX_IN_NAME = 1_000  # characters of one label that go into a file's name, which takes 120 bytes of them
 MAX_WRONG_ROWS = 5  # that one message names
 
 
@@ -64,25 +68,29 @@ class Wish:
 
 
 def read_rows(
-    value: Any, files: Files, *, encoding: str | None = None, delimiter: str | None = None
+    value: Any, files: Files, *, most: int = MAX_IMAGES, encoding: str | None = None, delimiter: str | None = None
 ) -> list[Mapping[str, Any]]:
     """The rows of `requests`, whatever they came as.
 
     :param value: a list of prompts and of mappings, a data frame, JSON text of a list, or the URI of a file.
+    :param most: rows that are read. Of a file, a list or a generator no more than one further is looked at.
     :param encoding: see `read_row_file`.
     :param delimiter: likewise.
-    :raises BadRequestError: it is none of these, or a row is neither a prompt nor a mapping.
+    :raises BadRequestError: it is none of these, or a row is neither a prompt nor a mapping, or there are too many.
     :raises StorageError: the file could not be read.
     """
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("["):
-            value = parse_json("requests", text)
+            value = parse_json_list("requests", text, most + 1)
         elif is_row_file(text):
-            value = read_row_file(text, files, encoding=encoding, delimiter=delimiter)
+            value = read_row_file(text, files, most + 1, encoding=encoding, delimiter=delimiter)
         else:
             raise _no_list(text)
-    rows = [{"prompt": row} if isinstance(row, str) else row for row in records_of(value)]
+    records = records_of(value, most + 1)
+    if len(records) > most:
+        raise _too_many(f"there are more than {most} rows", most)
+    rows = [{"prompt": row} if isinstance(row, str) else row for row in records]
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
             raise BadRequestError(f"requests[{number}] (given: {type(row).__name__}): takes a prompt or a mapping.")
@@ -91,22 +99,31 @@ def read_rows(
     return rows
 
 
-def records_of(value: Any) -> list[Any]:
+def records_of(value: Any, most: int = MAX_IMAGES) -> list[Any]:
     """What a list, a generator or a data frame holds, row by row; iterating a frame would give its columns' names.
 
+    :param most: rows that are made of it. It may hold more.
     :raises BadRequestError: it is none of these, or two columns of the frame have one name.
     """
     for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
         if hasattr(value, "columns" if method == "to_dicts" else "column_names") and hasattr(value, method):
-            return list(getattr(value, method)())
+            return list(getattr(_head(value, most), method)())
     if hasattr(value, "columns") and hasattr(value, "to_dict"):  # pandas
+        value = _head(value, most)
         if any(name is not None for name in value.index.names):
             value = value.reset_index()
         refuse_twins(map(str, value.columns))
         return list(value.to_dict("records"))
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise _no_list(value)
-    return list(value)
+    return list(itertools.islice(value, most))
+
+
+def _head(frame: Any, most: int) -> Any:
+    """The first rows of a data frame, before each becomes a mapping; pyarrow's tables are sliced."""
+    if hasattr(frame, "head"):
+        return frame.head(most)
+    return frame.slice(0, most) if hasattr(frame, "slice") else frame
 
 
 def wishes(
@@ -116,16 +133,19 @@ def wishes(
     *,
     gateway: str,
     default_model: str | None,
+    most: int = MAX_IMAGES,
     file_name: str | None = None,
 ) -> list[Wish]:
     """All rows as wishes, in order; a row with ``n`` gives that many.
 
     :param shared: what holds for every row that says nothing else, by field; the prompt may name columns in braces.
     :param variants: pictures a row, where it does not say ``n``.
+    :param most: pictures that one batch makes. They are counted before the first of them is looked at.
     :param file_name: names columns in braces; ``None``: the usual names.
-    :raises BadRequestError: rows are wrong; the message names the first few.
+    :raises BadRequestError: rows are wrong, and the message names the first few; or they ask for too many pictures.
     """
-    names = list(dict.fromkeys(tidy(name) for row in rows for name in row))
+    names = _names_of(rows)
+    _refuse_too_many(rows, variants, most)
     maker = _Maker(shared, variants, gateway, default_model, file_name, names)
     found: list[Wish] = []
     wrong: dict[str, list[str]] = {}
@@ -139,6 +159,38 @@ def wishes(
         raise _wrong_rows(wrong, len(rows))
     _refuse_shared_variants(found)
     return found
+
+
+def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of all columns that rows have."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(map(tidy, row)))
+        if len(names) > MAX_COLUMNS:
+            raise BadRequestError(
+                f"requests: the rows have more than {MAX_COLUMNS} columns.", hint="Remove those that are not used."
+            )
+    return list(names)
+
+
+def _refuse_too_many(rows: Sequence[Mapping[str, Any]], variants: int, most: int) -> None:
+    """:raises BadRequestError: the rows ask for more than `most` pictures in all."""
+    total = 0
+    for row in rows:
+        own = next((cell(value) for name, value in row.items() if tidy(name).casefold() == "n"), None)
+        try:
+            total += whole("n", field_value("n", own), MAX_VARIANTS) or variants
+        except BadRequestError:  # named with its row
+            total += 1
+    if total > most:
+        raise _too_many(f"{len(rows)} rows ask for {total} pictures", most)
+
+
+def _too_many(what: str, most: int) -> BadRequestError:
+    return BadRequestError(
+        f"requests: {what}; [geminiimg] max_batch_images is {most}.",
+        hint="Raise max_batch_images if all of them are meant, or make several tasks of it; then clear the task.",
+    )
 
 
 def file_name(template: str, wish: Wish) -> str:
@@ -159,6 +211,8 @@ def file_name(template: str, wish: Wish) -> str:
                 f"file_name{given(template)}: {wish.place} has no {name}. It has: {known}.",
                 hint="" if column else "Of a column Product Name write {Product_Name}.",
             )
+        if len(value) > MAX_IN_NAME:
+            raise BadRequestError(f"file_name{given(template)}: {shown(name)} has more than {MAX_IN_NAME} characters.")
         parts[name] = name_part(value)
         if not parts[name]:
             raise BadRequestError(f"file_name{given(template)}: {name}{given(value)} has no letter or digit.")
@@ -172,13 +226,13 @@ def name_part(text: str) -> str:
     go, as nobody sees them; any other character becomes ``-``.
     """
     found: list[str] = []
-    for char in unicodedata.normalize("NFC", text):
+    for char in normalized("NFC", text):
         is_mark = unicodedata.category(char)[0] == "M" and bool(found) and found[-1] != "-"
         if char.isalnum() or char in "_.~+" or is_mark:
             found.append(char)
         elif char not in "\u200c\u200d" and found[-1:] != ["-"]:
             found.append("-")
-    return unicodedata.normalize("NFC", "".join(found)).strip("-")
+    return normalized("NFC", "".join(found)).strip("-")
 
 
 def _refuse_shared_variants(wanted: Sequence[Wish]) -> None:

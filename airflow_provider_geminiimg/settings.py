@@ -10,8 +10,10 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_geminiimg._compat import HAS_TASK_STATE_STORE
+from airflow_provider_geminiimg.arguments import MAX_IMAGES, whole
 
 SECTION = "geminiimg"
+MOST_BATCH_IMAGES = 1_000_000
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,15 @@ def gallery_tabs() -> bool:
 def record_prompts() -> bool:
     """Whether prompts themselves go into ledger and sidecar. Default: false, a hash."""
     return bool(conf.getboolean(SECTION, "record_prompts", fallback=False))
+
+
+def max_batch_images() -> int:
+    """How many images one batch may ask for, and so how many rows it may have. Default: 10,000.
+
+    :raises BadRequestError: it is no whole number from 1 to `MOST_BATCH_IMAGES`.
+    """
+    given = str(conf.get(SECTION, "max_batch_images", fallback="") or "").strip()
+    return whole(f"[{SECTION}] max_batch_images", given, MOST_BATCH_IMAGES) or MAX_IMAGES
 
 
 def _list(name: str) -> list[str]:

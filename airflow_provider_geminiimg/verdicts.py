@@ -45,7 +45,7 @@ def verdicts(value: Any) -> dict[str, Verdict]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRequestError(f"resolve{given(value)}: {_SHAPE} Render it with | tojson.") from None
     if not isinstance(value, Mapping):
         raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")

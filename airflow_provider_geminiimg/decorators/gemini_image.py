@@ -130,6 +130,7 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
 
     def _asked(self, attempt: Attempt) -> list[Any]:
         from airflow_provider_geminiimg.rows import records_of
+        from airflow_provider_geminiimg.settings import max_batch_images
 
         returned = _call(self, attempt)
         is_table = isinstance(returned, Iterable) or hasattr(returned, "to_pylist")
@@ -139,7 +140,7 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
                 "prompts and of mappings, or a data frame.",
                 hint="For one picture there is @task.gemini_image.",
             )
-        return records_of(returned)
+        return records_of(returned, max_batch_images() + 1)  # one more, so that it is refused
 
 
 def gemini_image_task(

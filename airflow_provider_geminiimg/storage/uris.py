@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
+from airflow_provider_geminiimg.texts import refuse_half_characters
 
 WEB_SCHEMES = ("http", "https")
 _LITERAL_SCHEMES = ("s3", "file")  # what opens them gets bucket and key, or the path, and parses nothing
@@ -127,14 +128,15 @@ def same_place(uri: str) -> str:
 def locate(uri: str, what: str = "uri") -> Location:
     """Take a URI apart.
 
-    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, or what another
-        parser of such addresses reads in another way.
+    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character, or
+        what another parser of such addresses reads in another way.
     """
+    refuse_half_characters(what, uri)
     is_path = uri.startswith("/") and not uri.startswith("//")  # web pages write //host/name?query
     scheme, separator, rest = ("file", "://", uri) if is_path else uri.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.lower()):
         raise BadRequestError(
-            f"{what}: {scrub(uri.partition('?')[0], limit=80)!r} is neither a URI nor an absolute path.",
+            f"{what}: {scrub(uri.partition('?')[0][:4_000], limit=80)!r} is neither a URI nor an absolute path.",
             hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only a "
             "picture that goes in) https://host/name.",
         )

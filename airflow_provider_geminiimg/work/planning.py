@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pydantic_core
 
+from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg._logs import Logs
 from airflow_provider_geminiimg.attempt import Attempt
 from airflow_provider_geminiimg.batch import READERS, Plan, Planned, fingerprints_of, host_of, places_of, plan
@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.ledger import is_record_key
 from airflow_provider_geminiimg.operators.batch import SHARED, GeminiImageBatchOperator
 from airflow_provider_geminiimg.rows import Wish, read_rows, wishes
+from airflow_provider_geminiimg.texts import normalized
 
 _NAMED_TWINS = 5  # groups of rows that the log names
 
@@ -40,13 +41,17 @@ async def make_plan(
     """
     checked = operator._checked
     encoding, delimiter = checked("encoding"), checked("delimiter")
-    rows = await in_thread(lambda: read_rows(requests, workshop.files, encoding=encoding, delimiter=delimiter))
+    most = settings.max_batch_images()
+    rows = await in_thread(
+        lambda: read_rows(requests, workshop.files, most=most, encoding=encoding, delimiter=delimiter)
+    )
     wanted = wishes(
         rows,
         {name: getattr(operator, name) for name in SHARED},
         checked("n") or 1,
         gateway=connection.gateway,
         default_model=connection.model,
+        most=most,
         file_name=checked("file_name"),
     )
     planned = await plan(
@@ -189,7 +194,7 @@ def _tell_of_twins(planned: Plan, log: Logs) -> None:
     for item in planned.items:
         same.setdefault(item.fingerprint, []).append(item)
         if len(same[item.fingerprint]) == 1:
-            prompt = " ".join(unicodedata.normalize("NFC", str(item.values["prompt"])).split())
+            prompt = " ".join(normalized("NFC", str(item.values["prompt"])).split())
             rest = {**item.values, "prompt": prompt, "image": None, "reference_images": None}
             alike.setdefault(pydantic_core.to_json([rest, item.input_sha256, item.operation]), []).append(item)
     once = [items for items in same.values() if len(items) > 1]
