@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.printable import printable
 
 _SLASH = r"(?:\\{0,16}/)"  # as it stands, or escaped by a JSON encoder, once or more
 _BASE64 = r"(?:[A-Za-z0-9+/_-]|\\{1,16}/)"
+_RUN_BEGINS = r"(?:(?<![A-Za-z0-9+/_\\-])|(?<=\\[rn]))"
 # What a text must not show, and what stands there instead. Compiled at first use: every DAG file imports this module.
 _HIDDEN = (
     (
@@ -32,7 +33,7 @@ _HIDDEN = (
     (rf"(?i)(?P<scheme>\b[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<scheme>"),
     (rf"(?P<lead>(?<![\w:/\\]){_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<lead>"),  # without a scheme
     (rf"{_BASE64}{{256,}}={{0,2}}", "[bytes]"),  # no word, hash or token of an error is that long
-    (rf"(?:{_BASE64}{{48,}}(?:\s|\\{{1,16}}[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
+    (rf"{_RUN_BEGINS}(?:{_BASE64}{{48,}}(?:\s|\\{{1,16}}[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
 )
 # Where an address begins: with its scheme, or without one.
 _ADDRESS = rf"(?i)[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}}|(?<![\w:/\\]){_SLASH}{{2}}(?=[\w\[])"
@@ -63,6 +64,9 @@ _NAMED = (
 _WORD = r"[^\s\"'<>]+"
 _ESCAPED = r"(?i)%[0-9a-f]{2}|\\{1,16}(?:u[0-9a-f]{4}|x[0-9a-f]{2})|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,8});|[^\x00-\x7f]"
 _UNICODE_ESCAPE = r"\\{1,16}(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))"
+# Python refuses to read a number of more than 4,300 digits, leading zeros among them.
+_LEADING_ZEROS = r"(?i)(&#x?)0+(?=[0-9a-f])"
+_LONG_REFERENCE = r"(?i)&#x?[0-9a-f]{9,};?"
 _SEMICOLON = "(?:;|%(?:25)*3b)"
 _HASH = "(?:#|%(?:25)*23)"
 _AMPERSAND = rf"(?:&|%(?:25)*26)(?:amp{_SEMICOLON})*"
@@ -72,6 +76,7 @@ _PIECE = 8  # first or last characters of a key by which it is known where it wa
 _KEY_SIGNS = r"[\w*.\u2026+/=~-]{0,200}"
 _SPLIT = 12  # characters of a secret that is also looked for where line breaks split it
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
+_WHOLE_FORM = 500  # characters of a prompt up to which it is looked for in any case of its letters as a whole
 _PIECE = 256  # characters
 _PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
 
@@ -145,7 +150,8 @@ def _without_escaped_link(word: re.Match[str]) -> str:
 def _unescaped(text: str) -> str:
     """`text` with one layer of escapes of URLs, JSON and HTML undone, and wide signs as the usual ones."""
     text = re.sub(_UNICODE_ESCAPE, lambda found: chr(int(found[1] or found[2], 16)), text)
-    return unicodedata.normalize("NFKC", unquote(html.unescape(text), errors="replace"))
+    text = re.sub(_LONG_REFERENCE, "&#xfffd;", re.sub(_LEADING_ZEROS, r"\1", text))
+    return normalized("NFKC", unquote(html.unescape(text), errors="replace"))
 
 
 def _without_queries(text: str) -> str:
@@ -156,6 +162,7 @@ def _without_queries(text: str) -> str:
         if text[ends[at] - 1] in _INNER:
             ends[at] = ends[at + 1]
     query, query_end = re.compile(_QUERY), re.compile(_QUERY_END)
+    last_signs = {end: max(text.rfind(sign, 0, end) for sign in "=&%") for end in set(ends)}
     kept, done, looked = [], 0, 0
     for start, end in zip(starts, ends, strict=True):
         if start < looked:
@@ -164,8 +171,7 @@ def _without_queries(text: str) -> str:
         if asked is None:
             looked = end
             continue
-        last = max(asked.start(), *(text.rfind(sign, asked.start(), end) for sign in "=&%"))
-        ended = query_end.search(text, last + 1, end)
+        ended = query_end.search(text, max(asked.start(), last_signs[end]) + 1, end)
         kept += [text[done : asked.start()], "?[removed]"]
         done = looked = ended.start() if ended else end
         if ended is None and end < len(text):
@@ -184,7 +190,8 @@ def _forms(text: str) -> list[str]:
 def _spelled(secret: str) -> re.Pattern[str]:
     """A secret, each of its characters as it stands or escaped for URLs, JSON or HTML, once or more; and in Base64."""
     between = r"(?:(?:[\r\n]|\\{1,16}[rn])+[ \t]*)?" if len(secret) >= _SPLIT else ""
-    spelled = [between.join(_spelled_char(char) for char in secret)]
+    chars = re.sub(r"\\+", r"\\", secret)  # a run of backslashes has as many spellings as it can be divided
+    spelled = [between.join(_spelled_char(char) for char in chars)]
     data = secret.encode("utf-8", "surrogatepass")
     for lead in range(3):  # what stands before it moves its bits
         encoded = base64.b64encode(b"\0" * lead + data).decode()[(0, 2, 3)[lead] : (lead + len(data)) * 8 // 6]
@@ -208,7 +215,7 @@ def _spelled_char(char: str) -> str:
     data, number = char.encode("utf-8", "surrogatepass"), ord(char)
     units = char.encode("utf-16-be", "surrogatepass")
     ways = [
-        rf"\\{{0,16}}{re.escape(char)}",
+        r"\\+" if char == "\\" else rf"\\{{0,16}}{re.escape(char)}",
         "".join(f"%(?:25)*{byte:02x}" for byte in data),
         "".join(rf"\\{{1,16}}u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)),
         rf"{_AMPERSAND}{_HASH}(?:0*{number}|x0*{number:x}){_SEMICOLON}",
@@ -225,7 +232,10 @@ def _spelled_char(char: str) -> str:
 
 def _without_echo(text: str, forms: list[str]) -> str:
     for form in forms:
-        text = re.sub(re.escape(form), "[prompt]", text, flags=re.IGNORECASE)
+        if len(form) > _WHOLE_FORM:  # in other cases of letters its pieces are found
+            text = text.replace(form, "[prompt]")
+        else:
+            text = re.sub(re.escape(form), "[prompt]", text, flags=re.IGNORECASE)
     said, places = _letters(text)
     hidden = bytearray(len(text))
     for form in forms:
@@ -235,10 +245,11 @@ def _without_echo(text: str, forms: list[str]) -> str:
             if said[at : at + _ECHO] in pieces:
                 start, end = places[at], places[at + _ECHO - 1] + 1
                 hidden[start:end] = b"\1" * (end - start)
-    runs = [(run.start(), run.end()) for run in re.finditer(b"\1+", hidden)]
-    for start, end in reversed(runs):
-        text = f"{text[:start]}[prompt]{text[end:]}"
-    return text
+    kept, done = [], 0
+    for run in re.finditer(b"\1+", hidden):
+        kept += [text[done : run.start()], "[prompt]"]
+        done = run.end()
+    return "".join([*kept, text[done:]])
 
 
 def _letters(text: str) -> tuple[str, list[int]]:

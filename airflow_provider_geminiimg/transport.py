@@ -75,7 +75,7 @@ _PASSING = (httpx.HTTPError, httpx.StreamError, OSError, MemoryError, RuntimeErr
 _NOT_TAKEN = (307, 308)  # the same request is wanted elsewhere
 _MAY_BE_TAKEN = (301, 302)  # to the same host they may mean "done, look there"
 _LOGIN = re.compile(r"/(log-?in|sign-?in|sso|oauth2?|saml2?)\b", re.IGNORECASE)
-_ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])(?::(?P<port>\d+))?|/(?!/)", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])(?::(?P<port>\d{1,5}))?|/(?!/)", re.IGNORECASE)
 _CHECK_HOST = "Check the host of the Airflow connection."
 _Origin = tuple[str, str, int | None]
 
