@@ -24,7 +24,7 @@ ReuseScope = Literal["task", "dag"]
 MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
 MAX_VARIANTS = 100  # of one row
 MAX_IMAGES = 10_000  # of one batch, and so its rows, unless [geminiimg] max_batch_images says otherwise
-MAX_AMOUNT = Decimal(10**15)  # of money, and of whatever else is counted; with six decimals Python calculates exactly
+_LARGEST = 15  # digits of an amount before the point; with six behind it Python calculates exactly
 _DIGITS = 30  # after the point; written out, 1e-999999999 would fill the memory
 _CHARACTERS = 100  # of a number; more are none that anybody means
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
@@ -108,7 +108,7 @@ def to_decimal(value: object) -> Decimal | None:
         number = Decimal(written if len(written) <= _CHARACTERS else "NaN")
     except InvalidOperation:
         return None
-    known = number.is_finite() and number.adjusted() > -_DIGITS and abs(number) < MAX_AMOUNT
+    known = number.is_finite() and -_DIGITS < number.adjusted() < _LARGEST
     return number if known else None
 
 

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -128,6 +128,9 @@ def _shown(micro: int) -> str:
     return f"{(Decimal(micro) / MICRO).normalize():f}"
 
 
+_Micros = Annotated[int, pydantic.Field(ge=0, le=10**24)]
+
+
 class Day(pydantic.BaseModel):
     """What a day's document holds; amounts in millionths of the currency.
 
@@ -140,8 +143,8 @@ class Day(pydantic.BaseModel):
 
     version: Literal[1] = 1
     currency: str
-    spent: pydantic.NonNegativeInt = 0
-    leases: Mapping[str, pydantic.NonNegativeInt] = {}
+    spent: _Micros = 0
+    leases: Mapping[str, _Micros] = {}
 
     @property
     def taken(self) -> int:

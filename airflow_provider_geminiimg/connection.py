@@ -169,7 +169,7 @@ class _Extras:
             )
 
     def wrong(self, name: str, value: object, allowed: str, said: str = "") -> BadRequestError:
-        what = "nothing" if value is None else given(value).removeprefix("=").strip(" ()").removeprefix("given: ")
+        what = "nothing" if value is None else _written(value)
         said = said or f"the extra `{name}` is wrong."
         return BadRequestError(
             f"Connection {self.conn_id!r}: {said} Given: {what}. Allowed: {allowed}.",
@@ -228,6 +228,15 @@ class _Extras:
         if number is None or number != number.to_integral_value() or not 1 <= number <= 1_000_000:
             raise self.wrong(name, value, "a whole number of 1 or more")
         return int(number)
+
+
+def _written(value: object) -> str:
+    try:
+        if not isinstance(value, int):
+            return shown(repr(value), 100)
+    except (ValueError, RecursionError):  # digits without an end, or lists
+        pass
+    return given(value).removeprefix("=").strip(" ()").removeprefix("given: ")
 
 
 def _meant(unknown: str) -> str:

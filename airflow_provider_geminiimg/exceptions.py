@@ -34,6 +34,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from airflow_provider_geminiimg.printable import printable
+from airflow_provider_geminiimg.ranges import HTTP_STATUS, waiting
 from airflow_provider_geminiimg.redaction import scrub as scrub
 
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
@@ -372,6 +373,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "status_code": (int,),
     "retry_after": (int, float),
 }
+_NUMBERS = ("status_code", "retry_after")
 
 
 def from_dict(values: dict[str, Any]) -> GeminiImageError:
@@ -382,8 +384,11 @@ def from_dict(values: dict[str, Any]) -> GeminiImageError:
     """
     rest = {name: value for name, value in values.items() if name not in ("kind", "billed")}
     for name, value in rest.items():
-        if not isinstance(value, _TYPES.get(name, ())):
+        if not isinstance(value, _TYPES.get(name, ())) or (name in _NUMBERS and isinstance(value, bool)):
             raise TypeError(f"{name} of an outcome can't be {type(value).__name__}.")
+    rest["retry_after"] = waiting(rest.get("retry_after"))
+    if HTTP_STATUS.of(rest.get("status_code")) is None:
+        rest["status_code"] = None
     kind = KINDS.get(str(values.get("kind")), OutcomeUnknownError)
     return kind(rest.pop("message", ""), billed=Billed(values.get("billed", "unknown")), **rest)
 

@@ -357,7 +357,7 @@ class Lander:
 
     def _cost(self, record: Record, amount: float | None) -> dict[str, Any]:
         """What it cost: by the gateway's report, where there is one that can be a price, else by the estimate."""
-        if amount is None or amount < 0 or record.reused_from is not None:
+        if amount is None or record.reused_from is not None:
             return record.cost
         cost = reported(amount)
         if differs_from_estimate(record.cost, cost):

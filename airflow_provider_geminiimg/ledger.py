@@ -38,6 +38,7 @@ from airflow_provider_geminiimg.record_values import (
     is_plain,
     is_request,
 )
+from airflow_provider_geminiimg.ranges import AMOUNT
 from airflow_provider_geminiimg.storage import Blob, Store, create_or_read, encode_segment, update
 
 SCHEMA = 1
@@ -54,8 +55,8 @@ _TAKEN_BACK: dict[State, frozenset[State]] = {
     **_NEXT,
     **{state: _NEXT[state] | {"intent"} for state in ("submitted", "answered")},
 }
-_NUMBERED = re.compile(r"([1-9][0-9]*)\.json")
-_RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]*\.json", re.ASCII)
+_NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
+_RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]{0,8}\.json", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ class Ledger:
         where = f"Record {key} under {self.store.uri}"
         values = _values(where, data)
         schema = values.get("schema") if isinstance(values, Mapping) else None
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema > SCHEMA:
             raise LedgerError(
                 f"{where} has schema {schema!r:.40}; this version reads up to {SCHEMA}.",
                 hint="Nothing was sent. Run the version of airflow-provider-geminiimg that wrote it.",
@@ -340,7 +341,23 @@ class Ledger:
             raise LedgerError(f"{where} is landed and names no picture.", hint=_UNREADABLE)
         if record.key != key or not key.endswith(f"/{record.n}.json"):
             raise LedgerError(f"{where} says that it is another one.", hint=_UNREADABLE)
-        return record
+        return _with_sane_costs(record)
+
+
+def _with_sane_costs(record: Record) -> Record:
+    """A record without amounts that no image costs: earlier versions believed a gateway whatever it reported."""
+    manifest = None if record.manifest is None else _with_sane_cost(record.manifest)
+    copies = [{**copy, "manifest": _with_sane_cost(copy["manifest"])} for copy in record.copies]
+    return replace(record, cost=_sane(record.cost), manifest=manifest, copies=copies)
+
+
+def _with_sane_cost(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {**manifest, **({"cost": _sane(manifest["cost"])} if "cost" in manifest else {})}
+
+
+def _sane(cost: Mapping[str, Any]) -> dict[str, Any]:
+    known = cost.get("amount") is None or AMOUNT.of(cost["amount"]) is not None
+    return dict(cost) if known else {**cost, "amount": None}
 
 
 _UNREADABLE = (

@@ -215,7 +215,7 @@ def _spelled_char(char: str) -> str:
     data, number = char.encode("utf-8", "surrogatepass"), ord(char)
     units = char.encode("utf-16-be", "surrogatepass")
     ways = [
-        r"\\+" if char == "\\" else rf"\\{{0,16}}{re.escape(char)}",
+        r"(?<!\\)\\+" if char == "\\" else rf"\\{{0,16}}{re.escape(char)}",
         "".join(f"%(?:25)*{byte:02x}" for byte in data),
         "".join(rf"\\{{1,16}}u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)),
         rf"{_AMPERSAND}{_HASH}(?:0*{number}|x0*{number:x}){_SEMICOLON}",

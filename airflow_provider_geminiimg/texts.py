@@ -20,7 +20,7 @@ _BITS = 1_100  # of a whole number; 1e308, the largest of the usual numbers, has
 
 def given(value: Any) -> str:
     """The value for an error message: short, without a link's query, collections by their size alone."""
-    if isinstance(value, int) and as_text(value) is None:
+    if isinstance(value, int) and value.bit_length() > _BITS:
         return f"=a whole number of {value.bit_length()} bits"
     if isinstance(value, str):
         value = value[:_SHOWN]

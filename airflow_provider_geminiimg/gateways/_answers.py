@@ -11,7 +11,6 @@ import datetime
 import email.utils
 import functools
 import json
-import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -40,6 +39,7 @@ from airflow_provider_geminiimg.gateways._rules import (
 )
 from airflow_provider_geminiimg.gateways._turned_away import is_challenge, turned_away
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply, as_mapping
+from airflow_provider_geminiimg.ranges import UNIX_SECONDS, number, waiting
 from airflow_provider_geminiimg.redaction import scrub
 
 MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
@@ -167,7 +167,7 @@ def _embedded(message: str | None) -> Mapping[str, Any] | None:
     """The error body that stands inside a message."""
     for match in list(re.finditer(r"\{", message or ""))[:5]:
         try:
-            found, _ = json.JSONDecoder().raw_decode(message or "", match.start())
+            found, _ = json.JSONDecoder(parse_int=_whole).raw_decode(message or "", match.start())
         except (ValueError, RecursionError):
             continue
         if isinstance(found, Mapping) and found:
@@ -209,13 +209,12 @@ class Answer:
     def retry_after(self) -> float | None:
         """Seconds to wait, from ``Retry-After`` as seconds or as an HTTP date."""
         value = self._headers.get("retry-after", "").strip()
-        if (seconds := number(value)) is not None:
-            return max(0.0, seconds)
+        if number(value) is not None:
+            return waiting(value)
         at, now = _http_date(value), _http_date(self._headers.get("date", ""))
         if at is not None:
-            return max(0.0, at - (time.time() if now is None else now))
-        told = number(self.body.get("retry_after"))
-        return None if told is None else max(0.0, told)
+            return waiting(at - (time.time() if now is None else now))
+        return waiting(self.body.get("retry_after"))
 
     def request_id(self, message: str | None) -> str | None:
         """The id that the gateway's support asks for: from the message's end, else from the headers."""
@@ -305,17 +304,23 @@ def link_expiry(link: str | None) -> float | None:
         signed = datetime.datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(
             tzinfo=datetime.timezone.utc
         )
-        return number(signed.timestamp() + float(query["X-Amz-Expires"][0]))
+        return UNIX_SECONDS.of(signed.timestamp() + float(query["X-Amz-Expires"][0]))
     except (KeyError, ValueError, OverflowError):
         return None
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The JSON in `content`, or ``None`` where there is none."""
+    """The JSON in `content`, or ``None`` where there is none. A number of any length spoils nothing else in it."""
     try:
         return json.loads(content)
-    except (ValueError, RecursionError):
+    except (json.JSONDecodeError, UnicodeError, RecursionError):
         return None
+    except ValueError:  # a whole number of more than 4,300 digits
+        return json.loads(content, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < 400 else float(digits)
 
 
 _EMPTY_OBJECTS = re.compile(r"^(\{\s*\}\s*)+(?=\{)")
@@ -331,7 +336,7 @@ def _salvaged_json(content: bytes) -> Any:
     if not text.startswith("{"):
         return None
     try:
-        return json.JSONDecoder(strict=False).raw_decode(text)[0]
+        return json.JSONDecoder(strict=False, parse_int=_whole).raw_decode(text)[0]
     except (ValueError, RecursionError):
         return None
 
@@ -348,17 +353,6 @@ def clean(value: Any) -> str | None:
     if len(text) > MAX_TEXT:
         text = text[:MAX_TEXT].rsplit(None, 1)[0]
     return text or None
-
-
-def number(value: Any) -> float | None:
-    """A finite number from a JSON number or its text (a per cent sign is ignored), else ``None``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        found = float(value.strip().rstrip("%") if isinstance(value, str) else value)
-    except (ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
 
 
 def accepted_all_the_same(error: GeminiImageError, *ids: Any) -> JobStatus:

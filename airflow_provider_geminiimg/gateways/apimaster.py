@@ -41,6 +41,7 @@ from airflow_provider_geminiimg.gateways.base import (
     Reply,
     as_mapping,
 )
+from airflow_provider_geminiimg.ranges import PROGRESS, REPORTED_COST, UNIX_SECONDS, number
 from airflow_provider_geminiimg.request import CheckedRequest
 
 ASYNC_READ_TIMEOUT = 180.0  # seconds; the gateway's guide asks for at least this much
@@ -185,9 +186,9 @@ class ApiMaster(Gateway):
             made,
             error,
             job_id,
-            cost=_answers.number(task.get("cost")),
-            progress=_answers.number(task.get("progress")),
-            expires_at=_answers.number(task.get("expires_at") or image.get("expires_at")),
+            cost=REPORTED_COST.of(task.get("cost")),
+            progress=PROGRESS.of(task.get("progress")),
+            expires_at=UNIX_SECONDS.of(task.get("expires_at") or image.get("expires_at")),
         )
 
     def _failed(self, answer: Answer, body: Mapping[str, Any]) -> GeminiImageError:
@@ -236,7 +237,7 @@ def _word(body: Mapping[str, Any]) -> str | None:
 def _call_failed(body: Mapping[str, Any]) -> bool:
     """Whether the envelope says that the call failed, and so nothing of the task."""
     code = body.get("code")
-    status = _answers.number(code)
+    status = number(code)
     said = code.strip().lower() if isinstance(code, str) else None
     return body.get("success") is False or said in _states.FAILED or (status is not None and status >= 400)
 

@@ -86,7 +86,7 @@ class JobStatus:
     :param pictures: the results of a job that is done.
     :param error: why a job failed; set exactly when `state` is `FAILED`.
     :param job_id: the gateway's id of the job: the one that was polled, or the one that a submit's answer carries.
-    :param cost: what the gateway says that it took, in the gateway's own currency, where it says so.
+    :param cost: what the gateway says that it took, in the gateway's own currency, where it says what can be a price.
     :param progress: 0 to 100, where the gateway says so.
     :param expires_at: Unix seconds at which the links stop working, where the gateway says so.
     """

@@ -38,6 +38,7 @@ from airflow_provider_geminiimg.manifest import Cost
 from airflow_provider_geminiimg.names import reserve_name
 from airflow_provider_geminiimg.outcome import raise_outcome
 from airflow_provider_geminiimg.printable import printable
+from airflow_provider_geminiimg.ranges import UNIX_SECONDS
 from airflow_provider_geminiimg.request import given
 from airflow_provider_geminiimg.runner import run
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
@@ -87,7 +88,7 @@ def resume_crashed(sensor: GeminiImageJobSensor, context: Context, deadline: flo
 def _deadline(sensor: GeminiImageJobSensor, context: Context) -> float:
     """Counted from the start of this try, which a deferral does not move."""
     started: float = context["ti"].start_date.timestamp()
-    return started + sensor.timeout
+    return min(started + sensor.timeout, UNIX_SECONDS.high)  # a later one is no date
 
 
 def _defer(sensor: GeminiImageJobSensor, context: Context, record: Record, deadline: float) -> NoReturn:
