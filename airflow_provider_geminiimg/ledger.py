@@ -28,6 +28,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, from_dict
+from airflow_provider_geminiimg.ranges import AMOUNT
 from airflow_provider_geminiimg.record_values import (
     MAX_BYTES,
     Seconds,
@@ -38,7 +39,6 @@ from airflow_provider_geminiimg.record_values import (
     is_plain,
     is_request,
 )
-from airflow_provider_geminiimg.ranges import AMOUNT
 from airflow_provider_geminiimg.storage import Blob, Store, create_or_read, encode_segment, update
 
 SCHEMA = 1

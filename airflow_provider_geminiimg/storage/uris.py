@@ -128,8 +128,8 @@ def same_place(uri: str) -> str:
 def locate(uri: str, what: str = "uri") -> Location:
     """Take a URI apart.
 
-    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character, or
-        what another parser of such addresses reads in another way.
+    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character,
+        or what another parser of such addresses reads in another way.
     """
     refuse_half_characters(what, uri)
     is_path = uri.startswith("/") and not uri.startswith("//")  # web pages write //host/name?query
