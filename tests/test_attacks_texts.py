@@ -359,7 +359,7 @@ def answered(text: str) -> None:
         answer.request_id(text)
         answer.reason.refused(PROMPT)
         _ = answer.retry_after
-        turned_away(403, {}, text.encode(), None, markup=True)
+        turned_away(403, {}, text.encode(errors="replace"), None, markup=True)
 
 
 def rows_of(text: str) -> None:
@@ -408,12 +408,13 @@ PIECES = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("piece", PIECES)
-def test_a_hundred_kilobytes_of_anything_are_read_in_a_time_that_adds_up(reader: str, piece: str) -> None:
-    text = ("x" + PIECES[piece] * LENGTH)[:LENGTH]
-    began = time.process_time()
-    READERS[reader](text)
-    assert time.process_time() - began < 8.0
+def test_a_hundred_kilobytes_of_anything_are_read_in_a_time_that_adds_up(reader: str) -> None:
+    took = {}
+    for name, piece in PIECES.items():
+        began = time.process_time()
+        READERS[reader](("x" + piece * LENGTH)[:LENGTH])
+        took[name] = time.process_time() - began
+    assert max(took.values()) < 8.0, took
 
 
 @pytest.mark.parametrize("piece", ["\t", " \t", ";", "\\", '"', "a,"])
