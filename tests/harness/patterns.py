@@ -70,7 +70,10 @@ def every_pattern() -> list[Found]:
 def _held(where: str, module: Any, source: str) -> Iterator[Found]:
     for name, value in list(vars(module).items()):
         # One that is handed on, or stands among others, may be looked for in any way.
-        ways = set(re.findall(rf"\b{name}\.(\w+)\(", source)) & {*_WAYS, *_ALIKE} or {"finditer"}
+        ways = set(re.findall(rf"\b{name}\.(\w+)\(", source)) & {*_WAYS, *_ALIKE}
+        if not ways and isinstance(value, Mapping):
+            ways = set(re.findall(r"\.(fullmatch|match)\(", source))
+        ways = ways or {"finditer"}
         for pattern in _patterns(value):
             yield Found(f"{where}.{name}", pattern, frozenset(_ALIKE.get(way, way) for way in ways))
 
