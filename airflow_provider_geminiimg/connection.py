@@ -18,7 +18,6 @@ from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
-
 from airflow_provider_geminiimg.arguments import to_decimal
 from airflow_provider_geminiimg.catalog import Row, default_model, did_you_mean, known_ids, knows, row_name
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
