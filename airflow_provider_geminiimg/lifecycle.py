@@ -440,11 +440,11 @@ class Purchase:
         suffix = await self._reserve(step.n)
         handles = []
         for image in inputs:
-            handle = transport.gateway.reference(image)
+            handle = await in_thread(transport.gateway.reference, image)
             if not isinstance(handle, str):
                 handle = await transport.send_free(handle, prompt=request.prompt)
             handles.append(handle)
-        call = transport.gateway.submit(request, handles)
+        call = await in_thread(transport.gateway.submit, request, handles)
         wanted = await self._record(step, suffix, call.read_timeout)
         if lot is not None:
             await self.sharing.tell_changes(step, wanted)

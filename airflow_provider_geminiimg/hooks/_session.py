@@ -106,7 +106,8 @@ class Session:
         images = await read_inputs(checked, _files())
         handles = [await self._handle(image, prompt=checked.prompt) for image in images]
         try:
-            return await self.transport.send(self.gateway.submit(checked, handles, wait=synchronous))
+            call = await asyncio.to_thread(lambda: self.gateway.submit(checked, handles, wait=synchronous))
+            return await self.transport.send(call)
         except GeminiImageError as error:
             await self.transport.explain(error, checked.operation)
             raise
@@ -140,7 +141,7 @@ class Session:
         return data
 
     async def _handle(self, image: InputImage, *, prompt: str) -> str:
-        reference = self.gateway.reference(image)
+        reference = await asyncio.to_thread(self.gateway.reference, image)
         return reference if isinstance(reference, str) else await self.transport.send_free(reference, prompt=prompt)
 
     def _read(self, uri: str) -> bytes:
