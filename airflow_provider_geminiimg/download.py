@@ -95,7 +95,8 @@ class _Where:
         """What an exception means that is no outcome; its text may hold the link."""
         said = f"Downloading from {self.host} failed: {type(error).__name__}."
         if isinstance(error, httpx.RemoteProtocolError):
-            if error.__cause__ is not None and error.__cause__.__cause__ is not None:
+            # httpcore's pool raises again `from None`, which leaves the parser's complaint as context alone.
+            if error.__cause__ is not None and error.__cause__.__context__ is not None:
                 return InvalidImageError(said)  # its parser complains: what came is no HTTP, let alone a picture
             return _failed(f"{self.host} closed the connection without an answer.")
         return _failed(said, isinstance(error, _MAY_PASS))
