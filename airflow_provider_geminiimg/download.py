@@ -19,7 +19,9 @@ import logging
 import math
 import socket
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -49,9 +51,11 @@ _SHOWN = 100  # characters of a host that is none
 _FIRST_BYTES = 64 * 1024  # of memory for a body, which doubles as often as it is full
 _FREE_PIECES, _BYTES_A_PIECE = 10_000, 256  # a body in smaller pieces on the whole costs more CPU than it is worth
 _PIECES_AT_ONCE = 32  # after which others have their turn in the event loop
+_LOOK_UPS = 32  # at once; a name server that does not answer holds each for as long as the resolver waits
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_AZURE = ipaddress.ip_address("168.63.129.16")  # a public address by its number, and each machine's own host there
 
 _log = logging.getLogger(__name__)
 
@@ -183,15 +187,28 @@ async def _hop(target: _Target, buffer: _Buffer, own: _Origin | None) -> bytes |
 
 async def _resolve(target: _Target) -> list[str]:
     """The addresses of a host, in the resolver's order; all of them public unless the host is exempt."""
-    loop = asyncio.get_running_loop()
+    name = target.host.strip("[]")
     try:
-        found = await loop.getaddrinfo(target.host.strip("[]"), target.port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(
+            _resolvers(), lambda: socket.getaddrinfo(name, target.port, type=socket.SOCK_STREAM)
+        )
     except OSError:
         raise _failed(f"The link's host {target.host} is not known here.") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not target.exempt and not all(is_public(address) for address in addresses):
         raise _failed(f"The link leads to {target.host}, which is not a public address. Not followed.", False)
     return addresses
+
+
+_RESOLVERS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
+
+
+def _resolvers() -> ThreadPoolExecutor:
+    """Threads of the running loop for look-ups alone: those that hang must not keep records from being written."""
+    loop = asyncio.get_running_loop()
+    if loop not in _RESOLVERS:
+        _RESOLVERS[loop] = ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="geminiimg-names")
+    return _RESOLVERS[loop]
 
 
 def is_public(address: str) -> bool:
@@ -208,7 +225,7 @@ def is_public(address: str) -> bool:
 
 
 def _is_public_v4(ip: ipaddress.IPv4Address) -> bool:
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip != _AZURE
 
 
 def _request(target: _Target, address: str) -> httpx.Request:

@@ -21,10 +21,12 @@ def is_usable(url: str | httpx.URL) -> bool:
     try:
         parsed = httpx.URL(url)
         name = parsed.raw_host.decode("ascii").strip("[]")
+        if len(name) > _LONGEST_NAME:  # before its parts are looked at, of which it may have thousands
+            return False
         _ = parsed.netloc, name.encode("idna")  # which measures labels
         if ":" not in name:
             _ = [httpx.URL(scheme="https", host=label).host for label in name.split(".") if label]  # reads Punycode
         known = _NAME.fullmatch(name) is not None or ipaddress.IPv6Address(name).scope_id is None
     except Exception:  # whatever the parsers raise
         return False
-    return known and len(name) <= _LONGEST_NAME
+    return known

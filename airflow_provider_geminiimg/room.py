@@ -2,14 +2,19 @@
 
 What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier picture
 needed; whoever was let in first may always grow, so that nobody waits for ever, and no more than one is over the
-budget; a picture of any size gets in once the others are out; what is taken is given back whatever happens.
+budget, but for those whose patience is at an end; a picture of any size gets in once the others are out; what is
+taken is given back whatever happens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator
+
+import anyio
 
 ROOM = 36 * 1024 * 1024
 """Bytes: two dozen pictures of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
@@ -30,11 +35,15 @@ class Room:
         self._shares: dict[Share, None] = {}  # in the order in which they were let in
 
     @contextlib.asynccontextmanager
-    async def share(self) -> AsyncIterator[Share]:
-        """Wait for the share of one picture and hold it."""
-        while self._expected > self._free and self._free < self._size:
-            await self._change()
-        share = Share(self, self._expected)
+    async def share(self, patience: float = math.inf) -> AsyncIterator[Share]:
+        """Wait for the share of one picture and hold it.
+
+        :param patience: seconds that it may wait, here and while it grows; then it takes what it needs.
+        """
+        share = Share(self, patience)
+        while self._expected > self._free and self._free < self._size and share.patience > 0:
+            await self._change(share)
+        share.taken = self._expected
         self._free -= share.taken
         self._shares[share] = None
         try:
@@ -44,8 +53,8 @@ class Room:
             self._give_back(share.taken)
 
     async def _grow(self, share: Share, size: int) -> None:
-        while size - share.taken > self._free and next(iter(self._shares)) is not share:
-            await self._change()
+        while size - share.taken > self._free and next(iter(self._shares)) is not share and share.patience > 0:
+            await self._change(share)
         self._take(share, size)
 
     def _settle(self, share: Share, size: int) -> None:
@@ -61,9 +70,12 @@ class Room:
         self._free += size
         self._given_back.set()
 
-    async def _change(self) -> None:
+    async def _change(self, share: Share) -> None:
         self._given_back.clear()
-        await self._given_back.wait()
+        since = time.monotonic()
+        with anyio.move_on_after(share.patience):
+            await self._given_back.wait()
+        share.patience -= time.monotonic() - since
 
 
 class Share:
@@ -71,17 +83,19 @@ class Share:
     as large.
 
     :param room: whose share it is.
-    :param taken: bytes.
+    :param patience: seconds that it may still wait. `taken` are the bytes that it has.
     """
 
-    def __init__(self, room: Room, taken: int) -> None:
-        self.taken = taken
+    def __init__(self, room: Room, patience: float) -> None:
+        self.taken = 0
+        self.patience = patience
         self._room = room
 
     def __call__(self, size: int) -> None:
         self._room._settle(self, size)
 
     async def hold(self, size: int) -> None:
-        """Be charged for `size` bytes from now on. Waits while they don't fit, unless all others came later."""
+        """Be charged for `size` bytes from now on. Waits while they don't fit, unless all others came later, or
+        its patience is at an end."""
         if size > self.taken:
             await self._room._grow(self, size)

@@ -215,6 +215,8 @@ def render(data: bytes) -> bytes:
             raise ValueError("Its headers don't agree on its size.")
         mode = "RGBA" if opened.has_transparency_data else "RGB"
         small = _shrinkable(opened, mode)
+        if small is not opened:
+            opened.close()  # lets go of its pixels, while shrinking makes one more copy of those of `small`
         small.thumbnail((SIDE, SIDE))
         if info.orientation in _UPRIGHT:
             small = small.transpose(Image.Transpose[_UPRIGHT[info.orientation]])

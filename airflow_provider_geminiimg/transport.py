@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 import ssl
 import threading
@@ -61,6 +62,7 @@ DEFAULT_CONCURRENCY = 8  # a thousand waiters in httpx's own pool cost five time
 MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: pictures may come inline
 LARGE_ANSWER = 1_000_000  # bytes; larger ones share `ANSWERS_ROOM`
 ANSWERS_ROOM = 64_000_000  # bytes
+ANSWER_PATIENCE = 30.0  # seconds that a paid answer waits for room: one that is not read is lost in the end
 IN_LOOP = 8_000  # bytes of an answer that are read in the event loop: under 10 ms, whatever they are
 TOO_LARGE = "answer_too_large"
 """The code of an answer that is larger than it may be."""
@@ -423,7 +425,8 @@ class _Exchange(Generic[T]):
             async def hold(size: int) -> None:
                 nonlocal share
                 if size > LARGE_ANSWER and share is None:
-                    share = await stack.enter_async_context(room.share())
+                    patience = ANSWER_PATIENCE if self.call.billable else math.inf
+                    share = await stack.enter_async_context(room.share(patience))
                 if share is not None:
                     await share.hold(size)
 

@@ -58,6 +58,7 @@ INWARDS = {
     "metadata decimal": "2852039166",
     "metadata IPv4-mapped": "[::ffff:169.254.169.254]",
     "metadata IPv6": "[fd00:ec2::254]",
+    "metadata of Azure": "168.63.129.16",
     "multicast": "224.0.0.1",
 }
 SOME = ("loopback", "decimal", "IPv6", "IPv4-mapped", "link-local", "private 10", "metadata", "metadata IPv6")

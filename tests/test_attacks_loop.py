@@ -7,9 +7,13 @@ still there, whatever was answered when it was asked about.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,3 +224,72 @@ def test_what_follows_a_packed_answer_is_bounded_too(
     assert api.sent < 40_000_000
     answers(api)
     assert run.retry().state == "success"
+
+
+# Hosts and name servers
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("place", ["link", "redirect"])
+def test_a_host_of_thousands_of_labels_is_refused_before_they_are_looked_at(
+    target: Target, api: Host, watched: Stalls, place: str
+) -> None:
+    labels = 9_000 if place == "link" else 32_000
+    nowhere = f"https://{'a.' * labels}com/p.png"
+    api.routes["/p.png"] = answer(302, Location=nowhere)
+    answers(api, poll=as_json(done(nowhere)) if place == "link" else None)
+    assert "no host's name" in str(outcome(target.generate()))
+    assert watched.longest < LONGEST / 4
+
+
+@OTHER_GATEWAY
+def test_name_servers_that_do_not_answer_keep_nothing_from_being_written(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, run, hanging, waits = socket.getaddrinfo, asyncio.run, [], []
+    landed, over = threading.Event(), threading.Event()
+
+    def getaddrinfo(name: Any, *args: Any, **kwargs: Any) -> Any:
+        if not str(name).startswith("silent"):
+            return look_up(name, *args, **kwargs)
+        hanging.append(name)
+        over.wait(20)
+        raise socket.gaierror("no answer")
+
+    async def writes() -> None:
+        while len(hanging) < 32:  # noqa: ASYNC110 - threads add to it
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await asyncio.to_thread(lambda: None)  # as whatever is written in a store
+        waits.append(time.monotonic() - began)
+        over.set()
+
+    async def beside(main: Any) -> Any:
+        writing = asyncio.create_task(writes())
+        try:
+            return await main
+        finally:
+            writing.cancel()
+
+    def small(handler: Any) -> None:
+        answer(body=picture((16, 16)))(handler)
+        landed.set()  # from now on many are fetched at once
+
+    def route(handler: Any) -> None:
+        if handler.command == "POST":
+            number = len([path for path, _ in api.requests if "generations" in path])
+            as_json({"data": [{"status": "submitted", "task_id": f"job-{number}"}]})(handler)
+        elif "job-1?" in handler.path:
+            as_json(done(f"{api.url}/small.png"))(handler)
+        elif landed.is_set():
+            as_json(done("https://silent.test/p.png"))(handler)
+        else:
+            as_json({"data": {"status": "in_progress"}})(handler)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(asyncio, "run", lambda main, **options: run(beside(main), **options))
+    api.routes["/small.png"], api.otherwise = small, route
+    requests = [f"number {number}" for number in range(45)]
+    target.run_as_is(GeminiImageBatchOperator, requests=requests, geminiimg_conn_id=target.conn_id, poll_interval=0.1)
+    [wait] = waits
+    assert wait < LONGEST

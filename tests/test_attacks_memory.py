@@ -21,7 +21,8 @@ from harness import forbidden as web
 from harness.attacks import Target, picture
 from harness.forbidden import Host, Route, answer, as_json, done
 
-from airflow_provider_geminiimg import landing
+from airflow_provider_geminiimg import landing, transport
+from airflow_provider_geminiimg.gateways import apimaster
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
@@ -197,3 +198,48 @@ def test_fifty_large_answers_to_submits_share_a_budget_and_each_is_paid_once(
     assert ran.task("made").state == "success", ran.log
     assert grown.most < 2 * BUDGET
     assert crowd.submits == AT_ONCE
+
+
+@ONE_GATEWAY
+def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_picture(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name, value in (
+        (transport, "ANSWERS_ROOM", 8_000_000),
+        (transport, "ANSWER_PATIENCE", 1.0),
+        (transport, "OVERHEAD", 3.0),
+        (apimaster, "ASYNC_READ_TIMEOUT", 5.0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    crowd, stands_still, over = Crowd(api, answer(body=picture())), threading.Event(), threading.Event()
+
+    def answered(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command != "POST":
+            as_json(done(f"{api.url}/p.png"))(handler)
+            return
+        with crowd._lock:
+            crowd.submits += 1
+            first, job_id = crowd.submits == 1, f"job-{crowd.submits}"
+        body = {"padding": "x" * 1_500_000, "data": [{"status": "submitted", "task_id": job_id}]}
+        if first:
+            handler.send_response(200)
+            handler.end_headers()
+            handler.wfile.write(b'{"padding": "' + b"x" * 7_500_000)
+            stands_still.set()
+            while not over.wait(0.5):
+                handler.wfile.write(b"x")
+        else:
+            stands_still.wait(10)
+            as_json(body)(handler)
+
+    api.otherwise = answered
+    ran = target.run_as_is(
+        GeminiImageBatchOperator,
+        requests=[f"number {number}" for number in range(4)],
+        geminiimg_conn_id=target.conn_id,
+        poll_interval=0.1,
+    )
+    over.set()
+    assert crowd.submits == 4
+    states = [record.state for record in target.records()]
+    assert (states.count("landed"), states.count("intent")) == (3, 1), ran.log

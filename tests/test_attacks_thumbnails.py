@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.hostile_images import BOMBS, TOO_MUCH
+from harness.hostile_images import BOMBS, LARGEST, TOO_MUCH
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -25,14 +25,14 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin, PIL.WebPImagePlugin
 from airflow_provider_geminiimg.thumbnails import render
-from harness.hostile_images import BOMBS, TOO_MUCH
+from harness.hostile_images import BOMBS, LARGEST, TOO_MUCH
 
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 said = {}
 for name in sys.argv[2:]:
-    data = {**BOMBS, **TOO_MUCH}[name]()
+    data = {**BOMBS, **TOO_MUCH, **LARGEST}[name]()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     before, started, size = peak(), time.process_time(), 0
     with warnings.catch_warnings(record=True) as warned:
@@ -78,6 +78,13 @@ def test_a_picture_that_is_too_much_work_gets_no_thumbnail_before_any_work_is_do
     assert size == 0
     assert megabytes < MEGABYTES
     assert seconds < SECONDS
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_picture_of_each_kind_takes_less_than_is_promised(name: str) -> None:
+    [(size, megabytes, _, _)] = rendered(name).values()
+    assert size > 0
+    assert megabytes < 400
 
 
 def test_the_oldest_pillow_that_is_allowed_is_one_that_is_tested() -> None:

@@ -155,3 +155,10 @@ TOO_MUCH: Mapping[str, Callable[[], bytes]] = {
     "PNG, chunks": lambda: LONG["PNG, empty chunks"](1_000_000),
     "PNG, a palette without an end": lambda: png(png_chunk(b"PLTE", bytes(30_000_000))),
 }
+LARGEST: Mapping[str, Callable[[], bytes]] = {
+    # as many pixels as are decoded, in what has to be changed before it can be shrunk
+    "PNG, grey with transparency": lambda: _saved(Image.new("LA", (6320, 6320)), "PNG"),
+    "PNG, one colour is transparent": lambda: _saved(Image.new("RGB", (6320, 6320)), "PNG", transparency=(0, 0, 0)),
+    "PNG, one grey is transparent": lambda: _saved(Image.new("L", (6320, 6320)), "PNG", transparency=0),
+    "PNG, a palette with transparency": lambda: _saved(Image.new("P", (6320, 6320)), "PNG", transparency=0),
+}
