@@ -7,10 +7,13 @@ a comparison may do with a missing value what they like. What a DAG's own ``fina
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from typing import Any
+from urllib.parse import quote_plus
 
-from jinja2 import Environment, Undefined, nodes, pass_context
+from jinja2 import Environment, Undefined, nodes, pass_context, pass_eval_context
+from jinja2.filters import FILTERS, make_attrgetter
+from jinja2.runtime import markup_join, str_join
 from jinja2.visitor import NodeTransformer
 
 from airflow_provider_geminiimg.absent import IncompleteText, is_missing
@@ -22,7 +25,7 @@ _TEXT_FILTERS = frozenset(
     )
 )
 """Filters that make text of whatever they are given."""
-_ALL_COUNT = ("format", "join", "replace", "%", ".format")  # of which the arguments are put into the text, too
+_ALL_COUNT = ("format", "join", "replace", "%", ".format", "~")  # of which the arguments are put into the text, too
 
 
 def _percent(template: Any, values: Any) -> Any:
@@ -37,7 +40,12 @@ def _format(context: Any, template: Any, *values: Any, **named: Any) -> Any:
     return getattr(env, "call", context.call)(*([context] if hasattr(env, "call") else []), method, *values, **named)
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {"%": _percent, ".format": _format}
+@pass_eval_context
+def _concat(eval_ctx: Any, parts: Any) -> Any:
+    return (markup_join if eval_ctx.autoescape else str_join)(parts)
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {"%": _percent, ".format": _format, "~": _concat}
 """What makes text without being a filter, as filters of names that no template can write."""
 
 
@@ -68,37 +76,67 @@ def _first_missing(*values: Any) -> IncompleteText | None:
             return value
         # An undefined value without a name is an inline `if` without `else`, which is meant so.
         named = isinstance(value, Undefined) and value._undefined_name is not None
-        if named or (not isinstance(value, Undefined) and is_missing(value)):
+        if named or (not isinstance(value, Undefined) and (is_missing(value) or _all_missing(value))):
             return IncompleteText(str(value), str(value))  # a strict Undefined raises, as it does where it is printed
     return None
 
 
+def _all_missing(value: Any) -> bool:
+    """Whether it is a list of nothing, as an XCom of several tasks is where none returned anything."""
+    return isinstance(value, (list, tuple)) and all(map(is_missing, value))
+
+
 def _watched(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose text remembers that a value in it was missing."""
-    if name not in _TEXT_FILTERS and name not in _OPERATIONS:
+    """A filter whose text remembers that a missing value is printed in it. A DAG's own filters print what they like."""
+    if usual is not _OPERATIONS.get(name) and (name not in _TEXT_FILTERS or usual is not FILTERS.get(name)):
         return usual
+    first = 1 if hasattr(usual, "jinja_pass_arg") else 0
 
     @functools.wraps(usual)  # and so with what Jinja noted on it about the arguments that it takes
     def watched(*args: Any, **kwargs: Any) -> Any:
-        made = usual(*args, **kwargs)
-        values = [*(args[1:] if hasattr(usual, "jinja_pass_arg") else args), *kwargs.values()]
+        given = list(args)
+        if name == "join" and len(given) > first and isinstance(given[first], Iterator):
+            given[first] = list(given[first])  # it can be gone through once
+        made = usual(*given, **kwargs)
+        values = [*given[first:], *kwargs.values()]
         counted = values if name in _ALL_COUNT else values[:1]
-        parts = [value.values() if isinstance(value, dict) else value for value in counted]
-        listed = [each for part in parts if isinstance(part, (list, tuple, ValuesView)) for each in part]
-        missing = _first_missing(*counted, *(listed if name in ("join", "%") else ()))
-        return IncompleteText(made, missing.word) if missing is not None and isinstance(made, str) else made
+        listed = _joined(*given, **kwargs) if name == "join" else _listed(counted) if name in ("%", "~") else ()
+        missing = _first_missing(*counted, *listed)
+        printed = missing is not None and isinstance(made, str) and _is_printed(missing.word, made)
+        return IncompleteText(made, missing.word) if missing is not None and printed else made
 
     return watched
 
 
+def _listed(values: Iterable[Any]) -> Iterator[Any]:
+    """What stands in the lists and mappings among some values."""
+    for value in values:
+        part = value.values() if isinstance(value, Mapping) else value
+        if isinstance(part, (list, tuple, ValuesView)):
+            yield from part
+
+
+def _joined(eval_ctx: Any, value: Any = (), d: Any = "", attribute: Any = None) -> Iterator[Any]:
+    """What the filter `join` puts together."""
+    if isinstance(value, (str, Undefined)) or not isinstance(value, Iterable):
+        return
+    yield from value if attribute is None else map(make_attrgetter(eval_ctx.environment, attribute), value)
+
+
+def _is_printed(word: str, text: str) -> bool:
+    """Whether a filter left the word for a missing value in what it made: an empty list joins to no text at all."""
+    folded = text.casefold()
+    return any(each.casefold() in folded for each in (word, FILTERS["escape"](word), quote_plus(word)))
+
+
 def _with_filters(usual: Any) -> Any:
-    """A code generator for which what makes text of values is a filter, which is watched: ``a ~ b`` is a join."""
+    """A code generator for which what makes text of values is a filter, which is watched."""
 
     class AsFilters(NodeTransformer):
         def visit_Concat(self, node: nodes.Concat, *args: Any, **kwargs: Any) -> nodes.Node:
             self.generic_visit(node)
             parts = nodes.List(node.nodes, lineno=node.lineno)
-            return nodes.Filter(parts, "join", [], [], None, None, lineno=node.lineno)
+            return nodes.Filter(parts, "~", [], [], None, None, lineno=node.lineno)
 
         def visit_Mod(self, node: nodes.Mod, *args: Any, **kwargs: Any) -> nodes.Node:
             self.generic_visit(node)

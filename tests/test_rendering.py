@@ -230,6 +230,11 @@ INSIDE: dict[str, str] = {
     "a key of a mapping, got": "Photo of {{ dag_run.conf.get('gone') }}",
     "joined to text": "{{ 'Photo of ' ~ ti.xcom_pull('nobody') }}",
     "joined by a filter": "{{ ['a fox', none] | join(' and ') }}",
+    "joined after a filter": "Photo of {{ [none, 'a fox'] | map('string') | join(' and ') }}",
+    "an attribute, joined": "Photo of {{ [{'it': none}, {'it': 'a fox'}] | map(attribute='it') | join(' and ') }}",
+    "joined by an attribute": "Photo of {{ [{'it': none}, {'it': 'a fox'}] | join(' and ', attribute='it') }}",
+    "a list of nothing": "Photo of {{ ti.xcom_pull(['nobody']) or [none] }} on white",
+    "added to text": "{{ 'Photo of ' + params.none | string + ' on white' }}",
     "formatted": "{{ 'Photo of %s' | format(params.none) }}",
     "formatted by a percent sign": "{{ 'Photo of %s' % params.none }}",
     "one of two": "{{ 'Photo of %s on %s' % ('a fox', params.none) }}",
@@ -253,6 +258,9 @@ MEANT: dict[str, tuple[str, str]] = {
     "nought": ("A {{ 0 }} and {{ false }}", "A 0 and False"),
     "a remainder": ("A {{ params.number % 3 }} {{ '%s-%02d' % ('b', 7) }}", "A 2 b-07"),
     "a method": ("A {{ '{}-{it}'.format('b', it='c') }}", "A b-c"),
+    "an empty list, joined": ("A fox{{ params.list | join(', ') }}", "A fox"),
+    "a word that is replaced": ("A {{ params.none | string | replace('None', 'fox') }}", "A fox"),
+    "a value that no format asks for": ("A {{ '{}'.format('fox', params.none) }}", "A fox"),
     "joined": ("{{ 'A ' ~ params.number ~ ['b', 'c'] | join('+') }} {{ '%s' | format('d') }}", "A 5b+c d"),
 }
 
@@ -386,6 +394,22 @@ def test_a_lenient_dag_is_told_of_what_is_not_defined_and_its_own_word_for_nothi
         run = airflow.run_dag(dag, run_id=f"own-{native}")
         assert run.state == "success", run.log
         assert [entry["prompt"] for entry in sandbox.ledger()] == ["Photo of nobody"]
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
+def test_filters_of_the_dag_are_its_own_and_change_nothing_else(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, native: bool
+) -> None:
+    filters: dict[str, Any] = {
+        "title": lambda value: "Nobody" if value is None else str(value).title(),
+        "join": lambda value, by=", ": by.join(map(str, value)),
+    }
+    text = "{{ params.none | title }} and {{ 'a f' ~ 'ox' }} and {{ ['b', 'c'] | join }}"
+    with values_of(native, user_defined_filters=filters) as dag:
+        GeminiImageGenerateOperator(task_id="made", prompt=text, geminiimg_conn_id=onemin, **WAYS_TO_WAIT)
+    run = airflow.run_dag(dag)
+    assert run.state == "success", run.log
+    assert [entry["prompt"] for entry in sandbox.ledger()] == ["Nobody and a fox and b, c"]
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["as text", "natively"])
