@@ -10,6 +10,7 @@ exclusively.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -108,8 +109,7 @@ def release_names(ledger: Ledger, record: Record) -> None:
         claim = None if blob is None else _parsed(blob.data, "the name of a record that is removed")
         return replace(claim, released=True).to_json() if claim is not None and claim.item == item_path else None
 
-    for stem in {_wanted_stem(record), *_stems(record)}:
-        place = same_place(stem)
+    for place in _places({_wanted_stem(record), *_stems(record)}):
         if place not in kept:
             update(ledger.store, f"names/{place}.json", released)
 
@@ -210,7 +210,14 @@ def _blocking_file(files: Files, stem: str, record: str, digest: str | None) -> 
 def _used(ledger: Ledger, item_path: str, numbers: Iterable[int]) -> set[str]:
     """The places that images of some of an item's records have, or may still take."""
     found = (ledger.read(f"{item_path}/{number}.json") for number in numbers)
-    return {same_place(stem) for each in found if each is not None for stem in _stems(each.record)}
+    return {place for each in found if each is not None for place in _places(_stems(each.record))}
+
+
+def _places(stems: Iterable[str]) -> Iterator[str]:
+    """The places of names. One that is an address no longer, where an earlier version wrote, is nobody's to take."""
+    for stem in stems:
+        with contextlib.suppress(BadRequestError):
+            yield same_place(stem)
 
 
 def _stems(record: Record) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -18,14 +18,20 @@ from harness import forbidden as web
 from harness.attacks import FromTask, Target, every_write, outcome, picture, returned
 from harness.forbidden import answer
 
-from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg import arguments
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
+from airflow_provider_geminiimg.jobs import forget
+from airflow_provider_geminiimg.ledger import Ledger
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store, same_place
+from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store, other, same_place, uris
+
+if TYPE_CHECKING:
+    from harness.inprocess import Run
 
 target, internet, forbidden = attacks.target, web.internet, web.forbidden
 pytestmark = pytest.mark.parametrize("geminiimg_conn_id", ["onemin"], indirect=True)
@@ -228,6 +234,67 @@ def test_a_destination_that_was_changed_by_hand_gets_nothing_written_elsewhere(
     assert store == before
     assert len(target.sandbox.ledger()) == 1
     assert target.records()[0].job_id == target.sandbox.ledger()[0]["job_id"]
+
+
+REFUSED_NOW = [("disk", "sale: red"), ("store", "a::b"), ("store", "a?b")]
+
+
+def paid_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch, out: str, name: str) -> Run:
+    """A task of an earlier version, whose image is paid for and has not landed, under a name that was allowed then."""
+    target.pictures.routes["/p.png"] = answer(body=b"<svg/>")
+    target.polls_answer(target.link(), times=2)
+    with monkeypatch.context() as then:
+        then.setattr(arguments, "_WINDOWS_CHARACTERS", "\0")
+        then.setattr(uris, "_REREAD", {})
+        then.setattr(other, "_is_at", lambda *_: True)
+        run = target.generate(output_path=out, file_name="{{ params.given }}", given=name, retries=0)
+    assert (run.state, [record.state for record in target.records()]) == ("failed", ["submitted"]), run.log
+    target.pictures.routes["/p.png"] = answer(body=picture())
+    return run
+
+
+def test_what_was_paid_for_under_a_name_that_is_refused_now_lands_on_a_retry(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = target.folder / "out"
+    run = paid_before_it_was_refused(target, monkeypatch, str(out), "sale: red")
+    run.retry("made")
+    assert run.state == "success", run.log
+    assert (out / "sale: red.png").read_bytes() == picture()
+    assert len(target.sandbox.ledger()) == 1
+
+
+@pytest.mark.parametrize(("place", "name"), REFUSED_NOW)
+def test_what_was_paid_for_under_a_name_that_is_refused_now_is_not_bought_again_and_lands_under_another(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch, place: str, name: str
+) -> None:
+    out = OUT if place == "store" else str(target.folder / "out")
+    run = paid_before_it_was_refused(target, monkeypatch, out, name)
+    run.clear("made")
+    error = outcome(run)
+    assert "file_name=" in str(error)
+    assert (error.billed, "a Clear with another file_name" in error.hint) == (Billed.UNKNOWN, True)
+    target.polls_answer(target.link(), times=2)
+    run.clear("made", dag=target.dag(output_path=out, file_name="fox"))
+    assert run.state == "success", run.log
+    assert returned(run)["images"][0]["uri"] == f"{out}/fox.png"
+    assert len(target.sandbox.ledger()) == 1
+
+
+def test_a_record_whose_place_is_an_address_no_longer_keeps_nobody_from_buying_or_forgetting(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = paid_before_it_was_refused(target, monkeypatch, OUT, "a::b")
+    key = target.records()[0].key
+    run.clear("made", dag=target.dag(output_path=OUT, file_name="fox", prompt="a bear"))
+    assert run.state == "success", run.log
+    assert len(target.sandbox.ledger()) == 2
+    ledger = Ledger(open_store(target.root.as_uri(), default_s3_client))
+    with pytest.raises(BadRequestError, match="decides"):
+        forget(ledger, key, lose_it=True)
+    for number in (2, 1):
+        forget(ledger, key.replace("/1.json", f"/{number}.json"), lose_it=True)
+    assert target.records() == []
 
 
 @pytest.mark.parametrize("root", ["{folder}/a::b", "file://{folder}/a::b", "s3://bucket/a::b", "memory://bucket/root"])

@@ -14,9 +14,10 @@ from airflow.sdk import Context
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.attempt import BACKSTOP, MAX_DEFERRALS, Attempt, finished
 from airflow_provider_geminiimg.boundary import closed
+from airflow_provider_geminiimg.copies import asked_last
 from airflow_provider_geminiimg.decision import Policy
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
-from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
+from airflow_provider_geminiimg.ledger import Destination, Record
 from airflow_provider_geminiimg.lifecycle import Purchase
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, ImageOperator
 from airflow_provider_geminiimg.order import Order
@@ -24,6 +25,11 @@ from airflow_provider_geminiimg.outcome import raise_outcome
 from airflow_provider_geminiimg.printable import printable
 from airflow_provider_geminiimg.request import CheckedRequest
 from airflow_provider_geminiimg.runner import run
+
+_AT_ANOTHER_PLACE = (
+    "What was paid for before is on record: a retry lands it where it was to land then, and a Clear with another "
+    "file_name or output_path lands it there."
+)
 
 
 def live(
@@ -93,11 +99,16 @@ def _order(operator: ImageOperator, attempt: Attempt) -> Order:
     except GeminiImageError as error:
         request = error
     variant = request.variant if isinstance(request, CheckedRequest) else None
+    try:
+        destination = attempt.destination(operator.output_path, operator.file_name, variant)
+    except BadRequestError as error:
+        # Nothing is bought for it; what was paid for, perhaps while such names were allowed, lands where it was to.
+        request, destination = error, _destination_on_record(attempt, error)
     return Order(
         item=attempt.item,
         request=request,
         connection=connection,
-        destination=attempt.destination(operator.output_path, operator.file_name, variant),
+        destination=destination,
         policy=Policy(
             generation=attempt.generation,
             on_unknown=operator._checked("on_unknown"),
@@ -109,6 +120,18 @@ def _order(operator: ImageOperator, attempt: Attempt) -> Order:
         record_prompts=settings.record_prompts(),
         max_cost=operator._checked("max_cost"),
     )
+
+
+def _destination_on_record(attempt: Attempt, error: BadRequestError) -> Destination:
+    """Where the image that was asked for before was to land.
+
+    :param error: why it can't be where it is asked for now; raised where nothing was asked for before.
+    """
+    found = attempt.ledger.latest(attempt.item)
+    if found is None:
+        raise error
+    error.billed, error.hint = Billed.UNKNOWN, _AT_ANOTHER_PLACE
+    return asked_last(found.record)
 
 
 def _wait_in_triggerer(operator: ImageOperator, attempt: Attempt, record: Record, order: Order) -> NoReturn:
