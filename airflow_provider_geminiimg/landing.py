@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from airflow_provider_geminiimg._logs import Logs, SteadyLogs
 from airflow_provider_geminiimg.boundary import closed, told
@@ -388,9 +388,9 @@ def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha25
 
 
 async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """What `step` brings, tried three times while its failure may pass."""
+    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have their turn."""
     retrying = AsyncRetrying(
-        stop=stop_after_attempt(3),
+        stop=stop_after_attempt(3) | stop_after_delay(DOWNLOAD_SECONDS),
         wait=wait_random_exponential(multiplier=0.5, max=5),
         retry=retry_if_exception(lambda e: isinstance(e, GeminiImageError) and e.retryable),
         reraise=True,

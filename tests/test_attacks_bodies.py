@@ -83,10 +83,17 @@ def test_a_result_whose_headers_have_no_end_is_given_up(target: Target) -> None:
 
 @ONE_GATEWAY
 def test_a_result_that_only_trickles_is_given_up_in_time(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def trickle(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        target.pictures.pour(b"x", 0.02)(handler)
+
     with monkeypatch.context() as patch:
         patch.setattr(landing, "DOWNLOAD_SECONDS", 0.3)
-        run = result(target, target.pictures.pour(b"x", 0.02))
+        run = result(target, trickle)
     target.kept(run, "took longer than 0.3 s")
+    assert asked == ["/p.png"], "others have waited for this host's memory long enough"
     target.lands(run.retry())
 
 
