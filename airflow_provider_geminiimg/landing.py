@@ -388,7 +388,7 @@ def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha25
 
 
 async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have their turn."""
+    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have a turn."""
     retrying = AsyncRetrying(
         stop=stop_after_attempt(3) | stop_after_delay(DOWNLOAD_SECONDS),
         wait=wait_random_exponential(multiplier=0.5, max=5),
