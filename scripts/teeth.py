@@ -80,8 +80,8 @@ TEETH = (
     Tooth(
         "A paid request goes over a fresh connection",
         "transport.py",
-        "                if not call.billable:\n",
-        "                if True:\n",
+        "            if not call.billable:\n                return await exchange.run(",
+        "            if True:\n                return await exchange.run(",
     ),
     Tooth(
         "A paid request that was written is never taken for unsent",
@@ -123,9 +123,9 @@ TEETH = (
     Tooth(
         "A record that can't be read is never taken for no record",
         "ledger.py",
-        "        blob = self.store.read(key)\n        return None if blob is None else Found(",
-        "        blob = self.store.read(key)\n        try:\n            self._parse(key, blob.data)\n"
-        "        except Exception:\n            return None\n        return None if blob is None else Found(",
+        "        blob = self.store.read(key)\n        return None if blob is None else self._found(key, blob)\n",
+        "        blob = self.store.read(key)\n        try:\n            return self._found(key, blob)\n"
+        "        except Exception:\n            return None\n",
     ),
     Tooth(
         "A ledger that workers do not share is noticed",
@@ -237,9 +237,9 @@ TEETH = (
     ),
     Tooth(
         "A whole answer counts, whatever becomes of its frame",
-        "response_body.py",
-        "            return isinstance(found, dict) and bool(found)",
-        "            return False\n",
+        "answer_shape.py",
+        "                self.ended = True\n",
+        "                self.ended = False\n",
     ),
     Tooth(
         "What has landed is copied to where a Clear asks for it",
