@@ -10,7 +10,7 @@ import time
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_geminiimg import exceptions
@@ -360,6 +360,7 @@ def test_what_is_left_is_cut() -> None:
     assert scrub("x y " * 500, limit=100) == ("x y " * 500)[:99] + "…"
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60), st.text(max_size=30), st.text(max_size=30))
 def test_no_text_breaks_it_and_no_prompt_of_letters_is_left(prompt: str, before: str, after: str) -> None:
     found = scrub(f"{before}{prompt}{after}", prompt=prompt)

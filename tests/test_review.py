@@ -18,7 +18,7 @@ from airflow.sdk import DAG, task
 from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
 from harness.reviews import key_of, land, manifest, named
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -156,6 +156,7 @@ ANY_KEY = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(
     name=ANY_TEXT,
     record=ANY_KEY,
