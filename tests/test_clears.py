@@ -67,7 +67,7 @@ class Scene:
 
     def left_running(self, prompt: str) -> Run:
         """A run whose job outlives it."""
-        self.sandbox.settings(latency=1.5)
+        self.sandbox.settings(latency=5)
         run = self.run(prompt, timeout=0.2)
         self.sandbox.settings(latency=0.05)
         assert (run.state, self.paid()) == ("failed", [prompt]), run.log
