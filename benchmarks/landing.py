@@ -67,7 +67,7 @@ async def _land(directory: str, count: int) -> dict[str, float]:
                 policy=Policy(generation=0),
             )
             async with turn:
-                record, _ = await Purchase(order, workshop, Guard()).start()
+                record, _ = await Purchase(order, workshop, Guard(), None).start()
             return record
 
         async def land(record: Record) -> None:

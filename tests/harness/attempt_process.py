@@ -13,29 +13,33 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 TASK_ID = "pictures"
 
 
 class StateStore:
-    """What Airflow's task state store remembers, in a file: no database, whose memory would be counted too.
+    """What Airflow's task state store remembers, in files: no database, whose memory would be counted too.
 
-    :param path: the file.
+    :param folder: where they lie, one for each key.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def get(self, key: str) -> Any:
-        return self._all().get(key)
+        path = self._path(key)
+        return json.loads(path.read_text()) if path.exists() else None
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-        written = self._path.with_suffix(".new")
-        written.write_text(json.dumps({**self._all(), key: value}))
-        written.replace(self._path)
+        path = self._path(key)
+        self._folder.mkdir(exist_ok=True)
+        written = path.with_suffix(".new")
+        written.write_text(json.dumps(value))
+        written.replace(path)
 
-    def _all(self) -> dict[str, Any]:
-        return dict(json.loads(self._path.read_text())) if self._path.exists() else {}
+    def _path(self, key: str) -> Path:
+        return self._folder / quote(key, safe="")
 
 
 def attempt(spec: dict[str, Any]) -> dict[str, Any]:

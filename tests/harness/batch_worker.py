@@ -85,6 +85,14 @@ async def _work(job: Work) -> None:
             )
 
         window = Window(
-            order, workshop, Guard(), connection, width=8, fail_fast=False, fail_on_mismatch=False, refused={}
+            order,
+            workshop,
+            Guard(),
+            connection,
+            width=8,
+            fail_fast=False,
+            fail_on_mismatch=False,
+            refused={},
+            marker=lambda key: None,
         )
         await window.run(planned.items)
