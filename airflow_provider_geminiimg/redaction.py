@@ -72,7 +72,7 @@ _HASH = "(?:#|%(?:25)*23)"
 _AMPERSAND = rf"(?:&|%(?:25)*26)(?:amp{_SEMICOLON})*"
 _LAYERS = 3  # of escapes, one within the other, that are looked through
 _FILE = r"(?i)\.[a-z][a-z0-9]{1,4}$"
-_PIECE = 8  # first or last characters of a key by which it is known where it was cut
+_CUT = 8  # first or last characters of a key by which it is known where it was cut
 _KEY_SIGNS = r"[\w*.\u2026+/=~-]{0,200}"
 _SPLIT = 12  # characters of a secret that is also looked for where line breaks split it
 _ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
@@ -203,9 +203,9 @@ def _spelled(secret: str) -> re.Pattern[str]:
 
 def _without_cut(text: str, secret: str) -> str:
     """`text` without what begins or ends as a secret does, such as one that was shortened for a message."""
-    head, tail = secret[:_PIECE].casefold(), secret[-_PIECE:].casefold()
+    head, tail = secret[:_CUT].casefold(), secret[-_CUT:].casefold()
     folded = text.casefold()
-    if len(secret) < 2 * _PIECE or (head not in folded and tail not in folded):
+    if len(secret) < 2 * _CUT or (head not in folded and tail not in folded):
         return text
     cut = rf"(?i){re.escape(head)}{_KEY_SIGNS}|{_KEY_SIGNS}{re.escape(tail)}"
     return re.sub(cut, "[secret]", text)
