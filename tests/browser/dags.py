@@ -15,7 +15,9 @@ HOSTILE_PROMPT = (
     "<img src=x onerror=window.owned=1><script>window.owned=1</script> **bold** [link](javascript:window.owned=1) "
     "{{ 7*7 }}"
 )
-HOSTILE_NAME = "&lt;img src=x onerror=owned=1&gt; __bold__ [link](x)"  # Windows takes no < and * in a name, so no image has any
+HOSTILE_NAME = (
+    "&lt;img src=x onerror=owned=1&gt; __bold__ [link](x)"  # Windows takes no < and * in a name, so no image has any
+)
 
 with DAG("campaign", default_args={**PATIENT, "geminiimg_conn_id": "onemin"}):
     hero = GeminiImageGenerateOperator(
