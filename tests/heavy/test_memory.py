@@ -1,4 +1,4 @@
-"""How much memory a batch takes, by the kernel's count of its process: it must not grow with the number of pictures."""
+"""How much memory a batch takes, by the kernel's count: it must hardly grow with the number of pictures."""
 
 from __future__ import annotations
 
