@@ -1,7 +1,8 @@
-"""How long an event loop stood still while something ran in it.
+"""How long an event loop stood still while something ran in it, or in a thread that kept it from running.
 
 What must stay true: it measures every loop that `asyncio.run` starts (that of a task, that of a trigger), from within,
-as another task of it would feel it.
+as another task of it would feel it; and it counts what this process did meanwhile (CPU seconds, of all its threads),
+never the seconds that a busy machine gave to others.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from unittest import mock
 
 
 class Stalls:
-    """`longest` is the longest time between two turns of a loop, in seconds; `turns` counts them, and `seconds` are
-    those that all loops ran together."""
+    """`longest` is the most work between two turns of a loop, in CPU seconds; `turns` counts them, and `seconds` are
+    the CPU seconds that passed while loops ran."""
 
     def __init__(self) -> None:
         self.longest = self.seconds = 0.0
@@ -24,10 +25,10 @@ class Stalls:
 
     async def tick(self) -> None:
         """Take turns for ever."""
-        last = time.perf_counter()
+        last = time.process_time()
         while True:
             await asyncio.sleep(0.005)
-            now = time.perf_counter()
+            now = time.process_time()
             self.longest, self.turns, last = max(self.longest, now - last), self.turns + 1, now
 
 
@@ -37,12 +38,12 @@ def stalls() -> Iterator[Stalls]:
     found, run = Stalls(), asyncio.run
 
     async def beside(main: Coroutine[Any, Any, Any]) -> Any:
-        ticking, began = asyncio.create_task(found.tick()), time.perf_counter()
+        ticking, began = asyncio.create_task(found.tick()), time.process_time()
         try:
             return await main
         finally:
             ticking.cancel()
-            found.seconds += time.perf_counter() - began
+            found.seconds += time.process_time() - began
 
     def running(main: Coroutine[Any, Any, Any], **options: Any) -> Any:
         return run(beside(main), **options)
