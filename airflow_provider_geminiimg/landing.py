@@ -251,7 +251,7 @@ class Lander:
         stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
         try:
             uri = await written(stem)
-        except StorageError as error:
+        except (BadRequestError, StorageError) as error:
             if not error.retryable:
                 error.hint = f"{error.hint} {ELSEWHERE}".strip()
             raise
