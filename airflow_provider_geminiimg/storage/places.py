@@ -139,8 +139,8 @@ class Files:
         return self._backend(place).sha256(place)
 
     def state(self, uri: str) -> State:
-        """Whether a picture that landed is there. ``unknown`` where the store would not or could not say, or the address
-        is allowed no more; the log says why. One at which only names are refused by now is looked at."""
+        """Whether a picture that landed is there. ``unknown`` where the store would not or could not say, or the
+        address is allowed no more; the log says why. See `locate` for addresses that are looked at all the same."""
         try:
             place = self._place(uri, "uri", landed=True)
             return "there" if self._backend(place).exists(place) else "gone"
