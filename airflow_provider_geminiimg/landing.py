@@ -227,17 +227,13 @@ class Lander:
         transport = await self.workshop.transport(record)
 
         async def fetched() -> tuple[bytes, ImageInfo]:
-            try:
-                data = await download(
-                    str(picture.url),
-                    max_bytes=MAX_PICTURE_BYTES,
-                    timeout=DOWNLOAD_SECONDS,
-                    exempt=transport.gateway.base_url,
-                    hold=lambda size: share.hold(before + size),
-                )
-            except GeminiImageError:
-                share.begin_again(before)
-                raise
+            data = await download(
+                str(picture.url),
+                max_bytes=MAX_PICTURE_BYTES,
+                timeout=DOWNLOAD_SECONDS,
+                exempt=transport.gateway.base_url,
+                hold=lambda size: share.hold(before + size),
+            )
             return data, await in_thread(inspect_image, data)
 
         return await _patiently(fetched)
@@ -255,7 +251,7 @@ class Lander:
         stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
         try:
             uri = await written(stem)
-        except (BadRequestError, StorageError) as error:
+        except StorageError as error:
             if not error.retryable:
                 error.hint = f"{error.hint} {ELSEWHERE}".strip()
             raise
