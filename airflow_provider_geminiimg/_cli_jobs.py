@@ -65,14 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run one of the commands; the exit status.
 
-    :raises GeminiImageError: it could not be done.
+    :raises GeminiImageError: it could not be done, whatever was raised, which may hold a prompt or a signed link.
     """
     # As Airflow's own commands do it: connections may come from the metadata database.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
+    from airflow_provider_geminiimg.boundary import as_outcome
     from airflow_provider_geminiimg.surroundings import Surroundings
 
     job: Callable[[argparse.Namespace, Surroundings], int] = arguments.job
-    return job(arguments, Surroundings(_Printed()))
+    try:
+        return job(arguments, Surroundings(_Printed()))
+    except OSError:  # of the terminal or of this machine, in words of its own
+        raise
+    except Exception as error:
+        raise as_outcome(error) from None
 
 
 # Arguments

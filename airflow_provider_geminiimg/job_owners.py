@@ -11,10 +11,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError
+from airflow_provider_geminiimg.exceptions import (
+    Billed,
+    GeminiImageError,
+    LedgerError,
+    OutcomeUnknownError,
+    StorageError,
+)
 from airflow_provider_geminiimg.index import Entry, read_entry, write_entry
-from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key
+from airflow_provider_geminiimg.ledger import Ledger, Record, is_record_key, with_error
 from airflow_provider_geminiimg.storage import encode_segment
 
 SETTLE_SECONDS = 60.0
@@ -95,6 +103,36 @@ def another_records_job(job_id: str, other: str, key: str) -> LedgerError:
         billed=Billed.UNKNOWN,
         hint="Nothing was sent. Clear the task that submitted: it finds out what became of its request.",
     )
+
+
+def answered_with_anothers(record: Record, job_id: str, other: str) -> OutcomeUnknownError:
+    """What to raise where the gateway gave a request the job that another record stands for."""
+    return OutcomeUnknownError(
+        f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about this "
+        f"request. Record {record.key}."
+    )
+
+
+def take_back(ledger: Ledger, record: Record, other: str, log: Any) -> OutcomeUnknownError:
+    """Take another record's job out of `record`, unless a picture of it has landed there meanwhile.
+
+    :returns: what the record says from then on.
+    """
+    unknown = answered_with_anothers(record, str(record.job_id), other)
+
+    def without(stored: Record) -> Record | None:
+        if stored.claim != record.claim or stored.state not in ("intent", "submitted", "answered"):
+            return None
+        if stored.state != "intent" and stored.job_id != record.job_id:
+            return None
+        intent = replace(stored, state="intent", job_id=None, submitted_at=None, links=[], spooled=[])
+        return with_error(intent, unknown)
+
+    try:
+        ledger.change(record.key, without, takes_back=True)
+    except GeminiImageError as failure:
+        log.error("Record %s could not be written (%s); it keeps job %s.", record.key, failure.kind, record.job_id)
+    return unknown
 
 
 def has(record: Record, job_id: str) -> bool:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from airflow_provider_geminiimg.boundary import as_outcome
-from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError
+from airflow_provider_geminiimg.boundary import as_outcome, closed
+from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.gateways.base import JobStatus
-from airflow_provider_geminiimg.job_owners import has, own, owner
+from airflow_provider_geminiimg.job_owners import answered_with_anothers, has, own, owner, take_back
 from airflow_provider_geminiimg.landing import Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Found, Record, with_error
 from airflow_provider_geminiimg.memory import remember
@@ -191,7 +191,7 @@ class Payment:
         done, _ = await asyncio.wait([looking], timeout=LOOKING_SECONDS)
         other = None if not done or looking.exception() else looking.result()
         if other not in (None, record.key):
-            unknown = _of_another(record, job_id, str(other))
+            unknown = answered_with_anothers(record, job_id, str(other))
             await self._write_failure(record, unknown)
             raise unknown
 
@@ -203,38 +203,18 @@ class Payment:
         job_id = record.job_id
         if job_id is None or not has(record, job_id):
             return
-        owning = asyncio.ensure_future(in_thread(own, self.ledger, record, job_id))
-        await asyncio.wait([owning], timeout=OWNING_SECONDS)
-        error = owning.exception() if owning.done() else TimeoutError()
-        if error is not None:
+        owning = asyncio.ensure_future(closed(in_thread(own, self.ledger, record, job_id)))
+        done, _ = await asyncio.wait([owning], timeout=OWNING_SECONDS)
+        other = owning.result() if done else StorageError(f"The store took over {OWNING_SECONDS:.0f} s.")
+        if isinstance(other, GeminiImageError):
             owning.cancel()
-            self.log.warning("Could not note that job %s is record %s's (%r).", job_id, record.key, error)
-            return
-        other = owning.result()
-        if other is not None:
+            self.log.warning(
+                "Could not note that job %s is record %s's (%s: %s).", job_id, record.key, other.kind, other.message
+            )
+        elif other is not None:
             if self._recording is not None:
                 self._recording.cancel()
-            unknown = _of_another(record, job_id, other)
-            await in_thread(self._take_back, record, unknown)
-            raise unknown
-
-    def _take_back(self, record: Record, unknown: OutcomeUnknownError) -> None:
-        """Take another record's job out of the record, unless a picture of it has landed there meanwhile."""
-
-        def without(stored: Record) -> Record | None:
-            if stored.claim != record.claim or stored.state not in ("intent", "submitted", "answered"):
-                return None
-            if stored.state != "intent" and stored.job_id != record.job_id:
-                return None
-            intent = replace(stored, state="intent", job_id=None, submitted_at=None, links=[], spooled=[])
-            return with_error(intent, unknown)
-
-        try:
-            self.ledger.change(record.key, without, takes_back=True)
-        except GeminiImageError as failure:
-            self.log.error(
-                "Record %s could not be written (%s); it keeps job %s.", record.key, failure.kind, record.job_id
-            )
+            raise await in_thread(take_back, self.ledger, record, other, self.log)
 
     def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
         for key, data in zip(answer.spooled, inline, strict=True):
@@ -267,10 +247,3 @@ class Payment:
             with contextlib.suppress(Exception):
                 await in_thread(self._record_answer, answer, inline)
                 return
-
-
-def _of_another(record: Record, job_id: str, other: str) -> OutcomeUnknownError:
-    return OutcomeUnknownError(
-        f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about this "
-        f"request. Record {record.key}."
-    )

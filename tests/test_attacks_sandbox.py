@@ -132,6 +132,23 @@ def test_its_own_pages_and_who_is_no_browser_are_served(sandbox: Sandbox, ask: C
     sandbox.reset()
 
 
+def test_a_default_port_that_is_said_is_the_one_that_is_left_out(
+    sandbox: Sandbox, ask: Callable[..., httpx.Response]
+) -> None:
+    same = [("localhost:80", "http://localhost"), ("localhost", "http://localhost:80"), ("[::1]:80", "http://[::1]")]
+    same += [("localhost:443", "https://localhost"), ("localhost", "https://localhost:443")]
+    for host, origin in same:
+        assert ask("GET", "/_sandbox/ledger", {"Host": host, "Origin": origin}).status_code == 200, (host, origin)
+    other = [
+        ("localhost:443", "http://localhost"),
+        ("localhost:80", "https://localhost"),
+        ("localhost:8080", "http://localhost"),
+    ]
+    other += [("localhost:80", "http://evil.example"), ("localhost:80", "http://localhost:8080")]
+    for host, origin in other:
+        assert ask("GET", "/_sandbox/ledger", {"Host": host, "Origin": origin}).status_code == 403, (host, origin)
+
+
 def raw(sandbox: Sandbox, request: bytes) -> bytes:
     address = urlsplit(sandbox.url)
     with socket.create_connection((address.hostname, address.port), 10) as connection:

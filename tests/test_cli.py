@@ -441,3 +441,29 @@ def test_the_command_line_collects_in_a_shell_of_its_own_with_the_configuration_
     assert left.picture(record)[1] == 1
     assert left.calls("submit") == 1
     assert "[geminiimg] root" in jobs("collect", "--help").stdout
+
+
+def test_whatever_a_command_meets_is_one_error_in_words(
+    s3_root: str, sandbox: Sandbox, onemin: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    shell = Shell(LeftBehind(sandbox, onemin), capsys)
+    kept = landed()
+    shell.left.ledger.create(kept)
+    lost = asyncio.run(shell.left.unknown("lost"))
+
+    def fail(**_: Any) -> None:
+        raise RuntimeError("https://bucket.example/key?X-Amz-Signature=0123456789abcdef")
+
+    events = default_s3_client(None).meta.events
+    for operation in ("PutObject", "GetObject"):
+        events.register(f"before-call.s3.{operation}", fail, unique_id="fail")
+        try:
+            for words in (["forget", kept.key], ["resolve", lost.key, "--unpaid"], ["show", kept.key]):
+                if (operation, words[0]) == ("PutObject", "show"):
+                    continue
+                said = shell.refused(*words)
+                assert re.fullmatch(r"error: [^\n]*It broke off \(RuntimeError at [\w.]+:\d+\)[^\n]*\n", said), said
+        finally:
+            events.unregister(f"before-call.s3.{operation}", unique_id="fail")
+    assert shell.left.at(lost).state == "intent"

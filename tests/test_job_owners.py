@@ -17,11 +17,13 @@ from harness.records import ITEM, make_record, submitted
 
 from airflow_provider_geminiimg import jobs
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError, OutcomeUnknownError
+from airflow_provider_geminiimg.job_owners import job_key
 from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
+from airflow_provider_geminiimg.storage import default_s3_client
 from airflow_provider_geminiimg.verdicts import Verdict, verdicts
 
 if TYPE_CHECKING:
@@ -405,3 +407,56 @@ def test_on_unknown_and_max_cost_of_an_existing_run_follow_an_airflow_variable(
     monkeypatch.setenv("AIRFLOW_VAR_GEMINIIMG_ON_UNKNOWN", "resubmit")
     assert run.clear("made").task("made").state == "success", run.log
     assert left.paid() == paid + 1
+
+
+async def test_a_collect_notes_whose_a_job_is_where_its_submit_could_not(left: LeftBehind) -> None:
+    first = await left.submitted("first")
+    left.store.delete(job_key(first.gateway, str(first.job_id)))
+    await left.collect()
+    assert left.picture(first)[1] == 1
+    same_job(left, str(first.job_id))
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
+        await left.attempt("second")
+    assert left.paid() == 2
+
+
+async def test_a_collect_lands_a_job_that_two_records_hold_for_one_of_them(
+    left: LeftBehind, lines: pytest.LogCaptureFixture
+) -> None:
+    first = await left.submitted("first")
+    left.store.delete(job_key(first.gateway, str(first.job_id)))
+    same_job(left, str(first.job_id))
+    second = await left.submitted("second")
+    report = await left.collect()
+    assert (report.keys["unknown"], report.keys["landed"]) == ([first.key], [second.key])
+    assert (left.at(first).state, left.at(first).job_id) == ("intent", None)
+    assert f"is that of record {second.key}" in lines.text
+    assert jobs.resolve(left.ledger, first.key, RESUBMIT) is True
+
+
+async def test_a_collect_lands_a_picture_though_whose_its_job_is_can_not_be_read(left: LeftBehind) -> None:
+    record = await left.submitted()
+    key = job_key(record.gateway, str(record.job_id))
+    left.store.delete(key)
+    left.store.create(key, b"garbage")
+    assert (await left.collect()).keys["landed"] == [record.key]
+
+
+async def test_a_note_that_fails_leaves_nothing_of_the_failures_text_in_the_log(
+    s3_root: str, sandbox: Sandbox, onemin: str, lines: pytest.LogCaptureFixture
+) -> None:
+    left = LeftBehind(sandbox, onemin)
+
+    def fail(params: dict[str, Any], **_: Any) -> None:
+        if "/jobs/" in params["url_path"]:
+            raise RuntimeError("https://bucket.example/key?X-Amz-Signature=0123456789abcdef")
+
+    events = default_s3_client(None).meta.events
+    events.register("before-call.s3.PutObject", fail, unique_id="fail")
+    try:
+        assert left.picture(await left.attempt())[1] == 1
+    finally:
+        events.unregister("before-call.s3.PutObject", unique_id="fail")
+    [said] = [line for line in lines.messages if "Could not note that job" in line]
+    assert "unexpected: It broke off (RuntimeError" in said
+    assert "Signature" not in lines.text

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from airflow_provider_geminiimg.boundary import closed
 from airflow_provider_geminiimg.collecting import Collector, VanishedError
 from airflow_provider_geminiimg.decision import is_out_of_reach
-from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
-from airflow_provider_geminiimg.job_owners import own
+from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError
+from airflow_provider_geminiimg.job_owners import has, own, take_back
 from airflow_provider_geminiimg.jobs.records import SETTLE, Entry, Scope, batches
 from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread
 from airflow_provider_geminiimg.ledger import Destination, Ledger, Record, process_identity
@@ -142,6 +142,10 @@ class _Round:
         if self._dry_run:
             self._tell("to_collect", record.key, _handle(record))
             return
+        unknown = await self._own(record)
+        if unknown is not None:
+            self._tell("unknown", record.key, f"{unknown.message} {SETTLE}")
+            return
         collector = Collector(Lander(self._workshop))
         try:
             status = None if record.state == "answered" else await collector.poll(record)
@@ -157,6 +161,22 @@ class _Round:
             self._tell("failed" if is_out_of_reach(error) else "errors", record.key, str(error))
         else:
             self._tell_end(record, ended)
+
+    async def _own(self, record: Record) -> OutcomeUnknownError | None:
+        """Note that the job is the record's: whoever submitted it may have died before. What it says if it is not.
+
+        Where that can't be noted, its picture lands all the same.
+        """
+        if record.job_id is None or not has(record, record.job_id):
+            return None
+        other = await closed(in_thread(own, self._ledger, record, record.job_id))
+        if isinstance(other, GeminiImageError):
+            self._workshop.log.warning(
+                "Could not note that job %s is record %s's (%s: %s).",
+                record.job_id, record.key, other.kind, other.message,
+            )  # fmt: skip
+            return None
+        return None if other is None else await in_thread(take_back, self._ledger, record, other, self._workshop.log)
 
     def _tell_end(self, record: Record, ended: Record | None) -> None:
         if ended is None:

@@ -54,6 +54,7 @@ ROUTES: dict[tuple[str, str], str] = {
 }
 
 _OWN_SITES = ("same-origin", "none")  # "none": the user typed the address
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?")
 
 
@@ -197,7 +198,8 @@ def _is_own(origin: str, host: str) -> bool:
         parts = urlsplit(origin)
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+    port = _DEFAULT_PORTS.get(parts.scheme)  # one that is said and one that is left out are the same
+    return port is not None and parts.netloc.lower().removesuffix(port) == host.lower().removesuffix(port)
 
 
 def _refused(text: str, status: int) -> Response:

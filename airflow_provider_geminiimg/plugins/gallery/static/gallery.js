@@ -387,6 +387,12 @@ class Listing {
 
   async more() {
     if (!this.next) return false;
+    this.reading ??= this.readMore().finally(() => { this.reading = null; });
+    return this.reading;
+  }
+
+  /** The page after those that are shown, once for all who ask for it; whether another one follows. */
+  async readMore() {
     try {
       const { items, next } = await this.page(this.next, PAGE);
       this.next = next;
@@ -908,7 +914,8 @@ class Lightbox extends Dialog {
 
   async step(by) {
     const { listing } = this.entry;
-    while (by > 0 && this.place + 1 >= this.all.length && listing.next && !listing.limit) await listing.more();
+    const isLast = () => by > 0 && this.place + 1 >= this.all.length && !listing.limit && this.element.open;
+    while (isLast() && await listing.more()); // nothing follows a page that can't be read
     const to = this.all[this.place + by];
     if (!to) return;
     this.show(to);
