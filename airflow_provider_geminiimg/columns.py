@@ -117,9 +117,9 @@ def refuse_twins(names: Iterable[str]) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        refuse_half_characters(f"The column {shown(name)!r}", name)
         if len(name) > MAX_NAME:
             raise BadRequestError(f"The column {shown(name)!r}: its name has more than {MAX_NAME} characters.")
+        refuse_half_characters(name, name)
         if len(seen) > MAX_COLUMNS:
             raise BadRequestError(f"There are more than {MAX_COLUMNS} columns.", hint="Remove those that are not used.")
         key = tidy(name).casefold()
@@ -245,7 +245,7 @@ def label(name: str, value: Any) -> str:
     text = str(value) if isinstance(value, bool) else as_text(value)
     if text is None:
         raise BadRequestError(f"{shown(name)}{given(value)}: takes text or a number.")
-    refuse_half_characters(shown(name), text)
+    refuse_half_characters(name, text)
     return text
 
 

@@ -281,7 +281,11 @@ def _filled_records(source: _Source, text: str, first: int, delimiter: str) -> I
                 yield line, cells
             line = first + reader.line_num
     except csv.Error as error:
-        raise BadRequestError(f"requests: {source.shown}, line {line}: is not CSV ({error}).") from None
+        raise BadRequestError(
+            f"requests: {source.shown}, line {line}: is not CSV ({error}).",
+            hint="A cell that begins with a quote ends with one, a quote within it is written twice, and no cell has "
+            f"more than {csv.field_size_limit()} characters. Correct the line, or one of the few before it.",
+        ) from None
 
 
 def _detected(source: _Source, text: str, first: int) -> str:

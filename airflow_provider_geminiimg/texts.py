@@ -51,11 +51,12 @@ def as_text(value: Any) -> str | None:
 def refuse_half_characters(name: str, text: str) -> None:
     """Refuse a lone surrogate: JSON and Python's texts may hold one, and no file, request or log can.
 
+    :param name: what the message calls the text; made fit for one here, as most of millions of cells need none.
     :raises BadRequestError: there is one.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise BadRequestError(
-            f"{name}: holds half a character (a lone surrogate), which can't be written as UTF-8."
+            f"{shown(name, 200)}: holds half a character (a lone surrogate), which can't be written as UTF-8."
         ) from None

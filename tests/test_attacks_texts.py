@@ -471,3 +471,10 @@ def test_a_batch_that_fails_over_its_rows_has_bought_nothing(
     assert "row 1" in str(error)
     assert "row 2" in str(error)
     assert sandbox.calls() == []
+
+
+def test_a_table_of_half_a_million_labels_is_read_in_seconds() -> None:
+    row = {"prompt": "a fox", **{f"column {number}": "é" for number in range(500)}}
+    began = time.process_time()
+    assert len(wishes([dict(row) for _ in range(1_000)], {}, 1, gateway="1min", default_model=None)) == 1_000
+    assert time.process_time() - began < 10

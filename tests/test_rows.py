@@ -113,7 +113,12 @@ WRONG_FILES: dict[str, tuple[str | bytes, str, list[str]]] = {
     ),
     "more cells than names": ("prompt\nEin Fuchs, rot\n", "r.csv", ["line 2", "more cells", "commas", "delimiter="]),
     "a title above the header": ("Katalog;;\nsku;prompt;n\n1;a;\n", "r.csv", ["line 2", "no name"]),
-    "a quote that never ends": ('prompt\na\n"b\nc\n', "r.csv", ["line 3", "is not CSV"]),
+    "a quote that never ends": ('prompt\na\n"b\nc\n', "r.csv", ["line 3", "is not CSV", "Correct the line"]),
+    "a cell of any length": (
+        "prompt\n" + "x" * 200_000,
+        "r.csv",
+        ["line 2", "no cell has more than 131072 characters"],
+    ),
     "two possible delimiters": ("a,b;c\n1,2;3\n", "r.csv", ["commas or semicolons", "delimiter="]),
     "cp1252": ("sku;prompt\n1;Käse\n".encode("cp1252"), "r.csv", ["is not UTF-8 (line 2)", 'encoding="cp1252"']),
     "UTF-16 without a mark": ("prompt\nKäse\n".encode("utf-16-le"), "r.csv", ['encoding="utf-16-le"']),

@@ -585,6 +585,18 @@ def test_a_writable_folder_passes_and_stays_empty(files: Files, folder: str) -> 
     assert list(open_store(folder, default_s3_client).keys("")) == []
 
 
+@pytest.mark.parametrize(
+    "bucket", ["my bucket", "a+b", "b:80", "é", "arn:aws:s3:us-east-1:123456789012:accesspoint/name"]
+)
+def test_a_name_that_no_bucket_can_have_is_refused_with_how_to_write_it(files: Files, s3: str, bucket: str) -> None:
+    with pytest.raises(BadRequestError, match="Correct the name of the bucket") as error:
+        files.check_writable(f"s3://{bucket}/pictures")
+    assert "s3://arn:aws:s3:region:account:accesspoint:name/key" in error.value.hint
+    with pytest.raises(StorageError) as refused:
+        open_store(f"s3://{bucket}/root", default_s3_client).probe()
+    assert not refused.value.retryable
+
+
 def test_an_unwritable_bucket_is_refused_before_anything_is_sent(files: Files, s3: str) -> None:
     with pytest.raises(BadRequestError, match="output_path: s3://no-such-bucket-here/x"):
         files.check_writable("s3://no-such-bucket-here/x")

@@ -37,11 +37,20 @@ _MAY_PASS_STATUSES = {408, 409, 425, 429}
 _NEVER_PASSES = {501, 505}  # of the statuses from 500 on
 _TOO_LARGE = {"EntityTooLarge", "413"}
 _NO_SUCH_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
+_NO_NAME = {  # that boto3 takes for a bucket's, or has an endpoint for; our keys are all valid
+    *("ParamValidationError", "EndpointProviderError", "EndpointResolutionError", "InvalidRegionError"),
+    *("UnsupportedS3ArnError", "UnsupportedS3ConfigurationError", "UnsupportedS3AccesspointConfigurationError"),
+}
 
 _GRANT = "Grant the worker's AWS identity s3:GetObject, s3:PutObject, s3:ListBucket on {bucket}."
 _REGION = "Set the region and the endpoint that the bucket {bucket} belongs to."
 _HINTS = {
     **dict.fromkeys(_NO_SUCH_BUCKET, "Create the bucket {bucket}, or correct its name."),
+    **dict.fromkeys(
+        _NO_NAME,
+        "Correct the name of the bucket {bucket}, and the region and endpoint that it is looked for at. An access "
+        "point is written with colons alone: s3://arn:aws:s3:region:account:accesspoint:name/key.",
+    ),
     **dict.fromkeys(
         _NO_CREDENTIALS, "Give the worker AWS credentials, or name an Airflow connection: s3://conn_id@bucket/key."
     ),

@@ -13,7 +13,7 @@ import pytest
 from conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
 from dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
 from harness.records import plan_of
-from playwright.sync_api import Frame, Locator, Page, Request, expect
+from playwright.sync_api import Frame, Locator, Page, Request, Route, expect
 
 from airflow_provider_geminiimg.ledger import Item
 from airflow_provider_geminiimg.storage import default_s3_client, open_store
@@ -160,6 +160,33 @@ def test_the_lightbox_goes_from_picture_to_picture_by_the_arrow_keys(sign_in: Si
     expect(card(frame, "evening.jpg").get_by_role("button")).to_be_focused()
     page.keyboard.press("ArrowRight")
     expect(card(frame, "hero.png").get_by_role("button")).to_be_focused()
+
+
+def test_the_lightbox_asks_once_for_pictures_that_can_not_be_read(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada", quiet=False)
+    asked: list[str] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=500, json={"detail": "The store is down."})
+
+    page.route(re.compile(r"/pictures\?.*after="), refuse)
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}")
+    last = page.locator(".card").last
+    with page.expect_response(re.compile("after=")):  # the end of the page is near
+        last.scroll_into_view_if_needed()
+    last.get_by_role("button").click()
+    box = page.get_by_role("dialog")
+    heading = box.get_by_role("heading", level=2).text_content()
+    for _ in range(3):
+        with page.expect_response(re.compile("after=")):
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowLeft")
+        expect(box.get_by_role("heading", level=2)).not_to_have_text(str(heading))
+        page.keyboard.press("ArrowRight")
+        expect(box.get_by_role("heading", level=2)).to_have_text(str(heading))
+    page.wait_for_load_state("networkidle")
+    assert len(asked) == 1 + 3
 
 
 def test_a_download_is_the_stored_file_byte_by_byte(sign_in: SignIn, world: World) -> None:
