@@ -75,15 +75,9 @@ class IncompleteText(str):
         made.word = word
         return made
 
-    def __add__(self, other: Any) -> Any:
-        return _incomplete(super().__add__(other), self.word)
-
-    def __radd__(self, other: Any) -> Any:  # asked before the text to which this is added, as a part of a kind
-        return _incomplete(str.__add__(other, self), self.word) if isinstance(other, str) else NotImplemented
-
-
-def _incomplete(text: Any, word: str) -> Any:
-    return IncompleteText(text, word) if isinstance(text, str) else text
+    def __getitem__(self, part: Any) -> str:
+        text = super().__getitem__(part)
+        return IncompleteText(text, self.word) if self.word.casefold() in text.casefold() else text
 
 
 def came_to_nothing(

@@ -96,6 +96,12 @@ class Planned:
             request = built.check(connection.gateway, connection.model)
         except BadRequestError as error:
             return error
+        if len(self.input_sha256) != len(request.input_images):
+            return LedgerError(
+                f"The plan contradicts itself: it has hashes of {len(self.input_sha256)} input images "
+                f"for a request with {len(request.input_images)}.",
+                hint="Nothing was sent. Clear the task, which plans anew.",
+            )
         if self.fingerprint not in fingerprints_of(request, self.input_sha256, connection, self.host):
             return BadRequestError(
                 f"Since the batch was planned, connection {connection.conn_id!r} changed.",

@@ -94,7 +94,7 @@ async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact
         if state != "there":
             return state, []
         try:
-            data = await in_thread(lambda uri=image["uri"]: files.read(uri, max_bytes=MAX_PICTURE_BYTES))
+            data = await in_thread(lambda uri=image["uri"]: files.read(uri, max_bytes=MAX_PICTURE_BYTES, landed=True))
         except StorageError:
             return "unknown", []
         except BadRequestError:  # larger than any picture, or gone this very moment

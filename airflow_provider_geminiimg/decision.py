@@ -201,7 +201,9 @@ def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, 
             StorageError(
                 f"Can't tell whether the picture of record {record.key} is still where it landed.",
                 billed=Billed.YES,
-                hint="Nothing was sent. Give the worker access to the output path, then retry.",
+                hint="Nothing was sent; the log says what keeps the worker from looking. Give it access to the output "
+                "path, then retry. If that can't be done, copy the file by hand; "
+                'on_clear="regenerate" buys another one.',
             )
         )
     moved = asked.destination if cleared and asked and asked.destination != record.destination else None

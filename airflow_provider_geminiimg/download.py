@@ -4,7 +4,8 @@ A gateway's answer names any address it likes, and the worker stands inside some
 no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
 to that very address, so that no second look-up can lead elsewhere; only the API's own scheme, host and port are exempt
 from that. Bytes come as they are stored (no content encoding), never more of them than allowed, and a body that breaks
-off is noticed. Memory is taken as bytes arrive: what a host announces only ends the growth, and allows to refuse.
+off is noticed. Memory is taken as bytes arrive: what a host announces only ends the growth, and allows to refuse; and
+a host that keeps it without sending is given up.
 Whatever is raised on the way is an outcome. No message and no log line shows more of a link than its host.
 """
 
@@ -20,7 +21,7 @@ import math
 import socket
 import ssl
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -51,6 +52,11 @@ _SHOWN = 100  # characters of a host that is none
 _FIRST_BYTES = 64 * 1024  # of memory for a body, which doubles as often as it is full
 _FREE_PIECES, _BYTES_A_PIECE = 10_000, 256  # a body in smaller pieces on the whole costs more CPU than it is worth
 _PIECES_AT_ONCE = 32  # after which others have their turn in the event loop
+_WINDOW = 30.0  # seconds in which a body has to go on
+_TENTH = (
+    0.1  # of itself by which it has to: a steady link that is done within 300 seconds brings that, however slow it is
+)
+_LEAST = 128 * 1024  # bytes by which it has to: at less, a picture of 1K would take more than 300 seconds
 _LOOK_UPS = 32  # at once; a name server that does not answer holds each for as long as the resolver waits
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
@@ -115,7 +121,7 @@ async def _followed(
             target = _parse(url, own)
             for _ in range(MAX_REDIRECTS + 1):
                 where.host = target.host
-                found = await _hop(target, _Buffer(max_bytes, hold, limit), own)
+                found = await _hop(target, _Buffer(max_bytes, hold, _Pace(limit)), own)
                 if isinstance(found, bytes):
                     return found
                 target = found
@@ -252,19 +258,50 @@ def _check_status(response: httpx.Response, host: str) -> None:
     raise _failed(f"{host} answered the link without a body (HTTP {status}).")
 
 
+class _Pace:
+    """How long a body may take: all of it, and until it has grown by what it has to.
+
+    :param limit: of all of it.
+    """
+
+    def __init__(self, limit: anyio.CancelScope) -> None:
+        self.window = anyio.CancelScope()
+        self._limits = (limit, self.window)
+        self._needed = 0
+
+    def went_on(self, size: int) -> None:
+        """Tell how large the body is, as it grows."""
+        if size >= self._needed:
+            self._needed = size + max(_LEAST, int(size * _TENTH))
+            self.window.deadline = anyio.current_time() + _WINDOW
+
+    @contextlib.contextmanager
+    def stands_still(self) -> Iterator[None]:
+        """Within this block no time passes."""
+        since = anyio.current_time()
+        deadlines = [limit.deadline for limit in self._limits]
+        for limit in self._limits:
+            limit.deadline = math.inf
+        try:
+            yield
+        finally:
+            for limit, deadline in zip(self._limits, deadlines, strict=True):
+                limit.deadline = deadline + anyio.current_time() - since
+
+
 class _Buffer:
     """A body in memory, which grows with what has arrived, and not by what was announced.
 
     :param most: bytes that it may be large.
     :param hold: see `download`.
-    :param limit: stands still while `hold` is waited for.
+    :param pace: stands still while `hold` is waited for.
     """
 
-    def __init__(self, most: int, hold: Hold | None, limit: anyio.CancelScope) -> None:
+    def __init__(self, most: int, hold: Hold | None, pace: _Pace) -> None:
         self.most = most
         self.size = self.announced = 0
+        self.pace = pace
         self._hold = hold
-        self._limit = limit
         self._capacity = 0
         self._body = io.BytesIO()  # gives its bytes away without a copy of them
 
@@ -276,6 +313,7 @@ class _Buffer:
         self.size = needed
         if needed <= self.most:
             self._body.write(piece)
+        self.pace.went_on(needed)
 
     def getvalue(self) -> bytes:
         """All of it."""
@@ -286,12 +324,8 @@ class _Buffer:
         # In steps: growing piece by piece took a third of a download's CPU, and left holes in the memory.
         self._capacity = max(needed, min(max(2 * needed, _FIRST_BYTES), self.announced or self.most))
         if self._hold is not None:
-            left = self._limit.deadline - anyio.current_time()
-            self._limit.deadline = math.inf
-            try:
+            with self.pace.stands_still():
                 await self._hold(self._capacity)
-            finally:
-                self._limit.deadline = anyio.current_time() + left
         self._body.seek(self._capacity - 1)
         self._body.write(b"\0")
         self._body.seek(self.size)
@@ -313,24 +347,34 @@ async def _body(response: httpx.Response, body: _Buffer, host: str) -> bytes:
     if announced is not None and announced > body.most:
         raise too_large
     body.announced = announced or 0
-    pieces = 0
     try:
-        async for piece in response.aiter_raw():
-            await body.add(piece)
-            if body.size > body.most:
-                raise too_large
-            pieces += 1
-            if pieces > _FREE_PIECES + body.size // _BYTES_A_PIECE:
-                raise _failed(f"{host} sends the picture in pieces of a few bytes each.")
-            if pieces % _PIECES_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        with body.pace.window:
+            await _read(response, body, host, too_large)
     except httpx.RemoteProtocolError:
         raise InvalidImageError(f"The download from {host} broke off after {body.size} bytes.") from None
+    if body.pace.window.cancelled_caught:
+        raise _failed(
+            f"{host} sends the picture too slowly: {body.size} bytes, and hardly any in the last {_WINDOW:g} s."
+        )
     if announced is not None and announced != body.size:
         raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.size}.")
     if not body.size:
         raise InvalidImageError(f"{host} sent an empty body (0 bytes).")
     return body.getvalue()
+
+
+async def _read(response: httpx.Response, body: _Buffer, host: str, too_large: InvalidImageError) -> None:
+    body.pace.went_on(0)
+    pieces = 0
+    async for piece in response.aiter_raw():
+        await body.add(piece)
+        if body.size > body.most:
+            raise too_large
+        pieces += 1
+        if pieces > _FREE_PIECES + body.size // _BYTES_A_PIECE:
+            raise _failed(f"{host} sends the picture in pieces of a few bytes each.")
+        if pieces % _PIECES_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 def _failed(message: str, retryable: bool = True) -> UpstreamFailedError:

@@ -227,13 +227,17 @@ class Lander:
         transport = await self.workshop.transport(record)
 
         async def fetched() -> tuple[bytes, ImageInfo]:
-            data = await download(
-                str(picture.url),
-                max_bytes=MAX_PICTURE_BYTES,
-                timeout=DOWNLOAD_SECONDS,
-                exempt=transport.gateway.base_url,
-                hold=lambda size: share.hold(before + size),
-            )
+            try:
+                data = await download(
+                    str(picture.url),
+                    max_bytes=MAX_PICTURE_BYTES,
+                    timeout=DOWNLOAD_SECONDS,
+                    exempt=transport.gateway.base_url,
+                    hold=lambda size: share.hold(before + size),
+                )
+            except GeminiImageError:
+                share.begin_again(before)
+                raise
             return data, await in_thread(inspect_image, data)
 
         return await _patiently(fetched)
@@ -251,7 +255,7 @@ class Lander:
         stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
         try:
             uri = await written(stem)
-        except StorageError as error:
+        except (BadRequestError, StorageError) as error:
             if not error.retryable:
                 error.hint = f"{error.hint} {ELSEWHERE}".strip()
             raise

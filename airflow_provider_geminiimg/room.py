@@ -2,8 +2,8 @@
 
 What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier picture
 needed; whoever was let in first may always grow, so that nobody waits for ever, and no more than one is over the
-budget, but for those whose patience is at an end; a picture of any size gets in once the others are out; what is
-taken is given back whatever happens.
+budget, but for those whose patience is at an end; a picture of any size gets in once the others are out; what was
+expected of a picture and has not arrived in time is others'; what is taken is given back whatever happens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import anyio
 ROOM = 36 * 1024 * 1024
 """Bytes: two dozen pictures of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
 
+EXPECTED_SECONDS = 30.0  # for which a picture keeps the room that it was expected to need
 _MOST_AT_ONCE = 144  # however small the last one was: a connection takes memory too
 
 
@@ -43,7 +44,7 @@ class Room:
         share = Share(self, patience)
         while self._expected > self._free and self._free < self._size and share.patience > 0:
             await self._change(share)
-        share.taken = self._expected
+        share.taken, share.since = self._expected, time.monotonic()
         self._free -= share.taken
         self._shares[share] = None
         try:
@@ -70,6 +71,10 @@ class Room:
         self._free += size
         self._given_back.set()
 
+    def _begin_again(self, share: Share, size: int) -> None:
+        self._take(share, size)
+        self._shares[share] = self._shares.pop(share)
+
     async def _change(self, share: Share) -> None:
         self._given_back.clear()
         since = time.monotonic()
@@ -83,13 +88,14 @@ class Share:
     as large.
 
     :param room: whose share it is.
-    :param patience: seconds that it may still wait. `taken` are the bytes that it has.
+    :param patience: seconds that it may still wait. `taken` are the bytes that it has, `since` is when it was let in.
     """
 
     def __init__(self, room: Room, patience: float) -> None:
         self.taken = 0
         self.patience = patience
         self._room = room
+        self.since = math.inf
 
     def __call__(self, size: int) -> None:
         self._room._settle(self, size)
@@ -99,3 +105,9 @@ class Share:
         its patience is at an end."""
         if size > self.taken:
             await self._room._grow(self, size)
+        elif time.monotonic() - self.since > EXPECTED_SECONDS:
+            self._room._take(self, size)
+
+    def begin_again(self, size: int) -> None:
+        """Be charged for `size` bytes alone, because what else there was is given up. All others come first now."""
+        self._room._begin_again(self, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store, other, same_place, uris
 
 if TYPE_CHECKING:
+    from airflow.sdk import DAG
     from harness.inprocess import Run
 
 target, internet, forbidden = attacks.target, web.internet, web.forbidden
@@ -278,6 +280,88 @@ def test_what_was_paid_for_under_a_name_that_is_refused_now_is_not_bought_again_
     run.clear("made", dag=target.dag(output_path=out, file_name="fox"))
     assert run.state == "success", run.log
     assert returned(run)["images"][0]["uri"] == f"{out}/fox.png"
+    assert len(target.sandbox.ledger()) == 1
+
+
+LOOKED_AT = ("memory://bucket/a//b", "memory://bucket//a", "memory://bucket/a?b", "memory://bucket/a#b")
+NOT_LOOKED_AT = ("memory://bucket/a::b", "memory://bucket/a\tb", "memory://bucket/./a", "memory://bucket/a\\b")
+NOT_LOOKED_AT += ("memory://bucket/.. /a", "memory://buc ket/a")
+
+
+def landed_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch, out: str) -> tuple[Run, DAG, str]:
+    """The run, DAG and record's text of a task whose image landed at an address that was allowed then."""
+    dag = target.dag(output_path="{{ params.given }}", file_name="fox", given=out, retries=0)
+    with monkeypatch.context() as then:
+        then.setattr(uris, "_REREAD", {})
+        then.setattr(uris, "CHAIN", "\0\0")
+        then.setattr(uris, "_HOST", re.compile(".*"))
+        then.setattr(other, "_is_at", lambda *_: True)
+        run = target.airflow.run_dag(dag)
+    assert returned(run)["images"][0]["uri"] == f"{out}/fox.png"
+    [record] = target.root.glob("ledger/**/1.json")
+    return run, dag, record.read_text()
+
+
+@pytest.mark.parametrize("out", LOOKED_AT)
+def test_an_image_at_an_address_that_is_refused_now_is_returned_and_copied_on_a_clear(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    run, dag, _ = landed_before_it_was_refused(target, monkeypatch, out)
+    [key] = [key for key in store if key.endswith("/fox.png")]
+    bought = store[key].getvalue()
+    run.clear("made", dag=dag)
+    assert returned(run)["images"][0]["uri"] == f"{out}/fox.png"
+    run.clear("made", dag=target.dag(output_path=OUT, file_name="fox"))
+    assert returned(run)["images"][0]["uri"] == f"{OUT}/fox.png"
+    assert store["/bucket/out/fox.png"].getvalue() == store[key].getvalue() == bought
+    assert len(target.sandbox.ledger()) == 1
+
+
+@pytest.mark.parametrize("out", LOOKED_AT)
+def test_another_image_at_an_address_that_is_refused_now_is_not_copied(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    run, _, _ = landed_before_it_was_refused(target, monkeypatch, out)
+    [key] = [key for key in store if key.endswith("/fox.png")]
+    put(key, picture())
+    error = outcome(run.clear("made", dag=target.dag(output_path=OUT, file_name="fox")))
+    assert "is not the one that landed" in str(error)
+    assert "/bucket/out/fox.png" not in store
+    assert len(target.sandbox.ledger()) == 1
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["as it was", "with another output_path"])
+@pytest.mark.parametrize("out", NOT_LOOKED_AT)
+def test_an_image_at_an_address_that_leads_elsewhere_is_not_looked_for_and_not_bought_again(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch, out: str, moved: bool
+) -> None:
+    run, dag, record = landed_before_it_was_refused(target, monkeypatch, out)
+    before = dict(store)
+    run.clear("made", dag=target.dag(output_path=OUT, file_name="fox", retries=0) if moved else dag)
+    error = outcome(run)
+    assert "Can't tell whether the picture of record" in str(error)
+    assert (error.billed, "copy the file by hand" in error.hint) == (Billed.YES, True)
+    assert "Can't look at a picture that landed: uri: " in run.log
+    assert store == before
+    assert [path.read_text() for path in target.root.glob("ledger/**/*.json")] == [record]
+    assert len(target.sandbox.ledger()) == 1
+    run.clear("made", dag=target.dag(output_path=OUT, file_name="fox", on_clear="regenerate"))
+    assert returned(run)["images"][0]["uri"] == f"{OUT}/fox.png"
+    assert len(target.sandbox.ledger()) == 2  # in so many words
+
+
+def test_a_collect_says_where_what_was_paid_for_can_land_that_it_can_not_write(
+    target: Target, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = paid_before_it_was_refused(target, monkeypatch, OUT, "a?b")
+    [record] = target.root.glob("ledger/**/1.json")
+    os.utime(record, (1e9, 1e9))  # whoever it belonged to is long gone
+    target.polls_answer(target.link(), times=2)
+    collected = target.run_as_is(GeminiImageCollectOperator)
+    assert "clear the task with another output_path: what was paid for lands there" in collected.log
+    target.polls_answer(target.link(), times=2)
+    run.clear("made", dag=target.dag(output_path=OUT, file_name="fox"))
+    assert returned(run)["images"][0]["uri"] == f"{OUT}/fox.png"
     assert len(target.sandbox.ledger()) == 1
 
 

@@ -197,5 +197,7 @@ def test_a_record_that_was_changed_by_hand_reads_nothing_outside_the_allowed_roo
     [record] = target.root.glob("ledger/**/1.json")
     record.write_text(record.read_text().replace(f"{inside}/fox.png", f"{target.folder}/outside/secret.png"))
     error = outcome(run.clear("made", dag=target.dag(output_path=str(inside), file_name="copy")))
-    assert OUTSIDE in str(error)
+    assert "Can't tell whether the picture" in str(error)
+    assert error.billed is Billed.YES
+    assert OUTSIDE in run.log
     assert not (inside / "copy.png").exists()

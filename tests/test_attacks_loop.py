@@ -60,6 +60,7 @@ VALUES: dict[str, Callable[[int], str]] = {
     "short texts": lambda size: f"[{filled(json.dumps(filled('[](', 19_000)) + ',', size)}0]",
     "short texts of HTML": lambda size: f"[{filled(json.dumps(filled('<a ', 19_000)) + ',', size)}0]",
     "escapes": lambda size: f'"{filled(chr(92) + "u0041", size)}"',
+    "escaped slashes": lambda size: f'"data:image/png;base64,{filled(chr(92) + "/", size)}"',
     "backslashes": lambda size: f'"https://a/{filled(chr(92) * 2, size)}"',
     "inputs": lambda size: "",
     "a number": lambda size: filled("9", size),

@@ -21,7 +21,7 @@ from harness import forbidden as web
 from harness.attacks import Target, picture
 from harness.forbidden import Host, Route, answer, as_json, done
 
-from airflow_provider_geminiimg import landing, transport
+from airflow_provider_geminiimg import download, landing, room, transport
 from airflow_provider_geminiimg.gateways import apimaster
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
@@ -243,3 +243,98 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_p
     assert crowd.submits == 4
     states = [record.state for record in target.records()]
     assert (states.count("landed"), states.count("intent")) == (3, 1), ran.log
+
+
+class Trickle:
+    """A host that sends `first` bytes, and from then on hardly any, whenever it is asked for one picture.
+
+    `full` is set once the first of them are there; `others` when the gateway's other pictures have been fetched.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.asked = 0
+        self.before_others = 0
+        self.full, self.others, self.over = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        self.asked += 1
+        self.before_others += not self.others.is_set()
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"\x89PNG\r\n\x1a\n" + bytes(self.first))
+        self.full.set()
+        while not self.over.wait(0.05):
+            handler.wfile.write(b"x" * 1_000)
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("first", [0, 36 * MB], ids=["from the first byte", "once it has filled the room"])
+def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_picture_is_fetched_again(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    trickle, fetched, lock = Trickle(first), [], threading.Lock()
+
+    def small(handler: BaseHTTPRequestHandler) -> None:
+        answer(body=picture())(handler)
+        with lock:
+            fetched.append(handler.path)
+        if len(fetched) == 7:
+            trickle.others.set()
+
+    def answered(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "POST":
+            with lock:
+                submits.append(handler.path)
+                number = len(submits)
+            as_json({"data": [{"status": "submitted", "task_id": f"job-{number}"}]})(handler)
+        elif "/job-1?" in handler.path:
+            as_json(done(f"{api.url}/trickle.png"))(handler)
+        else:
+            as_json(done(f"{api.url}/p.png") if trickle.full.is_set() else {"data": {"status": "queued"}})(handler)
+
+    submits: list[str] = []
+    api.routes |= {"/trickle.png": trickle, "/p.png": small}
+    api.otherwise = answered
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_WINDOW", 1.0)
+        patch.setattr(room, "EXPECTED_SECONDS", 1.0)
+        ran = target.run_as_is(
+            GeminiImageBatchOperator,
+            requests=[f"number {number}" for number in range(8)],
+            geminiimg_conn_id=target.conn_id,
+            poll_interval=0.1,
+        )
+    trickle.over.set()
+    assert trickle.asked == 3
+    assert trickle.before_others == 1, "the room was not given back between two attempts"
+    [waiting] = [record for record in target.records() if record.state != "landed"]
+    assert (waiting.state, waiting.job_id) == ("submitted", "job-1")
+    assert waiting.error is not None
+    assert waiting.error.retryable
+    assert "sends the picture too slowly" in waiting.error.message
+    api.routes["/trickle.png"] = answer(body=picture())
+    assert ran.retry("made").state == "success", ran.log
+    assert {record.state for record in target.records()} == {"landed"}
+    assert len(submits) == 8
+
+
+@ONE_GATEWAY
+def test_a_slow_host_whose_picture_goes_on_is_waited_for(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_WINDOW", 1.0)  # 30 s as 1 s, so that this link is one of 100 kB/s
+    body = picture((16, 16)) + bytes(10 * MB)
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for at in range(0, len(body), 300_000):
+            handler.wfile.write(body[at : at + 300_000])
+            over.wait(0.1)
+
+    over = threading.Event()
+    api.routes["/p.png"] = slow
+    attacks.answers(api)
+    [image] = attacks.returned(target.generate())["images"]
+    assert image["size"] == len(body)

@@ -252,6 +252,25 @@ def test_a_retry_keeps_to_what_the_first_attempt_planned(
     assert "a white owl" in prompts(sandbox)
 
 
+def test_a_plan_with_hashes_of_other_images_than_it_asks_with_buys_none_of_them_and_the_others_go_on(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, tmp_path: Path
+) -> None:
+    sandbox.faults({"route": "apimaster.submit", "status": 500, "times": 2})
+    run = airflow.run_dag(batch(ANIMALS, geminiimg_conn_id=apimaster, max_concurrency=1, on_unknown="resubmit"))
+    assert counts(run) == {"unknown": 2, "landed": 1}
+    [kept] = (tmp_path / "root" / "batches").rglob("*.json")
+    plan = json.loads(kept.read_text())
+    plan["items"][1]["input_sha256"] = ["0" * 64]
+    kept.write_text(json.dumps(plan))
+    made = len(sandbox.ledger())
+    run.retry("pictures")
+    assert "it has hashes of 1 input images for a request with 0" in str(why(run))
+    assert counts(run) == {"landed": 1, "failed": 1, "reused": 1}
+    assert len(sandbox.ledger()) == made + 1
+    run.clear("pictures")
+    assert run.state == "success", run.log
+
+
 def test_the_prompts_of_a_plan_are_kept_no_longer_than_until_all_has_landed(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, tmp_path: Path
 ) -> None:

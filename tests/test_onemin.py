@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -679,6 +680,26 @@ def test_a_job_with_the_link_of_its_input_alone_is_asked_for_the_link_again() ->
     told = {"promptObject": {"imageUrl": INPUT_KEY}, "resultObject": ["images/result.png"]}
     error = outcome(poll(), 200, record("SUCCESS", [], INPUT_LINK, aiRecordDetail=told))
     assert (type(error), error.billed, error.retryable) == (UpstreamFailedError, Billed.YES, True)
+
+
+@pytest.mark.parametrize("key", ["in.png", "cat/in.png"])
+@pytest.mark.parametrize(
+    "there", ["images/cat/in.png", "https://storage.1min.ai/one/images/cat/in.png?X-Amz-Signature=a"]
+)
+@pytest.mark.parametrize("call", [submit, poll])
+def test_an_input_with_whose_key_the_results_own_key_ends_hides_no_result(
+    call: Callable[[], Call[JobStatus]], there: str, key: str
+) -> None:
+    link = "https://storage.1min.ai/one/images/cat/in.png?X-Amz-Signature=b"
+    told = {"promptObject": {"imageUrl": key}, "resultObject": [there]}
+    assert read(call(), 200, record("SUCCESS", [], link, aiRecordDetail=told)).pictures == (Picture(url=link),)
+
+
+def test_the_link_of_an_input_with_whose_key_the_results_key_ends_is_no_result() -> None:
+    told = {"promptObject": {"imageUrl": "cat/in.png"}, "resultObject": ["images/cat/in.png"]}
+    link = "https://storage.1min.ai/one/cat/in.png?X-Amz-Signature=c"
+    body = record("SUCCESS", [], link, aiRecordDetail=told)
+    assert read(submit(), 200, body) == JobStatus(JobState.RUNNING, job_id=UUID)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ And what is left of such a text where it could not be taken: no log, exception o
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,15 @@ import httpx
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, answer, outcome, picture, returned
-from harness.forbidden import done
+from harness.attacks import Target, answer, answers, outcome, picture, returned
+from harness.forbidden import Host, as_json, done
+from harness.hostile_images import png_chunk
 
 from airflow_provider_geminiimg.exceptions import NoPictureError, UpstreamFailedError, scrub
 from airflow_provider_geminiimg.gateways import get_gateway
 from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply
 
-target, internet, forbidden = attacks.target, web.internet, web.forbidden
+target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
 GATEWAYS = pytest.mark.parametrize("gateway", ["1min", "apimaster"])
 
@@ -34,6 +38,14 @@ BASE64 = base64.b64encode(PNG).decode()
 def poll(gateway: str, body: Any) -> JobStatus:
     call = get_gateway(gateway).status("job-1", model="m")
     return call.parse(Reply(200, httpx.Headers(), json.dumps(body).encode()))
+
+
+def white(side: int) -> bytes:
+    """A picture that is not compressed, whose base64 is slashes."""
+    pixels = zlib.compress((b"\0" + b"\xff" * 3 * side) * side, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, body) for name, body in parts)
 
 
 # (how a link is written, how it is asked for); a link alone: as it is
@@ -136,6 +148,29 @@ def test_inline_bytes_in_the_raw_answer_that_1min_passes_on_are_taken() -> None:
     detail = {"resultObject": [], "responseObject": NESTED["Google's"]}
     status = poll("1min", {"aiRecord": {"status": "SUCCESS", "aiRecordDetail": detail}})
     assert [image.data for image in status.pictures] == [PNG]
+
+
+@pytest.mark.parametrize("place", ["submit", "poll"])
+def test_an_image_in_base64_of_escaped_slashes_lands_and_is_paid_once(target: Target, api: Host, place: str) -> None:
+    data = white(300)
+    inline = base64.b64encode(data).decode()
+    assert inline.count("/") > 200_000
+    body = done(f"data:image/png;base64,{inline}")
+    body["aiRecord"]["uuid"] = body["data"]["task_id"] = "job-1"
+    said = answer(body=json.dumps(body).replace("/", "\\/").encode(), Content_Type="application/json")
+    answers(api, **{place: said})
+    [image] = returned(target.generate())["images"]
+    assert image["sha256"] == hashlib.sha256(data).hexdigest()
+    assert len([path for path, _ in api.requests if "generations" in path or "features" in path]) == 1
+
+
+def test_an_input_with_whose_path_the_results_link_ends_hides_no_result(target: Target, api: Host) -> None:
+    given = target.folder / "in.png"
+    given.write_bytes(picture((64, 64)))
+    api.routes |= {str(given): answer(body=picture()), "/api/assets": as_json({"fileContent": {"path": "up/in.png"}})}
+    answers(api, poll=as_json(done(f"{api.url}{given}")))
+    [image] = returned(target.edit(str(given)))["images"]
+    assert image["sha256"] == hashlib.sha256(picture()).hexdigest()
 
 
 # Words and links

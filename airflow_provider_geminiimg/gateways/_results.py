@@ -116,31 +116,63 @@ def names_a_file(result: Result) -> bool:
 _INPUT = "input"  # what stands for an input's address: the name of a file, and no image
 
 
-def without_inputs(value: Any, inputs: Collection[str], depth: int = 0) -> Any:
-    """A JSON value in which no text is the address of an input, so that none of them is taken for a result.
+@dataclass(frozen=True)
+class Known:
+    """What is known of the addresses in an answer.
 
-    :param inputs: addresses, whose queries are not known, or storage keys with which an address ends.
+    :param inputs: addresses of input images. Only web addresses count: no gateway was told another one.
+    :param keys: storage keys of input images, with which an address ends.
+    :param results: storage keys and links that stand where nothing but a result does, inputs among them.
     """
-    if not inputs or depth > 2 * _DEPTH:
+
+    inputs: Collection[str] = ()
+    keys: Collection[str] = ()
+    results: Collection[str] = ()
+
+    @functools.cached_property
+    def _places(self) -> tuple[str, ...]:
+        return (*(place for place in self.inputs if _SCHEME.match(place.strip(_EDGES))), *self.keys)
+
+    @functools.cached_property
+    def _own(self) -> tuple[str, ...]:
+        """With what the addresses of results end."""
+        others = (
+            text for text in self.results if len(text) <= _LONG and not any(_is_at(text, key) for key in self.keys)
+        )
+        return tuple(filter(None, (_ending(text)[0] for text in others)))
+
+    def without_inputs(self, value: Any, depth: int = 0) -> Any:
+        """A JSON value in which no text is the address of an input, so that none of them is taken for a result."""
+        if not self._places or depth > 2 * _DEPTH:
+            return value
+        if isinstance(value, str):
+            return _INPUT if self._is_input(value) else value
+        if isinstance(value, list):
+            return [self.without_inputs(each, depth + 1) for each in value]
+        if isinstance(value, Mapping):
+            return {key: self.without_inputs(each, depth + 1) for key, each in value.items()}
         return value
-    if isinstance(value, str):
-        return _INPUT if _is_address_of(value, inputs) else value
-    if isinstance(value, list):
-        return [without_inputs(each, inputs, depth + 1) for each in value]
-    if isinstance(value, Mapping):
-        return {key: without_inputs(each, inputs, depth + 1) for key, each in value.items()}
-    return value
+
+    def _is_input(self, text: str) -> bool:
+        """Whether it is an input's address. Of what is known of its end the longest counts: the key of an input may be
+        what a result's own key ends with."""
+        if len(text) > _LONG:
+            return False
+        address, longest = f"/{_address(text)}", 0
+        for place in self._places:
+            ending, tells = _ending(place)
+            if (tells or text == place) and address.endswith(ending):
+                longest = max(longest, len(ending))
+        return longest > 0 and not any(len(own) > longest and address.endswith(own) for own in self._own)
 
 
-def _is_address_of(text: str, inputs: Collection[str]) -> bool:
-    if len(text) > _LONG:
-        return False
-    address = f"/{_address(text)}"
-    for place in inputs:
-        ending, tells = _ending(place)
-        if ending and (tells or text == place) and address.endswith(ending):
-            return True
-    return False
+def _is_at(text: str, key: str) -> bool:
+    """Whether a text is a storage key, or a link to it: as its whole path, or behind the name of a bucket."""
+    path, known = _address(text), _address(key)
+    if _SCHEME.match(text.strip(_EDGES)):
+        path = path.partition("/")[2]
+        return known == path or ("/" in known and known == path.partition("/")[2])
+    return known == path
 
 
 @functools.lru_cache(maxsize=256)

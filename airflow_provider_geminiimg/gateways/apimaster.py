@@ -28,7 +28,7 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gateways import _answers, _results, _rules, _states, models
 from airflow_provider_geminiimg.gateways._answers import Answer, Reason
-from airflow_provider_geminiimg.gateways._results import Result
+from airflow_provider_geminiimg.gateways._results import Known, Result
 from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.gateways.base import (
     Call,
@@ -134,7 +134,7 @@ class ApiMaster(Gateway):
 
     def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
         answer = Answer(reply, prompt=request.prompt)
-        status = self._read(answer, _results.without_inputs(answer.body, request.input_images))
+        status = self._read(answer, Known(request.input_images).without_inputs(answer.body))
         if status is None or not (answer.ok or status.pictures):
             return _answers.accepted_all_the_same(
                 answer.rejected(self.label, Purpose.PAID, _RULES), *_named_jobs(answer.body)
@@ -146,7 +146,7 @@ class ApiMaster(Gateway):
 
     def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
         answer = Answer(reply)
-        body = _results.without_inputs(_about(job_id, answer.body), inputs)
+        body = Known(inputs).without_inputs(_about(job_id, answer.body))
         if _answers.names_another_job(job_id, *map(_task(body).get, _IDS)):
             raise answer.outcome(self.label, _rules.ANOTHER_JOB, Reason())
         if any(_NO_SUCH_TASK.match(said or "") for said in (answer.reason.code, answer.reason.message)):

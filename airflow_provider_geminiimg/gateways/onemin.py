@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ import httpx
 from airflow_provider_geminiimg.exceptions import UpstreamFailedError
 from airflow_provider_geminiimg.gateways import _answers, _results, _rules, models
 from airflow_provider_geminiimg.gateways._answers import Answer, Reason
+from airflow_provider_geminiimg.gateways._results import Known
 from airflow_provider_geminiimg.gateways._rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.gateways._states import state_of, status_word, without_image
 from airflow_provider_geminiimg.gateways.base import (
@@ -164,8 +166,8 @@ class OneMin(Gateway):
         self, answer: Answer, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
     ) -> JobStatus | None:
         """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
-        inputs = [*inputs, *_echoed_inputs(record)]
-        body, record = (_results.without_inputs(each, inputs) for each in (answer.body, record))
+        known = Known(inputs, _echoed_inputs(record), _named_results(record))
+        body, record = (known.without_inputs(each) for each in (answer.body, record))
         detail = as_mapping(record.get("aiRecordDetail"))
         found = _results.results(detail.get("resultObject"), inside=True)
         places = [source.get(name) for source in (record, body, detail) for name in _LINKS]
@@ -202,10 +204,26 @@ def _is_unknown(answer: Answer) -> bool:
 def _echoed_inputs(record: Mapping[str, Any]) -> list[str]:
     """The inputs that a record repeats from the request, by their storage keys."""
     asked = as_mapping(as_mapping(record.get("aiRecordDetail")).get("promptObject"))
-    values = [value for name, value in asked.items() if _NAMES_INPUTS.match(name)]
-    texts = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    short = (text for text in texts if isinstance(text, str) and len(text) <= _LONGEST_INPUT)
-    return [text for text in short if re.search(r"[/.]", text)][:_MOST_INPUTS]
+    named = _short_texts([value for name, value in asked.items() if _NAMES_INPUTS.match(name)])
+    return [text for text in named if re.search(r"[/.]", text)][:_MOST_INPUTS]
+
+
+def _named_results(record: Mapping[str, Any]) -> list[str]:
+    """The storage keys and links that a record names as results, with inputs that it may repeat there."""
+    made = as_mapping(record.get("aiRecordDetail")).get("resultObject")
+    return list(itertools.islice(_short_texts(made), _MOST_INPUTS))
+
+
+def _short_texts(value: Any) -> Iterator[str]:
+    """The texts in lists and objects that can be a storage key or a link."""
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, str) and len(held) <= _LONGEST_INPUT:
+            yield held
+        waiting += reversed(
+            held if isinstance(held, list) else list(held.values()) if isinstance(held, Mapping) else []
+        )
 
 
 def _state(record: Mapping[str, Any]) -> JobState | None:

@@ -81,15 +81,16 @@ class Files:
         """
         self._place(uri, field)
 
-    def read(self, uri: str, *, max_bytes: int) -> bytes:
+    def read(self, uri: str, *, max_bytes: int, landed: bool = False) -> bytes:
         """All bytes of a file.
 
         :param uri: where it is.
         :param max_bytes: the largest size to take.
+        :param landed: it is a picture of a record, and its bytes will be compared with that; see `state`.
         :raises BadRequestError: it is not there, too large, or the scheme is not known.
         :raises StorageError: it could not be read.
         """
-        place = self._place(uri, "uri")
+        place = self._place(uri, "uri", landed=landed)
         data = self._backend(place).read(place, max_bytes)
         if data is None:
             raise BadRequestError(f"{place.shown} does not exist.")
@@ -138,11 +139,13 @@ class Files:
         return self._backend(place).sha256(place)
 
     def state(self, uri: str) -> State:
-        """Whether a file is there. ``unknown`` where the store would not or could not say."""
-        place = self._place(uri, "uri")
+        """Whether a picture that landed is there. ``unknown`` where the store would not or could not say, or the
+        address is allowed no more; the log says why. See `locate` for addresses that are looked at all the same."""
         try:
+            place = self._place(uri, "uri", landed=True)
             return "there" if self._backend(place).exists(place) else "gone"
-        except GeminiImageError:
+        except GeminiImageError as error:
+            self._warn(f"Can't look at a picture that landed: {error.message} {error.hint}".strip())
             return "unknown"
 
     def there(self, uris: Sequence[str]) -> list[str]:
@@ -176,8 +179,8 @@ class Files:
             kind = StorageError if error.retryable else BadRequestError
             raise kind(f"output_path: {directory} can't be written to. {error.message}", hint=error.hint) from error
 
-    def _place(self, uri: str, field: str) -> Location:
-        place = locate(uri, field)
+    def _place(self, uri: str, field: str, *, landed: bool = False) -> Location:
+        place = locate(uri, field, landed=landed)
         if self._roots:
             segments = place.segments()
             if not any(segments[: len(root)] == root for root in self._roots.values()):

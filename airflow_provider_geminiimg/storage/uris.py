@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
@@ -37,6 +38,7 @@ _REREAD = {
     "a part of dots and spaces alone": re.compile(r"(^|/)[. ]+(/|$)"),
 }
 """What file systems behind fsspec read in ways of their own, by what a message calls it."""
+_IN_ITS_FOLDER = ('"?" or "#"', "an empty part")  # of these: whatever is read instead lies in the folder that is named
 _AFTER_NAME = re.compile("[;?#]")  # ends a part's name, for a server that takes the path apart after decoding it
 _DECODED_AT_MOST = 5  # times; what still changes then is made to deceive
 _ODD_ESCAPES = re.compile(rb"%u([0-9a-f]{4})|\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]", re.IGNORECASE)
@@ -125,9 +127,11 @@ def same_place(uri: str) -> str:
     return hashlib.sha256("\n".join(locate(uri).segments()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def locate(uri: str, what: str = "uri") -> Location:
+def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
     """Take a URI apart.
 
+    :param landed: a picture is on record there. Versions that took more addresses may have written it: one of these is
+        no error where it can't lead out of its folder.
     :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character,
         or what another parser of such addresses reads in another way.
     """
@@ -162,7 +166,7 @@ def locate(uri: str, what: str = "uri") -> Location:
     if climbs:
         raise BadRequestError(f'{what}: {place.shown!r} holds ".." or a null byte, which no path may.')
     if scheme not in (*WEB_SCHEMES, *_LITERAL_SCHEMES):
-        _refuse_rereading(place, what)
+        _refuse_rereading(place, what, _IN_ITS_FOLDER if landed else ())
     return place
 
 
@@ -179,9 +183,10 @@ def refuse_chain(uri: str, what: str) -> None:
         )
 
 
-def _refuse_rereading(place: Location, what: str) -> None:
+def _refuse_rereading(place: Location, what: str, but_for: Sequence[str]) -> None:
     """Refuse what Airflow's ``ObjectStoragePath``, or a file system behind it, would read in another way than this.
 
+    :param but_for: what of `_REREAD` an address may hold all the same.
     :raises BadRequestError: there is such a thing.
     """
     shown = f"{what}: {scrub(place.shown, limit=200)!r}"
@@ -197,6 +202,8 @@ def _refuse_rereading(place: Location, what: str) -> None:
             hint=f"Write it as {place.scheme}://bucket/key or {place.scheme}://conn_id@bucket/key.",
         )
     for held, found in _REREAD.items():
+        if held in but_for:
+            continue
         if found.search(place.path.removesuffix("/")) or found.search(place.conn_id or ""):
             raise BadRequestError(
                 f"{shown} holds {held}, with which Airflow's ObjectStoragePath would open another file.",

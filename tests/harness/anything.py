@@ -14,8 +14,23 @@ from pydantic import TypeAdapter
 from airflow_provider_geminiimg.exceptions import KINDS
 from airflow_provider_geminiimg.ledger import Record
 from harness.attacks import picture
-from harness.odd_records import ODD, odd_record
-from harness.records import landed, make_record
+from harness.decided import (
+    NUMBERS,
+    Decider,
+    Make,
+    decided,
+    documents,
+    just,
+    lists,
+    mappings,
+    one_of,
+    sampled,
+    scalars,
+    some_of,
+    texts,
+    tuples,
+)
+from harness.records import make_record
 
 SECRET = "sk-fuzz/0123456789+abcdef=="
 PROMPT = "a red fox in the snow, as a woodcut"
@@ -25,44 +40,42 @@ SIGNED = f"https://s3.amazonaws.com/{KEY}?X-Amz-Date=20250115T105045Z&X-Amz-Expi
 
 # What gateways say
 
-_WORDS = st.sampled_from(
-    [
-        *("SUCCESS", "FAILURE", "PROCESSING", "succeeded", "failed", "in_progress", "submitted", "task_not_exist"),
-        *("moderation_blocked", "SAFETY", "insufficient_user_quota", "INSUFFICIENT_CREDITS", "bad_response"),
-        *(
-            KEY,
-            LINK,
-            SIGNED,
-            "data:image/png;base64,AA==",
-            "data:;base64,?",
-            "DATA:,",
-            "task_01K8SGYNNNVBQTXNR4MM964S7K",
-        ),
-        *(
-            "http://[::1",
-            "https://h:99999/x",
-            "https://①/",
-            "https://a\\@b/",
-            "//x",
-            "..",
-            "\ud800",
-            "\0",
-            "a\nb",
-            "9" * 400,
-        ),
-        *(
-            '{"error": {"code": 1}}',
-            '{"error": "' * 20,
-            "[" * 2_000,
-            '"finish_reason": "SAFETY"',
-            f"key {SECRET}",
-            PROMPT,
-        ),
-        *("request id: 20250115204512", "1e400", "-1", "50%", "nan", " "),
-    ]
-)
-_SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), _WORDS)
-_NAMES = st.sampled_from(
+_WORDS = [
+    *("SUCCESS", "FAILURE", "PROCESSING", "succeeded", "failed", "in_progress", "submitted", "task_not_exist"),
+    *("moderation_blocked", "SAFETY", "insufficient_user_quota", "INSUFFICIENT_CREDITS", "bad_response"),
+    *(
+        KEY,
+        LINK,
+        SIGNED,
+        "data:image/png;base64,AA==",
+        "data:;base64,?",
+        "DATA:,",
+        "task_01K8SGYNNNVBQTXNR4MM964S7K",
+    ),
+    *(
+        "http://[::1",
+        "https://h:99999/x",
+        "https://①/",
+        "https://a\\@b/",
+        "//x",
+        "..",
+        "\ud800",
+        "\0",
+        "a\nb",
+        "9" * 400,
+    ),
+    *(
+        '{"error": {"code": 1}}',
+        '{"error": "' * 20,
+        "[" * 2_000,
+        '"finish_reason": "SAFETY"',
+        f"key {SECRET}",
+        PROMPT,
+    ),
+    *("request id: 20250115204512", "1e400", "-1", "50%", "nan", " "),
+]
+_SCALARS = scalars(_WORDS)
+_NAMES = sampled(
     [
         *(
             "aiRecord",
@@ -79,22 +92,28 @@ _NAMES = st.sampled_from(
         *("progress", "cost", "expires_at", "fileContent", "asset", "models", "teamUser"),
     ]
 )
-JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=5))
-_OBJECTS = st.dictionaries(_NAMES, JSON, max_size=5)
-_ANSWERS = st.fixed_dictionaries(
-    {},
-    optional={
-        "aiRecord": _OBJECTS | st.none(),
-        "temporaryUrl": JSON,
-        "data": _OBJECTS | st.lists(_OBJECTS, max_size=2),
-        "code": JSON,
-        "error": JSON,
-        "message": JSON,
+_VALUES = documents(_SCALARS, _NAMES)
+JSON = decided(_VALUES)
+_OBJECTS = mappings(_NAMES, _VALUES, 5)
+_ANSWERS = some_of(
+    {
+        "aiRecord": one_of(just(None), _OBJECTS, _OBJECTS),
+        "temporaryUrl": _VALUES,
+        "data": one_of(_OBJECTS, lists(_OBJECTS, 2)),
+        "code": _VALUES,
+        "error": _VALUES,
+        "message": _VALUES,
         "asset": _OBJECTS,
         "fileContent": _OBJECTS,
-    },
+    }
 )
-_WRITTEN = st.one_of(JSON, _ANSWERS).map(lambda value: json.dumps(value).encode())
+
+
+def written(make: Make) -> st.SearchStrategy[bytes]:
+    return decided(lambda by: json.dumps(make(by)).encode())
+
+
+_WRITTEN = written(one_of(_VALUES, _ANSWERS))
 BODIES = st.one_of(
     st.binary(max_size=60),
     _WRITTEN,
@@ -108,7 +127,7 @@ BODIES = st.one_of(
 STATUSES = st.one_of(
     st.just(200), st.sampled_from([400, 401, 403, 404, 408, 429, 500, 502, 503, 522]), st.integers(100, 999)
 )
-_HEADER_NAMES = st.sampled_from(
+_HEADER_NAMES = sampled(
     [
         b"Retry-After",
         b"Date",
@@ -120,9 +139,9 @@ _HEADER_NAMES = st.sampled_from(
         b"Link",
     ]
 )
-_HEADER_VALUES = st.one_of(
-    st.binary(max_size=12).map(lambda value: bytes(byte for byte in value if byte not in b"\r\n\0")),
-    st.sampled_from(
+_HEADER_VALUES = one_of(
+    lambda by: bytes(byte for byte in by.bytes(by.below(13)) if byte not in b"\r\n\0"),
+    sampled(
         [
             b"1e999",
             b"0",
@@ -133,11 +152,9 @@ _HEADER_VALUES = st.one_of(
             b"application/json",
         ]
     ),
-    st.sampled_from(
-        [b"https:x", b"data:,x", b"//", b"https://[half/", b"/next", b"a=b; Domain=.", b"a=" + b"x" * 5_000]
-    ),
+    sampled([b"https:x", b"data:,x", b"//", b"https://[half/", b"/next", b"a=b; Domain=.", b"a=" + b"x" * 5_000]),
 )
-HEADERS = st.lists(st.tuples(_HEADER_NAMES, _HEADER_VALUES), max_size=4)
+HEADERS = decided(lists(tuples(_HEADER_NAMES, _HEADER_VALUES), 4), 64)
 
 # What comes over the wire
 
@@ -208,43 +225,30 @@ BYTES = st.one_of(
 # What lies in the ledger
 
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
-OUTCOMES = st.one_of(
-    JSON,
-    st.dictionaries(
-        st.sampled_from(
-            ["kind", "message", "billed", "retryable", "hint", "code", "status_code", "retry_after", "new"]
-        ),
-        st.one_of(JSON, st.sampled_from([*KINDS, "yes", "no", "unknown"])),
+_SAID = mappings(
+    one_of(
+        *[sampled(["kind", "message", "billed", "retryable", "hint", "code", "status_code", "retry_after", "new"])] * 7,
+        texts(10),
     ),
+    one_of(_VALUES, sampled([*KINDS, "yes", "no", "unknown"])),
+    8,
 )
-_IMAGES = st.lists(
-    st.dictionaries(st.sampled_from(["uri", "sha256", "width", "size"]), JSON | st.just("s3://b/k")), max_size=2
-)
-_MANIFESTS = st.one_of(JSON, st.fixed_dictionaries({"images": JSON | _IMAGES}))
-_STATES = st.sampled_from(["intent", "submitted", "answered", "landed", "failed"])
+OUTCOMES = decided(_SAID)
+_IMAGES = lists(mappings(sampled(["uri", "sha256", "width", "size"]), one_of(just("s3://b/k"), _VALUES), 4), 2)
+_MANIFESTS = one_of(_VALUES, lambda by: {"images": one_of(_IMAGES, _VALUES)(by)})
+_COPIES = lists(one_of(_OBJECTS, lambda by: {"destination": _VALUES(by), "manifest": _MANIFESTS(by)}), 2)
+_STATES = sampled(["intent", "submitted", "answered", "landed", "failed"])
 _FIELDS: dict[str, Any] = json.loads(RECORD.dump_json(make_record(claim="c", job_id="job-1", submitted_at=1.0)))
-RECORDS = st.builds(
-    lambda changed, state: json.dumps({**_FIELDS, "state": state, **changed}).encode(),
-    st.one_of(
-        st.dictionaries(st.sampled_from(list(_FIELDS)), JSON, max_size=2),
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "outcome": OUTCOMES,
-                "manifest": _MANIFESTS,
-                "copies": st.lists(
-                    _OBJECTS | st.fixed_dictionaries({"destination": JSON, "manifest": _MANIFESTS}), max_size=2
-                ),
-            },
-        ),
-    ),
-    _STATES,
+_CHANGED = one_of(
+    mappings(sampled(list(_FIELDS)), _VALUES, 2),
+    some_of({"outcome": one_of(_SAID, _VALUES), "manifest": _MANIFESTS, "copies": _COPIES}),
 )
+RECORDS = written(lambda by: {**_FIELDS, "state": _STATES(by), **_CHANGED(by)})
 
 # What is said, and what is written in addresses
 
 KEYS = st.text("abcdefXYZ0189-_./+=&%\"'\\", min_size=8, max_size=40)
-TEXTS = st.one_of(st.text(max_size=200), _WORDS)
+TEXTS = st.one_of(st.text(max_size=200), st.sampled_from(_WORDS))
 
 ADDRESSES = st.one_of(
     st.text(max_size=40),
@@ -259,37 +263,34 @@ ADDRESSES = st.one_of(
 
 # What users write: rows and connections
 
-_CELLS = st.one_of(
-    _SCALARS, st.sampled_from(["16:9", "1K", "4K", "{sku}", "{prompt}", "{a|b}", "unset", "nan", "s3://b/k"])
-)
-_COLUMNS = st.one_of(
-    st.sampled_from(
+_CELLS = one_of(_SCALARS, sampled(["16:9", "1K", "4K", "{sku}", "{prompt}", "{a|b}", "unset", "nan", "s3://b/k"]))
+_COLUMNS = one_of(
+    sampled(
         [
             *("prompt", "Prompt ", "aspect_ratio", "resolution", "model", "variant", "n", "image", "image_2", "sku"),
             *("reference_images", "reference image 1", "temperature", "top_p", "google_search", "file_name", "", "{x}"),
         ]
     ),
-    st.text(max_size=12),
+    texts(12),
 )
-ROWS = (
-    st.lists(st.one_of(st.dictionaries(_COLUMNS, st.one_of(_CELLS, JSON), max_size=5), _CELLS, JSON), max_size=4) | JSON
-)
-_SEPARATED = st.builds(
-    lambda rows, separator, end, encoding: end.join(separator.join(row) for row in rows).encode(encoding, "replace"),
-    st.lists(
-        st.lists(st.one_of(_COLUMNS, _CELLS.map(str), st.sampled_from(['"', '""', '"a', "sep=;"])), max_size=5),
-        max_size=5,
-    ),
-    st.sampled_from([",", ";", "\t", "|", "^"]),
-    st.sampled_from(["\n", "\r\n", "\r", "\u2028"]),
-    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "mac_roman"]),
-)
-ROW_FILES = st.one_of(
-    BODIES,
-    _SEPARATED,
-    ROWS.map(lambda value: json.dumps(value).encode()),
-    ROWS.map(lambda value: b"\n".join(json.dumps(each).encode() for each in value) if isinstance(value, list) else b""),
-)
+_ROW = one_of(*[mappings(_COLUMNS, one_of(_CELLS, _CELLS, _VALUES), 5)] * 3, _CELLS, _VALUES)
+_TABLES = one_of(*[lists(_ROW, 4)] * 3, _VALUES)
+ROWS = decided(_TABLES)
+_PIECES = one_of(_COLUMNS, lambda by: str(_CELLS(by)), sampled(['"', '""', '"a', "sep=;"]))
+
+
+def _separated(by: Decider) -> bytes:
+    separator, end = by.one([",", ";", "\t", "|", "^"]), by.one(["\n", "\r\n", "\r", "\u2028"])
+    rows = lists(lists(_PIECES, 5), 5)(by)
+    encoding = by.one(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "mac_roman"])
+    return end.join(separator.join(row) for row in rows).encode(encoding, "replace")
+
+
+def _lines(by: Decider) -> bytes:
+    return b"\n".join(json.dumps(each).encode() for each in lists(_ROW, 4)(by))
+
+
+ROW_FILES = st.one_of(BODIES, decided(_separated), written(_TABLES), decided(_lines))
 TEMPLATES = st.one_of(
     st.none(), st.text(max_size=20), st.sampled_from(["{sku}", "{prompt}-{n}", "{", "../{sku}", "{a}/{b}"])
 )
@@ -334,33 +335,30 @@ HOSTS = st.one_of(
         ),
     ),
 )
-EXTRAS = st.fixed_dictionaries(
-    {"gateway": st.sampled_from(["1min", "apimaster"]) | JSON},
-    optional={
-        name: st.one_of(
-            JSON, st.sampled_from(["1", "1e400", "9" * 400, "-1", "true", "nan", "USD", "gemini-3-pro-image"])
-        )
-        for name in (
-            *("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "daily_budget"),
-            *("prices", "allow_http", "unknown"),
-        )
-    },
+_SETTINGS = (
+    *("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "daily_budget"),
+    *("prices", "allow_http", "unknown"),
 )
+_SETTING = one_of(_VALUES, sampled(["1", "1e400", "9" * 400, "-1", "true", "nan", "USD", "gemini-3-pro-image"]))
+_GATEWAYS = one_of(just("1min"), just("apimaster"), just("1min"), _VALUES)
+EXTRAS = decided(lambda by: {"gateway": _GATEWAYS(by), **some_of(dict.fromkeys(_SETTINGS, _SETTING))(by)})
 
 # What lies under the root besides, and what a gallery is asked
 
-ODD_RECORDS = st.sampled_from(ODD).map(lambda what: odd_record(what, landed()))
 DOCUMENTS = st.one_of(
     BODIES,
-    st.dictionaries(
-        st.sampled_from(
-            [
-                *("version", "told", "generation", "directory", "items", "request", "currency", "spent", "leases"),
-                *("record", "claim", "item", "stem", "released"),
-            ]
-        ),
-        st.one_of(JSON, st.just(1), st.dictionaries(st.text(max_size=8), st.integers(), max_size=3)),
-    ).map(lambda value: json.dumps(value).encode()),
+    written(
+        mappings(
+            sampled(
+                [
+                    *("version", "told", "generation", "directory", "items", "request", "currency", "spent", "leases"),
+                    *("record", "claim", "item", "stem", "released"),
+                ]
+            ),
+            one_of(_VALUES, just(1), mappings(texts(8), NUMBERS, 3)),
+            8,
+        )
+    ),
 )
 _ITEM = {
     "row": 0,
@@ -374,15 +372,9 @@ _ITEM = {
     "host": None,
 }
 _PLAN = {"version": 1, "told": None, "generation": 0, "directory": "file:///pictures", "items": [_ITEM]}
-SAVED_PLANS = st.builds(
-    lambda plan, item: json.dumps({**_PLAN, "items": [{**_ITEM, **item}, _ITEM], **plan}).encode(),
-    st.dictionaries(st.sampled_from(list(_PLAN)), JSON, max_size=1),
-    st.dictionaries(
-        st.sampled_from(list(_ITEM)),
-        st.one_of(JSON, st.dictionaries(st.text(max_size=9), JSON, max_size=2)),
-        max_size=2,
-    ),
-)
+_PLANNED = mappings(sampled(list(_ITEM)), one_of(_VALUES, mappings(texts(9), _VALUES, 2)), 2)
+_WHOLE = one_of(just({}), mappings(sampled(list(_PLAN)), _VALUES, 1))
+SAVED_PLANS = written(lambda by: {**_PLAN, "items": [{**_ITEM, **_PLANNED(by)}, _ITEM], **_WHOLE(by)})
 
 _PARTS = st.one_of(
     st.text(max_size=12),
