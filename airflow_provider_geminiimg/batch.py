@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     UnexpectedError,
 )
-from airflow_provider_geminiimg.inputs import read_inputs
+from airflow_provider_geminiimg.inputs import input_digests
 from airflow_provider_geminiimg.kept import Saved
 from airflow_provider_geminiimg.landing import Workshop, mismatch_error
 from airflow_provider_geminiimg.ledger import Destination
@@ -41,7 +41,6 @@ from airflow_provider_geminiimg.order import Marker, Order
 from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.rows import Wish
 from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import Files
 from airflow_provider_geminiimg.tally import STATUSES, Result, Status, Tally
 from airflow_provider_geminiimg.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 
@@ -150,7 +149,7 @@ def host_of(connection: GatewayConnection) -> str:
 async def plan(
     wishes: Sequence[Wish],
     connection: GatewayConnection,
-    files: Files,
+    workshop: Workshop,
     *,
     generation: int,
     directory: str,
@@ -159,6 +158,7 @@ async def plan(
 ) -> Plan:
     """Read and check the input pictures, and give every picture its name.
 
+    :param workshop: the surroundings.
     :param stems: a file name for each wish; ``None``: `prefix` and the fingerprint.
     :raises BadRequestError: inputs can't be used, or two pictures would have one name.
     :raises StorageError: an input could not be read now.
@@ -168,7 +168,7 @@ async def plan(
     async def digests(wish: Wish) -> tuple[str, ...]:
         async with turn:
             try:
-                return tuple(image.sha256 for image in await read_inputs(wish.request, files))
+                return await input_digests(wish.request, workshop.files, workshop.room)
             except GeminiImageError as error:
                 error.message = f"{wish.place[0].upper()}{wish.place[1:]}: {error.message}"
                 raise
@@ -329,13 +329,12 @@ class Window:
         return Result("skipped", error=NotSentError(f"Not started: {why}", hint="A retry or a Clear makes it."))
 
     @contextlib.asynccontextmanager
-    async def _paying(self, asked: asyncio.Event) -> AsyncIterator[None]:
+    async def _paying(self, asked: asyncio.Event) -> AsyncIterator[Callable[[], None]]:
         """Who waits for its turn must hear of what happened meanwhile."""
         async with self._turn:
             if self._stopped is not None:
                 raise _Skip
-            asked.set()
-            yield
+            yield asked.set
 
     def _heed(self, result: Result, asked: bool) -> None:
         """Stop new pictures where going on would be a waste or a bet."""

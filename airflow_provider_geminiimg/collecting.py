@@ -35,6 +35,7 @@ from airflow_provider_geminiimg.landing import (
 )
 from airflow_provider_geminiimg.ledger import Destination, Record, with_error
 from airflow_provider_geminiimg.polling import VANISHED_GRACE, End, PollPlan, follow
+from airflow_provider_geminiimg.storage import Blob
 
 _REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # answers that say no, and not "later"
 
@@ -163,11 +164,20 @@ class Collector:
     async def fetch(self, record: Record) -> Record:
         """Land the results of an ``answered`` record: they came without a job id."""
         with paid():
-            spooled = [await in_thread(self.workshop.ledger.store.read, key) for key in record.spooled]
+            spooled = await self._spooled(record)
         if any(blob is None for blob in spooled):
             raise StorageError(f"A spooled result of record {record.key} is gone.", billed=Billed.YES)
         pictures = [Picture(data=blob.data) for blob in spooled if blob is not None]
         return await self._land_or_note(record, [*pictures, *(Picture(url=link) for link in record.links)])
+
+    async def _spooled(self, record: Record) -> list[Blob | None]:
+        """Results that came inside an answer, from the store; they are landed at once, which charges them anew."""
+        async with self.workshop.room.share(empty=not record.spooled) as share:
+            found: list[Blob | None] = []
+            for key in record.spooled:
+                found.append(await in_thread(self.workshop.ledger.store.read, key))
+                share.only(sum(len(blob.data) for blob in found if blob is not None))
+        return found
 
     async def land_answer(self, record: Record, status: JobStatus) -> Record:
         """Land the results that came with the answer to the submit."""

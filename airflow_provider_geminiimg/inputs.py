@@ -1,13 +1,14 @@
 """Input pictures, read and checked before anything is sent.
 
 What must stay true: an input that can't be used is one clear error, before any upload, and no error shows the query of
-an address.
+an address; memory is taken before an input is read, and given back as soon as its bytes are on their way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import AsyncIterator
 from functools import partial
 
 from airflow_provider_geminiimg.boundary import closed, told
@@ -24,7 +25,9 @@ from airflow_provider_geminiimg.gateways.base import InputImage
 from airflow_provider_geminiimg.images import ImageInfo, inspect_image
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, in_thread
 from airflow_provider_geminiimg.request import CheckedRequest
+from airflow_provider_geminiimg.room import Room, Share
 from airflow_provider_geminiimg.storage import WEB_SCHEMES, Files, locate
+from airflow_provider_geminiimg.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -38,27 +41,68 @@ def public_uri(uri: str) -> str:
     return uri if place.scheme in ("s3", "file") else place.shown
 
 
-async def read_inputs(request: CheckedRequest, files: Files) -> list[InputImage]:
+async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> list[InputImage]:
     """The input pictures of a request, in the order of `CheckedRequest.input_images`.
 
+    :param share: what they are charged to, each before it is read.
     :raises BadRequestError: one is unreadable, too large, no picture, or of a type that the model does not take; or
         all together are too large.
     :raises StorageError: one could not be read now; trying again can help.
     """
+    images: list[InputImage] = []
+    async for image in _each(request, files, share):
+        images.append(image)
+        share.only(sum(len(image.data) for image in images))
+    return images
+
+
+async def input_digests(request: CheckedRequest, files: Files, room: Room) -> tuple[str, ...]:
+    """The SHA-256 of each input picture; none is held for longer than that takes. Raises what `read_inputs` does."""
+    digests: list[str] = []
+    async with room.share(empty=True) as share:
+        async for image in _each(request, files, share):
+            digests.append(image.sha256)
+            share.begin_again(0)
+    return tuple(digests)
+
+
+async def handles_of(images: list[InputImage], transport: Transport, share: Share, *, prompt: str) -> list[str]:
+    """By what a submit names its input pictures: uploads them, or makes texts of them.
+
+    :param images: emptied, so that none is held once its handle is there.
+    :param share: what they are charged to.
+    """
+    handles = []
+    images.reverse()
+    while images:
+        image = images.pop()
+        size = len(image.data)
+        await share.hold(share.taken + size)  # for the body of an upload, or base64
+        handle = await in_thread(transport.gateway.reference, image)
+        del image
+        if not isinstance(handle, str):
+            handle = await transport.send_free(handle, prompt=prompt)
+            share.only(share.taken - 2 * size)
+        handles.append(handle)
+    return handles
+
+
+async def _each(request: CheckedRequest, files: Files, share: Share) -> AsyncIterator[InputImage]:
     names = ["image"] if request.image else []
     names += [f"reference_images[{index}]" for index in range(len(request.reference_images))]
-    images = []
+    total = 0
     for name, uri in zip(names, request.input_images, strict=True):
+        await share.hold(share.taken + request.row.max_input_bytes)
         found = await closed(_read(name, uri, request.row, files), partial(_broken, name))
         if isinstance(found, GeminiImageError):
             raise found
-        images.append(found)
-    total = sum(len(image.data) for image in images)
+        total += len(found.data)
+        yield found
+        del found
     if total > request.row.max_total_input_bytes:
         raise BadRequestError(
             f"{', '.join(names)}: {total} bytes together. Allowed: {request.row.max_total_input_bytes} bytes."
         )
-    return images
 
 
 def warn_if_turned(shown: str, info: ImageInfo) -> None:

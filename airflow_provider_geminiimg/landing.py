@@ -183,8 +183,11 @@ class Lander:
         """
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
-        async with self.workshop.room.share() as share:
-            landed = await closed(self._land(record, pictures, reported_cost, share), _broken)
+        room = self.workshop.room
+        came = sum(len(picture.data) for picture in pictures if picture.data is not None)
+        with room.held(came):
+            async with room.share(empty=came > 0) as share:
+                landed = await closed(self._land(record, pictures, reported_cost, share), _broken)
         if isinstance(landed, GeminiImageError):
             raise landed
         return landed
@@ -207,7 +210,8 @@ class Lander:
                     if further and _is_input(record, await in_thread(_digest, data)):
                         self.log.warning("An input image came back beside the result of record %s.", record.key)
                         continue
-                    share(before + len(data))
+                    if picture.data is None:
+                        share(before + len(data))
                     stored.append(await self._store(record, len(stored), data, info))
                     kept.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *UNFETCHED) as error:

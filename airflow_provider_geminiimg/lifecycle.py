@@ -44,8 +44,8 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     StorageError,
 )
-from airflow_provider_geminiimg.gateways.base import InputImage, JobState, JobStatus
-from airflow_provider_geminiimg.inputs import public_uri, read_inputs
+from airflow_provider_geminiimg.gateways.base import Call, JobState, JobStatus
+from airflow_provider_geminiimg.inputs import handles_of, input_digests, public_uri, read_inputs
 from airflow_provider_geminiimg.job_owners import another_records_job, owner
 from airflow_provider_geminiimg.landing import Lander, Workshop, in_thread, paid
 from airflow_provider_geminiimg.ledger import (
@@ -63,9 +63,15 @@ from airflow_provider_geminiimg.paying import ANSWER_MARGIN, Payment
 from airflow_provider_geminiimg.request import CheckedRequest, prompt_sha256
 from airflow_provider_geminiimg.reuse import Buy, Sharing, copy_of
 from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.transport import Transport
 
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
+
+
+@contextlib.asynccontextmanager
+async def _alone() -> AsyncIterator[Callable[[], None]]:
+    yield lambda: None
 
 
 class Purchase:
@@ -75,8 +81,9 @@ class Purchase:
     :param workshop: the surroundings.
     :param guard: whether this process may still pay.
     :param marker: the task state store's memory, where there is one.
-    :param turn: makes what is entered from the claim to the answer, where many pictures share one account. What that
-        raises on being entered ends the attempt before anything was claimed.
+    :param turn: makes what is entered from the reading of the inputs to the answer, where many pictures share one
+        account. It brings what is called once the request may be sent. What it raises on being entered ends the attempt
+        before anything was claimed.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class Purchase:
         workshop: Workshop,
         guard: Guard,
         marker: Marker | None,
-        turn: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
+        turn: Callable[[], contextlib.AbstractAsyncContextManager[Callable[[], None]]] = _alone,
     ) -> None:
         self.order = order
         self.workshop = workshop
@@ -97,7 +104,7 @@ class Purchase:
         self.lander = Lander(workshop, generation=order.policy.generation, guard=guard)
         self.sharing = Sharing(order, workshop, marker)
         self.payment = Payment(order, workshop, guard, marker)
-        self._inputs: list[InputImage] | None = None
+        self._inputs: tuple[str, ...] | None = None  # SHA-256 of each
         self._told: set[tuple[str, str]] = set()
         self._recorded: set[str] = set()
         self._unsettled: Found | None = None  # the last record, where what a Clear has come to is not on it yet
@@ -292,16 +299,23 @@ class Purchase:
         await in_thread(self.ledger.change, latest.record.key, lambda stored: replace(stored, **changed))
         await remember(self.marker, latest.record)
 
-    async def _read_inputs(self) -> list[InputImage]:
+    async def _input_digests(self) -> tuple[str, ...]:
         if self._inputs is None:
-            inputs = await read_inputs(self.order.checked(), self.workshop.files)
-            if self.order.input_sha256 not in (None, tuple(image.sha256 for image in inputs)):
-                raise BadRequestError(
-                    "An input picture is another one than when this was planned.",
-                    hint="Put it back and let the task retry; or clear the task, which plans anew.",
-                )
-            self._inputs = inputs
+            self._know(await input_digests(self.order.checked(), self.workshop.files, self.workshop.room))
+        assert self._inputs is not None
         return self._inputs
+
+    def _know(self, digests: tuple[str, ...], *, settled: bool = False) -> None:
+        """Keep what the inputs are now.
+
+        :param settled: they must be what they were when they were read before.
+        """
+        if any(known not in (None, digests) for known in (self.order.input_sha256, self._inputs if settled else None)):
+            raise BadRequestError(
+                "An input picture is another one than when this was planned.",
+                hint="Put it back and let the task retry; or clear the task, which plans anew.",
+            )
+        self._inputs = digests
 
     async def _fingerprint(self, paid: Record | None = None) -> str:
         """The fingerprint of what is asked for now.
@@ -316,7 +330,7 @@ class Purchase:
         request = self.order.checked()
         digests: Sequence[str]
         try:
-            digests = self.order.input_sha256 or [image.sha256 for image in await self._read_inputs()]
+            digests = self.order.input_sha256 or await self._input_digests()
         except BadRequestError as error:
             same = paid and [known["uri"] for known in paid.inputs] == [public_uri(uri) for uri in request.input_images]
             if paid is None or not same:  # what is submitted in the end reads them again
@@ -433,34 +447,49 @@ class Purchase:
         self.workshop.budgets.refuse_over(self.order.max_cost, price, connection)
         self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
         transport = await self.workshop.connect(connection.conn_id)
-        inputs = await self._read_inputs()
-        if step.replaces is not None:
-            digests = [image.sha256 for image in inputs]
-            self._tell_differences(step.replaces, "submitting what is asked for now", digests)
-        suffix = await self._reserve(step.n)
-        handles = []
-        for image in inputs:
-            handle = await in_thread(transport.gateway.reference, image)
-            if not isinstance(handle, str):
-                handle = await transport.send_free(handle, prompt=request.prompt)
-            handles.append(handle)
-        call = await in_thread(transport.gateway.submit, request, handles)
-        wanted = await self._record(step, suffix, call.read_timeout)
-        if lot is not None:
-            await self.sharing.tell_changes(step, wanted)
         reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price, self.order.max_cost)
-        try:
-            # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
-            async with self.turn(), reserved as reservation, transport.turn(call):
-                answered = await self.payment.make(
-                    wanted, lambda: reservation.spend(transport.send(call, has_turn=True)), lot
-                )
-        except GeminiImageError as error:
-            # After the failure is on record, so that an attempt that dies here leaves no intent.
-            if await transport.explain(error, request.operation):
-                await self.collector(wanted).note(replace(wanted, state="failed"), error)
-            raise
+        # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
+        async with self.turn() as asks, self._sending(transport, step, shared=lot is not None) as (call, leave):
+            wanted = await self._record(step, await self._reserve(step.n), call.read_timeout)
+            if lot is not None:
+                await self.sharing.tell_changes(step, wanted)
+            try:
+                async with reserved as reservation, transport.turn(call):
+                    asks()
+                    answered = await self.payment.make(
+                        wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=leave)), lot
+                    )
+            except GeminiImageError as error:
+                # After the failure is on record, so that an attempt that dies here leaves no intent.
+                if await transport.explain(error, request.operation):
+                    await self.collector(wanted).note(replace(wanted, state="failed"), error)
+                raise
         return None if answered is None else await self._after_answer(*answered)
+
+    @contextlib.asynccontextmanager
+    async def _sending(
+        self, transport: Transport, step: Submit, *, shared: bool
+    ) -> AsyncIterator[tuple[Call[JobStatus], Callable[[], None]]]:
+        """The paid call, with its inputs in it, and what is called once they are on their way: then their memory is
+        others'.
+
+        :param shared: the picture is one that the DAG has in common, which was looked for by its inputs.
+        """
+        request, room = self.order.checked(), self.workshop.room
+        await room.relief()
+        async with room.share(empty=True) as share:
+            images = await read_inputs(request, self.workshop.files, share)
+            self._know(tuple(image.sha256 for image in images), settled=shared)
+            if step.replaces is not None:
+                self._tell_differences(step.replaces, "submitting what is asked for now", self._inputs)
+            handles = await handles_of(images, transport, share, prompt=request.prompt)
+            await share.hold(2 * share.taken)  # the JSON of them, and its bytes
+            call = await in_thread(transport.gateway.submit, request, handles)
+            del handles
+            share.only(share.taken // 2)
+            if not share.taken:
+                share.leave()
+            yield call, share.leave
 
     async def _after_answer(self, record: Record, status: JobStatus) -> tuple[Record, dict[str, Any] | None]:
         if status.state is not JobState.DONE:
@@ -492,8 +521,8 @@ class Purchase:
             prompt_sha256=prompt_sha256(request.prompt),
             prompt=request.prompt if order.record_prompts else None,
             inputs=[
-                {"uri": public_uri(uri), "sha256": image.sha256}
-                for uri, image in zip(request.input_images, await self._read_inputs(), strict=True)
+                {"uri": public_uri(uri), "sha256": digest}
+                for uri, digest in zip(request.input_images, await self._input_digests(), strict=True)
             ],
             destination=order.destination,
             suffix=suffix,

@@ -48,6 +48,7 @@ class Payment:
         self.marker = marker
         self.ledger = workshop.ledger
         self.claims = workshop.claims
+        self.room = workshop.room
         self.log = workshop.log
         self._recording: asyncio.Task[None] | None = None
 
@@ -73,7 +74,8 @@ class Payment:
                     self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
                     return None
                 status = await self._send(claimed.record, since, send, claiming)
-                return await self._write_answer(claimed.record, status), status
+                with self.room.held(sum(len(picture.data or b"") for picture in status.pictures)):
+                    return await self._write_answer(claimed.record, status), status
 
     def _claim(self, wanted: Record) -> Found | None:
         """Create the record. Whoever was told to stop meanwhile sends nothing, and says so, even if nobody waits."""

@@ -1,9 +1,15 @@
-"""Memory for pictures on their way from the gateway into storage, shared by all that one process lands at once.
+"""Memory for pictures on their way from the gateway into storage, and for inputs on their way to it, shared by all that
+one process has under way at once.
 
 What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier picture
 needed; whoever was let in first may always grow, so that nobody waits for ever, and no more than one is over the
 budget, but for those whose patience is at an end; a picture of any size gets in once the others are out; what was
 expected of a picture and has not arrived in time is others'; what is taken is given back whatever happens.
+
+Nobody waits for ever either way: who has a share waits for more of that share, which the first of all always gets, and
+for turns at the gateway, whose holders never wait for room; it never waits for a second share, or for its turn to pay
+(that comes first). What has come already, inside an answer, is charged at once, and makes others wait. A share whose
+bytes are on their way is left before their answer is waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import anyio
 
@@ -36,22 +42,37 @@ class Room:
         self._shares: dict[Share, None] = {}  # in the order in which they were let in
 
     @contextlib.asynccontextmanager
-    async def share(self, patience: float = math.inf) -> AsyncIterator[Share]:
+    async def share(self, patience: float = math.inf, *, empty: bool = False) -> AsyncIterator[Share]:
         """Wait for the share of one picture and hold it.
 
         :param patience: seconds that it may wait, here and while it grows; then it takes what it needs.
+        :param empty: it begins with nothing. Default: with as much as the picture before had, once that is free.
         """
         share = Share(self, patience)
-        while self._expected > self._free and self._free < self._size and share.patience > 0:
+        while not empty and self._expected > self._free and self._free < self._size and share.patience > 0:
             await self._change(share)
-        share.taken, share.since = self._expected, time.monotonic()
+        share.taken, share.since = 0 if empty else self._expected, time.monotonic()
         self._free -= share.taken
         self._shares[share] = None
         try:
             yield share
         finally:
-            del self._shares[share]
-            self._give_back(share.taken)
+            share.leave()
+
+    @contextlib.contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Charge bytes that are there already, whoever has to wait for it."""
+        self._free -= size
+        try:
+            yield
+        finally:
+            self._give_back(size)
+
+    async def relief(self) -> None:
+        """Wait until no more is held than there is room for: who may cause more to come waits here, holding nothing."""
+        waiting = Share(self, math.inf)
+        while self._free < 0:
+            await self._change(waiting)
 
     async def _grow(self, share: Share, size: int) -> None:
         while size - share.taken > self._free and next(iter(self._shares)) is not share and share.patience > 0:
@@ -70,6 +91,11 @@ class Room:
     def _give_back(self, size: int) -> None:
         self._free += size
         self._given_back.set()
+
+    def _leave(self, share: Share) -> None:
+        if share in self._shares:
+            del self._shares[share]
+            self._give_back(share.taken)
 
     def _begin_again(self, share: Share, size: int) -> None:
         self._take(share, size)
@@ -107,6 +133,14 @@ class Share:
             await self._room._grow(self, size)
         elif time.monotonic() - self.since > EXPECTED_SECONDS:
             self._room._take(self, size)
+
+    def only(self, size: int) -> None:
+        """Be charged for `size` bytes alone, because all else is let go."""
+        self._room._take(self, size)
+
+    def leave(self) -> None:
+        """Give all back, at once, and be charged for nothing any more."""
+        self._room._leave(self)
 
     def begin_again(self, size: int) -> None:
         """Be charged for `size` bytes alone, because what else there was is given up. All others come first now."""

@@ -261,20 +261,28 @@ class Transport:
         finally:
             turn.release()
 
-    async def send(self, call: Call[T], *, prompt: str | None = None, has_turn: bool = False) -> T:
+    async def send(
+        self,
+        call: Call[T],
+        *,
+        prompt: str | None = None,
+        has_turn: bool = False,
+        sent: Callable[[], None] | None = None,
+    ) -> T:
         """Send a call once.
 
         :param call: what to send. A billable call waits 15 seconds at most for its turn.
         :param prompt: the prompt of the job that the call is about, where the call does not hold it; ``""`` where
             there is none. Its echo is taken out of what the gateway says; without it the gateway's text is withheld.
         :param has_turn: the caller holds the call's `turn`.
+        :param sent: is called once the whole request is written; its `Body` is forgotten by then.
         :raises GeminiImageError: whatever is not an answer. `NotSentError` where no byte was written,
             `OutcomeUnknownError` where a billable call was written and not answered, `RateLimitedError` also where
             its turn did not come.
         """
         outcome: T | GeminiImageError
         if has_turn:
-            outcome = await self._exchange(call)
+            outcome = await self._exchange(call, sent)
         else:
             outcome = await self._in_turn(call)
         known = call.prompt if prompt is None else prompt
@@ -345,9 +353,9 @@ class Transport:
             turn.release()
             raise
 
-    async def _exchange(self, call: Call[T]) -> T | GeminiImageError:
+    async def _exchange(self, call: Call[T], sent: Callable[[], None] | None = None) -> T | GeminiImageError:
         """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
-        exchange = _Exchange(call, self._max_poll)
+        exchange = _Exchange(call, self._max_poll, sent)
         try:
             async with exchange.memory(self._room):
                 reply = await self._reply(exchange)
@@ -404,10 +412,12 @@ class _Exchange(Generic[T]):
 
     :param call: what is sent.
     :param max_poll: see `Transport`.
+    :param sent: see `Transport.send`.
     """
 
-    def __init__(self, call: Call[T], max_poll: int | None = None) -> None:
+    def __init__(self, call: Call[T], max_poll: int | None = None, sent: Callable[[], None] | None = None) -> None:
         self.call = call
+        self._sent = sent
         self.written = False
         most = MAX_ANSWER[call.billable]
         self._most = most if call.billable or max_poll is None else min(most, max_poll)
@@ -492,6 +502,8 @@ class _Exchange(Generic[T]):
 
     async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         self.written = self.written or event.endswith("send_request_headers.started")
+        if self._sent is not None and event.endswith("send_request_body.complete"):
+            self._sent()
 
     async def _body(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> bytes:
         billable = self.call.billable

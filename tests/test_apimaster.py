@@ -67,7 +67,7 @@ def error_body(code: str | None = None, message: str = "No.", kind: str | None =
 
 
 def sent(call: Call[Any]) -> Any:
-    return json.loads(call.request.content)
+    return json.loads(call.request.read())
 
 
 # Requests
@@ -109,7 +109,7 @@ def test_unset_fields_are_left_out() -> None:
 
 
 def test_n_is_a_number() -> None:
-    assert b'"n":1,' in submit().request.content.replace(b" ", b"")
+    assert b'"n":1,' in submit().request.read().replace(b" ", b"")
 
 
 def test_512_is_called_half_a_k() -> None:

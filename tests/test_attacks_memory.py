@@ -6,6 +6,7 @@ share; and whoever waits for room gets it in the end.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import json
@@ -21,7 +22,7 @@ from harness import forbidden as web
 from harness.attacks import Target, picture
 from harness.forbidden import Host, Route, answer, as_json, done
 
-from airflow_provider_geminiimg import download, landing, room, transport
+from airflow_provider_geminiimg import download, landing, room, storage, transport
 from airflow_provider_geminiimg.gateways import apimaster
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
@@ -259,6 +260,8 @@ class Trickle:
 
     def __call__(self, handler: BaseHTTPRequestHandler) -> None:
         self.asked += 1
+        if self.asked == 2:
+            self.others.wait(20)
         self.before_others += not self.others.is_set()
         handler.send_response(200)
         handler.end_headers()
@@ -338,3 +341,78 @@ def test_a_slow_host_whose_picture_goes_on_is_waited_for(
     attacks.answers(api)
     [image] = attacks.returned(target.generate())["images"]
     assert image["size"] == len(body)
+
+
+# What the batch itself holds
+
+
+def inputs(target: Target, count: int) -> dict[str, Any]:
+    """Arguments of an edit with so many inputs of 7 MB."""
+    uris = []
+    for number in range(count):
+        path = target.folder / f"in-{number}.png"
+        path.write_bytes(picture((64, 64)) + bytes([number]) * 6_900_000)
+        uris.append(str(path))
+    return {"image": uris[0], "reference_images": uris[1:]}
+
+
+EDITS = {"onemin": (16, 3), "apimaster": (AT_ONCE, 2)}  # how many, and the inputs of each; uploads have a rate
+
+
+def test_a_batch_of_edits_holds_the_inputs_of_few_at_a_time_and_makes_each_once(target: Target, api: Host) -> None:
+    edits, count = EDITS[target.conn_id]
+    jobs, lock = iter(range(1, 2 * edits)), threading.Lock()
+
+    def answered(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "POST":
+            with lock:
+                job_id = f"job-{next(jobs)}"
+            record = {"uuid": job_id, "status": "PROCESSING"}
+            as_json({"aiRecord": record, "data": [{"status": "submitted", "task_id": job_id}]})(handler)
+        else:
+            as_json(done(f"{api.url}/p.png"))(handler)
+
+    api.routes["/api/assets"] = as_json({"fileContent": {"path": "up/in.png"}})
+    api.otherwise = answered
+    prompts = [f"number {number}" for number in range(edits)]
+    given = inputs(target, count)
+    with growth() as grown:
+        ran = target.run_as_is(
+            GeminiImageBatchOperator,
+            requests=[{"prompt": prompt, **given} for prompt in prompts],
+            geminiimg_conn_id=target.conn_id,
+            max_concurrency=AT_ONCE,
+            poll_interval=0.1,
+        )
+    assert ran.task("made").state == "success", ran.log
+    assert grown.most < 2 * BUDGET  # one request of 20 MB, several times over, and what the allocator keeps of them
+    assert len(target.records()) == edits
+    assert {record.state for record in target.records()} == {"landed"}
+    assert next(jobs) == edits + 1
+
+
+@ONE_GATEWAY
+def test_a_batch_of_large_images_that_come_inline_holds_few_at_a_time_and_loses_none(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture((16, 16)) + bytes(12 * MB)
+    body = json.dumps({"data": [{"b64_json": base64.b64encode(data).decode()}]}).encode()
+    write, over = storage.Files.write, threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        over.wait(0.5)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(storage.Files, "write", slow)
+    api.otherwise = answer(body=body, Content_Type="application/json")
+    with growth() as grown:
+        ran = target.run_as_is(
+            GeminiImageBatchOperator,
+            requests=[f"number {number}" for number in range(AT_ONCE)],
+            geminiimg_conn_id=target.conn_id,
+            max_concurrency=AT_ONCE,
+        )
+    assert ran.task("made").state == "success", ran.log
+    assert grown.most < 2 * BUDGET
+    assert {record.state for record in target.records()} == {"landed"}
+    assert len(api.requests) == AT_ONCE

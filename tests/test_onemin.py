@@ -76,7 +76,7 @@ def error_body(code: str, message: str = "No.", **more: Any) -> Any:
 
 
 def sent(call: Call[Any]) -> Any:
-    return json.loads(call.request.content)
+    return json.loads(call.request.read())
 
 
 # Requests
@@ -163,7 +163,7 @@ def test_waiting_leaves_async_out() -> None:
 
 
 def test_a_variant_is_never_sent() -> None:
-    assert b"second-look" not in GATEWAY.submit(asked(variant="second-look"), ()).request.content
+    assert b"second-look" not in GATEWAY.submit(asked(variant="second-look"), ()).request.read()
 
 
 def test_a_submit_is_billable_and_waits_as_long_as_a_synchronous_answer_takes() -> None:
@@ -199,9 +199,9 @@ def test_an_upload_is_one_part_named_asset_with_a_neutral_file_name(media_type: 
     call = GATEWAY.reference(InputImage(b"bytes", media_type, "0" * 64, url="https://example.com/secret-name.png"))
     assert isinstance(call, Call)
     assert str(call.request.url) == "https://api.1min.ai/api/assets"
-    assert f'name="asset"; filename="{name}"'.encode() in call.request.content
-    assert call.request.content.count(b"Content-Disposition") == 1
-    assert b"secret-name" not in call.request.content
+    assert f'name="asset"; filename="{name}"'.encode() in call.request.read()
+    assert call.request.read().count(b"Content-Disposition") == 1
+    assert b"secret-name" not in call.request.read()
     assert not call.billable
 
 

@@ -98,3 +98,61 @@ async def test_many_of_any_size_all_land_and_what_is_inside_stays_within_the_roo
     await asyncio.wait_for(asyncio.gather(*(land(200) for _ in range(500))), 20)
     assert most <= 1000
     await asyncio.wait_for(asyncio.gather(*(land(size) for size in (1, 5000, 200, 999, 1) * 50)), 20)
+
+
+async def test_who_collect_more_than_the_room_together_all_get_it_one_after_the_other() -> None:
+    room, done = Room(100), []
+
+    async def edit(number: int) -> None:
+        async with room.share(empty=True) as share:
+            for size in (30, 60, 90, 250):
+                await share.hold(size)
+                await asyncio.sleep(0)
+            done.append(number)
+
+    await asyncio.wait_for(asyncio.gather(*map(edit, range(10))), 20)
+    assert sorted(done) == list(range(10))
+
+
+async def test_what_has_come_already_is_charged_at_once_and_whoever_may_cause_more_waits() -> None:
+    room, order = Room(100), []
+
+    async def pay() -> None:
+        await room.relief()
+        order.append("paid")
+
+    with room.held(300):
+        async with room.share(empty=True):  # of what has come: it waits for nobody
+            paying, later = asyncio.create_task(pay()), Landing(room, 10)
+            assert await entered(later) == [False]
+            order.append("landed")
+    await paying
+    assert order == ["landed", "paid"]
+    assert await entered(later) == [True]
+    await later.end()
+
+
+async def test_who_begins_again_gives_back_what_it_had_and_comes_last() -> None:
+    room = Room(100)
+    async with room.share() as first, room.share(empty=True) as second:
+        await first.hold(100)
+        waiting = asyncio.create_task(second.hold(120))
+        await turns()
+        assert not waiting.done()
+        first.begin_again(0)
+        await turns()
+        assert waiting.done()
+
+
+async def test_who_has_left_waits_for_nothing_and_gives_back_once() -> None:
+    room = Room(100)
+    async with room.share(empty=True) as share:
+        await share.hold(100)
+        share.leave()
+        inside = Landing(room, 100)
+        assert await entered(inside) == [True]
+    waiting = Landing(room, 100)
+    assert await entered(waiting) == [False]
+    await inside.end()
+    assert await entered(waiting) == [True]
+    await waiting.end()

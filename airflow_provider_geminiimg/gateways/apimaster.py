@@ -17,8 +17,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -40,6 +38,7 @@ from airflow_provider_geminiimg.gateways.base import (
     Picture,
     Reply,
     as_mapping,
+    paid_request,
 )
 from airflow_provider_geminiimg.ranges import PROGRESS, REPORTED_COST, UNIX_SECONDS, number
 from airflow_provider_geminiimg.request import CheckedRequest
@@ -107,7 +106,7 @@ class ApiMaster(Gateway):
             **({"image_urls": list(handles)} if handles else {}),
         }
         return Call(
-            httpx.Request("POST", f"{self.base_url}/images/generations{'' if wait else '/async'}", json=body),
+            paid_request(f"{self.base_url}/images/generations{'' if wait else '/async'}", body),
             models.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution) if wait else ASYNC_READ_TIMEOUT,

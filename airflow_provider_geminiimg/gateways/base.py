@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,8 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.request import CheckedRequest
 
 T = TypeVar("T")
+
+_PIECE = 256 * 1024  # bytes of a body that are written at once
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,25 @@ class Reply:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     content: bytes = field(repr=False)
+
+
+class Body(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """The body of a request that is sent once: it is forgotten as it goes, and not held until the answer has come.
+
+    :param content: the whole of it.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        content, self._content = self._content, b""
+        for at in range(0, len(content), _PIECE):
+            yield content[at : at + _PIECE]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
 
 
 @dataclass(frozen=True)
@@ -176,6 +197,12 @@ class Gateway(abc.ABC):
 
         :param operation: ``generate`` or ``edit``, where the gateway has a list for each.
         """
+
+
+def paid_request(url: str, body: Mapping[str, Any]) -> httpx.Request:
+    """A request with JSON in it that is sent once."""
+    whole = httpx.Request("POST", url, json=body)
+    return httpx.Request("POST", url, headers=whole.headers, stream=Body(whole.content))
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from airflow_provider_geminiimg.gateways.base import (
     JobStatus,
     Reply,
     as_mapping,
+    paid_request,
 )
 from airflow_provider_geminiimg.request import CheckedRequest
 
@@ -90,7 +91,7 @@ class OneMin(Gateway):
             "promptObject": {name: value for name, value in content.items() if value is not None},
         }
         return Call(
-            httpx.Request("POST", f"{self.base_url}/api/features", json=body if wait else {**body, "async": True}),
+            paid_request(f"{self.base_url}/api/features", body if wait else {**body, "async": True}),
             models.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution),

@@ -25,10 +25,11 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
 from airflow_provider_geminiimg.gateways.models import is_image_model, shown
 from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.inputs import inspect_input, read_inputs, warn_if_turned
+from airflow_provider_geminiimg.inputs import handles_of, inspect_input, read_inputs, warn_if_turned
 from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.polling import End, PollPlan, follow
 from airflow_provider_geminiimg.request import ImageRequest
+from airflow_provider_geminiimg.room import Room
 from airflow_provider_geminiimg.storage import Files, default_s3_client
 from airflow_provider_geminiimg.transport import Transport
 
@@ -99,12 +100,16 @@ class Session:
         except InvalidImageError as error:
             raise BadRequestError(f"image can't be used: {error.message}") from None
         digest = await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
-        return await self._handle(InputImage(image, info.media_type, digest), prompt="")
+        async with Room().share(empty=True) as share:
+            images = [InputImage(image, info.media_type, digest)]
+            [handle] = await handles_of(images, self.transport, share, prompt="")
+        return handle
 
     async def submit(self, request: ImageRequest, *, synchronous: bool) -> JobStatus:
         checked = request.check(self.connection.gateway, self.connection.model)
-        images = await read_inputs(checked, _files())
-        handles = [await self._handle(image, prompt=checked.prompt) for image in images]
+        async with Room().share(empty=True) as share:
+            images = await read_inputs(checked, _files(), share)
+            handles = await handles_of(images, self.transport, share, prompt=checked.prompt)
         try:
             call = await asyncio.to_thread(lambda: self.gateway.submit(checked, handles, wait=synchronous))
             return await self.transport.send(call)
@@ -139,10 +144,6 @@ class Session:
             )
         await asyncio.to_thread(inspect_image, data)
         return data
-
-    async def _handle(self, image: InputImage, *, prompt: str) -> str:
-        reference = await asyncio.to_thread(self.gateway.reference, image)
-        return reference if isinstance(reference, str) else await self.transport.send_free(reference, prompt=prompt)
 
     def _read(self, uri: str) -> bytes:
         files = _files()

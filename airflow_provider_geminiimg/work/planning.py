@@ -57,7 +57,7 @@ async def make_plan(
     planned = await plan(
         wanted,
         connection,
-        workshop.files,
+        workshop,
         generation=attempt.generation,
         directory=checked("output_path") or attempt.folder,
         stems=[wish.stem for wish in wanted],

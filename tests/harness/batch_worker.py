@@ -66,7 +66,7 @@ async def _work(job: Work) -> None:
         planned = await plan(
             wanted,
             connection,
-            files,
+            workshop,
             generation=job.generation,
             directory=join_uri(job.root, f"pictures/{job.task_id}"),
             stems=[None] * len(wanted),
