@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from airflow_provider_geminiimg.storage import decode_segment, encode_segment
+from airflow_provider_geminiimg.storage import decode_segment, encode_segment, is_cut
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Address:
 
 
 def segment(name: str) -> str:
-    """A name as it stands in a key. No id of Airflow's holds a ``=``, so one that does was cut."""
-    return name if "=" in name else encode_segment(name)
+    """A name as it stands in a key."""
+    return name if is_cut(name) else encode_segment(name)
 
 
 def address_of(key: str) -> Address:

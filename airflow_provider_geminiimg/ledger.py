@@ -27,10 +27,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, from_dict
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError, from_dict
 from airflow_provider_geminiimg.ranges import AMOUNT
 from airflow_provider_geminiimg.record_values import (
     MAX_BYTES,
+    MAX_NEW_BYTES,
     Seconds,
     UnixTime,
     is_copy,
@@ -219,7 +220,7 @@ class Ledger:
         :raises LedgerError: the record can't be read, or a newer version of this package wrote it.
         :raises StorageError: the store failed.
         """
-        blob = self.store.read(key)
+        blob = self.store.read(key, MAX_BYTES)
         return None if blob is None else self._found(key, blob)
 
     def latest(self, item: Item) -> Found | None:
@@ -270,13 +271,21 @@ class Ledger:
 
         A create whose answer got lost, or came as a failure, is found again by its claim.
 
+        :raises BadRequestError: it is so large that nobody would read it again.
         :raises LedgerError: another record is there and can't be read.
         :raises StorageError: the store failed, and the record is not there.
         """
+        data = _RECORD.dump_json(record)
+        if len(data) > MAX_NEW_BYTES:
+            raise BadRequestError(
+                f"What is asked for is too long to be kept on record: {len(data)} bytes; at most {MAX_NEW_BYTES} fit.",
+                hint="Shorten variant, model, the addresses of input images or output_path; or, if [geminiimg] "
+                "record_prompts is set, the prompt.",
+            )
         stored = create_or_read(
             self.store,
             record.key,
-            _RECORD.dump_json(record),
+            data,
             is_ours=lambda data: self._parse(record.key, data).claim == record.claim,
         )
         if not stored.ours:
@@ -369,7 +378,7 @@ _UNREADABLE = (
 def _values(where: str, data: bytes) -> Any:
     """What is written in a record."""
     if len(data) > MAX_BYTES:
-        raise LedgerError(f"{where} is no record: it has {len(data)} bytes.", hint=_UNREADABLE)
+        raise LedgerError(f"{where} is no record: it has more than {MAX_BYTES} bytes.", hint=_UNREADABLE)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):

@@ -15,6 +15,9 @@ from pydantic import Field
 MAX_BYTES = 4 << 20
 """Of one record. The largest that are written hold sixteen links, and copies of one image in many places."""
 
+MAX_NEW_BYTES = MAX_BYTES - (128 << 10)
+"""Of one when it is made: links and what landed come on top, and it must be readable then, too."""
+
 _MAX_DEPTH = 32
 _MAX_NUMBER = 1 << 63
 

@@ -547,3 +547,13 @@ def test_a_person_who_was_not_assigned_before_a_clear_does_not_answer_it(
     assert people.answer(run, "review", "Approve", user="ursula").status_code == 403
     people.answer(run, "review", "Approve", user="admin")
     assert run.go_on().task("after").value == ABC
+
+
+@pytest.mark.parametrize("form", [{"comment": 5}, {"comment": ["a"]}, {"comment": "a", "images": "x"}, {"other": "a"}])
+def test_an_answer_that_fills_in_another_form_by_rest_is_one_clear_error_and_a_retry_asks_again(
+    ask: Callable[..., Run], people: People, form: dict[str, Any]
+) -> None:
+    run = ask()
+    assert people.answer(run, "review", "Approve", **form).status_code == 200
+    refused(run.go_on(), "The answer fills in the form with what it does not take")
+    assert run.retry("review").task("review").state == "awaiting_input"

@@ -92,6 +92,30 @@ def test_what_a_function_returns_and_breaks_a_parser_is_one_clear_error(
 
 @ONE_GATEWAY
 @pytest.mark.parametrize(
+    "value",
+    [{"variant": "x" * 5_000_000}, {"prompt": "a" + "\x01" * 999_998 + "b"}],
+    ids=lambda value: next(iter(value)),
+)
+def test_what_is_too_long_to_be_kept_on_record_is_refused_and_leaves_no_record(
+    target: Target, monkeypatch: pytest.MonkeyPatch, value: dict[str, str]
+) -> None:
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__RECORD_PROMPTS", "True")
+    with DAG("attacked", schedule=None) as dag:
+
+        @task.gemini_image(task_id="made", geminiimg_conn_id=target.conn_id)
+        def made() -> dict[str, Any]:
+            return {"prompt": PROMPT, **value}
+
+        made()
+    run = target.airflow.run_dag(dag)
+    error = target.refused_unsent(run, "too long to be kept on record")
+    assert isinstance(error, BadRequestError)
+    value.clear()
+    assert run.clear().task("made").state == "success"  # nothing is in the way of what fits
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize(
     ("argument", "value"),
     [
         *((name, DIGITS) for name in ("temperature", "top_p", "timeout", "poll_interval", "max_cost", "resolution")),

@@ -348,7 +348,7 @@ class Shelf(Store):
     def create(self, key: str, data: bytes) -> str | None:
         return None
 
-    def read(self, key: str) -> Blob | None:
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
         return Blob(self.data, "1", 0.0)
 
     def replace(self, key: str, data: bytes, version: str) -> str | None:
@@ -426,7 +426,7 @@ class Memory(Store):
     def create(self, key: str, data: bytes) -> str | None:
         return None if key in self.held else self._put(key, data)
 
-    def read(self, key: str) -> Blob | None:
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
         data = self.held.get(key)
         return None if data is None else Blob(data, str(hash(data)), 1e9)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,11 +20,12 @@ from harness.left_behind import LeftBehind
 from harness.odd_records import put_all
 from harness.records import ITEM, landed, make_record, plan_of, submitted
 
+from airflow_provider_geminiimg.copies import image_places
 from airflow_provider_geminiimg.images import inspect_image
 from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, record_key
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.plugins.gallery.shelf import address_of
-from airflow_provider_geminiimg.storage import encode_segment
+from airflow_provider_geminiimg.storage import Files, encode_segment
 from airflow_provider_geminiimg.thumbnails import thumbnail_key
 
 if TYPE_CHECKING:
@@ -127,6 +129,43 @@ def test_the_page_itself_is_open_and_holds_nothing(get: Callable[..., Any], loca
 def test_nothing_can_be_changed_from_here(get: Callable[..., Any], local_root: str, method: str) -> None:
     for path in ("", "api/dags", LISTING, SUMMARY, picture_of(landed())):
         assert get(path, user="admin", method=method).status_code == 405
+
+
+def test_where_there_are_teams_a_deleted_dag_is_shown_to_nobody(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.models.dag import DagModel
+    from airflow.utils.session import create_session
+
+    path = address_of(put(left, ITEM, prompt="a secret fox").key).path(0)
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    for address in (LISTING, SUMMARY, f"f/{path}", f"thumbs/{path}"):
+        answer = get(address)
+        assert (answer.status_code, "no such DAG" in answer.text, "fox" in answer.text) == (404, True, False)
+    assert get("api/dags").json() == {"dags": []}
+    with create_session() as session:
+        session.add(DagModel(dag_id=DAG, bundle_name="dags-folder"))
+    try:
+        assert get(LISTING).status_code == 200
+    finally:
+        with create_session() as session:
+            session.query(DagModel).filter_by(dag_id=DAG).delete()
+
+
+RUN_IDS = [
+    "a b", "a@b", "date=2026-01-01", "größe", "a\\b", "a#b?c&d;e", "..x", "...", "x" * 200 + "=", "(1)", "a+b", " ",
+    "a'b\"<script>", "~", "\u202e",
+]  # fmt: skip
+
+
+def test_a_run_of_any_name_that_an_administrator_allows_is_shown(left: LeftBehind, get: Callable[..., Any]) -> None:
+    for run_id in RUN_IDS:
+        put(left, replace(ITEM, run_id=run_id))
+        of_run = f"api/dags/{DAG}/runs/{quote(run_id, safe='')}"
+        [item] = get(f"{of_run}/pictures").json()["items"]
+        assert get(f"{of_run}/summary").json()["pictures"] == 1, run_id
+        answer = get(item["images"][0]["thumb"])
+        assert "outside" in answer.json()["detail"], run_id  # the record was found; its image lies nowhere
 
 
 NOWHERE = [
@@ -546,6 +585,68 @@ def test_a_page_ends_where_its_records_become_too_much_for_one_answer(
         pages.append(len(page["items"]))
         after = page["next"]
     assert pages == [2, 2, 1]
+
+
+def test_no_request_reads_more_bytes_of_records_than_it_may(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_PAGE_BYTES", 100_000)
+    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_SUMMARY_BYTES", 100_000)
+    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.AT_ONCE", 1)
+    for index in range(5):
+        put(left, replace(ITEM, task_id="each", map_index=index), prompt="x" * 40_000)
+    read = _count_reads(monkeypatch)
+    after, pages = "", []
+    while after is not None:
+        page = get(f"{LISTING}?model=none&after={quote(after, safe='')}").json()
+        pages.append((len(page["items"]), len(read)))
+        after, read[:] = page["next"], []
+    assert pages == [(0, 3), (0, 3), (0, 1)]
+    summary = get(SUMMARY).json()
+    assert (summary["looked_at"], summary["more"], len(read)) == (2, True, 3)
+
+
+def test_an_image_in_thousands_of_places_is_looked_for_in_some(
+    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [{"uri": f"{left.folder}/{n}.png", "sha256": "0" * 64} for n in range(100)]
+    copies = [
+        {"destination": {"directory": left.folder, "stem": f"c{n}"}, "manifest": {"images": images[:1]}}
+        for n in range(2_000)
+    ]
+    record = put(left, ITEM, manifest={"images": images}, copies=copies)
+    shelf = "airflow_provider_geminiimg.plugins.gallery.shelf"
+    listed: list[Record] = []
+    monkeypatch.setattr(f"{shelf}.image_places", lambda *given: listed.append(given[0]) or image_places(*given))
+    assert len(get(LISTING).json()["items"][0]["images"]) == 100
+    assert len(listed) == 1
+    looked: list[str] = []
+    really = Files.read
+    monkeypatch.setattr(Files, "read", lambda files, uri, **more: looked.append(uri) or really(files, uri, **more))
+    assert get(picture_of(record)).status_code == 404
+    assert 1 < len(looked) < 20
+
+
+def test_a_huge_file_in_the_place_of_a_record_or_a_thumbnail_is_not_loaded(
+    local_root: str, get: Callable[..., Any], onemin: str, sandbox: Sandbox
+) -> None:
+    left = LeftBehind(sandbox, onemin)
+    record = put(left, ITEM)
+    other = put(left, replace(ITEM, task_id="other"))
+    root = Path(unquote(urlsplit(left.store.uri).path))
+    huge = [root / record.key, root / thumbnail_key(other.key, 0)]
+    huge[1].parent.mkdir(parents=True)
+    for path in huge:
+        with path.open("ab") as file:
+            file.truncate(1 << 30)
+    tracemalloc.start()
+    try:
+        items = get(LISTING).json()["items"]
+        assert [item["standing"] for item in items] == ["unreadable", "landed"]
+        assert get(items[1]["images"][0]["thumb"]).status_code == 404
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 BAD_QUESTIONS = {

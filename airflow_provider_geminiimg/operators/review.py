@@ -114,7 +114,7 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
             kept = approval.recall(shown)
             named = self._show(kept)
             self._check_answer(event, until)
-            answer = super().execute_complete(context, event)
+            answer = self._filled_in(context, event)
             chosen = answer["chosen_options"]
             picked = [each for label, each in named.items() if {label, self.APPROVE} & set(chosen)]
             approval.check(kept, ti.xcom_pull(task_ids=self.task_id, key=_SHOWN, map_indexes=ti.map_index), picked)
@@ -124,6 +124,12 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
         # Never null, which Airflow takes for an XCom that is not there.
         ti.xcom_push(key=COMMENT, value=comment.strip() if isinstance(comment, str) else "")
         return self._rejected(context) if self.REJECT in chosen else picked
+
+    def _filled_in(self, context: Context, event: dict[str, Any]) -> Any:
+        try:
+            return super().execute_complete(context, event)
+        except Exception as error:  # Airflow takes any form by REST, and compares it with its fields only here
+            raise _unfit(f"fills in the form with what it does not take ({type(error).__name__})") from None
 
     def _approval(self, context: Context) -> Approval:
         from airflow_provider_geminiimg.approval import Approval
@@ -175,9 +181,7 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
     def _check_answer(self, event: dict[str, Any], until: float | None) -> None:
         problem = self._problem_of_choice(event["chosen_options"]) or self._problem_of_responder(event, until)
         if problem:
-            raise BadRequestError(
-                f"The answer {problem}.", billed=Billed.NO, hint="Clear this task, and it asks again; so does a retry."
-            )
+            raise _unfit(problem)
 
     def _problem_of_choice(self, chosen: Sequence[str]) -> str | None:
         unknown = set(chosen) - set(self.options)
@@ -211,6 +215,11 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
             after = context["task"].get_direct_relatives(upstream=False)
             self.skip(ti=context["ti"], tasks=[task for task in after if not task.is_teardown])
         return []
+
+
+def _unfit(problem: str) -> BadRequestError:
+    hint = "Clear this task, and it asks again; so does a retry."
+    return BadRequestError(f"The answer {problem}.", billed=Billed.NO, hint=hint)
 
 
 def _ids(users: Sequence[Any]) -> set[str]:

@@ -73,8 +73,11 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def read(self, key: str) -> Blob | None:
-        """The object, or ``None`` only where the store says that there is none."""
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
+        """The object, or ``None`` only where the store says that there is none.
+
+        :param limit: of a larger one come this many bytes and one more, and it is not loaded whole.
+        """
 
     @abc.abstractmethod
     def replace(self, key: str, data: bytes, version: str) -> str | None:

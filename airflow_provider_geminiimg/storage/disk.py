@@ -80,10 +80,10 @@ class LocalStore(Store):
             with _temporary(path, data, _PRIVATE) as temporary:
                 return sha256(data) if _link(temporary, path) else None
 
-    def read(self, key: str) -> Blob | None:
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
         path = self._path(key)
         with _failures("Reading", path):
-            found = _read_file(path)
+            found = _read_file(path, limit)
             if found is None:
                 return None
             data, changed = found

@@ -234,10 +234,10 @@ class S3Store(Store):
         done = self._s3.put(self._key(key), data, media_type, IfNoneMatch="*")
         return None if done is None else str(done["ETag"])
 
-    def read(self, key: str) -> Blob | None:
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
         key = self._key(key)
         found = self._s3.call("get_object", key, unless={"NoSuchKey"})
-        return None if found is None else Blob(self._s3.body(key, found), str(found["ETag"]), _age(found))
+        return None if found is None else Blob(self._s3.body(key, found, limit), str(found["ETag"]), _age(found))
 
     def replace(self, key: str, data: bytes, version: str) -> str | None:
         done = self._s3.put(self._key(key), data, _JSON, IfMatch=version)

@@ -46,6 +46,8 @@ _ODD_ESCAPES = re.compile(rb"%u([0-9a-f]{4})|\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]",
 
 _ENCODED = re.compile(r"[^A-Za-z0-9_.~+:-]|:(?=:)|(?<=:):")
 _MAX_SEGMENT = 120
+_DIGEST = 32  # characters of the hash at the end of what was cut
+_CUT = re.compile(rf"=|[A-Za-z0-9_.~+:%-]{{{_MAX_SEGMENT - _DIGEST - 1}}}=[0-9a-f]{{{_DIGEST}}}")
 
 
 def encode_segment(segment: str) -> str:
@@ -61,8 +63,13 @@ def encode_segment(segment: str) -> str:
     encoded = _ENCODED.sub(lambda found: _percent(found.group()), segment)
     if len(encoded) <= _MAX_SEGMENT:
         return encoded
-    digest = hashlib.sha256(segment.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return f"{encoded[: _MAX_SEGMENT - len(digest) - 1]}={digest}"
+    digest = hashlib.sha256(segment.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{encoded[: _MAX_SEGMENT - _DIGEST - 1]}={digest}"
+
+
+def is_cut(text: str) -> bool:
+    """Whether `text` looks like a segment that does not say what it stands for, because that was too long, or empty."""
+    return _CUT.fullmatch(text) is not None
 
 
 def decode_segment(segment: str) -> str | None:

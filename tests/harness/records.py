@@ -97,8 +97,8 @@ class Wire(Store):
     def create(self, key: str, data: bytes) -> str | None:
         return self._call("create", key, data)  # type: ignore[no-any-return]
 
-    def read(self, key: str) -> Blob | None:
-        return self._call("read", key)  # type: ignore[no-any-return]
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
+        return self._call("read", key, limit)  # type: ignore[no-any-return]
 
     def replace(self, key: str, data: bytes, version: str) -> str | None:
         return self._call("replace", key, data, version)  # type: ignore[no-any-return]

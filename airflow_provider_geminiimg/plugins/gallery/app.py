@@ -4,6 +4,7 @@ What must stay true:
 
 - All but the page itself and its script ask Airflow, for the very DAG in their path, whether this user may read its
   XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
+- A DAG that Airflow knows no more is no team's, and so everybody's to Airflow: where there are teams, it is nobody's.
 - Nothing is changed from here: GET and HEAD only.
 - A picture's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
   served as what they are; a body that is no picture, or not the one that landed, is not served. What has landed was
@@ -21,6 +22,8 @@ from typing import Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.models.dag import DagModel
+from airflow.providers.common.compat.sdk import conf
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -45,6 +48,7 @@ from airflow_provider_geminiimg.thumbnails import thumbnail_key
 
 STATIC = Path(__file__).parent / "static"
 PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
+MAX_THUMBNAIL_BYTES = 4 << 20  # one of ours has less than 1 MB
 MAX_SOURCES = 32  # that are looked for at once; no model takes more than 14
 READ = ["GET", "HEAD"]
 
@@ -69,10 +73,12 @@ _STATUS: tuple[tuple[type[GeminiImageError], int], ...] = (
 _NOTHING = "There is nothing at this address."
 # As Airflow's own patterns of ids, but for dots alone, and for the ``=`` of a name that was too long for the ledger.
 _NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
+# What a run's id may hold an administrator says ([scheduler] allowed_run_id_pattern), and a timetable.
+_RUN = re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]{1,250}")
 _COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
 _PARTS: Mapping[str, re.Pattern[str]] = {
     "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # and so no "~", which means any DAG
-    "run_id": _NAME,
+    "run_id": _RUN,
     "task_id": _NAME,
     "map_index": re.compile(r"-1|0|[1-9][0-9]{0,8}"),
     "item": _NAME,
@@ -118,16 +124,25 @@ def _reads(dag_id: str | None = None) -> Any:
     return requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM, param_dag_id=dag_id)
 
 
+def _has_its_team(dag_id: str) -> None:
+    """Refuse a DAG that was deleted, if teams decide who may read what."""
+    if conf.getboolean("core", "multi_team", fallback=False) and DagModel.get_dagmodel(dag_id) is None:
+        raise HTTPException(404, "Airflow has no such DAG any more, so nobody can say which team may see its pictures.")
+
+
 def _may_read(request: Request, user: Any, dag_id: str) -> bool:
+    if not _PARTS["dag_id"].fullmatch(dag_id):  # no DAG's id: one that was cut, or whoever made its folder
+        return False
     try:
         _reads(dag_id)(request, user)
+        _has_its_team(dag_id)
     except HTTPException:
         return False
     return True
 
 
 ShelfDep = Annotated[Shelf, Depends(_shelf)]
-per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known)])
+per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known), Depends(_has_its_team)])
 pages = APIRouter()
 
 
@@ -148,8 +163,7 @@ def static(name: str) -> Response:
 @pages.api_route("/api/dags", methods=READ)
 def dags(request: Request, user: GetUserDep, shelf: ShelfDep) -> dict[str, Any]:
     """The DAGs that have pictures, or will have, and that this user may read."""
-    names = filter(_PARTS["dag_id"].fullmatch, shelf.dags())  # others are no DAG's, whoever made their folders
-    return {"dags": [dag_id for dag_id in names if _may_read(request, user, dag_id)]}
+    return {"dags": [dag_id for dag_id in shelf.dags() if _may_read(request, user, dag_id)]}
 
 
 @per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/pictures", methods=READ)
@@ -239,8 +253,8 @@ def thumbnail(
     """A picture's thumbnail; the picture itself where there is none."""
     record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
     shelf.image(record, index)
-    blob = shelf.ledger.store.read(thumbnail_key(record.key, index))
-    if blob is None:
+    blob = shelf.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
+    if blob is None or len(blob.data) > MAX_THUMBNAIL_BYTES:
         return _picture(request, shelf, record, index)
     return _answer(request, blob.data, blob.version)
 

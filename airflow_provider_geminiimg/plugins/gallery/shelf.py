@@ -30,9 +30,12 @@ from airflow_provider_geminiimg.storage import Files, decode_segment, encode_seg
 
 MAX_LOOKED_AT = 5_000  # records that one summary reads
 MAX_READ = 1_000  # records that one page reads: a filter that few fit goes on with the next page
-MAX_PAGE_BYTES = 16 << 20  # of the records that one page shows
+MAX_PAGE_BYTES = 16 << 20  # of the records that one page reads
+MAX_SUMMARY_BYTES = 32 << 20  # of those that one summary reads
 MAX_PLANS = 200  # of batches that one summary reads
 MAX_IMAGES = 100  # of one record that are shown; an answer of a gateway brings 16 at most
+MAX_PLACES = 8  # of one image that are looked at
+MAX_PLAN_BYTES = 64 << 20
 MAX_SIDECAR_BYTES = 1 << 20
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a longer one is no number of ours, and may be too long for Python
 _PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]{{1,18}}))/(?P<generation>[0-9]{{1,18}})\.json")
@@ -86,22 +89,24 @@ class Shelf:
         """
         keys = self._keys(wanted)
         if after:
-            keys = [key for key in keys if _order(key) > _order(after)]
+            first = _order(after)
+            keys = [key for key in keys if _order(key) > first]
         found: list[Entry] = []
-        size = 0
-        for entry in itertools.chain.from_iterable(self._read(keys[:MAX_READ])):
-            if not wanted.fits(entry):
-                continue
-            size += 0 if entry.found is None else entry.found.size
-            if found and (len(found) == limit or size > MAX_PAGE_BYTES):
-                return list(map(self.item, found)), found[-1].key
-            found.append(entry)
+        last = None
+        for entry, size in self._read(keys[:MAX_READ]):
+            fits = wanted.fits(entry)
+            if last is not None and (size > MAX_PAGE_BYTES or (fits and len(found) == limit)):
+                return list(map(self.item, found)), last
+            found += [entry] if fits else []
+            last = entry.key
         return list(map(self.item, found)), keys[MAX_READ - 1] if len(keys) > MAX_READ else None
 
     def summary(self, wanted: Wanted) -> dict[str, Any]:
-        """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them."""
+        """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them, and of
+        `MAX_SUMMARY_BYTES`."""
         keys = self._keys(wanted)
-        entries = [entry for some in self._read(keys[:MAX_LOOKED_AT]) for entry in some]
+        read = itertools.takewhile(lambda each: each[1] <= MAX_SUMMARY_BYTES, self._read(keys[:MAX_LOOKED_AT]))
+        entries = [entry for entry, _ in read]
         records = [entry.found.record for entry in entries if entry.found is not None]
         costs, without_price = _total(records)
         not_started, unreadable, more = self._not_started(wanted, keys)
@@ -144,8 +149,7 @@ class Shelf:
 
         :raises BadRequestError: it has none such.
         """
-        manifests = [place.manifest for place in image_places(record, asked_last(record))]
-        found = [manifest["images"][index] for manifest in manifests if index < len(manifest.get("images") or ())]
+        found = [images[index] for images in _places(record) if index < len(images)]
         if not found:
             raise BadRequestError("There is no such picture.")
         return found
@@ -196,12 +200,20 @@ class Shelf:
             "reused_from": record.reused_from,
             "mismatch": manifest.get("mismatch"),
             "inputs": len(record.inputs),
-            "images": [self.picture(record, index) for index in range(len(_images(record)[:MAX_IMAGES]))],
+            "images": self._pictures(record),
         }
+
+    def _pictures(self, record: Record) -> list[dict[str, Any]]:
+        places = _places(record)  # once: a record may have many images, and be in many places
+        shown = range(min(MAX_IMAGES, len(_images(record)), max(map(len, places))))
+        return [self._picture(record, n, next(images[n] for images in places if n < len(images))) for n in shown]
 
     def picture(self, record: Record, index: int) -> dict[str, Any]:
         """One picture: what is known of it, and the addresses at which the gallery serves it."""
-        image, path = self.image(record, index), address_of(record.key).path(index)
+        return self._picture(record, index, self.image(record, index))
+
+    def _picture(self, record: Record, index: int, image: Mapping[str, Any]) -> dict[str, Any]:
+        path = address_of(record.key).path(index)
         known = ("uri", "media_type", "width", "height", "size", "sha256")
         why = self._hidden(image["uri"])
         return {
@@ -238,7 +250,7 @@ class Shelf:
 
     def _plan(self, key: str, begun: set[str]) -> int | None:
         """How many pictures of a plan have not begun; ``None``: it can't be read."""
-        blob = self.ledger.store.read(key)
+        blob = self.ledger.store.read(key, MAX_PLAN_BYTES)
         if blob is None:  # all of it has just landed
             return 0
         try:
@@ -255,11 +267,15 @@ class Shelf:
         keys = filter(_is_shown, self.ledger.store.keys(self._below(self._folder, wanted)))
         return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
 
-    def _read(self, keys: Sequence[str]) -> Iterator[list[Entry]]:
+    def _read(self, keys: Sequence[str]) -> Iterator[tuple[Entry, int]]:
+        """The records, each with the bytes of all up to it."""
+        size = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rest = iter(keys)
             while some := list(itertools.islice(rest, AT_ONCE)):
-                yield [entry for entry in pool.map(lambda key: look(self.ledger, key), some) if entry is not None]
+                for entry in filter(None, pool.map(lambda key: look(self.ledger, key), some)):
+                    size += 0 if entry.found is None else entry.found.size
+                    yield entry, size
 
 
 def _is_shown(key: str) -> bool:
@@ -269,6 +285,12 @@ def _is_shown(key: str) -> bool:
 def _order(key: str) -> tuple[Any, ...]:
     """Keys in the order in which people count: numbers as such, and before names."""
     return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in re.split(r"[/.]", key))
+
+
+def _places(record: Record) -> list[Sequence[Mapping[str, Any]]]:
+    """The images of a record in its places, those that were asked for last first."""
+    places = image_places(record, asked_last(record))[:MAX_PLACES]
+    return [place.manifest.get("images") or () for place in places]
 
 
 def _images(record: Record) -> list[Mapping[str, Any]]:
