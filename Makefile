@@ -62,7 +62,7 @@ fuzz: $(READY) ## Feed whatever reads what others wrote with 100,000 examples ea
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
 	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),12)
 
-teeth: $(READY) postgres ## Take out one protection at a time, and see which rows of the failure matrix turn red
+teeth: $(READY) postgres ## Take out one protection at a time, and see which rows and tests turn red
 	@$(BIN)/python -m scripts.teeth
 
 bench: $(BENCH)/.ready ## Measure the package beside what one would otherwise write; NAMES='poll parse' QUICK=1

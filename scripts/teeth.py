@@ -1,8 +1,9 @@
-"""``make teeth``: take out one protection at a time, and see which rows of the failure matrix turn red.
+"""``make teeth``: take out one protection at a time, and see which tests turn red.
 
-A row that stays green whatever is taken out proves nothing. Each protection is taken out of a copy of the tree; the
-rows then run against that copy, until enough of them are red. What must stay true: the working tree is never changed; a
-protection whose code moved is an error, never a green line; nothing taken out leaves the matrix green.
+A test that stays green whatever is taken out proves nothing. Each protection is taken out of a copy of the tree; there
+the rows of the failure matrix run, until enough of them are red; or the tests of an attack, file by file.
+What must stay true: the working tree is never changed; a protection whose code moved is an error, never a green line;
+nothing taken out leaves the matrix green, nor any of the files that are named for it.
 """
 
 from __future__ import annotations
@@ -17,35 +18,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from scripts.teeth_attacks import ATTACKED
+from scripts.tooth import Tooth
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "airflow_provider_geminiimg"
 HERE = ["tests/matrix", "-n", "4", "--dist", "load"]  # rows wait more than they work
 HERE += ["-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"]  # a row takes up to 15 s
 LIVE = ["tests/live/test_matrix.py", "-k"]
-SECONDS = 600  # for one run of the rows
-ENOUGH = 3  # red rows, after which the others need not run
+SECONDS = 600  # for one run of tests
+ENOUGH = 3  # that are red, after which the others need not run
 OPTIONS = ["-q", "-rfE", f"--maxfail={ENOUGH}", "-p", "no:cacheprovider"]
-
-
-@dataclass(frozen=True)
-class Tooth:
-    """One protection, and how it is taken out.
-
-    :param name: what it promises.
-    :param file: where it is, in the package.
-    :param code: the code that keeps the promise; it must be there once.
-    :param without: what stands there instead.
-    :param live: the live rows that need it, where those in this process can't tell; as pytest's ``-k`` takes them.
-    """
-
-    name: str
-    file: str
-    code: str
-    without: str
-    live: str = ""
 
 
 TEETH = (
@@ -300,15 +285,15 @@ def take_out(tooth: Tooth, tree: Path) -> None:
     path.write_text(source.replace(tooth.code, tooth.without))
 
 
-def red_rows(tree: Path, tests: Sequence[str]) -> list[str]:
-    """The rows that turn red, each by its id; one that never ends is as red as one that fails.
+def red(tree: Path, tests: Sequence[str]) -> list[str]:
+    """The tests that turn red, a row of the matrix by its id; one that never ends is as red as one that fails.
 
     :raises SystemExit: they could not be run.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *tests, *OPTIONS, f"--basetemp={tree / 'tmp'}"],
+        [sys.executable, "-m", "pytest", *OPTIONS, *tests, f"--basetemp={tree / 'tmp'}"],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, "PYTHONPATH": f"{tree}:{tree / 'tests'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -319,44 +304,72 @@ def red_rows(tree: Path, tests: Sequence[str]) -> list[str]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return [f"rows that had not ended after {SECONDS} s"]
+        return [f"tests that had not ended after {SECONDS} s"]
     if process.returncode not in (0, 1, 2):  # 2: it had seen enough
-        raise SystemExit(f"The rows could not be run:\n{output[-3000:]}")
-    return re.findall(r"^(?:FAILED|ERROR) \S+?\[(.+?)\](?: - |$)", output, re.MULTILINE)
+        raise SystemExit(f"The tests could not be run:\n{output[-3000:]}")
+    failed = re.findall(r"^(?:FAILED|ERROR) \S+?::(.+?)(?: - |$)", output, re.MULTILINE)
+    return [re.sub(r"^test_row\[(.+)\]$", r"\1", name) for name in failed]
 
 
-def pull(tooth: Tooth | None, live: str) -> list[str]:
-    """The rows that turn red without a protection; ``None``: with all of them."""
+def of_attack(file: str, chosen: str) -> list[str]:
+    """What runs the tests of an attack."""
+    return [f"tests/{file}", "-k", chosen, "--maxfail=1"]
+
+
+def runs(tooth: Tooth) -> list[list[str]]:
+    """What is run without a protection. Each must turn red."""
+    if tooth.tests:
+        return [of_attack(file, chosen) for file, chosen in tooth.tests.items()]
+    return [[*LIVE, tooth.live] if tooth.live else HERE]
+
+
+def sound(chosen: Sequence[Tooth]) -> list[list[str]]:
+    """What must be green with every protection in place."""
+    live, files = [tooth.live for tooth in chosen if tooth.live], dict[str, list[str]]()
+    for tooth in chosen:
+        for file, named in tooth.tests.items():
+            files.setdefault(file, []).append(named)
+    rows = [HERE] if any(not (tooth.live or tooth.tests) for tooth in chosen) else []
+    rows += [[*LIVE, " or ".join(live)]] if live else []
+    return [*rows, *(of_attack(file, " or ".join(named)) for file, named in files.items())]
+
+
+def pull(tooth: Tooth | None, tests: Sequence[str]) -> list[str]:
+    """The tests that turn red without a protection; ``None``: with all of them."""
     with tempfile.TemporaryDirectory(prefix="geminiimg-teeth-") as folder:
         tree = Path(folder)
         copy_tree(tree)
         if tooth is not None:
             take_out(tooth, tree)
-        return red_rows(tree, [*LIVE, live] if live else HERE)
+        return red(tree, tests)
 
 
 def main() -> int:
     """Print the table; the exit status."""
-    parser = argparse.ArgumentParser(description="Take out one protection at a time; see which rows turn red.")
+    parser = argparse.ArgumentParser(description="Take out one protection at a time; see which tests turn red.")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the protections whose name holds this")
-    chosen = [tooth for tooth in TEETH if parser.parse_args().only.lower() in tooth.name.lower()]
-    for live in sorted({bool(tooth.live) for tooth in chosen}):
-        if red := pull(None, " or ".join(tooth.live for tooth in chosen if tooth.live) if live else ""):
-            print(f"Red with every protection in place: {', '.join(red)}")
+    parser.add_argument("--attacks", action="store_true", help="only those that attacks try, and no rows of the matrix")
+    given = parser.parse_args()
+    teeth = ATTACKED if given.attacks else (*TEETH, *ATTACKED)
+    chosen = [tooth for tooth in teeth if given.only.lower() in tooth.name.lower()]
+    for tests in sound(chosen):
+        if failed := pull(None, tests):
+            print(f"Red with every protection in place: {', '.join(failed)}")
             return 1
-        print(
-            f"Green with every protection in place: the rows {'of live processes' if live else 'in this process'}.",
-            flush=True,
-        )
+        print(f"Green with every protection in place: {tests[0]}.", flush=True)
     loose = 0
     for tooth in chosen:
-        start = time.monotonic()
-        red = pull(tooth, tooth.live)
-        loose += not red
-        print(f"\n{tooth.name}: {len(red)} rows turned red in {time.monotonic() - start:.0f} s", flush=True)
-        for row in red:
-            print(f"    {row}", flush=True)
-    print(f"\n{len(chosen)} protections were taken out; {loose} of them left the matrix green.")
+        for tests in runs(tooth):
+            start = time.monotonic()
+            failed = pull(tooth, tests)
+            loose += not failed
+            print(
+                f"\n{tooth.name}: {len(failed)} of {tests[0]} turned red in {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+            for name in failed:
+                print(f"    {name}", flush=True)
+    print(f"\n{len(chosen)} protections were taken out; {loose} times all stayed green.")
     return int(loose > 0)
 
 

@@ -419,14 +419,17 @@ def a_removal(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("change", [an_edit, an_edit_under_its_hash, a_removal])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(an_edit, "was edited since"), (an_edit_under_its_hash, "removed or edited"), (a_removal, "removed or edited")],
+)
 def test_what_was_kept_and_is_edited_lets_nothing_go_on(
-    ask: Callable[..., Run], people: People, local_root: str, change: Callable[[Path], None]
+    ask: Callable[..., Run], people: People, local_root: str, change: Callable[[Path], None], said: str
 ) -> None:
     run = ask()
     change(kept(local_root)[0])
     people.answer(run, "review", "Approve")
-    refused(run.go_on(), "edited")
+    refused(run.go_on(), said)
 
 
 def test_a_root_that_is_not_shared_lets_nothing_go_on(

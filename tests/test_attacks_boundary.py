@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseHook
 from harness import attacks
 from harness import canaries as search
 from harness import forbidden as web
@@ -522,6 +522,27 @@ def test_a_collect_goes_on_where_one_records_connection_is_such_a_one(
     assert states == {"landed": 2, "submitted": 1}
     assert isinstance(run.task("collect").error, LedgerError)
     assert key in run.log
+
+
+@ONE_GATEWAY
+def test_a_collect_lands_all_others_where_airflow_breaks_for_one(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _left_behind(target, 3)
+    key = _spoil(target, 1, conn_id="broken")
+    usual = BaseHook.get_connection
+
+    def looked_up(cls: type[BaseHook], conn_id: str) -> Any:
+        if conn_id == "broken":
+            raise KeyError(f"{PROMPT} SECRET")  # as a secrets backend may
+        return usual(conn_id)
+
+    monkeypatch.setattr(BaseHook, "get_connection", classmethod(looked_up))
+    run, states = _collected(target)
+    assert states == {"landed": 2, "submitted": 1}
+    assert isinstance(run.task("collect").error, LedgerError)
+    assert key in run.log
+    assert "SECRET" not in run.log
 
 
 async def test_a_trigger_whose_connection_breaks_says_so_and_leaves_the_job_to_the_worker(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.teeth import PACKAGE, ROOT, TEETH, Tooth
+from scripts.teeth import PACKAGE, ROOT, TEETH
+from scripts.teeth_attacks import ATTACKED
+from scripts.tooth import Tooth
 
 
-@pytest.mark.parametrize("tooth", TEETH, ids=lambda tooth: tooth.name)
+@pytest.mark.parametrize("tooth", [*TEETH, *ATTACKED], ids=lambda tooth: tooth.name)
 def test_the_code_of_a_protection_is_there_once_and_is_python_without_it(tooth: Tooth) -> None:
     source = (ROOT / PACKAGE / tooth.file).read_text()
     assert source.count(tooth.code) == 1

@@ -1,0 +1,241 @@
+"""The protections against hostile hosts, records and colleagues, and which tests must turn red without each of them.
+
+What must stay true: every test file that a protection names notices that it is gone.
+"""
+
+from __future__ import annotations
+
+from scripts.tooth import Tooth
+
+ATTACKED = (
+    # A closed boundary instead of a list of exceptions
+    Tooth(
+        "Whatever one record of a collect raises, the others are looked at",
+        "jobs/collect.py",
+        "        failure = await closed(work)\n        if failure is not None:\n",
+        "        failure = None\n        await work\n        if failure is not None:\n",
+        tests={"test_attacks_boundary.py": "where_airflow_breaks_for_one"},
+    ),
+    Tooth(
+        "Whatever a fetch raises is an outcome",
+        "download.py",
+        "        found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)\n",
+        "        found = await _followed(url, max_bytes, timeout, exempt, hold, where)\n",
+        tests={"test_attacks_boundary.py": "input_whose_host_breaks"},
+    ),
+    Tooth(
+        "Whatever landing raises is noted on the record",
+        "landing.py",
+        "            landed = await closed(self._land(record, pictures, reported_cost, share), _broken)\n",
+        "            landed = await self._land(record, pictures, reported_cost, share)\n",
+        tests={"test_attacks_boundary.py": "nobody_foresaw_is_noted_after_the_payment"},
+    ),
+    Tooth(
+        "A host that breaks a parser is no host",
+        "hosts.py",
+        "    except Exception:  # whatever the parsers raise\n        return False\n",
+        "    except ZeroDivisionError:\n        return False\n",
+        tests={"test_attacks_boundary.py": "connections_host_that_no_host"},
+    ),
+    Tooth(
+        "Half a character is one clear error",
+        "texts.py",
+        "        text.encode()\n    except UnicodeEncodeError:",
+        "        text.encode(errors='replace')\n    except UnicodeEncodeError:",
+        tests={"test_attacks_texts.py": "task_returned_and_breaks or returns_and_breaks"},
+    ),
+    # Announced lengths are not sizes
+    Tooth(
+        "What arrives of a result is charged to the memory that all share",
+        "download.py",
+        "        if self._hold is not None:\n",
+        "        if False:\n",
+        tests={"test_attacks_memory.py": "large_pictures_behind_a_small_one"},
+    ),
+    Tooth(
+        "What arrives of an answer is charged to the memory that all share",
+        "response_body.py",
+        "            if self._hold is not None:\n",
+        "            if False:\n",
+        tests={"test_attacks_memory.py": "large_answers_to_submits"},
+    ),
+    # Bounded bytes, unbounded work on the event loop
+    Tooth(
+        "An answer has a limit of values",
+        "answer_shape.py",
+        "MAX_ITEMS = 50_000 ",
+        "MAX_ITEMS = 50_000_000 ",
+        tests={"test_attacks_loop.py": "answer_to_a_submit_does_not_stop"},
+    ),
+    Tooth(
+        "The triggerer reads small answers only",
+        "transport.py",
+        "        self._most = most if call.billable or max_poll is None else min(most, max_poll)\n",
+        "        self._most = most\n",
+        tests={"test_attacks_loop.py": "too_large_for_the_triggerer"},
+    ),
+    # An approval is bound to content
+    Tooth(
+        "What goes on is what was shown, whatever the XCom says by then",
+        "approval.py",
+        "            edited = _canonical(told) != _canonical(shown)\n",
+        "            edited = False\n",
+        tests={"test_attacks_approval.py": "xcom_that_is_edited_while"},
+    ),
+    Tooth(
+        "What was shown is kept by its hash",
+        "approval.py",
+        "        if hashlib.sha256(blob.data).hexdigest() != self._digest(keys[0]):\n",
+        "        if False:\n",
+        tests={"test_attacks_approval.py": "kept_and_is_edited"},
+    ),
+    # Two parsers of one address
+    Tooth(
+        "What another parser reads in another way is refused",
+        "storage/uris.py",
+        "        if held in but_for:\n",
+        "        if True:\n",
+        tests={"test_attacks_addresses.py": "fsspec_reads_in_another_way"},
+    ),
+    Tooth(
+        "An output path or a root holds no chain",
+        "storage/uris.py",
+        "    if CHAIN in uri:\n",
+        "    if False:\n",
+        tests={"test_attacks_addresses.py": "addresses_would_be_chains"},
+    ),
+    # Pillow
+    Tooth(
+        "A decoder is given pixels alone",
+        "thumbnails.py",
+        "io.BytesIO(pixels_of(data, info.extension, width * height))",
+        "io.BytesIO(data)",
+        tests={"test_attacks_thumbnails.py": "beside_its_pixels or too_much_work"},
+    ),
+    # The sandbox
+    Tooth(
+        "A page of another origin is refused",
+        "sandbox/app.py",
+        "        if any(not _is_own(origin, host) for origin in origins) or any(",
+        "        if any(",
+        tests={"test_attacks_sandbox.py": "another_origin or two_origins"},
+    ),
+    Tooth(
+        "What changes the sandbox is JSON",
+        "sandbox/app.py",
+        'route is None and method not in ("GET", "HEAD") and not is_json',
+        "False",
+        tests={"test_attacks_sandbox.py": "json_which_no_form"},
+    ),
+    Tooth(
+        "No answer of the sandbox is guessed to be a page",
+        "sandbox/server.py",
+        '    ("X-Content-Type-Options", "nosniff"),\n',
+        "",
+        tests={"test_attacks_sandbox.py": "runs_as_a_page"},
+    ),
+    Tooth(
+        "No answer of the sandbox runs as a page",
+        "sandbox/server.py",
+        "    (\"Content-Security-Policy\", \"default-src 'none'; frame-ancestors 'none'; sandbox\"),\n",
+        "",
+        tests={"test_attacks_sandbox.py": "runs_as_a_page"},
+    ),
+    # Numbers from outside have ranges
+    Tooth(
+        "A cost has a range",
+        "ranges.py",
+        "REPORTED_COST = Range(0.0, 1_000.0)",
+        "REPORTED_COST = Range(-math.inf, math.inf)",
+        tests={"test_attacks_numbers.py": "cost_that_is_none"},
+    ),
+    Tooth(
+        "A wait has a range",
+        "ranges.py",
+        "LONGEST_WAIT = 86_400.0",
+        "LONGEST_WAIT = math.inf",
+        tests={"test_attacks_numbers.py": "wait"},
+    ),
+    # Rows
+    Tooth(
+        "A batch asks for no more images than are allowed",
+        "rows.py",
+        "    _refuse_too_many(rows, variants, most)\n",
+        "    pass\n",
+        tests={"test_attacks_texts.py": "million_images or own_n_counts or raises_and_lowers"},
+    ),
+    Tooth(
+        "Rows of a file are read no further than are allowed",
+        "row_files.py",
+        "            if len(found) == source.most:\n",
+        "            if False:\n",
+        tests={"test_attacks_texts.py": "not_read_on"},
+    ),
+    # The gallery, and whoever looks at records
+    Tooth(
+        "A page reads a part of the records",
+        "plugins/gallery/shelf.py",
+        "self._read(keys[:MAX_READ])",
+        "self._read(keys)",
+        tests={"test_gallery.py": "filter_without_hits"},
+    ),
+    Tooth(
+        "A question that makes no sense is refused in a sentence",
+        "plugins/gallery/app.py",
+        "        if given and not pattern.fullmatch(given[0]):\n",
+        "        if False:\n",
+        tests={"test_gallery.py": "no_question_that_makes_no_sense"},
+    ),
+    # The terminal
+    Tooth(
+        "What is printed moves no cursor",
+        "_cli_jobs.py",
+        "    print(printable(text), file=file, flush=True)\n",
+        "    print(text, file=file, flush=True)\n",
+        tests={"test_cli.py": "moves_a_cursor"},
+    ),
+    Tooth(
+        "What is wrong is repeated harmlessly",
+        "__main__.py",
+        "        super().error(printable(message))\n",
+        "        super().error(message)\n",
+        tests={"test_cli.py": "repeated_harmlessly"},
+    ),
+    # What lies under the root is its owner's alone
+    Tooth(
+        "What the ledger writes is its owner's alone",
+        "storage/disk.py",
+        "_PRIVATE = _Modes(0o700, 0o600, exact=True)\n",
+        "_PRIVATE = _Modes(0o777, 0o666, exact=False)\n",
+        tests={"test_private_root.py": "whatever_the_umask"},
+    ),
+    Tooth(
+        "Folders that were left open are closed",
+        "storage/disk.py",
+        "            _close_folders(self._root / IMAGES, file.parent)\n",
+        "            pass\n",
+        tests={"test_private_root.py": "left_open"},
+    ),
+    # Decided
+    Tooth(
+        "No page of another site shows an image",
+        "plugins/gallery/app.py",
+        '    "Cross-Origin-Resource-Policy": "same-origin",\n',
+        "",
+        tests={"test_gallery.py": "no_other_site"},
+    ),
+    Tooth(
+        "A browser's store tells users apart",
+        "plugins/gallery/app.py",
+        ', "Vary": "Cookie, Authorization"',
+        "",
+        tests={"test_gallery.py": "no_other_site"},
+    ),
+    Tooth(
+        "A file name is one on Windows",
+        "arguments.py",
+        '        else "a device on Windows" if _WINDOWS_DEVICE.match(plain)\n',
+        "",
+        tests={"test_attacks_addresses.py": "file_name_that_is_another_file or device"},
+    ),
+)
