@@ -104,6 +104,13 @@ ATTACKED = (
         "    if False:\n",
         tests={"test_attacks_addresses.py": "addresses_would_be_chains"},
     ),
+    Tooth(
+        "An image at an address that is refused now is found",
+        "storage/places.py",
+        '            place = self._place(uri, "uri", landed=True)\n            return "there"',
+        '            place = self._place(uri, "uri")\n            return "there"',
+        tests={"test_attacks_addresses.py": "refused_now_is_returned"},
+    ),
     # Pillow
     Tooth(
         "A decoder is given pixels alone",
@@ -111,6 +118,13 @@ ATTACKED = (
         "io.BytesIO(pixels_of(data, info.extension, width * height))",
         "io.BytesIO(data)",
         tests={"test_attacks_thumbnails.py": "beside_its_pixels or too_much_work"},
+    ),
+    Tooth(
+        "An image of too many pixels is not decoded",
+        "thumbnails.py",
+        "    if width * height > MAX_PIXELS[info.extension]:\n",
+        "    if False:\n",
+        tests={"test_thumbnails.py": "can_not_be_trusted and megapixels"},
     ),
     # The sandbox
     Tooth(
@@ -156,6 +170,13 @@ ATTACKED = (
         "LONGEST_WAIT = math.inf",
         tests={"test_attacks_numbers.py": "wait"},
     ),
+    Tooth(
+        "A cost in a record has a range",
+        "ledger.py",
+        "        return _with_sane_costs(record)\n",
+        "        return record\n",
+        tests={"test_attacks_numbers.py": "earlier_version_believed"},
+    ),
     # Rows
     Tooth(
         "A batch asks for no more images than are allowed",
@@ -185,6 +206,13 @@ ATTACKED = (
         "        if given and not pattern.fullmatch(given[0]):\n",
         "        if False:\n",
         tests={"test_gallery.py": "no_question_that_makes_no_sense"},
+    ),
+    Tooth(
+        "A record that can't be shown is unreadable, everywhere",
+        "record_values.py",
+        "    return isinstance(value, types) and (bool in types or not isinstance(value, bool))\n",
+        "    return True\n",
+        tests={"test_gallery.py": "can_not_be_shown", "test_cli.py": "odd_record"},
     ),
     # The terminal
     Tooth(
