@@ -108,7 +108,8 @@ TEETH = (
     Tooth(
         "A record that can't be read is never taken for no record",
         "ledger.py",
-        "        blob = self.store.read(key, MAX_BYTES)\n        return None if blob is None else self._found(key, blob)\n",
+        "        blob = self.store.read(key, MAX_BYTES)\n"
+        "        return None if blob is None else self._found(key, blob)\n",
         "        blob = self.store.read(key, MAX_BYTES)\n        try:\n            return self._found(key, blob)\n"
         "        except Exception:\n            return None\n",
     ),
