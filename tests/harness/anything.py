@@ -95,11 +95,39 @@ _NAMES = sampled(
 _VALUES = documents(_SCALARS, _NAMES)
 JSON = decided(_VALUES)
 _OBJECTS = mappings(_NAMES, _VALUES, 5)
+_PIECES = [
+    *("", " ", "\n", ", ", ":", ".", "<", ">", "result: ", "![a fox](", "[", "](", ")", '<img src="', '">', "a fox"),
+    *(LINK, SIGNED, "//h.test/a.webp", "https://h.test/p?x=1&amp;y=2", "data:image/png;base64,AAAA", KEY, "A" * 64),
+]
+_CONTENT = one_of(*[lambda by: "".join(lists(sampled(_PIECES), 6)(by))] * 2, _VALUES)
+_STANDING = one_of(*[sampled(["SUCCESS", "FAILURE", "PROCESSING", "succeeded", "failed", "in_progress"])] * 3, _VALUES)
+_IDS = one_of(*[sampled(["job-1", "task_01K8SGYNNNVBQTXNR4MM964S7K"])] * 2, _VALUES)
+_IMAGE = one_of(_CONTENT, some_of({"url": _CONTENT, "b64_json": _CONTENT, "expires_at": _SCALARS}))
+_TASK = some_of(
+    {
+        "task_id": _IDS,
+        "id": _IDS,
+        "status": _STANDING,
+        "result": one_of(lambda by: {"images": lists(_IMAGE, 2)(by)}, _CONTENT),
+        "cost": _SCALARS,
+        "progress": _SCALARS,
+        "error": _VALUES,
+    }
+)
+_JOB = some_of(
+    {
+        "uuid": _IDS,
+        "status": _STANDING,
+        "aiRecordDetail": some_of({"resultObject": one_of(lists(_CONTENT, 2), _CONTENT), "responseObject": _CONTENT}),
+        "temporaryUrl": _CONTENT,
+        "errorMessage": _VALUES,
+    }
+)
 _ANSWERS = some_of(
     {
-        "aiRecord": one_of(just(None), _OBJECTS, _OBJECTS),
-        "temporaryUrl": _VALUES,
-        "data": one_of(_OBJECTS, lists(_OBJECTS, 2)),
+        "aiRecord": one_of(just(None), *[_JOB] * 3, _OBJECTS),
+        "temporaryUrl": _CONTENT,
+        "data": one_of(*[_TASK] * 3, lists(one_of(_TASK, _IMAGE), 2), _OBJECTS),
         "code": _VALUES,
         "error": _VALUES,
         "message": _VALUES,
@@ -113,7 +141,7 @@ def written(make: Make) -> st.SearchStrategy[bytes]:
     return decided(lambda by: json.dumps(make(by)).encode())
 
 
-_WRITTEN = written(one_of(_VALUES, _ANSWERS))
+_WRITTEN = written(one_of(_VALUES, _ANSWERS, _ANSWERS))
 BODIES = st.one_of(
     st.binary(max_size=60),
     _WRITTEN,
@@ -225,25 +253,44 @@ BYTES = st.one_of(
 # What lies in the ledger
 
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
-_SAID = mappings(
+_BILLED = ["no", "yes", "unknown"]
+_ODDLY_SAID = mappings(
     one_of(
         *[sampled(["kind", "message", "billed", "retryable", "hint", "code", "status_code", "retry_after", "new"])] * 7,
         texts(10),
     ),
-    one_of(_VALUES, sampled([*KINDS, "yes", "no", "unknown"])),
+    one_of(_VALUES, sampled([*KINDS, *_BILLED])),
     8,
 )
-OUTCOMES = decided(_SAID)
-_IMAGES = lists(mappings(sampled(["uri", "sha256", "width", "size"]), one_of(just("s3://b/k"), _VALUES), 4), 2)
+
+
+def _said(by: Decider) -> dict[str, Any]:
+    return {"kind": by.one([*KINDS]), "message": texts(12)(by), "billed": by.one(_BILLED)}
+
+
+_ANY_SAID = one_of(_ODDLY_SAID, _said)
+OUTCOMES = decided(_ANY_SAID)
+_HELD = one_of(*[just("s3://b/k")] * 3, _VALUES)
+_IMAGES = lists(some_of({"uri": _HELD, "sha256": _HELD, "width": _SCALARS, "size": _SCALARS}), 2)
 _MANIFESTS = one_of(_VALUES, lambda by: {"images": one_of(_IMAGES, _VALUES)(by)})
 _COPIES = lists(one_of(_OBJECTS, lambda by: {"destination": _VALUES(by), "manifest": _MANIFESTS(by)}), 2)
 _STATES = sampled(["intent", "submitted", "answered", "landed", "failed"])
 _FIELDS: dict[str, Any] = json.loads(RECORD.dump_json(make_record(claim="c", job_id="job-1", submitted_at=1.0)))
+_FLAG = sampled([False, True])
 _CHANGED = one_of(
     mappings(sampled(list(_FIELDS)), _VALUES, 2),
-    some_of({"outcome": one_of(_SAID, _VALUES), "manifest": _MANIFESTS, "copies": _COPIES}),
+    some_of({"outcome": one_of(_ANY_SAID, _VALUES), "manifest": _MANIFESTS, "copies": _COPIES}),
+    some_of({"outcome": _said, "claimed_at": NUMBERS, "generation": sampled([0, 1, 2])}),
+    some_of({"outcome": _said, "resubmission": _FLAG, "regenerate": _FLAG, "buy_again": _FLAG}),
 )
-RECORDS = written(lambda by: {**_FIELDS, "state": _STATES(by), **_CHANGED(by)})
+_IN_PLACE = {"images": [{"uri": "s3://b/k", "sha256": "0" * 64}]}
+
+
+def _record(by: Decider) -> dict[str, Any]:
+    return {**_FIELDS, "state": _STATES(by), "manifest": _IN_PLACE, **_CHANGED(by)}
+
+
+RECORDS = st.one_of(BODIES, *[written(_record) for _ in range(5)])  # made five times, as what is the same counts once
 
 # What is said, and what is written in addresses
 
@@ -276,13 +323,14 @@ _COLUMNS = one_of(
 _ROW = one_of(*[mappings(_COLUMNS, one_of(_CELLS, _CELLS, _VALUES), 5)] * 3, _CELLS, _VALUES)
 _TABLES = one_of(*[lists(_ROW, 4)] * 3, _VALUES)
 ROWS = decided(_TABLES)
-_PIECES = one_of(_COLUMNS, lambda by: str(_CELLS(by)), sampled(['"', '""', '"a', "sep=;"]))
+_CELL = one_of(_COLUMNS, lambda by: str(_CELLS(by)), sampled(['"', '""', '"a', "sep=;"]))
 
 
 def _separated(by: Decider) -> bytes:
     separator, end = by.one([",", ";", "\t", "|", "^"]), by.one(["\n", "\r\n", "\r", "\u2028"])
-    rows = lists(lists(_PIECES, 5), 5)(by)
     encoding = by.one(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "mac_roman"])
+    width = by.below(6)
+    rows = [[_COLUMNS(by) for _ in range(width)], *lists(lists(_CELL, 5), 4)(by)]
     return end.join(separator.join(row) for row in rows).encode(encoding, "replace")
 
 
@@ -290,7 +338,7 @@ def _lines(by: Decider) -> bytes:
     return b"\n".join(json.dumps(each).encode() for each in lists(_ROW, 4)(by))
 
 
-ROW_FILES = st.one_of(BODIES, decided(_separated), written(_TABLES), decided(_lines))
+ROW_FILES = st.one_of(BODIES, *[decided(_separated) for _ in range(3)], written(_TABLES), decided(_lines))
 TEMPLATES = st.one_of(
     st.none(), st.text(max_size=20), st.sampled_from(["{sku}", "{prompt}-{n}", "{", "../{sku}", "{a}/{b}"])
 )
