@@ -10,16 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from airflow_provider_geminiimg.core.request import ImageRequest
+    from airflow_provider_geminiimg.gallery.markdown import review_markdown
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
     from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
     from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
     from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+    from airflow_provider_geminiimg.operators.retry_policy import IMAGE_RETRY_POLICY
     from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
     from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
-    from airflow_provider_geminiimg.request import ImageRequest
-    from airflow_provider_geminiimg.retry_policy import IMAGE_RETRY_POLICY
-    from airflow_provider_geminiimg.review import review_markdown
     from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "IMAGE_RETRY_POLICY": "retry_policy",
+    "IMAGE_RETRY_POLICY": "operators.retry_policy",
     "GeminiImageBatchOperator": "operators.batch",
     "GeminiImageCollectOperator": "operators.collect",
     "GeminiImageEditOperator": "operators.edit",
@@ -52,8 +52,8 @@ _HOMES = {
     "GeminiImageJobTrigger": "triggers.job",
     "GeminiImageReviewOperator": "operators.review",
     "GeminiImageSubmitOperator": "operators.submit",
-    "ImageRequest": "request",
-    "review_markdown": "review",
+    "ImageRequest": "core.request",
+    "review_markdown": "gallery.markdown",
 }
 
 

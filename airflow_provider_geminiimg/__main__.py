@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from airflow_provider_geminiimg import _cli_jobs
+from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.exceptions import GeminiImageError
-from airflow_provider_geminiimg.printable import printable
 
 
 def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:

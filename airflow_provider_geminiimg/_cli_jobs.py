@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from airflow_provider_geminiimg.printable import printable, printable_json
+from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.jobs import Scope
-    from airflow_provider_geminiimg.surroundings import Surroundings
+    from airflow_provider_geminiimg.core.reconcile import Scope
+    from airflow_provider_geminiimg.runtime.environment import Surroundings
 
 _WHERE = (
     "The ledger is looked for where workers look: [geminiimg] root and namespace of this machine's Airflow "
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     # As Airflow's own commands do it: connections may come from the metadata database.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    from airflow_provider_geminiimg.boundary import as_outcome
-    from airflow_provider_geminiimg.surroundings import Surroundings
+    from airflow_provider_geminiimg.core.execution.boundary import as_outcome
+    from airflow_provider_geminiimg.runtime.environment import Surroundings
 
     job: Callable[[argparse.Namespace, Surroundings], int] = arguments.job
     try:
@@ -142,21 +142,21 @@ def _days(text: str) -> float:
 
 
 def _scope(arguments: argparse.Namespace, surroundings: Surroundings) -> Scope:
-    from airflow_provider_geminiimg.jobs import Scope
+    from airflow_provider_geminiimg.core.reconcile import Scope
 
     return Scope(surroundings.namespace, arguments.dag, arguments.dag_run, arguments.task)
 
 
 def _list(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
-    from airflow_provider_geminiimg import jobs
-    from airflow_provider_geminiimg.runner import run as run_async
+    from airflow_provider_geminiimg.core import reconcile
+    from airflow_provider_geminiimg.core.execution.runner import run as run_async
 
     async def listed() -> int:
         unreadable = 0
-        async for entry in jobs.walk(surroundings.ledger, _scope(arguments, surroundings)):
+        async for entry in reconcile.walk(surroundings.ledger, _scope(arguments, surroundings)):
             unreadable += entry.found is None
             if arguments.state in (None, entry.standing):
-                line = jobs.summary(entry)
+                line = reconcile.summary(entry)
                 _print(printable_json(line) if arguments.json else _line(line))
         return unreadable
 
@@ -187,19 +187,19 @@ def _age(seconds: float) -> str:
 
 
 def _show(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
-    from airflow_provider_geminiimg import jobs
+    from airflow_provider_geminiimg.core import reconcile
 
-    print(printable_json(jobs.detail(jobs.entry_at(surroundings.ledger, arguments.key)), indent=2))
+    print(printable_json(reconcile.detail(reconcile.entry_at(surroundings.ledger, arguments.key)), indent=2))
     return 0
 
 
 def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
-    from airflow_provider_geminiimg import jobs
-    from airflow_provider_geminiimg.runner import run as run_async
+    from airflow_provider_geminiimg.core import reconcile
+    from airflow_provider_geminiimg.core.execution.runner import run as run_async
 
-    async def collected() -> jobs.Report:
+    async def collected() -> reconcile.Report:
         async with surroundings.workshop() as workshop:
-            return await jobs.collect(workshop, _scope(arguments, surroundings), dry_run=arguments.dry_run)
+            return await reconcile.collect(workshop, _scope(arguments, surroundings), dry_run=arguments.dry_run)
 
     report = run_async(collected)
     _print(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
@@ -210,13 +210,13 @@ def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 
 
 def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
-    from airflow_provider_geminiimg import jobs
-    from airflow_provider_geminiimg.verdicts import verdicts
+    from airflow_provider_geminiimg.core import reconcile
+    from airflow_provider_geminiimg.core.reconcile.resolution import verdicts
 
     said = [word for word in ("unpaid", "lost", "resubmit") if getattr(arguments, word)]
     word = said[0] if said else {"job": arguments.job_id}
     [(key, verdict)] = verdicts({arguments.key: word}).items()
-    if jobs.resolve(surroundings.ledger, key, verdict):
+    if reconcile.resolve(surroundings.ledger, key, verdict):
         _print(f"{key} is settled: {verdict}.")
     else:
         _print(f"{key} was settled before: {verdict}. Nothing was changed.")
@@ -224,9 +224,9 @@ def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 
 
 def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
-    from airflow_provider_geminiimg import jobs
+    from airflow_provider_geminiimg.core import reconcile
 
-    removed = jobs.forget(surroundings.ledger, arguments.key, lose_it=arguments.lose_it)
+    removed = reconcile.forget(surroundings.ledger, arguments.key, lose_it=arguments.lose_it)
     _print(f"{removed.key} is removed (job {removed.job_id}).")
     earlier = surroundings.ledger.numbers_in(removed.key.rpartition("/")[0])
     if earlier:
@@ -237,14 +237,15 @@ def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 
 
 def _purge(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
-    from airflow_provider_geminiimg import jobs
-    from airflow_provider_geminiimg.runner import run as run_async
+    from airflow_provider_geminiimg.core import reconcile
+    from airflow_provider_geminiimg.core.execution.runner import run as run_async
 
     removed: list[str] = []
 
     async def purged() -> None:
-        scope = jobs.Scope(surroundings.namespace)
-        async for key in jobs.purge(surroundings.ledger, scope, days=arguments.older_than, dry_run=arguments.dry_run):
+        scope = reconcile.Scope(surroundings.namespace)
+        days, dry_run = arguments.older_than, arguments.dry_run
+        async for key in reconcile.purge(surroundings.ledger, scope, days=days, dry_run=dry_run):
             _print(key)
             removed.append(key)
 

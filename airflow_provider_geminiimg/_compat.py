@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, TaskDeferred, conf
 
-from airflow_provider_geminiimg.absent import IncompleteText
+from airflow_provider_geminiimg.core.validation.absent import IncompleteText
 
 try:
     from airflow.sdk.execution_time.context import NEVER_EXPIRE
@@ -165,7 +165,7 @@ class TakesTexts:
         if parent is not self:
             render(parent, template_fields, context, jinja_env, seen_oids)
             return
-        from airflow_provider_geminiimg.incomplete import telling
+        from airflow_provider_geminiimg.core.validation.incomplete import telling
 
         seen = seen_oids | _returned_by_a_task(self, context)
         given = _given_by_a_task(self, context)

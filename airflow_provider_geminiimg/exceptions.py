@@ -33,9 +33,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from airflow_provider_geminiimg.printable import printable
-from airflow_provider_geminiimg.ranges import HTTP_STATUS, waiting
-from airflow_provider_geminiimg.redaction import scrub as scrub
+from airflow_provider_geminiimg.core.redaction.printable import printable
+from airflow_provider_geminiimg.core.redaction.ranges import HTTP_STATUS, waiting
+from airflow_provider_geminiimg.core.redaction.scrubbing import scrub as scrub
 
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 

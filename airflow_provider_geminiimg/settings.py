@@ -10,7 +10,7 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_geminiimg._compat import HAS_TASK_STATE_STORE
-from airflow_provider_geminiimg.arguments import MAX_IMAGES, whole
+from airflow_provider_geminiimg.core.validation.arguments import MAX_IMAGES, whole
 
 SECTION = "geminiimg"
 MOST_BATCH_IMAGES = 1_000_000

@@ -11,9 +11,9 @@ import random
 import statistics
 from collections.abc import Iterator
 
-from airflow_provider_geminiimg.catalog import LIMITS, default_model, lookup
-from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
-from airflow_provider_geminiimg.polling import End, Pause, PollPlan
+from airflow_provider_geminiimg.core.catalog.lookup import LIMITS, default_model, lookup
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollPlan
 from benchmarks.results import Row
 
 GATEWAY, RESOLUTION = "1min", "1K"

@@ -35,21 +35,21 @@ THROUGHPUT, MEMORY = 1.0, 0.3
 def ours(*, url: str, directory: str, count: int) -> dict[str, float]:
     """Land what this very process has submitted, by the steps of the operators."""
     sys.modules["PIL"] = None  # type: ignore[assignment]
-    from airflow_provider_geminiimg.runner import run
+    from airflow_provider_geminiimg.core.execution.runner import run
 
     return run(lambda: _land(directory, count))
 
 
 async def _land(directory: str, count: int) -> dict[str, float]:
-    from airflow_provider_geminiimg.collecting import Collector
-    from airflow_provider_geminiimg.decision import Policy
-    from airflow_provider_geminiimg.landing import Lander
-    from airflow_provider_geminiimg.ledger import Destination, Item, Record
-    from airflow_provider_geminiimg.lifecycle import Purchase
-    from airflow_provider_geminiimg.order import Order
-    from airflow_provider_geminiimg.request import ImageRequest
-    from airflow_provider_geminiimg.runner import Guard
-    from airflow_provider_geminiimg.surroundings import Surroundings
+    from airflow_provider_geminiimg.core.execution.runner import Guard
+    from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
+    from airflow_provider_geminiimg.core.purchase.decision import Policy
+    from airflow_provider_geminiimg.core.purchase.landing import Lander
+    from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
+    from airflow_provider_geminiimg.core.purchase.order import Order
+    from airflow_provider_geminiimg.core.purchase.waiting import Collector
+    from airflow_provider_geminiimg.core.request import ImageRequest
+    from airflow_provider_geminiimg.runtime.environment import Surroundings
 
     around = Surroundings(logging.getLogger("benchmark"))
     connection = around.connection(CONNECTION)

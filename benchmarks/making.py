@@ -51,7 +51,7 @@ def make(
     """
     if not thumbnails:
         sys.modules["PIL"] = None  # type: ignore[assignment]
-    import_module("airflow_provider_geminiimg.work.batch")  # and Airflow with it, which takes seconds
+    import_module("airflow_provider_geminiimg.runtime.batch_task")  # and Airflow with it, which takes seconds
     if warm:
         _execute(count=warm, width=warm, poll_interval=0.01, task="warm")
     memory = Memory()

@@ -63,7 +63,7 @@ class Meter:
 
 def ours(jobs: list[str], interval: float, polls: int, url: str) -> float:
     """The real triggers, whose polls are counted."""
-    from airflow_provider_geminiimg.gateways.base import JobStatus
+    from airflow_provider_geminiimg.core.gateways.base import JobStatus
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger, Poller
 
     del url  # it is in the Airflow connection

@@ -38,7 +38,7 @@ def _root(place: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 def copied(*, root: str, count: int) -> None:
     """Make the first picture of a batch, and write down that the others have landed likewise."""
-    from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+    from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
 
     make(count=1, width=1, poll_interval=0.01, warm=0)
     store = open_store(root, default_s3_client)
@@ -62,10 +62,10 @@ def copied(*, root: str, count: int) -> None:
 
 def _names(count: int) -> list[tuple[str, ...]]:
     """What a picture is known by in its record, from the longest to the shortest."""
-    from airflow_provider_geminiimg.batch import fingerprints_of
+    from airflow_provider_geminiimg.core.batch.executor import fingerprints_of
+    from airflow_provider_geminiimg.core.batch.rows import wishes
+    from airflow_provider_geminiimg.core.request import prompt_sha256
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-    from airflow_provider_geminiimg.request import prompt_sha256
-    from airflow_provider_geminiimg.rows import wishes
 
     connection = GeminiImageHook(CONNECTION).connection()
     rows = [{"prompt": prompt} for prompt in prompts(count)]
@@ -85,7 +85,7 @@ def _renamed(text: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
 
 def _write(uri: str, data: bytes) -> None:
     """As it would lie there; without the care that a paid picture takes."""
-    from airflow_provider_geminiimg.storage import default_s3_client
+    from airflow_provider_geminiimg.core.storage import default_s3_client
 
     if uri.startswith("s3://"):
         name, _, key = uri.removeprefix("s3://").partition("/")

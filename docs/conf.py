@@ -20,7 +20,9 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
 
 import airflow_provider_geminiimg  # noqa: E402
-from airflow_provider_geminiimg import catalog, exceptions, retry_policy  # noqa: E402
+from airflow_provider_geminiimg import exceptions  # noqa: E402
+from airflow_provider_geminiimg.core.catalog import lookup  # noqa: E402
+from airflow_provider_geminiimg.operators import retry_policy  # noqa: E402
 from airflow_provider_geminiimg.provider import get_provider_info  # noqa: E402
 from benchmarks import BENCHMARKS, results  # noqa: E402
 from scripts import failure_matrix  # noqa: E402
@@ -66,10 +68,10 @@ def outcomes() -> Iterator[tuple[str, ...]]:
 
 
 def models() -> Iterator[tuple[str, ...]]:
-    for row in catalog.ROWS:
+    for row in lookup.ROWS:
         yield (
             row.gateway,
-            " ".join(f"`{model}`" for model in (row.model, *catalog.other_ids(row)))
+            " ".join(f"`{model}`" for model in (row.model, *lookup.other_ids(row)))
             + ("" if row.verified else " (unverified)"),
             row.operation,
             ", ".join(row.resolutions) or "–",
@@ -83,7 +85,7 @@ def models() -> Iterator[tuple[str, ...]]:
         )
 
 
-def _inputs(row: catalog.Row) -> str:
+def _inputs(row: lookup.Row) -> str:
     if "image" not in row.fields:
         return "–"
     each, total = (size // 1_000_000 for size in (row.max_input_bytes, row.max_total_input_bytes))
@@ -91,7 +93,7 @@ def _inputs(row: catalog.Row) -> str:
 
 
 def limits() -> Iterator[tuple[str, ...]]:
-    for gateway, limit in catalog.LIMITS.items():
+    for gateway, limit in lookup.LIMITS.items():
         least, most = limit.poll_interval
         yield (
             gateway,

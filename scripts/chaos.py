@@ -36,7 +36,7 @@ import psutil
 from harness.matrix import Balance, is_unknown, latest, read_records, weigh
 from harness.moto import age_object, start_moto
 
-from airflow_provider_geminiimg.ledger import Found, Record
+from airflow_provider_geminiimg.core.ledger.records import Found, Record
 from airflow_provider_geminiimg.sandbox import Sandbox
 from scripts.live_airflow import LiveAirflow
 from scripts.postgres import Postgres

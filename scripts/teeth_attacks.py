@@ -11,35 +11,35 @@ ATTACKED = (
     # A closed boundary instead of a list of exceptions
     Tooth(
         "Whatever one record of a collect raises, the others are looked at",
-        "jobs/collect.py",
+        "core/reconcile/collect.py",
         "        failure = await closed(work)\n        if failure is not None:\n",
         "        failure = None\n        await work\n        if failure is not None:\n",
         tests={"test_attacks_boundary.py": "where_airflow_breaks_for_one"},
     ),
     Tooth(
         "Whatever a fetch raises is an outcome",
-        "download.py",
+        "core/http/download.py",
         "        found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)\n",
         "        found = await _followed(url, max_bytes, timeout, exempt, hold, where)\n",
         tests={"test_attacks_boundary.py": "input_whose_host_breaks"},
     ),
     Tooth(
         "Whatever landing raises is noted on the record",
-        "landing.py",
+        "core/purchase/landing.py",
         "            landed = await closed(self._land(record, pictures, reported_cost, share), _broken)\n",
         "            landed = await self._land(record, pictures, reported_cost, share)\n",
         tests={"test_attacks_boundary.py": "nobody_foresaw_is_noted_after_the_payment"},
     ),
     Tooth(
         "A host that breaks a parser is no host",
-        "hosts.py",
+        "core/validation/hosts.py",
         "    except Exception:  # whatever the parsers raise\n        return False\n",
         "    except ZeroDivisionError:\n        return False\n",
         tests={"test_attacks_boundary.py": "connections_host_that_no_host"},
     ),
     Tooth(
         "Half a character is one clear error",
-        "texts.py",
+        "core/validation/texts.py",
         "        text.encode()\n    except UnicodeEncodeError:",
         "        text.encode(errors='replace')\n    except UnicodeEncodeError:",
         tests={"test_attacks_texts.py": "task_returned_and_breaks or returns_and_breaks"},
@@ -47,14 +47,14 @@ ATTACKED = (
     # Announced lengths are not sizes
     Tooth(
         "What arrives of a result is charged to the memory that all share",
-        "download.py",
+        "core/http/download.py",
         "        if self._hold is not None:\n",
         "        if False:\n",
         tests={"test_attacks_memory.py": "large_pictures_behind_a_small_one"},
     ),
     Tooth(
         "What arrives of an answer is charged to the memory that all share",
-        "response_body.py",
+        "core/http/response_body.py",
         "            if self._hold is not None:\n",
         "            if False:\n",
         tests={"test_attacks_memory.py": "large_answers_to_submits"},
@@ -62,14 +62,14 @@ ATTACKED = (
     # Bounded bytes, unbounded work on the event loop
     Tooth(
         "An answer has a limit of values",
-        "answer_shape.py",
+        "core/http/json_limits.py",
         "MAX_ITEMS = 50_000 ",
         "MAX_ITEMS = 50_000_000 ",
         tests={"test_attacks_loop.py": "answer_to_a_submit_does_not_stop"},
     ),
     Tooth(
         "The triggerer reads small answers only",
-        "transport.py",
+        "core/http/transport.py",
         "        self._most = most if call.billable or max_poll is None else min(most, max_poll)\n",
         "        self._most = most\n",
         tests={"test_attacks_loop.py": "too_large_for_the_triggerer"},
@@ -77,14 +77,14 @@ ATTACKED = (
     # An approval is bound to content
     Tooth(
         "What goes on is what was shown, whatever the XCom says by then",
-        "approval.py",
+        "core/purchase/approval.py",
         "            edited = _canonical(told) != _canonical(shown)\n",
         "            edited = False\n",
         tests={"test_attacks_approval.py": "xcom_that_is_edited_while"},
     ),
     Tooth(
         "What was shown is kept by its hash",
-        "approval.py",
+        "core/purchase/approval.py",
         "        if hashlib.sha256(blob.data).hexdigest() != self._digest(keys[0]):\n",
         "        if False:\n",
         tests={"test_attacks_approval.py": "kept_and_is_edited"},
@@ -92,21 +92,21 @@ ATTACKED = (
     # Two parsers of one address
     Tooth(
         "What another parser reads in another way is refused",
-        "storage/uris.py",
+        "core/storage/uris.py",
         "        if held in but_for:\n",
         "        if True:\n",
         tests={"test_attacks_addresses.py": "fsspec_reads_in_another_way"},
     ),
     Tooth(
         "An output path or a root holds no chain",
-        "storage/uris.py",
+        "core/storage/uris.py",
         "    if CHAIN in uri:\n",
         "    if False:\n",
         tests={"test_attacks_addresses.py": "addresses_would_be_chains"},
     ),
     Tooth(
         "An image at an address that is refused now is found",
-        "storage/places.py",
+        "core/storage/files.py",
         '            place = self._place(uri, "uri", landed=True)\n            return "there"',
         '            place = self._place(uri, "uri")\n            return "there"',
         tests={"test_attacks_addresses.py": "refused_now_is_returned"},
@@ -114,14 +114,14 @@ ATTACKED = (
     # Pillow
     Tooth(
         "A decoder is given pixels alone",
-        "thumbnails.py",
+        "core/purchase/thumbnails.py",
         "io.BytesIO(pixels_of(data, info.extension, width * height))",
         "io.BytesIO(data)",
         tests={"test_attacks_thumbnails.py": "beside_its_pixels or too_much_work"},
     ),
     Tooth(
         "An image of too many pixels is not decoded",
-        "thumbnails.py",
+        "core/purchase/thumbnails.py",
         "    if width * height > MAX_PIXELS[info.extension]:\n",
         "    if False:\n",
         tests={"test_thumbnails.py": "can_not_be_trusted and megapixels"},
@@ -158,21 +158,21 @@ ATTACKED = (
     # Numbers from outside have ranges
     Tooth(
         "A cost has a range",
-        "ranges.py",
+        "core/redaction/ranges.py",
         "REPORTED_COST = Range(0.0, 1_000.0)",
         "REPORTED_COST = Range(-math.inf, math.inf)",
         tests={"test_attacks_numbers.py": "cost_that_is_none"},
     ),
     Tooth(
         "A wait has a range",
-        "ranges.py",
+        "core/redaction/ranges.py",
         "LONGEST_WAIT = 86_400.0",
         "LONGEST_WAIT = math.inf",
         tests={"test_attacks_numbers.py": "wait"},
     ),
     Tooth(
         "A cost in a record has a range",
-        "ledger.py",
+        "core/ledger/records.py",
         "        return _with_sane_costs(record)\n",
         "        return record\n",
         tests={"test_attacks_numbers.py": "earlier_version_believed"},
@@ -180,14 +180,14 @@ ATTACKED = (
     # Rows
     Tooth(
         "A batch asks for no more images than are allowed",
-        "rows.py",
+        "core/batch/rows.py",
         "    _refuse_too_many(rows, variants, most)\n",
         "    pass\n",
         tests={"test_attacks_texts.py": "million_images or own_n_counts or raises_and_lowers"},
     ),
     Tooth(
         "Rows of a file are read no further than are allowed",
-        "row_files.py",
+        "core/batch/row_files.py",
         "            if len(found) == source.most:\n",
         "            if False:\n",
         tests={"test_attacks_texts.py": "not_read_on"},
@@ -195,21 +195,21 @@ ATTACKED = (
     # The gallery, and whoever looks at records
     Tooth(
         "A page reads a part of the records",
-        "plugins/gallery/shelf.py",
+        "gallery/queries.py",
         "self._read(keys[:MAX_READ])",
         "self._read(keys)",
         tests={"test_gallery.py": "filter_without_hits"},
     ),
     Tooth(
         "A question that makes no sense is refused in a sentence",
-        "plugins/gallery/app.py",
+        "gallery/app.py",
         "        if given and not pattern.fullmatch(given[0]):\n",
         "        if False:\n",
         tests={"test_gallery.py": "no_question_that_makes_no_sense"},
     ),
     Tooth(
         "A record that can't be shown is unreadable, everywhere",
-        "record_values.py",
+        "core/ledger/record_values.py",
         "    return isinstance(value, types) and (bool in types or not isinstance(value, bool))\n",
         "    return True\n",
         tests={"test_gallery.py": "can_not_be_shown", "test_cli.py": "odd_record"},
@@ -232,14 +232,14 @@ ATTACKED = (
     # What lies under the root is its owner's alone
     Tooth(
         "What the ledger writes is its owner's alone",
-        "storage/disk.py",
+        "core/storage/local.py",
         "_PRIVATE = _Modes(0o700, 0o600, exact=True)\n",
         "_PRIVATE = _Modes(0o777, 0o666, exact=False)\n",
         tests={"test_private_root.py": "whatever_the_umask"},
     ),
     Tooth(
         "Folders that were left open are closed",
-        "storage/disk.py",
+        "core/storage/local.py",
         "            _close_folders(self._root / IMAGES, file.parent)\n",
         "            pass\n",
         tests={"test_private_root.py": "left_open"},
@@ -247,21 +247,21 @@ ATTACKED = (
     # Decided
     Tooth(
         "No page of another site shows an image",
-        "plugins/gallery/app.py",
+        "gallery/app.py",
         '    "Cross-Origin-Resource-Policy": "same-origin",\n',
         "",
         tests={"test_gallery.py": "no_other_site"},
     ),
     Tooth(
         "A browser's store tells users apart",
-        "plugins/gallery/app.py",
+        "gallery/app.py",
         ', "Vary": "Cookie, Authorization"',
         "",
         tests={"test_gallery.py": "no_other_site"},
     ),
     Tooth(
         "A file name is one on Windows",
-        "arguments.py",
+        "core/validation/arguments.py",
         '        else "a device on Windows" if _WINDOWS_DEVICE.match(plain)\n',
         "",
         tests={"test_attacks_addresses.py": "file_name_that_is_another_file or device"},

@@ -15,15 +15,15 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 from harness.left_behind import LOGGER, LeftBehind
 
-from airflow_provider_geminiimg import jobs
-from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, OutcomeUnknownError
-from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.verdicts import Verdict
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -231,11 +231,11 @@ async def test_a_job_whose_account_is_gone_for_good_can_be_settled(
 ) -> None:
     record = await long_submitted(account)
     with pytest.raises(BadRequestError, match="is not lost"):
-        jobs.resolve(account.left().ledger, record.key, verdict)
+        reconcile.resolve(account.left().ledger, record.key, verdict)
     account.point(change)
     await account.left().collect()
     account.point("key")
-    assert jobs.resolve(account.left().ledger, record.key, verdict) is True
+    assert reconcile.resolve(account.left().ledger, record.key, verdict) is True
     again = account.left().attempt(generation=1)
     if verdict.word == "lost":
         with pytest.raises(GeminiImageError):
@@ -351,10 +351,11 @@ def test_no_task_buys_again_where_its_connection_leads_to_another_account(
 def test_a_job_whose_account_changes_while_a_trigger_waits_is_not_bought_again(
     airflow: AirflowHarness, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_geminiimg import collecting, polling
+    from airflow_provider_geminiimg.core.gateways import polling
+    from airflow_provider_geminiimg.core.purchase import waiting
 
     monkeypatch.setattr(polling, "VANISHED_GRACE", 0.0)
-    monkeypatch.setattr(collecting, "VANISHED_GRACE", 0.0)
+    monkeypatch.setattr(waiting, "VANISHED_GRACE", 0.0)
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
     run_trigger = GeminiImageJobTrigger.run
@@ -405,7 +406,7 @@ async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_c
     assert (await left.collect()).keys["errors"] == [record.key]
     assert f"Record {record.key} was submitted through this connection." in lines.text
     assert left.at(record).error is not None
-    assert jobs.resolve(left.ledger, record.key, Verdict("resubmit")) is True
+    assert reconcile.resolve(left.ledger, record.key, Verdict("resubmit")) is True
     settled = left.at(record).error
     assert settled is not None
     assert settled.billed is Billed.YES

@@ -12,7 +12,7 @@ from harness.gate import Gate
 from harness.left_behind import LeftBehind
 from harness.moto import start_moto
 
-from airflow_provider_geminiimg import paying
+from airflow_provider_geminiimg.core.purchase import submission
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def left(
     gate: Gate, s3_root: str, sandbox: Sandbox, geminiimg_conn_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LeftBehind]:
     """At both gateways, on S3 behind the gate."""
-    from airflow_provider_geminiimg.storage import s3
+    from airflow_provider_geminiimg.core.storage import s3
 
     monkeypatch.setattr(s3, "_CLIENTS", {})  # another test's client leads to another server
-    monkeypatch.setattr(paying, "OWNING_SECONDS", 60.0)  # the gate alone says how long it takes
+    monkeypatch.setattr(submission, "OWNING_SECONDS", 60.0)  # the gate alone says how long it takes
     yield LeftBehind(sandbox, geminiimg_conn_id)
     gate.open()
 

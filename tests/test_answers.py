@@ -20,7 +20,11 @@ from airflow.sdk.exceptions import AirflowFailException
 from harness.attacks import picture
 from harness.matrix import read_records
 
-from airflow_provider_geminiimg import collecting, lifecycle, polling
+from airflow_provider_geminiimg.core.gateways import get_gateway, polling
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Reply
+from airflow_provider_geminiimg.core.http.response_body import ResponseBody
+from airflow_provider_geminiimg.core.purchase import lifecycle, waiting
+from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -30,13 +34,9 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways import get_gateway
-from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.response_body import ResponseBody
 from airflow_provider_geminiimg.sandbox.client import SAMPLE_KEY
 from airflow_provider_geminiimg.sandbox.faults import Frame
 
@@ -293,7 +293,7 @@ def test_a_gateway_that_only_speaks_of_another_job_is_lost_contact_and_buys_noth
 def test_a_404_other_than_task_not_exist_buys_no_second_image(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, make: Make, body: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (polling, collecting):
+    for module in (polling, waiting):
         monkeypatch.setattr(module, "VANISHED_GRACE", 0.0)
     sandbox.faults(route="apimaster.status", status=404, body=body, times=3)
     run = airflow.run_dag(make(apimaster, on_unknown="resubmit"))

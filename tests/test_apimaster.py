@@ -10,6 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from airflow_provider_geminiimg.core.gateways import get_gateway
+from airflow_provider_geminiimg.core.gateways.apimaster import ApiMaster
+from airflow_provider_geminiimg.core.gateways.base import Call, InputImage, JobState, JobStatus, Picture, Reply
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -22,10 +26,6 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways import get_gateway
-from airflow_provider_geminiimg.gateways.apimaster import ApiMaster
-from airflow_provider_geminiimg.gateways.base import Call, InputImage, JobState, JobStatus, Picture, Reply
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 
 FLASH = "gemini-3.1-flash-image-preview"
 LINK = "https://apimaster.ai/imgs/1782633695067198543.jpg"

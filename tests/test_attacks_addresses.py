@@ -19,17 +19,24 @@ from harness import forbidden as web
 from harness.attacks import FromTask, Target, every_write, outcome, picture, returned
 from harness.forbidden import answer
 
-from airflow_provider_geminiimg import arguments
+from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.reconcile import forget
+from airflow_provider_geminiimg.core.storage import (
+    Files,
+    default_s3_client,
+    object_storage,
+    open_store,
+    same_place,
+    uris,
+)
+from airflow_provider_geminiimg.core.validation import arguments
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
-from airflow_provider_geminiimg.jobs import forget
-from airflow_provider_geminiimg.ledger import Ledger
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store, other, same_place, uris
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -248,7 +255,7 @@ def paid_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch, 
     with monkeypatch.context() as then:
         then.setattr(arguments, "_WINDOWS_CHARACTERS", "\0")
         then.setattr(uris, "_REREAD", {})
-        then.setattr(other, "_is_at", lambda *_: True)
+        then.setattr(object_storage, "_is_at", lambda *_: True)
         run = target.generate(output_path=out, file_name="{{ params.given }}", given=name, retries=0)
     assert (run.state, [record.state for record in target.records()]) == ("failed", ["submitted"]), run.log
     target.pictures.routes["/p.png"] = answer(body=picture())
@@ -295,7 +302,7 @@ def landed_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch
         then.setattr(uris, "_REREAD", {})
         then.setattr(uris, "CHAIN", "\0\0")
         then.setattr(uris, "_HOST", re.compile(".*"))
-        then.setattr(other, "_is_at", lambda *_: True)
+        then.setattr(object_storage, "_is_at", lambda *_: True)
         run = target.airflow.run_dag(dag)
     assert returned(run)["images"][0]["uri"] == f"{out}/fox.png"
     [record] = target.root.glob("ledger/**/1.json")

@@ -22,9 +22,9 @@ from harness.records import landed
 from harness.reviews import FOLDER, key_of, land, manifest, named, write
 
 from airflow_provider_geminiimg import GeminiImageGenerateOperator, GeminiImageReviewOperator, review_markdown
-from airflow_provider_geminiimg.jobs import Scope, purge
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger
+from airflow_provider_geminiimg.core.reconcile import Scope, purge
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run

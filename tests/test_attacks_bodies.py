@@ -20,11 +20,12 @@ from harness import forbidden as web
 from harness.attacks import Target, answers, outcome, picture, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 
-from airflow_provider_geminiimg import inputs, landing, transport
-from airflow_provider_geminiimg.catalog import default_model, lookup
+from airflow_provider_geminiimg.core.catalog.lookup import default_model, lookup
+from airflow_provider_geminiimg.core.gateways.apimaster import ASYNC_READ_TIMEOUT
+from airflow_provider_geminiimg.core.gateways.results import MAX_PICTURES
+from airflow_provider_geminiimg.core.http import transport
+from airflow_provider_geminiimg.core.purchase import inputs, landing
 from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknownError, StorageError
-from airflow_provider_geminiimg.gateways._results import MAX_PICTURES
-from airflow_provider_geminiimg.gateways.apimaster import ASYNC_READ_TIMEOUT
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
 

@@ -25,9 +25,12 @@ from harness.attacks import PROMPT, Target, outcome
 from harness.forbidden import Route, answer
 from harness.inprocess import Run
 
-from airflow_provider_geminiimg import jobs
-from airflow_provider_geminiimg.connection import parse_connection
-from airflow_provider_geminiimg.decision import is_out_of_reach
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.gateways.connection import parse_connection
+from airflow_provider_geminiimg.core.gateways.responses import parse_json
+from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -38,14 +41,11 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways._answers import parse_json
-from airflow_provider_geminiimg.ledger import Ledger
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.storage import open_store
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 target, internet, forbidden = attacks.target, web.internet, web.forbidden
@@ -448,7 +448,7 @@ def test_a_purge_goes_on_after_what_it_can_not_remove_and_names_it(target: Targe
     removed: list[str] = []
 
     async def purge() -> None:
-        async for each in jobs.purge(ledger, jobs.Scope("default"), days=0.0):
+        async for each in reconcile.purge(ledger, reconcile.Scope("default"), days=0.0):
             removed.append(each)
 
     with pytest.raises(LedgerError, match="could not be removed") as caught:

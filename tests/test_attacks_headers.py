@@ -24,11 +24,11 @@ from harness.forbidden import answer
 from harness.hostile_images import BOMBS, LONG, SIZE, UNKNOWN_SIZE, plain
 from PIL import Image
 
-from airflow_provider_geminiimg.addresses import address_of
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import MismatchError
-from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 target, internet, forbidden = attacks.target, web.internet, web.forbidden
 server, get = test_gallery.server, test_gallery.get

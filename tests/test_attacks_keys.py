@@ -26,11 +26,11 @@ from harness.attacks import FromTask, Target, outcome, returned
 from harness.canaries import Canaries, Leak, Logs, Text
 from harness.matrix import read_records
 
+from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.transport import Transport
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 if TYPE_CHECKING:

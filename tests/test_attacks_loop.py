@@ -23,7 +23,7 @@ from harness.attacks import Target, answers, outcome, picture, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 from harness.stalls import Stalls, stalls
 
-from airflow_provider_geminiimg import transport
+from airflow_provider_geminiimg.core.http import transport
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.triggers import job as job_module

@@ -22,8 +22,11 @@ from harness import forbidden as web
 from harness.attacks import Target, picture
 from harness.forbidden import Host, Route, answer, as_json, done
 
-from airflow_provider_geminiimg import download, landing, room, storage, transport
-from airflow_provider_geminiimg.gateways import apimaster
+from airflow_provider_geminiimg.core import storage
+from airflow_provider_geminiimg.core.execution import byte_semaphore
+from airflow_provider_geminiimg.core.gateways import apimaster
+from airflow_provider_geminiimg.core.http import download, transport
+from airflow_provider_geminiimg.core.purchase import landing
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
@@ -301,7 +304,7 @@ def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_
     api.otherwise = answered
     with monkeypatch.context() as patch:
         patch.setattr(download, "_WINDOW", 1.0)
-        patch.setattr(room, "EXPECTED_SECONDS", 1.0)
+        patch.setattr(byte_semaphore, "EXPECTED_SECONDS", 1.0)
         ran = target.run_as_is(
             GeminiImageBatchOperator,
             requests=[f"number {number}" for number in range(8)],

@@ -18,10 +18,10 @@ from harness import forbidden as web
 from harness.attacks import Target, answers, outcome, returned
 from harness.forbidden import Host, Route, answer, done
 
+from airflow_provider_geminiimg.core.gateways.apimaster import ApiMaster
+from airflow_provider_geminiimg.core.gateways.base import JobState, Reply
+from airflow_provider_geminiimg.core.gateways.onemin import OneMin
 from airflow_provider_geminiimg.exceptions import RateLimitedError, from_dict
-from airflow_provider_geminiimg.gateways.apimaster import ApiMaster
-from airflow_provider_geminiimg.gateways.base import JobState, Reply
-from airflow_provider_geminiimg.gateways.onemin import OneMin
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host

@@ -19,7 +19,7 @@ from harness import forbidden as web
 from harness.attacks import FromTask, Target, answers, every_write, outcome, picture, returned
 from harness.forbidden import Host, answer, as_json
 
-from airflow_provider_geminiimg.catalog import DEFAULT_MODELS
+from airflow_provider_geminiimg.core.catalog.lookup import DEFAULT_MODELS
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator

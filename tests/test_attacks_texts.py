@@ -25,18 +25,18 @@ from harness.patterns import attacks as texts_against
 from harness.patterns import every_pattern
 from test_batch import FILES, batch, why
 
-from airflow_provider_geminiimg.columns import MAX_COLUMNS, MAX_NAME, columns_in, filled, name_key, tidy
+from airflow_provider_geminiimg.core.batch.columns import MAX_COLUMNS, MAX_NAME, columns_in, filled, name_key, tidy
+from airflow_provider_geminiimg.core.batch.rows import read_rows, wishes
+from airflow_provider_geminiimg.core.gateways.base import Reply
+from airflow_provider_geminiimg.core.gateways.intermediaries import turned_away
+from airflow_provider_geminiimg.core.gateways.responses import Answer
+from airflow_provider_geminiimg.core.gateways.results import pictures_in
+from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
+from airflow_provider_geminiimg.core.request import given
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
-from airflow_provider_geminiimg.gateways._answers import Answer
-from airflow_provider_geminiimg.gateways._results import pictures_in
-from airflow_provider_geminiimg.gateways._turned_away import turned_away
-from airflow_provider_geminiimg.gateways.base import Reply
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.redaction import scrub
-from airflow_provider_geminiimg.request import given
-from airflow_provider_geminiimg.rows import read_rows, wishes
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 
 if TYPE_CHECKING:

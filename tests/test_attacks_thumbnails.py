@@ -24,7 +24,7 @@ import json, sys, time, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin, PIL.WebPImagePlugin
-from airflow_provider_geminiimg.thumbnails import render
+from airflow_provider_geminiimg.core.purchase.thumbnails import render
 from harness.hostile_images import BOMBS, LARGEST, TOO_MUCH
 
 def peak():

@@ -10,13 +10,14 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_provider_geminiimg import collecting, polling
-from airflow_provider_geminiimg.budget import Budgets
-from airflow_provider_geminiimg.connection import parse_connection
+from airflow_provider_geminiimg.core.gateways import polling
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
+from airflow_provider_geminiimg.core.gateways.connection import parse_connection
+from airflow_provider_geminiimg.core.ledger.budget import Budgets
+from airflow_provider_geminiimg.core.purchase import waiting
+from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.exceptions import NotSentError, OverBudgetError
-from airflow_provider_geminiimg.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
-from airflow_provider_geminiimg.storage.disk import LocalStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ def counts(run: Run) -> dict[str, int]:
 @pytest.fixture
 def vanishing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that the gateway does not know is believed to be gone at once."""
-    for module in (polling, collecting):
+    for module in (polling, waiting):
         monkeypatch.setattr(module, "VANISHED_GRACE", 0.0)
 
 

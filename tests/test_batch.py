@@ -17,10 +17,10 @@ from harness.attempts import Attempts
 from harness.trouble import Disk
 from PIL import Image
 
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, IncompleteError, StorageError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import Files, default_s3_client
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -43,7 +43,7 @@ def batch(requests: Any, **arguments: Any) -> DAG:
 def lines(run: Run) -> list[dict[str, Any]]:
     """The rows of the manifest, in order."""
     from airflow_provider_geminiimg import settings
-    from airflow_provider_geminiimg.storage import encode_segment, join_uri
+    from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
 
     place = f"images/many/{encode_segment(run.run_id)}/pictures/-1/manifest.jsonl"
     data = FILES.read(join_uri(settings.root(), place), max_bytes=64_000_000)

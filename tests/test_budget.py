@@ -19,8 +19,12 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 from harness.records import Wire
 
-from airflow_provider_geminiimg.budget import Budgets, Reservation, price_of
-from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.ledger.budget import Budgets, Reservation, price_of
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage import Store, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -32,14 +36,10 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     StorageError,
 )
-from airflow_provider_geminiimg.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.storage import Store, default_s3_client, open_store
-from airflow_provider_geminiimg.storage.disk import LocalStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -531,7 +531,7 @@ def test_a_batch_stops_where_the_daily_budget_ends_and_goes_on_when_it_is_raised
 
 def lines(run: Run) -> list[str]:
     from airflow_provider_geminiimg import settings
-    from airflow_provider_geminiimg.storage import Files, encode_segment, join_uri
+    from airflow_provider_geminiimg.core.storage import Files, encode_segment, join_uri
 
     place = f"images/many/{encode_segment(run.run_id)}/pictures/-1/manifest.jsonl"
     data = Files(s3_client=default_s3_client).read(join_uri(settings.root(), place), max_bytes=64_000_000)

@@ -17,14 +17,11 @@ from harness.moto import WsgiApp, start_moto
 from harness.records import ITEM, Wire, make_record
 
 import airflow_provider_geminiimg
-from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
-from airflow_provider_geminiimg.index import point_to, read_entry, write_entry
-from airflow_provider_geminiimg.kept import Kept
-from airflow_provider_geminiimg.ledger import Destination, Ledger
-from airflow_provider_geminiimg.names import reserve_name
-from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
-from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import (
+from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to, read_entry, write_entry
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
+from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
+from airflow_provider_geminiimg.core.storage import (
     Blob,
     Files,
     Store,
@@ -34,6 +31,9 @@ from airflow_provider_geminiimg.storage import (
     replace_or_read,
     update,
 )
+from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
+from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -93,7 +93,7 @@ def _moto(line: Forgetful) -> Iterator[str]:
 @pytest.fixture
 def bad_root(line: Forgetful, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """`[geminiimg] root` in a bucket whose answers get lost as `line` is told."""
-    from airflow_provider_geminiimg.storage import s3
+    from airflow_provider_geminiimg.core.storage import s3
 
     monkeypatch.setattr(s3, "_CLIENTS", {})  # another test's client leads to another server
     yield s3_root

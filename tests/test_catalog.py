@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.catalog import (
+from airflow_provider_geminiimg.core.catalog.lookup import (
     DEFAULT_MODELS,
     LIMITS,
     ROWS,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import DAG, task
 
-from airflow_provider_geminiimg import jobs
-from airflow_provider_geminiimg.ledger import Ledger
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
-from airflow_provider_geminiimg.verdicts import Verdict
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -118,12 +118,12 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
 def test_a_clear_that_collected_an_older_job_is_not_done_again_by_its_retry(
     single: Scene, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_geminiimg.work import picture
+    from airflow_provider_geminiimg.runtime import image_task
 
     run = single.left_running(FOX)
     assert single.clear(run, WOLF) == "success"
     single.ended()
-    fails_once(monkeypatch, picture, "finished")  # after it has landed
+    fails_once(monkeypatch, image_task, "finished")  # after it has landed
     assert single.clear(run, FOX, deferrable=deferrable, **REGENERATE) == "failed"
     assert single.retry(run, FOX, deferrable=deferrable, **REGENERATE) == "success"
     assert single.paid() == [FOX, WOLF]
@@ -189,7 +189,7 @@ def test_the_retry_of_a_regeneration_that_failed_unpaid_regenerates(scene: Scene
 
 
 def resolved(scene: Scene, run: Run) -> None:
-    jobs.resolve(scene.ledger, scene.records()[-1], Verdict("resubmit"))
+    reconcile.resolve(scene.ledger, scene.records()[-1], Verdict("resubmit"))
     scene.retry(run, FOX)
 
 
@@ -230,7 +230,7 @@ def test_a_run_made_again_whose_new_record_was_forgotten_goes_on(scene: Scene) -
     scene.airflow.close()
     run = scene.run(FOX, **REGENERATE)
     assert scene.paid() == [FOX, FOX], run.log
-    jobs.forget(scene.ledger, scene.records()[-1])
+    reconcile.forget(scene.ledger, scene.records()[-1])
     assert scene.clear(run, FOX) == "success", run.log
     assert scene.paid() == [FOX, FOX]
 

@@ -21,13 +21,13 @@ from harness.records import ITEM, landed, make_record, submitted
 
 from airflow_provider_geminiimg import _cli_jobs
 from airflow_provider_geminiimg.__main__ import main
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key
+from airflow_provider_geminiimg.core.ledger.records import record_key
+from airflow_provider_geminiimg.core.reconcile import STANDINGS
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import LedgerError
-from airflow_provider_geminiimg.index import index_key
-from airflow_provider_geminiimg.jobs import STANDINGS
-from airflow_provider_geminiimg.ledger import record_key
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness

@@ -14,9 +14,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from harness.canaries import Canaries, Text
 from harness.left_behind import LeftBehind
 
-from airflow_provider_geminiimg import jobs
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError
-from airflow_provider_geminiimg.ledger import Record
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
@@ -68,7 +68,7 @@ class Works:
     def record(self, run_id: str = "run") -> Record:
         """The record of a run's only submission."""
         [key] = [key for key in self.left.records() if f"/pictures/{run_id}/" in key]
-        return jobs.entry_at(self.left.ledger, key).readable().record
+        return reconcile.entry_at(self.left.ledger, key).readable().record
 
     def collect(self, conf: dict[str, Any] | None = None, **arguments: Any) -> Run:
         with DAG("maintenance", schedule=None, params={"resolve": {}}) as dag:
@@ -317,7 +317,7 @@ def test_the_log_and_the_result_of_a_collect_hold_no_link_and_no_prompt(
 
 def test_what_a_person_removed_is_bought_again_by_a_clear_although_airflow_remembers_it(works: Works) -> None:
     run = works.dies_sending()
-    jobs.forget(works.left.ledger, works.record().key, lose_it=True)
+    reconcile.forget(works.left.ledger, works.record().key, lose_it=True)
     made = run.clear("made").task("made")
     assert made.state == "success", made.log
     assert works.left.picture(works.record())[1] == 2
@@ -325,8 +325,8 @@ def test_what_a_person_removed_is_bought_again_by_a_clear_although_airflow_remem
 
 async def test_what_was_purged_is_not_bought_again_by_a_clear_where_airflow_remembers_it(works: Works) -> None:
     run = works.airflow.run_dag(works.picture())
-    scope = jobs.Scope("default")
-    assert len([key async for key in jobs.purge(works.left.ledger, scope, days=0.0)]) == 1
+    scope = reconcile.Scope("default")
+    assert len([key async for key in reconcile.purge(works.left.ledger, scope, days=0.0)]) == 1
     made = run.clear("made").task("made")
     assert made.state == "failed"
     assert "was removed" in str(made.error)

@@ -10,12 +10,25 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.catalog import DEFAULT_MODELS, LIMITS, ROWS, SUCCESSORS, known_ids, knows, lookup
-from airflow_provider_geminiimg.connection import CURRENCIES, GatewayConnection, is_loopback, parse_connection
+from airflow_provider_geminiimg.core.catalog.lookup import (
+    DEFAULT_MODELS,
+    LIMITS,
+    ROWS,
+    SUCCESSORS,
+    known_ids,
+    knows,
+    lookup,
+)
+from airflow_provider_geminiimg.core.gateways import GATEWAYS
+from airflow_provider_geminiimg.core.gateways.connection import (
+    CURRENCIES,
+    GatewayConnection,
+    is_loopback,
+    parse_connection,
+)
+from airflow_provider_geminiimg.core.http.transport import DEFAULT_CONCURRENCY
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
-from airflow_provider_geminiimg.gateways import GATEWAYS
 from airflow_provider_geminiimg.provider import get_provider_info
-from airflow_provider_geminiimg.transport import DEFAULT_CONCURRENCY
 
 KEY = "canary-key-9f3a"
 

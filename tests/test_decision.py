@@ -15,7 +15,8 @@ from harness.records import ELSEWHERE, landed, make_record, submitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.decision import (
+from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
+from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
     Copy,
     Fetch,
@@ -44,7 +45,6 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.ledger import Found, Record, with_error
 
 RETRY = Policy(generation=0)
 CLEAR = Policy(generation=1)

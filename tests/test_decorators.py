@@ -12,8 +12,8 @@ from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg import ImageRequest
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run

@@ -59,17 +59,40 @@ from harness.records import ITEM, landed, make_record
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg import _cli_jobs, jobs, names
-from airflow_provider_geminiimg import budget as budget_module
-from airflow_provider_geminiimg import download as download_module
-from airflow_provider_geminiimg import transport as transport_module
-from airflow_provider_geminiimg._logs import SteadyLogs
-from airflow_provider_geminiimg.addresses import address_of
-from airflow_provider_geminiimg.batch import Plan
-from airflow_provider_geminiimg.budget import Budgets
-from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.decision import Asked, Policy, decide
-from airflow_provider_geminiimg.download import download
+from airflow_provider_geminiimg import _cli_jobs
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.batch.rows import read_rows, wishes
+from airflow_provider_geminiimg.core.execution.task_log import SteadyLogs
+from airflow_provider_geminiimg.core.gateways import GATEWAYS
+from airflow_provider_geminiimg.core.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus, Reply
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.http import download as download_module
+from airflow_provider_geminiimg.core.http import transport as transport_module
+from airflow_provider_geminiimg.core.http.download import download
+from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.images.inspection import MAX_SIDE, inspect_image
+from airflow_provider_geminiimg.core.ledger import budget as budget_module
+from airflow_provider_geminiimg.core.ledger import file_names
+from airflow_provider_geminiimg.core.ledger.budget import Budgets
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, is_record_key, record_key
+from airflow_provider_geminiimg.core.purchase.decision import Asked, Policy, decide
+from airflow_provider_geminiimg.core.purchase.inputs import public_uri
+from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, RETURNED, Kept
+from airflow_provider_geminiimg.core.purchase.saved_requests import Wanted as KeptRequest
+from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
+from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
+from airflow_provider_geminiimg.core.storage import (
+    Blob,
+    Files,
+    Store,
+    default_s3_client,
+    locate,
+    open_store,
+    same_place,
+)
 from airflow_provider_geminiimg.exceptions import (
     KINDS,
     AuthenticationError,
@@ -83,23 +106,10 @@ from airflow_provider_geminiimg.exceptions import (
     from_dict,
     scrub,
 )
-from airflow_provider_geminiimg.gateways import GATEWAYS
-from airflow_provider_geminiimg.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus, Reply
-from airflow_provider_geminiimg.images import MAX_SIDE, inspect_image
-from airflow_provider_geminiimg.index import read_entry
-from airflow_provider_geminiimg.inputs import public_uri
-from airflow_provider_geminiimg.kept import PLANS, RETURNED, Kept
-from airflow_provider_geminiimg.kept import Wanted as KeptRequest
-from airflow_provider_geminiimg.ledger import Destination, Ledger, is_record_key, record_key
-from airflow_provider_geminiimg.plugins.gallery.shelf import Shelf as GalleryShelf
-from airflow_provider_geminiimg.plugins.gallery.shelf import Wanted
-from airflow_provider_geminiimg.printable import printable, printable_json
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
-from airflow_provider_geminiimg.review import review_markdown
-from airflow_provider_geminiimg.rows import read_rows, wishes
-from airflow_provider_geminiimg.storage import Blob, Files, Store, default_s3_client, locate, open_store, same_place
-from airflow_provider_geminiimg.transport import Transport
-from airflow_provider_geminiimg.verdicts import Verdict
+from airflow_provider_geminiimg.gallery.addresses import address_of
+from airflow_provider_geminiimg.gallery.markdown import review_markdown
+from airflow_provider_geminiimg.gallery.queries import Shelf as GalleryShelf
+from airflow_provider_geminiimg.gallery.queries import Wanted
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
@@ -401,7 +411,7 @@ def test_any_record_is_read_or_refused_and_decided_about(
 @example(b"[" * 100_000)
 def test_any_claim_of_a_name_is_somebodys_or_can_not_be_read(data: bytes) -> None:
     with contextlib.suppress(StorageError):
-        claim = names.read_claim(Shelf(data), "names/fox.json")
+        claim = file_names.read_claim(Shelf(data), "names/fox.json")
         assert claim is not None
         assert all(isinstance(value, str) for value in (claim.item, claim.stem, claim.attempt))
 
@@ -467,15 +477,15 @@ def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop:
         assert after is None
         assert [item["record"] for item in items] == [key, fine]
         as_json({"items": items, "summary": gallery.summary(wanted)})
-        entry = jobs.entry_at(ledger, key)
+        entry = reconcile.entry_at(ledger, key)
         assert items[0]["standing"] == entry.standing
-        assert _cli_jobs._line(jobs.summary(entry))
-        as_json(jobs.summary(entry))
+        assert _cli_jobs._line(reconcile.summary(entry))
+        as_json(reconcile.summary(entry))
         if entry.found is None:
             assert key in items[0]["error"]["message"]
             assert key in str(entry.error)
         else:
-            as_json(jobs.detail(entry))
+            as_json(reconcile.detail(entry))
             address = address_of(key)
             assert gallery.record(address) == entry.found.record
             for source in entry.found.record.inputs:
@@ -483,8 +493,8 @@ def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop:
             with contextlib.suppress(BadRequestError):
                 assert review_markdown(entry.found.record.manifest)
         with contextlib.suppress(GeminiImageError):
-            jobs.resolve(ledger, key, Verdict("lost"), dry_run=True)
-        purged = loop.run_until_complete(attempt(all_of(jobs.purge(ledger, SCOPE, days=0.0))))
+            reconcile.resolve(ledger, key, Verdict("lost"), dry_run=True)
+        purged = loop.run_until_complete(attempt(all_of(reconcile.purge(ledger, SCOPE, days=0.0))))
         assert isinstance(purged, GeminiImageError) or fine in purged
 
     for what in ODD:

@@ -20,13 +20,13 @@ from harness.left_behind import LeftBehind
 from harness.odd_records import put_all
 from harness.records import ITEM, landed, make_record, plan_of, submitted
 
-from airflow_provider_geminiimg.copies import image_places
-from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, record_key
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, Record, record_key
+from airflow_provider_geminiimg.core.purchase.copying import image_places
+from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
+from airflow_provider_geminiimg.core.storage import Files, encode_segment
+from airflow_provider_geminiimg.gallery.queries import address_of
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.plugins.gallery.shelf import address_of
-from airflow_provider_geminiimg.storage import Files, encode_segment
-from airflow_provider_geminiimg.thumbnails import thumbnail_key
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -548,7 +548,7 @@ def test_names_that_are_no_text_stand_for_themselves(left: LeftBehind, get: Call
 def test_a_filter_without_hits_reads_a_part_and_says_where_to_look_further(
     left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_READ", 16)
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_READ", 16)
     read = _count_reads(monkeypatch)
     for index in range(40):
         put(left, replace(ITEM, task_id="each", map_index=index), model="fine" if index == 39 else "fast")
@@ -576,7 +576,7 @@ def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_page_ends_where_its_records_become_too_much_for_one_answer(
     left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_PAGE_BYTES", 100_000)
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_PAGE_BYTES", 100_000)
     for index in range(5):
         put(left, replace(ITEM, task_id="each", map_index=index), prompt="x" * 40_000)
     after, pages = "", []
@@ -590,9 +590,9 @@ def test_a_page_ends_where_its_records_become_too_much_for_one_answer(
 def test_no_request_reads_more_bytes_of_records_than_it_may(
     left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_PAGE_BYTES", 100_000)
-    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.MAX_SUMMARY_BYTES", 100_000)
-    monkeypatch.setattr("airflow_provider_geminiimg.plugins.gallery.shelf.AT_ONCE", 1)
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_PAGE_BYTES", 100_000)
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_SUMMARY_BYTES", 100_000)
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.AT_ONCE", 1)
     for index in range(5):
         put(left, replace(ITEM, task_id="each", map_index=index), prompt="x" * 40_000)
     read = _count_reads(monkeypatch)
@@ -615,7 +615,7 @@ def test_an_image_in_thousands_of_places_is_looked_for_in_some(
         for n in range(2_000)
     ]
     record = put(left, ITEM, manifest={"images": images}, copies=copies)
-    shelf = "airflow_provider_geminiimg.plugins.gallery.shelf"
+    shelf = "airflow_provider_geminiimg.gallery.queries"
     listed: list[Record] = []
     monkeypatch.setattr(f"{shelf}.image_places", lambda *given: listed.append(given[0]) or image_places(*given))
     assert len(get(LISTING).json()["items"][0]["images"]) == 100
@@ -749,7 +749,7 @@ def test_airflow_lists_the_plugin_with_its_page_and_its_tabs(server: TestClient,
 
 
 def test_tabs_can_be_switched_off_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_provider_geminiimg.plugins.gallery.plugin import views
+    from airflow_provider_geminiimg.gallery.plugin import views
 
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_TABS", "False")
     assert [view["destination"] for view in views()] == ["nav"]

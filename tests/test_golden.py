@@ -21,16 +21,16 @@ from harness.golden import FOLDER, INPUT, ROOT, Stable, joined, make_bucket, par
 from harness.golden_stories import FILES, STORIES, Story, capped, landed
 from harness.records import make_record
 
-from airflow_provider_geminiimg.approval import Approval
-from airflow_provider_geminiimg.batch import Plan
-from airflow_provider_geminiimg.budget import Day
+from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.ledger.budget import Day
+from airflow_provider_geminiimg.core.ledger.file_names import NameClaim, is_sidecar_of, read_claim
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
+from airflow_provider_geminiimg.core.ledger.records import Item, Ledger
+from airflow_provider_geminiimg.core.purchase.approval import Approval
+from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, RETURNED, Kept, Wanted
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage import Files, Store, default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import KINDS, BadRequestError, Billed, from_dict
-from airflow_provider_geminiimg.index import read_entry, write_entry
-from airflow_provider_geminiimg.kept import PLANS, RETURNED, Kept, Wanted
-from airflow_provider_geminiimg.ledger import Item, Ledger
-from airflow_provider_geminiimg.names import NameClaim, is_sidecar_of, read_claim
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.storage import Files, Store, default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from airflow_provider_geminiimg.core.gateways.base import JobState, Picture
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -25,10 +28,7 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     TimedOutError,
 )
-from airflow_provider_geminiimg.gateways.base import JobState, Picture
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.request import ImageRequest
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.exceptions import Billed, InvalidImageError
-from airflow_provider_geminiimg.images import ImageInfo, inspect_image, mismatch
 
 
 def picture(kind: str, size: tuple[int, int] = (97, 61), **options: object) -> bytes:

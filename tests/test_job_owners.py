@@ -15,21 +15,21 @@ from airflow.sdk.exceptions import AirflowFailException
 from harness.left_behind import LOGGER, LeftBehind
 from harness.records import ITEM, make_record, submitted
 
-from airflow_provider_geminiimg import jobs
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.ledger.job_index import job_key
+from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts
+from airflow_provider_geminiimg.core.storage import default_s3_client
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError, OutcomeUnknownError
-from airflow_provider_geminiimg.job_owners import job_key
-from airflow_provider_geminiimg.jobs.collect import adopted
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.storage import default_s3_client
-from airflow_provider_geminiimg.verdicts import Verdict, verdicts
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
 
-    from airflow_provider_geminiimg.ledger import Record
+    from airflow_provider_geminiimg.core.ledger.records import Record
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 RESUBMIT = Verdict("resubmit")
@@ -60,9 +60,9 @@ def job(job_id: str | None) -> Verdict:
 
 def age_entries(left: LeftBehind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what was noted of jobs be so old that only the records count."""
-    from airflow_provider_geminiimg import job_owners
+    from airflow_provider_geminiimg.core.ledger import job_index
 
-    monkeypatch.setattr(job_owners, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(job_index, "SETTLE_SECONDS", 0.0)
 
 
 # resolve
@@ -79,12 +79,12 @@ async def test_resolve_refuses_the_job_of_another_record_in_any_state(left: Left
         left.store.delete(key)
     for other in others.values():
         with pytest.raises(BadRequestError, match=re.escape(f"job {other.job_id} is that of record {other.key}")):
-            jobs.resolve(left.ledger, record.key, job(other.job_id))
+            reconcile.resolve(left.ledger, record.key, job(other.job_id))
         with pytest.raises(BadRequestError, match="is that of record"):
-            jobs.resolve(left.ledger, record.key, job(other.job_id), dry_run=True)
+            reconcile.resolve(left.ledger, record.key, job(other.job_id), dry_run=True)
     assert left.at(record) == record
     own = {entry["job_id"] for entry in left.sandbox.ledger()} - {other.job_id for other in others.values()}
-    assert jobs.resolve(left.ledger, record.key, job(own.pop())) is True
+    assert reconcile.resolve(left.ledger, record.key, job(own.pop())) is True
     await left.collect()
     assert left.at(record).state == "landed"
 
@@ -100,23 +100,23 @@ async def test_resolve_refuses_the_job_of_another_run_dag_and_namespace_and_a_fu
         left.ledger.create(submitted(item, job_id=f"job-{number}", extra_jobs=[f"extra-{number}"]))
         for job_id in (f"job-{number}", f"extra-{number}"):
             with pytest.raises(BadRequestError, match="is that of record"):
-                jobs.resolve(left.ledger, record.key, job(job_id))
+                reconcile.resolve(left.ledger, record.key, job(job_id))
     # Another gateway's job of the same id is another job.
     left.ledger.create(submitted(dataclasses.replace(ITEM, task_id="x"), gateway="apimaster", job_id="theirs"))
-    assert jobs.resolve(left.ledger, record.key, job("theirs")) is True
+    assert reconcile.resolve(left.ledger, record.key, job("theirs")) is True
 
 
 async def test_a_job_that_only_a_sensor_or_a_copy_holds_may_be_a_records_own(left: LeftBehind) -> None:
     record = await left.unknown()
     left.ledger.create(submitted(dataclasses.replace(ITEM, task_id="sensor"), operation="unknown", job_id="found"))
     left.ledger.create(submitted(dataclasses.replace(ITEM, task_id="copy"), reused_from=record.key, job_id="found"))
-    assert jobs.resolve(left.ledger, record.key, job("found")) is True
+    assert reconcile.resolve(left.ledger, record.key, job("found")) is True
 
 
 async def test_of_two_people_who_give_one_job_to_two_records_at_once_one_succeeds(left: LeftBehind) -> None:
     records = [await left.unknown(f"task-{number}") for number in range(4)]
     job_id = left.sandbox.ledger()[0]["job_id"]
-    tries = (asyncio.to_thread(jobs.resolve, left.ledger, record.key, job(job_id)) for record in records)
+    tries = (asyncio.to_thread(reconcile.resolve, left.ledger, record.key, job(job_id)) for record in records)
     done = await asyncio.gather(*tries, return_exceptions=True)
     assert [result for result in done if result is True] == [True]
     assert sum(isinstance(result, BadRequestError) for result in done) == 3
@@ -127,7 +127,7 @@ async def test_a_further_job_that_becomes_the_records_own_is_not_adopted_too(lef
     record = await left.unknown()
     job_id = left.sandbox.ledger()[0]["job_id"]
     left.change(record, extra_jobs=[job_id])
-    assert jobs.resolve(left.ledger, record.key, job(job_id)) is True
+    assert reconcile.resolve(left.ledger, record.key, job(job_id)) is True
     await left.collect()
     assert (left.at(record).state, left.at(record).extra_jobs) == ("landed", [])
     assert left.records() == [record.key]
@@ -137,10 +137,10 @@ async def test_a_job_whose_record_was_given_another_one_is_free_again(
     left: LeftBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = await left.unknown("first"), await left.unknown("second")
-    jobs.resolve(left.ledger, first.key, job("mistaken"))
+    reconcile.resolve(left.ledger, first.key, job("mistaken"))
     left.change(first, job_id="right")
     age_entries(left, monkeypatch)
-    assert jobs.resolve(left.ledger, second.key, job("mistaken")) is True
+    assert reconcile.resolve(left.ledger, second.key, job("mistaken")) is True
 
 
 # A submit's answer
@@ -234,22 +234,22 @@ async def test_a_further_job_that_is_another_records_own_is_not_adopted(left: Le
 
 async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_records(left: LeftBehind) -> None:
     gone = await left.submitted("gone")
-    jobs.forget(left.ledger, gone.key, lose_it=True)
+    reconcile.forget(left.ledger, gone.key, lose_it=True)
     record = left.old(await left.attempt("hero"))
     left.change(record, extra_jobs=[gone.job_id])
     assert (await left.collect()).counts()["landed"] == 1
     assert (await left.collect()).counts()["landed"] == 0
     unknown = await left.unknown("unknown")
     with pytest.raises(BadRequestError, match="is that of record"):
-        jobs.resolve(left.ledger, unknown.key, job(gone.job_id))
+        reconcile.resolve(left.ledger, unknown.key, job(gone.job_id))
 
 
 async def test_a_removed_record_hands_its_job_back(left: LeftBehind) -> None:
     record = await left.submitted("gone")
-    jobs.forget(left.ledger, record.key, lose_it=True)
+    reconcile.forget(left.ledger, record.key, lose_it=True)
     assert list(left.store.keys("jobs/")) == []
     unknown = await left.unknown("unknown", charge="before")
-    assert jobs.resolve(left.ledger, unknown.key, job(record.job_id)) is True
+    assert reconcile.resolve(left.ledger, unknown.key, job(record.job_id)) is True
 
 
 def failed_with(run: Run, kind: type[BaseException], task_id: str = "made") -> BaseException:
@@ -303,8 +303,8 @@ async def test_what_is_to_be_bought_again_is_bought_once_by_the_next_attempt(
 ) -> None:
     left = each_left
     record = await left.unknown()
-    assert jobs.resolve(left.ledger, record.key, RESUBMIT) is True
-    assert jobs.resolve(left.ledger, record.key, RESUBMIT) is False
+    assert reconcile.resolve(left.ledger, record.key, RESUBMIT) is True
+    assert reconcile.resolve(left.ledger, record.key, RESUBMIT) is False
     settled = left.at(record)
     assert settled.error is not None
     assert (settled.state, settled.error.billed) == ("failed", Billed.UNKNOWN), "nobody knows it any better now"
@@ -316,20 +316,20 @@ async def test_what_is_to_be_bought_again_is_bought_once_by_the_next_attempt(
 
 async def test_several_attempts_at_once_buy_again_once(left: LeftBehind) -> None:
     record = await left.unknown()
-    jobs.resolve(left.ledger, record.key, RESUBMIT)
+    reconcile.resolve(left.ledger, record.key, RESUBMIT)
     landed = await asyncio.gather(*(left.attempt(generation=1) for _ in range(4)))
     assert {each.n for each in landed} == {2}
     assert left.paid() == 2
 
 
 async def test_what_was_bought_again_and_is_unknown_again_waits_for_another_word(left: LeftBehind) -> None:
-    jobs.resolve(left.ledger, (await left.unknown()).key, RESUBMIT)
+    reconcile.resolve(left.ledger, (await left.unknown()).key, RESUBMIT)
     second = await left.unknown(on_unknown="resubmit")
     for _ in range(2):
         with pytest.raises(OutcomeUnknownError):
             await left.attempt(on_unknown="resubmit")
     assert left.paid() == 2
-    jobs.resolve(left.ledger, second.key, RESUBMIT)
+    reconcile.resolve(left.ledger, second.key, RESUBMIT)
     assert (await left.attempt()).n == 3
     assert left.paid() == 3
 
@@ -341,7 +341,7 @@ async def test_an_answer_that_comes_before_the_next_attempt_is_taken_and_nothing
     first = asyncio.create_task(left.attempt(land=False))
     await asyncio.to_thread(left.sandbox.held)
     record = left.old(left.record())
-    jobs.resolve(left.ledger, record.key, RESUBMIT)
+    reconcile.resolve(left.ledger, record.key, RESUBMIT)
     left.sandbox.release()
     await first
     assert left.picture(await left.attempt(generation=1))[1] == 1
@@ -352,14 +352,14 @@ async def test_nothing_but_what_is_unknown_or_can_not_be_had_is_bought_again(lef
     running, landed = await left.submitted("running"), await left.attempt("landed")
     for record in (running, landed):
         with pytest.raises(BadRequestError, match="can't be settled"):
-            jobs.resolve(left.ledger, record.key, RESUBMIT)
+            reconcile.resolve(left.ledger, record.key, RESUBMIT)
 
 
 async def test_a_job_that_the_gateway_does_not_know_is_bought_again_by_a_persons_word(each_left: LeftBehind) -> None:
     left = each_left
     record = await left.submitted()
     left.change(record, outcome=OutcomeUnknownError("Not known.").to_dict())
-    jobs.resolve(left.ledger, record.key, RESUBMIT)
+    reconcile.resolve(left.ledger, record.key, RESUBMIT)
     assert (await left.attempt(generation=1)).n == 2
     assert left.paid() == 2
 
@@ -431,7 +431,7 @@ async def test_a_collect_lands_a_job_that_two_records_hold_for_one_of_them(
     assert (report.keys["unknown"], report.keys["landed"]) == ([first.key], [second.key])
     assert (left.at(first).state, left.at(first).job_id) == ("intent", None)
     assert f"is that of record {second.key}" in lines.text
-    assert jobs.resolve(left.ledger, first.key, RESUBMIT) is True
+    assert reconcile.resolve(left.ledger, first.key, RESUBMIT) is True
 
 
 async def test_a_collect_lands_a_picture_though_whose_its_job_is_can_not_be_read(left: LeftBehind) -> None:

@@ -22,8 +22,17 @@ from harness.canaries import Canaries, Text
 from harness.left_behind import LOGGER, SCOPE, LeftBehind
 from harness.records import ITEM, Wire, landed, make_record, plan_of, submitted
 
-from airflow_provider_geminiimg import jobs
-from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
+from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record, record_key
+from airflow_provider_geminiimg.core.purchase.saved_requests import RETURNED, Kept, Wanted
+from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
+from airflow_provider_geminiimg.core.reconcile import Entry, Report, Scope
+from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, encode_segment
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -34,16 +43,7 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.index import read_entry
-from airflow_provider_geminiimg.jobs import Entry, Report, Scope
-from airflow_provider_geminiimg.jobs.collect import adopted
-from airflow_provider_geminiimg.kept import RETURNED, Kept, Wanted
-from airflow_provider_geminiimg.ledger import Found, Ledger, Record, record_key
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment
-from airflow_provider_geminiimg.surroundings import Surroundings
-from airflow_provider_geminiimg.thumbnails import thumbnail_key
-from airflow_provider_geminiimg.verdicts import Verdict, verdicts
+from airflow_provider_geminiimg.runtime.environment import Surroundings
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -151,7 +151,7 @@ async def test_every_record_of_the_namespace_is_walked_and_filters_leave_out_the
     left.store.create(f"{ITEM.path}/notes.json", b"nor is this")
 
     async def walked(*scope: str | None) -> list[str]:
-        return sorted([entry.key async for entry in jobs.walk(left.ledger, Scope(*scope))])
+        return sorted([entry.key async for entry in reconcile.walk(left.ledger, Scope(*scope))])
 
     assert await walked("default") == sorted(keys[:12])
     assert await walked("default", "a b/c") == sorted(keys[3:12])
@@ -166,12 +166,12 @@ async def test_a_record_that_can_not_be_read_is_an_entry_like_any_other(left: Le
     left.ledger.create(make_record())
     left.store.create(f"{ITEM.path}/2.json", b"{")
     left.store.create(f"{ITEM.path}/3.json", json.dumps({"schema": 99}).encode())
-    entries = [entry async for entry in jobs.walk(left.ledger, SCOPE)]
+    entries = [entry async for entry in reconcile.walk(left.ledger, SCOPE)]
     assert [entry.standing for entry in entries] == ["waiting", "unreadable", "unreadable"]
-    assert "not JSON" in str(jobs.summary(entries[1])["error"])
-    assert "schema 99" in str(jobs.summary(entries[2])["error"])
+    assert "not JSON" in str(reconcile.summary(entries[1])["error"])
+    assert "schema 99" in str(reconcile.summary(entries[2])["error"])
     with pytest.raises(LedgerError, match="not JSON"):
-        jobs.detail(entries[1])
+        reconcile.detail(entries[1])
 
 
 async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absent(disk_left: LeftBehind) -> None:
@@ -179,14 +179,14 @@ async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absen
     path = Path(disk_left.surroundings.root.removeprefix("file://")) / record_key(ITEM, 1)
     path.unlink()
     path.symlink_to("nowhere")
-    [entry] = [entry async for entry in jobs.walk(disk_left.ledger, SCOPE)]
+    [entry] = [entry async for entry in reconcile.walk(disk_left.ledger, SCOPE)]
     assert (entry.standing, "listed" in str(entry.error)) == ("unreadable", True)
 
 
 async def test_a_record_that_is_removed_during_the_walk_is_not_there(disk_left: LeftBehind) -> None:
     for n in range(1, 10):
         disk_left.ledger.create(make_record(n=n))
-    walk = jobs.walk(disk_left.ledger, SCOPE)
+    walk = reconcile.walk(disk_left.ledger, SCOPE)
     await anext(walk)
     disk_left.store.delete(record_key(ITEM, 9))
     assert len([entry async for entry in walk]) == 7
@@ -195,7 +195,7 @@ async def test_a_record_that_is_removed_during_the_walk_is_not_there(disk_left: 
 def test_a_record_that_does_not_exist_is_refused_by_its_key(disk_left: LeftBehind) -> None:
     for key in (record_key(ITEM, 1), "ledger/../../etc/passwd", "probe/x", ""):
         with pytest.raises(BadRequestError, match="There is no record"):
-            jobs.entry_at(disk_left.ledger, key)
+            reconcile.entry_at(disk_left.ledger, key)
 
 
 def test_what_is_shown_of_a_record_has_no_link_and_a_prompt_only_where_prompts_are_recorded(
@@ -203,13 +203,13 @@ def test_what_is_shown_of_a_record_has_no_link_and_a_prompt_only_where_prompts_a
 ) -> None:
     answered = make_record(state="answered", links=["https://secret.example/x?sig=1"])
     disk_left.ledger.create(answered)
-    entry = jobs.entry_at(disk_left.ledger, answered.key)
-    shown = jobs.detail(entry)
+    entry = reconcile.entry_at(disk_left.ledger, answered.key)
+    shown = reconcile.detail(entry)
     assert shown["record"]["links"] == 1
     assert "prompt" not in shown["record"]
-    assert "secret.example" not in json.dumps([shown, jobs.summary(entry)])
+    assert "secret.example" not in json.dumps([shown, reconcile.summary(entry)])
     disk_left.change(answered, prompt="a red fox")
-    assert jobs.detail(jobs.entry_at(disk_left.ledger, answered.key))["record"]["prompt"] == "a red fox"
+    assert reconcile.detail(reconcile.entry_at(disk_left.ledger, answered.key))["record"]["prompt"] == "a red fox"
 
 
 # Collecting
@@ -238,7 +238,7 @@ async def test_each_job_is_asked_about_once_and_what_has_landed_is_not_asked_abo
         await left.attempt(f"task-{number}", land=False)
     await left.ended()
     for key in left.records():
-        left.change(jobs.entry_at(left.ledger, key).readable().record, answer_within=0.0)
+        left.change(reconcile.entry_at(left.ledger, key).readable().record, answer_within=0.0)
     assert nonzero(await left.collect()) == {"landed": 20}
     assert left.calls("status") == 20
     assert nonzero(await left.collect()) == {}
@@ -345,7 +345,7 @@ async def test_a_job_that_was_paid_for_beside_the_records_own_gets_a_record_and_
     [key] = report.keys["landed"]
     digest = hashlib.sha256(f"{left.gateway}\n{job_id}".encode()).hexdigest()[:16]
     assert key == record_key(dataclasses.replace(ITEM, item=f"x{digest}"), 1)
-    extra = jobs.entry_at(left.ledger, key).readable().record
+    extra = reconcile.entry_at(left.ledger, key).readable().record
     assert (extra.job_id, left.picture(extra)) == (job_id, (f"{left.folder}/hero-x{digest}.png", 2))
     assert f"Perhaps paid twice: job {job_id}" in lines.text
     assert left.picture(kept) == (f"{left.folder}/hero.png", 1)
@@ -611,9 +611,9 @@ async def test_what_collect_says_holds_no_link_and_no_prompt(
     assert nonzero(first) == {"failed": 3}
     assert nonzero(second) == {"failed": 2}
     canaries.add_links(sandbox.links())
-    entries = [entry async for entry in jobs.walk(left.ledger, SCOPE)]
+    entries = [entry async for entry in reconcile.walk(left.ledger, SCOPE)]
     said = [lines.text, json.dumps([first.result(), second.result()])]
-    said += [json.dumps([jobs.summary(entry), jobs.detail(entry)]) for entry in entries]
+    said += [json.dumps([reconcile.summary(entry), reconcile.detail(entry)]) for entry in entries]
     assert len(entries) == 3
     assert not canaries.leaks(Text("what was said", text.encode()) for text in said)
 
@@ -624,7 +624,7 @@ async def test_what_collect_says_holds_no_link_and_no_prompt(
 async def test_what_is_settled_as_unpaid_is_submitted_again_by_a_retry_and_by_a_clear(left: LeftBehind) -> None:
     for number, generation in enumerate((0, 1), start=1):
         record = await left.unknown(f"task-{generation}", charge="before")
-        assert jobs.resolve(left.ledger, record.key, UNPAID) is True
+        assert reconcile.resolve(left.ledger, record.key, UNPAID) is True
         settled = left.at(record)
         assert (settled.state, settled.error and settled.error.billed) == ("failed", Billed.NO)
         bought = await left.attempt(f"task-{generation}", generation=generation)
@@ -638,7 +638,7 @@ async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_s
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
-    jobs.resolve(left.ledger, record.key, UNPAID)
+    reconcile.resolve(left.ledger, record.key, UNPAID)
     memory.set({**(memory.get() or {}), "job_id": left.sandbox.ledger()[0]["job_id"]})
     assert left.picture(await left.attempt(generation=1, marker=memory)) == (f"{left.folder}/hero.png", 1)
     assert left.calls("submit") == 1
@@ -646,7 +646,7 @@ async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_s
 
 async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_regenerate(left: LeftBehind) -> None:
     record = await left.unknown()
-    assert jobs.resolve(left.ledger, record.key, LOST) is True
+    assert reconcile.resolve(left.ledger, record.key, LOST) is True
     for generation in (0, 1):
         with pytest.raises(LinkExpiredError, match="regenerate"):
             await left.attempt(generation=generation)
@@ -664,7 +664,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
     record = await left.unknown()
     [entry] = left.sandbox.ledger()
     left.change(record, answer_within=600.0)
-    assert jobs.resolve(left.ledger, record.key, Verdict("job", entry["job_id"])) is True
+    assert reconcile.resolve(left.ledger, record.key, Verdict("job", entry["job_id"])) is True
     if by == "collect":
         assert nonzero(await left.collect()) == {"landed": 1}
     else:
@@ -676,7 +676,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
 async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(left: LeftBehind) -> None:
     for task_id, verdict in (("a", UNPAID), ("b", LOST), ("c", Verdict("job", "another"))):
         record = left.change(await left.submitted(task_id), outcome=NOT_KNOWN)
-        assert jobs.resolve(left.ledger, record.key, verdict) is True
+        assert reconcile.resolve(left.ledger, record.key, verdict) is True
         assert (left.at(record).state, left.at(record).job_id) == (
             ("submitted", "another") if verdict.job_id else ("failed", record.job_id)
         )
@@ -684,9 +684,9 @@ async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(
 
 async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_settled_anew(left: LeftBehind) -> None:
     record = left.change(await left.unknown(), claimed_at=time.time() - 601)
-    jobs.resolve(left.ledger, record.key, Verdict("job", "wrong"))
+    reconcile.resolve(left.ledger, record.key, Verdict("job", "wrong"))
     assert nonzero(await left.collect()) == {"unknown": 1}
-    jobs.resolve(left.ledger, record.key, Verdict("job", left.sandbox.ledger()[0]["job_id"]))
+    reconcile.resolve(left.ledger, record.key, Verdict("job", left.sandbox.ledger()[0]["job_id"]))
     assert nonzero(await left.collect()) == {"landed": 1}
 
 
@@ -698,8 +698,8 @@ async def test_a_picture_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_
     record = await left.failed()
     assert isinstance(record.error, LinkExpiredError)
     with pytest.raises(BadRequestError, match="Only --lost is left"):
-        jobs.resolve(left.ledger, record.key, UNPAID)
-    jobs.resolve(left.ledger, record.key, LOST)
+        reconcile.resolve(left.ledger, record.key, UNPAID)
+    reconcile.resolve(left.ledger, record.key, LOST)
     settled = left.at(record)
     assert (settled.state, settled.links) == ("failed", [])
     assert nonzero(await left.collect()) == {}
@@ -710,28 +710,28 @@ async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way
     left: LeftBehind, verdict: Verdict
 ) -> None:
     record = await left.unknown()
-    assert jobs.resolve(left.ledger, record.key, verdict) is True
+    assert reconcile.resolve(left.ledger, record.key, verdict) is True
     before = left.everything()
-    assert jobs.resolve(left.ledger, record.key, verdict) is False
+    assert reconcile.resolve(left.ledger, record.key, verdict) is False
     for other in {UNPAID, LOST, Verdict("job", "k")} - {verdict}:
         with pytest.raises(BadRequestError, match="can't be settled"):
-            jobs.resolve(left.ledger, record.key, other)
+            reconcile.resolve(left.ledger, record.key, other)
     assert left.everything() == before
 
 
 async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left: LeftBehind) -> None:
     record = await disk_left.unknown()
-    jobs.resolve(disk_left.ledger, record.key, LOST)
+    reconcile.resolve(disk_left.ledger, record.key, LOST)
     disk_left.change(record, outcome={**(disk_left.at(record).outcome or {}), "hint": "Other words."})
-    assert jobs.resolve(disk_left.ledger, record.key, LOST) is False
+    assert reconcile.resolve(disk_left.ledger, record.key, LOST) is False
 
 
 async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: LeftBehind) -> None:
     record = await left.unknown()
     verdict = Verdict("job", left.sandbox.ledger()[0]["job_id"])
-    jobs.resolve(left.ledger, record.key, verdict)
+    reconcile.resolve(left.ledger, record.key, verdict)
     await left.collect()
-    assert jobs.resolve(left.ledger, record.key, verdict) is False
+    assert reconcile.resolve(left.ledger, record.key, verdict) is False
 
 
 @pytest.mark.parametrize("verdict", [UNPAID, LOST, Verdict("job", "j")], ids=str)
@@ -755,7 +755,7 @@ def test_nothing_but_an_unknown_outcome_is_settled(
 ) -> None:
     disk_left.ledger.create(record)
     with pytest.raises(BadRequestError) as caught:
-        jobs.resolve(disk_left.ledger, record.key, verdict)
+        reconcile.resolve(disk_left.ledger, record.key, verdict)
     assert said in str(caught.value)
     assert "Nothing was changed." in str(caught.value)
     assert disk_left.at(record) == record
@@ -772,7 +772,7 @@ async def test_a_record_that_moves_while_it_is_settled_is_left_as_it_is(disk_lef
             return super().replace(key, data, version)
 
     with pytest.raises(BadRequestError, match="has just changed"):
-        jobs.resolve(Ledger(Meddled(disk_left.store)), record.key, UNPAID)
+        reconcile.resolve(Ledger(Meddled(disk_left.store)), record.key, UNPAID)
     assert (disk_left.at(record).state, disk_left.at(record).job_id) == ("submitted", "late")
 
 
@@ -782,7 +782,7 @@ async def test_a_verdict_that_was_written_although_the_store_did_not_say_so_is_n
     record = await disk_left.unknown()
     wire = Wire(disk_left.store)
     wire.once["replace"] = "nothing"
-    assert jobs.resolve(Ledger(wire), record.key, UNPAID) is True
+    assert reconcile.resolve(Ledger(wire), record.key, UNPAID) is True
     assert disk_left.at(record).state == "failed"
 
 
@@ -790,7 +790,7 @@ async def test_a_job_id_that_no_gateway_gives_is_refused(disk_left: LeftBehind) 
     record = await disk_left.unknown()
     for wrong in ("..", "a\nb", "x" * 600):
         with pytest.raises(BadRequestError, match="job id"):
-            jobs.resolve(disk_left.ledger, record.key, Verdict("job", wrong))
+            reconcile.resolve(disk_left.ledger, record.key, Verdict("job", wrong))
     assert disk_left.at(record) == record
 
 
@@ -831,8 +831,8 @@ async def test_a_record_that_was_removed_on_purpose_is_bought_again_also_where_a
     memory = Memory()
     record = await left.unknown(marker=memory)
     with pytest.raises(BadRequestError, match="--lose-it"):
-        jobs.forget(left.ledger, record.key)
-    jobs.forget(left.ledger, record.key, lose_it=True)
+        reconcile.forget(left.ledger, record.key)
+    reconcile.forget(left.ledger, record.key, lose_it=True)
     assert left.records() == []
     bought = await left.attempt(generation=1, marker=memory)
     assert (bought.n, left.picture(bought)) == (1, (f"{left.folder}/hero.png", 2))
@@ -843,7 +843,7 @@ async def test_a_record_that_is_missing_beside_one_that_was_removed_on_purpose_i
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
-    jobs.forget(left.ledger, record.key, lose_it=True)
+    reconcile.forget(left.ledger, record.key, lose_it=True)
     again = await left.attempt(generation=1, marker=memory)
     assert again.key == record.key
     left.store.delete(again.key)
@@ -870,17 +870,17 @@ def test_what_may_hold_something_paid_for_is_removed_only_by_a_word_that_says_so
     disk_left.ledger.create(record)
     before = disk_left.everything()
     with pytest.raises(BadRequestError, match="is not removed") as caught:
-        jobs.forget(disk_left.ledger, record.key)
+        reconcile.forget(disk_left.ledger, record.key)
     assert "No money was spent" not in str(caught.value)
     assert disk_left.everything() == before
-    jobs.forget(disk_left.ledger, record.key, lose_it=True)
+    reconcile.forget(disk_left.ledger, record.key, lose_it=True)
     assert disk_left.records() == []
 
 
 @pytest.mark.parametrize("record", [landed(), make_record(state="failed", outcome=NOT_KNOWN)], ids=["landed", "failed"])
 def test_what_has_come_to_its_end_is_removed_at_once(disk_left: LeftBehind, record: Record) -> None:
     disk_left.ledger.create(record)
-    jobs.forget(disk_left.ledger, record.key)
+    reconcile.forget(disk_left.ledger, record.key)
     assert disk_left.records() == []
 
 
@@ -888,16 +888,16 @@ def test_only_the_record_that_decides_can_be_removed(disk_left: LeftBehind) -> N
     for n in (1, 2, 10):
         disk_left.ledger.create(landed(n=n))
     with pytest.raises(BadRequestError, match=r"/10\.json decides"):
-        jobs.forget(disk_left.ledger, record_key(ITEM, 2))
+        reconcile.forget(disk_left.ledger, record_key(ITEM, 2))
     for n in (10, 2, 1):
-        jobs.forget(disk_left.ledger, record_key(ITEM, n))
+        reconcile.forget(disk_left.ledger, record_key(ITEM, n))
     assert disk_left.records() == []
 
 
 def test_an_unreadable_record_is_not_removed(disk_left: LeftBehind) -> None:
     disk_left.store.create(record_key(ITEM, 1), b"{")
     with pytest.raises(LedgerError, match="not JSON"):
-        jobs.forget(disk_left.ledger, record_key(ITEM, 1), lose_it=True)
+        reconcile.forget(disk_left.ledger, record_key(ITEM, 1), lose_it=True)
 
 
 async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_be_done_again(left: LeftBehind) -> None:
@@ -906,11 +906,11 @@ async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_
     wire = Wire(left.store, "ledger/")
     wire.always["delete"] = "before"
     with pytest.raises(StorageError):
-        jobs.forget(Ledger(wire), record.key, lose_it=True)
+        reconcile.forget(Ledger(wire), record.key, lose_it=True)
     assert left.at(record).state == "failed"
     with pytest.raises(LinkExpiredError):
         await left.attempt(marker=memory)
-    jobs.forget(left.ledger, record.key)
+    reconcile.forget(left.ledger, record.key)
     assert (await left.attempt(marker=memory)).state == "landed"
 
 
@@ -921,7 +921,7 @@ async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_picture_an
     [uri] = [image["uri"] for image in (gone.manifest or {})["images"]]
     left.change(gone, spooled=["spool/x"])
     left.store.create("spool/x", b"bytes")
-    jobs.forget(left.ledger, gone.key)
+    reconcile.forget(left.ledger, gone.key)
     assert left.surroundings.files.state(uri) == "there"
     assert list(left.store.keys("spool/")) == []
     assert list(left.store.keys("index/")) == [f"index/default/{encode_segment(ITEM.dag_id)}/{kept.fingerprint}.json"]
@@ -931,7 +931,7 @@ async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_picture_an
 async def test_with_a_record_go_its_thumbnails_and_no_others(left: LeftBehind) -> None:
     kept, gone = await left.attempt("kept"), await left.attempt("gone")
     assert list(left.store.keys("thumbs/")) == [thumbnail_key(record.key, 0) for record in (gone, kept)]
-    jobs.forget(left.ledger, gone.key)
+    reconcile.forget(left.ledger, gone.key)
     assert list(left.store.keys("thumbs/")) == [thumbnail_key(kept.key, 0)]
 
 
@@ -940,14 +940,14 @@ async def test_thumbnails_go_before_their_record_so_that_none_is_left_that_nobod
     wire = Wire(disk_left.store, "ledger/")
     wire.always["delete"] = "before"
     with pytest.raises(StorageError):
-        jobs.forget(Ledger(wire), record.key)
+        reconcile.forget(Ledger(wire), record.key)
     assert list(disk_left.store.keys("thumbs/")) == []
 
 
 async def test_an_index_entry_that_points_to_another_record_stays(left: LeftBehind) -> None:
     one = await left.attempt("one", prompt="the same")
     other = await left.attempt("other", prompt="the same")
-    jobs.forget(left.ledger, one.key)
+    reconcile.forget(left.ledger, one.key)
     [entry] = left.store.keys("index/")
     found = read_entry(left.store, entry)
     assert found is not None
@@ -957,17 +957,17 @@ async def test_an_index_entry_that_points_to_another_record_stays(left: LeftBehi
 async def test_an_extra_job_whose_record_was_removed_is_not_taken_up_again(left: LeftBehind) -> None:
     record, job_id = await with_an_extra_job(left)
     await left.collect()
-    jobs.forget(left.ledger, adopted(record, job_id).key)
+    reconcile.forget(left.ledger, adopted(record, job_id).key)
     assert nonzero(await left.collect()) == {}
     assert left.records() == [record.key]
-    jobs.forget(left.ledger, record.key)
+    reconcile.forget(left.ledger, record.key)
 
 
 # Removing old ones
 
 
 async def purged(left: LeftBehind, days: float = 0.0, **more: Any) -> list[str]:
-    return [key async for key in jobs.purge(left.ledger, SCOPE, days=days, **more)]
+    return [key async for key in reconcile.purge(left.ledger, SCOPE, days=days, **more)]
 
 
 async def test_old_records_of_which_everything_has_ended_go_and_all_pictures_stay(left: LeftBehind) -> None:
@@ -1035,7 +1035,7 @@ async def test_a_purge_that_breaks_off_has_left_the_record_that_decides(disk_lef
             super().delete(key)
 
     with pytest.raises(StorageError):
-        _ = [key async for key in jobs.purge(Ledger(Breaking(disk_left.store)), SCOPE, days=0.0)]
+        _ = [key async for key in reconcile.purge(Ledger(Breaking(disk_left.store)), SCOPE, days=0.0)]
     assert disk_left.records() == [record_key(ITEM, 10)]
 
 

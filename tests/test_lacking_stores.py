@@ -18,10 +18,10 @@ from harness.lacking import LackingStore, Matches, has_header, is_method, is_put
 from harness.moto import start_moto
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -81,7 +81,7 @@ def _moto(lacking: LackingStore) -> Iterator[str]:
 @pytest.fixture
 def out(lacking: LackingStore, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A directory URI in a bucket of which a test may take something away."""
-    from airflow_provider_geminiimg.storage import s3 as s3_module
+    from airflow_provider_geminiimg.core.storage import s3 as s3_module
 
     monkeypatch.setattr(s3_module, "_CLIENTS", {})  # another test's client leads to another server
     monkeypatch.setenv("AWS_RETRY_MODE", "standard")

@@ -18,9 +18,9 @@ from harness.records import ITEM, Wire, landed, make_record, submitted
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Item, Ledger, Record, record_key, with_error
+from airflow_provider_geminiimg.core.storage import Store, default_s3_client, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
-from airflow_provider_geminiimg.ledger import SCHEMA, Item, Ledger, Record, record_key, with_error
-from airflow_provider_geminiimg.storage import Store, default_s3_client, encode_segment, open_store
 
 T = TypeVar("T")
 

@@ -27,9 +27,19 @@ import boto3
 import pytest
 from harness.records import ITEM, Wire, landed, make_record, submitted
 
-from airflow_provider_geminiimg import landing, lifecycle, paying, transport
-from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.decision import Policy
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.http import transport
+from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.ledger.records import Destination, Found, Ledger, Record, record_key, with_error
+from airflow_provider_geminiimg.core.purchase import landing, lifecycle
+from airflow_provider_geminiimg.core.purchase import submission as submission_module
+from airflow_provider_geminiimg.core.purchase.decision import Policy
+from airflow_provider_geminiimg.core.purchase.landing import CLAIMS_AT_ONCE, Workshop
+from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
+from airflow_provider_geminiimg.core.purchase.order import Order
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage import Files, Store, default_s3_client, join_uri, open_store
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -47,15 +57,7 @@ from airflow_provider_geminiimg.exceptions import (
     TimedOutError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.landing import CLAIMS_AT_ONCE, Workshop
-from airflow_provider_geminiimg.ledger import Destination, Found, Ledger, Record, record_key, with_error
-from airflow_provider_geminiimg.lifecycle import Purchase
-from airflow_provider_geminiimg.order import Order
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.sandbox import read_submission
-from airflow_provider_geminiimg.storage import Files, Store, default_s3_client, join_uri, open_store
-from airflow_provider_geminiimg.transport import Transport
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -267,7 +269,7 @@ def make_unreadable(uri: str) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="a-task")
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
-    monkeypatch.setattr(paying, "RECORD_AGAIN", 0.02)
+    monkeypatch.setattr(submission_module, "RECORD_AGAIN", 0.02)
     monkeypatch.setattr(lifecycle.random, "uniform", lambda low, high: 0.01)
 
 
@@ -1339,8 +1341,8 @@ async def test_a_claim_that_took_too_long_for_its_answer_to_be_in_time_sends_not
 ) -> None:
     shop = disk_shop
     # The exchange fits into what is left of the time that other attempts wait.
-    assert paying.CLAIM_SECONDS + transport.OVERHEAD <= paying.ANSWER_MARGIN
-    monkeypatch.setattr(paying, "CLAIM_SECONDS", -1.0)
+    assert submission_module.CLAIM_SECONDS + transport.OVERHEAD <= submission_module.ANSWER_MARGIN
+    monkeypatch.setattr(submission_module, "CLAIM_SECONDS", -1.0)
     monkeypatch.setattr(lifecycle, "RESEND_SECONDS", 0.0)
     await shop.refused(NotSentError)
     assert shop.submits() == 0

@@ -11,11 +11,12 @@ import httpx
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_geminiimg import catalog, request
-from airflow_provider_geminiimg.catalog import other_id
-from airflow_provider_geminiimg.google_models import GOOGLE_MODELS, expected_pixels
+from airflow_provider_geminiimg.core import request
+from airflow_provider_geminiimg.core.catalog import lookup
+from airflow_provider_geminiimg.core.catalog.google_models import GOOGLE_MODELS, expected_pixels
+from airflow_provider_geminiimg.core.catalog.lookup import other_id
+from airflow_provider_geminiimg.core.images.inspection import ImageInfo, mismatch
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-from airflow_provider_geminiimg.images import ImageInfo, mismatch
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -312,7 +313,7 @@ def test_the_sandbox_lists_the_models_of_both_gateways(sandbox: Sandbox) -> None
     assert "gemini-2.5-flash-image-preview" in {row["modelId"] for row in shown["models"]}
     assert shown["total"] == len(shown["models"])
     assert httpx.get(f"{sandbox.onemin_url}/models").json() == {"models": [], "total": 0}
-    assert set(catalog.DEFAULT_MODELS.values()) <= {
+    assert set(lookup.DEFAULT_MODELS.values()) <= {
         row["modelId"]
         for row in httpx.get(f"{sandbox.onemin_url}/models", params={"feature": "IMAGE_GENERATOR"}).json()["models"]
     }

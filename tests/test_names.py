@@ -16,13 +16,15 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 from PIL import Image
 
-from airflow_provider_geminiimg import copies, jobs, settings
-from airflow_provider_geminiimg.jobs.records import Scope
-from airflow_provider_geminiimg.ledger import Ledger
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.purchase import copying
+from airflow_provider_geminiimg.core.reconcile.scan import Scope
+from airflow_provider_geminiimg.core.storage import default_s3_client, encode_segment, open_store
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import read_submission
-from airflow_provider_geminiimg.storage import default_s3_client, encode_segment, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -263,7 +265,7 @@ def test_one_image_that_was_refused_is_corrected_and_gets_the_name_that_it_asked
 
 def forget_all(shop: Shop) -> None:
     for key in reversed(shop.record_keys()):
-        jobs.forget(shop.ledger, key)
+        reconcile.forget(shop.ledger, key)
 
 
 @pytest.mark.parametrize("outcome", ["refused", "picture"])
@@ -300,7 +302,7 @@ def test_forgetting_a_record_leaves_the_name_that_another_item_has_taken_over(sh
     shop.many(SKUS[:1])
     [refused] = shop.record_keys()
     shop.many([{**SKUS[0], "prompt": "a red chair"}])
-    jobs.forget(shop.ledger, refused)
+    reconcile.forget(shop.ledger, refused)
     shop.run = None
     assert shop.one("a stool", "other").state == "failed"
     assert "claimed it" in shop.error()
@@ -324,7 +326,7 @@ def test_a_file_of_records_that_are_gone_keeps_its_name_so_that_nothing_is_bough
 
 def dies_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The first copy ends where it calls a function, as if the process had died there."""
-    real, calls = getattr(copies, name), []
+    real, calls = getattr(copying, name), []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls.append(name)
@@ -332,7 +334,7 @@ def dies_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             raise RuntimeError("killed")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(copies, name, dying)
+    monkeypatch.setattr(copying, name, dying)
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "batch"])
@@ -409,7 +411,7 @@ def test_a_job_that_an_older_record_paid_for_lands_beside_the_image_that_has_its
 
 def test_what_was_purged_keeps_its_files_and_its_names_are_passed_over_when_the_run_is_made_again(shop: Shop) -> None:
     async def purged() -> list[str]:
-        return [key async for key in jobs.purge(shop.ledger, Scope(settings.namespace()), days=0)]
+        return [key async for key in reconcile.purge(shop.ledger, Scope(settings.namespace()), days=0)]
 
     assert shop.one("a chair").state == "success"
     assert asyncio.run(purged())

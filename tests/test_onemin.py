@@ -9,6 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from airflow_provider_geminiimg.core.gateways import get_gateway
+from airflow_provider_geminiimg.core.gateways.base import Call, InputImage, JobState, JobStatus, Picture, Reply
+from airflow_provider_geminiimg.core.gateways.onemin import OneMin
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -21,10 +25,6 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways import get_gateway
-from airflow_provider_geminiimg.gateways.base import Call, InputImage, JobState, JobStatus, Picture, Reply
-from airflow_provider_geminiimg.gateways.onemin import OneMin
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest
 
 FLASH = "gemini-3.1-flash-image-preview"
 PRO = "gemini-3-pro-image-preview"

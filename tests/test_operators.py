@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import Files, default_s3_client
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import airflow_provider_geminiimg
-from airflow_provider_geminiimg.connection import EXTRAS
+from airflow_provider_geminiimg.core.gateways.connection import EXTRAS
 from airflow_provider_geminiimg.provider import get_provider_info
 
 HEAVY = ("airflow", "boto3", "botocore", "httpx", "pydantic")

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollPlan
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -14,8 +16,6 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Picture
-from airflow_provider_geminiimg.polling import End, Pause, PollPlan
 
 START = 1_000_000.0
 RUNNING = JobStatus(JobState.RUNNING)

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_geminiimg import GeminiImageBatchOperator, GeminiImageGenerateOperator
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run

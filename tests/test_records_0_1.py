@@ -39,7 +39,7 @@ ANIMALS = ("fox", "wolf", "bear", "owl")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_provider_geminiimg import lifecycle
+    from airflow_provider_geminiimg.core.purchase import lifecycle
 
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.catalog import lookup
+from airflow_provider_geminiimg.core.catalog.lookup import lookup
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest, check_literals, prompt_sha256
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, prompt_sha256
 
 
 def shown(value: object) -> str:

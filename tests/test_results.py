@@ -22,9 +22,9 @@ from harness.attacks import Target, answer, answers, outcome, picture, returned
 from harness.forbidden import Host, as_json, done
 from harness.hostile_images import png_chunk
 
+from airflow_provider_geminiimg.core.gateways import get_gateway
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Reply
 from airflow_provider_geminiimg.exceptions import NoPictureError, UpstreamFailedError, scrub
-from airflow_provider_geminiimg.gateways import get_gateway
-from airflow_provider_geminiimg.gateways.base import JobState, JobStatus, Reply
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)

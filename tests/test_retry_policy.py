@@ -13,8 +13,9 @@ from airflow.sdk import DAG, RetryAction, task
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow.utils.session import create_session
 
-from airflow_provider_geminiimg import IMAGE_RETRY_POLICY, retry_policy
+from airflow_provider_geminiimg import IMAGE_RETRY_POLICY
 from airflow_provider_geminiimg.exceptions import KINDS, Billed, GeminiImageError, RateLimitedError
+from airflow_provider_geminiimg.operators import retry_policy
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sandbox import read_submission

@@ -24,8 +24,14 @@ from harness.left_behind import LOGGER, LeftBehind
 from harness.records import ITEM, landed, make_record, submitted
 from PIL import Image
 
-from airflow_provider_geminiimg import jobs, lifecycle, paying, reuse
-from airflow_provider_geminiimg.decision import Policy, Refuse, Submit, WaitForRecord
+from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, index_key, read_entry
+from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
+from airflow_provider_geminiimg.core.purchase import lifecycle, sharing, submission
+from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord
+from airflow_provider_geminiimg.core.purchase.sharing import Buy, Lot, Take, copy_of, share
+from airflow_provider_geminiimg.core.reconcile.scan import Scope
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -41,14 +47,9 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     TimedOutError,
 )
-from airflow_provider_geminiimg.index import Entry, index_key, read_entry
-from airflow_provider_geminiimg.jobs.records import Scope
-from airflow_provider_geminiimg.ledger import Found, Record, with_error
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from airflow_provider_geminiimg.reuse import Buy, Lot, Take, copy_of, share
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -92,14 +93,14 @@ def test_a_clear_that_asks_for_a_new_picture_gets_one_whatever_the_index_says(re
 
 
 def test_an_entry_without_its_record_is_waited_for_and_then_taken_over() -> None:
-    assert decided(None) == WaitForRecord(reuse.ENTRY_SECONDS - 1.0)
-    lot = decided(None, entry=dataclasses.replace(ENTRY, age=reuse.ENTRY_SECONDS))
+    assert decided(None) == WaitForRecord(sharing.ENTRY_SECONDS - 1.0)
+    lot = decided(None, entry=dataclasses.replace(ENTRY, age=sharing.ENTRY_SECONDS))
     assert isinstance(lot, Buy)
     assert lot.over is not None
 
 
 def test_nobody_sends_as_long_after_its_entry_as_it_takes_to_be_given_up() -> None:
-    assert paying.CLAIM_SECONDS < reuse.ENTRY_SECONDS / 2
+    assert submission.CLAIM_SECONDS < sharing.ENTRY_SECONDS / 2
 
 
 def test_what_has_landed_is_taken() -> None:
@@ -272,7 +273,7 @@ async def test_a_copy_costs_nothing_and_is_the_tasks_own_for_good(
     assert tasks.bytes_of(copy) == tasks.bytes_of(first)
     assert f"Record {first.key} has landed the same picture" in caplog.text
     tasks.remove(first)
-    jobs.forget(tasks.ledger, first.key)
+    reconcile.forget(tasks.ledger, first.key)
     calls = len(tasks.sandbox.calls())
     for generation in (0, 1):
         assert (await tasks.want("second", generation=generation, marker=memory)).key == copy.key
@@ -383,14 +384,14 @@ async def test_an_entry_whose_buyer_died_before_its_record_is_taken_over_after_a
 ) -> None:
     fingerprint = (await disk_tasks.want("first")).fingerprint
     await disk_tasks.want("second", prompt="another")
-    jobs.forget(disk_tasks.ledger, disk_tasks.record("first").key)
+    reconcile.forget(disk_tasks.ledger, disk_tasks.record("first").key)
     key = index_key(ITEM.path, fingerprint)
     dead = {"record": f"{OTHER.path}/1.json", "claim": "dead"}
     assert disk_tasks.store.create(key, json.dumps(dead).encode())
     asked = asyncio.create_task(disk_tasks.want("third"))
     await waiting(caplog, 1)
     assert disk_tasks.paid() == 2
-    monkeypatch.setattr(reuse, "ENTRY_SECONDS", 0.0)
+    monkeypatch.setattr(sharing, "ENTRY_SECONDS", 0.0)
     third = await asked
     assert disk_tasks.entry(third).record == third.key
     assert disk_tasks.paid() == 3
@@ -412,7 +413,7 @@ async def test_a_copy_that_was_not_finished_is_made_again_under_the_same_name(di
     first = await disk_tasks.want("first")
     copy = await disk_tasks.want("second")
     half = dataclasses.replace(copy_of(copy, first), claim="dead", landed_at=None, manifest=None)
-    jobs.forget(disk_tasks.ledger, copy.key)
+    reconcile.forget(disk_tasks.ledger, copy.key)
     disk_tasks.ledger.create(half)
     disk_tasks.store.delete(index_key(first.key, first.fingerprint))
     await disk_tasks.want("first", generation=0)
@@ -456,7 +457,7 @@ async def test_another_picture_of_the_same_request_is_not_taken_for_one_that_is_
 
 
 async def forget(tasks: Tasks, record: Record) -> None:
-    jobs.forget(tasks.ledger, record.key)
+    reconcile.forget(tasks.ledger, record.key)
 
 
 async def change(tasks: Tasks, record: Record) -> None:
@@ -488,7 +489,7 @@ async def test_whatever_becomes_of_some_copies_nothing_is_bought_as_long_as_one_
 
 async def purge(tasks: Tasks, record: Record) -> None:
     scope = Scope(ITEM.namespace, task_id=record.key.split("/")[4])
-    assert [key async for key in jobs.purge(tasks.ledger, scope, days=0)] == [record.key]
+    assert [key async for key in reconcile.purge(tasks.ledger, scope, days=0)] == [record.key]
 
 
 @pytest.mark.parametrize("goes", [forget, purge])
@@ -518,7 +519,7 @@ async def test_purged_copies_leave_the_original_to_the_others(disk_tasks: Tasks)
     await disk_tasks.want("z-first")
     await disk_tasks.want("a-second")
     scope = Scope(ITEM.namespace, task_id="a-second")
-    assert len([key async for key in jobs.purge(disk_tasks.ledger, scope, days=0)]) == 1
+    assert len([key async for key in reconcile.purge(disk_tasks.ledger, scope, days=0)]) == 1
     assert (await disk_tasks.want("third")).reused_from
     assert len(disk_tasks.sandbox.ledger()) == 1
 

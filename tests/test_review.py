@@ -28,8 +28,8 @@ from airflow_provider_geminiimg import (
     GeminiImageReviewOperator,
     review_markdown,
 )
+from airflow_provider_geminiimg.core.ledger.records import Item, record_key
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.ledger import Item, record_key
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run

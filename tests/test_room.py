@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_provider_geminiimg.room import Room
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Room
 
 
 class Landing:

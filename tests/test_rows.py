@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.arguments import delimiter, encoding, stem, whole
-from airflow_provider_geminiimg.columns import columns_in, tidy
+from airflow_provider_geminiimg.core.batch.columns import columns_in, tidy
+from airflow_provider_geminiimg.core.batch.rows import Wish, name_part, read_rows, records_of, wishes
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client
+from airflow_provider_geminiimg.core.validation.arguments import delimiter, encoding, stem, whole
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.rows import Wish, name_part, read_rows, records_of, wishes
-from airflow_provider_geminiimg.storage import Files, default_s3_client
 
 FILES = Files(s3_client=default_s3_client)
 HEADER = ["sku", "prompt", "aspect_ratio"]

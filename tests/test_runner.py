@@ -17,9 +17,9 @@ from types import FrameType
 
 import pytest
 
-from airflow_provider_geminiimg import runner
+from airflow_provider_geminiimg.core.execution import runner
+from airflow_provider_geminiimg.core.execution.runner import Guard, run
 from airflow_provider_geminiimg.exceptions import Billed, NotSentError, OutcomeUnknownError
-from airflow_provider_geminiimg.runner import Guard, run
 
 
 class TaskTimeoutError(BaseException):
@@ -285,7 +285,7 @@ def test_a_guard_is_idle_again_after_a_paid_request_that_failed() -> None:
 ORPHAN = """
     import os, sys, time
     from airflow_provider_geminiimg.exceptions import NotSentError
-    from airflow_provider_geminiimg.runner import Guard
+    from airflow_provider_geminiimg.core.execution.runner import Guard
 
     guard, parent = Guard(), os.getppid()
     guard.check()

@@ -17,8 +17,7 @@ import boto3
 import pytest
 from harness.moto import WsgiApp, start_moto
 
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
-from airflow_provider_geminiimg.storage import (
+from airflow_provider_geminiimg.core.storage import (
     Files,
     Store,
     decode_segment,
@@ -27,8 +26,9 @@ from airflow_provider_geminiimg.storage import (
     join_uri,
     open_store,
 )
-from airflow_provider_geminiimg.storage import disk as disk_module
-from airflow_provider_geminiimg.storage import s3 as s3_module
+from airflow_provider_geminiimg.core.storage import local as disk_module
+from airflow_provider_geminiimg.core.storage import s3 as s3_module
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 
 CLAIMANTS = 8
 RACES = 100
@@ -572,8 +572,8 @@ def test_a_folder_that_took_files_is_believed_to_for_a_while_and_then_asked_agai
     files.check_writable(s3)
     boto3.client("s3").delete_bucket(Bucket=s3.removeprefix("s3://"))
     files.check_writable(s3)
-    monkeypatch.setattr("airflow_provider_geminiimg.storage.writing.BELIEVED", 0.0)
-    monkeypatch.setattr("airflow_provider_geminiimg.storage.writing._EFFORT", 0.0)
+    monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks.BELIEVED", 0.0)
+    monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks._EFFORT", 0.0)
     again = Files(s3_client=default_s3_client)
     for _ in range(2):
         with pytest.raises(BadRequestError, match="output_path"):

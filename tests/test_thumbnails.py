@@ -30,17 +30,17 @@ from harness.left_behind import LOGGER, LeftBehind
 from harness.records import Wire, landed
 from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
-from airflow_provider_geminiimg import thumbnails
-from airflow_provider_geminiimg.collecting import Collector
-from airflow_provider_geminiimg.copies import copy_to
-from airflow_provider_geminiimg.landing import Lander
-from airflow_provider_geminiimg.ledger import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.purchase import thumbnails
+from airflow_provider_geminiimg.core.purchase.copying import copy_to
+from airflow_provider_geminiimg.core.purchase.landing import Lander
+from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, render, thumbnail_key
+from airflow_provider_geminiimg.core.purchase.waiting import Collector
+from airflow_provider_geminiimg.core.storage import LocalStore, Store, default_s3_client, open_store
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
-from airflow_provider_geminiimg.runner import Guard
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.storage import LocalStore, Store, default_s3_client, open_store
-from airflow_provider_geminiimg.thumbnails import Kept, make_thumbnails, render, thumbnail_key
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -579,9 +579,9 @@ import asyncio, logging, resource, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
 from airflow_provider_geminiimg import thumbnails
-from airflow_provider_geminiimg.ledger import Record
-from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import LocalStore
+from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.storage import LocalStore
 from harness.records import landed
 logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(message)s", stream=sys.stdout)
 logging.getLogger("asyncio").setLevel(logging.WARNING)

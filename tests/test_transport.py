@@ -18,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from airflow_provider_geminiimg import transport as transport_module
-from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus, Reply
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.http import transport as transport_module
+from airflow_provider_geminiimg.core.http.transport import Bucket, Transport, limiter_for
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -31,8 +33,6 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import Call, JobState, JobStatus, Reply
-from airflow_provider_geminiimg.transport import Bucket, Transport, limiter_for
 
 KEY = "canary-key-9f3a"
 PROMPT = "a canary prompt about lighthouses"

@@ -18,16 +18,16 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest, check_literals, given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.operators._base import REQUEST_FIELDS, ImageOperator
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals, given
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.attempt import Attempt
-    from airflow_provider_geminiimg.connection import GatewayConnection
-    from airflow_provider_geminiimg.ledger import Record
-    from airflow_provider_geminiimg.order import Order
+    from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+    from airflow_provider_geminiimg.core.ledger.records import Record
+    from airflow_provider_geminiimg.core.purchase.order import Order
+    from airflow_provider_geminiimg.runtime.task_run import Attempt
 
 _RETURN_NONE = "Where nothing is meant, return None, or leave the field out."
 
@@ -76,10 +76,10 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
             check_literals("generate", self.model, **said)
 
     def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
-        from airflow_provider_geminiimg.work import returned
+        from airflow_provider_geminiimg.runtime import returned_request
 
         self._refuse_nothing()
-        return returned.request(attempt, connection, lambda: self._built(_fields(_call(self, attempt))))
+        return returned_request.request(attempt, connection, lambda: self._built(_fields(_call(self, attempt))))
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}
@@ -93,9 +93,9 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
 
     def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
         if manifest is not None:
-            from airflow_provider_geminiimg.work import returned
+            from airflow_provider_geminiimg.runtime import returned_request
 
-            returned.forget(attempt)
+            returned_request.forget(attempt)
         return super()._ended(attempt, order, record, manifest)
 
 
@@ -129,7 +129,7 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, requests=None, **kwargs)
 
     def _asked(self, attempt: Attempt) -> list[Any]:
-        from airflow_provider_geminiimg.rows import records_of
+        from airflow_provider_geminiimg.core.batch.rows import records_of
         from airflow_provider_geminiimg.settings import max_batch_images
 
         returned = _call(self, attempt)

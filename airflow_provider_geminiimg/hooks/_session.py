@@ -11,9 +11,19 @@ import hashlib
 import time
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.catalog import LIMITS, default_model, knows, lookup, other_id
-from airflow_provider_geminiimg.connection import GatewayConnection
-from airflow_provider_geminiimg.download import download
+from airflow_provider_geminiimg.core.catalog.lookup import LIMITS, default_model, knows, lookup, other_id
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Room
+from airflow_provider_geminiimg.core.gateways.base import CheckResult, InputImage, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, shown
+from airflow_provider_geminiimg.core.gateways.polling import End, PollPlan, follow
+from airflow_provider_geminiimg.core.http.download import download
+from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.purchase.inputs import handles_of, inspect_input, read_inputs, warn_if_turned
+from airflow_provider_geminiimg.core.purchase.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     GeminiImageError,
@@ -22,16 +32,6 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     TimedOutError,
 )
-from airflow_provider_geminiimg.gateways.base import CheckResult, InputImage, JobStatus, Picture
-from airflow_provider_geminiimg.gateways.models import is_image_model, shown
-from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.inputs import handles_of, inspect_input, read_inputs, warn_if_turned
-from airflow_provider_geminiimg.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
-from airflow_provider_geminiimg.polling import End, PollPlan, follow
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.room import Room
-from airflow_provider_geminiimg.storage import Files, default_s3_client
-from airflow_provider_geminiimg.transport import Transport
 
 
 class Session:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_geminiimg.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.gateways.base import CheckResult, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, UpstreamFailedError, bare
-from airflow_provider_geminiimg.gateways.base import CheckResult, JobStatus, Picture
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.runner import run
-from airflow_provider_geminiimg.transport import Transport
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.hooks._session import Session

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
-from airflow_provider_geminiimg.arguments import (
+from airflow_provider_geminiimg.core.redaction.printable import printable
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest, check_literals
+from airflow_provider_geminiimg.core.validation.arguments import (
     OnClear,
     OnMismatch,
     OnUnknown,
@@ -20,18 +22,16 @@ from airflow_provider_geminiimg.arguments import (
     stem,
     text,
 )
-from airflow_provider_geminiimg.links import ImagesLink
+from airflow_provider_geminiimg.gallery.link import ImagesLink
 from airflow_provider_geminiimg.operators._shared import BuysPictures
-from airflow_provider_geminiimg.printable import printable
-from airflow_provider_geminiimg.request import CheckedRequest, ImageRequest, check_literals
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_geminiimg.attempt import Attempt
-    from airflow_provider_geminiimg.connection import GatewayConnection
-    from airflow_provider_geminiimg.ledger import Record
-    from airflow_provider_geminiimg.order import Order
+    from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+    from airflow_provider_geminiimg.core.ledger.records import Record
+    from airflow_provider_geminiimg.core.purchase.order import Order
+    from airflow_provider_geminiimg.runtime.task_run import Attempt
 
 DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster watches a job for up to 20 minutes, and charges if it finishes
 REQUEST_FIELDS = (
@@ -186,7 +186,7 @@ class ImageOperator(BuysPictures, BaseOperator):
 
         At most two further deferrals, then the wait goes on in the worker.
         """
-        from airflow_provider_geminiimg.work import picture
+        from airflow_provider_geminiimg.runtime import image_task
 
         try:
             return super().resume_execution(next_method, next_kwargs, context)
@@ -196,19 +196,19 @@ class ImageOperator(BuysPictures, BaseOperator):
             self.log.error(
                 "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
             )
-            picture.defer_again(self, context)
+            image_task.defer_again(self, context)
         return self._live(context, wait=True, at_once=True)
 
     def _live(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
-        from airflow_provider_geminiimg.work import picture
+        from airflow_provider_geminiimg.runtime import image_task
 
-        return picture.live(self, context, wait=wait, at_once=at_once, job_id=job_id)
+        return image_task.live(self, context, wait=wait, at_once=at_once, job_id=job_id)
 
     def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
         """What `execute` returns; a job that runs is deferred."""
-        from airflow_provider_geminiimg.work import picture
+        from airflow_provider_geminiimg.runtime import image_task
 
-        return picture.ended(self, attempt, order, record, manifest)
+        return image_task.ended(self, attempt, order, record, manifest)
 
     def _check_literals(self) -> None:
         self._check_asked()

@@ -7,14 +7,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import TakesTexts
-from airflow_provider_geminiimg.absent import IncompleteText, came_to_nothing
+from airflow_provider_geminiimg.core.request import given, is_literal
+from airflow_provider_geminiimg.core.validation.absent import IncompleteText, came_to_nothing
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
-from airflow_provider_geminiimg.request import given, is_literal
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-    from airflow_provider_geminiimg.runner import Guard
+    from airflow_provider_geminiimg.core.execution.runner import Guard
 
 UNSET = "unset"
 """What a template renders to where it means that the argument shall count as not given."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.arguments import (
+from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.validation.arguments import (
     MAX_VARIANTS,
     OnClear,
     OnMismatch,
@@ -26,15 +27,14 @@ from airflow_provider_geminiimg.arguments import (
     whole,
 )
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.links import ImagesLink
+from airflow_provider_geminiimg.gallery.link import ImagesLink
 from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, REQUEST_FIELDS
 from airflow_provider_geminiimg.operators._shared import BuysPictures
-from airflow_provider_geminiimg.request import given
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_geminiimg.attempt import Attempt
+    from airflow_provider_geminiimg.runtime.task_run import Attempt
 
 OnItemFailure = Literal["collect", "fail_fast"]
 
@@ -202,9 +202,9 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, or read what was planned; make what is missing; say what became of each."""
-        from airflow_provider_geminiimg.work import batch
+        from airflow_provider_geminiimg.runtime import batch_task
 
-        return batch.make(self, context)
+        return batch_task.make(self, context)
 
     def _asked(self, attempt: Attempt) -> Any:
         """The rows of this task's first attempt."""

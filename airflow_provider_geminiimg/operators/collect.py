@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.arguments import text
+from airflow_provider_geminiimg.core.reconcile.resolution import verdicts
+from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.validation.arguments import text
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.operators._shared import ChecksArguments
-from airflow_provider_geminiimg.request import given
-from airflow_provider_geminiimg.verdicts import verdicts
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -83,6 +83,6 @@ class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle, then collect."""
-        from airflow_provider_geminiimg.work import collect
+        from airflow_provider_geminiimg.runtime import collect_task
 
-        return collect.collected(self)
+        return collect_task.collected(self)

@@ -11,15 +11,15 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 
 from airflow_provider_geminiimg._compat import everybody_is_admin, resuming_with, shown_request
-from airflow_provider_geminiimg.arguments import choice
+from airflow_provider_geminiimg.core.validation.arguments import choice
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, bare
 from airflow_provider_geminiimg.operators._shared import RefusesNothing
-from airflow_provider_geminiimg.outcome import raise_outcome
+from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_geminiimg.approval import Approval
+    from airflow_provider_geminiimg.core.purchase.approval import Approval
 
 Choose = Literal["all", "one", "several"]
 OnReject = Literal["skip", "fail", "continue"]
@@ -80,7 +80,7 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
 
     def execute(self, context: Context) -> Any:
         """Show the pictures, and wait for a person."""
-        from airflow_provider_geminiimg.review import manifests
+        from airflow_provider_geminiimg.gallery.markdown import manifests
 
         try:
             self._refuse_unrendered()
@@ -132,15 +132,15 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
             raise _unfit(f"fills in the form with what it does not take ({type(error).__name__})") from None
 
     def _approval(self, context: Context) -> Approval:
-        from airflow_provider_geminiimg.approval import Approval
-        from airflow_provider_geminiimg.attempt import Attempt
+        from airflow_provider_geminiimg.core.purchase.approval import Approval
+        from airflow_provider_geminiimg.runtime.task_run import Attempt
 
         attempt = Attempt(context, self.log)
         return Approval(attempt.ledger, attempt.files, attempt.item, str(context["ti"].id))
 
     def _show(self, shown: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Put the pictures into the request. Returns their manifests by label."""
-        from airflow_provider_geminiimg.review import labels, review_markdown
+        from airflow_provider_geminiimg.gallery.markdown import labels, review_markdown
 
         named = dict(zip(labels(shown), shown, strict=True))
         self.options = self._options(list(named))

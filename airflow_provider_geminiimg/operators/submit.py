@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_geminiimg.operators._base import ImageOperator
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.attempt import Attempt
-    from airflow_provider_geminiimg.ledger import Record
-    from airflow_provider_geminiimg.order import Order
+    from airflow_provider_geminiimg.core.ledger.records import Record
+    from airflow_provider_geminiimg.core.purchase.order import Order
+    from airflow_provider_geminiimg.runtime.task_run import Attempt
 
 
 class GeminiImageSubmitOperator(ImageOperator):

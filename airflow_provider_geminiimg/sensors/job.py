@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator, PokeReturnValue, conf
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
-from airflow_provider_geminiimg.arguments import OnMismatch, choice, seconds, stem, text
+from airflow_provider_geminiimg.core.redaction.printable import printable
+from airflow_provider_geminiimg.core.request import is_literal
+from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, choice, seconds, stem, text
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.links import ImagesLink
+from airflow_provider_geminiimg.gallery.link import ImagesLink
 from airflow_provider_geminiimg.operators._shared import RefusesNothing
-from airflow_provider_geminiimg.printable import printable
-from airflow_provider_geminiimg.request import is_literal
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -93,18 +93,18 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke once, then wait in the triggerer, or in the way that `mode` says."""
-        from airflow_provider_geminiimg.work import sensor
+        from airflow_provider_geminiimg.runtime import sensor_task
 
         if self.deferrable:
-            return sensor.wait_in_triggerer(self, context)
-        return sensor.finish(self, super().execute(context))
+            return sensor_task.wait_in_triggerer(self, context)
+        return sensor_task.finish(self, super().execute(context))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once; land the picture if it is ready."""
-        from airflow_provider_geminiimg.work import sensor
+        from airflow_provider_geminiimg.runtime import sensor_task
 
-        seen = sensor.look(self, context)
-        return PokeReturnValue(is_done=not sensor.is_running(seen), xcom_value=seen)
+        seen = sensor_task.look(self, context)
+        return PokeReturnValue(is_done=not sensor_task.is_running(seen), xcom_value=seen)
 
     def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> Any:
         """Land what the trigger waited for.
@@ -113,18 +113,18 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
         :param deadline: when the sensor gives up, in Unix seconds. Default, because ``dag.test()`` hands on nothing
             but the event: `timeout` after the task started.
         """
-        from airflow_provider_geminiimg.work import sensor
+        from airflow_provider_geminiimg.runtime import sensor_task
 
         job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
         self.log.info("The trigger's word on job %s: %s.", job_id, status)
-        return sensor.resume(self, context, deadline, again=event.get("status") == "lost")
+        return sensor_task.resume(self, context, deadline, again=event.get("status") == "lost")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow's, but a trigger that crashed or was never run does not lose the job.
 
         At most two further deferrals, then the wait goes on in the worker.
         """
-        from airflow_provider_geminiimg.work import sensor
+        from airflow_provider_geminiimg.runtime import sensor_task
 
         try:
             # Not the sensor's own: that one turns a job's failure into a skip where soft_fail is set.
@@ -137,7 +137,7 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
                 "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
             )
             deadline = None
-        return sensor.resume_crashed(self, context, deadline)
+        return sensor_task.resume_crashed(self, context, deadline)
 
     def _check(self, known: Callable[[Any], bool]) -> None:
         """Refuse arguments that are wrong, of those whose value is known."""
@@ -145,7 +145,7 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
             if known(getattr(self, name)):
                 check(name, getattr(self, name))
         if known(self.job) and self.job is not None:
-            from airflow_provider_geminiimg.work.sensor import key_of
+            from airflow_provider_geminiimg.runtime.sensor_task import key_of
 
             key_of(self.job)
         if known(self.job) and known(self.job_id) and (self.job is None) == (self.job_id in (None, "")):

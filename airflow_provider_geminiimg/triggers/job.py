@@ -23,9 +23,12 @@ from typing import Any
 import anyio
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_geminiimg.boundary import closed, told
-from airflow_provider_geminiimg.catalog import LIMITS
-from airflow_provider_geminiimg.connection import GatewayConnection
+from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
+from airflow_provider_geminiimg.core.execution.boundary import closed, told
+from airflow_provider_geminiimg.core.gateways.base import JobStatus
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.gateways.polling import PollPlan, follow
+from airflow_provider_geminiimg.core.http.transport import TOO_LARGE, Transport
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -33,10 +36,7 @@ from airflow_provider_geminiimg.exceptions import (
     LostContactError,
     NotSentError,
 )
-from airflow_provider_geminiimg.gateways.base import JobStatus
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-from airflow_provider_geminiimg.polling import PollPlan, follow
-from airflow_provider_geminiimg.transport import TOO_LARGE, Transport
 
 LINGER = 30.0  # seconds that a client outlives its last trigger: mapped tasks come one by one
 LOOK_UP_AGAIN = 5.0  # seconds; a look-up that failed, or whose key was refused, is not repeated sooner

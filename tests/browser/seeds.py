@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import time
 
-from airflow_provider_geminiimg.images import inspect_image
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, new_claim, process_identity, record_key
-from airflow_provider_geminiimg.manifest import StoredImage, build
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.ledger.manifest import StoredImage, build
+from airflow_provider_geminiimg.core.ledger.records import (
+    Destination,
+    Item,
+    Ledger,
+    Record,
+    new_claim,
+    process_identity,
+    record_key,
+)
+from airflow_provider_geminiimg.core.purchase.thumbnails import render, thumbnail_key
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
 from airflow_provider_geminiimg.sandbox.pictures import Sketch, draw, shape
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
-from airflow_provider_geminiimg.thumbnails import render, thumbnail_key
 
 MODEL = "gemini-3.1-flash-image-preview"
 RATIOS = ("16:9", "1:1", "3:2", "9:16")

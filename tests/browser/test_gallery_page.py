@@ -15,8 +15,8 @@ from dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
 from harness.records import plan_of
 from playwright.sync_api import Frame, Locator, Page, Request, Route, expect
 
-from airflow_provider_geminiimg.ledger import Item
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.ledger.records import Item
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 
 SignIn = Callable[..., Page]
 TALL = {"width": 1360, "height": 1180}

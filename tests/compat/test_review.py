@@ -13,8 +13,8 @@ import pytest
 from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg import GeminiImageReviewOperator
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, Record, record_key
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, Record, record_key
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 
 if TYPE_CHECKING:
     from conftest import Outcome

@@ -29,8 +29,8 @@ from airflow_provider_geminiimg import (
     _compat,
     settings,
 )
-from airflow_provider_geminiimg.addresses import address_of
-from airflow_provider_geminiimg.images import inspect_image
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.provider import get_provider_info
 from airflow_provider_geminiimg.sandbox import read_submission
 

@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import KINDS
-from airflow_provider_geminiimg.ledger import Record
 from harness.attacks import picture
 from harness.decided import (
     NUMBERS,

@@ -36,7 +36,7 @@ def gallery_app() -> Any:
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from airflow.api_fastapi.core_api.security import get_user
 
-    from airflow_provider_geminiimg.plugins.gallery.app import make_app
+    from airflow_provider_geminiimg.gallery.app import make_app
 
     app = make_app()
     app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="admin", role="ADMIN")

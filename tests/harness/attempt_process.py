@@ -74,7 +74,7 @@ def main() -> None:
     with Path(sys.argv[1]).open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    import airflow_provider_geminiimg.work.batch  # noqa: F401 - before the fork, as it takes seconds
+    import airflow_provider_geminiimg.runtime.batch_task  # noqa: F401 - before the fork, as it takes seconds
 
     for line in sys.stdin:
         spec = json.loads(line)

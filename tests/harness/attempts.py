@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_geminiimg.ledger import Found, Ledger
-from airflow_provider_geminiimg.request import prompt_sha256
+from airflow_provider_geminiimg.core.ledger.records import Found, Ledger
+from airflow_provider_geminiimg.core.request import prompt_sha256
+from airflow_provider_geminiimg.core.storage import LocalStore
 from airflow_provider_geminiimg.sandbox import read_submission
-from airflow_provider_geminiimg.storage import LocalStore
 from harness.attempt_process import TASK_ID
 
 TESTS = Path(__file__).parent.parent

@@ -8,16 +8,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_geminiimg.batch import Planned, Window, destination_of, plan
-from airflow_provider_geminiimg.connection import parse_connection
-from airflow_provider_geminiimg.decision import Policy
-from airflow_provider_geminiimg.landing import Workshop
-from airflow_provider_geminiimg.ledger import Item, Ledger
-from airflow_provider_geminiimg.order import Order
-from airflow_provider_geminiimg.rows import wishes
-from airflow_provider_geminiimg.runner import Guard
-from airflow_provider_geminiimg.storage import Files, default_s3_client, join_uri, open_store
-from airflow_provider_geminiimg.transport import Transport
+from airflow_provider_geminiimg.core.batch.executor import Planned, Window, destination_of, plan
+from airflow_provider_geminiimg.core.batch.rows import wishes
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.gateways.connection import parse_connection
+from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.ledger.records import Item, Ledger
+from airflow_provider_geminiimg.core.purchase.decision import Policy
+from airflow_provider_geminiimg.core.purchase.landing import Workshop
+from airflow_provider_geminiimg.core.purchase.order import Order
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, join_uri, open_store
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg import download as download_module
+from airflow_provider_geminiimg.core.http import download as download_module
 
 Route = Callable[[BaseHTTPRequestHandler], None]
 

@@ -17,6 +17,7 @@ import pytest
 from airflow.sdk import DAG, TaskGroup, task
 
 from airflow_provider_geminiimg.__main__ import main
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
@@ -24,7 +25,6 @@ from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOpe
 from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
 from harness.golden import BUCKET, INPUT, PICTURES, TINY, Stable, stored
 from harness.moto import age_object, start_moto
 from harness.trouble import Bucket
@@ -228,7 +228,9 @@ def spooled(story: Story) -> None:
     bucket.begin("denied", lambda path, body: "/images/" in path and body.startswith(b"\x89PNG"))
     with start_moto(bucket) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setattr("airflow_provider_geminiimg.storage.s3._CLIENTS", {})  # the story's own leads to another server
+        patch.setattr(
+            "airflow_provider_geminiimg.core.storage.s3._CLIENTS", {}
+        )  # the story's own leads to another server
         run = story.run(state="failed")
     story.note(run.retry("made"))
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
-from airflow_provider_geminiimg.decision import Policy
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
+from airflow_provider_geminiimg.core.purchase.decision import Policy
+from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
+from airflow_provider_geminiimg.core.purchase.order import Marker, Order
+from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage import join_uri
 from airflow_provider_geminiimg.exceptions import GeminiImageError
-from airflow_provider_geminiimg.jobs import Report, Scope, collect
-from airflow_provider_geminiimg.ledger import Destination, Item, Record
-from airflow_provider_geminiimg.lifecycle import Purchase
-from airflow_provider_geminiimg.order import Marker, Order
-from airflow_provider_geminiimg.request import ImageRequest
-from airflow_provider_geminiimg.runner import Guard
+from airflow_provider_geminiimg.runtime.environment import Surroundings
 from airflow_provider_geminiimg.sandbox import read_submission
-from airflow_provider_geminiimg.storage import join_uri
-from airflow_provider_geminiimg.surroundings import Surroundings
 from harness.records import ITEM
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_geminiimg.core.ledger.records import Found, Ledger
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LinkExpiredError, OutcomeUnknownError
-from airflow_provider_geminiimg.ledger import Found, Ledger
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
-from airflow_provider_geminiimg.storage import Files, default_s3_client, encode_segment, open_store
 
 RESULTS = Path(__file__).resolve().parents[2] / "build" / "matrix"
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
-from airflow_provider_geminiimg.ledger import Item, Record, record_key
-from airflow_provider_geminiimg.storage import Store
+from airflow_provider_geminiimg.core.ledger.records import Item, Record, record_key
+from airflow_provider_geminiimg.core.storage import Store
 from harness.records import ITEM, landed
 
 _HERE = "<here>"

@@ -17,7 +17,7 @@ import httpx
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from airflow_provider_geminiimg.request import prompt_sha256
+from airflow_provider_geminiimg.core.request import prompt_sha256
 from harness.moto import age_object
 
 if TYPE_CHECKING:

@@ -6,11 +6,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from airflow_provider_geminiimg.batch import Plan, Planned
+from airflow_provider_geminiimg.core.batch.executor import Plan, Planned
+from airflow_provider_geminiimg.core.ledger.records import (
+    Destination,
+    Item,
+    Record,
+    new_claim,
+    process_identity,
+    record_key,
+)
+from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, Kept
+from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import StorageError
-from airflow_provider_geminiimg.kept import PLANS, Kept
-from airflow_provider_geminiimg.ledger import Destination, Item, Record, new_claim, process_identity, record_key
-from airflow_provider_geminiimg.storage import Blob, Store
 
 ITEM = Item("default", "campaign", "manual__2026-01-01T00:00:00+00:00", "hero", -1)
 ELSEWHERE = Destination("file:///elsewhere", "hero")

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_geminiimg.addresses import address_of
-from airflow_provider_geminiimg.ledger import Destination, Item, Ledger, record_key
-from airflow_provider_geminiimg.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, record_key
+from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.gallery.addresses import address_of
 from harness.records import landed
 
 FOLDER = Path(os.environ["AIRFLOW_HOME"]) / "pictures"

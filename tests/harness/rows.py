@@ -22,12 +22,12 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, OutcomeUnknownError, from_dict
-from airflow_provider_geminiimg.ledger import Ledger, Record
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
-from airflow_provider_geminiimg.storage import Files, default_s3_client, open_store
 from harness.gate import Held
 from harness.inprocess import AirflowHarness, Run, Task
 from harness.matrix import Balance, Row, weigh

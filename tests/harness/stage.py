@@ -25,7 +25,7 @@ from typing import Any, Literal
 import boto3
 import psutil
 
-from airflow_provider_geminiimg.ledger import Record
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.sandbox import Sandbox
 from harness.gate import Gate, Held
 from harness.matrix import Balance, Row, read_records, weigh

@@ -18,7 +18,7 @@ import pytest
 from harness.left_behind import LeftBehind
 from harness.records import ITEM, landed
 
-from airflow_provider_geminiimg.plugins.gallery.shelf import address_of
+from airflow_provider_geminiimg.gallery.queries import address_of
 from scripts.live_airflow import LiveAirflow
 
 if TYPE_CHECKING:

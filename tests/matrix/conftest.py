@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_provider_geminiimg import lifecycle, paying
+    from airflow_provider_geminiimg.core.purchase import lifecycle, submission
 
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
-    monkeypatch.setattr(paying, "RECORD_AGAIN", 0.02)
+    monkeypatch.setattr(submission, "RECORD_AGAIN", 0.02)
     monkeypatch.setattr(lifecycle.random, "uniform", lambda low, high: 0.01)
 
 
@@ -77,7 +77,7 @@ def bucket_stage(
     stage: Play, bucket: Bucket, gate: Gate, s3_root: str, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Play]:
     """As `stage`, with the root in a bucket, whose client is patient."""
-    from airflow_provider_geminiimg.storage import s3
+    from airflow_provider_geminiimg.core.storage import s3
 
     stage.root, stage.trouble = s3_root, bucket
     monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): clients["patient"]})
@@ -89,7 +89,7 @@ def bucket_stage(
 @pytest.fixture
 def impatient_stage(bucket_stage: Play, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Play:
     """As `bucket_stage`, with the client that does not wait long."""
-    from airflow_provider_geminiimg.storage import s3
+    from airflow_provider_geminiimg.core.storage import s3
 
     monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): clients["impatient"]})
     return bucket_stage

@@ -25,7 +25,8 @@ from harness.rows import (
     play,
 )
 
-from airflow_provider_geminiimg import download
+from airflow_provider_geminiimg.core.gateways.base import Call
+from airflow_provider_geminiimg.core.http import download
 from airflow_provider_geminiimg.exceptions import (
     ContentRefusedError,
     LinkExpiredError,
@@ -33,7 +34,6 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     UpstreamFailedError,
 )
-from airflow_provider_geminiimg.gateways.base import Call
 
 PAGE = "<html><body>A timeout occurred</body></html>"
 POLL, DOWNLOAD, JOB = "on a poll", "on the download", "at the job's end"

@@ -24,10 +24,10 @@ from harness.rows import (
     unknown,
 )
 
-from airflow_provider_geminiimg import lifecycle
-from airflow_provider_geminiimg.catalog import Row as CatalogRow
+from airflow_provider_geminiimg.core.catalog.lookup import Row as CatalogRow
+from airflow_provider_geminiimg.core.gateways import apimaster
+from airflow_provider_geminiimg.core.purchase import lifecycle
 from airflow_provider_geminiimg.exceptions import InsufficientBalanceError
-from airflow_provider_geminiimg.gateways import apimaster
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
 PAGE = "<html><body>A timeout occurred</body></html>"

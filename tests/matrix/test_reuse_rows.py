@@ -12,8 +12,8 @@ from harness.gate import Gate, let_go_of_each
 from harness.matrix import read_records
 from harness.rows import CROSSED, LANDED, STRAIGHT, Case, Play, race
 
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import AuthenticationError
-from airflow_provider_geminiimg.ledger import Record
 
 TWO_BOUGHT = dataclasses.replace(LANDED, submitted=2, paid=2, landed=2)
 

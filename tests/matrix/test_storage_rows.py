@@ -15,10 +15,10 @@ from harness.moto import age_object
 from harness.rows import BUY_AGAIN, CROSSED, IN_BATCHES, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play, race
 from harness.trouble import Disk, Kind, Writes
 
-from airflow_provider_geminiimg import lifecycle, paying
-from airflow_provider_geminiimg.catalog import Row as CatalogRow
+from airflow_provider_geminiimg.core.catalog.lookup import Row as CatalogRow
+from airflow_provider_geminiimg.core.gateways import apimaster
+from airflow_provider_geminiimg.core.purchase import lifecycle, submission
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError
-from airflow_provider_geminiimg.gateways import apimaster
 
 MOMENTS: dict[str, Writes] = {
     "while the record is claimed": lambda path, body: b'"state":"intent"' in body,
@@ -89,7 +89,7 @@ FAILING: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 FROM_THE_ANSWER_ON = "from the gateway's answer on"
 SOON = (
-    (paying, "RECORDING_SECONDS", 0.2),
+    (submission, "RECORDING_SECONDS", 0.2),
     (lifecycle, "ANSWER_MARGIN", 0.0),
     (CatalogRow, "read_timeout", lambda row, resolution: 5.0),
     (apimaster, "ASYNC_READ_TIMEOUT", 5.0),

@@ -14,9 +14,9 @@ import pytest
 from harness.gate import Gate, let_go_of_each
 from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_PAID, UNKNOWN_UNPAID, Case, Play, each, play
 
-import airflow_provider_geminiimg.work.batch
-import airflow_provider_geminiimg.work.picture
-import airflow_provider_geminiimg.work.sensor  # noqa: F401 - operators import these when they run; they need the clock
+import airflow_provider_geminiimg.runtime.batch_task
+import airflow_provider_geminiimg.runtime.image_task
+import airflow_provider_geminiimg.runtime.sensor_task  # noqa: F401 - operators import these when they run; they need the clock
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError, TimedOutError
 
 PACKAGE = "airflow_provider_geminiimg."

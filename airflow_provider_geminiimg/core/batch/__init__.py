@@ -1,0 +1,1 @@
+"""Many images: rows, plan, executor, summary."""

@@ -1,0 +1,88 @@
+"""Which pictures of a batch would be bought, and what they would cost together, before the first one is.
+
+What must stay true: a forecast changes nothing, and decides as a purchase does. It refuses early what is certain;
+`Budgets` keeps to the cap whatever comes of the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from airflow_provider_geminiimg.core.batch.executor import READERS, Planned
+from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
+from airflow_provider_geminiimg.core.ledger.records import Found, Record
+from airflow_provider_geminiimg.core.purchase.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
+from airflow_provider_geminiimg.core.purchase.landing import in_thread
+from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
+from airflow_provider_geminiimg.core.purchase.task_state import look
+from airflow_provider_geminiimg.core.request import CheckedRequest
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, OverBudgetError
+
+_MAY_BE_RECALLED = ("intent", "failed")  # Airflow may know more of these
+_THERE: PictureState = "there"  # whether it still is makes nobody buy
+
+
+class Forecast(Purchase):
+    """A purchase that only says whether it would buy."""
+
+    async def would_buy(self) -> bool:
+        """Whether a paid request would be sent, as far as the ledger and the gateway know now.
+
+        Where that can't be told, it is not: its turn raises the same, and the others have theirs.
+        """
+        return await closed(self._would_buy()) is True
+
+    async def _would_buy(self) -> bool:
+        latest = await in_thread(self.ledger.latest, self.order.item)
+        if latest is not None and latest.record.state in _MAY_BE_RECALLED:
+            latest = await look(self.ledger, self.order.item, self.marker)
+        found, step = await self._decide(latest, None)
+        if found is not None and isinstance(step, Poll) and await self._is_still_unknown(found.record):
+            _, step = await self._decide(latest, found.record.key)
+        return isinstance(step, Submit) and not await self._may_be_copied(step)
+
+    async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
+        return decide(found, policy, asked, picture=_THERE, vanished=found.record.key == vanished)
+
+    async def _settle(self, record: Record, *, plain: bool = False) -> None:
+        """Leave the records as they are."""
+
+    async def _may_be_copied(self, step: Submit) -> bool:
+        """Whether another task of the DAG has the picture or is making it."""
+        if self.order.policy.reuse == "task" or step.regenerate:
+            return False
+        return await self.sharing.is_anothers(await self._fingerprint())
+
+
+async def refusals(
+    forecast: Callable[[Planned], Forecast],
+    items: Sequence[Planned],
+    connection: GatewayConnection,
+    max_cost: Decimal | None,
+) -> dict[str, GeminiImageError]:
+    """Why nothing is bought, for each of the pictures that would be: all of them together cost more than `max_cost`, or
+    there is a cap and a price is not known. What has landed or is under way costs nothing now, and is not among them.
+
+    :param forecast: of a picture.
+    :param items: the plan's.
+    :returns: by fingerprint.
+    """
+    if max_cost is None and connection.daily_budget is None:
+        return {}
+    distinct = list({item.fingerprint: item for item in items}.values())
+    wanted: list[Planned] = []
+    for start in range(0, len(distinct), READERS):
+        some = distinct[start : start + READERS]
+        wanted += itertools.compress(some, await asyncio.gather(*(forecast(item).would_buy() for item in some)))
+    requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
+    try:
+        total = price_of_all(requests, connection, max_cost)
+        refuse_over(max_cost, total, connection, f"Buying {len(requests)} pictures")
+    except (BadRequestError, OverBudgetError) as error:
+        return dict.fromkeys((item.fingerprint for item in wanted), error)
+    return {}

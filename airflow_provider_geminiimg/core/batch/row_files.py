@@ -1,0 +1,361 @@
+"""Files of rows: CSV as spreadsheet programs write it in any country, JSON Lines, and JSON.
+
+What must stay true: what can't be read for sure is refused, with the line as an editor shows it and the remedy; no cell
+is dropped and none gets into another column.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_geminiimg.core.batch.columns import FIELDS, field_of, listed, refuse_twins, tidy
+from airflow_provider_geminiimg.core.storage import Files, locate
+from airflow_provider_geminiimg.core.validation.texts import shown as short
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SEP_LINE = re.compile(r'[ \t]{0,99}"?sep=(\\t|[^\r\n"\w])?"?[;,\t|]{0,99}[ \t]{0,99}(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
+_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
+_CONTROLS_OF_BYTES = re.compile("[\x80-\x9f]")  # U+0085 is text where somebody wrote it, and … of cp1252 elsewhere
+
+
+class LineRow(dict[str, Any]):
+    """A row of a file.
+
+    :param line: where it begins, as an editor shows it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], line: int) -> None:
+        super().__init__(values)
+        self.line = line
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that has been read.
+
+    :param shown: its address, as a message may repeat it.
+    :param kind: its extension.
+    :param delimiter: what the author says that cells are told apart by.
+    :param most: rows after which it is not read on.
+    """
+
+    shown: str
+    kind: str
+    text: str
+    delimiter: str | None
+    most: int
+
+
+def is_row_file(text: str) -> bool:
+    """Whether this is the address of a file of rows."""
+    return _kind(text) in _READERS and "/" in text
+
+
+def read_row_file(uri: str, files: Files, most: int, *, encoding: str | None, delimiter: str | None) -> list[Any]:
+    """The rows of a file.
+
+    :param most: rows after which it is not read on.
+    :param encoding: of a file without a byte order mark. Default: UTF-8.
+    :param delimiter: of a CSV file. Default: what its header shows.
+    :raises BadRequestError: the file is wrong; the message says where.
+    :raises StorageError: it could not be read.
+    """
+    files.check(uri, "requests")
+    data = files.read(uri, max_bytes=MAX_FILE_BYTES)
+    shown = locate(uri, "requests").shown
+    kind = _kind(uri)
+    rows = _READERS[kind](_Source(shown, kind, _decoded(data, shown, encoding), delimiter, most))
+    if not rows:
+        raise BadRequestError(f"requests: {shown} is empty.", hint="Give it at least one row, or skip the task.")
+    return rows
+
+
+def parse_json(where: str, text: str) -> Any:
+    """JSON in which no key stands twice and NaN is nothing.
+
+    :raises BadRequestError: it is not that.
+    """
+    with _refused(where):
+        return _JSON.decode(text)
+
+
+def parse_json_list(where: str, text: str, most: int) -> list[Any]:
+    """The first values of a JSON list, each as `parse_json` reads it. What follows them is not looked at.
+
+    :raises BadRequestError: it is no such list.
+    """
+    found: list[Any] = []
+    at = _after_blanks(text, 0)
+    with _refused(where):
+        if text[at : at + 1] != "[":
+            raise json.JSONDecodeError("Expecting a list", text, at)
+        closed = _END_OF_LIST.match(text, at + 1)
+        while closed is None and len(found) < most:
+            at = _after_blanks(text, at + 1)
+            value, at = _JSON.raw_decode(text, at)
+            found.append(value)
+            at = _after_blanks(text, at)
+            if text[at : at + 1] == "]":
+                closed = _END_OF_LIST.match(text, at)
+            elif text[at : at + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+        if closed is not None and closed.end() < len(text):
+            raise json.JSONDecodeError("Extra data", text, closed.end())
+    return found
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    return at if found is None else found.end()
+
+
+@contextlib.contextmanager
+def _refused(where: str) -> Iterator[None]:
+    try:
+        yield
+    except _WrongJsonError as error:
+        raise BadRequestError(f"{where}: {error}") from None
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise BadRequestError(f"{where}: is not JSON ({error.msg}, {at}).") from None
+    except ValueError:
+        raise BadRequestError(
+            f"{where}: holds a number of thousands of digits, which is none that can be sent."
+        ) from None
+    except RecursionError:
+        raise BadRequestError(f"{where}: nests deeper than any request.") from None
+
+
+class _WrongJsonError(ValueError):
+    """JSON whose meaning is not sure."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise _WrongJsonError(f"the key {short(twice)!r} stands twice in one object.")
+    return found
+
+
+def _constant(token: str) -> None:
+    if token != "NaN":
+        raise _WrongJsonError(f"{token} is no number that can be sent.")
+
+
+def _finite(token: str) -> float:
+    number = float(token)
+    if math.isinf(number):
+        raise _WrongJsonError(f"{short(token)} is no number that can be sent.")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_END_OF_LIST = re.compile(r"[ \t\r\n]*\][ \t\r\n]*")
+
+
+def _kind(uri: str) -> str:
+    return uri.rpartition(".")[2].lower()
+
+
+# Bytes
+
+
+def _decoded(data: bytes, shown: str, encoding: str | None) -> str:
+    """The text; a byte order mark says more of its encoding than anybody."""
+    name = next((name for mark, name in _BOMS if data.startswith(mark)), encoding or "utf-8")
+    _refuse_utf8_as(name, data, shown)
+    try:
+        text = data.decode(name).lstrip("\ufeff")  # some programs write it twice
+    except UnicodeError as error:
+        line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        said = name.removesuffix("-sig").upper() if name.startswith("utf") else name
+        raise BadRequestError(f"requests: {shown} is not {said} (line {line}).", hint=_remedy(data)) from None
+    if "\0" in text:
+        raise BadRequestError(f"requests: {shown} holds null characters.", hint=_remedy(data))
+    wrong = (_CONTROLS if codecs.lookup(name).name.startswith("utf") else _CONTROLS_OF_BYTES).search(text)
+    if wrong is not None:
+        line = text.count("\n", 0, wrong.start()) + 1
+        raise BadRequestError(f"requests: {shown}, line {line}: is not in {name}.", hint=_remedy(data))
+    return text
+
+
+def _refuse_utf8_as(name: str, data: bytes, shown: str) -> None:
+    """UTF-8 read by an encoding of one byte a character is other text, and hardly ever an error of the encoding's own.
+
+    :raises BadRequestError: the encoding is such, and the file is UTF-8.
+    """
+    if codecs.lookup(name).name.startswith("utf") or data.isascii():
+        return
+    try:
+        data.decode("utf-8")
+    except UnicodeError:
+        return
+    if len(data.decode(name, "replace")) == len(data):
+        line = next(number for number, line in enumerate(data.split(b"\n"), 1) if not line.isascii())
+        raise BadRequestError(
+            f"requests: {shown} is UTF-8, and not {name} (line {line}).", hint="Leave the argument encoding out."
+        )
+
+
+def _remedy(data: bytes) -> str:
+    if b"\0" in data:
+        order = "le" if data[1::2].count(0) >= data[::2].count(0) else "be"
+        return f'Save it as UTF-8; or, if it is UTF-16 without a byte order mark, give encoding="utf-16-{order}".'
+    return (
+        'Save it as UTF-8 (Excel: "CSV UTF-8"); or give the encoding that it has, such as encoding="cp1252" (Windows, '
+        'Western Europe), "cp1250", "cp1251", "mac_roman" or "shift_jis".'
+    )
+
+
+# CSV
+
+
+def _csv(source: _Source) -> list[Any]:
+    told = _SEP_LINE.match(source.text)
+    text = source.text[told.end() :] if told is not None else source.text
+    first = 1 if told is None else 2
+    said = None if told is None or told[1] is None else told[1].replace("\\t", "\t")
+    delimiter = source.delimiter or said or _detected(source, text, first)
+    found: list[Any] = []
+    header: list[str] = []
+    for line, cells in _filled_records(source, text, first, delimiter):
+        if header:
+            found.append(LineRow(_by_name(source, line, header, cells, delimiter), line))
+            if len(found) == source.most:
+                break
+            continue
+        header = [tidy(name) for name in cells]
+        try:
+            refuse_twins(header)
+        except BadRequestError as error:
+            error.message = f"requests: {source.shown}, line {line}: {error.message}"
+            raise
+    return found
+
+
+def _by_name(
+    source: _Source, line: int, header: Sequence[str], cells: Sequence[str], delimiter: str
+) -> dict[str, str | None]:
+    for number, text in enumerate(cells):
+        if text.strip() and (number >= len(header) or not header[number]):
+            more = number >= len(header)
+            what = "has more cells than the header has names" if more else f"column {number + 1} has no name"
+            word = DELIMITERS.get(delimiter, repr(delimiter))
+            raise BadRequestError(
+                f"requests: {source.shown}, line {line}: {what}. Found: {listed(filter(None, header))}.",
+                hint=f"Cells were told apart by {word}. Put text that holds them into quotes; if that is wrong, give "
+                'the delimiter, such as delimiter=";".',
+            )
+    padded = [*cells, *[None] * (len(header) - len(cells))]
+    return {name: value for name, value in zip(header, padded, strict=False) if name}
+
+
+def _filled_records(source: _Source, text: str, first: int, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The records that are more than separators, each with the line at which it begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = first
+    try:
+        for cells in reader:
+            if any(map(tidy, cells)):
+                yield line, cells
+            line = first + reader.line_num
+    except csv.Error as error:
+        raise BadRequestError(
+            f"requests: {source.shown}, line {line}: is not CSV ({error}).",
+            hint="A cell that begins with a quote ends with one, a quote within it is written twice, and no cell has "
+            f"more than {csv.field_size_limit()} characters. Correct the line, or one of the few before it.",
+        ) from None
+
+
+def _detected(source: _Source, text: str, first: int) -> str:
+    """What tells cells apart, by the header; where that can be several things, by what the rows fit to."""
+    headers = {each: _header(source, text, first, each) for each in DELIMITERS}
+    several = [each for each, cells in headers.items() if len(cells) > 1]
+    if len(several) < 2:
+        return several[0] if several else "\t" if source.kind in ("tsv", "tab") else ","
+    fitting = [each for each in several if _fits(source, text, first, each)] or several
+    ranks = {each: (_fields(headers[each]), len(list(filter(None, headers[each])))) for each in fitting}
+    best = [each for each in fitting if ranks[each] == max(ranks.values())]
+    if len(best) > 1:
+        words = " or ".join(DELIMITERS[each] for each in best)
+        raise BadRequestError(
+            f"requests: {source.shown}: {words} may tell its cells apart.", hint='Give the delimiter: delimiter=";".'
+        )
+    return best[0]
+
+
+def _header(source: _Source, text: str, first: int, delimiter: str) -> list[str]:
+    try:
+        _, cells = next(_filled_records(source, text, first, delimiter), (0, []))
+    except BadRequestError:
+        return []
+    return list(map(tidy, cells))
+
+
+def _fits(source: _Source, text: str, first: int, delimiter: str) -> bool:
+    try:
+        records = _filled_records(source, text, first, delimiter)
+        width = len(next(records)[1])
+        return all(not any(cells[width:]) for _, cells in records)
+    except BadRequestError:
+        return False
+
+
+def _fields(header: Sequence[str]) -> int:
+    """How many cells of a header are fields of a request."""
+    found = 0
+    for name in header:
+        try:
+            found += field_of(name) in FIELDS
+        except BadRequestError:
+            continue
+    return found
+
+
+# JSON
+
+
+def _json_lines(source: _Source) -> list[Any]:
+    found: list[Any] = []
+    for number, line in enumerate(io.StringIO(source.text, newline="\n"), 1):  # no other character ends a line of JSON
+        if not line.strip():
+            continue
+        where = f"requests: {source.shown}, line {number}"
+        value = parse_json(where, line.rstrip("\n"))
+        row = {"prompt": value} if isinstance(value, str) else value
+        if not isinstance(row, Mapping):
+            raise BadRequestError(f"{where} (given: {type(value).__name__}): takes a prompt or a mapping.")
+        found.append(LineRow(row, number))
+        if len(found) == source.most:
+            break
+    return found
+
+
+def _json(source: _Source) -> list[Any]:
+    if not source.text.lstrip().startswith("["):
+        raise BadRequestError(f"requests: {source.shown}: holds no list of prompts or of mappings.")
+    return parse_json_list(f"requests: {source.shown}", source.text, source.most)
+
+
+_READERS = {"csv": _csv, "tsv": _csv, "tab": _csv, "jsonl": _json_lines, "ndjson": _json_lines, "json": _json}

@@ -1,0 +1,1 @@
+"""What each gateway takes for each model."""

@@ -1,0 +1,285 @@
+"""APIMaster.ai: an images endpoint in OpenAI's manner, in front of several channels that answer each in its own shape.
+
+What must stay true: the asynchronous endpoint is used unless a caller asks to wait; every poll names the model,
+because the gateway assumes another one by default; a 5xx counts as "not charged" only where the gateway itself says
+so in its own JSON; a bad answer to a poll says nothing about the job.
+
+Sources: APIMaster.ai's guide of the model and its getting-started page, and what public clients show of its answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_geminiimg.core.gateways import model_refusals, responses, results, rules, states
+from airflow_provider_geminiimg.core.gateways.base import (
+    Call,
+    CheckResult,
+    Gateway,
+    InputImage,
+    JobState,
+    JobStatus,
+    Picture,
+    Reply,
+    as_mapping,
+    paid_request,
+)
+from airflow_provider_geminiimg.core.gateways.responses import Answer, Reason
+from airflow_provider_geminiimg.core.gateways.results import Known, Result
+from airflow_provider_geminiimg.core.gateways.rules import Purpose, Rule, Rules
+from airflow_provider_geminiimg.core.redaction.ranges import PROGRESS, REPORTED_COST, UNIX_SECONDS, number
+from airflow_provider_geminiimg.core.request import CheckedRequest
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    OutcomeUnknownError,
+    UpstreamFailedError,
+)
+
+ASYNC_READ_TIMEOUT = 180.0  # seconds; the gateway's guide asks for at least this much
+
+_FIELDS = {
+    "aspect_ratio": "size",
+    "resolution": "resolution",
+    "google_search": "google_search",
+    "google_image_search": "google_image_search",
+}
+_RESOLUTIONS = {"512": "0.5K"}
+_NO_SUCH_TASK = re.compile(r"task_not_exist\b", re.IGNORECASE)
+_TASK_IDS = ("task_id", "taskId", "job_id")
+_IDS = (*_TASK_IDS, "id")
+# What only a task has, not an envelope.
+_OF_A_TASK = (
+    *("result", "results", "output", "outputs", "result_url", "progress", "cost", "expires_at", "task_status"),
+    *("fail_reason", "failReason", "failure_reason", "submit_time", "start_time", "finish_time", "completed_at"),
+)
+_REASONS = ("fail_reason", "failReason", "failure_reason")
+_CALL_FAILED = frozenset(("error", "fail"))  # what an envelope says of the call itself, too
+
+_RULES: Rules = {
+    **rules.COMMON_RULES,
+    (None, "insufficient_user_quota"): rules.BALANCE,
+    (404, None): Rule(
+        BadRequestError,
+        "does not offer this model on this key or address.",
+        hint="Choose a model that the account has enabled, and check the connection's host.",
+    ),
+    (408, None): Rule(
+        OutcomeUnknownError,
+        "stopped waiting for the picture. It watches the job for up to 20 more minutes and charges if it finishes.",
+        Billed.UNKNOWN,
+    ),
+    (502, None): rules.REFUNDED,
+    (503, None): Rule(UpstreamFailedError, "has no channel for this model at the moment."),
+}
+
+
+class ApiMaster(Gateway):
+    """The adapter of APIMaster.ai. See `Gateway` for the operations."""
+
+    name = "apimaster"
+    label = "APIMaster.ai"
+    default_base_url = "https://apimaster.ai/v1"
+
+    def auth_headers(self, api_key: str) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {api_key}"}
+
+    def reference(self, image: InputImage) -> str:
+        """The picture's own public address, else its bytes as a data URI."""
+        return image.url or f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
+
+    def submit(self, request: CheckedRequest, handles: Sequence[str], *, wait: bool = False) -> Call[JobStatus]:
+        fields = {wire: getattr(request, neutral) for neutral, wire in _FIELDS.items()}
+        fields["resolution"] = _RESOLUTIONS.get(fields["resolution"], fields["resolution"])
+        body = {
+            "model": request.row.wire_model,
+            "prompt": request.prompt,
+            "n": 1,
+            **{name: value for name, value in fields.items() if value is not None},
+            **({"image_urls": list(handles)} if handles else {}),
+        }
+        return Call(
+            paid_request(f"{self.base_url}/images/generations{'' if wait else '/async'}", body),
+            model_refusals.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
+            billable=True,
+            read_timeout=request.row.read_timeout(request.resolution) if wait else ASYNC_READ_TIMEOUT,
+            prompt=request.prompt,
+        )
+
+    def status(self, job_id: str, *, model: str, inputs: Collection[str] = ()) -> Call[JobStatus]:
+        url = f"{self.base_url}/tasks/{responses.segment(job_id)}?model={quote(model, safe='')}"
+        return Call(url, model_refusals.explained(functools.partial(self._polled, job_id, inputs), self.name, model))
+
+    def check(self) -> Call[CheckResult]:
+        return Call(f"{self.base_url}/models", self._checked)
+
+    def models(self, operation: str = "generate") -> Call[CheckResult]:
+        return self.check()
+
+    def _checked(self, reply: Reply) -> CheckResult:
+        answer = Answer(reply)
+        rows = answer.body.get("data")
+        if not (answer.ok and isinstance(rows, list)):
+            raise answer.rejected(self.label, Purpose.FREE, _RULES)
+        ids = (responses.clean(row.get("id") if isinstance(row, Mapping) else row) for row in rows)
+        return CheckResult(models=tuple(name for name in ids if name))
+
+    def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
+        answer = Answer(reply, prompt=request.prompt)
+        status = self._read(answer, Known(request.input_images).without_inputs(answer.body))
+        if status is None or not (answer.ok or status.pictures):
+            return responses.accepted_all_the_same(
+                answer.rejected(self.label, Purpose.PAID, _RULES), *_named_jobs(answer.body)
+            )
+        if status.state is not JobState.RUNNING or status.job_id is not None:
+            return status
+        rule = rules.NO_HANDLE if _state(answer.body) is JobState.DONE else rules.UNKNOWN
+        raise answer.outcome(self.label, rule, answer.reason)
+
+    def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
+        answer = Answer(reply)
+        body = Known(inputs).without_inputs(_about(job_id, answer.body))
+        if responses.names_another_job(job_id, *map(_task(body).get, _IDS)):
+            raise answer.outcome(self.label, rules.ANOTHER_JOB, Reason())
+        if any(_NO_SUCH_TASK.match(said or "") for said in (answer.reason.code, answer.reason.message)):
+            return JobStatus(JobState.VANISHED, job_id=job_id)
+        status = self._read(answer, body) if answer.ok else None
+        if status is None:
+            raise answer.rejected(self.label, Purpose.POLL, _RULES)
+        if status.state is JobState.RUNNING and _state(body) is JobState.DONE:
+            raise answer.outcome(self.label, rules.NO_LINK, Reason())
+        return dataclasses.replace(status, job_id=job_id)
+
+    def _read(self, answer: Answer, body: Mapping[str, Any]) -> JobStatus | None:
+        """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
+        task = _task(body)
+        found = results.only_results(body) if _without_image(answer, body) else results.results(body)
+        made = results.pictures(found)
+        if not results.pictures(results.only_results(body)):
+            made = _kept_as_reason(body) or made  # what stands beside it elsewhere may be an input
+        state, job_id = _state(body), responses.job_id_of(*map(task.get, _IDS), *_named_jobs(body))
+        error = None
+        if made:
+            state = JobState.DONE
+        elif state is None:
+            state = JobState.RUNNING if job_id else None
+        elif state is JobState.FAILED:
+            error = self._failed(answer, body)
+        elif state is JobState.DONE:
+            state = JobState.RUNNING
+            if not any(map(results.names_a_file, found)):
+                state = JobState.FAILED
+                error = answer.outcome(self.label, rules.NO_PICTURE, _text_answer(task, found))
+        if state is None:
+            return None
+        image = _first_image(task)
+        return JobStatus(
+            state,
+            made,
+            error,
+            job_id,
+            cost=REPORTED_COST.of(task.get("cost")),
+            progress=PROGRESS.of(task.get("progress")),
+            expires_at=UNIX_SECONDS.of(task.get("expires_at") or image.get("expires_at")),
+        )
+
+    def _failed(self, answer: Answer, body: Mapping[str, Any]) -> GeminiImageError:
+        """Why a task failed, and whether that word of the gateway's is one for a refund."""
+        reason = responses.reason_of(_task(body))
+        if not reason.code and not reason.message:
+            reason = responses.reason_of(body)
+        rule = rules.REFUNDED if _word(body) in states.FAILED else rules.ENDED
+        return answer.outcome(self.label, rules.find_rule(_RULES, None, reason.outer_code, rule), reason)
+
+
+def _about(job_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An answer about several tasks without those that are another's."""
+    rows = body.get("data")
+    if not isinstance(rows, list):
+        return body
+    others = [isinstance(row, Mapping) and responses.names_another_job(job_id, *map(row.get, _IDS)) for row in rows]
+    return (
+        body if all(others) else {**body, "data": [row for row, other in zip(rows, others, strict=True) if not other]}
+    )
+
+
+def _task(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The task in an answer: `data`, the first object in `data`, or the answer itself."""
+    data = body.get("data")
+    if isinstance(data, list):
+        data = next((item for item in data if isinstance(item, Mapping)), None)
+    return data if isinstance(data, Mapping) else body
+
+
+def _word(body: Mapping[str, Any]) -> str | None:
+    """The task's own word, else what the envelope says of the task and not of the call."""
+    task = _task(body)
+    word = states.status_word(task) or states.status_word(body)
+    failed = states.state_of(word) is JobState.FAILED
+    if any(map(body.get, _IDS)) or any(map(task.get, _IDS)):
+        return word
+    # Beside no job's id, a word of failure may be about the call, and "success" may be, too.
+    if states.status_word(task) and task is not body:
+        return None if failed and _call_failed(body) else word
+    if failed:
+        return word if any(key in task for key in _OF_A_TASK) and word not in _CALL_FAILED else None
+    return word if task is body else None
+
+
+def _call_failed(body: Mapping[str, Any]) -> bool:
+    """Whether the envelope says that the call failed, and so nothing of the task."""
+    code = body.get("code")
+    status = number(code)
+    said = code.strip().lower() if isinstance(code, str) else None
+    return body.get("success") is False or said in states.FAILED or (status is not None and status >= 400)
+
+
+def _named_jobs(body: Mapping[str, Any]) -> list[Any]:
+    """What may be a job's id anywhere; a bare `id`, which may be the call's, only beside a word of a job's."""
+    task = _task(body)
+    ids = [source.get(key) for source in (task, body) for key in _TASK_IDS]
+    if states.state_of(states.status_word(task)) is JobState.DONE:
+        ids.append(task.get("id"))
+    return ids + [source.get("id") for source in (task, body) if states.status_word(source) in states.PENDING]
+
+
+def _without_image(answer: Answer, body: Mapping[str, Any]) -> bool:
+    """Whether only what can be nothing but a result is taken for one."""
+    task = _task(body)
+    word = states.status_word(task) or _word(body)
+    if not answer.ok and (answer.reason.code or answer.reason.message):
+        return states.state_of(word) is not JobState.DONE
+    # A list of images without a job is the answer of the endpoint that waits.
+    of_a_job = not isinstance(body.get("data"), list) or any(source.get(key) for source in (task, body) for key in _IDS)
+    return of_a_job and states.without_image(word)
+
+
+def _state(body: Mapping[str, Any]) -> JobState | None:
+    return states.state_of(_word(body))
+
+
+def _kept_as_reason(body: Mapping[str, Any]) -> tuple[Picture, ...]:
+    """The image of a row that was written before the gateway had a field of its own for the link."""
+    task = _task(body)
+    if states.state_of(states.status_word(task) or states.status_word(body)) is JobState.FAILED:
+        return ()
+    kept = (results.pictures(results.results(source.get(key))) for source in (task, body) for key in _REASONS)
+    return next(filter(None, kept), ())
+
+
+def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    images = as_mapping(task.get("result")).get("images")
+    return as_mapping(images[0]) if isinstance(images, list) and images else {}
+
+
+def _text_answer(task: Mapping[str, Any], found: Sequence[Result]) -> Reason:
+    """Why a job that ended well has no picture: what it says of itself, else the words it brought instead."""
+    reason = responses.reason_of(task)
+    return reason if reason.code or reason.message else responses.reason_of(found[0].text if found else None)

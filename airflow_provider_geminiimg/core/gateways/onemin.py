@@ -1,0 +1,242 @@
+"""1min.ai: one feature endpoint for all models, pictures as storage keys with one signed link beside them.
+
+What must stay true: a submit asks for an asynchronous job, and takes whatever comes (a gateway that ignores `async`
+answers late and whole); a picture whose storage key came without a link exists and was paid for, so it is polled for,
+never declared lost; unset fields are left out, because this gateway ignores or mangles what it does not expect.
+
+Sources: the model pages of 1min.ai's API documentation, its pages "asset-api" and "get-result", and what public
+clients show of its errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from airflow_provider_geminiimg.core.gateways import model_refusals, responses, results, rules
+from airflow_provider_geminiimg.core.gateways.base import (
+    Call,
+    CheckResult,
+    Gateway,
+    InputImage,
+    JobState,
+    JobStatus,
+    Reply,
+    as_mapping,
+    paid_request,
+)
+from airflow_provider_geminiimg.core.gateways.responses import Answer, Reason
+from airflow_provider_geminiimg.core.gateways.results import Known
+from airflow_provider_geminiimg.core.gateways.rules import Purpose, Rule, Rules
+from airflow_provider_geminiimg.core.gateways.states import state_of, status_word, without_image
+from airflow_provider_geminiimg.core.request import CheckedRequest
+from airflow_provider_geminiimg.exceptions import UpstreamFailedError
+
+UPLOAD_TIMEOUT = 120.0  # seconds; an asset may have 50 MB
+LIST_TIMEOUT = 10.0  # seconds; what it says is good to know, and nothing waits for it
+NO_SUCH_JOB = "00000000-0000-0000-0000-000000000000"
+
+_TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
+_FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
+_NOT_SERVED = ("INACTIVE", "DISABLED", "DEPRECATED")
+_FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
+_MOST_INPUTS, _LONGEST_INPUT = 64, 4_000  # storage keys, and characters of one; a model takes 14 input images
+_NAMES_INPUTS = re.compile("image|reference|mask", re.IGNORECASE)
+_LINKS = ("temporaryUrl", "temporaryUrls")
+
+_RULES: Rules = {
+    **rules.COMMON_RULES,
+    (406, None): rules.BALANCE,
+    (None, "INSUFFICIENT_CREDITS"): rules.BALANCE,
+    (400, "EXTERNAL_API_RESPONSE_WITH_ERROR"): Rule(
+        UpstreamFailedError,
+        "passed the request on, and the model's provider refused it.",
+        hint="Where message and details differ, details is what the provider said.",
+    ),
+}
+
+
+class OneMin(Gateway):
+    """The adapter of 1min.ai. See `Gateway` for the operations."""
+
+    name = "1min"
+    label = "1min.ai"
+    default_base_url = "https://api.1min.ai"
+
+    def auth_headers(self, api_key: str) -> Mapping[str, str]:
+        return {"API-KEY": api_key}
+
+    def reference(self, image: InputImage) -> Call[str]:
+        """An upload to the Asset API; the file's name says nothing of where it came from."""
+        part = (_FILE_NAMES.get(image.media_type, "input.bin"), image.data, image.media_type)
+        request = httpx.Request("POST", f"{self.base_url}/api/assets", files={"asset": part})
+        request.read()  # so that it may be sent more than once
+        return Call(request, self._uploaded, read_timeout=UPLOAD_TIMEOUT)
+
+    def submit(self, request: CheckedRequest, handles: Sequence[str], *, wait: bool = False) -> Call[JobStatus]:
+        names = [f"referenceImage{number}" for number in range(1, len(handles) + 1)]
+        if request.image is not None:
+            names.insert(0, "imageUrl")
+        fields = {wire: getattr(request, neutral) for neutral, wire in _FIELDS.items()}
+        content = {"prompt": request.prompt, **dict(zip(names, handles, strict=False)), **fields}
+        body = {
+            "type": _TYPES[request.operation],
+            "model": request.row.wire_model,
+            "promptObject": {name: value for name, value in content.items() if value is not None},
+        }
+        return Call(
+            paid_request(f"{self.base_url}/api/features", body if wait else {**body, "async": True}),
+            model_refusals.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
+            billable=True,
+            read_timeout=request.row.read_timeout(request.resolution),
+            prompt=request.prompt,
+        )
+
+    def status(self, job_id: str, *, model: str, inputs: Collection[str] = ()) -> Call[JobStatus]:
+        parse = model_refusals.explained(functools.partial(self._polled, job_id, inputs), self.name, model)
+        return Call(self._result_url(responses.segment(job_id)), parse)
+
+    def check(self) -> Call[CheckResult]:
+        return Call(self._result_url(NO_SUCH_JOB), self._checked)
+
+    def models(self, operation: str = "generate") -> Call[CheckResult]:
+        """The gateway's public list, which its documentation's own pages read."""
+        url = f"{self.base_url}/models?feature={_TYPES[operation]}"
+        return Call(url, self._listed, read_timeout=LIST_TIMEOUT, keyless=True)
+
+    def _result_url(self, segment: str) -> str:
+        return f"{self.base_url}/api/results/{segment}"
+
+    def _uploaded(self, reply: Reply) -> str:
+        answer = Answer(reply)
+        places = (("fileContent", "path"), ("asset", "key"))
+        paths = [as_mapping(answer.body.get(part)).get(name) for part, name in places]
+        if answer.ok and (path := next((path for path in paths if isinstance(path, str) and path.strip()), None)):
+            return path.strip()
+        raise answer.rejected(self.label, Purpose.FREE, _RULES)
+
+    def _checked(self, reply: Reply) -> CheckResult:
+        answer = Answer(reply)
+        if answer.ok and "aiRecord" in answer.body:
+            return CheckResult()
+        raise answer.rejected(self.label, Purpose.FREE, _RULES)
+
+    def _listed(self, reply: Reply) -> CheckResult:
+        answer = Answer(reply)
+        rows = answer.body.get("models")
+        if not (answer.ok and isinstance(rows, list)):
+            raise answer.rejected(self.label, Purpose.FREE, _RULES)
+        served = (row for row in map(as_mapping, rows) if str(row.get("status")).upper() not in _NOT_SERVED)
+        ids = (responses.clean(row.get("modelId")) for row in served)
+        return CheckResult(models=tuple(name for name in ids if name))
+
+    def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
+        answer = Answer(reply, prompt=request.prompt)
+        record = as_mapping(answer.body.get("aiRecord"))
+        job_id = responses.job_id_of(record.get("uuid"))
+        status = self._read(answer, record, job_id, request.input_images)
+        if status is None or not (answer.ok or status.pictures):
+            return responses.accepted_all_the_same(answer.rejected(self.label, Purpose.PAID, _RULES), job_id)
+        if status.state is JobState.RUNNING and job_id is None:
+            rule = rules.NO_HANDLE if _state(record) is JobState.DONE else rules.UNKNOWN
+            raise answer.outcome(self.label, rule, Reason())
+        return status
+
+    def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
+        answer = Answer(reply)
+        if answer.ok and _is_unknown(answer):
+            return JobStatus(JobState.VANISHED, job_id=job_id)
+        record = as_mapping(answer.body.get("aiRecord"))
+        if responses.names_another_job(job_id, record.get("uuid")):
+            raise answer.outcome(self.label, rules.ANOTHER_JOB, Reason())
+        named = responses.job_id_of(record.get("uuid"))
+        status = self._read(answer, record, named, inputs) if answer.ok else None
+        if status is None:
+            raise answer.rejected(self.label, Purpose.POLL, _RULES)
+        if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
+            raise answer.outcome(self.label, rules.NO_LINK, Reason())
+        return dataclasses.replace(status, job_id=job_id)
+
+    def _read(
+        self, answer: Answer, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
+    ) -> JobStatus | None:
+        """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
+        known = Known(inputs, _echoed_inputs(record), _named_results(record))
+        body, record = (known.without_inputs(each) for each in (answer.body, record))
+        detail = as_mapping(record.get("aiRecordDetail"))
+        found = results.results(detail.get("resultObject"), inside=True)
+        places = [source.get(name) for source in (record, body, detail) for name in _LINKS]
+        links = [link for place in places for link in results.results(place) if link.pictures][:1]
+        no_image = without_image(status_word(record))
+        if no_image and not any(map(results.names_a_file, found)):
+            links = []  # a link beside no result of the job is an input's
+        made = results.pictures([*links, *found[1:]] if links else found)
+        if not made and not no_image:
+            made = results.pictures(results.results(detail.get("responseObject"), inside=True))
+        state = _state(record)
+        if made:
+            return JobStatus(JobState.DONE, made, job_id=job_id, expires_at=responses.link_expiry(made[0].url))
+        if state is JobState.FAILED:
+            return self._failed(answer, rules.ENDED, _reason(record, detail), job_id)
+        if state is JobState.DONE and not any(map(results.names_a_file, found)):
+            rule = rules.ENDED if responses.reason_of(detail.get("resultObject")).code else rules.NO_PICTURE
+            return self._failed(answer, rule, _reason(record, detail), job_id)
+        return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
+
+    def _failed(self, answer: Answer, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
+        rule = rules.find_rule(_RULES, None, reason.outer_code, rule)
+        return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
+
+
+def _is_unknown(answer: Answer) -> bool:
+    """Whether the gateway says that it knows no such job: beside an error, "no record" says nothing about it."""
+    if "aiRecord" not in answer.body or answer.body["aiRecord"] is not None:
+        return False
+    reason = answer.reason
+    return not (reason.code or reason.message or reason.details or answer.body.get("success") is False)
+
+
+def _echoed_inputs(record: Mapping[str, Any]) -> list[str]:
+    """The inputs that a record repeats from the request, by their storage keys."""
+    asked = as_mapping(as_mapping(record.get("aiRecordDetail")).get("promptObject"))
+    named = _short_texts([value for name, value in asked.items() if _NAMES_INPUTS.match(name)])
+    return [text for text in named if re.search(r"[/.]", text)][:_MOST_INPUTS]
+
+
+def _named_results(record: Mapping[str, Any]) -> list[str]:
+    """The storage keys and links that a record names as results, with inputs that it may repeat there."""
+    made = as_mapping(record.get("aiRecordDetail")).get("resultObject")
+    return list(itertools.islice(_short_texts(made), _MOST_INPUTS))
+
+
+def _short_texts(value: Any) -> Iterator[str]:
+    """The texts in lists and objects that can be a storage key or a link."""
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, str) and len(held) <= _LONGEST_INPUT:
+            yield held
+        waiting += reversed(
+            held if isinstance(held, list) else list(held.values()) if isinstance(held, Mapping) else []
+        )
+
+
+def _state(record: Mapping[str, Any]) -> JobState | None:
+    return state_of(status_word(record))
+
+
+def _reason(record: Mapping[str, Any], detail: Mapping[str, Any]) -> Reason:
+    """Why a job brought no picture, from the first place that says so."""
+    reasons = [
+        responses.reason_of(detail.get("resultObject")),
+        responses.reason_of(detail),
+        responses.reason_of(record),
+        responses.finish_reason(detail.get("responseObject")),
+    ]
+    return next((reason for reason in reasons if reason.code or reason.message), Reason())

@@ -1,0 +1,1 @@
+"""The only code that opens sockets to gateways and hosts of images."""

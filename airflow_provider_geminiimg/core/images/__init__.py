@@ -1,0 +1,1 @@
+"""What image bytes are, found without a decoder."""

@@ -1,0 +1,285 @@
+"""What bytes are: PNG, JPEG or WebP, how large, and whole; and whether that is what was asked for.
+
+A picture is paid for before it can be looked at, so this is the last place at which an error page, a cut download or
+an empty body is noticed before it would be stored as a success. What must stay true: bytes are only ever read, never
+decoded or rewritten (pictures carry signed provenance data); any bytes at all end in an `ImageInfo` or in an
+`InvalidImageError`, and no message repeats any of them; a header of any length takes less than a tenth of a second or
+so, and one that is too long to be followed does not make a picture an invalid one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from airflow_provider_geminiimg.core.images.parts import (
+    JPEG_FRAMES,
+    JPEG_SCAN,
+    TooManyPartsError,
+    find,
+    jpeg_segments,
+    png_chunks,
+    webp_chunks,
+)
+from airflow_provider_geminiimg.exceptions import InvalidImageError
+
+MAX_SIDE = 32_768
+"""Pixels; a longer side is taken for a broken header. The longest that a model makes is 12288 (8:1 at 4K)."""
+
+RATIO_TOLERANCE = 0.03
+"""How far width / height may be from what was asked, as a share of it. Google's own tables are up to 2 % off."""
+
+_BLOCK = 16  # the models cut sides to whole blocks of pixels: 1:8 at 1K was seen as 352 x 2928, 4 % off by 14 pixels
+
+_NOMINAL_SIDE = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a picture's header says.
+
+    :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
+    :param extension: ``png``, ``jpg`` or ``webp``.
+    :param width: pixels, as it is displayed: an orientation tag that turns it by a quarter swaps its sides. ``None``
+        where the header is too long to be followed to where it says so.
+    :param height: likewise.
+    :param orientation: the EXIF orientation: 1 (as it is stored) to 8.
+    """
+
+    media_type: str
+    extension: str
+    width: int | None
+    height: int | None
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, where they are known."""
+        return None if self.width is None or self.height is None else (self.width, self.height)
+
+    @property
+    def stored_size(self) -> tuple[int, int] | None:
+        """Width and height in pixels as a decoder finds them, before the orientation tag is obeyed."""
+        return self.size and (self.size[::-1] if self.orientation in _QUARTER_TURNS else self.size)
+
+
+def media_type_of(data: bytes) -> str | None:
+    """The media type that the first bytes of a picture name; ``None`` where they are no picture's."""
+    return next((media_type for fits, media_type, *_ in _FORMATS if fits(data)), None)
+
+
+def inspect_image(data: bytes) -> ImageInfo:
+    """Tell what picture `data` is, from its magic bytes and its header, and that its end is there.
+
+    :param data: the whole body, as it was received.
+    :raises InvalidImageError: it is empty, HTML, SVG, of another kind, cut, or its dimensions make no sense.
+    """
+    if not data:
+        raise InvalidImageError("The picture is empty (0 bytes).")
+    for fits, media_type, extension, measure in _FORMATS:
+        if not fits(data):
+            continue
+        try:
+            size, exif = measure(data)
+        except IndexError:
+            raise _cut(extension, len(data)) from None
+        if size is None:
+            return ImageInfo(media_type, extension, None, None)
+        width, height = size
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise InvalidImageError(f"The {extension} header says {width} x {height} pixels, which can't be right.")
+        orientation = _orientation(exif)
+        shown = (height, width) if orientation in _QUARTER_TURNS else (width, height)
+        return ImageInfo(media_type, extension, *shown, orientation)
+    raise InvalidImageError(f"The body is {_looks_like(data)}, not a PNG, JPEG or WebP picture ({len(data)} bytes).")
+
+
+def mismatch(
+    info: ImageInfo,
+    *,
+    resolution: str | None,
+    aspect_ratio: str | None,
+    listed: Sequence[tuple[int, int]] = (),
+) -> str | None:
+    """Say in one sentence how a picture differs from what was asked, or ``None`` where it does not.
+
+    The models keep the *area* of a resolution, not a side: in Google's table of output sizes 1K is 1024 x 1024,
+    1376 x 768 (16:9), 1584 x 672 (21:9) and 384 x 3072 (1:8). So a picture's class is the power of two nearest to
+    the square root of its area, which in that table is within 7 % of the nominal side.
+
+    :param info: the picture.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` or another word: not compared.
+    :param aspect_ratio: such as ``16:9``; ``None``: not compared. Compared within `RATIO_TOLERANCE`, or one 16-pixel
+        block of the shorter side.
+    :param listed: widths and heights that the model's own table gives for what was asked. A picture near one of them
+        is right, whatever the words say: for 21:9 at 512 Google prints 792 x 168, which is neither.
+    """
+    if any(_near_listed(info, pixels) for pixels in listed):
+        return None
+    parts = []
+    wanted, nominal = _ratio(aspect_ratio), _NOMINAL_SIDE.get(resolution or "")
+    if info.size is None:
+        asked = [str(each) for each, known in ((aspect_ratio, wanted), (resolution, nominal)) if known is not None]
+        return f"How large the picture is can't be told; {' and '.join(asked)} was asked." if asked else None
+    width, height = info.size
+    if wanted is not None and not _near(width, height, wanted):
+        parts.append(f"aspect_ratio {aspect_ratio} was asked, which is {wanted:.3f}, and {width / height:.3f} came")
+    side = math.sqrt(width * height)
+    if nominal is not None and round(math.log2(side)) != round(math.log2(nominal)):
+        parts.append(f"resolution {resolution} was asked, the area of a {side:.0f} pixel square came")
+    if not parts:
+        return None
+    return f"The picture has {width} x {height} pixels: {'; '.join(parts)}."
+
+
+def _near_listed(info: ImageInfo, listed: tuple[int, int]) -> bool:
+    pairs = zip(info.size or (), listed, strict=False)
+    return info.size is not None and all(abs(came - stated) <= RATIO_TOLERANCE * stated for came, stated in pairs)
+
+
+def _near(width: int, height: int, wanted: float) -> bool:
+    if abs(width / height / wanted - 1) <= RATIO_TOLERANCE + 1e-9:
+        return True
+    short, ideal = (width, height * wanted) if wanted < 1 else (height, width / wanted)
+    return abs(short - ideal) < min(_BLOCK, 0.05 * ideal)
+
+
+def _ratio(text: str | None) -> float | None:
+    width, _, height = (text or "").partition(":")
+    try:
+        return int(width) / int(height)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _cut(extension: str, size: int) -> InvalidImageError:
+    return InvalidImageError(f"The {extension} picture is cut or damaged: it breaks off within {size} bytes.")
+
+
+def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:
+    """An unsigned integer; a slice that is too short would pass as a small number, so it is an IndexError."""
+    if start + size > len(data):
+        raise IndexError
+    return int.from_bytes(data[start : start + size], "big" if big else "little")
+
+
+_QUARTER_TURNS = (5, 6, 7, 8)
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
+_MAX_EXIF = 1 << 20  # bytes that are looked at
+_MAX_ENTRIES = 1_000  # of its first directory, which holds a few dozen
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation that EXIF data holds; 1 where it holds none, or is damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    big = tiff.startswith(b"MM")
+    try:
+        if tiff[:2] not in (b"II", b"MM") or _uint(tiff, 2, 2, big=big) != 42:
+            return 1
+        directory = _uint(tiff, 4, 4, big=big)
+        entries = min(_uint(tiff, directory, 2, big=big), _MAX_ENTRIES)
+        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+            if _uint(tiff, entry, 2, big=big) == _ORIENTATION_TAG:
+                value = _uint(tiff, entry + 8, 2 if _uint(tiff, entry + 2, 2, big=big) == _SHORT else 4, big=big)
+                return value if 1 <= value <= 8 else 1
+    except IndexError:
+        pass
+    return 1
+
+
+_Measured = tuple[tuple[int, int] | None, bytes]  # width and height if they can be told, EXIF data
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def _measure_png(data: bytes) -> _Measured:
+    if data[12:16] != b"IHDR" or _uint(data, 8, 4, big=True) != 13:
+        raise _cut("png", len(data))
+    has_pixels, exif = False, b""
+    try:
+        for name, start, end in png_chunks(data):
+            has_pixels = has_pixels or name == b"IDAT"
+            if name == b"eXIf" and not exif:
+                exif = _exif(data, start, end)
+    except TooManyPartsError as error:  # whether the others are there can be seen without a look at each
+        has_pixels = has_pixels or find(data, b"IDAT", error.offset) >= 0
+        if find(data, _PNG_END, error.offset) < 0:
+            raise IndexError from None
+    if not has_pixels:
+        raise _cut("png", len(data))
+    return (_uint(data, 16, 4, big=True), _uint(data, 20, 4, big=True)), exif
+
+
+def _measure_jpeg(data: bytes) -> _Measured:
+    size: tuple[int, int] | None = None
+    marker, offset, exif = 0, 0, b""
+    try:
+        for marker, offset, end in jpeg_segments(data):
+            if marker in JPEG_FRAMES:
+                size = _uint(data, offset + 3, 2, big=True), _uint(data, offset + 1, 2, big=True)
+            if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", offset):
+                exif = _exif(data, offset, end)
+    except TooManyPartsError as error:
+        offset = find(data, b"\xff\xda", error.offset)
+    else:
+        if size is None or marker != JPEG_SCAN:
+            raise _cut("jpg", len(data))
+    # Only what follows the start of the scan counts: an embedded thumbnail has an end marker of its own.
+    if offset < 0 or find(data, b"\xff\xd9", offset) < 0:
+        raise _cut("jpg", len(data))
+    return size, exif
+
+
+def _measure_webp(data: bytes) -> _Measured:
+    end = _uint(data, 4, 4, big=False) + 8
+    if end > len(data):
+        raise IndexError
+    kind, body = data[12:16], 20
+    if kind == b"VP8X":
+        size = _uint(data, body + 4, 3, big=False) + 1, _uint(data, body + 7, 3, big=False) + 1
+        return size, _webp_exif(data, end)
+    if kind == b"VP8L" and data[body] == 0x2F:
+        bits = _uint(data, body + 1, 4, big=False)
+        return ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), b""
+    if kind == b"VP8 " and data[body + 3 : body + 6] == b"\x9d\x01\x2a":
+        return (_uint(data, body + 6, 2, big=False) & 0x3FFF, _uint(data, body + 8, 2, big=False) & 0x3FFF), b""
+    raise _cut("webp", len(data))
+
+
+def _webp_exif(data: bytes, end: int) -> bytes:
+    """The EXIF chunk of an extended WebP; empty where there is none, or none among the first `MAX_PARTS` chunks."""
+    with contextlib.suppress(TooManyPartsError):
+        for name, start, stop in webp_chunks(data, 12, end):
+            if name == b"EXIF":
+                return _exif(data, start, stop)
+    return b""
+
+
+def _exif(data: bytes, start: int, end: int) -> bytes:
+    return data[start : min(end, start + _MAX_EXIF)]
+
+
+_FORMATS: tuple[tuple[Callable[[bytes], bool], str, str, Callable[[bytes], _Measured]], ...] = (
+    (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), "image/png", "png", _measure_png),
+    (lambda data: data.startswith(b"\xff\xd8\xff"), "image/jpeg", "jpg", _measure_jpeg),
+    (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", "image/webp", "webp", _measure_webp),
+)
+
+_OTHERS = (
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML document"),
+    (b"<", "a markup document"),
+    (b"{", "JSON"),
+    (b"gif8", "a GIF"),
+    (b"%pdf", "a PDF"),
+)
+
+
+def _looks_like(data: bytes) -> str:
+    start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
+        return "HEIC or AVIF"
+    return next((name for magic, name in _OTHERS if start.startswith(magic)), "of an unknown kind")

@@ -1,0 +1,100 @@
+"""Who has, or is making, the picture of a fingerprint: one entry for each within a DAG.
+
+What must stay true: an entry names a record, and is written exclusively or over the very one that was read; each
+write of it differs from every other, so that nobody writes over what somebody has just renewed; an entry that can't be
+read is an error, never "no entry".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from airflow_provider_geminiimg.core.ledger.records import Item, Record, is_record_key
+from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, encode_segment, replace_or_read
+from airflow_provider_geminiimg.exceptions import LedgerError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry as it lies in the store.
+
+    :param record: key of the record that has the picture, or will have it.
+    :param claim: the claim of whoever wrote it.
+    :param version: the store's version of it, for a conditional write.
+    :param age: seconds since it was last written, by the store's clock, never below 0.
+    """
+
+    record: str
+    claim: str
+    version: str
+    age: float
+
+
+def index_key(item_path: str, fingerprint: str) -> str:
+    """Where it is noted who has the picture of `fingerprint`.
+
+    :param item_path: the path of any item, or the key of any record, of the DAG.
+    """
+    namespace, dag = item_path.split("/")[1:3]
+    return f"index/{namespace}/{dag}/{encode_segment(fingerprint)}.json"
+
+
+def task_key(item: Item) -> str:
+    """Where it is noted what a task asked for last, in any of its DAG's runs."""
+    parts = (item.namespace, item.dag_id, "tasks", item.task_id, str(item.map_index))
+    return f"index/{'/'.join(map(encode_segment, parts))}.json"
+
+
+def read_entry(store: Store, key: str) -> Entry | None:
+    """The entry at `key`; ``None`` only where the store is sure that there is none.
+
+    :raises LedgerError: it can't be read.
+    :raises StorageError: the store failed.
+    """
+    blob = store.read(key)
+    return None if blob is None else _parsed(store, key, blob)
+
+
+def _parsed(store: Store, key: str, blob: Blob) -> Entry:
+    try:
+        values = json.loads(blob.data)
+        record, claim = values["record"], values["claim"]
+        if not isinstance(claim, str) or not is_record_key(record):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise LedgerError(
+            f"The index entry {key} under {store.uri} can't be read.",
+            hint="Nothing was sent. Restore it; or remove it, once no task is making this picture.",
+        ) from None
+    return Entry(record, claim, blob.version, blob.age)
+
+
+def _names(entry: Entry, record: Record) -> bool:
+    return (entry.record, entry.claim) == (record.key, record.claim)
+
+
+def write_entry(store: Store, key: str, record: Record, over: Entry | None) -> bool:
+    """Let the entry at `key` name `record`; ``False`` where somebody else wrote it since it was read.
+
+    :param over: the entry as it was read, ``None`` where there was none.
+    :raises LedgerError: it was written by somebody else, and can't be read.
+    :raises StorageError: the store failed.
+    """
+    data = json.dumps({"record": record.key, "claim": record.claim}).encode()
+    stored = create_or_read(store, key, data) if over is None else replace_or_read(store, key, data, over.version)
+    return stored is not None and (stored.ours or _names(_parsed(store, key, stored.blob), record))
+
+
+def point_to(store: Store, key: str, record: Record, *, instead_of: str | None = None) -> None:
+    """Let the entry at `key` name `record`, unless somebody else writes it at this moment.
+
+    :param instead_of: only where it names this record now, or nothing.
+    :raises LedgerError: the entry that is there can't be read.
+    :raises StorageError: the store failed.
+    """
+    if write_entry(store, key, record, None):
+        return
+    found = read_entry(store, key)
+    if found is not None and found.record != record.key and instead_of in (None, found.record):
+        write_entry(store, key, record, found)

@@ -1,0 +1,166 @@
+"""What has landed before: whether it is still there, and a copy of it where it is wanted too.
+
+What must stay true: nothing is asked of a gateway here, and nothing costs money; what is copied is, byte by byte, what
+landed; what it is copied from is only read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
+from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.purchase.decision import PictureState
+from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES, Lander, in_thread
+from airflow_provider_geminiimg.core.storage import Files
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
+
+Intact = Literal["there", "changed", "gone", "unknown"]
+"""Whether a picture is still the one that landed."""
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where the image of a record lies: where it landed first, or a copy.
+
+    :param destination: what was asked for.
+    :param manifest: what was written there.
+    """
+
+    destination: Destination
+    manifest: Mapping[str, Any]
+
+
+def image_places(record: Record, asked: Destination | None = None) -> list[ImagePlace]:
+    """All places of what has landed, `asked` first."""
+    copies = [ImagePlace(Destination(**copy["destination"]), copy["manifest"]) for copy in record.copies]
+    places = [ImagePlace(record.destination, record.manifest or {}), *copies]
+    return sorted(places, key=lambda place: place.destination != asked)
+
+
+async def find_image(files: Files, record: Record, asked: Destination) -> tuple[PictureState, Mapping[str, Any]]:
+    """Whether what has landed is still in any of its places, and the manifest of the first one where it is.
+
+    :param asked: where it is asked for now; looked at first.
+    """
+    states = []
+    for place in image_places(record, asked):
+        states.append(await picture_state(files, place.manifest))
+        if states[-1] == "there":
+            at: PictureState = "asked" if place.destination == asked else "elsewhere"
+            return "there" if place.destination == record.destination else at, place.manifest
+    return "unknown" if "unknown" in states else "gone", record.manifest or {}
+
+
+async def reused_manifest(lander: Lander, record: Record, asked: Destination) -> dict[str, Any]:
+    """The manifest of what has landed before, of the place that is asked for if it is there."""
+    if not record.copies:  # one place, which has just been looked at
+        return dict(record.manifest or {})
+    _, manifest = await find_image(lander.workshop.files, record, asked)
+    await _note_asked(lander.workshop.ledger, record, asked)
+    return dict(manifest)
+
+
+async def picture_state(files: Files, manifest: Mapping[str, Any]) -> Literal["there", "gone", "unknown"]:
+    """Whether what a manifest names is still where it landed."""
+    states = [await in_thread(files.state, image["uri"]) for image in manifest["images"]]
+    return "gone" if "gone" in states else "unknown" if "unknown" in states else "there"
+
+
+async def read_back(files: Files, record: Record) -> tuple[Intact, list[bytes]]:
+    """The pictures of a record that has landed, from the first of its places where they still are what landed.
+
+    :returns: ``there`` and the pictures; else ``unknown`` if any place can't be read, ``changed`` if any has other
+        bytes, ``gone`` if none has any.
+    """
+    states: set[Intact] = set()
+    for place in image_places(record):
+        state, pictures = await _read_place(files, place.manifest)
+        if state == "there":
+            return state, pictures
+        states.add(state)
+    return next(state for state in ("unknown", "changed", "gone") if state in states), []
+
+
+async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact, list[bytes]]:
+    pictures: list[bytes] = []
+    for image in manifest["images"]:
+        state = await in_thread(files.state, image["uri"])
+        if state != "there":
+            return state, []
+        try:
+            data = await in_thread(lambda uri=image["uri"]: files.read(uri, max_bytes=MAX_PICTURE_BYTES, landed=True))
+        except StorageError:
+            return "unknown", []
+        except BadRequestError:  # larger than any picture, or gone this very moment
+            return "changed", []
+        if await in_thread(lambda data=data: hashlib.sha256(data).hexdigest()) != image["sha256"]:
+            return "changed", []
+        pictures.append(data)
+    return "there", pictures
+
+
+async def copy_to(lander: Lander, record: Record, destination: Destination) -> dict[str, Any]:
+    """The manifest of what landed, at another destination; copied from any of its places unless it is there."""
+    ledger, files = lander.workshop.ledger, lander.workshop.files
+    for place in image_places(record, destination):
+        if place.destination == destination and await picture_state(files, place.manifest) == "there":
+            await _note_asked(ledger, record, destination)
+            return dict(place.manifest)
+    intact, pictures = await read_back(files, record)
+    if intact != "there":
+        raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
+    moved = await moved_to(lander, record, destination)
+    images, kept = await lander.store_all(moved, pictures)
+    manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
+    await lander.write_sidecar(images[0], sidecar(manifest, record))
+    await in_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
+    await lander.make_thumbnails(record, kept)
+    return manifest
+
+
+async def moved_to(lander: Lander, record: Record, destination: Destination) -> Record:
+    """`record` as it would be if its image had been asked for at another destination, the name of which is claimed."""
+    workshop, item_path = lander.workshop, record.key.rpartition("/")[0]
+    digest = (record.manifest or {})["images"][0]["sha256"]
+    suffix = await in_thread(reserve_name, workshop.ledger, workshop.files, item_path, destination, record.n, digest)
+    return replace(record, destination=destination, suffix=suffix)
+
+
+def asked_last(record: Record) -> Destination:
+    """Where the image of `record` was asked for last. Records of earlier versions do not say; their last copy does."""
+    return record.asked or image_places(record)[-1].destination
+
+
+async def _note_asked(ledger: Ledger, record: Record, asked: Destination) -> None:
+    """Note on the record which of its places was asked for last, for a sensor that is not told."""
+    if asked != asked_last(record) and asked in [place.destination for place in image_places(record)]:
+        await in_thread(ledger.change, record.key, lambda stored: replace(stored, asked=asked))
+
+
+def _with_copy(stored: Record, destination: Destination, manifest: dict[str, Any]) -> Record:
+    if destination == stored.destination:  # it is back where it landed first
+        return replace(stored, manifest=manifest, asked=destination)
+    asked = dataclasses.asdict(destination)
+    others = [copy for copy in stored.copies if copy["destination"] != asked]
+    return replace(stored, copies=[*others, {"destination": asked, "manifest": manifest}], asked=destination)
+
+
+async def land_copy(lander: Lander, record: Record, source: Record, pictures: Sequence[bytes]) -> Record:
+    """Land what another task has landed.
+
+    :param record: of the copy, `copy_of` in `reuse`.
+    :param source: whose pictures they are.
+    :param pictures: their bytes, as `read_back` gives them.
+    :returns: the record as it is stored now, ``landed``.
+    :raises StorageError: the bucket or the disk failed.
+    """
+    images, kept = await lander.store_all(record, pictures)
+    manifest = build(record, images, mismatch=(source.manifest or {}).get("mismatch"), cost=record.cost)
+    await lander.write_sidecar(images[0], sidecar(manifest, record))
+    return await lander.landed(record, manifest, kept)

@@ -1,0 +1,447 @@
+"""From a result that was paid for to a picture in storage: download, verify, write, record.
+
+What must stay true: nothing here costs money; bytes that are a picture are always written, exactly as they came, and
+recorded, and only then may anything about them fail a task; no file of another record is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+
+from airflow_provider_geminiimg.core.catalog.google_models import expected_pixels
+from airflow_provider_geminiimg.core.catalog.lookup import row_name
+from airflow_provider_geminiimg.core.execution.boundary import closed, told
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Room, Share
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
+from airflow_provider_geminiimg.core.gateways.base import Picture
+from airflow_provider_geminiimg.core.http.download import download
+from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
+from airflow_provider_geminiimg.core.ledger.budget import Budgets
+from airflow_provider_geminiimg.core.ledger.file_names import is_sidecar_of
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key, point_to
+from airflow_provider_geminiimg.core.ledger.manifest import (
+    StoredImage,
+    build,
+    cost_in_words,
+    differs_from_estimate,
+    reported,
+    sidecar,
+    size_in_words,
+)
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, thumbnail_keys
+from airflow_provider_geminiimg.core.storage import Files, join_uri
+from airflow_provider_geminiimg.exceptions import (
+    AuthenticationError,
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    InvalidImageError,
+    LinkExpiredError,
+    MismatchError,
+    StorageError,
+    UpstreamFailedError,
+)
+
+T = TypeVar("T")
+
+MAX_PICTURE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
+DOWNLOAD_SECONDS = 300.0
+CLAIMS_AT_ONCE = (
+    4  # what a process may leave unknown that the gateway never saw, where its store is slow and it is killed
+)
+ELSEWHERE = "Or clear the task with another output_path: what was paid for lands there, at no cost."
+UNFETCHED = (InvalidImageError, UpstreamFailedError)
+"""What a link may bring that is not a picture."""
+_OR_SETTLE = (
+    "until what was paid for has landed, then clear the task: it picks the same job up, and buys nothing. If that "
+    "can't be done, settle the record: `jobs resolve` with --lost, --unpaid or --resubmit."
+)
+_POINT_BACK = f"Point the connection back {_OR_SETTLE}"
+PUT_BACK = f"Put the connection back under this id (also where it was renamed), with the key of then, {_OR_SETTLE}"
+
+
+class ConnectionChangedError(BadRequestError):
+    """A record's connection is gone, or does not lead to the account that was paid. The job itself may be fine.
+
+    It is a `BadRequestError` to whoever reads the record later.
+    """
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the life of a picture needs from outside.
+
+    :param ledger: the records under the root.
+    :param files: pictures, anywhere.
+    :param connect: gives the transport of a connection id, opened once.
+    :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
+    :param room: memory for the pictures that are being landed.
+    :param claims: held from the claim of a record until its paid request is on its way.
+    :param budgets: what may be spent. Whoever opens a workshop closes them.
+    """
+
+    ledger: Ledger
+    files: Files
+    connect: Callable[[str], Awaitable[Transport]]
+    log: Logs
+    room: Room = field(default_factory=Room)
+    claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CLAIMS_AT_ONCE))
+    budgets: Budgets = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log", SteadyLogs(self.log))
+        object.__setattr__(self, "budgets", Budgets(self.ledger.store, self.log))
+
+    async def transport(self, record: Record) -> Transport:
+        """The way to the gateway that `record` was submitted through.
+
+        :raises ConnectionChangedError: its connection is gone, can't be used, or leads to another gateway now.
+        """
+        try:
+            transport = await self.connect(record.conn_id)
+        except (BadRequestError, AuthenticationError) as error:
+            raise ConnectionChangedError(
+                f"{error.message} Record {record.key} was submitted through this connection.",
+                billed=Billed.YES,
+                hint=PUT_BACK,
+            ) from None
+        if transport.gateway.name != record.gateway:
+            raise ConnectionChangedError(
+                f"Connection {record.conn_id!r} now leads to {transport.gateway.name}, but record {record.key} was "
+                f"submitted through {record.gateway}.",
+                billed=Billed.YES,
+                hint=_POINT_BACK,
+            )
+        return transport
+
+
+def changed_since(record: Record, transport: Transport) -> list[str]:
+    """What differs between the account that `record` was submitted to and the one that its connection leads to now.
+
+    A new key of the same account differs, too: nothing tells the two apart but the gateway, which knows the job then.
+    """
+    pairs = (
+        (f"the host was {record.api_host} and is {transport.api_host}", record.api_host, transport.api_host),
+        ("the API key is another one", record.key_digest, transport.key_digest),
+    )
+    return [said for said, then, now in pairs if then is not None and then != now]
+
+
+def connection_changed(record: Record, changed: Sequence[str], answer: str) -> ConnectionChangedError:
+    """What to raise where a changed connection brings no word on the job.
+
+    :param changed: see `changed_since`.
+    :param answer: what came instead.
+    """
+    return ConnectionChangedError(
+        f"{answer} Since record {record.key} was submitted, connection {record.conn_id!r} was changed: "
+        f"{', '.join(changed)}. Another account does not know the job; a new key of the same account would.",
+        billed=Billed.YES,
+        hint=_POINT_BACK,
+    )
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Blocking storage work, off the event loop."""
+    return await asyncio.to_thread(function, *args)
+
+
+class Lander:
+    """Puts pictures where they belong.
+
+    :param workshop: the surroundings.
+    :param generation: ``ti.max_tries`` of this attempt, noted on what it lands.
+    :param guard: whether the task was told to stop: then no thumbnail is waited for. Default: it never is.
+    """
+
+    def __init__(self, workshop: Workshop, *, generation: int = 0, guard: Guard | None = None) -> None:
+        self.workshop = workshop
+        self.generation = generation
+        self.guard = guard or Guard()
+        self.log = workshop.log
+
+    async def land(self, record: Record, pictures: Sequence[Picture], reported_cost: float | None = None) -> Record:
+        """Download, verify and write the results, then the sidecar, then the record.
+
+        :returns: the record as it is stored now, ``landed``.
+        :raises LinkExpiredError: the link no longer answers.
+        :raises InvalidImageError: what it brought is not a picture.
+        :raises StorageError: the bucket or the disk failed.
+        :raises UpstreamFailedError: the link can't be followed; or what came, or the record, broke something here.
+        """
+        if not pictures:
+            raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
+        room = self.workshop.room
+        came = sum(len(picture.data) for picture in pictures if picture.data is not None)
+        with room.held(came):
+            async with room.share(empty=came > 0) as share:
+                landed = await closed(self._land(record, pictures, reported_cost, share), _broken)
+        if isinstance(landed, GeminiImageError):
+            raise landed
+        return landed
+
+    async def _land(
+        self,
+        record: Record,
+        pictures: Sequence[Picture],
+        reported_cost: float | None,
+        share: Share,
+    ) -> Record:
+        stored: list[StoredImage] = []
+        kept = Kept()
+        with paid():
+            for picture in pictures:
+                try:
+                    before = kept.size
+                    data, info = await self._fetch(record, picture, share, before)
+                    further = bool(stored) or picture is not pictures[-1]
+                    if further and _is_input(record, await in_thread(_digest, data)):
+                        self.log.warning("An input image came back beside the result of record %s.", record.key)
+                        continue
+                    if picture.data is None:
+                        share(before + len(data))
+                    stored.append(await self._store(record, len(stored), data, info))
+                    kept.add(stored[-1].sha256, data)
+                except (LinkExpiredError, *UNFETCHED) as error:
+                    if not stored:
+                        raise
+                    # One was asked for, and is stored: it must not wait for what else the gateway names.
+                    self.log.warning("A further picture of record %s is left: %s", record.key, error.message)
+            difference = self._mismatch(record, stored[0])
+            manifest = build(record, stored, mismatch=difference, cost=self._cost(record, reported_cost))
+            await self.write_sidecar(stored[0], sidecar(manifest, record))
+        await self._drop_thumbnails(record, stored)
+        return await self.landed(record, manifest, kept)
+
+    async def _fetch(self, record: Record, picture: Picture, share: Share, before: int) -> tuple[bytes, ImageInfo]:
+        if picture.data is not None:
+            return picture.data, await in_thread(inspect_image, picture.data)
+        transport = await self.workshop.transport(record)
+
+        async def fetched() -> tuple[bytes, ImageInfo]:
+            try:
+                data = await download(
+                    str(picture.url),
+                    max_bytes=MAX_PICTURE_BYTES,
+                    timeout=DOWNLOAD_SECONDS,
+                    exempt=transport.gateway.base_url,
+                    hold=lambda size: share.hold(before + size),
+                )
+            except GeminiImageError:
+                share.begin_again(before)
+                raise
+            return data, await in_thread(inspect_image, data)
+
+        return await _patiently(fetched)
+
+    async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
+        digest = await in_thread(_digest, data)
+        files = self.workshop.files
+
+        async def written(stem: str) -> str | None:
+            uri = join_uri(record.destination.directory, f"{stem}.{info.extension}")
+            await in_thread(files.check, uri, "output_path")
+            fits = await in_thread(lambda: files.write(uri, data, media_type=info.media_type, sha256=digest))
+            return uri if fits else None
+
+        stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
+        try:
+            uri = await written(stem)
+        except (BadRequestError, StorageError) as error:
+            if not error.retryable:
+                error.hint = f"{error.hint} {ELSEWHERE}".strip()
+            raise
+        if uri is None:
+            self.log.warning("%s is taken by another picture; writing beside it.", stem)
+            uri = await written(f"{stem}-{digest[:12]}")
+        if uri is None:
+            raise StorageError(f"No free name for the picture of record {record.key}.", billed=Billed.YES)
+        return _stored(uri, info, data, digest)
+
+    async def store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], Kept]:
+        images, kept = [], Kept()
+        for index, data in enumerate(pictures):
+            images.append(await self._store(record, index, data, await in_thread(inspect_image, data)))
+            kept.add(images[-1].sha256, data)
+        return images, kept
+
+    async def write_sidecar(self, image: StoredImage, content: Mapping[str, Any]) -> None:
+        """Write what lies beside an image; over a sidecar of the same record, and over no other file."""
+        stem = image.uri.rpartition(".")[0]
+        body = json.dumps(content, indent=2, ensure_ascii=False).encode()
+        for uri in (f"{stem}.json", f"{stem}-{image.sha256[:12]}.json"):
+            if await in_thread(_write_sidecar, self.workshop.files, uri, body, content["record"], image.sha256):
+                return
+            self.log.warning("%s is somebody else's file, and stays as it is.", uri)
+        self.log.warning("%s has no sidecar. Record %s says the same.", image.uri, content["record"])
+
+    async def landed(self, record: Record, manifest: dict[str, Any], kept: Kept) -> Record:
+        landed, recorded = await self._record_landing(record, manifest)
+        self._report(landed)
+        if recorded:
+            await self._after_landing(record, landed)
+            await self.make_thumbnails(landed, kept)
+        return landed
+
+    async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> tuple[Record, bool]:
+        """The record as it is now, and whether that is written down."""
+
+        def landed(stored: Record) -> Record | None:
+            if stored.state == "landed" and stored.job_id != record.job_id:
+                return None  # the picture of another job was first; this job stays an extra one, to be collected
+            jobs = dict.fromkeys(job for job in (*stored.extra_jobs, stored.job_id) if job)
+            return replace(
+                stored,
+                state="landed",
+                job_id=record.job_id or stored.job_id,
+                extra_jobs=[job for job in jobs if job != (record.job_id or stored.job_id)],
+                submitted_at=stored.submitted_at or record.submitted_at,
+                landed_at=time.time(),
+                destination=record.destination,
+                suffix=record.suffix,
+                generation=max(stored.generation, self.generation),
+                links=[],
+                spooled=[],
+                outcome=None,
+                manifest=manifest,
+            )
+
+        ledger = self.workshop.ledger
+        try:
+            kept = await _patiently(lambda: in_thread(ledger.change, record.key, landed))
+        except GeminiImageError as error:
+            # The picture is safe in storage; failing the task now would only hide it.
+            self.log.error(
+                "The picture of job %s landed, but its record %s could not be written (%s): %s",
+                record.job_id, record.key, error.kind, error.message,
+            )  # fmt: skip
+            return landed(record) or record, False
+        return kept, True
+
+    async def _after_landing(self, record: Record, landed: Record) -> None:
+        store = self.workshop.ledger.store
+        try:
+            # What was bought is the newest. A copy stands in for what it was made from, which goes first.
+            key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
+            await in_thread(lambda: point_to(store, key, landed, instead_of=older))
+            for spooled in record.spooled:
+                await in_thread(store.delete, spooled)
+        except GeminiImageError as error:
+            self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
+
+    async def _drop_thumbnails(self, record: Record, stored: Sequence[StoredImage]) -> None:
+        """Those of an earlier landing, unless the same pictures have come again."""
+        earlier = (record.manifest or {}).get("images", ())
+        if [image["sha256"] for image in earlier] == [image.sha256 for image in stored]:
+            return
+        with contextlib.suppress(GeminiImageError):
+            for key in thumbnail_keys(record):
+                await in_thread(self.workshop.ledger.store.delete, key)
+
+    async def make_thumbnails(self, record: Record, kept: Kept) -> None:
+        store = self.workshop.ledger.store
+        await make_thumbnails(store, record, kept, log=self.log, guard=self.guard)
+
+    def _mismatch(self, record: Record, image: StoredImage) -> str | None:
+        if _is_input(record, image.sha256):
+            return "An input image came back, byte for byte, and nothing else."
+        info = ImageInfo(image.media_type, "", image.width, image.height)
+        asked = record.request_fields
+        resolution, ratio = asked.get("resolution"), asked.get("aspect_ratio")
+        listed = expected_pixels(row_name(record.model), resolution, ratio)
+        return mismatch(info, resolution=resolution, aspect_ratio=ratio, listed=listed)
+
+    def _cost(self, record: Record, amount: float | None) -> dict[str, Any]:
+        """What it cost: by the gateway's report, where there is one that can be a price, else by the estimate."""
+        if amount is None or record.reused_from is not None:
+            return record.cost
+        cost = reported(amount)
+        if differs_from_estimate(record.cost, cost):
+            self.log.warning(
+                "The gateway reports that the picture of record %s cost %g %s; the estimate was %s. Caps go by the "
+                "estimate: set `prices` (or `price_base`, of the default model) on connection %s to what you pay.",
+                record.key, cost.amount, cost.currency, cost_in_words(record.cost), record.conn_id,
+            )  # fmt: skip
+        return asdict(cost)
+
+    def _report(self, record: Record) -> None:
+        for image in (record.manifest or {})["images"]:
+            self.log.info("Landed %s (%s, %s bytes).", image["uri"], size_in_words(image), image["size"])
+        self.log.info("Record %s: %s.", record.key, cost_in_words((record.manifest or {}).get("cost") or {}))
+        if (record.manifest or {}).get("mismatch"):
+            self.log.warning("Not what was asked for: %s", (record.manifest or {})["mismatch"])
+
+
+def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha256: str) -> bool:
+    """Write the sidecar of a record; ``False`` where another file has its name."""
+    media_type = "application/json"
+    if files.write(uri, body, media_type=media_type, sha256=hashlib.sha256(body).hexdigest()):
+        return True
+    if not is_sidecar_of(files, uri, record, image_sha256):
+        return False
+    files.put(uri, body, media_type=media_type)
+    return True
+
+
+async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
+    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have a turn."""
+    retrying = AsyncRetrying(
+        stop=stop_after_attempt(3) | stop_after_delay(DOWNLOAD_SECONDS),
+        wait=wait_random_exponential(multiplier=0.5, max=5),
+        retry=retry_if_exception(lambda e: isinstance(e, GeminiImageError) and e.retryable),
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            result = await step()
+    return result
+
+
+def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:
+    """What to raise for a picture that has landed and is not what was asked for, if it is not."""
+    if not manifest.get("mismatch"):
+        return None
+    return MismatchError(f"{manifest['mismatch']} It is stored at {manifest['images'][0]['uri']}.")
+
+
+@contextlib.contextmanager
+def paid() -> Iterator[None]:
+    """What fails here fails after the payment, and says so."""
+    try:
+        yield
+    except GeminiImageError as error:
+        if error.billed is Billed.NO:
+            error.billed = Billed.YES
+        raise
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _is_input(record: Record, digest: str) -> bool:
+    return any(known["sha256"] == digest for known in record.inputs)
+
+
+def _broken(error: Exception) -> UpstreamFailedError:
+    """What is to be said where landing raised what is no outcome: what came, or what the record says, caused it."""
+    passing = isinstance(error, OSError | MemoryError)
+    hint = InvalidImageError.default_hint if passing else LinkExpiredError.default_hint
+    said = f"Landing the picture broke off ({told(error)})."
+    return UpstreamFailedError(said, billed=Billed.YES, retryable=passing, hint=hint)
+
+
+def _stored(uri: str, info: ImageInfo, data: bytes, digest: str) -> StoredImage:
+    return StoredImage(uri, info.media_type, info.width, info.height, len(data), digest)

@@ -1,0 +1,251 @@
+"""One paid request: claimed, sent, and its answer written down.
+
+What must stay true: the record is there before the request that may cost money; nobody but the winner of the record
+sends it; it is sent once; whatever its answer is, it is written down before anything else happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from airflow_provider_geminiimg.core.execution.boundary import as_outcome, closed
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.gateways.base import JobStatus
+from airflow_provider_geminiimg.core.http.transport import OVERHEAD
+from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
+from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
+from airflow_provider_geminiimg.core.purchase.landing import Workshop, in_thread
+from airflow_provider_geminiimg.core.purchase.order import Marker, Order
+from airflow_provider_geminiimg.core.purchase.sharing import Buy
+from airflow_provider_geminiimg.core.purchase.task_state import remember
+from airflow_provider_geminiimg.core.storage import create_or_read
+from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError, StorageError
+
+ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
+CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # that a claim may take, or others give it up too early
+LOOKING_SECONDS = 0.2  # that a look at whose job it is may keep the answer from being recorded
+OWNING_SECONDS = 2.0  # that noting whose job it is may take, once the answer is recorded
+RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
+RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
+
+
+class Payment:
+    """What one attempt at one picture pays with.
+
+    :param order: what is asked for.
+    :param workshop: the surroundings.
+    :param guard: whether this process may still pay.
+    :param marker: the task state store's memory, where there is one.
+    """
+
+    def __init__(self, order: Order, workshop: Workshop, guard: Guard, marker: Marker | None) -> None:
+        self.order = order
+        self.guard = guard
+        self.marker = marker
+        self.ledger = workshop.ledger
+        self.claims = workshop.claims
+        self.room = workshop.room
+        self.log = workshop.log
+        self._recording: asyncio.Task[None] | None = None
+
+    async def make(
+        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], lot: Buy | None = None
+    ) -> tuple[Record, JobStatus] | None:
+        """Claim, send, write the answer down; ``None`` where another attempt was first.
+
+        :param lot: what of the index has to be claimed too, where the picture is one that the DAG has in common.
+        """
+        async with contextlib.AsyncExitStack() as claiming:
+            await claiming.enter_async_context(self.claims)
+            self.guard.check()
+            with self.guard.paying():
+                since = time.monotonic()
+                if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
+                    self.log.info(
+                        "Another task was first to claim the picture of record %s; looking again.", wanted.key
+                    )
+                    return None
+                claimed = await in_thread(self._claim, wanted)
+                if claimed is None:
+                    self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
+                    return None
+                status = await self._send(claimed.record, since, send, claiming)
+                with self.room.held(sum(len(picture.data or b"") for picture in status.pictures)):
+                    return await self._write_answer(claimed.record, status), status
+
+    def _claim(self, wanted: Record) -> Found | None:
+        """Create the record. Whoever was told to stop meanwhile sends nothing, and says so, even if nobody waits."""
+        claimed = self.ledger.create(wanted)
+        if claimed is not None and self.guard.stopped:
+            self._note_failure(wanted, NotSentError("The task was told to stop before the request was sent."))
+        return claimed
+
+    async def wait_until_recorded(self) -> None:
+        """Wait for an answer that could not be written down at once, `RECORDING_SECONDS` at most."""
+        if self._recording is not None:
+            await asyncio.wait([self._recording], timeout=RECORDING_SECONDS)
+
+    async def _send(
+        self,
+        record: Record,
+        since: float,
+        send: Callable[[], Awaitable[JobStatus]],
+        claiming: contextlib.AsyncExitStack,
+    ) -> JobStatus:
+        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.
+
+        :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
+        :param claiming: is closed as soon as the request is on its way, so that others may claim.
+        """
+        started = False
+        try:
+            await remember(self.marker, record)
+            self.guard.check()
+            if time.monotonic() - since > CLAIM_SECONDS:
+                raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
+            await claiming.aclose()
+            started = True
+            status = await send()
+        except asyncio.CancelledError:
+            error = OutcomeUnknownError(
+                f"The task was interrupted while the request was under way. Record {record.key}."
+            )
+            await self._write_failure(record, error if started else NotSentError("Interrupted before sending."))
+            raise
+        except GeminiImageError as error:
+            error.message = f"{error.message} Record {record.key}."
+            await self._write_failure(record, error)
+            raise
+        except Exception as error:
+            if started:
+                unknown = OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
+                await self._write_failure(record, unknown)
+                raise unknown from None
+            await self._write_failure(record, NotSentError(f"Nothing was sent ({type(error).__name__})."))
+            raise
+        if status.error is not None:
+            await self._write_failure(record, status.error)
+            raise status.error
+        return status
+
+    async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
+        await in_thread(self._note_failure, record, error)
+
+    def _note_failure(self, record: Record, error: GeminiImageError) -> None:
+        state = None if isinstance(error, OutcomeUnknownError) else "failed"
+
+        def failed(stored: Record) -> Record | None:
+            return with_error(stored, error, state) if stored.state == "intent" else None  # type: ignore[arg-type]
+
+        try:
+            self.ledger.change(record.key, failed)
+        except Exception as failure:  # `error` counts
+            kind = as_outcome(failure).kind
+            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, kind)
+
+    async def _write_answer(self, record: Record, status: JobStatus) -> Record:
+        """Record the answer at once; where that fails, keep trying in the background and go on landing.
+
+        :raises OutcomeUnknownError: its job is another record's, so it says nothing about this request.
+        """
+        # Before it is recorded, which may take longer than this process lives.
+        self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
+        await self._refuse_owned(record, status.job_id)
+        inline = [picture.data for picture in status.pictures if picture.data is not None]
+        folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
+        keys = [f"{folder}.{index}" for index in range(len(inline))]
+        by_link = status.job_id is None or bool(inline)
+        answer = replace(
+            record,
+            state="answered" if by_link else "submitted",
+            job_id=status.job_id,
+            submitted_at=time.time(),
+            links=[picture.url for picture in status.pictures if picture.url] if by_link else [],
+            spooled=keys,
+        )
+        try:
+            await in_thread(self._record_answer, answer, inline)
+        except Exception as failure:  # whatever it is, there is a job
+            error = as_outcome(failure)
+            self.log.error(
+                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
+                "landed all the same.",
+                status.job_id, record.key, error.kind, error.message,
+            )  # fmt: skip
+            with contextlib.suppress(Exception):  # whatever Airflow's API raises: landing goes on
+                await remember(self.marker, answer)
+            self._recording = asyncio.create_task(self._keep_recording(answer, inline))
+        await self.own(answer)
+        return answer
+
+    async def _refuse_owned(self, record: Record, job_id: str | None) -> None:
+        """Look whose a job is, as far as that is known at once: until the answer is recorded, a kill loses it.
+
+        :raises OutcomeUnknownError: it is another record's.
+        """
+        if job_id is None:
+            return
+        looking = asyncio.ensure_future(in_thread(owner, self.ledger, record.gateway, job_id))
+        done, _ = await asyncio.wait([looking], timeout=LOOKING_SECONDS)
+        other = None if not done or looking.exception() else looking.result()
+        if other not in (None, record.key):
+            unknown = answered_with_anothers(record, job_id, str(other))
+            await self._write_failure(record, unknown)
+            raise unknown
+
+    async def own(self, record: Record) -> None:
+        """Note that the recorded job is the record's. A store that fails, or is slow, keeps no picture from landing.
+
+        :raises OutcomeUnknownError: it is another record's. The record is that of an unknown outcome from then on.
+        """
+        job_id = record.job_id
+        if job_id is None or not has(record, job_id):
+            return
+        owning = asyncio.ensure_future(closed(in_thread(own, self.ledger, record, job_id)))
+        done, _ = await asyncio.wait([owning], timeout=OWNING_SECONDS)
+        other = owning.result() if done else StorageError(f"The store took over {OWNING_SECONDS:.0f} s.")
+        if isinstance(other, GeminiImageError):
+            owning.cancel()
+            self.log.warning(
+                "Could not note that job %s is record %s's (%s: %s).", job_id, record.key, other.kind, other.message
+            )
+        elif other is not None:
+            if self._recording is not None:
+                self._recording.cancel()
+            raise await in_thread(take_back, self.ledger, record, other, self.log)
+
+    def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
+        for key, data in zip(answer.spooled, inline, strict=True):
+            create_or_read(self.ledger.store, key, data)
+
+        def answered(stored: Record) -> Record | None:
+            # A failure without a job is a person's word, who took the answer for lost. Here it is.
+            if stored.claim == answer.claim and stored.job_id is None and stored.state in ("intent", "failed"):
+                return replace(answer, generation=stored.generation)
+            if answer.job_id in (None, stored.job_id, *stored.extra_jobs):
+                return None
+            self.log.error(
+                "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",
+                answer.key, answer.job_id,
+            )  # fmt: skip
+            return replace(stored, extra_jobs=[*stored.extra_jobs, str(answer.job_id)])
+
+        self.ledger.change(answer.key, answered)
+        later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
+        if later:
+            self.log.error(
+                "Perhaps paid twice: while the request of record %s was under way, submission %s was claimed.",
+                answer.key, later[-1],
+            )  # fmt: skip
+
+    async def _keep_recording(self, answer: Record, inline: Sequence[bytes]) -> None:
+        give_up = time.monotonic() + self.order.timeout
+        while time.monotonic() < give_up:
+            await asyncio.sleep(RECORD_AGAIN)
+            with contextlib.suppress(Exception):
+                await in_thread(self._record_answer, answer, inline)
+                return

@@ -1,0 +1,235 @@
+"""Small WebP copies of what has landed, so that a page of a hundred pictures loads in a blink.
+
+A thumbnail is made once its record has landed, with the extra ``thumbnails`` (Pillow); where there is none, whoever
+shows pictures shows the picture itself. What must stay true:
+
+- Nothing about it fails a task, or holds one up for more than `SECONDS`. A decoder can't be interrupted: it works in a
+  daemon thread, and one that took too long is left behind and writes nothing any more.
+- Pixels, and so memory, are bounded by the header before anything is decoded, and a process makes one at a time.
+- A decoder is given pixels alone, so that no version of it unpacks anything else: EXIF data of 3 MB became gigabytes.
+- It is pixels alone: no metadata, in which a prompt or a place could be.
+- It shows what its record says. One that is there stays: the same job gives the same picture. Where a picture is
+  fetched again and other bytes come, the old thumbnails go before the record says so, so that in between, and if the
+  task dies there, none is there rather than a wrong one.
+- A record that is removed takes its thumbnails along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.task_log import Logs
+from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.images.pixels import pixels_of
+from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.storage import Store, create_or_read
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIDE = 512
+"""Pixels; the longest that a thumbnail's longer side is."""
+
+MAX_PIXELS = {"png": 40_000_000, "jpg": 40_000_000, "webp": 20_000_000}
+"""How large a picture may be, by its extension: under 400 MB are needed then. A WebP is held four times over while it
+is decoded. The most that a model makes is 19 million (12288 x 1536)."""
+
+MAX_KEPT = 64 * 1024 * 1024
+"""Bytes that are kept in memory until the record has landed: one picture may be that large."""
+
+SECONDS = 20.0
+"""How long the thumbnails of one record may take; a 4K picture takes about half a second."""
+
+_LOOK = 0.01  # seconds between looks at the thread
+_SMALLER = ("RGB", "RGBA", "CMYK", "L")  # modes that shrink well as they are, which saves a copy at full size
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # the EXIF orientation, and what sets a picture upright that has it
+
+
+def thumbnail_key(record_key: str, index: int) -> str:
+    """Where the thumbnail of a picture lies, relative to the root.
+
+    :param record_key: the key of the picture's record.
+    :param index: the picture's place in the manifest, from 0.
+    """
+    return f"thumbs/{record_key.removeprefix('ledger/').removesuffix('.json')}/{index}.webp"
+
+
+def thumbnail_keys(record: Record) -> list[str]:
+    """Where the thumbnails of all of the record's pictures lie, whether there are any or not."""
+    return [thumbnail_key(record.key, index) for index, _ in enumerate((record.manifest or {}).get("images", ()))]
+
+
+class Kept:
+    """The bytes of pictures that have just been stored, by their SHA-256, as far as there is room for them."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, bytes] = {}
+
+    def add(self, sha256: str, data: bytes) -> None:
+        """Keep `data`, unless all together would be over `MAX_KEPT`."""
+        if self.size + len(data) <= MAX_KEPT:
+            self.pictures[sha256] = data
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(map(len, self.pictures.values()))
+
+
+async def make_thumbnails(store: Store, record: Record, kept: Kept, *, log: Logs, guard: Guard) -> None:
+    """Make the thumbnails of a record that has landed, as far as that is possible. Raises nothing.
+
+    :param store: the root.
+    :param record: what has landed.
+    :param kept: the bytes of its pictures; of what else the record names none is made.
+    :param log: told where there is none.
+    :param guard: once the task is told to stop, nothing is waited for.
+    """
+    try:
+        await _make(store, record, kept, log, guard)
+    except Exception as error:  # no thread left, no memory left: the picture is stored, and that is what counts
+        log.warning("Record %s gets no thumbnail (%s).", record.key, type(error).__name__)
+
+
+async def _make(store: Store, record: Record, kept: Kept, log: Logs, guard: Guard) -> None:
+    before = _at_work
+    if before is not None and before.abandoned:  # it would only be waited for
+        log.warning("Record %s gets no thumbnail: an earlier one is still being made.", record.key)
+        return
+    images = (record.manifest or {})["images"]
+    wanted = {
+        key: kept.pictures.get(image["sha256"]) for key, image in zip(thumbnail_keys(record), images, strict=True)
+    }
+    work = _Work(store, {key: data for key, data in wanted.items() if data is not None})
+    deadline = time.monotonic() + SECONDS
+    try:
+        _shrinker().take(work.run)
+        while not work.over and not guard.stopped:
+            if time.monotonic() > deadline:
+                log.warning("Record %s gets no thumbnail: it took longer than %.0f s.", record.key, SECONDS)
+                return
+            await asyncio.sleep(_LOOK)
+    finally:
+        work.abandoned = True
+    for key, failure in list(work.failures.items()):
+        if issubclass(failure, ModuleNotFoundError):
+            log.debug("No thumbnails are made without Pillow: pip install 'airflow-provider-geminiimg[thumbnails]'")
+            return
+        # The name alone: a decoder's message may repeat what is in the picture.
+        log.warning("There is no thumbnail %s (%s). The picture itself is stored.", key, failure.__name__)
+
+
+class _Work:
+    """One record's thumbnails, made as long as somebody waits for them."""
+
+    def __init__(self, store: Store, pictures: Mapping[str, bytes]) -> None:
+        self.abandoned = self.over = False
+        self.failures: dict[str, type[Exception]] = {}  # the exceptions themselves would hold on to the bytes
+        self._store = store
+        self._pictures = pictures
+
+    def run(self) -> None:
+        global _at_work
+        _at_work = self
+        try:
+            for key, data in self._pictures.items():
+                self._make(key, data)
+        finally:
+            _at_work = None
+            self.over = True
+
+    def _make(self, key: str, data: bytes) -> None:
+        try:
+            thumbnail = b"" if self.abandoned else render(data)
+            if not self.abandoned:
+                create_or_read(self._store, key, thumbnail)
+        except Exception as error:  # whatever is in a picture, and whatever becomes of a disk or a bucket
+            self.failures[key] = type(error)
+
+
+class _Shrinker(threading.Thread):
+    """Does all of a process's work, one after the other, and always the same thread: what a decoder gives back stays
+    with its thread's share of the memory, of which a process with many threads has many."""
+
+    def __init__(self) -> None:
+        super().__init__(name="geminiimg-thumbnails", daemon=True)
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def take(self, work: Callable[[], None]) -> None:
+        """Have it done when all that came before is."""
+        self._queue.put(work)
+
+    def run(self) -> None:
+        while True:
+            self._queue.get()()
+
+
+_STARTING = threading.Lock()
+_at_work: _Work | None = None
+_thread: _Shrinker | None = None
+
+
+def _shrinker() -> _Shrinker:
+    global _thread
+    with _STARTING:
+        if _thread is None or not _thread.is_alive():  # it does not come along into a forked process
+            starting = _Shrinker()
+            starting.start()
+            _thread = starting
+        return _thread
+
+
+def render(data: bytes) -> bytes:
+    """A picture's thumbnail, as a WebP: its first frame, the right way up, transparency kept, without metadata.
+
+    :param data: a PNG, JPEG or WebP.
+    :raises Exception: it can't be decoded, is too large, or is not one picture to all who read it; whatever Pillow
+        raises, too.
+    """
+    from PIL import Image
+
+    info = inspect_image(data)  # before Pillow, which makes room for a WebP as soon as it opens one
+    if info.stored_size is None:
+        raise ValueError("How large it is can't be told.")
+    width, height = info.stored_size
+    if width * height > MAX_PIXELS[info.extension]:
+        raise ValueError(f"{width} x {height} pixels are too many.")
+    pixels = io.BytesIO(pixels_of(data, info.extension, width * height))
+    with Image.open(pixels, formats=("PNG", "JPEG", "WEBP")) as opened:
+        if opened.size != info.stored_size:
+            raise ValueError("Its headers don't agree on its size.")
+        mode = "RGBA" if opened.has_transparency_data else "RGB"
+        small = _shrinkable(opened, mode)
+        if small is not opened:
+            opened.close()  # lets go of its pixels, while shrinking makes one more copy of those of `small`
+        small.thumbnail((SIDE, SIDE))
+        if info.orientation in _UPRIGHT:
+            small = small.transpose(Image.Transpose[_UPRIGHT[info.orientation]])
+        small = small.convert(mode)
+    small.info.clear()  # whatever a version of Pillow would write of it
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80, method=2)  # half the time of the default, for a few per cent of size
+    return buffer.getvalue()
+
+
+def _shrinkable(image: Image, mode: str) -> Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, of which a conversion would keep the lower 8
+        return image.point(lambda value: value / 256).convert("L")
+    if image.mode in _SMALLER and "transparency" not in image.info:
+        return image
+    return image.convert(mode)

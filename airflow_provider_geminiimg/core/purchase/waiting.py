@@ -1,0 +1,284 @@
+"""From a job that was paid for to its result: poll it until it ends, and land what it brought.
+
+What must stay true: nothing here costs money; a poll that fails says nothing about the job; whatever fails, the record
+still says enough for the next attempt to try again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
+from airflow_provider_geminiimg.core.execution.boundary import as_outcome
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.polling import VANISHED_GRACE, End, PollPlan, follow
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record, with_error
+from airflow_provider_geminiimg.core.purchase.landing import (
+    UNFETCHED,
+    ConnectionChangedError,
+    Lander,
+    changed_since,
+    connection_changed,
+    in_thread,
+    paid,
+)
+from airflow_provider_geminiimg.core.storage import Blob
+from airflow_provider_geminiimg.exceptions import (
+    Billed,
+    GeminiImageError,
+    LinkExpiredError,
+    LostContactError,
+    OutcomeUnknownError,
+    StorageError,
+    TimedOutError,
+    UpstreamFailedError,
+)
+
+_REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # answers that say no, and not "later"
+
+
+class VanishedError(OutcomeUnknownError):
+    """The gateway has not known the job for long enough to believe it; `on_unknown` decides."""
+
+
+class Collector:
+    """Collects what was paid for.
+
+    :param lander: puts its pictures where they belong.
+    :param prompt: the prompt that was sent, where it is known here: lets a gateway's message through without it.
+    """
+
+    def __init__(self, lander: Lander, *, prompt: str | None = None) -> None:
+        self.lander = lander
+        self.workshop = lander.workshop
+        self.prompt = prompt
+        self.log = lander.log
+
+    async def poll(self, record: Record) -> JobStatus:
+        """Ask once what became of the recorded job.
+
+        :raises ConnectionChangedError: the connection is not as it was, and what it leads to has no word on the job.
+        :raises GeminiImageError: it could not be asked.
+        """
+        async with self._noting_a_change(record):
+            with paid():
+                return await self._asked(record)
+
+    @contextlib.asynccontextmanager
+    async def _noting_a_change(self, record: Record) -> AsyncIterator[None]:
+        """Note on a job's record that its connection was changed: then a person may settle it."""
+        try:
+            yield
+        except ConnectionChangedError as error:
+            if record.state == "submitted":
+                await self.note(record, error)
+            raise
+
+    async def _asked(self, record: Record) -> JobStatus:
+        transport = await self.workshop.transport(record)
+        changed = changed_since(record, transport)
+        inputs = [known["uri"] for known in record.inputs]
+        call = transport.gateway.status(str(record.job_id), model=record.wire_model, inputs=inputs)
+        try:
+            status = await transport.send(call, prompt=self.prompt or record.prompt)
+        except GeminiImageError as error:
+            if changed and error.status_code in _REFUSALS:
+                raise connection_changed(record, changed, f"{error.message} (HTTP {error.status_code}).") from error
+            raise
+        if changed and status.state is JobState.VANISHED:
+            raise connection_changed(record, changed, f"{transport.gateway.label} does not know job {record.job_id}.")
+        return status
+
+    async def check_account(self, record: Record) -> None:
+        """Ask at once where the record's connection is not as it was: a wait would only end in the same error.
+
+        :raises ConnectionChangedError: see `poll`.
+        """
+        async with self._noting_a_change(record):
+            changed = changed_since(record, await self.workshop.transport(record))
+        if changed:
+            try:
+                await self.poll(record)
+            except ConnectionChangedError:
+                raise
+            except GeminiImageError as error:
+                self.log.warning(
+                    "Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind
+                )
+
+    async def peek(self, record: Record) -> Record | None:
+        """Ask once, and land the picture if it is ready.
+
+        :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs, or can't be asked about.
+        :raises GeminiImageError: asking again can't help (connection, key), the gateway does not know the job, or the
+            result could not be landed.
+        """
+        try:
+            status = await self.poll(record)
+        except GeminiImageError as error:
+            if not error.retryable:
+                raise
+            self.log.warning("Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind)
+            return None
+        return await self.conclude(record, status)
+
+    async def conclude(self, record: Record, status: JobStatus) -> Record | None:
+        """Do what one look at the job calls for.
+
+        :param status: what the gateway said of the record's job just now.
+        :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs.
+        :raises VanishedError: the gateway does not know the job, and has had time to.
+        :raises GeminiImageError: the result could not be landed.
+        """
+        if status.state is JobState.VANISHED and _seconds_since_submit(record) < VANISHED_GRACE:
+            return None
+        if status.state is JobState.RUNNING:
+            return None
+        if status.state is JobState.FAILED:
+            return await self._record_failure(record, status)
+        return await self._end(record, End(status.state.value), status)
+
+    async def wait(
+        self, record: Record, *, timeout: float, poll_interval: float | None, at_once: bool = False
+    ) -> Record:
+        """Poll until the job ends, then land it.
+
+        :param timeout: seconds from the submit, over all attempts.
+        :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
+        :param at_once: poll now, because something says that the job has ended.
+        """
+        await self.check_account(record)
+        plan = PollPlan(
+            submitted_at=record.submitted_at or record.claimed_at,
+            deadline=(record.submitted_at or record.claimed_at) + timeout,
+            expected_seconds=record.expected_seconds,
+            poll_interval=poll_interval,
+            spread=LIMITS[record.gateway].poll_interval,
+        )
+        end, result = await follow(plan, lambda: self.poll(record), at_once=at_once)
+        return await self._end(record, end, result)
+
+    async def fetch(self, record: Record) -> Record:
+        """Land the results of an ``answered`` record: they came without a job id."""
+        with paid():
+            spooled = await self._spooled(record)
+        if any(blob is None for blob in spooled):
+            raise StorageError(f"A spooled result of record {record.key} is gone.", billed=Billed.YES)
+        pictures = [Picture(data=blob.data) for blob in spooled if blob is not None]
+        return await self._land_or_note(record, [*pictures, *(Picture(url=link) for link in record.links)])
+
+    async def _spooled(self, record: Record) -> list[Blob | None]:
+        """Results that came inside an answer, from the store; they are landed at once, which charges them anew."""
+        async with self.workshop.room.share(empty=not record.spooled) as share:
+            found: list[Blob | None] = []
+            for key in record.spooled:
+                found.append(await in_thread(self.workshop.ledger.store.read, key))
+                share.only(sum(len(blob.data) for blob in found if blob is not None))
+        return found
+
+    async def land_answer(self, record: Record, status: JobStatus) -> Record:
+        """Land the results that came with the answer to the submit."""
+        if record.job_id is not None:
+            return await self._land_job(record, status)
+        return await self._land_or_note(record, status.pictures, status.cost)
+
+    async def refetch(self, record: Record) -> Record:
+        """What had landed is gone from storage: ask once for a fresh link, and land it again."""
+        self.log.warning("The picture of record %s is gone from storage; asking the gateway for it.", record.key)
+        status = await self.poll(record) if record.job_id else None
+        if status is not None and status.state is JobState.DONE:
+            return await self._land_or_note(record, status.pictures, status.cost)
+        gone = LinkExpiredError(f"The picture of record {record.key} is gone from storage and from the gateway.")
+        await self.note(record, gone)
+        raise gone
+
+    async def move(self, record: Record, destination: Destination, suffix: str) -> Record:
+        """Let what was paid for, and has not landed, land at another destination.
+
+        :returns: the record as it is stored now.
+        """
+
+        def moved(stored: Record) -> Record | None:
+            under_way = stored.state in ("submitted", "answered")
+            return replace(stored, destination=destination, suffix=suffix) if under_way else None
+
+        self.log.info("What record %s paid for is to land in %s now.", record.key, destination.directory)
+        return await in_thread(self.workshop.ledger.change, record.key, moved)
+
+    async def note(self, record: Record, error: GeminiImageError) -> None:
+        """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""
+
+        def noted(stored: Record) -> Record | None:
+            # Another attempt fetched it, or a person settled it.
+            overtaken = stored.state in ("landed", "failed") and stored.state != record.state
+            return None if overtaken else with_error(stored, error)
+
+        try:
+            await in_thread(self.workshop.ledger.change, record.key, noted)
+        except Exception as failure:  # `error` counts
+            why = as_outcome(failure)
+            self.log.warning("Could not note %r on record %s (%s).", error.kind, record.key, why.kind)
+
+    async def _end(self, record: Record, end: End, result: JobStatus | GeminiImageError) -> Record:
+        job = f"Job {record.job_id}"
+        if end.status == "done" and isinstance(result, JobStatus):
+            return await self._land_job(record, result)
+        if end.status == "failed" and isinstance(result, JobStatus):
+            await self._record_failure(record, result)
+            raise _failure(record, result)
+        if end.status == "vanished":
+            raise VanishedError(f"{job} is not known to the gateway any more. Record {record.key}.")
+        cause = result if isinstance(result, GeminiImageError) else None
+        said = f"; the last failure was {cause.kind}" if cause else ""
+        if cause is not None:
+            await self._refuse_changed(record, cause, f"{job} could not be asked about{said}.")
+        if end.status == "timeout":
+            raise TimedOutError(f"{job} was still running at its deadline. It is left alone. Record {record.key}.")
+        raise LostContactError(
+            f"{job} could not be asked about{said}. It is left alone. Record {record.key}."
+        ) from cause
+
+    async def _refuse_changed(self, record: Record, cause: GeminiImageError, said: str) -> None:
+        """Say that the connection was changed, where that may be why the job could not be asked about."""
+        if isinstance(cause, ConnectionChangedError):
+            raise cause
+        async with self._noting_a_change(record):
+            if changed := changed_since(record, await self.workshop.transport(record)):
+                raise connection_changed(record, changed, said) from cause
+
+    async def _record_failure(self, record: Record, status: JobStatus) -> Record:
+        error = _failure(record, status)
+        return await in_thread(self.workshop.ledger.change, record.key, lambda stored: _failed(stored, error))
+
+    async def _land_job(self, record: Record, status: JobStatus) -> Record:
+        try:
+            return await self.lander.land(record, status.pictures, status.cost)
+        except LinkExpiredError:
+            self.log.warning("The link of job %s no longer answers; asking for a fresh one.", record.job_id)
+        except UNFETCHED as error:
+            await self.note(record, error)
+            raise
+        fresh = await self.poll(record)
+        return await self._land_or_note(record, fresh.pictures, fresh.cost)
+
+    async def _land_or_note(self, record: Record, pictures: Sequence[Picture], cost: float | None = None) -> Record:
+        try:
+            return await self.lander.land(record, pictures, cost)
+        except (LinkExpiredError, *UNFETCHED) as error:
+            await self.note(record, error)
+            raise
+
+
+def _failure(record: Record, status: JobStatus) -> GeminiImageError:
+    return status.error or UpstreamFailedError(f"Job {record.job_id} failed; the gateway gave no reason.")
+
+
+def _failed(stored: Record, error: GeminiImageError) -> Record | None:
+    return None if stored.state in ("landed", "failed") else with_error(stored, error, "failed")
+
+
+def _seconds_since_submit(record: Record) -> float:
+    return time.time() - (record.submitted_at or record.claimed_at)

@@ -1,0 +1,255 @@
+"""Lands what was paid for and left behind, wherever it was meant to land.
+
+What must stay true: nothing is submitted and no running job is waited for; a job is asked about once; whatever goes
+wrong with one record is told, and the others go on; collecting twice at once, or again, changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
+from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
+from airflow_provider_geminiimg.core.purchase.landing import Lander, Workshop, in_thread
+from airflow_provider_geminiimg.core.purchase.waiting import Collector, VanishedError
+from airflow_provider_geminiimg.core.reconcile.scan import SETTLE, Entry, Scope, batches
+from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError
+
+What = Literal["landed", "running", "failed", "unknown", "skipped", "errors", "to_collect"]
+
+RESULT_BYTES = 1800  # of what a task returns; Airflow keeps it in its database
+_MEANINGS: Mapping[What, tuple[str, str]] = {
+    # what: (level of its line in the log, how it begins)
+    "errors": ("error", "Could not be looked at"),
+    "unknown": ("warning", "Outcome unknown"),
+    "failed": ("warning", "No picture"),
+    "landed": ("info", "Landed"),
+    "running": ("info", "Still running"),
+    "skipped": ("info", "Skipped"),
+    "to_collect": ("info", "Would be collected"),
+}
+_FATE: Mapping[str, tuple[What, str]] = {
+    "waiting": ("skipped", "An attempt may still be waiting for its answer."),
+    "in-flight": ("skipped", "An attempt may be collecting it right now."),
+}
+
+
+@dataclass
+class Report:
+    """What became of the records, by their keys. One that is settled, and was before, is in none of the lists."""
+
+    keys: dict[What, list[str]] = field(default_factory=lambda: {what: [] for what in _MEANINGS})
+
+    def counts(self) -> dict[str, int]:
+        """How many of each."""
+        return {what: len(keys) for what, keys in self.keys.items()}
+
+    def result(self) -> dict[str, Any]:
+        """The counts, and as many keys as fit, those first that need somebody."""
+        shown: dict[str, list[str]] = {}
+        result = {**self.counts(), "keys": shown}
+        for what, key in ((what, key) for what, keys in self.keys.items() for key in keys):
+            shown.setdefault(what, []).append(key)
+            if len(json.dumps(result)) > RESULT_BYTES:
+                shown[what].pop()
+                break
+        return {**result, "keys": {what: keys for what, keys in shown.items() if keys}}
+
+    def failure(self) -> LedgerError | None:
+        """What to raise where something that may be paid for could not be looked at; ``None`` where all could be."""
+        keys = self.keys["errors"]
+        if not keys:
+            return None
+        named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        return LedgerError(
+            f"{len(keys)} of the records could not be looked at: {named}. All others were; "
+            f"{len(self.keys['landed'])} landed.",
+            retryable=True,
+            hint="The log says why, record by record. Nothing was bought, and the next collect looks at them again.",
+        )
+
+
+async def collect(workshop: Workshop, scope: Scope, *, dry_run: bool = False) -> Report:
+    """Look at every record of `scope`, and land what is ready.
+
+    :param dry_run: only say what would be collected: no call to a gateway, nothing written.
+    :raises StorageError: the records can't be listed.
+    """
+    work = _Round(workshop, dry_run)
+    async for batch in batches(workshop.ledger, scope):
+        await asyncio.gather(*(work.look(entry) for entry in batch))
+    return work.report
+
+
+class _Round:
+    """One walk through the records."""
+
+    def __init__(self, workshop: Workshop, dry_run: bool) -> None:
+        self.report = Report()
+        self._workshop = workshop
+        self._ledger = workshop.ledger
+        self._dry_run = dry_run
+        self._adopted: set[str] = set()
+
+    async def look(self, entry: Entry) -> None:
+        """Do about one record what has to be done."""
+        if entry.key in self._adopted:  # it was made, and looked at, a moment ago
+            return
+        if entry.found is None:
+            self._tell("errors", entry.key, str(entry.error))
+            return
+        found = entry.found
+        await self._alone(entry.key, self._look(entry))
+        if found.age >= found.record.answer_within:
+            for job_id in found.record.extra_jobs:
+                await self._alone(entry.key, self._adopt(found.record, job_id))
+
+    async def _alone(self, key: str, work: Awaitable[None]) -> None:
+        """Do this, whatever comes of it: the others have theirs done all the same."""
+        failure = await closed(work)
+        if failure is not None:
+            self._tell("errors", key, str(failure))
+
+    async def _look(self, entry: Entry) -> None:
+        record, standing = entry.readable().record, entry.standing
+        if standing in _FATE:
+            what, said = _FATE[standing]
+            self._tell(what, record.key, said)
+        elif standing == "unknown" and (record.job_id is None or self._dry_run):
+            await self._report_unknown(record)
+        elif standing in ("unknown", "to-collect"):
+            await self._collect(record)
+
+    async def _report_unknown(self, record: Record) -> None:
+        """What only a person can find out more about."""
+        folder = record.key.rpartition("/")[0]
+        try:
+            bought_again = record.n < max(await in_thread(self._ledger.numbers_in, folder), default=0)
+        except GeminiImageError as error:
+            self._tell("errors", record.key, str(error))
+            return
+        if record.job_id is not None or not bought_again:  # else its user knew, and said "resubmit"
+            self._tell("unknown", record.key, SETTLE)
+
+    async def _collect(self, record: Record) -> None:
+        if self._dry_run:
+            self._tell("to_collect", record.key, _handle(record))
+            return
+        unknown = await self._own(record)
+        if unknown is not None:
+            self._tell("unknown", record.key, f"{unknown.message} {SETTLE}")
+            return
+        collector = Collector(Lander(self._workshop))
+        try:
+            status = None if record.state == "answered" else await collector.poll(record)
+        except GeminiImageError as error:
+            self._tell("errors", record.key, str(error))
+            return
+        try:
+            ended = await (collector.fetch(record) if status is None else collector.conclude(record, status))
+        except VanishedError as error:
+            await collector.note(record, error)
+            self._tell("unknown", record.key, f"{error.message} {SETTLE}")
+        except GeminiImageError as error:
+            self._tell("failed" if is_out_of_reach(error) else "errors", record.key, str(error))
+        else:
+            self._tell_end(record, ended)
+
+    async def _own(self, record: Record) -> OutcomeUnknownError | None:
+        """Note that the job is the record's: whoever submitted it may have died before. What it says if it is not.
+
+        Where that can't be noted, its picture lands all the same.
+        """
+        if record.job_id is None or not has(record, record.job_id):
+            return None
+        other = await closed(in_thread(own, self._ledger, record, record.job_id))
+        if isinstance(other, GeminiImageError):
+            self._workshop.log.warning(
+                "Could not note that job %s is record %s's (%s: %s).",
+                record.job_id, record.key, other.kind, other.message,
+            )  # fmt: skip
+            return None
+        return None if other is None else await in_thread(take_back, self._ledger, record, other, self._workshop.log)
+
+    def _tell_end(self, record: Record, ended: Record | None) -> None:
+        if ended is None:
+            self._tell("running", record.key, _handle(record))
+        elif ended.state == "failed":
+            self._tell("failed", record.key, str(ended.error))
+        else:
+            self._tell("landed", record.key, ", ".join(image["uri"] for image in (ended.manifest or {})["images"]))
+
+    async def _adopt(self, record: Record, job_id: str) -> None:
+        """Give a job that was paid for beside the record's own a record of its own, once, and collect it."""
+        wanted = adopted(record, job_id)
+        try:
+            known = await in_thread(_is_known, self._ledger, wanted)
+            if not known and not self._dry_run:
+                other = await in_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
+                if other is not None:
+                    self._tell("skipped", record.key, f"Its further job {job_id} is that of record {other}.")
+                    return
+            found = None if known or self._dry_run else await in_thread(self._ledger.create, wanted)
+        except GeminiImageError as error:
+            self._tell("errors", record.key, f"Job {job_id} was perhaps paid for, too. {error}")
+            return
+        if known:
+            return
+        self._adopted.add(wanted.key)
+        self._workshop.log.warning(
+            "Perhaps paid twice: job %s of record %s gets a record of its own, %s.", job_id, record.key, wanted.key
+        )
+        await self._collect(wanted if found is None else found.record)
+
+    def _tell(self, what: What, key: str, said: str) -> None:
+        self.report.keys[what].append(key)
+        level, begins = _MEANINGS[what]
+        tell: Callable[..., Any] = getattr(self._workshop.log, level)
+        tell("%s: %s. %s", begins, key, said)
+
+
+def adopted(record: Record, job_id: str) -> Record:
+    """The record of a job that was paid for beside `record`'s own: an item beside it, the same whoever makes it."""
+    digest = hashlib.sha256(f"{record.gateway}\n{job_id}".encode()).hexdigest()
+    folder, _, _ = record.key.rpartition("/")
+    place = record.destination
+    return replace(
+        record,
+        key=f"{folder.rpartition('/')[0]}/x{digest[:16]}/1.json",
+        n=1,
+        state="submitted",
+        claim=digest[:32],
+        **process_identity(),
+        answer_within=0.0,  # nobody else is waiting for it
+        # No other picture has this name, so it need not be claimed.
+        destination=Destination(place.directory, f"{place.stem}{record.suffix}-x{digest[:16]}"),
+        suffix="",
+        resubmission=False,
+        job_id=job_id,
+        submitted_at=record.submitted_at or record.claimed_at,
+        landed_at=None,
+        deferrals=0,
+        links=[],
+        spooled=[],
+        extra_jobs=[],
+        outcome=None,
+        manifest=None,
+        copies=[],
+        asked=None,
+    )
+
+
+def _is_known(ledger: Ledger, wanted: Record) -> bool:
+    """Whether an adopted job has its record already (then the walk comes by), or a person had that removed."""
+    return ledger.read(wanted.key) is not None or ledger.is_excused(wanted.key, wanted.claim)
+
+
+def _handle(record: Record) -> str:
+    return f"Job {record.job_id} at {record.gateway}." if record.job_id else f"The links that {record.gateway} gave."

@@ -1,0 +1,224 @@
+"""Takes records out of the ledger: one that a person wants gone, or old ones that have come to their end.
+
+What must stay true: what may hold something that was paid for goes only where a person says so, and is settled as lost
+before it does, so that no moment exists in which it is simply not there; a picture is never touched. A record that a
+person has removed leaves an excuse behind: only then does an attempt that remembers it submit again. One that was old
+leaves none, and so nothing is bought again by mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.ledger.file_names import release_names
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key, read_entry, write_entry
+from airflow_provider_geminiimg.core.ledger.job_index import disown
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
+from airflow_provider_geminiimg.core.purchase.approval import SHOWN
+from airflow_provider_geminiimg.core.purchase.landing import in_thread
+from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, RETURNED, Wanted
+from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
+from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
+from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.scan import STANDINGS, Entry, Scope, billed, entry_at, walk
+from airflow_provider_geminiimg.core.request import prompt_sha256
+from airflow_provider_geminiimg.core.storage import Blob
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    Billed,
+    GeminiImageError,
+    LedgerError,
+    LinkExpiredError,
+    StorageError,
+)
+
+_FINISHED = ("landed", "failed")
+_NAMED = 3  # task instances that an error names
+
+
+def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
+    """Remove the record at `key`, so that its task submits again.
+
+    :param lose_it: also where something may have been paid for that is not in storage.
+    :returns: what was removed.
+    :raises BadRequestError: there is no such record, a later one of its item decides, or `lose_it` is needed.
+    :raises GeminiImageError: it can't be read or removed.
+    """
+    entry = entry_at(ledger, key)
+    record = entry.readable().record
+    folder, _, _ = key.rpartition("/")
+    last = max(ledger.numbers_in(folder), default=record.n)
+    if last > record.n:
+        raise _refusal(record, f"Record {folder}/{last}.json decides for its item.", "Forget that one first.")
+    if not lose_it and record.state not in _FINISHED:
+        raise _refusal(record, STANDINGS[entry.standing], "To give it up all the same, add --lose-it.")
+    if not lose_it and _left_behind(ledger, record):
+        raise _refusal(record, "Jobs that were perhaps paid for, too, are kept on it.", "`jobs collect` lands them.")
+    removed = ledger.change(key, _given_up)
+    ledger.excuse(removed)
+    release_names(ledger, removed)
+    _remove(ledger, removed)
+    return removed
+
+
+async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = False) -> AsyncIterator[str]:
+    """Remove the records of task instances of which everything has ended, more than `days` days ago, what was kept for
+    their retries, and what reviews have shown.
+
+    :param dry_run: only say which.
+    :returns: the keys of what is removed.
+    :raises StorageError: the store failed.
+    :raises LedgerError: at the end, what some task instances have there can't be read.
+    """
+    failures: dict[str, GeminiImageError] = {}
+    async for together in _task_instances(ledger, scope):
+        removed = await closed(in_thread(_purge, ledger, together, days, dry_run))
+        if isinstance(removed, GeminiImageError):
+            if isinstance(removed, StorageError) and removed.retryable:  # the store is down, for the others as well
+                raise removed
+            failures[_task_instance(together[0])] = removed
+            continue
+        for key in removed:
+            yield key
+    for key in await in_thread(_purge_shown, ledger, scope, days, dry_run):
+        yield key
+    if failures:
+        named = " ".join(f"{name}: {error.message}" for name, error in list(failures.items())[:_NAMED])
+        raise LedgerError(
+            f"The records of {len(failures)} task instances could not be removed. {named}",
+            billed=Billed.NO,
+            hint="All others were looked at. Purge again once these can be read and written.",
+        )
+
+
+async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Entry]]:
+    """The records of `scope`, those of one task instance together."""
+    together: list[Entry] = []
+    async for entry in walk(ledger, scope):
+        if together and _task_instance(together[0]) != _task_instance(entry):
+            yield together
+            together = []
+        together.append(entry)
+    if together:
+        yield together
+
+
+def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
+    """Remove what reviews have shown, and what is as old as records have to be."""
+    store = ledger.store
+    keys = filter(scope.covers, store.keys(SHOWN + scope.prefix.removeprefix("ledger")))
+    old = [key for key in keys if (blob := store.read(key)) is not None and blob.age >= days * 86400.0]
+    for key in [] if dry_run else old:
+        store.delete(key)
+    return old
+
+
+def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool) -> list[str]:
+    """Remove the records of one task instance, if all of them may go, and what was kept for retries and is made."""
+    records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
+    keys = {record.key for record in records}
+    if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
+        return []
+    # Of each item the one that decides goes last, whatever comes in between.
+    records.sort(key=lambda record: (record.key.rpartition("/")[0], record.n))
+    kept = _kept(ledger, records, days)
+    if not dry_run:
+        for key in kept:  # first: without its records nobody would look for it again
+            ledger.store.delete(key)
+        for record in records:
+            release_names(ledger, record)
+            _remove(ledger, record)
+    return [*kept, *(record.key for record in records)]
+
+
+def _kept(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
+    """What was kept for the retries of one task instance and is old, and of which every picture has a record here."""
+    if not records:
+        return []
+    folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)
+    place = records[0].key.removeprefix("ledger/").rsplit("/", 2)[0]
+    store = ledger.store
+    return [key for key in store.keys(f"{folder}/{place}/") if _is_made(store.read(key), records, is_made, days)]
+
+
+def _is_made(
+    blob: Blob | None, records: Sequence[Record], is_made: Callable[[bytes, Sequence[Record]], bool], days: float
+) -> bool:
+    if blob is None or blob.age < days * 86400.0:
+        return False
+    try:
+        return is_made(blob.data, records)
+    except (ValidationError, GeminiImageError):  # of which nobody can tell
+        return False
+
+
+def _is_planned(data: bytes, records: Sequence[Record]) -> bool:
+    return Plan.model_validate_json(data).keys() <= _items(records)
+
+
+def _is_returned(data: bytes, records: Sequence[Record]) -> bool:
+    request = Wanted.model_validate_json(data).request
+    return request is None or prompt_sha256(request.prompt) in {record.prompt_sha256 for record in records}
+
+
+def _items(records: Sequence[Record]) -> set[str]:
+    return {record.key.split("/")[-2] for record in records}
+
+
+def _task_instance(entry: Entry) -> str:
+    return entry.key.rsplit("/", 2)[0]
+
+
+def _is_old(entry: Entry, days: float) -> bool:
+    found = entry.found
+    return found is not None and found.record.state in _FINISHED and found.age >= days * 86400.0
+
+
+def _left_behind(ledger: Ledger, record: Record, known: frozenset[str] | set[str] = frozenset()) -> bool:
+    """Whether a job that was paid for beside `record`'s own has no record of its own yet."""
+    wanted = [adopted(record, job_id) for job_id in record.extra_jobs]
+    return any(
+        each.key not in known and ledger.read(each.key) is None and not ledger.is_excused(each.key, each.claim)
+        for each in wanted
+    )
+
+
+def _given_up(stored: Record) -> Record | None:
+    """A record that is about to be removed. It says so first: whoever writes to it meanwhile is not overwritten."""
+    if stored.state in _FINISHED:
+        return None
+    error = LinkExpiredError("Given up by hand.", billed=billed(stored))
+    return replace(with_error(stored, error, "failed"), links=[])
+
+
+def _remove(ledger: Ledger, record: Record) -> None:
+    index = index_key(record.key, record.fingerprint)
+    noted = read_entry(ledger.store, index)
+    if noted is not None and noted.record == record.key:
+        earlier = _earlier(ledger, record)
+        if earlier is None:
+            ledger.store.delete(index)
+        else:  # where somebody else writes the entry meanwhile, theirs stays
+            write_entry(ledger.store, index, earlier, noted)
+    disown(ledger, record)
+    for key in (*record.spooled, *thumbnail_keys(record), record.key):
+        ledger.store.delete(key)
+
+
+def _earlier(ledger: Ledger, record: Record) -> Record | None:
+    """Who had the image of `record` before, and has it still for all that is known."""
+    with contextlib.suppress(LedgerError):  # who can't be read is not named to others
+        return next(earlier_holders(ledger, record), None)
+    return None
+
+
+def _refusal(record: Record, so: str, instead: str) -> BadRequestError:
+    return BadRequestError(
+        f"Record {record.key} is not removed. {so}", billed=billed(record), hint=f"Nothing was changed. {instead}"
+    )

@@ -1,0 +1,62 @@
+"""What a person found out about unknown outcomes, as the collect operator's `resolve` says it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+Word = Literal["unpaid", "lost", "resubmit", "job"]
+
+_WORDS: tuple[Word, ...] = ("unpaid", "lost", "resubmit")
+_SHAPE = (
+    'takes {key: "unpaid"}, {key: "lost"}, {key: "resubmit"} or {key: {"job": "the gateway\'s id of the job"}}, '
+    "also as JSON text."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a person found out.
+
+    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the picture can't be had; ``resubmit``:
+        buy it again, whatever became of it; ``job``: it is this job.
+    :param job_id: the gateway's id of the job.
+    """
+
+    word: Word
+    job_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}" if self.word == "job" else self.word
+
+
+def verdicts(value: Any) -> dict[str, Verdict]:
+    """What an operator's ``resolve`` says: a mapping from record keys to verdicts, or the JSON text of one.
+
+    :raises BadRequestError: it is anything else.
+    """
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRequestError(f"resolve{given(value)}: {_SHAPE} Render it with | tojson.") from None
+    if not isinstance(value, Mapping):
+        raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")
+    return {str(key): _verdict(word) for key, word in value.items()}
+
+
+def _verdict(value: Any) -> Verdict:
+    for word in _WORDS:
+        if value == word:
+            return Verdict(word)
+    job_id = value.get("job") if isinstance(value, Mapping) and len(value) == 1 else None
+    if not isinstance(job_id, str) or not job_id.strip():
+        raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")
+    return Verdict("job", job_id.strip())

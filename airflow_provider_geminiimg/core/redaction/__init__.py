@@ -1,0 +1,1 @@
+"""What leaves this package as text: scrubbed, printable, within ranges."""

@@ -1,0 +1,388 @@
+"""One disk, which all workers share.
+
+What must stay true: an object appears whole or not at all (a synced temporary file in the same folder gets the final
+name); of any number of creators one wins (`os.link` never replaces); a replacing writer holds the root's lock, which
+excludes threads and processes alike; what lies under the root is its owner's alone, whatever the umask is. Time is the
+disk's, which may differ from this machine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_provider_geminiimg.core.storage.base import (
+    OURS,
+    Backend,
+    Blob,
+    Content,
+    Store,
+    checked_key,
+    pieces,
+    sha256,
+)
+from airflow_provider_geminiimg.core.storage.uris import Location
+from airflow_provider_geminiimg.exceptions import StorageError
+
+LOCK_SECONDS = 30.0
+"""How long a replacing writer waits for another one on the same disk. The lock is held for about a millisecond."""
+
+IMAGES = "images"
+"""The folder under the root that holds images without an output path of their own."""
+
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+_REFUSALS = (  # trying again can't help
+    errno.EACCES,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True)
+class _Modes:
+    """The modes of new folders and files.
+
+    :param exact: set as they are; otherwise the process's umask is taken off.
+    """
+
+    folder: int
+    file: int
+    exact: bool
+
+
+_PRIVATE = _Modes(0o700, 0o600, exact=True)
+_BY_UMASK = _Modes(0o777, 0o666, exact=False)
+
+
+class LocalStore(Store):
+    """A folder. New folders are 0700, files 0600, whatever the umask is.
+
+    :param root: its absolute path; made when it is first written to.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(os.path.normpath(root))
+        super().__init__(f"file://{self._root}")
+        self._lock_path = self._root / f".{OURS}lock"
+
+    def create(self, key: str, data: bytes) -> str | None:
+        path = self._path(key)
+        with _failures("Creating", path):
+            _make_folders(self._root.parent, _BY_UMASK)
+            _make_folders(path.parent, _PRIVATE)
+            with _temporary(path, data, _PRIVATE) as temporary:
+                return sha256(data) if _link(temporary, path) else None
+
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
+        path = self._path(key)
+        with _failures("Reading", path):
+            found = _read_file(path, limit)
+            if found is None:
+                return None
+            data, changed = found
+            return Blob(data, sha256(data), max(0.0, self.now() - changed))
+
+    def replace(self, key: str, data: bytes, version: str) -> str | None:
+        path = self._path(key)
+        with _failures("Replacing", path):
+            if not path.parent.is_dir():
+                return None
+            with _temporary(path, data, _PRIVATE) as temporary:
+                with self._locked():
+                    found = _read_file(path)
+                    if found is None or sha256(found[0]) != version:
+                        return None
+                    temporary.replace(path)
+                _sync_folder(path.parent)
+            return sha256(data)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _failures("Removing", path), contextlib.suppress(*_ABSENT):
+            path.stat()
+            with self._locked():
+                path.unlink()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        folder, slash, _ = prefix.rpartition("/")
+        start = self._path(folder) if slash else self._root
+        found: list[str] = []
+        with _failures("Listing", start):
+            for path, _, names in os.walk(start, onerror=_raise_unless_absent):
+                parent = Path(path).relative_to(self._root)
+                found += [(parent / name).as_posix() for name in names if OURS not in name]
+        return iter(sorted((key for key in found if key.startswith(prefix)), key=os.fsencode))
+
+    def folders(self, folder: str) -> list[str]:
+        start = self._path(folder)
+        with _failures("Listing", start):
+            try:
+                return sorted(path.name for path in start.iterdir() if path.is_dir())
+            except _ABSENT:
+                return []
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    def now(self) -> float:
+        """As `Store.now`: a file is touched on the disk and its time read back."""
+        try:
+            with self._lock_file() as handle:
+                os.utime(handle)
+                return os.fstat(handle).st_mtime
+        except OSError:
+            return time.time()  # who may only read here decides nothing by ages
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the root's lock: one open file each, so that threads exclude each other as processes do."""
+        with self._lock_file() as handle:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(handle):
+                if time.monotonic() > deadline:
+                    raise StorageError(f"{self._lock_path} has been locked for {LOCK_SECONDS:.0f} s.")
+                time.sleep(random.uniform(0.001, 0.01))
+            try:
+                yield
+            finally:
+                # Closing is not enough: a process forked meanwhile holds a copy of the handle.
+                fcntl.flock(handle, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[int]:
+        try:
+            handle = _create_file(self._lock_path, os.O_RDWR, _PRIVATE)
+        except FileExistsError:
+            handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, _PRIVATE.file)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+class _NoLinksError(StorageError):
+    """The file system has no hard links."""
+
+
+class DiskFiles(Backend):
+    """Users' files. Under the root they are its owner's alone; elsewhere the umask decides, as for any other file.
+
+    :param warn: where to say what a file system lacks.
+    :param root: path of the root, where it is on disk.
+    """
+
+    def __init__(self, warn: Callable[[str], None], root: Path | None = None) -> None:
+        self._warn = warn
+        self._root = root
+
+    def read(self, place: Location, max_bytes: int) -> bytes | None:
+        with _failures("Reading", place.file):
+            found = _read_file(place.file, max_bytes)
+        return None if found is None else found[0]
+
+    def create(self, place: Location, data: bytes, media_type: str) -> bool:
+        with _failures("Writing", place.file):
+            modes = self._prepare(place.file)
+            with _temporary(place.file, data, modes) as temporary:
+                try:
+                    return _link(temporary, place.file)
+                except _NoLinksError:
+                    written = _move_to_free_name(temporary, place.file, modes)
+        self._warn(
+            f"{place.file.parent} is on a file system without hard links: a file is put in the place of an empty one, "
+            "which a worker that is killed at that very moment leaves behind."
+        )
+        return written
+
+    def sha256(self, place: Location) -> str | None:
+        with _failures("Reading", place.file):
+            found = _read_file(place.file)
+        return None if found is None else sha256(found[0])
+
+    def put(self, place: Location, content: Content, media_type: str) -> None:
+        with _failures("Writing", place.file):
+            modes = self._prepare(place.file)
+            with _temporary(place.file, content, modes) as temporary:
+                temporary.replace(place.file)
+            _sync_folder(place.file.parent)
+
+    def exists(self, place: Location) -> bool:
+        with _failures("Looking for", place.file):
+            try:
+                return stat.S_ISREG(place.file.stat().st_mode)
+            except _ABSENT:
+                return False
+
+    def remove(self, place: Location) -> None:
+        with _failures("Removing", place.file):
+            place.file.unlink(missing_ok=True)
+
+    def _prepare(self, file: Path) -> _Modes:
+        """Make the folder of a new file. Returns the modes that apply there."""
+        if self._root is None or not _is_below(file, self._root):
+            _make_folders(file.parent, _BY_UMASK)
+            return _BY_UMASK
+        _make_folders(self._root.parent, _BY_UMASK)
+        _make_folders(file.parent, _PRIVATE)
+        if _is_below(file, self._root / IMAGES):
+            _close_folders(self._root / IMAGES, file.parent)
+        return _PRIVATE
+
+
+@contextlib.contextmanager
+def _failures(doing: str, path: Path) -> Iterator[None]:
+    """Turn any failure of the operating system into a `StorageError` that names what was done to what."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{doing} {path} failed: {error.strerror or type(error).__name__}.",
+            retryable=error.errno not in _REFUSALS,
+            hint="Check that the disk is mounted and writable for the user that runs the worker.",
+        ) from error
+
+
+def _make_folders(path: Path, modes: _Modes) -> None:
+    """Make a folder and those above it; each new one has its mode and is on the disk when this returns."""
+    if path.is_dir():
+        return
+    _make_folders(path.parent, modes)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(modes.folder)
+        if modes.exact:
+            _set_mode(path, modes.folder)
+        _sync_folder(path.parent)
+
+
+def _close_folders(top: Path, folder: Path) -> None:
+    """Take others' rights from `top`, `folder` and those between, which earlier versions left open."""
+    for path in (folder, *folder.parents):
+        if not path.is_relative_to(top):
+            return
+        if stat.S_ISDIR(mode := path.lstat().st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            _set_mode(path, _PRIVATE.folder)
+
+
+def _set_mode(target: Path | int, mode: int) -> None:
+    with contextlib.suppress(OSError):  # some file systems know no modes, and some folders are another user's
+        os.chmod(target, mode)  # noqa: PTH101 - it may be an open file
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether `path` lies in `folder`, as it is written or after symbolic links are resolved."""
+    spellings = (Path(os.path.normpath(path)), Path(os.path.realpath(path)))
+    return any(spelling.is_relative_to(at) for spelling in spellings for at in (folder, Path(os.path.realpath(folder))))
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no fsync of a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, content: Content, modes: _Modes) -> Iterator[Path]:
+    """A synced file with `content` beside `path`, removed at the end unless it was moved away."""
+    temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
+    try:
+        handle = _create_file(temporary, os.O_WRONLY, modes)
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces(content))
+            file.flush()
+            os.fsync(handle)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_file(path: Path, flags: int, modes: _Modes) -> int:
+    """Open a file that is not there yet."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | flags, modes.file)
+    if modes.exact:
+        _set_mode(handle, modes.file)
+    return handle
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a temporary file its final name; False where the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # A network file system may have linked it, lost the answer and asked again: then the file has two names.
+        if temporary.stat().st_nlink < 2:
+            return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise _NoLinksError(
+            f"{path.parent} is on a file system without hard links, on which two writers can't be told apart.",
+            retryable=False,
+            hint="Use another disk or a bucket.",
+        ) from error
+    _sync_folder(path.parent)
+    return True
+
+
+def _move_to_free_name(temporary: Path, path: Path, modes: _Modes) -> bool:
+    """Give a temporary file its final name without a link; an empty file holds the name until then."""
+    try:
+        os.close(_create_file(path, os.O_WRONLY, modes))
+    except FileExistsError:
+        return False
+    try:
+        temporary.replace(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return True
+
+
+def _read_file(path: Path, limit: int | None = None) -> tuple[bytes, float] | None:
+    """Content (at most `limit` + 1 bytes) and time of the last change; None only where there is no such file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block otherwise
+    except _ABSENT:
+        return None
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError(f"{path} is not a regular file.", retryable=False)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read() if limit is None else file.read(limit + 1), found.st_mtime
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, _ABSENT):
+        raise error

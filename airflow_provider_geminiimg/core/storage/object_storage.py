@@ -1,0 +1,112 @@
+"""Everywhere else: whatever Airflow's providers serve, through `ObjectStoragePath`.
+
+What must stay true: a file is opened only where `ObjectStoragePath` finds in its URI what `locate` found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Iterator
+from typing import Any
+
+from airflow_provider_geminiimg.core.storage.base import Backend, Content, pieces, sha256
+from airflow_provider_geminiimg.core.storage.uris import Location
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
+
+_REFUSALS = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)  # no retry can help
+_CONTENT_TYPE_ARGUMENT = {"gs": "content_type"}  # the others guess it or keep none
+
+
+class OtherFiles(Backend):
+    """All else, as Airflow's providers bring it. Not exclusive: a look before the write is all that fsspec offers."""
+
+    def read(self, place: Location, max_bytes: int) -> bytes | None:
+        with self._errors("Reading", place):
+            try:
+                with self._path(place).open("rb") as file:
+                    return bytes(file.read(max_bytes + 1))
+            except FileNotFoundError:
+                return None
+
+    def create(self, place: Location, data: bytes, media_type: str) -> bool:
+        if self.exists(place):
+            return False
+        self.put(place, data, media_type)
+        return True
+
+    def sha256(self, place: Location) -> str | None:
+        with self._errors("Reading", place):
+            return sha256(self._path(place).read_bytes())
+
+    def put(self, place: Location, content: Content, media_type: str) -> None:
+        data = b"".join(pieces(content))  # it may be written twice
+        argument = _CONTENT_TYPE_ARGUMENT.get(place.scheme)
+        arguments = {argument: media_type} if argument else {}
+        with self._errors("Writing", place):
+            path = self._path(place)
+            try:
+                self._write(path, data, arguments)
+            except FileNotFoundError:  # only file systems with real folders say so
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._write(path, data, arguments)
+
+    def exists(self, place: Location) -> bool:
+        with self._errors("Looking for", place):
+            path = self._path(place)
+            path.fs.invalidate_cache()
+            try:
+                path.fs.info(path.path)  # not exists(): it takes any failure for absence
+            except FileNotFoundError:
+                return False
+            return True
+
+    def remove(self, place: Location) -> None:
+        with self._errors("Removing", place), contextlib.suppress(FileNotFoundError):
+            path = self._path(place)
+            if glob.has_magic(path.path):  # unlink() would take it for a pattern
+                path.fs.rm_file(path.path)
+            else:
+                path.unlink()
+
+    def _write(self, path: Any, data: bytes, arguments: dict[str, str]) -> None:
+        with path.open("wb", **arguments) as file:
+            file.write(data)
+
+    def _path(self, place: Location) -> Any:
+        from airflow.sdk import ObjectStoragePath
+
+        try:
+            path = ObjectStoragePath(f"{place.scheme}://{place.bucket}/{place.path}", conn_id=place.conn_id)
+            path.fs  # noqa: B018  (the first moment at which an unknown scheme shows)
+        except (ValueError, ImportError) as error:
+            raise BadRequestError(
+                f"{place.shown}: no installed Airflow provider serves {place.scheme}://.",
+                hint="Install the provider for it, or use s3://, file:// or a plain path.",
+            ) from error
+        if not _is_at(path, place):
+            raise BadRequestError(
+                f"{place.shown}: Airflow's ObjectStoragePath would open another file.",
+                hint="Use a name without special characters.",
+            )
+        return path
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, place: Location) -> Iterator[None]:
+        try:
+            yield
+        except GeminiImageError:
+            raise
+        except Exception as error:
+            raise StorageError(
+                f"{doing} {place.shown} failed: {type(error).__name__}.",
+                retryable=not isinstance(error, _REFUSALS),
+                hint="Check the address, and that the worker's identity may list, read, write and remove files there.",
+            ) from error
+
+
+def _is_at(path: Any, place: Location) -> bool:
+    """Whether an `ObjectStoragePath` leads where a URI does. Some file systems know their host from the connection."""
+    opened = (path.protocol, path.path.strip("/"))
+    keys = (place.path.strip("/"), f"{place.bucket}/{place.path}".strip("/"))
+    return opened in [(place.scheme, key) for key in keys]

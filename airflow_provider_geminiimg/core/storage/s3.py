@@ -1,0 +1,314 @@
+"""S3, by boto3: conditional writes and bounded calls.
+
+What must stay true: a 403 on reading is a failure, never "absent"; bodies go to botocore as streams, because it logs
+plain `bytes` at DEBUG. botocore repeats a request whose answer was lost, and then our own success comes back as
+"taken": whoever gets ``None`` from a conditional write reads the object before believing that somebody else won.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import contextvars
+import email.utils
+import hashlib
+import io
+import os
+import random
+import threading
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from airflow_provider_geminiimg.core.storage.base import Blob, S3ClientFactory, Store, checked_key
+from airflow_provider_geminiimg.core.storage.uris import locate
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
+
+_CONFLICT_TRIES = 5
+_JSON = "application/json"
+
+TAKEN = {"PreconditionFailed", "412"}
+ABSENT = {"NoSuchKey", "404", "NotFound"}
+_BUSY = {"ConditionalRequestConflict", "OperationAborted"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+_MAY_PASS = {"RequestTimeout", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}  # though HTTP 400
+_MAY_PASS_STATUSES = {408, 409, 425, 429}
+_NEVER_PASSES = {501, 505}  # of the statuses from 500 on
+_TOO_LARGE = {"EntityTooLarge", "413"}
+_NO_SUCH_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
+_NO_NAME = {  # that boto3 takes for a bucket's, or has an endpoint for; our keys are all valid
+    *("ParamValidationError", "EndpointProviderError", "EndpointResolutionError", "InvalidRegionError"),
+    *("UnsupportedS3ArnError", "UnsupportedS3ConfigurationError", "UnsupportedS3AccesspointConfigurationError"),
+}
+
+_GRANT = "Grant the worker's AWS identity s3:GetObject, s3:PutObject, s3:ListBucket on {bucket}."
+_REGION = "Set the region and the endpoint that the bucket {bucket} belongs to."
+_HINTS = {
+    **dict.fromkeys(_NO_SUCH_BUCKET, "Create the bucket {bucket}, or correct its name."),
+    **dict.fromkeys(
+        _NO_NAME,
+        "Correct the name of the bucket {bucket}, and the region and endpoint that it is looked for at. An access "
+        "point is written with colons alone: s3://arn:aws:s3:region:account:accesspoint:name/key.",
+    ),
+    **dict.fromkeys(
+        _NO_CREDENTIALS, "Give the worker AWS credentials, or name an Airflow connection: s3://conn_id@bucket/key."
+    ),
+    **dict.fromkeys(_DENIED, _GRANT),
+    **dict.fromkeys(_TOO_LARGE, "Raise the size that the store of {bucket} takes, and any proxy before it."),
+    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"), _REGION),
+}
+_STATUS_HINTS = {
+    401: _GRANT,
+    403: _GRANT,
+    **dict.fromkeys((400, 405, 411, 415, 501), "The store of {bucket} does not do this as S3 does. Use another one."),
+}
+_REFUSALS = {400, 403, 405, 411, 415, 501}
+"""HTTP statuses that a store may answer with to one header, and not to the same request without it."""
+
+
+class _ConflictError(StorageError):
+    """Another conditional write was under way; asking again settles it."""
+
+
+_PLAINLY: contextvars.ContextVar[bool] = contextvars.ContextVar("plainly", default=False)
+
+
+def _ask_for_no_checksums(context: Any, **_: Any) -> None:
+    """Keep botocore, for a call that is made `plainly`, from adding checksum headers of its own."""
+    from botocore.config import Config
+
+    if _PLAINLY.get():
+        less = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
+        context["client_config"] = context["client_config"].merge(less)
+
+
+class S3Calls:
+    """Calls on one bucket's objects; every failure of boto3 comes out as a `StorageError`."""
+
+    def __init__(self, factory: S3ClientFactory, conn_id: str | None, bucket: str) -> None:
+        self._factory, self._conn_id, self.bucket = factory, conn_id, bucket
+
+    def call(self, operation: str, key: str | None, *, unless: Collection[str] = (), **arguments: Any) -> Any:
+        """Call `operation` of the client; ``None`` where it fails with a code of `unless`."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if key is not None:
+            arguments["Key"] = key
+        try:
+            return getattr(self._client(), operation)(Bucket=self.bucket, **arguments)
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in unless:
+                return None
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+            raise self._failed(operation, key, f"{code} (HTTP {status})", code, status) from error
+        except (BotoCoreError, OSError) as error:
+            name = type(error).__name__
+            raise self._failed(operation, key, name, name) from error
+
+    @contextlib.contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Make calls without any checksum header, for a store that refuses them."""
+        events = self._client().meta.events
+        events.register_first("before-parameter-build.s3", _ask_for_no_checksums, unique_id="geminiimg-plainly")
+        token = _PLAINLY.set(True)
+        try:
+            yield
+        finally:
+            _PLAINLY.reset(token)
+
+    def get(self, key: str) -> Any:
+        """A `get_object`; ``None`` where there is no such object. Asked plainly where the store takes no more."""
+        try:
+            return self.call("get_object", key, unless={"NoSuchKey"})
+        except StorageError as refusal:
+            if not is_refusal(refusal):
+                raise
+            with self.plainly(), contextlib.suppress(StorageError):
+                return self.call("get_object", key, unless={"NoSuchKey"})
+            raise
+
+    def put(self, key: str, data: bytes, media_type: str | None, *, checksum: bool = True, **condition: str) -> Any:
+        """Write one object whole; ``None`` where the condition does not hold."""
+        unmet = TAKEN | (ABSENT if "IfMatch" in condition else set())
+        arguments: dict[str, str] = {} if media_type is None else {"ContentType": media_type}
+        if checksum:
+            arguments["ChecksumAlgorithm"] = "SHA256"
+            arguments["ChecksumSHA256"] = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        with contextlib.nullcontext() if checksum else self.plainly():
+            return self._put(key, data, unmet, {**arguments, **condition})
+
+    def _put(self, key: str, data: bytes, unmet: set[str], arguments: dict[str, str]) -> Any:
+        for attempt in range(1, _CONFLICT_TRIES + 1):
+            try:
+                return self.call("put_object", key, unless=unmet, Body=io.BytesIO(data), **arguments)
+            except _ConflictError:
+                if attempt == _CONFLICT_TRIES:
+                    raise
+                time.sleep(random.uniform(0.05, 0.2) * attempt)
+        raise AssertionError("unreachable")
+
+    def body(self, key: str, found: Any, limit: int | None = None) -> bytes:
+        """The body of a `get_object`, at most `limit` + 1 bytes of it."""
+        from botocore.exceptions import BotoCoreError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            with contextlib.closing(found["Body"]) as stream:
+                return bytes(stream.read() if limit is None else stream.read(limit + 1))
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise self._failed("get_object", key, type(error).__name__) from error
+
+    def pages(self, **wanted: str) -> Iterator[Any]:
+        """The answers of a listing, one after the other."""
+        while True:
+            page = self.call("list_objects_v2", None, **wanted)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _client(self) -> Any:
+        try:
+            return self._factory(self._conn_id)
+        except GeminiImageError:
+            raise
+        except Exception as error:
+            name = f"the connection {self._conn_id!r}" if self._conn_id else "boto3's own credentials"
+            raise StorageError(f"No S3 client could be made from {name}: {type(error).__name__}.") from error
+
+    def _failed(self, operation: str, key: str | None, why: str, code: str = "", status: int = 0) -> StorageError:
+        """What came of a call; without a status no answer came."""
+        may_pass = code in _BUSY or _may_pass(code, status)
+        kind = _ConflictError if code in _BUSY else StorageError
+        usual = "Check the bucket and the worker's network."
+        hint = usual if may_pass else _HINTS.get(code) or _STATUS_HINTS.get(status, usual)
+        return kind(
+            f"{operation} on s3://{self.bucket}/{key or ''} failed: {why}.",
+            retryable=may_pass,
+            hint=hint.format(bucket=self.bucket),
+        )
+
+
+def is_refusal(error: StorageError) -> bool:
+    """Whether a store does not do what was asked, and may do the same without some of its headers."""
+    answer = getattr(error.__cause__, "response", None) or {}  # botocore's time-outs have one that is None
+    status, code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
+    return not error.retryable and status in _REFUSALS and code not in _TOO_LARGE | _NO_SUCH_BUCKET
+
+
+def _may_pass(code: str, status: int) -> bool:
+    """Whether trying the same again can help."""
+    if code in _MAY_PASS or status in _MAY_PASS_STATUSES:
+        return True
+    return code not in _HINTS and (status == 0 or (status >= 500 and status not in _NEVER_PASSES))
+
+
+def _age(found: Any) -> float:
+    """Seconds between an object's last change and the store's own clock, which dates every answer."""
+    return max(0.0, _dated(found) - float(found["LastModified"].timestamp()))
+
+
+def _dated(answer: Any) -> float:
+    dated = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    return email.utils.parsedate_to_datetime(dated).timestamp() if dated else time.time()
+
+
+class S3Store(Store):
+    """A prefix of a bucket with conditional writes.
+
+    :param uri: ``s3://bucket/prefix`` or ``s3://conn_id@bucket/prefix``.
+    :param s3_client: gives the client; asked at every call, so it should keep what it made.
+    """
+
+    def __init__(self, uri: str, s3_client: S3ClientFactory) -> None:
+        place = locate(uri)
+        prefix = place.path.strip("/")
+        super().__init__(uri.rstrip("/"))
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._s3 = S3Calls(s3_client, place.conn_id, place.bucket)
+
+    def create(self, key: str, data: bytes) -> str | None:
+        media_type = "image/webp" if key.endswith(".webp") else _JSON  # a thumbnail; all else but spool is JSON
+        done = self._s3.put(self._key(key), data, media_type, IfNoneMatch="*")
+        return None if done is None else str(done["ETag"])
+
+    def read(self, key: str, limit: int | None = None) -> Blob | None:
+        key = self._key(key)
+        found = self._s3.call("get_object", key, unless={"NoSuchKey"})
+        return None if found is None else Blob(self._s3.body(key, found, limit), str(found["ETag"]), _age(found))
+
+    def replace(self, key: str, data: bytes, version: str) -> str | None:
+        done = self._s3.put(self._key(key), data, _JSON, IfMatch=version)
+        return None if done is None else str(done["ETag"])
+
+    def delete(self, key: str) -> None:
+        self._s3.call("delete_object", self._key(key), unless={"NoSuchKey"})
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for page in self._s3.pages(Prefix=self._prefix + prefix):
+            yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", ()))
+
+    def folders(self, folder: str) -> list[str]:
+        start = f"{self._key(folder)}/"
+        pages = self._s3.pages(Prefix=start, Delimiter="/")
+        found = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
+        return sorted(prefix[len(start) :].rstrip("/") for prefix in found)
+
+    def now(self) -> float:
+        return _dated(self._s3.call("list_objects_v2", None, Prefix=self._prefix, MaxKeys=1))
+
+    def _key(self, key: str) -> str:
+        return self._prefix + checked_key(key)
+
+
+_CLIENTS: dict[tuple[int, str | None], Any] = {}
+_CLIENTS_LOCK = threading.Lock()
+
+
+def default_s3_client(conn_id: str | None) -> Any:
+    """A boto3 S3 client, made once per process and connection. `AWS_ENDPOINT_URL` and the like are honoured.
+
+    One that found no credentials never finds any, so it is not kept.
+
+    :param conn_id: an Airflow AWS connection, opened by the amazon provider with that connection's own settings;
+        ``None``: boto3's own chain, 10 s to connect, 60 s for an answer, standard retries.
+    :raises BadRequestError: the connection does not exist, or the amazon provider is not installed.
+    """
+    slot = (os.getpid(), conn_id)  # sockets must not be shared with a forked process
+    with _CLIENTS_LOCK:
+        client = _CLIENTS.get(slot)
+        if client is None:
+            client, has_credentials = _plain_client() if conn_id is None else (_airflow_client(conn_id), True)
+            if has_credentials:
+                _CLIENTS[slot] = client
+        return client
+
+
+def _plain_client() -> tuple[Any, bool]:
+    """A client, and whether it has credentials."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard"}, max_pool_connections=32)
+    session = boto3.session.Session()
+    return session.client("s3", config=config), session.get_credentials() is not None
+
+
+def _airflow_client(conn_id: str) -> Any:
+    try:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    except ImportError as error:
+        raise BadRequestError(
+            f"s3://{conn_id}@… names an Airflow connection, which needs the amazon provider; it is not installed.",
+            hint="pip install apache-airflow-providers-amazon, or leave the connection out of the URI.",
+        ) from error
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+    hook = S3Hook(aws_conn_id=conn_id)
+    try:
+        hook.get_connection(conn_id)  # S3Hook itself would go on with another identity
+    except AirflowNotFoundException as error:
+        raise BadRequestError(f"s3://{conn_id}@… names the Airflow connection {conn_id!r}: there is none.") from error
+    return hook.get_conn()

@@ -1,0 +1,197 @@
+"""What arguments take: of the operators, the sensor, a batch's rows, and the connection's amounts of money.
+
+What must stay true: a DAG file pays for the import of this each time it is parsed, so it imports nothing that only a
+running task needs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, get_args
+
+from airflow_provider_geminiimg.core.validation.texts import as_text, given, normalized, refuse_half_characters
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+OnClear = Literal["reuse", "regenerate"]
+OnMismatch = Literal["accept", "fail"]
+OnUnknown = Literal["fail", "resubmit"]
+ReuseScope = Literal["task", "dag"]
+
+MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
+MAX_VARIANTS = 100  # of one row
+MAX_IMAGES = 10_000  # of one batch, and so its rows, unless [geminiimg] max_batch_images says otherwise
+_LARGEST = 15  # digits of an amount before the point; with six behind it Python calculates exactly
+_DIGITS = 30  # after the point; written out, 1e-999999999 would fill the memory
+_CHARACTERS = 100  # of a number; more are none that anybody means
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
+_WINDOWS_CHARACTERS = '<>:"|?*'  # not in its names; what follows a ":" is a stream of another file
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$) *(\.|$)", re.IGNORECASE)
+
+
+def text(name: str, value: Any) -> str | None:
+    """A rendered text field; empty means unset.
+
+    :raises BadRequestError: for anything but text.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadRequestError(f"{name}{given(value)}: takes one text, not {type(value).__name__}.")
+    refuse_half_characters(name, value)
+    return value
+
+
+def choice(name: str, value: Any, allowed: Any) -> Any:
+    """A rendered field with a closed list of values, a ``Literal``.
+
+    :raises BadRequestError: for any other value.
+    """
+    if value not in get_args(allowed):
+        words = " or ".join(map(repr, get_args(allowed)))
+        raise BadRequestError(f"{name}{given(value)}: is not one of its words. Allowed: {words}.")
+    return value
+
+
+def seconds(name: str, value: Any) -> float | None:
+    """A rendered number of seconds, above 0 and up to `MAX_SECONDS`; ``None`` and empty mean unset.
+
+    :raises BadRequestError: for anything else.
+    """
+    if value is None or value == "":
+        return None
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    try:
+        number = math.nan if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError, ArithmeticError):
+        number = math.nan
+    if not 0 < number <= MAX_SECONDS:
+        allowed = f"Allowed: above 0, up to {MAX_SECONDS:.0f} (30 days)"
+        raise BadRequestError(f"{name}{given(value)}: takes a number of seconds. {allowed}.")
+    return number
+
+
+def money(name: str, value: Any) -> Decimal | None:
+    """A rendered amount of money above 0; ``None`` and empty mean unset.
+
+    :raises BadRequestError: for anything else.
+    """
+    if value is None or value == "":
+        return None
+    amount = to_decimal(value)
+    if amount is None or amount <= 0:
+        raise BadRequestError(f"{name}{given(value)}: takes a number above 0, in the connection's price currency.")
+    return amount
+
+
+def whole(name: str, value: Any, most: int) -> int | None:
+    """A rendered whole number from 1 to `most`; ``None`` and empty mean unset."""
+    if value is None or value == "":
+        return None
+    try:
+        is_float = isinstance(value, float | Decimal) and value == value // 1  # pandas makes floats of whole numbers
+        number = 0 if isinstance(value, bool) else int(value) if is_float else int(as_text(value) or "")
+    except (ValueError, ArithmeticError):
+        number = 0
+    if not 1 <= number <= most:
+        raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
+    return number
+
+
+def to_decimal(value: object) -> Decimal | None:
+    """The number that `value` or its text is, digit by digit; ``None``: it is none, or no amount of anything."""
+    written = (as_text(value) or "").strip()
+    try:
+        number = Decimal(written if len(written) <= _CHARACTERS else "NaN")
+    except InvalidOperation:
+        return None
+    known = number.is_finite() and -_DIGITS < number.adjusted() < _LARGEST
+    return number if known else None
+
+
+def encoding(name: str, value: Any) -> str | None:
+    """A rendered encoding's name, as Python knows it; ``None`` and empty mean unset.
+
+    :raises BadRequestError: there is no such encoding of text.
+    """
+    wanted = (text(name, value) or "").strip()
+    if not wanted:
+        return None
+    try:
+        "".encode(wanted)  # refuses codecs that are none of text, such as base64
+    except (LookupError, ValueError):
+        allowed = "Allowed: utf-8, utf-16, cp1252, and every other encoding that Python knows"
+        raise BadRequestError(f"{name}{given(value)}: is no encoding. {allowed}.") from None
+    return wanted
+
+
+def delimiter(name: str, value: Any) -> str | None:
+    """A rendered delimiter of cells; ``None`` and empty mean unset.
+
+    :raises BadRequestError: it is not one character, or one that means something else in a file.
+    """
+    wanted = text(name, value)
+    if wanted is None:
+        return None
+    wanted = {"\\t": "\t", "tab": "\t"}.get(wanted, wanted)
+    if len(wanted) != 1 or wanted in '\r\n"\0' or wanted.isalnum():
+        raise BadRequestError(f'{name}{given(value)}: takes one character, such as ";", "," or "\\t".')
+    return wanted
+
+
+def stem(name: str, value: Any) -> str | None:
+    """A rendered file name without extension, in Unicode's composed form; ``None`` means unset.
+
+    :raises BadRequestError: for a name that is a path, hidden, too long, has a picture's extension, or is none on
+        Windows.
+    """
+    if value is None:
+        return None
+    plain = (as_text(value) or "").strip()
+    refuse_half_characters(name, plain)
+    plain = normalized("NFC", plain)  # two spellings of one letter would be two files, or one
+    wrong = (
+        "empty or no text" if not plain
+        else "a path" if any(char in plain for char in "/\\\0") or plain in (".", "..")
+        else "hidden" if plain.startswith(".")
+        else "with control characters" if not plain.isprintable()
+        else "longer than 120 bytes" if len(plain.encode()) > 120
+        else "with an extension, which comes from the picture's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
+        else f"with a character that names on Windows can't have ({_WINDOWS_CHARACTERS})"
+        if any(char in _WINDOWS_CHARACTERS for char in plain)
+        else "a device on Windows" if _WINDOWS_DEVICE.match(plain)
+        else "with a dot at its end, which Windows drops" if plain.endswith(".")
+        else None
+    )  # fmt: skip
+    if wrong:
+        allowed = "Allowed: a plain name without folder and extension, up to 120 bytes"
+        raise BadRequestError(f"{name}{given(value)}: is {wrong}. {allowed}.")
+    return plain
+
+
+def portable_stem(usual: str) -> str:
+    """A file name of our own making without what is no name on Windows."""
+    name = re.sub(f"[{_WINDOWS_CHARACTERS}]", lambda found: f"%{ord(found[0]):02X}", usual)
+    device = _WINDOWS_DEVICE.match(name)
+    if device:
+        end = device.end(1)
+        name = f"{name[:end]}_{name[end:]}"
+    return f"{name}_" if name.endswith(".") else name
+
+
+def names_of(template: str) -> list[str]:
+    """The names that a file name asks for, as in ``{sku}-{aspect_ratio}``.
+
+    :raises BadRequestError: its braces are not in pairs, or hold more than a name.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise BadRequestError(f"file_name{given(template)}: {error}.") from None
+    names = [name for _, name, _, _ in parts if name is not None]
+    if any(not name.isidentifier() or spec or conversion for _, name, spec, conversion in parts if name is not None):
+        raise BadRequestError(f"file_name{given(template)}: braces take one column's name, such as {{sku}}.")
+    return names

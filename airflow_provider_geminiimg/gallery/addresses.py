@@ -1,0 +1,58 @@
+"""The gallery's addresses: a record's key taken apart, and put together again.
+
+What must stay true: an address holds names alone, each quoted; it leads to one record, and never says where a picture
+lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from airflow_provider_geminiimg.core.storage import decode_segment, encode_segment, is_cut
+
+
+@dataclass(frozen=True)
+class Address:
+    """One submission, as an address of the gallery names it.
+
+    A name that was too long for the ledger, and was cut there, stands for itself.
+
+    :param n: number of the submission within its item, from 1.
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    item: str
+    n: int
+
+    def key(self, namespace: str) -> str:
+        """Where its record lies."""
+        names = (self.run_id, self.task_id, str(self.map_index), self.item)
+        parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
+        return "/".join(("ledger", *parts, f"{self.n}.json"))
+
+    def path(self, index: int) -> str:
+        """The last part of the address of one of its pictures."""
+        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item, str(self.n), str(index))
+        return "/".join(quote(part, safe="") for part in parts)
+
+
+def segment(name: str) -> str:
+    """A name as it stands in a key."""
+    return name if is_cut(name) else encode_segment(name)
+
+
+def address_of(key: str) -> Address:
+    """What a record's key stands for."""
+    _, _, *names, number = key.removesuffix(".json").split("/")
+    dag_id, run_id, task_id, map_index, item = map(_name, names)
+    return Address(dag_id, run_id, task_id, int(map_index), item, int(number))
+
+
+def _name(part: str) -> str:
+    """What a segment of a key stands for; itself where it was cut, or stands for what is no text."""
+    name = decode_segment(part)
+    return part if name is None or any("\ud800" <= char <= "\udfff" for char in name) else name

@@ -1,0 +1,315 @@
+"""The gallery's addresses.
+
+What must stay true:
+
+- All but the page itself and its script ask Airflow, for the very DAG in their path, whether this user may read its
+  XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
+- A DAG that Airflow knows no more is no team's, and so everybody's to Airflow: where there are teams, it is nobody's.
+- Nothing is changed from here: GET and HEAD only.
+- A picture's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
+  served as what they are; a body that is no picture, or not the one that landed, is not served. What has landed was
+  inspected then: its header is not followed again for each who looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.models.dag import DagModel
+from airflow.providers.common.compat.sdk import conf
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.middleware.base import RequestResponseEndpoint
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.core.images.inspection import inspect_image, media_type_of
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES
+from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
+from airflow_provider_geminiimg.core.reconcile import STANDINGS
+from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    GeminiImageError,
+    InvalidImageError,
+    LedgerError,
+    StorageError,
+)
+from airflow_provider_geminiimg.gallery.addresses import Address, address_of
+from airflow_provider_geminiimg.gallery.queries import Shelf, Wanted
+
+STATIC = Path(__file__).parent / "static"
+PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
+MAX_THUMBNAIL_BYTES = 4 << 20  # one of ours has less than 1 MB
+MAX_SOURCES = 32  # that are looked for at once; no model takes more than 14
+READ = ["GET", "HEAD"]
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-store",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
+_STATUS: tuple[tuple[type[GeminiImageError], int], ...] = (
+    (BadRequestError, 404),
+    (InvalidImageError, 415),
+    (LedgerError, 409),
+    (StorageError, 503),
+    (GeminiImageError, 500),
+)
+_NOTHING = "There is nothing at this address."
+# As Airflow's own patterns of ids, but for dots alone, and for the ``=`` of a name that was too long for the ledger.
+_NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
+# What a run's id may hold an administrator says ([scheduler] allowed_run_id_pattern), and a timetable.
+_RUN = re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]{1,250}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
+_PARTS: Mapping[str, re.Pattern[str]] = {
+    "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # and so no "~", which means any DAG
+    "run_id": _RUN,
+    "task_id": _NAME,
+    "map_index": re.compile(r"-1|0|[1-9][0-9]{0,8}"),
+    "item": _NAME,
+    "n": _COUNT,
+    "index": _COUNT,
+}
+
+
+# What may be asked for, and how a refusal says so.
+_ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
+    "task_id": (_NAME, "a task's id"),
+    "map_index": (_PARTS["map_index"], "a whole number from -1"),
+    "item": (_NAME, "an item's name"),
+    "n": (_COUNT, "a whole number from 0"),
+    "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
+    "standing": (re.compile("|".join(STANDINGS)), f"one of {', '.join(STANDINGS)}"),
+    "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
+    "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {MAX_PAGE_SIZE}"),
+}
+
+
+def _known(request: Request) -> None:
+    """Refuse an address that no record can have, and a question that makes no sense."""
+    for name, value in request.path_params.items():
+        if not _PARTS[name].fullmatch(value):
+            raise HTTPException(404, _NOTHING)
+    for name, (pattern, allowed) in _ASKED.items():
+        given = request.query_params.getlist(name)
+        if len(given) > 1:
+            raise HTTPException(422, f"{name} is given {len(given)} times. Allowed: once.")
+        if given and not pattern.fullmatch(given[0]):
+            raise HTTPException(422, f"{name} can't be {given[0][:80]!r}. Allowed: {allowed}.")
+
+
+def _shelf() -> Shelf:
+    root = settings.root()
+    files = Files(s3_client=default_s3_client, allowed_roots=[root, *settings.gallery_roots()])
+    return Shelf(Ledger(open_store(root, default_s3_client)), settings.namespace(), files)
+
+
+def _reads(dag_id: str | None = None) -> Any:
+    """Airflow's own check whether a user may read a DAG's XComs; by default the DAG of the request's path."""
+    return requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM, param_dag_id=dag_id)
+
+
+def _has_its_team(dag_id: str) -> None:
+    """Refuse a DAG that was deleted, if teams decide who may read what."""
+    if conf.getboolean("core", "multi_team", fallback=False) and DagModel.get_dagmodel(dag_id) is None:
+        raise HTTPException(404, "Airflow has no such DAG any more, so nobody can say which team may see its pictures.")
+
+
+def _may_read(request: Request, user: Any, dag_id: str) -> bool:
+    if not _PARTS["dag_id"].fullmatch(dag_id):  # no DAG's id: one that was cut, or whoever made its folder
+        return False
+    try:
+        _reads(dag_id)(request, user)
+        _has_its_team(dag_id)
+    except HTTPException:
+        return False
+    return True
+
+
+ShelfDep = Annotated[Shelf, Depends(_shelf)]
+per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known), Depends(_has_its_team)])
+pages = APIRouter()
+
+
+@pages.api_route("/", methods=READ)
+def page() -> Response:
+    """The page. It holds nothing of anybody's; what it shows it asks for as the user who looks at it."""
+    return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+@pages.api_route("/static/{name}", methods=READ)
+def static(name: str) -> Response:
+    """The page's script and style."""
+    if name not in ("gallery.js", "gallery.css"):
+        raise HTTPException(404, _NOTHING)
+    return FileResponse(STATIC / name, headers={"Cache-Control": "no-cache"})
+
+
+@pages.api_route("/api/dags", methods=READ)
+def dags(request: Request, user: GetUserDep, shelf: ShelfDep) -> dict[str, Any]:
+    """The DAGs that have pictures, or will have, and that this user may read."""
+    return {"dags": [dag_id for dag_id in shelf.dags() if _may_read(request, user, dag_id)]}
+
+
+@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/pictures", methods=READ)
+def pictures(
+    dag_id: str,
+    run_id: str,
+    shelf: ShelfDep,
+    task_id: str | None = None,
+    map_index: int | None = None,
+    model: str | None = None,
+    standing: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = PAGE_SIZE,
+) -> dict[str, Any]:
+    """A run's records, some at a time."""
+    items, following = shelf.page(Wanted(dag_id, run_id, task_id, map_index, model, standing), after, limit)
+    return {"items": items, "next": following}
+
+
+@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/summary", methods=READ)
+def summary(
+    dag_id: str, run_id: str, shelf: ShelfDep, task_id: str | None = None, map_index: int | None = None
+) -> dict[str, Any]:
+    """What a run's records come to."""
+    return shelf.summary(Wanted(dag_id, run_id, task_id, map_index))
+
+
+@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/sources", methods=READ)
+def sources(
+    request: Request,
+    user: GetUserDep,
+    shelf: ShelfDep,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    item: str,
+    n: int,
+) -> dict[str, Any]:
+    """The pictures that one was made from; those of another DAG only where the user may read that DAG, too."""
+    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+
+    def shown(place: int, source: Mapping[str, str]) -> dict[str, Any]:
+        role = "source" if place == 0 and record.operation == "edit" else "reference"
+        about = {"role": role, "name": source["uri"].rpartition("/")[2], "picture": None, "why": None}
+        made = shelf.made(source)
+        if made is None:
+            return {**about, "why": "It was not made here, or lies where the gallery may not read."}
+        of = address_of(made[0].key)
+        if of.dag_id != dag_id and not _may_read(request, user, of.dag_id):
+            return {**about, "why": "It belongs to a DAG that you may not read."}
+        names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, "map_index": of.map_index}
+        return {**about, "picture": {**names, **shelf.picture(*made)}}
+
+    return {"sources": [shown(place, source) for place, source in enumerate(record.inputs[:MAX_SOURCES])]}
+
+
+@per_dag.api_route("/f/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)
+def picture(
+    request: Request,
+    shelf: ShelfDep,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    item: str,
+    n: int,
+    index: int,
+) -> Response:
+    """A picture's bytes, as they are in storage."""
+    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    return _picture(request, shelf, record, index)
+
+
+@per_dag.api_route("/thumbs/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)
+def thumbnail(
+    request: Request,
+    shelf: ShelfDep,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    item: str,
+    n: int,
+    index: int,
+) -> Response:
+    """A picture's thumbnail; the picture itself where there is none."""
+    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    shelf.image(record, index)
+    blob = shelf.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
+    if blob is None or len(blob.data) > MAX_THUMBNAIL_BYTES:
+        return _picture(request, shelf, record, index)
+    return _answer(request, blob.data, blob.version)
+
+
+def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Response:
+    *places, last = shelf.places(record, index)
+    for image in places:
+        with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
+            return _landed(request, shelf, image)
+    return _landed(request, shelf, last)
+
+
+def _landed(request: Request, shelf: Shelf, image: Mapping[str, Any]) -> Response:
+    data = shelf.files.read(str(image["uri"]), max_bytes=MAX_PICTURE_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != image.get("sha256"):
+        raise InvalidImageError("The file is not the picture that landed there: somebody replaced it.")
+    return _answer(request, data, digest)
+
+
+def _answer(request: Request, data: bytes, version: str) -> Response:
+    """The answer with these bytes, which were inspected before they were stored; or that the client has them."""
+    # Whoever logs in next in the same browser asks anew.
+    headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
+    headers["ETag"] = f'"{version.strip(chr(34))}"'
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type_of(data) or inspect_image(data).media_type, headers=headers)
+
+
+async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(request)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GeminiImageError)
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    return JSONResponse({"detail": f"{error.message} {error.hint}".strip()}, status)
+
+
+def _misspelt(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    names = sorted({str(each["loc"][-1]) for each in error.errors()})
+    return JSONResponse({"detail": f"These can't be: {', '.join(names)}."}, 422)
+
+
+def make_app() -> FastAPI:
+    """The gallery as an application of its own, to be mounted in Airflow's API server."""
+    app = FastAPI(title="Images", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(pages)
+    app.include_router(per_dag)
+    app.middleware("http")(_with_headers)
+    app.add_exception_handler(GeminiImageError, _failed)
+    app.add_exception_handler(RequestValidationError, _misspelt)
+    return app

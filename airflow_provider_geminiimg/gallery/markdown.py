@@ -1,0 +1,145 @@
+"""Pictures for a person to look at: the Markdown body of Airflow's `ApprovalOperator`, `HITLOperator`, and of ours.
+
+What must stay true: every address is made here, from a record's key that was taken apart, and leads to the gallery,
+which asks whether the reader may see it. Whatever else a manifest says is shown as text, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.core.ledger.records import is_record_key
+from airflow_provider_geminiimg.core.purchase.inputs import public_uri
+from airflow_provider_geminiimg.core.redaction.printable import printable
+from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.gallery.addresses import Address, address_of
+
+GALLERY = "geminiimg"
+_MAX_TEXT = 120  # characters of one fact: a cell of a table is no place for more
+_ALLOWED = "Allowed: what a task of this package returned, or a list of such: images=my_task.output."
+
+_MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: a backslash before it makes a character of it
+# GitHub's Markdown makes links of addresses, and looks for them after it has taken the backslashes away. A character
+# that nobody sees, between what makes an address one, is what it can't take away.
+_ADDRESS = re.compile(r"(?<=/)(?=/)|(?<=@)|(?<=www)(?=\.)", re.IGNORECASE)
+_UNSEEN = "\u2060"
+
+
+def review_markdown(manifest: Any, columns: int = 3) -> str:
+    """Markdown tables of pictures: above each its number and file name, below it pixels, model, cost, and a mismatch.
+
+    A picture opens in full size. It and its preview come from the gallery, which shows them to those who may read the
+    DAG. Where a picture has no address there (its record is of another ``[geminiimg] namespace``, or its ids are very
+    long), the table says "No preview".
+
+    :param manifest: what a task returned, or a list of such; also what a mapped task returned, and JSON text.
+    :param columns: pictures side by side. Airflow shows them up to 300 pixels wide.
+    :raises BadRequestError: it is no manifest, or `columns` is below 1.
+    """
+    if columns < 1:
+        raise BadRequestError(f"columns{given(columns)}: takes a whole number from 1.")
+    cells = [cell for number, each in enumerate(manifests(manifest), 1) for cell in _cells(number, each)]
+    return "\n\n".join(_table(cells[start : start + columns]) for start in range(0, len(cells), columns))
+
+
+def manifests(value: Any, name: str = "manifest") -> list[dict[str, Any]]:
+    """The manifests in `value`, at least one.
+
+    :param value: as for `review_markdown`.
+    :param name: of the argument, for the error.
+    :raises BadRequestError: there is none, or something else is among them.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRequestError(f"{name}{given(value)}: is neither a manifest nor JSON.", hint=_ALLOWED) from None
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, set, frozenset)):
+        raise BadRequestError(f"{name}{given(value)}: is no manifest.", hint=_ALLOWED)
+    found = list(value)
+    if not found:
+        raise BadRequestError(f"{name}{given(value)}: there is no picture to look at.", hint=_ALLOWED)
+    for index, each in enumerate(found):
+        if not _is_manifest(each):
+            raise BadRequestError(f"{name}[{index}]{given(each)}: is no manifest with pictures.", hint=_ALLOWED)
+    return [dict(each) for each in found]
+
+
+def labels(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to call each manifest: ``1: name.png``, ``2: name.png`` and so on, never two alike."""
+    return [f"{number}: {_name(each['images'][0])}" for number, each in enumerate(found, 1)]
+
+
+def _is_manifest(value: Any) -> bool:
+    images = value.get("images") if isinstance(value, Mapping) else None
+    if not isinstance(images, (list, tuple)) or not images:
+        return False
+    return all(isinstance(image, Mapping) and isinstance(image.get("uri"), str) for image in images)
+
+
+def _cells(number: int, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    address, images = _address(manifest.get("record")), manifest["images"]
+    for index, image in enumerate(images):
+        label = f"{number}: {_name(image)}"
+        if len(images) > 1:
+            label += f" ({index + 1} of {len(images)})"
+        picture = "No preview"
+        if address is not None:
+            at = address.path(index)
+            picture = f"[![Picture {number}]({GALLERY}/thumbs/{at})]({GALLERY}/f/{at})"
+        yield _text(label), picture, " · ".join(map(_text, _facts(manifest, image)))
+
+
+def _table(cells: Sequence[tuple[str, str, str]]) -> str:
+    names, *rest = (f"| {' | '.join(row)} |" for row in zip(*cells, strict=True))
+    return "\n".join([names, f"|{' --- |' * len(cells)}", *rest])
+
+
+def _facts(manifest: Mapping[str, Any], image: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{image.get('width') or '?'} × {image.get('height') or '?'}"
+    if manifest.get("model"):
+        yield str(manifest["model"])
+    cost = manifest.get("cost")
+    if isinstance(cost, Mapping) and cost.get("amount") is not None:
+        yield f"{cost['amount']} {cost.get('currency', '')}"
+    else:
+        yield "cost unknown"
+    if manifest.get("mismatch"):
+        yield f"not as asked: {manifest['mismatch']}"
+
+
+def _address(key: Any) -> Address | None:
+    """Where the gallery has the pictures of a record; ``None`` where that can't be said."""
+    if not isinstance(key, str) or not is_record_key(key):
+        return None
+    try:
+        address = address_of(key)
+        address.path(0)
+    except ValueError:  # a map index that is no number, half a character
+        return None
+    if address.key(settings.namespace()) != key:
+        return None
+    # A browser takes . and .. out of an address, quoted or not.
+    return None if {".", ".."} & {address.dag_id, address.run_id, address.task_id, address.item} else address
+
+
+def _name(image: Mapping[str, Any]) -> str:
+    return _plain(public_uri(image["uri"]).rsplit("/", 1)[-1]) or "picture"
+
+
+def _plain(text: str) -> str:
+    """One short line: no control characters, nothing that turns the direction of writing, no half characters."""
+    line = " ".join(printable(text, " ").split())
+    return line if len(line) <= _MAX_TEXT else f"{line[: _MAX_TEXT - 1]}…"
+
+
+def _text(text: str) -> str:
+    """Markdown that shows as `text`, in a table too."""
+    return _MARKUP.sub(r"\\\g<0>", _ADDRESS.sub(_UNSEEN, _plain(text)))

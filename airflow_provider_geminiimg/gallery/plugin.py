@@ -1,0 +1,63 @@
+"""What Airflow loads: where the gallery lives and from which of its pages it opens.
+
+Every Airflow process loads plugins, so the application itself is made when the first request comes. What must stay
+true: one destination that Airflow does not know would take every view away; addresses are relative, because Airflow
+may live under a path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+from airflow_provider_geminiimg import settings
+
+PREFIX = "/geminiimg"
+NAV_ROUTE = "images"
+NAME = "Images"
+
+_TABS = {
+    "dag": ("dag_id",),
+    "dag_run": ("dag_id", "run_id"),
+    "task": ("dag_id", "task_id"),
+    "task_instance": ("dag_id", "run_id", "task_id", "map_index"),
+}
+
+
+def views() -> list[dict[str, Any]]:
+    """The page under Browse, and the tabs unless they are switched off."""
+    href = f"{PREFIX.lstrip('/')}/"
+    page = {"name": NAME, "href": href, "destination": "nav", "category": "browse", "url_route": NAV_ROUTE}
+    tabs = [
+        {
+            "name": NAME,
+            "href": f"{href}?{'&'.join(f'{name}={{{name.upper()}}}' for name in names)}",
+            "destination": destination,
+            "url_route": f"images-{destination.replace('_', '-')}",
+        }
+        for destination, names in _TABS.items()
+    ]
+    return [page, *(tabs if settings.gallery_tabs() else [])]
+
+
+class LateApp:
+    """The gallery's application, made at the first request."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            from airflow_provider_geminiimg.gallery.app import make_app
+
+            self._app = make_app()
+        await self._app(scope, receive, send)
+
+
+class GalleryPlugin(AirflowPlugin):
+    """Pictures in Airflow's pages."""
+
+    name = "geminiimg_gallery"
+    fastapi_apps = [{"app": LateApp(), "url_prefix": PREFIX, "name": NAME}]
+    external_views = views()

@@ -1,0 +1,321 @@
+"""What the ledger holds of a DAG's runs, in the words and the order in which the gallery shows it.
+
+What must stay true: an address names a record, and only that record says where its pictures lie; no value here holds a
+link that was paid for, and none holds a prompt unless prompts are recorded; a record that can't be read is shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.ledger.manifest import iso
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, is_record_key
+from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
+from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS
+from airflow_provider_geminiimg.core.reconcile.scan import AT_ONCE, STANDINGS, Entry, billed, look
+from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
+from airflow_provider_geminiimg.gallery.addresses import Address, address_of, segment
+
+MAX_LOOKED_AT = 5_000  # records that one summary reads
+MAX_READ = 1_000  # records that one page reads: a filter that few fit goes on with the next page
+MAX_PAGE_BYTES = 16 << 20  # of the records that one page reads
+MAX_SUMMARY_BYTES = 32 << 20  # of those that one summary reads
+MAX_PLANS = 200  # of batches that one summary reads
+MAX_IMAGES = 100  # of one record that are shown; an answer of a gateway brings 16 at most
+MAX_PLACES = 8  # of one image that are looked at
+MAX_PLAN_BYTES = 64 << 20
+MAX_SIDECAR_BYTES = 1 << 20
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # a longer one is no number of ours, and may be too long for Python
+_PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]{{1,18}}))/(?P<generation>[0-9]{{1,18}})\.json")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which records of a run are asked for; ``None``: any.
+
+    :param standing: see `jobs.STANDINGS`.
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str | None = None
+    map_index: int | None = None
+    model: str | None = None
+    standing: str | None = None
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether what was read is asked for."""
+        model = None if entry.found is None else entry.found.record.model
+        return self.model in (None, model) and self.standing in (None, entry.standing)
+
+
+class Shelf:
+    """The records and pictures that the gallery may show.
+
+    :param ledger: the root's.
+    :param namespace: as ``[geminiimg] namespace`` says.
+    :param files: reads pictures, and only from where the gallery may.
+    """
+
+    def __init__(self, ledger: Ledger, namespace: str, files: Files) -> None:
+        self.ledger, self.namespace, self.files = ledger, namespace, files
+        self._folder = f"ledger/{encode_segment(namespace)}"
+
+    def dags(self) -> list[str]:
+        """The DAGs that have records. One whose id was too long for the ledger is not among them."""
+        names = map(decode_segment, self.ledger.store.folders(self._folder))
+        return [name for name in names if name is not None]
+
+    def page(self, wanted: Wanted, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Some records, and the cursor for those after them; ``None``: there are none.
+
+        Of a large run a page may hold few records, or none, and a cursor: it has read its part of them, and the next
+        page reads on.
+
+        :param after: the cursor that an earlier page gave.
+        :param limit: how many.
+        """
+        keys = self._keys(wanted)
+        if after:
+            first = _order(after)
+            keys = [key for key in keys if _order(key) > first]
+        found: list[Entry] = []
+        last = None
+        for entry, size in self._read(keys[:MAX_READ]):
+            fits = wanted.fits(entry)
+            if last is not None and (size > MAX_PAGE_BYTES or (fits and len(found) == limit)):
+                return list(map(self.item, found)), last
+            found += [entry] if fits else []
+            last = entry.key
+        return list(map(self.item, found)), keys[MAX_READ - 1] if len(keys) > MAX_READ else None
+
+    def summary(self, wanted: Wanted) -> dict[str, Any]:
+        """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them, and of
+        `MAX_SUMMARY_BYTES`."""
+        keys = self._keys(wanted)
+        read = itertools.takewhile(lambda each: each[1] <= MAX_SUMMARY_BYTES, self._read(keys[:MAX_LOOKED_AT]))
+        entries = [entry for entry, _ in read]
+        records = [entry.found.record for entry in entries if entry.found is not None]
+        costs, without_price = _total(records)
+        not_started, unreadable, more = self._not_started(wanted, keys)
+        standings = Counter(entry.standing for entry in entries)
+        standings.update({"unreadable": unreadable} if unreadable else {})
+        return {
+            "standings": dict(standings),
+            "not_started": not_started,
+            "wanted": len({key.rpartition("/")[0] for key in keys}) + not_started,
+            "pictures": sum(len(_images(record)) for record in records),
+            "costs": costs,
+            "without_price": without_price,
+            "tasks": sorted({address_of(key).task_id for key in keys}),
+            "models": sorted({record.model for record in records}),
+            "looked_at": len(entries),
+            "more": more or len(keys) > len(entries),
+        }
+
+    def record(self, address: Address) -> Record:
+        """The record at an address.
+
+        :raises BadRequestError: there is none.
+        :raises GeminiImageError: it can't be read.
+        """
+        key = address.key(self.namespace)
+        entry = look(self.ledger, key) if _is_shown(key) else None
+        if entry is None:
+            raise BadRequestError("There is no such picture.")
+        return entry.readable().record
+
+    def image(self, record: Record, index: int) -> Mapping[str, Any]:
+        """One of the pictures that a record says have landed.
+
+        :raises BadRequestError: it has none such.
+        """
+        return self.places(record, index)[0]
+
+    def places(self, record: Record, index: int) -> list[Mapping[str, Any]]:
+        """One of the pictures that a record says have landed, in all its places, the one that was asked for last first.
+
+        :raises BadRequestError: it has none such.
+        """
+        found = [images[index] for images in _places(record) if index < len(images)]
+        if not found:
+            raise BadRequestError("There is no such picture.")
+        return found
+
+    def made(self, source: Mapping[str, str]) -> tuple[Record, int] | None:
+        """The record, and the number of its picture, that an input picture came from, if it is one of ours.
+
+        The sidecar beside it says which record; only what that record says of itself is believed.
+
+        :param source: one of `Record.inputs`.
+        """
+        try:
+            sidecar = f"{source['uri'].rpartition('.')[0]}.json"
+            key = json.loads(self.files.read(sidecar, max_bytes=MAX_SIDECAR_BYTES))["record"]
+            entry = look(self.ledger, key) if _is_shown(key) and key.startswith(f"{self._folder}/") else None
+            images = _images(entry.readable().record) if entry else []
+        except (GeminiImageError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        places = (i for i, image in enumerate(images) if image["sha256"] == source["sha256"])
+        index = next(places, None)
+        return None if entry is None or index is None else (entry.readable().record, index)
+
+    def item(self, entry: Entry) -> dict[str, Any]:
+        """One record as the page shows it."""
+        address = address_of(entry.key)
+        names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
+        names["record"] = entry.key
+        about = {**names, "standing": entry.standing, "next": STANDINGS[entry.standing]}
+        if entry.found is None:
+            return {**about, "error": _said(entry.error), "images": []}
+        record = entry.found.record
+        manifest = record.manifest or {}
+        began = record.submitted_at or record.claimed_at
+        return {
+            **about,
+            "error": _said(record.error),
+            "billed": billed(record).value,
+            "gateway": record.gateway,
+            "model": record.model,
+            "operation": record.operation,
+            "requested": record.request_fields,
+            "cost": {"amount": None, **(manifest.get("cost") or record.cost)},
+            "seconds": round(record.landed_at - began, 1) if record.landed_at else None,
+            "submitted_at": iso(began),
+            "landed_at": iso(record.landed_at) if record.landed_at else None,
+            "prompt": record.prompt,
+            "job_id": record.job_id,
+            "reused_from": record.reused_from,
+            "mismatch": manifest.get("mismatch"),
+            "inputs": len(record.inputs),
+            "images": self._pictures(record),
+        }
+
+    def _pictures(self, record: Record) -> list[dict[str, Any]]:
+        places = _places(record)  # once: a record may have many images, and be in many places
+        shown = range(min(MAX_IMAGES, len(_images(record)), max(map(len, places))))
+        return [self._picture(record, n, next(images[n] for images in places if n < len(images))) for n in shown]
+
+    def picture(self, record: Record, index: int) -> dict[str, Any]:
+        """One picture: what is known of it, and the addresses at which the gallery serves it."""
+        return self._picture(record, index, self.image(record, index))
+
+    def _picture(self, record: Record, index: int, image: Mapping[str, Any]) -> dict[str, Any]:
+        path = address_of(record.key).path(index)
+        known = ("uri", "media_type", "width", "height", "size", "sha256")
+        why = self._hidden(image["uri"])
+        return {
+            **{name: image.get(name) for name in known},
+            "name": image["uri"].rpartition("/")[2],
+            "href": None if why else f"f/{path}",
+            "thumb": f"thumbs/{path}",
+            "why": why,
+        }
+
+    def _hidden(self, uri: str) -> str | None:
+        """Why the gallery may not show what lies there, if it may not."""
+        try:
+            self.files.check(uri, "uri")
+        except BadRequestError:
+            return "It lies outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
+        return None
+
+    def _not_started(self, wanted: Wanted, keys: Sequence[str]) -> tuple[int, int, bool]:
+        """How many pictures batches have planned and no record is of yet; how many plans can't be read; and whether
+        there are more plans than are read here."""
+        begun: dict[str, set[str]] = defaultdict(set)
+        for key in keys:
+            of_task, item, _ = key.removeprefix("ledger/").rsplit("/", 2)
+            begun[of_task].add(item)
+        latest: dict[str, int] = {}
+        for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
+            found = _PLAN.fullmatch(key)
+            if found and wanted.map_index in (None, int(found["map_index"])):
+                latest[found["of_task"]] = max(int(found["generation"]), latest.get(found["of_task"], 0))
+        some = itertools.islice(latest.items(), MAX_PLANS)
+        plans = [self._plan(f"{PLANS}/{of_task}/{n}.json", begun[of_task]) for of_task, n in some]
+        return sum(filter(None, plans)), plans.count(None), len(latest) > MAX_PLANS
+
+    def _plan(self, key: str, begun: set[str]) -> int | None:
+        """How many pictures of a plan have not begun; ``None``: it can't be read."""
+        blob = self.ledger.store.read(key, MAX_PLAN_BYTES)
+        if blob is None:  # all of it has just landed
+            return 0
+        try:
+            return len(Plan.model_validate_json(blob.data).keys() - begun)
+        except (ValidationError, GeminiImageError):
+            return None
+
+    def _below(self, folder: str, wanted: Wanted) -> str:
+        names = [encode_segment(wanted.dag_id), segment(wanted.run_id)]
+        names += [] if wanted.task_id is None else [segment(wanted.task_id)]
+        return "/".join((folder, *names, ""))
+
+    def _keys(self, wanted: Wanted) -> list[str]:
+        keys = filter(_is_shown, self.ledger.store.keys(self._below(self._folder, wanted)))
+        return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
+
+    def _read(self, keys: Sequence[str]) -> Iterator[tuple[Entry, int]]:
+        """The records, each with the bytes of all up to it."""
+        size = 0
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rest = iter(keys)
+            while some := list(itertools.islice(rest, AT_ONCE)):
+                for entry in filter(None, pool.map(lambda key: look(self.ledger, key), some)):
+                    size += 0 if entry.found is None else entry.found.size
+                    yield entry, size
+
+
+def _is_shown(key: str) -> bool:
+    return is_record_key(key) and _NUMBER.fullmatch(key.split("/")[5]) is not None
+
+
+def _order(key: str) -> tuple[Any, ...]:
+    """Keys in the order in which people count: numbers as such, and before names."""
+    return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in re.split(r"[/.]", key))
+
+
+def _places(record: Record) -> list[Sequence[Mapping[str, Any]]]:
+    """The images of a record in its places, those that were asked for last first."""
+    places = image_places(record, asked_last(record))[:MAX_PLACES]
+    return [place.manifest.get("images") or () for place in places]
+
+
+def _images(record: Record) -> list[Mapping[str, Any]]:
+    return list((record.manifest or {}).get("images") or [])
+
+
+def _said(error: GeminiImageError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"code": error.kind, "message": str(error), "billed": error.billed.value, "hint": error.hint}
+
+
+def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
+    """What was paid, by currency and by where the price is from; and for how many paid pictures no price is known."""
+    sums: dict[tuple[str, str], float] = {}
+    without = 0
+    for record in records:
+        if billed(record).value != "yes":
+            continue
+        cost = (record.manifest or {}).get("cost") or record.cost
+        if cost.get("amount") is None:
+            without += 1
+            continue
+        which = (str(cost.get("currency")), str(cost.get("basis")))
+        sums[which] = sums.get(which, 0.0) + float(cost["amount"])
+    # A sum that is no number any more is of amounts that nobody can have paid: it is shown as one that is not known.
+    known = {which: round(amount, 6) if math.isfinite(amount) else None for which, amount in sorted(sums.items())}
+    return [{"amount": amount, "currency": c, "basis": b} for (c, b), amount in known.items()], without

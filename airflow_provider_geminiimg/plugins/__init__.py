@@ -1,1 +1,0 @@
-"""What the provider adds to Airflow's own pages."""

@@ -1,0 +1,197 @@
+"""Many pictures in one task, as it runs: from its rows to its summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from airflow.sdk import Context
+
+from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.core.batch.executor import Plan, Planned, Window, destination_of
+from airflow_provider_geminiimg.core.batch.forecast import Forecast, refusals
+from airflow_provider_geminiimg.core.batch.summary import GOOD, Tally
+from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.purchase.decision import Policy
+from airflow_provider_geminiimg.core.purchase.landing import in_thread
+from airflow_provider_geminiimg.core.purchase.order import Order
+from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, Kept
+from airflow_provider_geminiimg.core.storage import Files, join_uri
+from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
+from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
+from airflow_provider_geminiimg.operators.batch import DEFAULT_WIDTH, GeminiImageBatchOperator
+from airflow_provider_geminiimg.runtime.batch_planning import make_plan
+from airflow_provider_geminiimg.runtime.errors import raise_outcome
+from airflow_provider_geminiimg.runtime.task_run import Attempt
+
+_RETURNED = "return_value"  # what Airflow calls the XCom of what a task returns
+_NAMED_FAILURES = 3  # in the message of a task that fails
+
+
+def make(operator: GeminiImageBatchOperator, context: Context) -> dict[str, Any]:
+    """Plan, or read what was planned; make what is missing; say what became of each."""
+    try:
+        summary, failure = _made(operator, context)
+    except GeminiImageError as error:
+        raise_outcome(error)
+    if failure is not None:
+        _push(operator, context, summary)
+        if isinstance(failure, GeminiImageError):
+            raise_outcome(failure)
+        raise failure.with_traceback(None)
+    return summary
+
+
+def _push(operator: GeminiImageBatchOperator, context: Context, summary: Mapping[str, Any]) -> None:
+    """The summary as the XCom that it is on success: Airflow keeps what a task returns, and not what it raises with."""
+    if not operator.do_xcom_push:
+        return
+    several = dict(summary) if operator.multiple_outputs else {}
+    try:
+        for key, value in {**several, _RETURNED: dict(summary)}.items():
+            context["ti"].xcom_push(key, value)
+    except Exception as error:  # the outcome counts, and it is in the log
+        operator.log.warning("The summary could not be kept as an XCom (%s).", type(error).__name__)
+
+
+def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], Exception | None]:
+    """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
+    attempt = Attempt(context, operator.log)
+    operator._stopped_through(attempt.guard)
+    plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
+    known = plans.read(attempt.generation)
+    operator._refuse_nothing(None if known is None else operator.checks)
+    requests = operator._asked(attempt) if known is None else None
+    lived = run(lambda: closed(_live(operator, attempt, plans, known, requests)), attempt.guard)
+    if isinstance(lived, GeminiImageError):
+        raise lived
+    planned, tally, manifest, refusal = lived
+    summary = {**tally.totals(planned.items), "manifest": manifest}
+    operator.log.info("%s", summary)
+    return summary, refusal or _failure(operator, planned, tally, summary)
+
+
+async def _live(
+    operator: GeminiImageBatchOperator, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
+) -> tuple[Plan, Tally, str | None, Exception | None]:
+    connection = attempt.connection(operator.geminiimg_conn_id)
+    rate = operator._checked("requests_per_minute")
+    if rate is not None:
+        connection = attempt.limited(connection.conn_id, rate)
+    async with attempt.workshop() as workshop:
+        await in_thread(attempt.ledger.store.probe)
+        if planned is None:
+            planned = await make_plan(operator, attempt, connection, workshop, requests)
+            await in_thread(plans.write, attempt.generation, planned)
+        else:
+            operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+        await in_thread(attempt.ledger.look_ahead, attempt.item)
+        orders = _orders(operator, attempt, connection, planned)
+        refused = await refusals(
+            lambda item: Forecast(orders(item), workshop, attempt.guard, attempt.item_marker(item.key)),
+            planned.items,
+            connection,
+            operator._checked("max_cost"),
+        )
+        window = Window(
+            orders,
+            workshop,
+            attempt.guard,
+            connection,
+            attempt.item_marker,
+            width=operator._checked("max_concurrency") or DEFAULT_WIDTH,
+            fail_fast=operator._checked("on_item_failure") == "fail_fast",
+            fail_on_mismatch=operator._checked("on_mismatch") == "fail",
+            refused=refused,
+        )
+        tally = await window.run(planned.items)
+        manifest, failure = await in_thread(_write_down, attempt, plans, planned, tally)
+    refusal = next(iter(refused.values()), None)
+    if refusal is not None and tally.collected:
+        refusal.hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
+    return planned, tally, manifest, failure or refusal
+
+
+def _write_down(
+    attempt: Attempt, plans: Kept[Plan], planned: Plan, tally: Tally
+) -> tuple[str | None, Exception | None]:
+    """Write the manifest, and that all has landed, if it has.
+
+    :returns: where the manifest is, if it is there; and what failed, which is not raised, as the summary would be lost.
+    """
+    manifest = join_uri(attempt.folder, "manifest.jsonl")
+    written = None
+    try:
+        _write_manifest(attempt.files, manifest, tally, planned)
+        written = manifest
+        if tally.all_landed:
+            plans.finish(attempt.generation, planned.carried_out())
+    except Exception as error:
+        return written, error
+    return written, None
+
+
+def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
+    try:
+        files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
+    except StorageError as error:
+        error.billed = tally.billed
+        error.of_many = True
+        error.hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
+        raise
+
+
+def _orders(
+    operator: GeminiImageBatchOperator, attempt: Attempt, connection: GatewayConnection, planned: Plan
+) -> Callable[[Planned], Order]:
+    """What gives the order of each picture. What all have in common is checked now, once."""
+    usual: dict[str, Any] = {
+        "connection": connection,
+        "policy": Policy(
+            generation=attempt.generation,
+            on_unknown=operator._checked("on_unknown"),
+            on_clear=operator._checked("on_clear"),
+            reuse=operator._checked("reuse"),
+        ),
+        "timeout": operator._checked("timeout") or DEFAULT_TIMEOUT,
+        "poll_interval": operator._checked("poll_interval"),
+        "record_prompts": settings.record_prompts(),
+        "max_cost": operator._checked("max_cost"),
+    }
+
+    def order(item: Planned) -> Order:
+        return Order(
+            item=dataclasses.replace(attempt.item, item=item.key),
+            request=item.request(connection),
+            destination=destination_of(planned, item),
+            input_sha256=item.input_sha256,
+            fingerprint=item.fingerprint,
+            **usual,
+        )
+
+    return order
+
+
+def _failure(
+    operator: GeminiImageBatchOperator, planned: Plan, tally: Tally, summary: Mapping[str, Any]
+) -> IncompleteError | None:
+    """Why the task fails, if it does."""
+    wanted = operator._checked("min_success")
+    total = len(planned.items)
+    good = sum(summary["counts"][status] for status in GOOD)
+    needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
+    if good >= needed:
+        return None
+    named = " ".join(tally.bad(planned.items, _NAMED_FAILURES))
+    others = ", ".join(
+        f"{count} {status}" for status, count in summary["counts"].items() if count and status not in GOOD
+    )
+    return IncompleteError(
+        f"{good} of {total} pictures landed ({others}), min_success={wanted}. "
+        f"All of them: {summary['manifest']}. {named}",
+        billed=tally.billed,
+        retryable=tally.retryable,
+    )

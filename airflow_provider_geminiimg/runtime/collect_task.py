@@ -1,0 +1,48 @@
+"""Settling and collecting, as a running task does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.purchase.landing import in_thread
+from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect, resolve
+from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
+from airflow_provider_geminiimg.runtime.environment import Surroundings
+from airflow_provider_geminiimg.runtime.errors import raise_outcome
+
+
+def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
+    """Settle, then collect."""
+    try:
+        operator._refuse_nothing()
+        surroundings = Surroundings(operator.log)
+    except GeminiImageError as error:
+        raise_outcome(error)
+    report = run(lambda: closed(_collect(operator, surroundings)))
+    if isinstance(report, GeminiImageError):
+        raise_outcome(report)
+    failure = report.failure()
+    if failure is not None:
+        raise failure
+    return report.result()
+
+
+async def _collect(operator: GeminiImageCollectOperator, surroundings: Surroundings) -> Report:
+    scope = Scope(surroundings.namespace, *(operator._checked(f"only_{name}_id") for name in ("dag", "run", "task")))
+    look_only = operator._checked("look_only")
+    log, refused = surroundings.log, []
+    for key, verdict in operator._checked("resolve").items():
+        done = await closed(in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only)))
+        if isinstance(done, GeminiImageError):
+            log.error("Not settled: %s. %s", key, done)
+            refused.append(key)
+        else:
+            said = "Would be settled" if look_only else "Settled, by this task's `resolve`"
+            log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
+    async with surroundings.workshop() as workshop:
+        report = await collect(workshop, scope, dry_run=look_only)
+    report.keys["errors"] += refused
+    return report

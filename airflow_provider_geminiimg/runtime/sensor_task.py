@@ -1,0 +1,316 @@
+"""A look at a job that was submitted elsewhere, the wait for it, and its picture's landing.
+
+What must stay true: nothing here buys or cancels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from datetime import timedelta
+from typing import Any, NoReturn, TypeGuard
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk import Context
+
+from airflow_provider_geminiimg.core.catalog.lookup import default_model, row_name
+from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
+from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
+from airflow_provider_geminiimg.core.ledger.manifest import Cost
+from airflow_provider_geminiimg.core.ledger.records import (
+    Destination,
+    Found,
+    Record,
+    is_record_key,
+    new_claim,
+    process_identity,
+    record_key,
+)
+from airflow_provider_geminiimg.core.purchase.copying import asked_last, copy_to, find_image, moved_to, reused_manifest
+from airflow_provider_geminiimg.core.purchase.decision import Asked, Copy, Policy, Refetch, Refuse, decide
+from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedError, Lander, in_thread
+from airflow_provider_geminiimg.core.purchase.waiting import Collector, VanishedError
+from airflow_provider_geminiimg.core.redaction.printable import printable
+from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS
+from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, choice, seconds
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
+from airflow_provider_geminiimg.runtime.errors import raise_outcome
+from airflow_provider_geminiimg.runtime.task_run import BACKSTOP, MAX_DEFERRALS, Attempt, finished
+from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
+
+_CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
+_CLEAR_THE_SUBMIT = (
+    "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
+    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear the "
+    'submit task with on_unknown="resubmit".'
+)
+_SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
+
+# Waiting
+
+
+def wait_in_triggerer(sensor: GeminiImageJobSensor, context: Context) -> dict[str, Any]:
+    """Ask once; defer if the job runs."""
+    seen = look(sensor, context)
+    if is_running(seen):
+        _defer(sensor, context, seen, _deadline(sensor, context))
+    return finish(sensor, seen)
+
+
+def resume(sensor: GeminiImageJobSensor, context: Context, deadline: float | None, *, again: bool) -> dict[str, Any]:
+    """Ask after a trigger fired, and wait here for what is left of the time.
+
+    :param deadline: ``None``: `timeout` after this try started.
+    :param again: the trigger gave up early, and another one shall wait.
+    """
+    deadline = _deadline(sensor, context) if deadline is None else deadline
+    seen = look(sensor, context, resumed=True)
+    if is_running(seen) and again:
+        _defer(sensor, context, seen, deadline)
+    return finish(sensor, _wait_here(sensor, context, seen, deadline))
+
+
+def resume_crashed(sensor: GeminiImageJobSensor, context: Context, deadline: float | None) -> dict[str, Any]:
+    """The same, after a trigger that did not fire."""
+    deadline = _deadline(sensor, context) if deadline is None else deadline
+    seen = look(sensor, context, resumed=True)
+    if is_running(seen) and time.time() < deadline and seen.deferrals < MAX_DEFERRALS:
+        Attempt(context, sensor.log).count_deferral(seen)
+        _defer(sensor, context, seen, deadline)
+    return finish(sensor, _wait_here(sensor, context, seen, deadline))
+
+
+def _deadline(sensor: GeminiImageJobSensor, context: Context) -> float:
+    """Counted from the start of this try, which a deferral does not move."""
+    started: float = context["ti"].start_date.timestamp()
+    return min(started + sensor.timeout, UNIX_SECONDS.high)  # a later one is no date
+
+
+def _defer(sensor: GeminiImageJobSensor, context: Context, record: Record, deadline: float) -> NoReturn:
+    sensor.defer(
+        trigger=Attempt(context, sensor.log).trigger(record, deadline, seconds("poll_interval", sensor.poll_interval)),
+        method_name="execute_complete",
+        kwargs={"deadline": deadline},
+        timeout=timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP),
+    )
+
+
+def _wait_here(sensor: GeminiImageJobSensor, context: Context, seen: Record | GeminiImageError, deadline: float) -> Any:
+    """What has become of the job, once it has ended; asks every `poke_interval` seconds.
+
+    :raises AirflowSensorTimeout: it was still running at the deadline.
+    """
+    while is_running(seen):
+        left = deadline - time.time()
+        if left <= 0:
+            said = (
+                f"Job {printable(str(seen.job_id))} was still running after {sensor.timeout:.0f} s. It is left alone: "
+            )
+            said += f"clear the sensor with a longer timeout, and it lands. Record {seen.key}."
+            raise AirflowSkipException(said) if sensor.soft_fail or sensor.never_fail else AirflowSensorTimeout(said)
+        time.sleep(min(sensor.poke_interval, left))
+        seen = look(sensor, context, resumed=True)
+    return seen
+
+
+def finish(sensor: GeminiImageJobSensor, seen: Record | GeminiImageError) -> dict[str, Any]:
+    """What the task returns.
+
+    :raises GeminiImageError: why there will be no picture, as `raise_outcome` does.
+    """
+    if isinstance(seen, GeminiImageError):
+        raise_outcome(seen)
+    if seen.state == "failed":
+        raise AirflowFailException(str(seen.error)) from seen.error
+    _tell_destination(sensor, seen)
+    return finished(dict(seen.manifest or {}), choice("on_mismatch", sensor.on_mismatch, OnMismatch))
+
+
+def _tell_destination(sensor: GeminiImageJobSensor, record: Record) -> None:
+    used = [record.destination, *(Destination(**copy["destination"]) for copy in record.copies)]
+    other_path = sensor.output_path and sensor.output_path.rstrip("/") not in [place.directory for place in used]
+    if other_path or (sensor.file_name and sensor.file_name not in [place.stem for place in used]):
+        sensor.log.warning("It landed where its submit task said: output_path and file_name here are for a job_id.")
+
+
+# Looking
+
+
+def look(sensor: GeminiImageJobSensor, context: Context, *, resumed: bool = False) -> Record | GeminiImageError:
+    """Ask once, and land the picture if it is ready.
+
+    :param resumed: a trigger waited for the job, so it is landed even without its record.
+    :returns: the record: ``landed``, ``failed``, or ``submitted`` while the job runs; or why there is nothing to
+        wait for. What the next try of the sensor may find better is raised.
+    """
+    seen: Record | GeminiImageError
+    try:
+        sensor._refuse_unrendered()
+        sensor._check(lambda value: True)
+        sensor._refuse_nothing()
+        attempt = Attempt(context, sensor.log)
+        seen = run(lambda: closed(_collect(sensor, attempt, context["ti"].try_number > 1, resumed)))
+    except GeminiImageError as error:
+        seen = error
+    if isinstance(seen, GeminiImageError) and seen.retryable:
+        raise_outcome(seen)
+    return seen
+
+
+async def _collect(sensor: GeminiImageJobSensor, attempt: Attempt, again: bool, resumed: bool) -> Record:
+    async with attempt.workshop() as workshop:
+        found = await _find(sensor, attempt, resumed)
+        record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
+        # Two tasks' generations don't compare: the submit task's record keeps its own.
+        policy = Policy(attempt.generation if own else record.generation)
+        collector = Collector(Lander(workshop, generation=policy.generation))
+        if record.state == "landed":
+            destination = attempt.destination(sensor.output_path, sensor.file_name) if own else asked_last(record)
+            asked = Asked(record.fingerprint, destination)
+            return await _landed(collector, found, policy, asked, own=own, again=again)
+        if record.state == "answered":
+            return await collector.fetch(record)
+        if record.state == "failed":
+            return record
+        try:
+            return await collector.peek(record) or record
+        except VanishedError as error:
+            # The submit task, once cleared, finds the note and does as its on_unknown says.
+            await collector.note(record, error)
+            error.hint = _CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT
+            raise
+        except ConnectionChangedError as error:
+            error.hint = f"{_CHECK_THE_JOB} {error.hint}" if own else error.hint
+            raise
+
+
+async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -> Found:
+    if sensor.job is None:
+        return await _own(sensor, attempt, str(sensor.job_id), sensor.geminiimg_conn_id, sensor.model)
+    key, job_id = key_of(sensor.job), sensor.job.get("job_id")
+    found = await in_thread(attempt.ledger.read, key)
+    if found is not None:
+        record = _answered(found.record, job_id)
+        if record is not found.record:
+            other = await in_thread(owner, attempt.ledger, record.gateway, str(job_id))
+            if other not in (None, key):
+                raise another_records_job(str(job_id), str(other), key)
+        return replace(found, record=record)
+    missing = f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed."
+    if not (resumed and job_id):
+        raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
+    sensor.log.error("%s Landing job %s all the same, under this task.", missing, printable(str(job_id)))
+    return await _own(sensor, attempt, str(job_id), sensor.job.get("conn_id"), sensor.job.get("model"))
+
+
+async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn_id: Any, model: str | None) -> Found:
+    """The record of a job of which this package has none: made at the first look, under this task's own key."""
+    connection = await in_thread(attempt.connection, conn_id)
+    wanted = model or default_model(connection.gateway, connection.model)
+
+    def is_of_job(known: Record) -> bool:
+        # A default that has got another id is not another job.
+        same_model = known.model == model if model else row_name(known.model) == row_name(wanted)
+        return same_model and (known.job_id, known.conn_id) == (job_id, connection.conn_id)
+
+    found = await in_thread(attempt.ledger.latest, attempt.item)
+    known = None if found is None else await in_thread(_newest, attempt, found, is_of_job)
+    if known is not None:
+        return known
+    n = 1 if found is None else found.record.n + 1
+    destination = attempt.destination(sensor.output_path, sensor.file_name)
+    suffix = await in_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
+    made = Record(
+        key=record_key(attempt.item, n),
+        n=n,
+        state="submitted",
+        claim=new_claim(),
+        generation=attempt.generation,
+        **process_identity(),
+        answer_within=0.0,
+        conn_id=connection.conn_id,
+        api_host=connection.api_host,
+        key_digest=connection.key_digest,
+        gateway=connection.gateway,
+        model=wanted,
+        wire_model=wanted,
+        operation="unknown",
+        # What was sent is not known here, so the job stands for it.
+        fingerprint=hashlib.sha256(f"job\n{connection.gateway}\n{conn_id}\n{job_id}".encode()).hexdigest(),
+        request_fields={},
+        prompt_sha256="",
+        inputs=[],
+        destination=destination,
+        suffix=suffix,
+        cost=asdict(Cost(None, "USD", "unknown")),
+        expected_seconds=0.0,
+        job_id=job_id,
+        submitted_at=time.time(),
+    )
+    created = await in_thread(attempt.ledger.create, made)
+    return created or await _own(sensor, attempt, job_id, conn_id, model)
+
+
+def _newest(attempt: Attempt, latest: Found, wanted: Callable[[Record], bool]) -> Found | None:
+    """The newest of this task's records that is wanted: after a Clear it may ask for an earlier job again."""
+    if wanted(latest.record):
+        return latest
+    earlier = (n for n in reversed(attempt.ledger.numbers(attempt.item)) if n < latest.record.n)
+    records = (attempt.ledger.read(record_key(attempt.item, n)) for n in earlier)
+    return next((found for found in records if found is not None and wanted(found.record)), None)
+
+
+def is_running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
+    """Whether the job is to be waited for."""
+    return isinstance(seen, Record) and seen.state == "submitted"
+
+
+def key_of(job: Any) -> str:
+    """The key of the record that a submit operator wrote."""
+    key = job.get("record") if isinstance(job, Mapping) else None
+    if not isinstance(key, str) or not is_record_key(key):
+        raise BadRequestError(
+            f"job{given(job)}: takes what GeminiImageSubmitOperator returned (its .output).",
+            hint="The id of a job that was submitted elsewhere goes into job_id." if isinstance(job, str) else None,
+        )
+    return key
+
+
+def _answered(record: Record, job_id: Any) -> Record:
+    """`record`; an intent, because its answer could not be written down, goes on by what the submit task returned."""
+    if record.state != "intent":
+        return record
+    if not job_id:
+        raise LedgerError(
+            f"Record {record.key} holds no answer yet, and job no job_id.",
+            billed=Billed.UNKNOWN,
+            hint="Clear the submit task: it finds out what became of its request.",
+        )
+    return replace(record, state="submitted", job_id=str(job_id), submitted_at=record.claimed_at)
+
+
+async def _landed(
+    collector: Collector, found: Found, policy: Policy, asked: Asked, *, own: bool, again: bool
+) -> Record:
+    """What has landed before, fetched once more if it is gone from storage.
+
+    :param own: the record is the sensor's own, not a submit task's.
+    :param again: the sensor has been run before.
+    """
+    record, lander = found.record, collector.lander
+    picture, _ = await find_image(lander.workshop.files, record, asked.destination)
+    step = decide(found, policy, asked, picture=picture)
+    if isinstance(step, Refuse):
+        raise step.error
+    if isinstance(step, Refetch):
+        moves = not own and asked.destination != record.destination
+        destination = asked.destination if moves else step.destination
+        return await collector.refetch(await moved_to(lander, record, destination) if destination else record)
+    made = copy_to if isinstance(step, Copy) else reused_manifest
+    manifest = await made(lander, record, asked.destination)
+    return replace(record, manifest={**manifest, "reused": own or again or record.reused_from is not None})
