@@ -38,10 +38,12 @@ def _root(place: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 def copied(*, root: str, count: int) -> None:
     """Make the first picture of a batch, and write down that the others have landed likewise."""
-    from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+    from airflow_provider_geminiimg.core.storage import Files, open_store
 
     make(count=1, width=1, poll_interval=0.01, warm=0)
-    store = open_store(root, default_s3_client)
+    from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+
+    store = open_store(root, AIRFLOW_OPENERS)
     for plan in list(store.keys("batches/")):  # a later attempt would keep to it
         store.delete(plan)
     (key,) = store.keys("ledger/")
@@ -49,7 +51,7 @@ def copied(*, root: str, count: int) -> None:
     assert blob is not None
     record = blob.data.decode()
     uri = json.loads(record)["manifest"]["images"][0]["uri"]
-    picture = Files(s3_client=default_s3_client).read(uri, max_bytes=1_000_000)
+    picture = Files(AIRFLOW_OPENERS).read(uri, max_bytes=1_000_000)
     first, *others = _names(count)
 
     def copy(names: tuple[str, ...]) -> None:
@@ -85,10 +87,11 @@ def _renamed(text: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
 
 def _write(uri: str, data: bytes) -> None:
     """As it would lie there; without the care that a paid picture takes."""
-    from airflow_provider_geminiimg.core.storage import default_s3_client
 
     if uri.startswith("s3://"):
         name, _, key = uri.removeprefix("s3://").partition("/")
+        from airflow_provider_geminiimg.hooks.object_stores import default_s3_client
+
         default_s3_client(None).put_object(Bucket=name, Key=key, Body=data)
     else:
         path = Path(uri.removeprefix("file://"))

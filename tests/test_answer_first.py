@@ -14,6 +14,7 @@ from harness.moto import start_moto
 
 from airflow_provider_geminiimg.core.purchase import submission
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
+from airflow_provider_geminiimg.hooks import object_stores
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -35,9 +36,8 @@ def left(
     gate: Gate, s3_root: str, sandbox: Sandbox, geminiimg_conn_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LeftBehind]:
     """At both gateways, on S3 behind the gate."""
-    from airflow_provider_geminiimg.core.storage import s3
 
-    monkeypatch.setattr(s3, "_CLIENTS", {})  # another test's client leads to another server
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
     monkeypatch.setattr(submission, "OWNING_SECONDS", 60.0)  # the gate alone says how long it takes
     yield LeftBehind(sandbox, geminiimg_conn_id)
     gate.open()

@@ -23,7 +23,6 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile import forget
 from airflow_provider_geminiimg.core.storage import (
     Files,
-    default_s3_client,
     object_storage,
     open_store,
     same_place,
@@ -31,6 +30,7 @@ from airflow_provider_geminiimg.core.storage import (
 )
 from airflow_provider_geminiimg.core.validation import arguments
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
@@ -380,7 +380,7 @@ def test_a_record_whose_place_is_an_address_no_longer_keeps_nobody_from_buying_o
     run.clear("made", dag=target.dag(output_path=OUT, file_name="fox", prompt="a bear"))
     assert run.state == "success", run.log
     assert len(target.sandbox.ledger()) == 2
-    ledger = Ledger(open_store(target.root.as_uri(), default_s3_client))
+    ledger = Ledger(open_store(target.root.as_uri(), AIRFLOW_OPENERS))
     with pytest.raises(BadRequestError, match="decides"):
         forget(ledger, key, lose_it=True)
     for number in (2, 1):
@@ -399,14 +399,14 @@ def test_a_root_below_which_addresses_would_be_chains_is_refused(
     assert target.sandbox.calls() == []
     assert not list(target.folder.glob("a*"))
     with pytest.raises(BadRequestError, match="root: "):
-        open_store(uri, default_s3_client)
+        open_store(uri, AIRFLOW_OPENERS)
 
 
 @pytest.mark.usefixtures("target")
 def test_names_of_one_scheme_are_one_place() -> None:
     for names in (("gs", "gcs", "GS"), ("abfs", "abfss", "adl"), ("s3", "s3a", "S3N"), ("file", "local")):
         assert len({same_place(f"{name}:///b/a" if "file" in names else f"{name}://c@b/a") for name in names}) == 1
-    files = Files(s3_client=default_s3_client, allowed_roots=["gcs://b/x"])
+    files = Files(AIRFLOW_OPENERS, allowed_roots=["gcs://b/x"])
     files.check("gs://b/x/y", "image")
 
 

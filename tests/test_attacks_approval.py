@@ -24,7 +24,8 @@ from harness.reviews import FOLDER, key_of, land, manifest, named, write
 from airflow_provider_geminiimg import GeminiImageGenerateOperator, GeminiImageReviewOperator, review_markdown
 from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger
 from airflow_provider_geminiimg.core.reconcile import Scope, purge
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -216,7 +217,7 @@ LIES: dict[str, tuple[Any, str]] = {
 def test_nobody_is_asked_about_a_manifest_that_its_record_does_not_bear_out(
     ask: Callable[..., Run], local_root: str, lie: Any, said: str
 ) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     land(local_root, [TWO])
     ledger.create(landed(Item("default", "look", "run", "drafts", 6), state="submitted", manifest=None))
     ledger.store.create(key_of(map_index=7), b"?")
@@ -248,7 +249,7 @@ def test_a_copy_that_the_record_names_is_shown_and_goes_on(
     copied = {**ABC[0], "images": [there], "record": key_of(map_index=4)}
     write(there["uri"], b"a.png")
     destination = {"directory": f"file://{FOLDER}/copies", "stem": "a"}
-    Ledger(open_store(local_root, default_s3_client)).create(
+    Ledger(open_store(local_root, AIRFLOW_OPENERS)).create(
         landed(
             Item("default", "look", "run", "drafts", 4),
             manifest={**copied, "images": [A]},
@@ -388,7 +389,7 @@ def test_what_was_shown_is_kept_under_the_root_by_its_hash(
 
 def test_what_was_shown_is_purged_when_it_is_old(ask: Callable[..., Run], local_root: str) -> None:
     ask(ABC)
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
 
     def purged(days: float, **scope: Any) -> list[str]:
         async def keys() -> list[str]:

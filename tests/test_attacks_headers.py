@@ -25,9 +25,10 @@ from harness.hostile_images import BOMBS, LONG, SIZE, UNKNOWN_SIZE, plain
 from PIL import Image
 
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import MismatchError
 from airflow_provider_geminiimg.gallery.addresses import address_of
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
 target, internet, forbidden = attacks.target, web.internet, web.forbidden
@@ -133,7 +134,7 @@ def test_a_picture_that_decoders_stumble_over_lands_and_has_a_thumbnail(target: 
     run = target.generate()
     [image] = returned(run)["images"]
     check(target, image, data)
-    store = open_store(target.root.as_uri(), default_s3_client)
+    store = open_store(target.root.as_uri(), AIRFLOW_OPENERS)
     [blob] = [store.read(key) for key in store.keys("thumbs/")]
     assert blob is not None
     with Image.open(io.BytesIO(blob.data)) as small:

@@ -17,8 +17,9 @@ from harness.attempts import Attempts
 from harness.trouble import Disk
 from PIL import Image
 
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client
+from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, IncompleteError, StorageError
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("local_root")
-FILES = Files(s3_client=default_s3_client)
+FILES = Files(AIRFLOW_OPENERS)
 ANIMALS = ["a red fox", "a grey wolf", "a brown bear"]
 
 

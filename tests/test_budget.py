@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.ledger.budget import Budgets, Reservation, price_of
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Store, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -36,6 +36,7 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
     StorageError,
 )
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -102,7 +103,7 @@ def document(store: Store) -> dict[str, Any]:
 
 @pytest.fixture
 def store(root: str) -> Store:
-    return open_store(root, default_s3_client)
+    return open_store(root, AIRFLOW_OPENERS)
 
 
 # The daily budget
@@ -520,7 +521,7 @@ def test_a_batch_stops_where_the_daily_budget_ends_and_goes_on_when_it_is_raised
     assert counts.count("failed") <= 2
     assert counts.count("failed") + counts.count("skipped") == 6
     assert "daily budget of connection 'capped', 0.3 USD" in str(why(run))
-    store = open_store(s3_root, default_s3_client)
+    store = open_store(s3_root, AIRFLOW_OPENERS)
     assert document(store) == {"version": 1, "currency": "USD", "spent": 4 * 67_200, "leases": {}}
     capped(daily_budget=10)
     run.clear("pictures")
@@ -534,7 +535,7 @@ def lines(run: Run) -> list[str]:
     from airflow_provider_geminiimg.core.storage import Files, encode_segment, join_uri
 
     place = f"images/many/{encode_segment(run.run_id)}/pictures/-1/manifest.jsonl"
-    data = Files(s3_client=default_s3_client).read(join_uri(settings.root(), place), max_bytes=64_000_000)
+    data = Files(AIRFLOW_OPENERS).read(join_uri(settings.root(), place), max_bytes=64_000_000)
     return [json.loads(line)["status"] for line in data.splitlines()]
 
 

@@ -26,12 +26,13 @@ from airflow_provider_geminiimg.core.storage import (
     Files,
     Store,
     create_or_read,
-    default_s3_client,
     open_store,
     replace_or_read,
     update,
 )
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
+from airflow_provider_geminiimg.hooks import object_stores
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
@@ -93,16 +94,15 @@ def _moto(line: Forgetful) -> Iterator[str]:
 @pytest.fixture
 def bad_root(line: Forgetful, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """`[geminiimg] root` in a bucket whose answers get lost as `line` is told."""
-    from airflow_provider_geminiimg.core.storage import s3
 
-    monkeypatch.setattr(s3, "_CLIENTS", {})  # another test's client leads to another server
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
     yield s3_root
     line.lose(0)
 
 
 @pytest.fixture
 def real(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "root").as_uri(), default_s3_client)
+    return open_store((tmp_path / "root").as_uri(), AIRFLOW_OPENERS)
 
 
 # --- the two functions ------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_record_is_claimed_changed_and_excused_though_answers_get_lost(real: S
 def test_a_name_is_claimed_though_the_answer_gets_lost_and_another_item_is_still_refused(
     real: Store, loss: str, tmp_path: Path
 ) -> None:
-    wire, files = Wire(real), Files(s3_client=default_s3_client)
+    wire, files = Wire(real), Files(AIRFLOW_OPENERS)
     destination = Destination(str(tmp_path / "out"), "hero")
     wire.once["create"] = loss
     assert reserve_name(Ledger(wire), files, ITEM.path, destination, 1) == ""

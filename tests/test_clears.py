@@ -14,7 +14,8 @@ from airflow.sdk import DAG, task
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -39,7 +40,7 @@ class Scene:
         self.airflow = airflow
         self.sandbox = sandbox
         self.conn_id = conn_id
-        self.ledger = Ledger(open_store(root, default_s3_client))
+        self.ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
 
     def dag(self, prompt: str, **arguments: Any) -> DAG:
         usual = {"geminiimg_conn_id": self.conn_id, "poll_interval": 0.05, "resolution": "512", **arguments}

@@ -24,8 +24,9 @@ from airflow_provider_geminiimg.__main__ import main
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key
 from airflow_provider_geminiimg.core.ledger.records import record_key
 from airflow_provider_geminiimg.core.reconcile import STANDINGS
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
@@ -293,7 +294,7 @@ def test_a_clear_that_finds_an_odd_record_fails_and_buys_nothing(
                 task_id="made", prompt="a fox", output_path=str(tmp_path), geminiimg_conn_id=onemin
             )
     run = airflow.run_dag(dag)
-    store = open_store(local_root, default_s3_client)
+    store = open_store(local_root, AIRFLOW_OPENERS)
     [key] = store.keys("ledger/")
     blob = store.read(key)
     assert blob is not None

@@ -12,8 +12,9 @@ from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg import ImageRequest
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -75,7 +76,7 @@ def why(run: Run) -> GeminiImageError:
 
 def said_under(root: str) -> str:
     """All text that lies in the store."""
-    store = open_store(root, default_s3_client)
+    store = open_store(root, AIRFLOW_OPENERS)
     blobs = [store.read(key) for key in store.keys("") if key.endswith(".json")]
     return "\n".join(blob.data.decode() for blob in blobs if blob is not None)
 

@@ -87,8 +87,8 @@ from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.core.storage import (
     Blob,
     Files,
+    Openers,
     Store,
-    default_s3_client,
     locate,
     open_store,
     same_place,
@@ -110,6 +110,7 @@ from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.gallery.markdown import review_markdown
 from airflow_provider_geminiimg.gallery.queries import Shelf as GalleryShelf
 from airflow_provider_geminiimg.gallery.queries import Wanted
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
@@ -462,7 +463,7 @@ class Memory(Store):
 
 
 def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop: asyncio.AbstractEventLoop) -> None:
-    files = Files(s3_client=lambda conn_id: None, allowed_roots=["s3://bucket/allowed"])
+    files = Files(Openers(s3_client=lambda conn_id: None), allowed_roots=["s3://bucket/allowed"])
     fine = record_key(replace(ITEM, task_id="zzz"), 1)
     other = RECORD.dump_json(make_record(replace(ITEM, task_id="zzz"), state="failed"))
 
@@ -520,7 +521,7 @@ def as_json(value: Any) -> None:
 def test_any_plan_asks_for_images_or_is_refused(data: bytes) -> None:
     folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
     store = Memory({f"{PLANS}/{folder}/0.json": data})
-    seen = GalleryShelf(Ledger(store), "default", Files(s3_client=lambda conn_id: None))
+    seen = GalleryShelf(Ledger(store), "default", Files(Openers(s3_client=lambda conn_id: None)))
     as_json(seen.summary(Wanted(ITEM.dag_id, ITEM.run_id)))
     try:
         planned = Kept(Plan, store, PLANS, ITEM, None).read(0)
@@ -538,7 +539,7 @@ def test_any_plan_asks_for_images_or_is_refused(data: bytes) -> None:
 @given(DOCUMENTS)
 def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes) -> None:
     folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
-    files = Files(s3_client=lambda conn_id: None)
+    files = Files(Openers(s3_client=lambda conn_id: None))
     store = Memory({f"{PLANS}/{folder}/0.json": data, f"{RETURNED}/{folder}/0.json": data})
     for model, kind in ((Plan, PLANS), (KeptRequest, RETURNED)):
         try:
@@ -560,7 +561,7 @@ def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes
 
 @warned
 def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
-    files = Files(s3_client=lambda conn_id: None)
+    files = Files(Openers(s3_client=lambda conn_id: None))
 
     @fuzz
     @given(
@@ -587,7 +588,7 @@ def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
 @fuzz
 @given(ROWS, TEMPLATES)
 def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None) -> None:
-    files = Files(s3_client=lambda conn_id: None)
+    files = Files(Openers(s3_client=lambda conn_id: None))
     for given_ in (value, json.dumps(value)):
         try:
             rows = read_rows(given_, files)
@@ -644,7 +645,7 @@ def gallery(_airflow_home: Path) -> Iterator[Any]:
 
 
 def test_any_address_of_the_gallery_is_answered(gallery: Any, local_root: str, loop: asyncio.AbstractEventLoop) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     assert ledger.create(make_record(state="failed"))
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -712,7 +713,9 @@ def test_any_mapping_is_an_outcome_or_none(values: dict[str, Any]) -> None:
 @given(ADDRESSES)
 @example("HTTP://0?/..")
 def test_any_address_is_a_place_or_refused(address: str) -> None:
-    files = Files(s3_client=lambda conn_id: None, allowed_roots=["s3://bucket/allowed", "https://in.test/allowed"])
+    files = Files(
+        Openers(s3_client=lambda conn_id: None), allowed_roots=["s3://bucket/allowed", "https://in.test/allowed"]
+    )
     with contextlib.suppress(BadRequestError):
         files.check(address, "image")
         place = locate(address)

@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.core.reconcile import Entry, Report, Scope
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, encode_segment
+from airflow_provider_geminiimg.core.storage import Files, encode_segment
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -43,6 +43,7 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     UpstreamFailedError,
 )
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.runtime.environment import Surroundings
 
 if TYPE_CHECKING:
@@ -297,9 +298,9 @@ async def test_pictures_that_came_inline_are_landed_from_the_spool(
     left = LeftBehind(sandbox, apimaster)
     body = {"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}
     sandbox.faults(route="apimaster.submit", charge="after", body=body)
-    left.surroundings.files = Full(s3_client=default_s3_client)
+    left.surroundings.files = Full(AIRFLOW_OPENERS)
     record = await left.failed()
-    left.surroundings.files = Files(s3_client=default_s3_client)
+    left.surroundings.files = Files(AIRFLOW_OPENERS)
     assert record.state == "answered"
     assert nonzero(await left.collect()) == {"landed": 1}
     image = (left.at(record).manifest or {})["images"][0]

@@ -14,8 +14,10 @@ from harness.trouble import Disk
 
 from airflow_provider_geminiimg.core.ledger.records import Item
 from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Saved
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
+from airflow_provider_geminiimg.hooks import object_stores
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -43,10 +45,9 @@ def _moto(gate: Gate) -> Iterator[str]:
 
 @pytest.fixture
 def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept[Wanted]]:
-    from airflow_provider_geminiimg.core.storage import s3
 
-    monkeypatch.setattr(s3, "_CLIENTS", {})  # another test's client leads to another server
-    yield Kept(Wanted, open_store(s3_root, default_s3_client), "returned", ITEM, None)
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
+    yield Kept(Wanted, open_store(s3_root, AIRFLOW_OPENERS), "returned", ITEM, None)
     gate.open()
 
 

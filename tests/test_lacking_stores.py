@@ -18,8 +18,10 @@ from harness.lacking import LackingStore, Matches, has_header, is_method, is_put
 from harness.moto import start_moto
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, Openers, open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
+from airflow_provider_geminiimg.hooks import object_stores
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
@@ -81,9 +83,8 @@ def _moto(lacking: LackingStore) -> Iterator[str]:
 @pytest.fixture
 def out(lacking: LackingStore, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A directory URI in a bucket of which a test may take something away."""
-    from airflow_provider_geminiimg.core.storage import s3 as s3_module
 
-    monkeypatch.setattr(s3_module, "_CLIENTS", {})  # another test's client leads to another server
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
     monkeypatch.setenv("AWS_RETRY_MODE", "standard")
     yield f"{s3}/out"
     lacking.mend()
@@ -145,7 +146,7 @@ def test_what_a_store_lacks_and_safety_does_not_need_is_left_out_with_one_warnin
     lack: Lack, take_away: Callable[[Lack], None], out: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     take_away(lack)
-    files = Files(s3_client=default_s3_client)
+    files = Files(AIRFLOW_OPENERS)
     with caplog.at_level(logging.WARNING):
         for number in range(2):
             files.check_writable(out, 400_000)
@@ -162,7 +163,7 @@ def test_a_name_that_is_taken_is_not_written_over_where_conditions_are_refused_o
 ) -> None:
     lacking.ignore("HTTP_IF_NONE_MATCH", under=out.removeprefix("s3:/"))
     for checked in (False, True):  # also where another process has made the check
-        files = Files(s3_client=default_s3_client)
+        files = Files(AIRFLOW_OPENERS)
         if checked:
             files.check_writable(out)
             assert "takes no conditions" in caplog.text
@@ -177,7 +178,7 @@ def test_what_a_store_takes_without_a_checksum_is_compared_also_where_it_encrypt
 ) -> None:
     take_away(SAFE["checksum headers, 501 NotImplemented"])
     lacking.encrypts = True
-    files = Files(s3_client=default_s3_client)
+    files = Files(AIRFLOW_OPENERS)
     assert files.write(f"{out}/a.png", b"one", media_type="image/png", sha256=_digest(b"one"))
     lacking.corrupts = True
     with pytest.raises(StorageError, match="is not what was written"):
@@ -210,7 +211,7 @@ def test_what_somebody_else_wrote_over_a_file_is_left_there(
             write_over()
 
     client.meta.events.register("after-call.s3.PutObject", after_our_put, unique_id="over")
-    files, uri = Files(s3_client=lambda _: client), f"{out}/a.png"
+    files, uri = Files(Openers(s3_client=lambda _: client)), f"{out}/a.png"
     with pytest.raises(StorageError, match="left there"):
         files.write(uri, b"ours", media_type="image/png", sha256=_digest(b"ours"))
     assert files.read(uri, max_bytes=99) == b"somebody else's"
@@ -223,7 +224,7 @@ def test_a_store_that_does_not_heed_conditions_and_may_not_be_looked_at_is_refus
     lacking.ignore("HTTP_IF_NONE_MATCH", under=under)
     lacking.refuse(is_method("HEAD", "GET"), 403, "AccessDenied", under=under)
     with pytest.raises(BadRequestError, match="can't be written to"):
-        Files(s3_client=default_s3_client).check_writable(out)
+        Files(AIRFLOW_OPENERS).check_writable(out)
     assert objects(out) == []
 
 
@@ -293,7 +294,7 @@ def test_a_directory_in_which_the_name_of_the_image_gets_too_long_is_found_out_b
 
 
 def test_a_name_that_a_disk_takes_is_not_refused_and_a_longer_one_is_tried(tmp_path: Path) -> None:
-    files, tried = Files(s3_client=default_s3_client), []
+    files, tried = Files(AIRFLOW_OPENERS), []
     disk = os.link
 
     def link(source: Any, target: Any) -> None:
@@ -318,7 +319,7 @@ def test_a_disk_that_is_too_full_for_an_image_is_found_out(tmp_path: Path, monke
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     with pytest.raises(StorageError, match=r"output_path: .* can't be written to.*No space left"):
-        Files(s3_client=default_s3_client).check_writable(str(tmp_path / "out"))
+        Files(AIRFLOW_OPENERS).check_writable(str(tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -329,7 +330,7 @@ def test_outputs_are_written_to_a_disk_without_hard_links_and_never_over_a_file(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    files, uri = Files(s3_client=default_s3_client), str(tmp_path / "out" / "a.png")
+    files, uri = Files(AIRFLOW_OPENERS), str(tmp_path / "out" / "a.png")
     files.check_writable(str(tmp_path / "out"))
     assert files.write(uri, b"one", media_type="image/png", sha256=_digest(b"one"))
     assert not files.write(uri, b"two", media_type="image/png", sha256=_digest(b"two"))
@@ -355,7 +356,7 @@ def test_the_root_needs_everything_and_says_what_it_lacks(
 ) -> None:
     lacking.refuse(lack.matches, lack.status, lack.code, under=out.removeprefix("s3:/").rpartition("/")[0])
     with pytest.raises(StorageError, match="can't hold the record of what was paid for") as caught:
-        open_store(out, default_s3_client).probe()
+        open_store(out, AIRFLOW_OPENERS).probe()
     assert not caught.value.retryable
     assert f"{lack.code} (HTTP {lack.status})" in caught.value.message
     assert "Set [geminiimg] root" in caught.value.hint
@@ -366,7 +367,7 @@ def test_the_root_needs_everything_and_says_what_it_lacks(
 def test_what_may_pass_is_retryable(lacking: LackingStore, out: str, status: int, code: str) -> None:
     lacking.refuse(is_put(), status, code, under=out.removeprefix("s3:/"))
     with pytest.raises(StorageError, match=code) as caught:
-        open_store(out, default_s3_client).probe()
+        open_store(out, AIRFLOW_OPENERS).probe()
     assert caught.value.retryable
 
 
@@ -449,7 +450,7 @@ def test_a_store_that_accepts_and_never_answers_is_a_failure_that_may_pass(s3: s
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         config = Config(read_timeout=0.1, retries={"max_attempts": 0})
         client = boto3.client("s3", endpoint_url=address, config=config)
-        files = Files(s3_client=lambda _: client)
+        files = Files(Openers(s3_client=lambda _: client))
         for call in (
             lambda: files.check_writable(f"{s3}/out"),
             lambda: files.write(f"{s3}/out/a.png", b"one", media_type="image/png", sha256=_digest(b"one")),
@@ -465,7 +466,7 @@ def test_a_store_that_accepts_and_never_answers_is_a_failure_that_may_pass(s3: s
 def test_who_asks_while_a_directory_is_checked_shares_the_outcome(lacking: LackingStore, out: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    files = Files(s3_client=default_s3_client)
+    files = Files(AIRFLOW_OPENERS)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: files.check_writable(out, 64), range(16)))
     assert len([path for path in lacking.puts if path.endswith(".json")]) == 1
@@ -475,7 +476,7 @@ def test_who_asks_while_a_directory_is_checked_shares_the_outcome(lacking: Lacki
 def test_the_whole_disk_is_no_root_and_not_the_default_one(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", root)
     with pytest.raises(BadRequestError, match="root: "):
-        open_store(settings.root(), default_s3_client)
+        open_store(settings.root(), AIRFLOW_OPENERS)
 
 
 def test_nothing_is_bought_where_the_root_is_a_slash(

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Item, Ledger, Record, record_key, with_error
-from airflow_provider_geminiimg.core.storage import Store, default_s3_client, encode_segment, open_store
+from airflow_provider_geminiimg.core.storage import Store, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ RACES = 100
 
 @pytest.fixture
 def store(root: str) -> Store:
-    return open_store(root, default_s3_client)
+    return open_store(root, AIRFLOW_OPENERS)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_nothing_is_found_where_nothing_was_claimed(ledger: Ledger) -> None:
 
 
 def test_eight_claimants_at_once_have_one_winner_in_each_of_100_races(root: str) -> None:
-    ledgers = [Ledger(open_store(root, default_s3_client)) for _ in range(CLAIMANTS)]
+    ledgers = [Ledger(open_store(root, AIRFLOW_OPENERS)) for _ in range(CLAIMANTS)]
     items = [dataclasses.replace(ITEM, map_index=index) for index in range(RACES)]
     claims = [[make_record(item) for item in items] for _ in ledgers]
     start = threading.Barrier(CLAIMANTS)
@@ -306,7 +307,7 @@ def test_records_that_can_not_be_listed_are_a_storage_error(store: Store) -> Non
 
 
 def test_a_record_that_is_a_broken_link_on_disk_is_a_ledger_error(local_root: str) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     folder = disk(ledger.store) / ITEM.path
     folder.mkdir(parents=True)
     (folder / "1.json").symlink_to(folder / "nowhere")
@@ -315,7 +316,7 @@ def test_a_record_that_is_a_broken_link_on_disk_is_a_ledger_error(local_root: st
 
 
 def test_a_bucket_that_does_not_exist_is_a_storage_error(s3: str) -> None:
-    ledger = Ledger(open_store(f"{s3}-not/root", default_s3_client))
+    ledger = Ledger(open_store(f"{s3}-not/root", AIRFLOW_OPENERS))
     with pytest.raises(StorageError):
         ledger.latest(ITEM)
     with pytest.raises(StorageError):
@@ -337,16 +338,16 @@ def test_a_change_is_written_and_returned(ledger: Ledger) -> None:
 
 def test_writers_at_once_lose_nothing(root: str) -> None:
     record = submitted()
-    assert Ledger(open_store(root, default_s3_client)).create(record)
+    assert Ledger(open_store(root, AIRFLOW_OPENERS)).create(record)
 
     def add(writer: int) -> None:
-        ledger = Ledger(open_store(root, default_s3_client))
+        ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
         for number in range(4):
             job = f"job-{writer}-{number}"
             ledger.change(record.key, lambda s, job=job: dataclasses.replace(s, extra_jobs=[*s.extra_jobs, job]))
 
     race([lambda writer=writer: add(writer) for writer in range(4)])  # type: ignore[misc]
-    found = Ledger(open_store(root, default_s3_client)).read(record.key)
+    found = Ledger(open_store(root, AIRFLOW_OPENERS)).read(record.key)
     assert found is not None
     assert sorted(found.record.extra_jobs) == sorted(f"job-{w}-{n}" for w in range(4) for n in range(4))
 
@@ -417,7 +418,7 @@ FORWARD = {
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(FORWARD, FORWARD)))
 def test_states_only_move_forward(local_root: str, before: str, after: str) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     record = landed(state=before)
     assert ledger.create(record)
 
@@ -438,7 +439,7 @@ def test_states_only_move_forward(local_root: str, before: str, after: str) -> N
 
 
 def test_an_age_is_told_by_the_disks_clock(local_root: str) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     record = make_record()
     assert ledger.create(record)
     path = disk(ledger.store) / record.key
@@ -453,7 +454,7 @@ def test_an_age_is_told_by_the_disks_clock(local_root: str) -> None:
 
 
 def test_a_record_from_the_future_is_not_younger_than_now(local_root: str) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     record = make_record()
     assert ledger.create(record)
     path = disk(ledger.store) / record.key
@@ -497,7 +498,7 @@ def test_different_texts_are_different_path_segments(texts: list[str]) -> None:
 
 
 def test_an_id_of_a_dag_leads_nowhere_outside_the_root(local_root: str, tmp_path: Path) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     assert ledger.create(make_record(Item("..", "..", "../../..", "/etc/x", -1)))
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
@@ -506,7 +507,7 @@ def test_an_id_of_a_dag_leads_nowhere_outside_the_root(local_root: str, tmp_path
 
 
 def test_folders_of_the_ledger_are_0700_and_its_files_0600(local_root: str) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     assert ledger.create(make_record())
     ledger.change(record_key(ITEM, 1), lambda stored: dataclasses.replace(stored, deferrals=1))
     paths = [disk(ledger.store), *disk(ledger.store).rglob("*")]
@@ -520,7 +521,7 @@ def test_neither_prompt_nor_link_is_in_the_text_form_of_a_record() -> None:
 
 
 def test_a_root_that_is_removed_under_a_ledger_is_no_silent_success(local_root: str) -> None:
-    ledger = Ledger(open_store(local_root, default_s3_client))
+    ledger = Ledger(open_store(local_root, AIRFLOW_OPENERS))
     record = make_record()
     assert ledger.create(record)
     shutil.rmtree(disk(ledger.store))

@@ -39,7 +39,7 @@ from airflow_provider_geminiimg.core.purchase.landing import CLAIMS_AT_ONCE, Wor
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Files, Store, default_s3_client, join_uri, open_store
+from airflow_provider_geminiimg.core.storage import Files, Store, join_uri, open_store
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -57,6 +57,7 @@ from airflow_provider_geminiimg.exceptions import (
     TimedOutError,
     UpstreamFailedError,
 )
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.sandbox import read_submission
 
 if TYPE_CHECKING:
@@ -102,10 +103,10 @@ class Shop:
     def __init__(self, root: str, sandbox: Sandbox, gateway: str = "1min") -> None:
         self.sandbox = sandbox
         self.gateway = gateway
-        self.real: Store = open_store(root, default_s3_client)
+        self.real: Store = open_store(root, AIRFLOW_OPENERS)
         self.store: Store = self.real
         self.ledger = Ledger(self.real)
-        self.files = Moody(s3_client=default_s3_client)
+        self.files = Moody(AIRFLOW_OPENERS)
         self.folder = join_uri(root.rpartition("/")[0], "pictures")
         self.base_url = sandbox.base_url(gateway)
         self.conn_id = f"shop-{next(SHOPS)}"  # each has a limiter of its own

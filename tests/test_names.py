@@ -21,7 +21,8 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase import copying
 from airflow_provider_geminiimg.core.reconcile.scan import Scope
-from airflow_provider_geminiimg.core.storage import default_s3_client, encode_segment, open_store
+from airflow_provider_geminiimg.core.storage import encode_segment, open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import read_submission
@@ -96,7 +97,7 @@ class Shop:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(open_store(settings.root(), default_s3_client))
+        return Ledger(open_store(settings.root(), AIRFLOW_OPENERS))
 
     def record_keys(self) -> list[str]:
         return list(self.ledger.store.keys("ledger/"))

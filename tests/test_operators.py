@@ -9,7 +9,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client
+from airflow_provider_geminiimg.core.storage import Files
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_geminiimg.sandbox import Sandbox
 
-FILES = Files(s3_client=default_s3_client)
+FILES = Files(AIRFLOW_OPENERS)
 MANIFEST = {
     "images",
     "gateway",

@@ -13,7 +13,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_geminiimg import GeminiImageBatchOperator, GeminiImageGenerateOperator
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
@@ -85,7 +86,7 @@ def test_an_output_path_under_the_root_is_private_too(
     with umask(0o022):
         make(onemin, output_path=f"{local_root}/published")
         assert modes(tmp_path / "root" / "published") == ({0o700}, {0o600})
-        files = Files(s3_client=default_s3_client, root=local_root)
+        files = Files(AIRFLOW_OPENERS, root=local_root)
         files.put(str(tmp_path / "link" / "more" / "a.txt"), b"1", media_type="text/plain")
     assert modes(tmp_path / "root" / "published" / "more") == ({0o700}, {0o600})
 
@@ -112,7 +113,7 @@ def test_folders_of_images_that_an_earlier_version_left_open_are_closed_when_one
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o777], ids=oct)
 def test_a_store_is_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    store = open_store(str(tmp_path / "root"), default_s3_client)
+    store = open_store(str(tmp_path / "root"), AIRFLOW_OPENERS)
     with umask(mask):
         store.probe()
         version = store.create("a/b/c.json", b"1")

@@ -31,7 +31,7 @@ from airflow_provider_geminiimg.core.purchase import lifecycle, sharing, submiss
 from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord
 from airflow_provider_geminiimg.core.purchase.sharing import Buy, Lot, Take, copy_of, share
 from airflow_provider_geminiimg.core.reconcile.scan import Scope
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -47,6 +47,7 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     TimedOutError,
 )
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -573,7 +574,7 @@ async def test_of_many_tasks_at_once_one_buys(tasks: Tasks) -> None:
 
 @pytest.mark.parametrize("taken", [False, True], ids=["nothing there", "one to take over"])
 def test_of_many_claimants_of_an_entry_one_gets_it(root: str, taken: bool) -> None:
-    store = open_store(root, default_s3_client)
+    store = open_store(root, AIRFLOW_OPENERS)
     claimants, races = 8, 25 if root.startswith("file://") else 4
     together = threading.Barrier(claimants)
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core.batch.columns import columns_in, tidy
 from airflow_provider_geminiimg.core.batch.rows import Wish, name_part, read_rows, records_of, wishes
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client
+from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.validation.arguments import delimiter, encoding, stem, whole
 from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
-FILES = Files(s3_client=default_s3_client)
+FILES = Files(AIRFLOW_OPENERS)
 HEADER = ["sku", "prompt", "aspect_ratio"]
 ROWS = [["A-1", "Ein Fuchs, rot", "16:9"], ["Ü;2", 'Ein "alter" Wolf\nim Schnee', ""]]
 

@@ -19,16 +19,17 @@ from harness.moto import WsgiApp, start_moto
 
 from airflow_provider_geminiimg.core.storage import (
     Files,
+    Openers,
     Store,
     decode_segment,
-    default_s3_client,
     encode_segment,
     join_uri,
     open_store,
 )
 from airflow_provider_geminiimg.core.storage import local as disk_module
-from airflow_provider_geminiimg.core.storage import s3 as s3_module
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
+from airflow_provider_geminiimg.hooks import object_stores
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client
 
 CLAIMANTS = 8
 RACES = 100
@@ -36,7 +37,7 @@ RACES = 100
 
 @pytest.fixture
 def files() -> Files:
-    return Files(s3_client=default_s3_client)
+    return Files(AIRFLOW_OPENERS)
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -47,12 +48,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(folder: str) -> Store:
-    return open_store(folder, default_s3_client)
+    return open_store(folder, AIRFLOW_OPENERS)
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "root").as_uri(), default_s3_client)
+    return open_store((tmp_path / "root").as_uri(), AIRFLOW_OPENERS)
 
 
 def sha256(data: bytes) -> str:
@@ -281,7 +282,7 @@ def test_a_root_is_probed_once_per_process(answers: Any) -> None:
 @pytest.mark.parametrize("uri", ["gs://bucket/root", "https://example.com/root", "memory://x/y"])
 def test_a_root_without_exclusive_creation_is_refused(uri: str) -> None:
     with pytest.raises(BadRequestError, match="root"):
-        open_store(uri, default_s3_client)
+        open_store(uri, AIRFLOW_OPENERS)
 
 
 # --- races ------------------------------------------------------------------------------------------------------------
@@ -316,7 +317,7 @@ def test_eight_writers_of_one_version_have_one_winner(store: Store) -> None:
 
 
 def _claim(root: str, start: Any, results: Any, number: int) -> None:
-    store = open_store(root, default_s3_client)
+    store = open_store(root, AIRFLOW_OPENERS)
     version = str(store.create("counter", b"0") or "")
     start.wait(60)
     won = [race for race in range(RACES) if store.create(f"race/{race}", f"{number}".encode())]
@@ -340,7 +341,7 @@ def test_four_processes_on_one_disk_have_one_winner_and_lose_no_update(tmp_path:
     for process in processes:
         process.join(60)
     assert sorted(won) == list(range(RACES))
-    counter = open_store(root, default_s3_client).read("counter")
+    counter = open_store(root, AIRFLOW_OPENERS).read("counter")
     assert counter is not None
     assert counter.data == b"100"
 
@@ -387,7 +388,7 @@ def test_a_refusal_on_reading_is_never_nothing(answers: Any, status: int, code: 
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
-    store = open_store("s3://no-such-bucket-here/root", default_s3_client)
+    store = open_store("s3://no-such-bucket-here/root", AIRFLOW_OPENERS)
     for call in (lambda: store.read("a"), lambda: store.create("a", b""), lambda: list(store.keys(""))):
         with pytest.raises(StorageError, match="no-such-bucket-here"):
             call()
@@ -465,7 +466,7 @@ def test_a_failed_write_leaves_no_temporary_file(local: Store, tmp_path: Path, m
 
 def test_bodies_do_not_reach_botocores_log(s3: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        open_store(f"{s3}/root", default_s3_client).create("a", b"CANARY-BODY")
+        open_store(f"{s3}/root", AIRFLOW_OPENERS).create("a", b"CANARY-BODY")
     assert "PutObject" in caplog.text
     assert "CANARY-BODY" not in caplog.text
 
@@ -505,7 +506,7 @@ def test_an_object_without_a_checksum_is_compared_by_its_bytes(files: Files, s3:
 def test_a_write_whose_answer_was_lost_counts_as_written(answers: Any) -> None:
     told, factory, bucket = answers
     told.after = [("PUT", 500, "InternalError")]
-    assert write(Files(s3_client=factory), f"{bucket}/p.png", b"one")
+    assert write(Files(Openers(s3_client=factory)), f"{bucket}/p.png", b"one")
 
 
 def test_a_file_on_disk_gets_the_mode_of_the_users_umask(files: Files, tmp_path: Path) -> None:
@@ -544,7 +545,7 @@ def test_state_tells_there_from_gone(files: Files, folder: str) -> None:
 def test_state_is_unknown_where_s3_would_not_say(answers: Any, before: list[tuple[str, int, str]]) -> None:
     told, factory, bucket = answers
     told.before = before
-    assert Files(s3_client=factory).state(f"{bucket}/p.png") == "unknown"
+    assert Files(Openers(s3_client=factory)).state(f"{bucket}/p.png") == "unknown"
 
 
 def test_which_of_some_files_are_there(files: Files, folder: str) -> None:
@@ -560,7 +561,7 @@ def test_a_bucket_says_which_files_are_there_also_to_who_may_not_list_it(
     answers: Any, before: list[tuple[str, int, str]]
 ) -> None:
     told, factory, bucket = answers
-    files = Files(s3_client=factory)
+    files = Files(Openers(s3_client=factory))
     write(files, f"{bucket}/p.json", b"x")
     told.before = before
     assert files.there([f"{bucket}/p.png", f"{bucket}/p.json"]) == [f"{bucket}/p.json"]
@@ -574,7 +575,7 @@ def test_a_folder_that_took_files_is_believed_to_for_a_while_and_then_asked_agai
     files.check_writable(s3)
     monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks.BELIEVED", 0.0)
     monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks._EFFORT", 0.0)
-    again = Files(s3_client=default_s3_client)
+    again = Files(AIRFLOW_OPENERS)
     for _ in range(2):
         with pytest.raises(BadRequestError, match="output_path"):
             again.check_writable(s3)
@@ -582,7 +583,7 @@ def test_a_folder_that_took_files_is_believed_to_for_a_while_and_then_asked_agai
 
 def test_a_writable_folder_passes_and_stays_empty(files: Files, folder: str) -> None:
     files.check_writable(folder)
-    assert list(open_store(folder, default_s3_client).keys("")) == []
+    assert list(open_store(folder, AIRFLOW_OPENERS).keys("")) == []
 
 
 @pytest.mark.parametrize(
@@ -664,7 +665,7 @@ def test_the_connection_of_a_uri_reaches_the_client_factory(s3: str) -> None:
         return default_s3_client(None)
 
     bucket = s3.removeprefix("s3://")
-    files = Files(s3_client=factory)
+    files = Files(Openers(s3_client=factory))
     files.state(f"s3://my_aws@{bucket}/a")
     files.state(f"{s3}/a")
     open_store(f"s3://team@{bucket}/root", factory).read("a")
@@ -686,7 +687,7 @@ def test_a_name_joins_a_directory_with_or_without_a_slash() -> None:
 
 
 def allowed(*roots: str) -> Files:
-    return Files(s3_client=default_s3_client, allowed_roots=roots)
+    return Files(AIRFLOW_OPENERS, allowed_roots=roots)
 
 
 @pytest.mark.parametrize(
@@ -756,7 +757,7 @@ def test_an_airflow_connection_opens_s3(s3: str, connect: Callable[..., str]) ->
         extra={"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region_name": "us-east-1"},
     )
     uri = s3.replace("s3://", "s3://my_aws@") + "/p.png"
-    assert write(Files(s3_client=default_s3_client), uri, b"1")
+    assert write(Files(AIRFLOW_OPENERS), uri, b"1")
     assert default_s3_client("my_aws") is default_s3_client("my_aws")
     assert default_s3_client("my_aws") is not default_s3_client(None)
 
@@ -764,7 +765,7 @@ def test_an_airflow_connection_opens_s3(s3: str, connect: Callable[..., str]) ->
 def test_a_connection_that_does_not_exist_is_refused_and_no_other_identity_is_used(s3: str) -> None:
     uri = s3.replace("s3://", "s3://no_such_conn@") + "/p.png"
     with pytest.raises(BadRequestError, match="no_such_conn"):
-        write(Files(s3_client=default_s3_client), uri, b"1")
+        write(Files(AIRFLOW_OPENERS), uri, b"1")
 
 
 def test_one_client_serves_all_threads_of_a_process(s3: str) -> None:
@@ -847,10 +848,10 @@ def test_different_texts_never_share_a_segment() -> None:
 
 
 def test_credentials_that_come_later_are_found(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module, "_CLIENTS", {})
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    files = Files(s3_client=default_s3_client)
+    files = Files(AIRFLOW_OPENERS)
     with monkeypatch.context() as without:
         without.delenv("AWS_ACCESS_KEY_ID")
         with pytest.raises(StorageError, match="NoCredentialsError"):

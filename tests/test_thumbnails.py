@@ -37,7 +37,8 @@ from airflow_provider_geminiimg.core.purchase.copying import copy_to
 from airflow_provider_geminiimg.core.purchase.landing import Lander
 from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, render, thumbnail_key
 from airflow_provider_geminiimg.core.purchase.waiting import Collector
-from airflow_provider_geminiimg.core.storage import LocalStore, Store, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import LocalStore, Store, open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
@@ -114,7 +115,7 @@ def test_a_task_leaves_a_thumbnail_of_its_picture_under_the_root(
             task_id="made", prompt=SECRET, aspect_ratio="16:9", geminiimg_conn_id=geminiimg_conn_id, poll_interval=0.02
         )
     manifest = returned(airflow.run_dag(dag, run_id="x::y"))
-    store = open_store(root, default_s3_client)
+    store = open_store(root, AIRFLOW_OPENERS)
     [(key, data)] = thumbs(store).items()
     assert key == thumbnail_key(manifest["record"], 0)
     assert key == "thumbs/default/shop/x%3A%3Ay/made/-1/0/1/0.webp"
@@ -140,7 +141,7 @@ def test_what_a_sensor_lands_has_a_thumbnail(
         order = GeminiImageSubmitOperator(task_id="ordered", prompt="a fox", geminiimg_conn_id=onemin)
         GeminiImageJobSensor(task_id="made", job=order.output, poke_interval=0.05, deferrable=deferrable)
     manifest = returned(airflow.run_dag(dag))
-    assert list(thumbs(open_store(local_root, default_s3_client))) == [thumbnail_key(manifest["record"], 0)]
+    assert list(thumbs(open_store(local_root, AIRFLOW_OPENERS))) == [thumbnail_key(manifest["record"], 0)]
 
 
 @pytest.fixture
@@ -425,7 +426,7 @@ def test_a_picture_that_can_not_be_trusted_lands_and_has_no_thumbnail_and_one_li
     run = target.generate()
     manifest = returned(run)
     assert manifest["images"][0]["sha256"] == hashlib.sha256(BROKEN[name]).hexdigest()
-    assert thumbs(open_store(target.root.as_uri(), default_s3_client)) == {}
+    assert thumbs(open_store(target.root.as_uri(), AIRFLOW_OPENERS)) == {}
     assert run.log.count("There is no thumbnail") == 1, run.log
 
 
@@ -437,7 +438,7 @@ def test_of_a_picture_that_is_something_else_too_only_the_picture_is_in_the_thum
     target.pictures.routes["/p.png"] = answer(body=picture(kind=kind) + TEXT)
     target.polls_answer(target.link())
     returned(target.generate())
-    [data] = thumbs(open_store(target.root.as_uri(), default_s3_client)).values()
+    [data] = thumbs(open_store(target.root.as_uri(), AIRFLOW_OPENERS)).values()
     assert opened(data).size == (512, 512)
     assert TEXT not in data
 

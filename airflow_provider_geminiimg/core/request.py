@@ -26,6 +26,20 @@ from airflow_provider_geminiimg.core.validation.texts import given as given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 FINGERPRINT_VERSION = 1
+REQUEST_FIELDS = (
+    "prompt",
+    "model",
+    "image",
+    "reference_images",
+    "resolution",
+    "aspect_ratio",
+    "temperature",
+    "top_p",
+    "google_search",
+    "google_image_search",
+    "variant",
+)
+SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")  # what all rows of a batch may have in common
 
 _SETTINGS = ("resolution", "aspect_ratio", "temperature", "top_p", "google_search", "google_image_search")
 _PICTURES = ("image", "reference_images")

@@ -18,16 +18,13 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
-from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest, check_literals, given
+from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, ImageRequest, check_literals, given
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.operators._base import REQUEST_FIELDS, ImageOperator
+from airflow_provider_geminiimg.operators._base import ImageOperator
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-    from airflow_provider_geminiimg.core.ledger.records import Record
-    from airflow_provider_geminiimg.core.purchase.order import Order
-    from airflow_provider_geminiimg.runtime.task_run import Attempt
+    from airflow_provider_geminiimg.runtime.image_task import ImageTask
 
 _RETURN_NONE = "Where nothing is meant, return None, or leave the field out."
 
@@ -75,11 +72,8 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
                 raise
             check_literals("generate", self.model, **said)
 
-    def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
-        from airflow_provider_geminiimg.runtime import returned_request
-
-        self._refuse_nothing()
-        return returned_request.request(attempt, connection, lambda: self._built(_fields(_call(self, attempt))))
+    def _task(self, **more: Any) -> ImageTask:
+        return super()._task(function=lambda context: self._built(_fields(_call(self, context))), **more)
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}
@@ -90,13 +84,6 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
                 raise BadRequestError(f"{name}{given(value)}: the function returned it empty.", hint=_RETURN_NONE)
         is_edit = self._is_edit or not _is_blank(values["image"])
         return ImageRequest.build(**{"operation": "edit" if is_edit else "generate", **values})
-
-    def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
-        if manifest is not None:
-            from airflow_provider_geminiimg.runtime import returned_request
-
-            returned_request.forget(attempt)
-        return super()._ended(attempt, order, record, manifest)
 
 
 class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOperator):
@@ -128,11 +115,11 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
     ) -> None:
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, requests=None, **kwargs)
 
-    def _asked(self, attempt: Attempt) -> list[Any]:
+    def _rows(self, context: Mapping[str, Any]) -> list[Any]:
         from airflow_provider_geminiimg.core.batch.rows import records_of
         from airflow_provider_geminiimg.settings import max_batch_images
 
-        returned = _call(self, attempt)
+        returned = _call(self, context)
         is_table = isinstance(returned, Iterable) or hasattr(returned, "to_pylist")
         if isinstance(returned, (str, bytes, Mapping, ImageRequest)) or not is_table:
             raise BadRequestError(
@@ -178,10 +165,10 @@ def gemini_image_batch_task(
     )
 
 
-def _call(operator: DecoratedOperator, attempt: Attempt) -> Any:
+def _call(operator: DecoratedOperator, context: Mapping[str, Any]) -> Any:
     """What the function returns. In the task's own thread, where a timeout can end it."""
-    context_merge(cast(Any, attempt.context), operator.op_kwargs)
-    kwargs = determine_kwargs(operator.python_callable, operator.op_args, attempt.context)
+    context_merge(cast(Any, context), operator.op_kwargs)
+    kwargs = determine_kwargs(operator.python_callable, operator.op_args, context)
     return operator.python_callable(*operator.op_args, **kwargs)
 
 

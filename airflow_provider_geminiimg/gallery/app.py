@@ -35,7 +35,7 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
 from airflow_provider_geminiimg.core.reconcile import STANDINGS
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     GeminiImageError,
@@ -45,6 +45,7 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
 from airflow_provider_geminiimg.gallery.queries import Shelf, Wanted
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 STATIC = Path(__file__).parent / "static"
 PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
@@ -115,8 +116,8 @@ def _known(request: Request) -> None:
 
 def _shelf() -> Shelf:
     root = settings.root()
-    files = Files(s3_client=default_s3_client, allowed_roots=[root, *settings.gallery_roots()])
-    return Shelf(Ledger(open_store(root, default_s3_client)), settings.namespace(), files)
+    files = Files(AIRFLOW_OPENERS, allowed_roots=[root, *settings.gallery_roots()])
+    return Shelf(Ledger(open_store(root, AIRFLOW_OPENERS)), settings.namespace(), files)
 
 
 def _reads(dag_id: str | None = None) -> Any:

@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.purchase.inputs import handles_of, inspect_input, read_inputs, warn_if_turned
 from airflow_provider_geminiimg.core.purchase.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client
+from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     GeminiImageError,
@@ -32,6 +32,7 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     TimedOutError,
 )
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 
 class Session:
@@ -153,7 +154,7 @@ class Session:
 
 
 def _files() -> Files:
-    return Files(s3_client=default_s3_client, allowed_roots=settings.allowed_roots())
+    return Files(AIRFLOW_OPENERS, allowed_roots=settings.allowed_roots())
 
 
 def _ended(job_id: str, end: End, result: JobStatus | GeminiImageError) -> JobStatus:

@@ -1,17 +1,18 @@
-"""What the operators of one picture share: their arguments, and Airflow's calls, which lead into `work.picture`."""
+"""What the operators of one image share: their arguments, and Airflow's calls, which lead into `runtime.image_task`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest, check_literals
+from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, check_literals
 from airflow_provider_geminiimg.core.validation.arguments import (
+    DEFAULT_TIMEOUT,
     OnClear,
     OnMismatch,
     OnUnknown,
@@ -28,25 +29,9 @@ from airflow_provider_geminiimg.operators._shared import BuysPictures
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-    from airflow_provider_geminiimg.core.ledger.records import Record
-    from airflow_provider_geminiimg.core.purchase.order import Order
-    from airflow_provider_geminiimg.runtime.task_run import Attempt
+    from airflow_provider_geminiimg.runtime.image_task import ImageTask
+    from airflow_provider_geminiimg.runtime.task_run import Landed, Pending
 
-DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster watches a job for up to 20 minutes, and charges if it finishes
-REQUEST_FIELDS = (
-    "prompt",
-    "model",
-    "image",
-    "reference_images",
-    "resolution",
-    "aspect_ratio",
-    "temperature",
-    "top_p",
-    "google_search",
-    "google_image_search",
-    "variant",
-)
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "geminiimg_conn_id": text,
     "output_path": text,
@@ -170,7 +155,7 @@ class ImageOperator(BuysPictures, BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Buy the picture, or collect what an earlier attempt paid for."""
-        return self._live(context, wait=not self.deferrable)
+        return self._run(context, wait=not self.deferrable)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Land what the trigger waited for.
@@ -179,7 +164,7 @@ class ImageOperator(BuysPictures, BaseOperator):
         """
         job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
         self.log.info("The trigger's word on job %s: %s.", job_id, status)
-        return self._live(context, wait=True, job_id=str(event.get("job_id")))
+        return self._run(context, wait=True, job_id=str(event.get("job_id")))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow's, but a trigger that crashed or was never run does not lose the job.
@@ -196,19 +181,31 @@ class ImageOperator(BuysPictures, BaseOperator):
             self.log.error(
                 "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
             )
-            image_task.defer_again(self, context)
-        return self._live(context, wait=True, at_once=True)
+            pending = image_task.wait_again(self._task(), context)
+            if pending is not None:
+                self._defer(pending)
+        return self._run(context, wait=True, at_once=True)
 
-    def _live(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
+    def _run(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
         from airflow_provider_geminiimg.runtime import image_task
 
-        return image_task.live(self, context, wait=wait, at_once=at_once, job_id=job_id)
+        return self._ended(image_task.run_task(self._task(), context, wait=wait, at_once=at_once, job_id=job_id))
 
-    def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
-        """What `execute` returns; a job that runs is deferred."""
-        from airflow_provider_geminiimg.runtime import image_task
+    def _task(self, **more: Any) -> ImageTask:
+        """What this task instance asks for."""
+        from airflow_provider_geminiimg.runtime.image_task import ImageTask
 
-        return image_task.ended(self, attempt, order, record, manifest)
+        return ImageTask(self._arguments(), self.operation, self._new_guard(), self.log, **more)
+
+    def _ended(self, found: Landed | Pending) -> Any:
+        """What the task returns; a job that runs is deferred."""
+        from airflow_provider_geminiimg.runtime.task_run import Pending
+
+        return self._defer(found) if isinstance(found, Pending) else found.manifest
+
+    def _defer(self, pending: Pending) -> NoReturn:
+        self.log.info("Waiting for job %s in the triggerer.", printable(str(pending.record.job_id)))
+        self.defer(trigger=pending.trigger, method_name="execute_complete", timeout=pending.timeout)
 
     def _check_literals(self) -> None:
         self._check_asked()
@@ -217,11 +214,3 @@ class ImageOperator(BuysPictures, BaseOperator):
     def _check_asked(self) -> None:
         """What can be known of the picture when the DAG is parsed."""
         check_literals(self.operation, **{name: getattr(self, name) for name in REQUEST_FIELDS})
-
-    def _asked(self, attempt: Attempt, connection: GatewayConnection) -> CheckedRequest:
-        """What this attempt asks for, as the connection's gateway takes it."""
-        self._refuse_unrendered()
-        values = {name: getattr(self, name) for name in REQUEST_FIELDS}
-        request = ImageRequest.build(**values, operation=self.operation).check(connection.gateway, connection.model)
-        self._refuse_nothing()
-        return request

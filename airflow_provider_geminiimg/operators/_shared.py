@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import TakesTexts
-from airflow_provider_geminiimg.core.request import given, is_literal
+from airflow_provider_geminiimg.core.request import is_literal
 from airflow_provider_geminiimg.core.validation.absent import IncompleteText, came_to_nothing
-from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
+from airflow_provider_geminiimg.core.validation.task_arguments import UNSET, Checks, TaskArguments
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_geminiimg.core.execution.runner import Guard
 
-UNSET = "unset"
-"""What a template renders to where it means that the argument shall count as not given."""
-
 _OF_FUNCTION = ("op_args", "op_kwargs")  # what a function takes is its own business, where it can see what it takes
-_WANT_NOTHING = (
-    f"Where nothing is meant, leave the argument out, or let the template render to the word {UNSET}. Otherwise give "
-    "the value that is missing (an XCom, a Variable, a parameter), then clear the task."
-)
 
 
 class RefusesNothing(TakesTexts):
     """An operator for which what is written in the DAG and comes to nothing is an error, never an absent argument."""
 
+    template_fields: Sequence[str]
+    checks: ClassVar[Checks] = MappingProxyType({})
     _absent: Mapping[str, Any] = MappingProxyType({})  # place -> what it came to
     _unrendered: Mapping[str, str] = MappingProxyType({})  # argument -> what is missing
 
@@ -56,50 +51,19 @@ class RefusesNothing(TakesTexts):
             setattr(self, name, None)  # Airflow can't show NaN among the rendered fields
         self._absent = {**self._absent, **found}
 
-    def _refuse_unrendered(self) -> None:
-        """:raises BadRequestError: a template names something that is not there."""
-        for name, why in self._unrendered.items():
-            problem = f"can't be rendered: {scrub(why, limit=200)}."
-            raise BadRequestError(f"{name}: {problem}", hint=_WANT_NOTHING)
-
-    def _refuse_nothing(self, names: Collection[str] | None = None) -> None:
-        """Refuse what came to nothing.
-
-        :param names: of these arguments alone.
-        :raises BadRequestError: an argument is written in the DAG, and nothing is left of it.
-        """
-        self._refuse_unrendered()
-        for place, value in self._absent.items():
-            if names is None or place in names:
-                raise BadRequestError(f"{place}{_problem(value)}", hint=_WANT_NOTHING)
-
-
-def _problem(value: Any) -> str:
-    if isinstance(value, IncompleteText):  # which may be a prompt, and so is not shown
-        return f": a part of it came to nothing when it was rendered, and would be {value.word!r} in the text."
-    return f"{given(value)}: is empty: what the DAG says came to nothing when it was rendered."
-
-
-class ChecksArguments(RefusesNothing):
-    """An operator that knows of each of its own arguments what it takes."""
-
-    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]]
-
-    def _checked(self, name: str) -> Any:
-        """The rendered argument.
-
-        :raises BadRequestError: it is none of what it can be.
-        """
-        return self.checks[name](name, getattr(self, name))
+    def _arguments(self) -> TaskArguments:
+        """What was rendered, for what runs the task."""
+        values = {name: getattr(self, name) for name in self.template_fields}
+        return TaskArguments(values, self.checks, self._absent, self._unrendered)
 
     def _check_literals(self) -> None:
         """Refuse what can be known to be wrong when the DAG is parsed."""
-        for name in self.checks:
+        for name, check in self.checks.items():
             if is_literal(getattr(self, name)):
-                self._checked(name)
+                check(name, getattr(self, name))
 
 
-class BuysPictures(ChecksArguments):
+class BuysPictures(RefusesNothing):
     """An operator that spends money, until it is told to stop."""
 
     log: Logger
@@ -113,8 +77,11 @@ class BuysPictures(ChecksArguments):
             self._guard.stop()
         self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
 
-    def _stopped_through(self, guard: Guard) -> None:
-        """Let `on_kill` end what this guard watches, also where it came first."""
-        self._guard = guard
+    def _new_guard(self) -> Guard:
+        """What `on_kill` ends from now on; ended already where it came first."""
+        from airflow_provider_geminiimg.core.execution.runner import Guard
+
+        self._guard = Guard()
         if self._killed:
-            guard.stop()
+            self._guard.stop()
+        return self._guard

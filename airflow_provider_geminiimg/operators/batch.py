@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.request import SHARED, given
 from airflow_provider_geminiimg.core.validation.arguments import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_WIDTH,
     MAX_VARIANTS,
     OnClear,
     OnMismatch,
@@ -28,19 +30,14 @@ from airflow_provider_geminiimg.core.validation.arguments import (
 )
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, REQUEST_FIELDS
 from airflow_provider_geminiimg.operators._shared import BuysPictures
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_geminiimg.runtime.task_run import Attempt
-
 OnItemFailure = Literal["collect", "fail_fast"]
 
-DEFAULT_WIDTH = 50
 MAX_WIDTH = 1000
-SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")
 
 
 def _min_success(name: str, value: Any) -> int | float:
@@ -202,10 +199,12 @@ class GeminiImageBatchOperator(BuysPictures, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, or read what was planned; make what is missing; say what became of each."""
-        from airflow_provider_geminiimg.runtime import batch_task
+        from airflow_provider_geminiimg.runtime.batch_task import BatchTask, run_task
 
-        return batch_task.make(self, context)
+        pushes, several = self.do_xcom_push, self.multiple_outputs
+        task = BatchTask(self._arguments(), self._rows, self._new_guard(), self.log, pushes, several)
+        return run_task(task, context)
 
-    def _asked(self, attempt: Attempt) -> Any:
+    def _rows(self, context: Mapping[str, Any]) -> Any:
         """The rows of this task's first attempt."""
         return self.requests

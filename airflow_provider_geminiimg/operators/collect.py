@@ -12,7 +12,7 @@ from airflow_provider_geminiimg.core.reconcile.resolution import verdicts
 from airflow_provider_geminiimg.core.request import given
 from airflow_provider_geminiimg.core.validation.arguments import text
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.operators._shared import ChecksArguments
+from airflow_provider_geminiimg.operators._shared import RefusesNothing
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -36,7 +36,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
+class GeminiImageCollectOperator(RefusesNothing, BaseOperator):
     """Land what was paid for and is not in storage: what killed, failed or cleared tasks left behind. Buys nothing.
 
     Walks the ledger of this Airflow (``[geminiimg] namespace``). Each picture lands where it was meant to, and the task
@@ -85,4 +85,4 @@ class GeminiImageCollectOperator(ChecksArguments, BaseOperator):
         """Settle, then collect."""
         from airflow_provider_geminiimg.runtime import collect_task
 
-        return collect_task.collected(self)
+        return collect_task.run_task(self._arguments(), self.log)

@@ -83,9 +83,10 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
         from airflow_provider_geminiimg.gallery.markdown import manifests
 
         try:
-            self._refuse_unrendered()
+            arguments = self._arguments()
+            arguments.refuse_unrendered()
             given = manifests(self.images, "images")
-            self._refuse_nothing()
+            arguments.refuse_nothing()
             approval = self._approval(context)
             shown = approval.vouched(given, "images")
             self._show(shown)

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_geminiimg.operators._base import ImageOperator
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.core.ledger.records import Record
-    from airflow_provider_geminiimg.core.purchase.order import Order
-    from airflow_provider_geminiimg.runtime.task_run import Attempt
+    from airflow_provider_geminiimg.runtime.task_run import Landed, Pending
 
 
 class GeminiImageSubmitOperator(ImageOperator):
@@ -33,11 +31,10 @@ class GeminiImageSubmitOperator(ImageOperator):
 
     def execute(self, context: Any) -> Any:
         """Submit, or find what an earlier attempt submitted."""
-        return self._live(context, wait=False)
+        return self._run(context, wait=False)
 
-    def _ended(self, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None) -> Any:
-        if manifest is not None:
-            super()._ended(attempt, order, record, manifest)
+    def _ended(self, found: Landed | Pending) -> dict[str, Any]:
+        record = found.record
         return {
             "record": record.key,
             "gateway": record.gateway,

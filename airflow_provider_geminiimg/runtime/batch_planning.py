@@ -28,15 +28,16 @@ from airflow_provider_geminiimg.core.gateways.connection import GatewayConnectio
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key
 from airflow_provider_geminiimg.core.ledger.records import is_record_key
 from airflow_provider_geminiimg.core.purchase.landing import Workshop, in_thread
+from airflow_provider_geminiimg.core.request import SHARED
+from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.core.validation.texts import normalized
-from airflow_provider_geminiimg.operators.batch import SHARED, GeminiImageBatchOperator
 from airflow_provider_geminiimg.runtime.task_run import Attempt
 
 _NAMED_TWINS = 5  # groups of rows that the log names
 
 
 async def make_plan(
-    operator: GeminiImageBatchOperator,
+    arguments: TaskArguments,
     attempt: Attempt,
     connection: GatewayConnection,
     workshop: Workshop,
@@ -47,7 +48,7 @@ async def make_plan(
     :raises BadRequestError: rows are wrong.
     :raises GeminiImageError: the store failed, or a record can't be read.
     """
-    checked = operator._checked
+    checked = arguments.checked
     encoding, delimiter = checked("encoding"), checked("delimiter")
     most = settings.max_batch_images()
     rows = await in_thread(
@@ -55,7 +56,7 @@ async def make_plan(
     )
     wanted = wishes(
         rows,
-        {name: getattr(operator, name) for name in SHARED},
+        {name: arguments[name] for name in SHARED},
         checked("n") or 1,
         gateway=connection.gateway,
         default_model=connection.model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from airflow.sdk import Context
@@ -13,16 +14,17 @@ from airflow_provider_geminiimg.core.batch.executor import Plan, Planned, Window
 from airflow_provider_geminiimg.core.batch.forecast import Forecast, refusals
 from airflow_provider_geminiimg.core.batch.summary import GOOD, Tally
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.execution.runner import Guard, run
+from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, Kept
 from airflow_provider_geminiimg.core.storage import Files, join_uri
+from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT, DEFAULT_WIDTH
+from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
-from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT
-from airflow_provider_geminiimg.operators.batch import DEFAULT_WIDTH, GeminiImageBatchOperator
 from airflow_provider_geminiimg.runtime.batch_planning import make_plan
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.task_run import Attempt
@@ -31,80 +33,99 @@ _RETURNED = "return_value"  # what Airflow calls the XCom of what a task returns
 _NAMED_FAILURES = 3  # in the message of a task that fails
 
 
-def make(operator: GeminiImageBatchOperator, context: Context) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class BatchTask:
+    """What one task instance asks for.
+
+    :param arguments: those of `GeminiImageBatchOperator`.
+    :param rows: gives what the task's first attempt is asked for.
+    :param guard: ends the buying when the task is killed.
+    :param log: the task's logger.
+    :param pushes: whether the summary shall be an XCom.
+    :param multiple_outputs: each of its fields as an XCom of its own, too.
+    """
+
+    arguments: TaskArguments
+    rows: Callable[[Mapping[str, Any]], Any]
+    guard: Guard
+    log: Logs
+    pushes: bool
+    multiple_outputs: bool
+
+
+def run_task(task: BatchTask, context: Context) -> dict[str, Any]:
     """Plan, or read what was planned; make what is missing; say what became of each."""
     try:
-        summary, failure = _made(operator, context)
+        summary, failure = _made(task, context)
     except GeminiImageError as error:
         raise_outcome(error)
     if failure is not None:
-        _push(operator, context, summary)
+        _push(task, context, summary)
         if isinstance(failure, GeminiImageError):
             raise_outcome(failure)
         raise failure.with_traceback(None)
     return summary
 
 
-def _push(operator: GeminiImageBatchOperator, context: Context, summary: Mapping[str, Any]) -> None:
+def _push(task: BatchTask, context: Context, summary: Mapping[str, Any]) -> None:
     """The summary as the XCom that it is on success: Airflow keeps what a task returns, and not what it raises with."""
-    if not operator.do_xcom_push:
+    if not task.pushes:
         return
-    several = dict(summary) if operator.multiple_outputs else {}
+    several = dict(summary) if task.multiple_outputs else {}
     try:
         for key, value in {**several, _RETURNED: dict(summary)}.items():
             context["ti"].xcom_push(key, value)
     except Exception as error:  # the outcome counts, and it is in the log
-        operator.log.warning("The summary could not be kept as an XCom (%s).", type(error).__name__)
+        task.log.warning("The summary could not be kept as an XCom (%s).", type(error).__name__)
 
 
-def _made(operator: GeminiImageBatchOperator, context: Context) -> tuple[dict[str, Any], Exception | None]:
+def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception | None]:
     """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
-    attempt = Attempt(context, operator.log)
-    operator._stopped_through(attempt.guard)
+    attempt = Attempt(context, task.log)
     plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
-    operator._refuse_nothing(None if known is None else operator.checks)
-    requests = operator._asked(attempt) if known is None else None
-    lived = run(lambda: closed(_live(operator, attempt, plans, known, requests)), attempt.guard)
+    task.arguments.refuse_nothing(None if known is None else task.arguments.checks)
+    requests = task.rows(context) if known is None else None
+    lived = run(lambda: closed(_live(task, attempt, plans, known, requests)), task.guard)
     if isinstance(lived, GeminiImageError):
         raise lived
     planned, tally, manifest, refusal = lived
     summary = {**tally.totals(planned.items), "manifest": manifest}
-    operator.log.info("%s", summary)
-    return summary, refusal or _failure(operator, planned, tally, summary)
+    task.log.info("%s", summary)
+    return summary, refusal or _failure(task, planned, tally, summary)
 
 
 async def _live(
-    operator: GeminiImageBatchOperator, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
+    task: BatchTask, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
 ) -> tuple[Plan, Tally, str | None, Exception | None]:
-    connection = attempt.connection(operator.geminiimg_conn_id)
-    rate = operator._checked("requests_per_minute")
+    connection = attempt.connection(task.arguments["geminiimg_conn_id"])
+    rate = task.arguments.checked("requests_per_minute")
     if rate is not None:
         connection = attempt.limited(connection.conn_id, rate)
     async with attempt.workshop() as workshop:
         await in_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await make_plan(operator, attempt, connection, workshop, requests)
+            planned = await make_plan(task.arguments, attempt, connection, workshop, requests)
             await in_thread(plans.write, attempt.generation, planned)
         else:
-            operator.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+            task.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
         await in_thread(attempt.ledger.look_ahead, attempt.item)
-        orders = _orders(operator, attempt, connection, planned)
+        orders = _orders(task.arguments, attempt, connection, planned)
         refused = await refusals(
-            lambda item: Forecast(orders(item), workshop, attempt.guard, attempt.item_marker(item.key)),
+            lambda item: Forecast(orders(item), workshop, task.guard, attempt.item_marker(item.key)),
             planned.items,
             connection,
-            operator._checked("max_cost"),
+            task.arguments.checked("max_cost"),
         )
         window = Window(
             orders,
             workshop,
-            attempt.guard,
+            task.guard,
             connection,
             attempt.item_marker,
-            width=operator._checked("max_concurrency") or DEFAULT_WIDTH,
-            fail_fast=operator._checked("on_item_failure") == "fail_fast",
-            fail_on_mismatch=operator._checked("on_mismatch") == "fail",
+            width=task.arguments.checked("max_concurrency") or DEFAULT_WIDTH,
+            fail_fast=task.arguments.checked("on_item_failure") == "fail_fast",
+            fail_on_mismatch=task.arguments.checked("on_mismatch") == "fail",
             refused=refused,
         )
         tally = await window.run(planned.items)
@@ -145,21 +166,21 @@ def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None
 
 
 def _orders(
-    operator: GeminiImageBatchOperator, attempt: Attempt, connection: GatewayConnection, planned: Plan
+    arguments: TaskArguments, attempt: Attempt, connection: GatewayConnection, planned: Plan
 ) -> Callable[[Planned], Order]:
     """What gives the order of each picture. What all have in common is checked now, once."""
     usual: dict[str, Any] = {
         "connection": connection,
         "policy": Policy(
             generation=attempt.generation,
-            on_unknown=operator._checked("on_unknown"),
-            on_clear=operator._checked("on_clear"),
-            reuse=operator._checked("reuse"),
+            on_unknown=arguments.checked("on_unknown"),
+            on_clear=arguments.checked("on_clear"),
+            reuse=arguments.checked("reuse"),
         ),
-        "timeout": operator._checked("timeout") or DEFAULT_TIMEOUT,
-        "poll_interval": operator._checked("poll_interval"),
+        "timeout": arguments.checked("timeout") or DEFAULT_TIMEOUT,
+        "poll_interval": arguments.checked("poll_interval"),
         "record_prompts": settings.record_prompts(),
-        "max_cost": operator._checked("max_cost"),
+        "max_cost": arguments.checked("max_cost"),
     }
 
     def order(item: Planned) -> Order:
@@ -175,11 +196,9 @@ def _orders(
     return order
 
 
-def _failure(
-    operator: GeminiImageBatchOperator, planned: Plan, tally: Tally, summary: Mapping[str, Any]
-) -> IncompleteError | None:
+def _failure(task: BatchTask, planned: Plan, tally: Tally, summary: Mapping[str, Any]) -> IncompleteError | None:
     """Why the task fails, if it does."""
-    wanted = operator._checked("min_success")
+    wanted = task.arguments.checked("min_success")
     total = len(planned.items)
     good = sum(summary["counts"][status] for status in GOOD)
     needed = wanted * total if isinstance(wanted, float) else min(wanted, total)

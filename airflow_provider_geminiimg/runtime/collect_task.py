@@ -6,22 +6,23 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect, resolve
+from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import GeminiImageError
-from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.runtime.environment import Surroundings
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
 
-def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
+def run_task(arguments: TaskArguments, log: Logs) -> dict[str, Any]:
     """Settle, then collect."""
     try:
-        operator._refuse_nothing()
-        surroundings = Surroundings(operator.log)
+        arguments.refuse_nothing()
+        surroundings = Surroundings(log)
     except GeminiImageError as error:
         raise_outcome(error)
-    report = run(lambda: closed(_collect(operator, surroundings)))
+    report = run(lambda: closed(_collect(arguments, surroundings)))
     if isinstance(report, GeminiImageError):
         raise_outcome(report)
     failure = report.failure()
@@ -30,11 +31,11 @@ def collected(operator: GeminiImageCollectOperator) -> dict[str, Any]:
     return report.result()
 
 
-async def _collect(operator: GeminiImageCollectOperator, surroundings: Surroundings) -> Report:
-    scope = Scope(surroundings.namespace, *(operator._checked(f"only_{name}_id") for name in ("dag", "run", "task")))
-    look_only = operator._checked("look_only")
+async def _collect(arguments: TaskArguments, surroundings: Surroundings) -> Report:
+    scope = Scope(surroundings.namespace, *(arguments.checked(f"only_{name}_id") for name in ("dag", "run", "task")))
+    look_only = arguments.checked("look_only")
     log, refused = surroundings.log, []
-    for key, verdict in operator._checked("resolve").items():
+    for key, verdict in arguments.checked("resolve").items():
         done = await closed(in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only)))
         if isinstance(done, GeminiImageError):
             log.error("Not settled: %s. %s", key, done)

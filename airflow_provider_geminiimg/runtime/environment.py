@@ -17,8 +17,9 @@ from airflow_provider_geminiimg.core.gateways.connection import GatewayConnectio
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.landing import Workshop
-from airflow_provider_geminiimg.core.storage import IMAGES, Files, default_s3_client, join_uri, open_store
+from airflow_provider_geminiimg.core.storage import IMAGES, Files, join_uri, open_store
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 
 class Surroundings:
@@ -34,9 +35,9 @@ class Surroundings:
         self.root = settings.root()
         self.images = join_uri(self.root, IMAGES)
         allowed = settings.allowed_roots()
-        self.ledger = Ledger(open_store(self.root, default_s3_client))
+        self.ledger = Ledger(open_store(self.root, AIRFLOW_OPENERS))
         self.files = Files(
-            s3_client=default_s3_client,
+            AIRFLOW_OPENERS,
             allowed_roots=[*allowed, self.images] if allowed else [],
             root=self.root,
         )

@@ -1,30 +1,33 @@
-"""One picture's life, as a running task sees it.
+"""A task that buys one image, as it runs.
 
-What must stay true: nothing is decided here. An attempt asks `Purchase`, then defers or returns.
+What must stay true: nothing is decided here, and nothing is deferred. An attempt asks `Purchase`, and says what came.
 """
 
 from __future__ import annotations
 
-import time
-from datetime import timedelta
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.execution.runner import Guard, run
+from airflow_provider_geminiimg.core.execution.task_log import Logs
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
-from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.request import CheckedRequest
+from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, CheckedRequest, ImageRequest
+from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT
+from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
-from airflow_provider_geminiimg.operators._base import DEFAULT_TIMEOUT, ImageOperator
+from airflow_provider_geminiimg.runtime import returned_request
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
-from airflow_provider_geminiimg.runtime.task_run import BACKSTOP, MAX_DEFERRALS, Attempt, finished
+from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Attempt, Landed, Pending, finished
 
 _AT_ANOTHER_PLACE = (
     "What was paid for before is on record: a retry lands it where it was to land then, and a Clear with another "
@@ -32,20 +35,39 @@ _AT_ANOTHER_PLACE = (
 )
 
 
-def live(
-    operator: ImageOperator, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None
-) -> Any:
-    """One picture's life, from wherever it stands.
+@dataclass(frozen=True, slots=True)
+class ImageTask:
+    """What one task instance asks for.
 
-    :param wait: wait for a running job here; otherwise defer.
+    :param arguments: those of `ImageOperator`.
+    :param operation: ``generate`` or ``edit``.
+    :param guard: ends the buying when the task is killed.
+    :param log: the task's logger.
+    :param function: makes the request, where a decorated function says what to make: called at most once a Clear.
+    """
+
+    arguments: TaskArguments
+    operation: str
+    guard: Guard
+    log: Logs
+    function: Callable[[Mapping[str, Any]], ImageRequest] | None = None
+
+
+def run_task(
+    task: ImageTask, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None
+) -> Landed | Pending:
+    """One image's life, from wherever it stands.
+
+    :param wait: wait for a running job here.
     :param at_once: poll before waiting.
     :param job_id: the job that a trigger waited for.
+    :raises GeminiImageError: why there will be no image, as `raise_outcome` does.
     """
-    attempt, order = _prepare(operator, context)
+    attempt, order = _prepare(task, context)
 
     async def lived() -> tuple[Record, dict[str, Any] | None]:
         async with attempt.workshop() as workshop:
-            purchase = Purchase(order, workshop, attempt.guard, attempt.marker)
+            purchase = Purchase(order, workshop, task.guard, attempt.marker)
             if job_id is not None:
                 return await purchase.resume(job_id)
             record, manifest = await purchase.start()
@@ -53,54 +75,54 @@ def live(
                 return await purchase.finish(record, at_once=at_once)
             return record, manifest
 
-    found = run(lambda: closed(lived()), attempt.guard)
+    found = run(lambda: closed(lived()), task.guard)
     if isinstance(found, GeminiImageError):
         raise_outcome(found)
-    return operator._ended(attempt, order, *found)
-
-
-def ended(
-    operator: ImageOperator, attempt: Attempt, order: Order, record: Record, manifest: dict[str, Any] | None
-) -> Any:
-    """What the task returns; a job that runs is deferred."""
+    record, manifest = found
     if manifest is None:
-        _wait_in_triggerer(operator, attempt, record, order)
-    return finished(manifest, operator._checked("on_mismatch"))
+        return _pending(attempt, record, order)
+    if task.function is not None:
+        returned_request.forget(attempt)
+    return Landed(record, finished(manifest, task.arguments.checked("on_mismatch")))
 
 
-def defer_again(operator: ImageOperator, context: Context) -> None:
-    """Defer once more, unless that was done often enough for this job."""
-    attempt, order = _prepare(operator, context)
+def wait_again(task: ImageTask, context: Context) -> Pending | None:
+    """The wait for a job whose trigger crashed; ``None`` where there is none, or that was done often enough."""
+    attempt, order = _prepare(task, context)
     found = attempt.ledger.latest(attempt.item)
     if found is None or found.record.state != "submitted" or found.record.deferrals >= MAX_DEFERRALS:
-        return
-    record = attempt.count_deferral(found.record)
-    _wait_in_triggerer(operator, attempt, record, order)
+        return None
+    return _pending(attempt, attempt.count_deferral(found.record), order)
 
 
-def _prepare(operator: ImageOperator, context: Context) -> tuple[Attempt, Order]:
+def _pending(attempt: Attempt, record: Record, order: Order) -> Pending:
+    deadline = (record.submitted_at or record.claimed_at) + order.timeout
+    return attempt.pending(record, deadline, order.poll_interval)
+
+
+def _prepare(task: ImageTask, context: Context) -> tuple[Attempt, Order]:
     attempt = None
     try:
-        attempt = Attempt(context, operator.log)
-        operator._stopped_through(attempt.guard)
-        return attempt, _order(operator, attempt)
+        attempt = Attempt(context, task.log)
+        return attempt, _order(task, attempt, context)
     except GeminiImageError as error:
         if attempt is not None and attempt.marker is not None and attempt.marker.get() is not None:
             error.billed = Billed.UNKNOWN  # this attempt spent nothing, an earlier one may have
         raise_outcome(error)
 
 
-def _order(operator: ImageOperator, attempt: Attempt) -> Order:
-    operator._checked("on_mismatch")
-    connection = attempt.connection(operator.geminiimg_conn_id)
+def _order(task: ImageTask, attempt: Attempt, context: Context) -> Order:
+    arguments = task.arguments
+    arguments.checked("on_mismatch")
+    connection = attempt.connection(arguments["geminiimg_conn_id"])
     request: CheckedRequest | GeminiImageError
     try:
-        request = operator._asked(attempt, connection)
+        request = _request(task, attempt, connection, context)
     except GeminiImageError as error:
         request = error
     variant = request.variant if isinstance(request, CheckedRequest) else None
     try:
-        destination = attempt.destination(operator.output_path, operator.file_name, variant)
+        destination = attempt.destination(arguments["output_path"], arguments["file_name"], variant)
     except BadRequestError as error:
         # Nothing is bought for it; what was paid for, perhaps while such names were allowed, lands where it was to.
         request, destination = error, _destination_on_record(attempt, error)
@@ -111,15 +133,28 @@ def _order(operator: ImageOperator, attempt: Attempt) -> Order:
         destination=destination,
         policy=Policy(
             generation=attempt.generation,
-            on_unknown=operator._checked("on_unknown"),
-            on_clear=operator._checked("on_clear"),
-            reuse=operator._checked("reuse"),
+            on_unknown=arguments.checked("on_unknown"),
+            on_clear=arguments.checked("on_clear"),
+            reuse=arguments.checked("reuse"),
         ),
-        timeout=operator._checked("timeout") or DEFAULT_TIMEOUT,
-        poll_interval=operator._checked("poll_interval"),
+        timeout=arguments.checked("timeout") or DEFAULT_TIMEOUT,
+        poll_interval=arguments.checked("poll_interval"),
         record_prompts=settings.record_prompts(),
-        max_cost=operator._checked("max_cost"),
+        max_cost=arguments.checked("max_cost"),
     )
+
+
+def _request(task: ImageTask, attempt: Attempt, connection: GatewayConnection, context: Context) -> CheckedRequest:
+    """What this attempt asks for, as the connection's gateway takes it."""
+    arguments, function = task.arguments, task.function
+    if function is not None:
+        arguments.refuse_nothing()
+        return returned_request.request(attempt, connection, lambda: function(context))
+    arguments.refuse_unrendered()
+    values = {name: arguments[name] for name in REQUEST_FIELDS}
+    request = ImageRequest.build(**values, operation=task.operation).check(connection.gateway, connection.model)
+    arguments.refuse_nothing()
+    return request
 
 
 def _destination_on_record(attempt: Attempt, error: BadRequestError) -> Destination:
@@ -132,13 +167,3 @@ def _destination_on_record(attempt: Attempt, error: BadRequestError) -> Destinat
         raise error
     error.billed, error.hint = Billed.UNKNOWN, _AT_ANOTHER_PLACE
     return asked_last(found.record)
-
-
-def _wait_in_triggerer(operator: ImageOperator, attempt: Attempt, record: Record, order: Order) -> NoReturn:
-    deadline = (record.submitted_at or record.claimed_at) + order.timeout
-    operator.log.info("Waiting for job %s in the triggerer.", printable(str(record.job_id)))
-    operator.defer(
-        trigger=attempt.trigger(record, deadline, order.poll_interval),
-        method_name="execute_complete",
-        timeout=timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP),
-    )

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from datetime import timedelta
-from typing import Any, NoReturn, TypeGuard
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeGuard
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow.sdk import Context
@@ -18,14 +17,14 @@ from airflow.sdk import Context
 from airflow_provider_geminiimg.core.catalog.lookup import default_model, row_name
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import run
+from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
-from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
+from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, key_of_job, owner
 from airflow_provider_geminiimg.core.ledger.manifest import Cost
 from airflow_provider_geminiimg.core.ledger.records import (
     Destination,
     Found,
     Record,
-    is_record_key,
     new_claim,
     process_identity,
     record_key,
@@ -36,12 +35,11 @@ from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedEr
 from airflow_provider_geminiimg.core.purchase.waiting import Collector, VanishedError
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS
-from airflow_provider_geminiimg.core.request import given
-from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, choice, seconds
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
+from airflow_provider_geminiimg.core.validation.arguments import refuse_other_than_one_job
+from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
-from airflow_provider_geminiimg.runtime.task_run import BACKSTOP, MAX_DEFERRALS, Attempt, finished
-from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
+from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Attempt, Pending, finished
 
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
@@ -51,56 +49,70 @@ _CLEAR_THE_SUBMIT = (
 )
 _SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
 
+
+@dataclass(frozen=True, slots=True)
+class SensorTask:
+    """What one sensor waits for.
+
+    :param arguments: those of `GeminiImageJobSensor`.
+    :param timeout: seconds after which it gives up.
+    :param poke_interval: seconds between two looks in the worker.
+    :param is_soft: giving up is no failure.
+    :param log: the task's logger.
+    """
+
+    arguments: TaskArguments
+    timeout: float
+    poke_interval: float
+    is_soft: bool
+    log: Logs
+
+
 # Waiting
 
 
-def wait_in_triggerer(sensor: GeminiImageJobSensor, context: Context) -> dict[str, Any]:
-    """Ask once; defer if the job runs."""
-    seen = look(sensor, context)
+def start(task: SensorTask, context: Context) -> dict[str, Any] | Pending:
+    """Ask once; the wait for it in the triggerer, if the job runs."""
+    seen = look(task, context)
     if is_running(seen):
-        _defer(sensor, context, seen, _deadline(sensor, context))
-    return finish(sensor, seen)
+        return _pending(task, context, seen, _deadline(task, context))
+    return finish(task, seen)
 
 
-def resume(sensor: GeminiImageJobSensor, context: Context, deadline: float | None, *, again: bool) -> dict[str, Any]:
+def resume(task: SensorTask, context: Context, deadline: float | None, *, again: bool) -> dict[str, Any] | Pending:
     """Ask after a trigger fired, and wait here for what is left of the time.
 
     :param deadline: ``None``: `timeout` after this try started.
     :param again: the trigger gave up early, and another one shall wait.
     """
-    deadline = _deadline(sensor, context) if deadline is None else deadline
-    seen = look(sensor, context, resumed=True)
+    deadline = _deadline(task, context) if deadline is None else deadline
+    seen = look(task, context, resumed=True)
     if is_running(seen) and again:
-        _defer(sensor, context, seen, deadline)
-    return finish(sensor, _wait_here(sensor, context, seen, deadline))
+        return _pending(task, context, seen, deadline)
+    return finish(task, _wait_here(task, context, seen, deadline))
 
 
-def resume_crashed(sensor: GeminiImageJobSensor, context: Context, deadline: float | None) -> dict[str, Any]:
+def resume_crashed(task: SensorTask, context: Context, deadline: float | None) -> dict[str, Any] | Pending:
     """The same, after a trigger that did not fire."""
-    deadline = _deadline(sensor, context) if deadline is None else deadline
-    seen = look(sensor, context, resumed=True)
+    deadline = _deadline(task, context) if deadline is None else deadline
+    seen = look(task, context, resumed=True)
     if is_running(seen) and time.time() < deadline and seen.deferrals < MAX_DEFERRALS:
-        Attempt(context, sensor.log).count_deferral(seen)
-        _defer(sensor, context, seen, deadline)
-    return finish(sensor, _wait_here(sensor, context, seen, deadline))
+        Attempt(context, task.log).count_deferral(seen)
+        return _pending(task, context, seen, deadline)
+    return finish(task, _wait_here(task, context, seen, deadline))
 
 
-def _deadline(sensor: GeminiImageJobSensor, context: Context) -> float:
+def _deadline(task: SensorTask, context: Context) -> float:
     """Counted from the start of this try, which a deferral does not move."""
     started: float = context["ti"].start_date.timestamp()
-    return min(started + sensor.timeout, UNIX_SECONDS.high)  # a later one is no date
+    return min(started + task.timeout, UNIX_SECONDS.high)  # a later one is no date
 
 
-def _defer(sensor: GeminiImageJobSensor, context: Context, record: Record, deadline: float) -> NoReturn:
-    sensor.defer(
-        trigger=Attempt(context, sensor.log).trigger(record, deadline, seconds("poll_interval", sensor.poll_interval)),
-        method_name="execute_complete",
-        kwargs={"deadline": deadline},
-        timeout=timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP),
-    )
+def _pending(task: SensorTask, context: Context, record: Record, deadline: float) -> Pending:
+    return Attempt(context, task.log).pending(record, deadline, task.arguments.checked("poll_interval"))
 
 
-def _wait_here(sensor: GeminiImageJobSensor, context: Context, seen: Record | GeminiImageError, deadline: float) -> Any:
+def _wait_here(task: SensorTask, context: Context, seen: Record | GeminiImageError, deadline: float) -> Any:
     """What has become of the job, once it has ended; asks every `poke_interval` seconds.
 
     :raises AirflowSensorTimeout: it was still running at the deadline.
@@ -108,17 +120,15 @@ def _wait_here(sensor: GeminiImageJobSensor, context: Context, seen: Record | Ge
     while is_running(seen):
         left = deadline - time.time()
         if left <= 0:
-            said = (
-                f"Job {printable(str(seen.job_id))} was still running after {sensor.timeout:.0f} s. It is left alone: "
-            )
+            said = f"Job {printable(str(seen.job_id))} was still running after {task.timeout:.0f} s. It is left alone: "
             said += f"clear the sensor with a longer timeout, and it lands. Record {seen.key}."
-            raise AirflowSkipException(said) if sensor.soft_fail or sensor.never_fail else AirflowSensorTimeout(said)
-        time.sleep(min(sensor.poke_interval, left))
-        seen = look(sensor, context, resumed=True)
+            raise AirflowSkipException(said) if task.is_soft else AirflowSensorTimeout(said)
+        time.sleep(min(task.poke_interval, left))
+        seen = look(task, context, resumed=True)
     return seen
 
 
-def finish(sensor: GeminiImageJobSensor, seen: Record | GeminiImageError) -> dict[str, Any]:
+def finish(task: SensorTask, seen: Record | GeminiImageError) -> dict[str, Any]:
     """What the task returns.
 
     :raises GeminiImageError: why there will be no picture, as `raise_outcome` does.
@@ -127,21 +137,22 @@ def finish(sensor: GeminiImageJobSensor, seen: Record | GeminiImageError) -> dic
         raise_outcome(seen)
     if seen.state == "failed":
         raise AirflowFailException(str(seen.error)) from seen.error
-    _tell_destination(sensor, seen)
-    return finished(dict(seen.manifest or {}), choice("on_mismatch", sensor.on_mismatch, OnMismatch))
+    _tell_destination(task, seen)
+    return finished(dict(seen.manifest or {}), task.arguments.checked("on_mismatch"))
 
 
-def _tell_destination(sensor: GeminiImageJobSensor, record: Record) -> None:
+def _tell_destination(task: SensorTask, record: Record) -> None:
+    output_path, file_name = task.arguments["output_path"], task.arguments["file_name"]
     used = [record.destination, *(Destination(**copy["destination"]) for copy in record.copies)]
-    other_path = sensor.output_path and sensor.output_path.rstrip("/") not in [place.directory for place in used]
-    if other_path or (sensor.file_name and sensor.file_name not in [place.stem for place in used]):
-        sensor.log.warning("It landed where its submit task said: output_path and file_name here are for a job_id.")
+    other_path = output_path and output_path.rstrip("/") not in [place.directory for place in used]
+    if other_path or (file_name and file_name not in [place.stem for place in used]):
+        task.log.warning("It landed where its submit task said: output_path and file_name here are for a job_id.")
 
 
 # Looking
 
 
-def look(sensor: GeminiImageJobSensor, context: Context, *, resumed: bool = False) -> Record | GeminiImageError:
+def look(task: SensorTask, context: Context, *, resumed: bool = False) -> Record | GeminiImageError:
     """Ask once, and land the picture if it is ready.
 
     :param resumed: a trigger waited for the job, so it is landed even without its record.
@@ -150,11 +161,9 @@ def look(sensor: GeminiImageJobSensor, context: Context, *, resumed: bool = Fals
     """
     seen: Record | GeminiImageError
     try:
-        sensor._refuse_unrendered()
-        sensor._check(lambda value: True)
-        sensor._refuse_nothing()
-        attempt = Attempt(context, sensor.log)
-        seen = run(lambda: closed(_collect(sensor, attempt, context["ti"].try_number > 1, resumed)))
+        _check(task.arguments)
+        attempt = Attempt(context, task.log)
+        seen = run(lambda: closed(_collect(task, attempt, context["ti"].try_number > 1, resumed)))
     except GeminiImageError as error:
         seen = error
     if isinstance(seen, GeminiImageError) and seen.retryable:
@@ -162,15 +171,26 @@ def look(sensor: GeminiImageJobSensor, context: Context, *, resumed: bool = Fals
     return seen
 
 
-async def _collect(sensor: GeminiImageJobSensor, attempt: Attempt, again: bool, resumed: bool) -> Record:
+def _check(arguments: TaskArguments) -> None:
+    """:raises BadRequestError: an argument is none of what it can be."""
+    arguments.refuse_unrendered()
+    for name in arguments.checks:
+        arguments.checked(name)
+    if arguments["job"] is not None:
+        key_of_job(arguments["job"])
+    refuse_other_than_one_job(arguments["job"], arguments["job_id"])
+    arguments.refuse_nothing()
+
+
+async def _collect(task: SensorTask, attempt: Attempt, again: bool, resumed: bool) -> Record:
     async with attempt.workshop() as workshop:
-        found = await _find(sensor, attempt, resumed)
+        found = await _find(task, attempt, resumed)
         record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
         # Two tasks' generations don't compare: the submit task's record keeps its own.
         policy = Policy(attempt.generation if own else record.generation)
         collector = Collector(Lander(workshop, generation=policy.generation))
         if record.state == "landed":
-            destination = attempt.destination(sensor.output_path, sensor.file_name) if own else asked_last(record)
+            destination = _destination(task, attempt) if own else asked_last(record)
             asked = Asked(record.fingerprint, destination)
             return await _landed(collector, found, policy, asked, own=own, again=again)
         if record.state == "answered":
@@ -189,10 +209,12 @@ async def _collect(sensor: GeminiImageJobSensor, attempt: Attempt, again: bool, 
             raise
 
 
-async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -> Found:
-    if sensor.job is None:
-        return await _own(sensor, attempt, str(sensor.job_id), sensor.geminiimg_conn_id, sensor.model)
-    key, job_id = key_of(sensor.job), sensor.job.get("job_id")
+async def _find(task: SensorTask, attempt: Attempt, resumed: bool) -> Found:
+    arguments, job = task.arguments, task.arguments["job"]
+    if job is None:
+        wanted = str(arguments["job_id"]), arguments["geminiimg_conn_id"], arguments["model"]
+        return await _own(task, attempt, *wanted)
+    key, job_id = key_of_job(job), job.get("job_id")
     found = await in_thread(attempt.ledger.read, key)
     if found is not None:
         record = _answered(found.record, job_id)
@@ -204,11 +226,15 @@ async def _find(sensor: GeminiImageJobSensor, attempt: Attempt, resumed: bool) -
     missing = f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed."
     if not (resumed and job_id):
         raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
-    sensor.log.error("%s Landing job %s all the same, under this task.", missing, printable(str(job_id)))
-    return await _own(sensor, attempt, str(job_id), sensor.job.get("conn_id"), sensor.job.get("model"))
+    task.log.error("%s Landing job %s all the same, under this task.", missing, printable(str(job_id)))
+    return await _own(task, attempt, str(job_id), job.get("conn_id"), job.get("model"))
 
 
-async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn_id: Any, model: str | None) -> Found:
+def _destination(task: SensorTask, attempt: Attempt) -> Destination:
+    return attempt.destination(task.arguments["output_path"], task.arguments["file_name"])
+
+
+async def _own(task: SensorTask, attempt: Attempt, job_id: str, conn_id: Any, model: str | None) -> Found:
     """The record of a job of which this package has none: made at the first look, under this task's own key."""
     connection = await in_thread(attempt.connection, conn_id)
     wanted = model or default_model(connection.gateway, connection.model)
@@ -223,7 +249,7 @@ async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn
     if known is not None:
         return known
     n = 1 if found is None else found.record.n + 1
-    destination = attempt.destination(sensor.output_path, sensor.file_name)
+    destination = _destination(task, attempt)
     suffix = await in_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
     made = Record(
         key=record_key(attempt.item, n),
@@ -253,7 +279,7 @@ async def _own(sensor: GeminiImageJobSensor, attempt: Attempt, job_id: str, conn
         submitted_at=time.time(),
     )
     created = await in_thread(attempt.ledger.create, made)
-    return created or await _own(sensor, attempt, job_id, conn_id, model)
+    return created or await _own(task, attempt, job_id, conn_id, model)
 
 
 def _newest(attempt: Attempt, latest: Found, wanted: Callable[[Record], bool]) -> Found | None:
@@ -268,17 +294,6 @@ def _newest(attempt: Attempt, latest: Found, wanted: Callable[[Record], bool]) -
 def is_running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
     """Whether the job is to be waited for."""
     return isinstance(seen, Record) and seen.state == "submitted"
-
-
-def key_of(job: Any) -> str:
-    """The key of the record that a submit operator wrote."""
-    key = job.get("record") if isinstance(job, Mapping) else None
-    if not isinstance(key, str) or not is_record_key(key):
-        raise BadRequestError(
-            f"job{given(job)}: takes what GeminiImageSubmitOperator returned (its .output).",
-            hint="The id of a job that was submitted elsewhere goes into job_id." if isinstance(job, str) else None,
-        )
-    return key
 
 
 def _answered(record: Record, job_id: Any) -> Record:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState
-from airflow_provider_geminiimg.core.execution.runner import Guard
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
@@ -25,6 +26,32 @@ MAX_DEFERRALS = 2  # further ones, after a trigger crashed; then the wait goes o
 BACKSTOP = 120.0  # seconds after the trigger's own deadline, for a trigger that nobody runs
 
 
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """An image is in storage.
+
+    :param manifest: what the task returns about it.
+    """
+
+    record: Record
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A job runs, and the triggerer may wait for it.
+
+    :param trigger: waits for it.
+    :param timeout: after which Airflow shall give the trigger up.
+    :param deadline: until when the job is waited for, in Unix seconds.
+    """
+
+    record: Record
+    trigger: GeminiImageJobTrigger
+    timeout: timedelta
+    deadline: float
+
+
 class Attempt(Surroundings):
     """The surroundings of one try.
 
@@ -35,8 +62,6 @@ class Attempt(Surroundings):
     def __init__(self, context: Mapping[str, Any], log: Logs) -> None:
         super().__init__(log)
         ti = context["ti"]
-        self.guard = Guard()
-        self.context = context
         self._state = TaskState.of(context)
         self.marker = None if self._state is None else self._state.image()
         self.plan_marker = None if self._state is None else self._state.plan()
@@ -91,9 +116,13 @@ class Attempt(Surroundings):
         """Note on the record that its trigger had to be started again."""
         return self.ledger.change(record.key, lambda stored: replace(stored, deferrals=stored.deferrals + 1))
 
-    def trigger(self, record: Record, deadline: float, poll_interval: float | None) -> GeminiImageJobTrigger:
-        """What waits for the record's job."""
-        return GeminiImageJobTrigger(
+    def pending(self, record: Record, deadline: float, poll_interval: float | None) -> Pending:
+        """The wait for the record's job in the triggerer.
+
+        :param deadline: Unix seconds.
+        :param poll_interval: seconds; ``None``: the catalogue's.
+        """
+        trigger = GeminiImageJobTrigger(
             geminiimg_conn_id=record.conn_id,
             job_id=str(record.job_id),
             model=record.wire_model,
@@ -102,6 +131,7 @@ class Attempt(Surroundings):
             expected_seconds=record.expected_seconds,
             poll_interval=poll_interval,
         )
+        return Pending(record, trigger, timedelta(seconds=max(0.0, deadline - time.time()) + BACKSTOP), deadline)
 
 
 def finished(manifest: dict[str, Any], on_mismatch: OnMismatch) -> dict[str, Any]:

@@ -18,13 +18,22 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.request import is_literal
-from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, choice, seconds, stem, text
-from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.core.validation.arguments import (
+    OnMismatch,
+    choice,
+    refuse_other_than_one_job,
+    seconds,
+    stem,
+    text,
+)
 from airflow_provider_geminiimg.gallery.link import ImagesLink
 from airflow_provider_geminiimg.operators._shared import RefusesNothing
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_provider_geminiimg.runtime.sensor_task import SensorTask
+    from airflow_provider_geminiimg.runtime.task_run import Pending
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "job_id": text,
@@ -58,6 +67,7 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
     :raises GeminiImageError: why there will be no picture; as ``AirflowFailException`` where the job failed for good.
     """
 
+    checks = _CHECKS
     template_fields: Sequence[str] = ("job", *_CHECKS)
     native_fields = ("job",)
     ui_color = "#e8f0fe"
@@ -89,21 +99,21 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
         self.poll_interval = poll_interval
         self.deferrable = deferrable
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
-            self._check(is_literal)
+            self._check_literals()
 
     def execute(self, context: Context) -> Any:
         """Poke once, then wait in the triggerer, or in the way that `mode` says."""
         from airflow_provider_geminiimg.runtime import sensor_task
 
         if self.deferrable:
-            return sensor_task.wait_in_triggerer(self, context)
-        return sensor_task.finish(self, super().execute(context))
+            return self._ended(sensor_task.start(self._task(), context))
+        return sensor_task.finish(self._task(), super().execute(context))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once; land the picture if it is ready."""
         from airflow_provider_geminiimg.runtime import sensor_task
 
-        seen = sensor_task.look(self, context)
+        seen = sensor_task.look(self._task(), context)
         return PokeReturnValue(is_done=not sensor_task.is_running(seen), xcom_value=seen)
 
     def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> Any:
@@ -117,7 +127,8 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
 
         job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
         self.log.info("The trigger's word on job %s: %s.", job_id, status)
-        return sensor_task.resume(self, context, deadline, again=event.get("status") == "lost")
+        again = event.get("status") == "lost"
+        return self._ended(sensor_task.resume(self._task(), context, deadline, again=again))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow's, but a trigger that crashed or was never run does not lose the job.
@@ -137,17 +148,28 @@ class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
                 "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
             )
             deadline = None
-        return sensor_task.resume_crashed(self, context, deadline)
+        return self._ended(sensor_task.resume_crashed(self._task(), context, deadline))
 
-    def _check(self, known: Callable[[Any], bool]) -> None:
-        """Refuse arguments that are wrong, of those whose value is known."""
-        for name, check in _CHECKS.items():
-            if known(getattr(self, name)):
-                check(name, getattr(self, name))
-        if known(self.job) and self.job is not None:
-            from airflow_provider_geminiimg.runtime.sensor_task import key_of
+    def _task(self) -> SensorTask:
+        from airflow_provider_geminiimg.runtime.sensor_task import SensorTask
 
-            key_of(self.job)
-        if known(self.job) and known(self.job_id) and (self.job is None) == (self.job_id in (None, "")):
-            found = "neither (did the submit task run?)" if self.job is None else "both"
-            raise BadRequestError(f"job, job_id: exactly one of them is needed, given: {found}.")
+        is_soft = self.soft_fail or self.never_fail
+        return SensorTask(self._arguments(), self.timeout, self.poke_interval, is_soft, self.log)
+
+    def _ended(self, found: dict[str, Any] | Pending) -> Any:
+        """What the task returns; a job that runs is deferred."""
+        from airflow_provider_geminiimg.runtime.task_run import Pending
+
+        if isinstance(found, Pending):
+            deadline = {"deadline": found.deadline}
+            self.defer(trigger=found.trigger, method_name="execute_complete", kwargs=deadline, timeout=found.timeout)
+        return found
+
+    def _check_literals(self) -> None:
+        super()._check_literals()
+        if self.job is not None and is_literal(self.job):
+            from airflow_provider_geminiimg.core.ledger.job_index import key_of_job
+
+            key_of_job(self.job)
+        if is_literal(self.job) and is_literal(self.job_id):
+            refuse_other_than_one_job(self.job, self.job_id)

@@ -17,7 +17,8 @@ from airflow_provider_geminiimg.core.ledger.records import (
     record_key,
 )
 from airflow_provider_geminiimg.core.purchase.thumbnails import render, thumbnail_key
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.sandbox.pictures import Sketch, draw, shape
 
 MODEL = "gemini-3.1-flash-image-preview"
@@ -29,8 +30,8 @@ def seed(root: str, dag_id: str, run_id: str, task_id: str, count: int) -> None:
 
     :param root: its URI.
     """
-    ledger = Ledger(open_store(root, default_s3_client))
-    files = Files(s3_client=default_s3_client)
+    ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
+    files = Files(AIRFLOW_OPENERS)
     drawn = [draw(Sketch(i + 1, MODEL, f"tile {i}", shape("512", RATIOS[i % 4], "webp"))) for i in range(8)]
     thumbnails = [render(data) for data in drawn]
     for i in range(count):

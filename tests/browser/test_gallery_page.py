@@ -16,7 +16,8 @@ from harness.records import plan_of
 from playwright.sync_api import Frame, Locator, Page, Request, Route, expect
 
 from airflow_provider_geminiimg.core.ledger.records import Item
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 SignIn = Callable[..., Page]
 TALL = {"width": 1360, "height": 1180}
@@ -425,7 +426,7 @@ def test_a_thousand_pictures_load_as_they_come_onto_the_screen(
 def test_a_batch_says_how_many_of_its_pictures_are_there_and_how_many_are_not_started(
     sign_in: SignIn, world: World
 ) -> None:
-    store = open_store(world.root, default_s3_client)
+    store = open_store(world.root, AIRFLOW_OPENERS)
     plan = plan_of(store, Item("default", "thousand", RUN, "catalogue", -1), [f"{n:064x}"[::-1] for n in range(12)])
     page = sign_in("ada")
     address = f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}"

@@ -14,7 +14,8 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg import GeminiImageReviewOperator
 from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, Record, record_key
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 if TYPE_CHECKING:
     from conftest import Outcome
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Manifests of three pictures that have landed."""
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", str(tmp_path / "root"))
-    ledger = Ledger(open_store(str(tmp_path / "root"), default_s3_client))
+    ledger = Ledger(open_store(str(tmp_path / "root"), AIRFLOW_OPENERS))
     return [_landed(ledger, index, tmp_path / f"{name}.png") for index, name in enumerate("abc")]
 
 

@@ -17,7 +17,8 @@ from airflow_provider_geminiimg.core.ledger.records import Item, Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.landing import Workshop
 from airflow_provider_geminiimg.core.purchase.order import Order
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, join_uri, open_store
+from airflow_provider_geminiimg.core.storage import Files, join_uri, open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def work(job: Work) -> None:
 
 async def _work(job: Work) -> None:
     connection = parse_connection(**job.connection)
-    files = Files(s3_client=default_s3_client)
+    files = Files(AIRFLOW_OPENERS)
     task = Item("default", "kills", "run", job.task_id, -1)
     async with AsyncExitStack() as stack:
         transport = await stack.enter_async_context(Transport(connection))
@@ -54,7 +55,7 @@ async def _work(job: Work) -> None:
         async def connect(_: str) -> Transport:
             return transport
 
-        workshop = Workshop(Ledger(open_store(job.root, default_s3_client)), files, connect, logging.getLogger())
+        workshop = Workshop(Ledger(open_store(job.root, AIRFLOW_OPENERS)), files, connect, logging.getLogger())
         stack.push_async_callback(workshop.budgets.close)
         wanted = wishes(
             [{"prompt": prompt} for prompt in job.prompts],

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.records import Found, Ledger
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, encode_segment, open_store
+from airflow_provider_geminiimg.core.storage import Files, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LinkExpiredError, OutcomeUnknownError
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
 
@@ -119,7 +120,7 @@ def weigh(
 
 def read_records(root: str, dag_id: str | None = None) -> list[Found]:
     """Every record under `root`, or every one of a DAG."""
-    ledger = Ledger(open_store(root, default_s3_client))
+    ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
     prefix = "ledger/" if dag_id is None else f"ledger/default/{encode_segment(dag_id)}/"
     found = (ledger.read(key) for key in ledger.store.keys(prefix))
     return [each for each in found if each is not None]
@@ -156,7 +157,7 @@ def _numbers(found: Found) -> list[int]:
     if record.state != "landed":
         return []
     manifests: list[dict[str, Any]] = [dict(record.manifest or {}), *(copy["manifest"] for copy in record.copies)]
-    files = Files(s3_client=default_s3_client)
+    files = Files(AIRFLOW_OPENERS)
     images = [image for manifest in manifests for image in manifest["images"]]
     there = [image for image in images if files.state(image["uri"]) != "gone"]
     assert there, f"no picture of {record.key} is left: {[image['uri'] for image in images]}"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, record_key
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.gallery.addresses import address_of
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from harness.records import landed
 
 FOLDER = Path(os.environ["AIRFLOW_HOME"]) / "pictures"
@@ -44,7 +45,7 @@ def named(*names: str) -> list[dict[str, Any]]:
 
 def land(root: str, manifests: Sequence[Mapping[str, Any]]) -> None:
     """Write the images and the records of manifests."""
-    ledger = Ledger(open_store(root, default_s3_client))
+    ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
     for each in manifests:
         for image in each["images"]:
             write(image["uri"])

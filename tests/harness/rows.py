@@ -23,8 +23,9 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
-from airflow_provider_geminiimg.core.storage import Files, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, OutcomeUnknownError, from_dict
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
@@ -229,7 +230,7 @@ class Play:
     def lines(self) -> list[dict[str, Any]]:
         """The lines of a batch's manifest."""
         uri = f"{self.root}/images/rows/run/made/-1/manifest.jsonl"
-        data = Files(s3_client=default_s3_client).read(uri, max_bytes=1 << 20)
+        data = Files(AIRFLOW_OPENERS).read(uri, max_bytes=1 << 20)
         return [json.loads(line) for line in data.splitlines()]
 
     def returned(self) -> list[str]:
@@ -240,7 +241,7 @@ class Play:
     @property
     def record(self) -> Record:
         """The only record there is of the task."""
-        ledger = Ledger(open_store(self.root, default_s3_client))
+        ledger = Ledger(open_store(self.root, AIRFLOW_OPENERS))
         [key] = ledger.store.keys("ledger/default/rows/run/made/")
         found = ledger.read(key)
         assert found is not None
@@ -272,7 +273,7 @@ class Play:
     def is_what_was_asked(self) -> None:
         """What a task gives back that succeeds was made of its own prompts."""
         made_of = {entry["number"]: entry["prompt"] for entry in self.sandbox.ledger()}
-        files = Files(s3_client=default_s3_client)
+        files = Files(AIRFLOW_OPENERS)
         numbers = [read_submission(files.read(uri, max_bytes=1 << 24)) for uri in self.returned()]
         assert [made_of[number] for number in numbers] == self.prompts(self.prompt)
 

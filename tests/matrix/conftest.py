@@ -77,10 +77,10 @@ def bucket_stage(
     stage: Play, bucket: Bucket, gate: Gate, s3_root: str, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Play]:
     """As `stage`, with the root in a bucket, whose client is patient."""
-    from airflow_provider_geminiimg.core.storage import s3
+    from airflow_provider_geminiimg.hooks import object_stores
 
     stage.root, stage.trouble = s3_root, bucket
-    monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): clients["patient"]})
+    monkeypatch.setattr(object_stores, "_CLIENTS", {(os.getpid(), None): clients["patient"]})
     yield stage
     bucket.end()
     gate.open()
@@ -89,7 +89,7 @@ def bucket_stage(
 @pytest.fixture
 def impatient_stage(bucket_stage: Play, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Play:
     """As `bucket_stage`, with the client that does not wait long."""
-    from airflow_provider_geminiimg.core.storage import s3
+    from airflow_provider_geminiimg.hooks import object_stores
 
-    monkeypatch.setattr(s3, "_CLIENTS", {(os.getpid(), None): clients["impatient"]})
+    monkeypatch.setattr(object_stores, "_CLIENTS", {(os.getpid(), None): clients["impatient"]})
     return bucket_stage

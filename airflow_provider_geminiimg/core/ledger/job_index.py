@@ -9,7 +9,7 @@ own no job.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, is_record_key, with_error
 from airflow_provider_geminiimg.core.storage import encode_segment
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
     Billed,
     GeminiImageError,
     LedgerError,
@@ -147,3 +149,14 @@ def _holds(ledger: Ledger, entry: Entry, job_id: str) -> bool:
         return False
     being_written = entry.age < SETTLE_SECONDS and found.record.state != "landed"
     return being_written or has(found.record, job_id)
+
+
+def key_of_job(job: Any) -> str:
+    """The key of the record that a submit operator wrote."""
+    key = job.get("record") if isinstance(job, Mapping) else None
+    if not isinstance(key, str) or not is_record_key(key):
+        raise BadRequestError(
+            f"job{given(job)}: takes what GeminiImageSubmitOperator returned (its .output).",
+            hint="The id of a job that was submitted elsewhere goes into job_id." if isinstance(job, str) else None,
+        )
+    return key

@@ -9,16 +9,16 @@ bucket. What must stay true:
 - Ages come from the store's own clock: those of two workers may differ.
 - An answer can get lost, and then the caller's own write comes back as "taken". So nothing outside calls `Store.create`
   or `Store.replace` itself: `create_or_read`, `replace_or_read` and `update` know their own writes again.
-- Airflow is imported only where a connection or an `ObjectStoragePath` has to be opened.
+- Nothing here knows Airflow: what opens its connections is handed in (`Openers`).
 """
 
 from __future__ import annotations
 
-from airflow_provider_geminiimg.core.storage.base import Blob, S3ClientFactory, Store
+from airflow_provider_geminiimg.core.storage.base import Blob, Openers, Store
 from airflow_provider_geminiimg.core.storage.cas import Stored, create_or_read, replace_or_read, update
 from airflow_provider_geminiimg.core.storage.files import Files, State, open_store
 from airflow_provider_geminiimg.core.storage.local import IMAGES, LocalStore
-from airflow_provider_geminiimg.core.storage.s3 import S3Store, default_s3_client
+from airflow_provider_geminiimg.core.storage.s3 import S3Store
 from airflow_provider_geminiimg.core.storage.uris import (
     WEB_SCHEMES,
     decode_segment,
@@ -35,14 +35,13 @@ __all__ = [
     "Blob",
     "Files",
     "LocalStore",
-    "S3ClientFactory",
+    "Openers",
     "S3Store",
     "State",
     "Store",
     "Stored",
     "create_or_read",
     "decode_segment",
-    "default_s3_client",
     "encode_segment",
     "is_cut",
     "join_uri",

@@ -18,6 +18,26 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 S3ClientFactory = Callable[[str | None], Any]
 """Gives a boto3 S3 client for an Airflow connection id, or for ``None`` by boto3's own chain of credentials."""
 
+PathFactory = Callable[[str, str | None], Any]
+"""Gives the `ObjectStoragePath` of a URI, opened with an Airflow connection's id; ValueError: nothing serves it."""
+
+
+def _no_path(uri: str, conn_id: str | None) -> Any:
+    raise ValueError("nothing that opens other stores was given")
+
+
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """What opens storage, handed in by whoever knows Airflow.
+
+    :param s3_client: for ``s3://``.
+    :param path: for everything but ``s3://``, ``file://`` and plain paths; default: nothing serves those.
+    """
+
+    s3_client: S3ClientFactory
+    path: PathFactory = _no_path
+
+
 Content = bytes | Iterable[bytes]
 """What a file shall hold: all of it, or pieces, of which not more than one at a time need be in memory."""
 

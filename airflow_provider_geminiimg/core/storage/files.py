@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.storage.base import Backend, Content, S3ClientFactory, Store
+from airflow_provider_geminiimg.core.storage.base import Backend, Content, Openers, Store
 from airflow_provider_geminiimg.core.storage.local import DiskFiles, LocalStore
 from airflow_provider_geminiimg.core.storage.object_storage import OtherFiles
 from airflow_provider_geminiimg.core.storage.s3 import S3Calls, S3Store
@@ -24,17 +24,17 @@ SMALL_IMAGE = 1 << 20  # bytes
 log = logging.getLogger(__name__)
 
 
-def open_store(uri: str, s3_client: S3ClientFactory) -> Store:
+def open_store(uri: str, openers: Openers) -> Store:
     """The store at a root URI.
 
     :param uri: ``s3://[conn_id@]bucket[/prefix]``, ``file:///folder`` or ``/folder``.
-    :param s3_client: gives S3 clients, such as `default_s3_client`.
+    :param openers: open what the URI's connection leads to.
     :raises BadRequestError: another scheme, which has no exclusive creation.
     """
     place = locate(uri, "root")
     refuse_chain(uri, "root")
     if place.scheme == "s3":
-        return S3Store(uri, s3_client)
+        return S3Store(uri, openers.s3_client)
     if place.scheme == "file" and os.path.normpath(place.path).strip("/"):
         return LocalStore(place.path)
     if place.scheme == "file":
@@ -54,16 +54,14 @@ class Files:
     ``s3://`` goes through boto3, ``file://`` and plain paths to the disk, and all else through Airflow's
     ``ObjectStoragePath``. Web addresses can be checked here, but they are downloaded, not read as files.
 
-    :param s3_client: gives S3 clients, such as `default_s3_client`.
+    :param openers: open what the URI's connection leads to.
     :param allowed_roots: URI prefixes, connection part included, within which every URI must lie; compared by whole
         path segments after symbolic links are resolved. Default: anywhere.
     :param root: URI of the root; what is written under it on disk is its owner's alone. Default: nothing is written.
     """
 
-    def __init__(
-        self, *, s3_client: S3ClientFactory, allowed_roots: Sequence[str] = (), root: str | None = None
-    ) -> None:
-        self._s3_client = s3_client
+    def __init__(self, openers: Openers, *, allowed_roots: Sequence[str] = (), root: str | None = None) -> None:
+        self._openers = openers
         self._warned: set[str] = set()
         self._modes = PutModes(self._warn)
         self._checks = WritingChecks(self._warn)
@@ -192,10 +190,10 @@ class Files:
 
     def _backend(self, place: Location) -> Backend:
         if place.scheme == "s3":
-            return S3Files(S3Calls(self._s3_client, place.conn_id, place.bucket), self._modes)
+            return S3Files(S3Calls(self._openers.s3_client, place.conn_id, place.bucket), self._modes)
         if place.scheme in WEB_SCHEMES:
             raise BadRequestError(f"{place.shown} is a web address, not a place for files.")
-        return DiskFiles(self._warn, self._private) if place.scheme == "file" else OtherFiles()
+        return DiskFiles(self._warn, self._private) if place.scheme == "file" else OtherFiles(self._openers.path)
 
     def _warn(self, what: str) -> None:
         if what not in self._warned:

@@ -10,7 +10,7 @@ import glob
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_provider_geminiimg.core.storage.base import Backend, Content, pieces, sha256
+from airflow_provider_geminiimg.core.storage.base import Backend, Content, PathFactory, pieces, sha256
 from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
@@ -19,7 +19,13 @@ _CONTENT_TYPE_ARGUMENT = {"gs": "content_type"}  # the others guess it or keep n
 
 
 class OtherFiles(Backend):
-    """All else, as Airflow's providers bring it. Not exclusive: a look before the write is all that fsspec offers."""
+    """All else, as Airflow's providers bring it. Not exclusive: a look before the write is all that fsspec offers.
+
+    :param open_path: gives the `ObjectStoragePath` of a URI and a connection.
+    """
+
+    def __init__(self, open_path: PathFactory) -> None:
+        self._open_path = open_path
 
     def read(self, place: Location, max_bytes: int) -> bytes | None:
         with self._errors("Reading", place):
@@ -74,10 +80,8 @@ class OtherFiles(Backend):
             file.write(data)
 
     def _path(self, place: Location) -> Any:
-        from airflow.sdk import ObjectStoragePath
-
         try:
-            path = ObjectStoragePath(f"{place.scheme}://{place.bucket}/{place.path}", conn_id=place.conn_id)
+            path = self._open_path(f"{place.scheme}://{place.bucket}/{place.path}", place.conn_id)
             path.fs  # noqa: B018  (the first moment at which an unknown scheme shows)
         except (ValueError, ImportError) as error:
             raise BadRequestError(

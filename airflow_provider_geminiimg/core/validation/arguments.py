@@ -21,6 +21,8 @@ OnMismatch = Literal["accept", "fail"]
 OnUnknown = Literal["fail", "resubmit"]
 ReuseScope = Literal["task", "dag"]
 
+DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster watches a job for up to 20 minutes, and charges if it finishes
+DEFAULT_WIDTH = 50  # images of a batch under way at once
 MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
 MAX_VARIANTS = 100  # of one row
 MAX_IMAGES = 10_000  # of one batch, and so its rows, unless [geminiimg] max_batch_images says otherwise
@@ -99,6 +101,13 @@ def whole(name: str, value: Any, most: int) -> int | None:
     if not 1 <= number <= most:
         raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
     return number
+
+
+def refuse_other_than_one_job(job: Any, job_id: Any) -> None:
+    """:raises BadRequestError: a sensor is given neither `job` nor `job_id`, or both."""
+    if (job is None) == (job_id in (None, "")):
+        found = "neither (did the submit task run?)" if job is None else "both"
+        raise BadRequestError(f"job, job_id: exactly one of them is needed, given: {found}.")
 
 
 def to_decimal(value: object) -> Decimal | None:
