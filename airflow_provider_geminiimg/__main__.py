@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from airflow_provider_geminiimg import _cli_jobs
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.runtime import jobs_command
 
 
 def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "jobs": ("what was paid for: look at it, collect it, settle it", _cli_jobs.add_arguments, _cli_jobs.run),
+    "jobs": ("what was paid for: look at it, collect it, settle it", jobs_command.add_arguments, jobs_command.run),
     "sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox),
 }
 

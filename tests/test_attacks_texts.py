@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.core.gateways.intermediaries import turned_away
 from airflow_provider_geminiimg.core.gateways.responses import Answer
 from airflow_provider_geminiimg.core.gateways.results import pictures_in
 from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
-from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator

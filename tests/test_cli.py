@@ -19,7 +19,6 @@ from harness.left_behind import LeftBehind
 from harness.odd_records import ODD, put_all, put_odd
 from harness.records import ITEM, landed, make_record, submitted
 
-from airflow_provider_geminiimg import _cli_jobs
 from airflow_provider_geminiimg.__main__ import main
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key
 from airflow_provider_geminiimg.core.ledger.records import record_key
@@ -29,6 +28,7 @@ from airflow_provider_geminiimg.exceptions import LedgerError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from airflow_provider_geminiimg.runtime import jobs_command
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -112,7 +112,7 @@ def shell(
 
 
 def test_the_states_to_choose_from_are_all_there_are() -> None:
-    assert tuple(STANDINGS) == _cli_jobs._STATES
+    assert tuple(STANDINGS) == jobs_command._STATES
 
 
 def test_list_has_a_line_for_each_record_and_leaves_out_what_the_filters_leave_out(shell: Shell) -> None:

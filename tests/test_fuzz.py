@@ -59,7 +59,6 @@ from harness.records import ITEM, landed, make_record
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg import _cli_jobs
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.batch.executor import Plan
 from airflow_provider_geminiimg.core.batch.rows import read_rows, wishes
@@ -111,6 +110,7 @@ from airflow_provider_geminiimg.gallery.markdown import review_markdown
 from airflow_provider_geminiimg.gallery.queries import Shelf as GalleryShelf
 from airflow_provider_geminiimg.gallery.queries import Wanted
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from airflow_provider_geminiimg.runtime import jobs_command
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
@@ -480,7 +480,7 @@ def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop:
         as_json({"items": items, "summary": gallery.summary(wanted)})
         entry = reconcile.entry_at(ledger, key)
         assert items[0]["standing"] == entry.standing
-        assert _cli_jobs._line(reconcile.summary(entry))
+        assert jobs_command._line(reconcile.summary(entry))
         as_json(reconcile.summary(entry))
         if entry.found is None:
             assert key in items[0]["error"]["message"]

@@ -130,7 +130,7 @@ def test_a_dag_file_does_not_import_what_only_a_running_task_needs(code: str) ->
     script = f"{before}\n{code}\nprint(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     imported = done.stdout.splitlines()[-1].split()
-    assert f"{OURS}.operators._base" in imported
+    assert f"{OURS}.operators.image" in imported
     assert not [name for name in imported if f"{name}.".startswith(tuple(f"{each}." for each in ONLY_TO_RUN))]
 
 

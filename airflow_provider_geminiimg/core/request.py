@@ -8,21 +8,25 @@ text or a link's query; one wish has one fingerprint, which changes only with `F
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import pydantic
 
-from airflow_provider_geminiimg.core.catalog.lookup import BOUNDS, Row, default_model, lookup, other_ids, rows_for
-from airflow_provider_geminiimg.core.validation.absent import is_absent, is_blank, is_no_prompt
-from airflow_provider_geminiimg.core.validation.texts import MAX_DEPTH, as_text, refuse_half_characters
-from airflow_provider_geminiimg.core.validation.texts import given as given
+from airflow_provider_geminiimg.core.catalog.lookup import Row, default_model, lookup, other_ids, rows_for
+from airflow_provider_geminiimg.core.validation.arguments import is_literal
+from airflow_provider_geminiimg.core.validation.request_values import (
+    BOUNDS,
+    WHOLE_VARIANT,
+    clean,
+    did_you_mean,
+    refuse,
+    refuse_missing_value,
+)
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 FINGERPRINT_VERSION = 1
@@ -43,12 +47,6 @@ SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")  # what all
 
 _SETTINGS = ("resolution", "aspect_ratio", "temperature", "top_p", "google_search", "google_image_search")
 _PICTURES = ("image", "reference_images")
-_RESOLUTIONS = {"512": "512", "0.5k": "512", "1k": "1K", "2k": "2K", "4k": "4K"}
-_FLAGS = {"true": True, "false": False}
-MAX_PROMPT = 1_000_000  # characters, several times what the largest model reads
-MAX_INPUTS = 1_000  # pictures that are read of a value before the model's own limit is asked
-_REPR = re.compile(r"\s*(?:[\[{]|\(\s*['\"{]|LazyXComSequence\()")
-_TOJSON = 'It looks like the text of a Python object: render it with "{{ ... | tojson }}".'
 _EDIT_TAKES_PICTURES = 'Input pictures belong to the operation "edit" (GeminiImageEditOperator).'
 
 
@@ -173,7 +171,7 @@ class ImageRequest(pydantic.BaseModel):
     @pydantic.field_validator("prompt", "model", "variant", *_PICTURES, *_SETTINGS, mode="before")
     @classmethod
     def _as_written(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        return _clean(str(info.field_name), value)
+        return clean(str(info.field_name), value)
 
     @classmethod
     def build(cls, **values: Any) -> ImageRequest:
@@ -182,7 +180,7 @@ class ImageRequest(pydantic.BaseModel):
         :param values: by the neutral names; ``None``, and an empty text in an optional field, mean unset.
         :raises BadRequestError: for a field that does not exist or a value that can't be what its field means.
         """
-        _refuse_missing_value(values)
+        refuse_missing_value(values)
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
@@ -222,9 +220,9 @@ def check_literals(operation: str, model: Any, **values: Any) -> None:
     :param values: the operator's arguments by their neutral names.
     :raises BadRequestError: naming the field, the value given and what is allowed.
     """
-    _refuse_missing_value({name: value for name, value in {"model": model, **values}.items() if is_literal(value)})
-    name = _clean("model", model) if is_literal(model) else None
-    known = {key: _clean(key, value) for key, value in values.items() if is_literal(value)}
+    refuse_missing_value({name: value for name, value in {"model": model, **values}.items() if is_literal(value)})
+    name = clean("model", model) if is_literal(model) else None
+    known = {key: clean(key, value) for key, value in values.items() if is_literal(value)}
     _obey(_union(rows_for(name, operation)), known, f"{name or 'any model'} ({operation} on any gateway)")
 
 
@@ -233,178 +231,16 @@ def prompt_sha256(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
-# Values as people write them
-
-
-def _refuse(name: str, shown: str, problem: str, hint: str = "") -> NoReturn:
-    raise BadRequestError(f"{name}{shown}: {problem}", hint=hint)
-
-
-def _refuse_missing_value(values: Mapping[str, Any]) -> None:
-    """Refuse what is written where a value is missing. A stored request passes: it may have been paid for."""
-    for name, value in values.items():
-        word = str(value) if isinstance(value, (str, float)) and not is_blank(str(value)) else ""
-        if name == "prompt" and is_no_prompt(word):
-            _refuse(name, f"={word.strip()!r}", "is what stands where a value is missing; it must say what to draw.")
-        if name in ("model", "variant", "image") and word and is_absent(value):
-            _refuse(name, given(value), "is what stands where a value is missing.", "Leave it out, or write None.")
-
-
-def _did_you_mean(value: Any, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(value), list(allowed), n=1)
-    return f"Did you mean {close[0]!r}?" if close else ""
-
-
 def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadRequestError:
     """What pydantic itself found wrong (a field that is missing, unknown, or not one of its words)."""
     problem = error.errors(include_url=False, include_context=False)[0]
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         names = ", ".join(ImageRequest.model_fields)
-        hint = _did_you_mean(name, ImageRequest.model_fields)
+        hint = did_you_mean(name, ImageRequest.model_fields)
         return BadRequestError(f"{name}: there is no such field. Allowed: {names}.", hint=hint)
     shown = "" if name == "prompt" or name not in values else given(values[name])
     return BadRequestError(f"{name}{shown}: {problem['msg']}.")
-
-
-def _prompt(name: str, value: Any) -> str:
-    text = as_text(value) if isinstance(value, (int, float)) else value
-    if value is not None and not isinstance(text, str):
-        _refuse(name, "", f"takes one text, not {type(value).__name__}.")
-    if not text or is_blank(text):
-        _refuse(name, "", "is empty; it must say what to draw.")
-    if len(text) > MAX_PROMPT:
-        _refuse(name, "", f"has {len(text)} characters; at most {MAX_PROMPT} are taken.")
-    return text
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        _refuse(name, given(value), f"takes one text, not {type(value).__name__}.")
-    return value.strip()
-
-
-WHOLE_VARIANT = re.compile(r"\s*(-?(?:0|[1-9]\d*))(?:\.0+)?\s*", re.ASCII)
-
-
-def _variant(name: str, value: Any) -> str:
-    """A label; a whole number is written as one, as data frames make floats of columns with empty cells."""
-    number = as_text(value) if isinstance(value, (int, float)) else None
-    written = _text(name, value) if number is None else number
-    whole = WHOLE_VARIANT.fullmatch(written)
-    return whole[1] if whole else written
-
-
-def normalized_resolution(text: str) -> str:
-    """A size in the package's own spelling; a word that is no size stays as it is."""
-    return _RESOLUTIONS.get(text.strip().lower(), text.strip())
-
-
-def _resolution(name: str, value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
-    return normalized_resolution(f"{value:g}" if number else _text(name, value))
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        low, high = BOUNDS[name]
-        _refuse(name, given(value), f"takes a number from {low} to {high}.")
-    return number + 0.0  # -0.0 becomes 0.0: one value, one fingerprint
-
-
-def _flag(name: str, value: Any) -> bool:
-    flag = value if isinstance(value, bool) else _FLAGS.get((as_text(value) or "").strip().lower())
-    if flag is None:
-        _refuse(name, given(value), "takes true or false.")
-    return flag
-
-
-def _decoded(name: str, value: Any) -> Any:
-    """JSON text as what it stands for, any other text stripped; the text of a Python object is refused."""
-    if not isinstance(value, str):
-        return value
-    if not _REPR.match(value):
-        return value.strip()
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        _refuse(name, given(value), "takes URIs, JSON or manifests.", _TOJSON)
-
-
-def _manifest_uris(name: str, value: Mapping[Any, Any]) -> tuple[str, ...]:
-    images = [value] if "uri" in value else value.get("images")
-    if not isinstance(images, (list, tuple)) or not images:
-        _refuse(name, given(value), 'a mapping must be a manifest with pictures: {"images": [{"uri": ...}]}.')
-    uris = [image.get("uri") if isinstance(image, Mapping) else None for image in images]
-    if not all(isinstance(uri, str) and uri.strip() for uri in uris):
-        _refuse(name, given(value), "every picture of a manifest needs its uri.")
-    return tuple(str(uri).strip() for uri in uris)
-
-
-def _picture(name: str, value: Any) -> str:
-    value = _decoded(name, value)
-    if isinstance(value, Mapping):
-        uris = _manifest_uris(name, value)
-        if len(uris) != 1:
-            _refuse(name, given(value), f"takes exactly one picture, this manifest has {len(uris)}.", "Name one's uri.")
-        return uris[0]
-    if not isinstance(value, str):
-        problem = f"takes one picture, as a URI or as a manifest with exactly one, not {type(value).__name__}."
-        _refuse(name, given(value), problem)
-    return value
-
-
-def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
-    value = _decoded(name, value)
-    if depth > MAX_DEPTH:
-        _refuse(name.partition("[")[0], "", f"nests deeper than {MAX_DEPTH} lists.", "Give one flat list.")
-    if isinstance(value, str) and value:
-        return (value,)
-    if isinstance(value, Mapping):
-        return _manifest_uris(name, value)
-    # A set has no order of its own, and the order of references counts.
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, set, frozenset)):
-        found: list[str] = []
-        for index, item in enumerate(value):
-            uris = _pictures(f"{name}[{index}]", item, depth + 1)
-            if not uris:
-                _refuse(f"{name}[{index}]", given(item), "is empty; every item must give a picture.")
-            found += uris
-            if len(found) > MAX_INPUTS:
-                _refuse(name, "", f"gives more than {MAX_INPUTS} pictures, which no model takes.")
-        return tuple(found)
-    _refuse(name, given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
-
-
-_CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
-    "prompt": _prompt,
-    "model": _text,
-    "image": _picture,
-    "reference_images": _pictures,
-    "resolution": _resolution,
-    "aspect_ratio": _text,
-    "temperature": _number,
-    "top_p": _number,
-    "google_search": _flag,
-    "google_image_search": _flag,
-    "variant": _variant,
-}
-
-
-def _clean(name: str, value: Any) -> Any:
-    """The value of a field as the rest of the package sees it; unset is ``None``, or no pictures at all."""
-    unset = value is None or (isinstance(value, str) and not value.strip())
-    if unset and name != "prompt":
-        return () if name == "reference_images" else None
-    cleaned = _CLEANERS[name](name, value)
-    for text in cleaned if isinstance(cleaned, tuple) else (cleaned,):
-        if isinstance(text, str):
-            refuse_half_characters(name, text)
-    return cleaned
 
 
 # Rules of a row. A name that is absent from `values` is not known yet and breaks no rule.
@@ -418,7 +254,7 @@ def _only_what_it_takes(row: Row, values: Mapping[str, Any], where: str) -> None
         takes = ", ".join(("prompt", *(known for known in (*_PICTURES, *_SETTINGS) if known in row.fields)))
         hint = _EDIT_TAKES_PICTURES if name in _PICTURES else ""
         shown = f" ({len(value)} given)" if isinstance(value, tuple) else given(value)
-        _refuse(name, shown, f"is not taken by {where}, which takes: {takes}.", hint)
+        refuse(name, shown, f"is not taken by {where}, which takes: {takes}.", hint)
 
 
 def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
@@ -426,31 +262,31 @@ def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
         value = values.get(name)
         if value is not None and value not in allowed:
             problem = f"is not taken by {where}. Allowed: {', '.join(allowed)}."
-            _refuse(name, given(value), problem, _did_you_mean(value, allowed))
+            refuse(name, given(value), problem, did_you_mean(value, allowed))
 
 
 def _within_bounds(row: Row, values: Mapping[str, Any], where: str) -> None:
     for name, (low, high) in BOUNDS.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
-            _refuse(name, given(value), f"out of range. Allowed: {low} to {high}.")
+            refuse(name, given(value), f"out of range. Allowed: {low} to {high}.")
 
 
 def _image_search_needs_search(row: Row, values: Mapping[str, Any], where: str) -> None:
     if values.get("google_image_search") and not values.get("google_search", True):
-        _refuse("google_image_search", "=True", f"needs google_search=True, given: {values['google_search']}.")
+        refuse("google_image_search", "=True", f"needs google_search=True, given: {values['google_search']}.")
 
 
 def _number_of_references(row: Row, values: Mapping[str, Any], where: str) -> None:
     count = len(values.get("reference_images", ()))
     if count > row.max_reference_images:
         problem = f"{count} given. {where} takes at most {row.max_reference_images} beside image."
-        _refuse("reference_images", "", problem)
+        refuse("reference_images", "", problem)
 
 
 def _edit_needs_an_image(row: Row, values: Mapping[str, Any], where: str) -> None:
     if "image" in row.fields and values.get("image", "") is None:
-        _refuse("image", "", f"not given. {where} needs the picture to edit, as a URI or a manifest with exactly one.")
+        refuse("image", "", f"not given. {where} needs the picture to edit, as a URI or a manifest with exactly one.")
 
 
 _RULES = (
@@ -477,26 +313,3 @@ def _union(rows: Sequence[Row]) -> Row:
         aspect_ratios=tuple(dict.fromkeys(value for row in rows for value in row.aspect_ratios)),
         max_reference_images=max(row.max_reference_images for row in rows),
     )
-
-
-def is_literal(value: Any) -> bool:
-    """Whether the value stands for itself: no template, nothing of Airflow's."""
-    parts, depth = [value], 0
-    while parts:  # a level at a time: what nests deeper than the interpreter goes is refused later, with its name
-        if not all(map(_may_be_literal, parts)):
-            return False
-        depth += 1
-        parts = [] if depth > MAX_DEPTH else [part for each in parts for part in _parts_of(each)]
-    return True
-
-
-def _may_be_literal(value: Any) -> bool:
-    if isinstance(value, str):
-        return not any(mark in value for mark in ("{{", "{%", "{#"))
-    return value is None or type(value) is dict or isinstance(value, (int, float, list, tuple))
-
-
-def _parts_of(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return (part for pair in value.items() for part in pair)
-    return value if isinstance(value, (list, tuple)) else ()

@@ -8,6 +8,7 @@ it has landed: a retry makes that, whatever the function would say now.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import (
@@ -18,10 +19,11 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
-from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, ImageRequest, check_literals, given
+from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, ImageRequest, check_literals
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.operators._base import ImageOperator
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from airflow_provider_geminiimg.operators.image import ImageOperator
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.image_task import ImageTask
@@ -72,8 +74,14 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
                 raise
             check_literals("generate", self.model, **said)
 
-    def _task(self, **more: Any) -> ImageTask:
-        return super()._task(function=lambda context: self._built(_fields(_call(self, context))), **more)
+    def _task(self) -> ImageTask:
+        task = super()._task()
+        return replace(task, function=lambda context: self._built(_fields(_call(self, context))))
+
+    @property
+    def operation(self) -> str:  # type: ignore[override]
+        """``edit`` if there is a picture to edit, else ``generate``; what the function returns may still change it."""
+        return "edit" if self._is_edit else "generate"
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
         values = {name: getattr(self, name) for name in REQUEST_FIELDS}

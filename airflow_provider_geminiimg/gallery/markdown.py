@@ -15,7 +15,7 @@ from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.ledger.records import is_record_key
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.core.request import SHARED, given
+from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.validation.arguments import (
     DEFAULT_TIMEOUT,
     DEFAULT_WIDTH,
@@ -28,9 +28,10 @@ from airflow_provider_geminiimg.core.validation.arguments import (
     text,
     whole,
 )
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators._shared import BuysPictures
+from airflow_provider_geminiimg.operators.base import BuysPictures
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

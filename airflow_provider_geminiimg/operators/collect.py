@@ -9,30 +9,18 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
 from airflow_provider_geminiimg.core.reconcile.resolution import verdicts
-from airflow_provider_geminiimg.core.request import given
-from airflow_provider_geminiimg.core.validation.arguments import text
-from airflow_provider_geminiimg.exceptions import BadRequestError
-from airflow_provider_geminiimg.operators._shared import RefusesNothing
+from airflow_provider_geminiimg.core.validation.arguments import flag, text
+from airflow_provider_geminiimg.operators.base import RefusesNothing
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-_FLAGS = {"true": True, "false": False, "": False}
-
-
-def _flag(name: str, value: Any) -> bool:
-    flag = value if isinstance(value, bool) else _FLAGS.get(str(value).strip().lower())
-    if flag is None:
-        raise BadRequestError(f"{name}{given(value)}: takes true or false.")
-    return flag
-
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "only_dag_id": text,
     "only_run_id": text,
     "only_task_id": text,
     "resolve": lambda _, value: verdicts(value),
-    "look_only": _flag,
+    "look_only": lambda name, value: flag(name, value) or False,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_provider_geminiimg.operators._base import ImageOperator
+from airflow_provider_geminiimg.operators.image import ImageOperator
 
 
 class GeminiImageEditOperator(ImageOperator):

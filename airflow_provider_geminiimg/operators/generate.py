@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_provider_geminiimg.operators._base import ImageOperator
+from airflow_provider_geminiimg.operators.image import ImageOperator
 
 
 class GeminiImageGenerateOperator(ImageOperator):

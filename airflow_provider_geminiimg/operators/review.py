@@ -13,7 +13,7 @@ from airflow.sdk import Param
 from airflow_provider_geminiimg._compat import everybody_is_admin, resuming_with, shown_request
 from airflow_provider_geminiimg.core.validation.arguments import choice
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, bare
-from airflow_provider_geminiimg.operators._shared import RefusesNothing
+from airflow_provider_geminiimg.operators.base import RefusesNothing
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
 if TYPE_CHECKING:

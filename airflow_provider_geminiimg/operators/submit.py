@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_geminiimg.operators._base import ImageOperator
+from airflow_provider_geminiimg.operators.image import ImageOperator
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.task_run import Landed, Pending

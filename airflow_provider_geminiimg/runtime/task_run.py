@@ -14,9 +14,9 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
 from airflow_provider_geminiimg.core.purchase.landing import PUT_BACK, mismatch_error
-from airflow_provider_geminiimg.core.request import given
 from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, portable_stem, stem, text
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.runtime.environment import Surroundings
 from airflow_provider_geminiimg.runtime.errors import raise_outcome

@@ -17,17 +17,17 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.request import is_literal
 from airflow_provider_geminiimg.core.validation.arguments import (
     OnMismatch,
     choice,
+    is_literal,
     refuse_other_than_one_job,
     seconds,
     stem,
     text,
 )
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators._shared import RefusesNothing
+from airflow_provider_geminiimg.operators.base import RefusesNothing
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from airflow_provider_geminiimg.core.request import MAX_PROMPT, WHOLE_VARIANT, ImageRequest
+from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.validation.request_values import MAX_PROMPT, WHOLE_VARIANT
 from airflow_provider_geminiimg.core.validation.texts import as_text, given, normalized, refuse_half_characters, shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
 

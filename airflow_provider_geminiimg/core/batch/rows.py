@@ -30,10 +30,10 @@ from airflow_provider_geminiimg.core.batch.columns import (
     variant_spellings,
 )
 from airflow_provider_geminiimg.core.batch.row_files import is_row_file, parse_json_list, read_row_file
-from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest, given
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.validation.arguments import MAX_IMAGES, MAX_VARIANTS, names_of, stem, whole
-from airflow_provider_geminiimg.core.validation.texts import normalized, shown
+from airflow_provider_geminiimg.core.validation.texts import given, normalized, shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 MAX_IN_NAME = 1_000  # characters of one label that go into a file's name, which takes 120 bytes of them

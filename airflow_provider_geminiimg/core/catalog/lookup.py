@@ -40,7 +40,6 @@ _SAME_MODEL: Mapping[str, str] = {
 }
 """Other ids of a row's model. Each is sent as it is written, but for a row that knows its model by one id alone."""
 
-BOUNDS: Mapping[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
 """Lowest and highest value. Source: 1min.ai API docs, the parameter tables of the image generators and editors."""
 
 

@@ -18,8 +18,8 @@ import pydantic_core
 
 from airflow_provider_geminiimg.core.catalog.google_models import SIZES
 from airflow_provider_geminiimg.core.catalog.lookup import Row, row_name
-from airflow_provider_geminiimg.core.request import normalized_resolution
 from airflow_provider_geminiimg.core.validation.arguments import to_decimal
+from airflow_provider_geminiimg.core.validation.request_values import normalized_resolution
 from airflow_provider_geminiimg.core.validation.texts import as_text, shown
 
 ALLOWED = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from airflow_provider_geminiimg.core.request import given
+from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 Word = Literal["unpaid", "lost", "resubmit", "job"]

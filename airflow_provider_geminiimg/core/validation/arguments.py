@@ -9,11 +9,18 @@ from __future__ import annotations
 import math
 import re
 import string
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
 
-from airflow_provider_geminiimg.core.validation.texts import as_text, given, normalized, refuse_half_characters
+from airflow_provider_geminiimg.core.validation.texts import (
+    MAX_DEPTH,
+    as_text,
+    given,
+    normalized,
+    refuse_half_characters,
+)
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 OnClear = Literal["reuse", "regenerate"]
@@ -29,6 +36,7 @@ MAX_IMAGES = 10_000  # of one batch, and so its rows, unless [geminiimg] max_bat
 _LARGEST = 15  # digits of an amount before the point; with six behind it Python calculates exactly
 _DIGITS = 30  # after the point; written out, 1e-999999999 would fill the memory
 _CHARACTERS = 100  # of a number; more are none that anybody means
+_FLAGS = {"true": True, "false": False}
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
 _WINDOWS_CHARACTERS = '<>:"|?*'  # not in its names; what follows a ":" is a stream of another file
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$) *(\.|$)", re.IGNORECASE)
@@ -108,6 +116,42 @@ def refuse_other_than_one_job(job: Any, job_id: Any) -> None:
     if (job is None) == (job_id in (None, "")):
         found = "neither (did the submit task run?)" if job is None else "both"
         raise BadRequestError(f"job, job_id: exactly one of them is needed, given: {found}.")
+
+
+def flag(name: str, value: Any) -> bool | None:
+    """A rendered yes or no; ``None`` and empty mean unset.
+
+    :raises BadRequestError: for anything but ``true`` and ``false``, as a value or as text in any case.
+    """
+    if value is None or value == "":
+        return None
+    found = value if isinstance(value, bool) else _FLAGS.get((as_text(value) or "").strip().lower())
+    if found is None:
+        raise BadRequestError(f"{name}{given(value)}: takes true or false.")
+    return found
+
+
+def is_literal(value: Any) -> bool:
+    """Whether the value stands for itself: no template, nothing of Airflow's."""
+    parts, depth = [value], 0
+    while parts:  # a level at a time: what nests deeper than the interpreter goes is refused later, with its name
+        if not all(map(_may_be_literal, parts)):
+            return False
+        depth += 1
+        parts = [] if depth > MAX_DEPTH else [part for each in parts for part in _parts_of(each)]
+    return True
+
+
+def _may_be_literal(value: Any) -> bool:
+    if isinstance(value, str):
+        return not any(mark in value for mark in ("{{", "{%", "{#"))
+    return value is None or type(value) is dict or isinstance(value, (int, float, list, tuple))
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return (part for pair in value.items() for part in pair)
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def to_decimal(value: object) -> Decimal | None:

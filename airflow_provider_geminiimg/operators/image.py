@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.validation.arguments import (
     text,
 )
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators._shared import BuysPictures
+from airflow_provider_geminiimg.operators.base import BuysPictures
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -191,11 +191,11 @@ class ImageOperator(BuysPictures, BaseOperator):
 
         return self._ended(image_task.run_task(self._task(), context, wait=wait, at_once=at_once, job_id=job_id))
 
-    def _task(self, **more: Any) -> ImageTask:
+    def _task(self) -> ImageTask:
         """What this task instance asks for."""
         from airflow_provider_geminiimg.runtime.image_task import ImageTask
 
-        return ImageTask(self._arguments(), self.operation, self._new_guard(), self.log, **more)
+        return ImageTask(self._arguments(), self.operation, self._new_guard(), self.log)
 
     def _ended(self, found: Landed | Pending) -> Any:
         """What the task returns; a job that runs is deferred."""

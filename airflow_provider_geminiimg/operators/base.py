@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import TakesTexts
-from airflow_provider_geminiimg.core.request import is_literal
 from airflow_provider_geminiimg.core.validation.absent import IncompleteText, came_to_nothing
+from airflow_provider_geminiimg.core.validation.arguments import is_literal
 from airflow_provider_geminiimg.core.validation.task_arguments import UNSET, Checks, TaskArguments
 
 if TYPE_CHECKING:

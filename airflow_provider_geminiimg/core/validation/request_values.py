@@ -1,0 +1,178 @@
+"""The fields of a request as people and templates write them: read into what the rest of the package sees.
+
+What must stay true: every refusal is one `BadRequestError` naming the field and what is allowed, never the prompt's
+text or a link's query.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from airflow_provider_geminiimg.core.validation.absent import is_absent, is_blank, is_no_prompt
+from airflow_provider_geminiimg.core.validation.arguments import flag
+from airflow_provider_geminiimg.core.validation.texts import MAX_DEPTH, as_text, given, refuse_half_characters
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+BOUNDS: Mapping[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
+MAX_PROMPT = 1_000_000  # characters, several times what the largest model reads
+MAX_INPUTS = 1_000  # pictures that are read of a value before the model's own limit is asked
+_RESOLUTIONS = {"512": "512", "0.5k": "512", "1k": "1K", "2k": "2K", "4k": "4K"}
+_REPR = re.compile(r"\s*(?:[\[{]|\(\s*['\"{]|LazyXComSequence\()")
+_TOJSON = 'It looks like the text of a Python object: render it with "{{ ... | tojson }}".'
+
+
+def refuse(name: str, shown: str, problem: str, hint: str = "") -> NoReturn:
+    raise BadRequestError(f"{name}{shown}: {problem}", hint=hint)
+
+
+def refuse_missing_value(values: Mapping[str, Any]) -> None:
+    """Refuse what is written where a value is missing. A stored request passes: it may have been paid for."""
+    for name, value in values.items():
+        word = str(value) if isinstance(value, (str, float)) and not is_blank(str(value)) else ""
+        if name == "prompt" and is_no_prompt(word):
+            refuse(name, f"={word.strip()!r}", "is what stands where a value is missing; it must say what to draw.")
+        if name in ("model", "variant", "image") and word and is_absent(value):
+            refuse(name, given(value), "is what stands where a value is missing.", "Leave it out, or write None.")
+
+
+def did_you_mean(value: Any, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(value), list(allowed), n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""
+
+
+def _prompt(name: str, value: Any) -> str:
+    text = as_text(value) if isinstance(value, (int, float)) else value
+    if value is not None and not isinstance(text, str):
+        refuse(name, "", f"takes one text, not {type(value).__name__}.")
+    if not text or is_blank(text):
+        refuse(name, "", "is empty; it must say what to draw.")
+    if len(text) > MAX_PROMPT:
+        refuse(name, "", f"has {len(text)} characters; at most {MAX_PROMPT} are taken.")
+    return text
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        refuse(name, given(value), f"takes one text, not {type(value).__name__}.")
+    return value.strip()
+
+
+WHOLE_VARIANT = re.compile(r"\s*(-?(?:0|[1-9]\d*))(?:\.0+)?\s*", re.ASCII)
+
+
+def _variant(name: str, value: Any) -> str:
+    """A label; a whole number is written as one, as data frames make floats of columns with empty cells."""
+    number = as_text(value) if isinstance(value, (int, float)) else None
+    written = _text(name, value) if number is None else number
+    whole = WHOLE_VARIANT.fullmatch(written)
+    return whole[1] if whole else written
+
+
+def normalized_resolution(text: str) -> str:
+    """A size in the package's own spelling; a word that is no size stays as it is."""
+    return _RESOLUTIONS.get(text.strip().lower(), text.strip())
+
+
+def _resolution(name: str, value: Any) -> str:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+    return normalized_resolution(f"{value:g}" if number else _text(name, value))
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        low, high = BOUNDS[name]
+        refuse(name, given(value), f"takes a number from {low} to {high}.")
+    return number + 0.0  # -0.0 becomes 0.0: one value, one fingerprint
+
+
+def _decoded(name: str, value: Any) -> Any:
+    """JSON text as what it stands for, any other text stripped; the text of a Python object is refused."""
+    if not isinstance(value, str):
+        return value
+    if not _REPR.match(value):
+        return value.strip()
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        refuse(name, given(value), "takes URIs, JSON or manifests.", _TOJSON)
+
+
+def _manifest_uris(name: str, value: Mapping[Any, Any]) -> tuple[str, ...]:
+    images = [value] if "uri" in value else value.get("images")
+    if not isinstance(images, (list, tuple)) or not images:
+        refuse(name, given(value), 'a mapping must be a manifest with pictures: {"images": [{"uri": ...}]}.')
+    uris = [image.get("uri") if isinstance(image, Mapping) else None for image in images]
+    if not all(isinstance(uri, str) and uri.strip() for uri in uris):
+        refuse(name, given(value), "every picture of a manifest needs its uri.")
+    return tuple(str(uri).strip() for uri in uris)
+
+
+def _picture(name: str, value: Any) -> str:
+    value = _decoded(name, value)
+    if isinstance(value, Mapping):
+        uris = _manifest_uris(name, value)
+        if len(uris) != 1:
+            refuse(name, given(value), f"takes exactly one picture, this manifest has {len(uris)}.", "Name one's uri.")
+        return uris[0]
+    if not isinstance(value, str):
+        problem = f"takes one picture, as a URI or as a manifest with exactly one, not {type(value).__name__}."
+        refuse(name, given(value), problem)
+    return value
+
+
+def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
+    value = _decoded(name, value)
+    if depth > MAX_DEPTH:
+        refuse(name.partition("[")[0], "", f"nests deeper than {MAX_DEPTH} lists.", "Give one flat list.")
+    if isinstance(value, str) and value:
+        return (value,)
+    if isinstance(value, Mapping):
+        return _manifest_uris(name, value)
+    # A set has no order of its own, and the order of references counts.
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, set, frozenset)):
+        found: list[str] = []
+        for index, item in enumerate(value):
+            uris = _pictures(f"{name}[{index}]", item, depth + 1)
+            if not uris:
+                refuse(f"{name}[{index}]", given(item), "is empty; every item must give a picture.")
+            found += uris
+            if len(found) > MAX_INPUTS:
+                refuse(name, "", f"gives more than {MAX_INPUTS} pictures, which no model takes.")
+        return tuple(found)
+    refuse(name, given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
+
+
+_CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "prompt": _prompt,
+    "model": _text,
+    "image": _picture,
+    "reference_images": _pictures,
+    "resolution": _resolution,
+    "aspect_ratio": _text,
+    "temperature": _number,
+    "top_p": _number,
+    "google_search": flag,
+    "google_image_search": flag,
+    "variant": _variant,
+}
+
+
+def clean(name: str, value: Any) -> Any:
+    """The value of a field as the rest of the package sees it; unset is ``None``, or no pictures at all."""
+    unset = value is None or (isinstance(value, str) and not value.strip())
+    if unset and name != "prompt":
+        return () if name == "reference_images" else None
+    cleaned = _CLEANERS[name](name, value)
+    for text in cleaned if isinstance(cleaned, tuple) else (cleaned,):
+        if isinstance(text, str):
+            refuse_half_characters(name, text)
+    return cleaned
