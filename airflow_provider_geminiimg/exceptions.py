@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
@@ -341,31 +341,13 @@ class UnexpectedError(GeminiImageError):
     )
 
 
-KINDS: dict[str, type[GeminiImageError]] = {
-    cls.kind: cls
-    for cls in (
-        BadRequestError,
-        AuthenticationError,
-        InsufficientBalanceError,
-        OverBudgetError,
-        RateLimitedError,
-        ContentRefusedError,
-        NoPictureError,
-        UpstreamFailedError,
-        NotSentError,
-        LostContactError,
-        TimedOutError,
-        OutcomeUnknownError,
-        LinkExpiredError,
-        InvalidImageError,
-        MismatchError,
-        IncompleteError,
-        StorageError,
-        LedgerError,
-        UnexpectedError,
-    )
-}
+def _below(kind: type[GeminiImageError]) -> Iterator[type[GeminiImageError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _below(each)
 
+
+KINDS: dict[str, type[GeminiImageError]] = {each.kind: each for each in _below(GeminiImageError)}
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("message", "hint", "code", "gateway_message", "details", "request_id"), (str,)),

@@ -251,7 +251,15 @@ async def _own(task: SensorTask, attempt: Attempt, job_id: str, conn_id: Any, mo
     n = 1 if found is None else found.record.n + 1
     destination = _destination(task, attempt)
     suffix = await in_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
-    made = Record(
+    made = replace(_record_of(attempt, connection, job_id, wanted, destination, n), suffix=suffix)
+    created = await in_thread(attempt.ledger.create, made)
+    return created or await _own(task, attempt, job_id, conn_id, model)
+
+
+def _record_of(
+    attempt: Attempt, connection: GatewayConnection, job_id: str, model: str, destination: Destination, n: int
+) -> Record:
+    return Record(
         key=record_key(attempt.item, n),
         n=n,
         state="submitted",
@@ -263,23 +271,20 @@ async def _own(task: SensorTask, attempt: Attempt, job_id: str, conn_id: Any, mo
         api_host=connection.api_host,
         key_digest=connection.key_digest,
         gateway=connection.gateway,
-        model=wanted,
-        wire_model=wanted,
+        model=model,
+        wire_model=model,
         operation="unknown",
         # What was sent is not known here, so the job stands for it.
-        fingerprint=hashlib.sha256(f"job\n{connection.gateway}\n{conn_id}\n{job_id}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(f"job\n{connection.gateway}\n{connection.conn_id}\n{job_id}".encode()).hexdigest(),
         request_fields={},
         prompt_sha256="",
         inputs=[],
         destination=destination,
-        suffix=suffix,
         cost=asdict(Cost(None, "USD", "unknown")),
         expected_seconds=0.0,
         job_id=job_id,
         submitted_at=time.time(),
     )
-    created = await in_thread(attempt.ledger.create, made)
-    return created or await _own(task, attempt, job_id, conn_id, model)
 
 
 def _newest(attempt: Attempt, latest: Found, wanted: Callable[[Record], bool]) -> Found | None:

@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse, Response
 
 from airflow_provider_geminiimg.sandbox.faults import outcome_of
 from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, Sketch, Studio, read_input, shape
-from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of
+from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of, json_object
 
 FIELDS = frozenset({"model", "prompt", "size", "resolution", "n", "image_urls", "google_search", "google_image_search"})
 MODELS = (
@@ -156,11 +156,8 @@ def _maybe_code(box: Box, job: Job, body: dict[str, Any]) -> dict[str, Any]:
 
 async def _read_order(box: Box, studio: Studio, request: Request, route: str) -> Order:
     account = _account(request)
-    try:
-        body = json.loads(await request.body())
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
+    body = await json_object(request)
+    if body is None:
         raise refused(400, "The body is not a JSON object")
     model, prompt = body.get("model"), body.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():

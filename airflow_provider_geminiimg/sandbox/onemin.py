@@ -21,7 +21,7 @@ from starlette.datastructures import UploadFile
 
 from airflow_provider_geminiimg.sandbox.faults import outcome_of
 from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, read_input, shape
-from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of
+from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of, json_object
 
 GENERATE, EDIT = "IMAGE_GENERATOR", "IMAGE_EDITOR"
 OPERATIONS = {GENERATE: "generate", EDIT: "edit"}
@@ -187,11 +187,8 @@ def _no_credits(box: Box) -> Response:
 
 
 async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, bool]:
-    try:
-        body = json.loads(await request.body())
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
+    body = await json_object(request)
+    if body is None:
         raise refused(400, "MISSING_REQUIRED_FIELDS", "The body is not a JSON object", ["type", "model"])
     wanted = body.get("promptObject")
     wanted = wanted if isinstance(wanted, dict) else {}
@@ -311,13 +308,7 @@ def record(box: Box, job: Job, base_url: str) -> dict[str, Any]:
         "uuid": job.job_id,
         "userId": f"user-{order.account}",
         "teamId": f"team-{order.account}",
-        "teamUser": {
-            "teamId": f"team-{order.account}",
-            "status": "ACTIVE",
-            "creditLimit": TEAM_CREDITS if box.settings.credits is None else box.settings.credits,
-            # It lags a call: this job is not in it yet.
-            "usedCredit": int(box.spent("1min") - (order.price if job.charged else 0)),
-        },
+        "teamUser": _team(box, job),
         "model": order.model,
         "type": GENERATE if order.operation == "generate" else EDIT,
         "status": status,
@@ -329,6 +320,16 @@ def record(box: Box, job: Job, base_url: str) -> dict[str, Any]:
     if link:
         (top if box.settings.link_place == "top" else answer)["temporaryUrl"] = link
     return top
+
+
+def _team(box: Box, job: Job) -> dict[str, Any]:
+    return {
+        "teamId": f"team-{job.order.account}",
+        "status": "ACTIVE",
+        "creditLimit": TEAM_CREDITS if box.settings.credits is None else box.settings.credits,
+        # It lags a call: this job is not in it yet.
+        "usedCredit": int(box.spent("1min") - (job.order.price if job.charged else 0)),
+    }
 
 
 def _result_object(box: Box, key: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import secrets
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
 from airflow_provider_geminiimg.sandbox.faults import Faults, Outcome
 from airflow_provider_geminiimg.sandbox.pictures import Input, Shape
@@ -289,6 +291,15 @@ class Box:
             except asyncio.TimeoutError:
                 return False
         return True
+
+
+async def json_object(request: Request) -> dict[str, Any] | None:
+    """The body of a request; ``None``: it is no JSON object."""
+    try:
+        body = json.loads(await request.body())
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def account_of(key: str) -> str:
