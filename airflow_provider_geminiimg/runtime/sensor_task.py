@@ -18,6 +18,7 @@ from airflow_provider_geminiimg.core.catalog.lookup import default_model, row_na
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, key_of_job, owner
 from airflow_provider_geminiimg.core.ledger.manifest import Cost
