@@ -20,12 +20,11 @@ from harness.odd_records import ODD, put_all, put_odd
 from harness.records import ITEM, landed, make_record, submitted
 
 from airflow_provider_geminiimg.__main__ import main
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key
-from airflow_provider_geminiimg.core.ledger.records import record_key
+from airflow_provider_geminiimg.core.ledger.layout import index_key, record_key
 from airflow_provider_geminiimg.core.reconcile import STANDINGS
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError
-from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.runtime import jobs_command

@@ -25,12 +25,14 @@ from airflow_provider_geminiimg.core.batch.executor import Plan
 from airflow_provider_geminiimg.core.ledger.budget import Day
 from airflow_provider_geminiimg.core.ledger.file_names import NameClaim, is_sidecar_of, read_claim
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
-from airflow_provider_geminiimg.core.ledger.records import Item, Ledger
+from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, Item
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.approval import Approval
-from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, RETURNED, Kept, Wanted
+from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Wanted
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Files, Store, default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import Files, Store, open_store
 from airflow_provider_geminiimg.exceptions import KINDS, BadRequestError, Billed, from_dict
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -69,7 +71,7 @@ def test_a_root_on_disk_holds_the_same_as_a_bucket(
     airflow: AirflowHarness, sandbox: Sandbox, onemin: str, local_root: str, tmp_path: Path
 ) -> None:
     def stored() -> dict[str, bytes]:
-        store = open_store(local_root, default_s3_client)
+        store = open_store(local_root, AIRFLOW_OPENERS)
         paths = {path.relative_to(tmp_path / "root").as_posix(): path for path in (tmp_path / "root").rglob("*")}
         found = {key: path.read_bytes() for key, path in paths.items() if path.is_file() and "#" not in path.name}
         assert set(store.keys("")) == set(found)
@@ -184,7 +186,7 @@ def shown(here: Store, there: Store, key: str) -> None:
     _, *parts, last = key.removesuffix(".json").split("/")
     try_id, _, digest = last.rpartition("-")
     one, other = (
-        Approval(Ledger(store), Files(s3_client=default_s3_client), Item(*parts[:-1], int(parts[-1])), try_id)
+        Approval(Ledger(store), Files(AIRFLOW_OPENERS), Item(*parts[:-1], int(parts[-1])), try_id)
         for store in (here, there)
     )
     assert other.keep(one.recall(digest)) == digest
@@ -193,8 +195,8 @@ def shown(here: Store, there: Store, key: str) -> None:
 def sidecar(here: Store, there: Store, key: str) -> None:
     said = json.loads(bytes_at(here, key))
     uri = f"{here.uri}/{key}"
-    assert is_sidecar_of(Files(s3_client=default_s3_client), uri, said["record"], None)
-    assert not is_sidecar_of(Files(s3_client=default_s3_client), uri, "ledger/a/b/c/d/-1/0/1.json", None)
+    assert is_sidecar_of(Files(AIRFLOW_OPENERS), uri, said["record"], None)
+    assert not is_sidecar_of(Files(AIRFLOW_OPENERS), uri, "ledger/a/b/c/d/-1/0/1.json", None)
 
 
 def bytes_at(store: Store, key: str) -> bytes:
@@ -218,7 +220,7 @@ def test_what_was_written_is_read_without_loss(file: str, tmp_path: Path) -> Non
         kind = key.partition("/")[0]
         if key.startswith("* ") or kind in BYTES or text.startswith("(") or key.endswith(".jsonl"):
             continue
-        here, there = (open_store((tmp_path / f"{number}-{place}").as_uri(), default_s3_client) for place in "ab")
+        here, there = (open_store((tmp_path / f"{number}-{place}").as_uri(), AIRFLOW_OPENERS) for place in "ab")
         assert here.create(key, text.encode())
         READERS[kind](here, there, key)
         if kind not in UNREAD:

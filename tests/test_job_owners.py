@@ -16,7 +16,7 @@ from harness.left_behind import LOGGER, LeftBehind
 from harness.records import ITEM, make_record, submitted
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.ledger.job_index import job_key
+from airflow_provider_geminiimg.core.ledger.layout import job_key
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts
 from airflow_provider_geminiimg.core.storage import default_s3_client

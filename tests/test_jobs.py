@@ -25,9 +25,9 @@ from harness.records import ITEM, Wire, landed, make_record, plan_of, submitted
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record, record_key
-from airflow_provider_geminiimg.core.purchase.saved_requests import RETURNED, Kept, Wanted
-from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
+from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key, thumbnail_key
+from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record
+from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Wanted
 from airflow_provider_geminiimg.core.reconcile import Entry, Report, Scope
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts

@@ -12,7 +12,7 @@ from harness.gate import Gate
 from harness.moto import start_moto
 from harness.trouble import Disk
 
-from airflow_provider_geminiimg.core.ledger.records import Item
+from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Saved
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError

@@ -18,7 +18,8 @@ from harness.records import ITEM, Wire, landed, make_record, submitted
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Item, Ledger, Record, record_key, with_error
+from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
+from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Ledger, Record, with_error
 from airflow_provider_geminiimg.core.storage import Store, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

@@ -31,7 +31,8 @@ from airflow_provider_geminiimg.core.execution.runner import Guard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http import transport
 from airflow_provider_geminiimg.core.http.transport import Transport
-from airflow_provider_geminiimg.core.ledger.records import Destination, Found, Ledger, Record, record_key, with_error
+from airflow_provider_geminiimg.core.ledger.layout import record_key
+from airflow_provider_geminiimg.core.ledger.records import Destination, Found, Ledger, Record, with_error
 from airflow_provider_geminiimg.core.purchase import landing, lifecycle
 from airflow_provider_geminiimg.core.purchase import submission as submission_module
 from airflow_provider_geminiimg.core.purchase.decision import Policy

@@ -25,7 +25,8 @@ from harness.records import ITEM, landed, make_record, submitted
 from PIL import Image
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, index_key, read_entry
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry
+from airflow_provider_geminiimg.core.ledger.layout import index_key
 from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
 from airflow_provider_geminiimg.core.purchase import lifecycle, sharing, submission
 from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord

@@ -28,7 +28,7 @@ from airflow_provider_geminiimg import (
     GeminiImageReviewOperator,
     review_markdown,
 )
-from airflow_provider_geminiimg.core.ledger.records import Item, record_key
+from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 if TYPE_CHECKING:

@@ -31,11 +31,12 @@ from harness.records import Wire, landed
 from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
 from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase import thumbnails
 from airflow_provider_geminiimg.core.purchase.copying import copy_to
 from airflow_provider_geminiimg.core.purchase.landing import Lander
-from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, render, thumbnail_key
+from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, render
 from airflow_provider_geminiimg.core.purchase.waiting import Collector
 from airflow_provider_geminiimg.core.storage import LocalStore, Store, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

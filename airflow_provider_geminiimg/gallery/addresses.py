@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from airflow_provider_geminiimg.core.storage import decode_segment, encode_segment, is_cut
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, names_of
+from airflow_provider_geminiimg.core.storage import encode_segment, is_cut
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Address:
         """Where its record lies."""
         names = (self.run_id, self.task_id, str(self.map_index), self.item)
         parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
-        return "/".join(("ledger", *parts, f"{self.n}.json"))
+        return "/".join((LEDGER, *parts, f"{self.n}.json"))
 
     def path(self, index: int) -> str:
         """The last part of the address of one of its pictures."""
@@ -47,12 +48,5 @@ def segment(name: str) -> str:
 
 def address_of(key: str) -> Address:
     """What a record's key stands for."""
-    _, _, *names, number = key.removesuffix(".json").split("/")
-    dag_id, run_id, task_id, map_index, item = map(_name, names)
-    return Address(dag_id, run_id, task_id, int(map_index), item, int(number))
-
-
-def _name(part: str) -> str:
-    """What a segment of a key stands for; itself where it was cut, or stands for what is no text."""
-    name = decode_segment(part)
-    return part if name is None or any("\ud800" <= char <= "\udfff" for char in name) else name
+    dag_id, run_id, task_id, map_index, item = names_of(key)
+    return Address(dag_id, run_id, task_id, int(map_index), item, int(key.rpartition("/")[2].removesuffix(".json")))

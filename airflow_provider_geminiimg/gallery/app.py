@@ -31,9 +31,9 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.images.inspection import inspect_image, media_type_of
+from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES
-from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
 from airflow_provider_geminiimg.core.reconcile import STANDINGS
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import (

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.core.ledger.records import is_record_key
+from airflow_provider_geminiimg.core.ledger.layout import is_record_key
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.validation.texts import given

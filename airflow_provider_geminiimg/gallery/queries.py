@@ -19,10 +19,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, PLANS, folder_of, is_record_key, task_instance_of
 from airflow_provider_geminiimg.core.ledger.manifest import iso
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, is_record_key
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
-from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS
 from airflow_provider_geminiimg.core.reconcile.scan import AT_ONCE, STANDINGS, Entry, billed, look
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
@@ -71,7 +71,7 @@ class Shelf:
 
     def __init__(self, ledger: Ledger, namespace: str, files: Files) -> None:
         self.ledger, self.namespace, self.files = ledger, namespace, files
-        self._folder = f"ledger/{encode_segment(namespace)}"
+        self._folder = f"{LEDGER}/{encode_segment(namespace)}"
 
     def dags(self) -> list[str]:
         """The DAGs that have records. One whose id was too long for the ledger is not among them."""
@@ -115,7 +115,7 @@ class Shelf:
         return {
             "standings": dict(standings),
             "not_started": not_started,
-            "wanted": len({key.rpartition("/")[0] for key in keys}) + not_started,
+            "wanted": len({folder_of(key) for key in keys}) + not_started,
             "pictures": sum(len(_images(record)) for record in records),
             "costs": costs,
             "without_price": without_price,
@@ -237,8 +237,7 @@ class Shelf:
         there are more plans than are read here."""
         begun: dict[str, set[str]] = defaultdict(set)
         for key in keys:
-            of_task, item, _ = key.removeprefix("ledger/").rsplit("/", 2)
-            begun[of_task].add(item)
+            begun[task_instance_of(key)].add(key.split("/")[-2])
         latest: dict[str, int] = {}
         for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
             found = _PLAN.fullmatch(key)

@@ -25,8 +25,7 @@ from airflow_provider_geminiimg.core.batch.executor import (
 from airflow_provider_geminiimg.core.batch.rows import Wish, read_rows, wishes
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key
-from airflow_provider_geminiimg.core.ledger.records import is_record_key
+from airflow_provider_geminiimg.core.ledger.layout import index_key, is_record_key
 from airflow_provider_geminiimg.core.purchase.landing import Workshop, in_thread
 from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments

@@ -17,10 +17,11 @@ from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import Guard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.layout import PLANS
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Order
-from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, Kept
+from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT, DEFAULT_WIDTH
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 
     removed = reconcile.forget(surroundings.ledger, arguments.key, lose_it=arguments.lose_it)
     _print(f"{removed.key} is removed (job {removed.job_id}).")
-    earlier = surroundings.ledger.numbers_in(removed.key.rpartition("/")[0])
+    earlier = surroundings.ledger.numbers_in(folder_of(removed.key))
     if earlier:
         _print(f"Record {earlier[-1]} of the same item decides now.")
     else:

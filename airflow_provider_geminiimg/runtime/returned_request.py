@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.purchase.saved_requests import RETURNED, Kept, Wanted
+from airflow_provider_geminiimg.core.ledger.layout import RETURNED
+from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Wanted
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.runtime.task_run import Attempt

@@ -12,7 +12,8 @@ from typing import Any
 from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
+from airflow_provider_geminiimg.core.ledger.layout import Item
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.purchase.landing import PUT_BACK, mismatch_error
 from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, portable_stem, stem, text
@@ -94,8 +95,7 @@ class Attempt(Surroundings):
     @property
     def folder(self) -> str:
         """This task instance's own folder for pictures, under the root."""
-        parts = (self.item.dag_id, self.item.run_id, self.item.task_id, str(self.item.map_index))
-        return join_uri(self.images, "/".join(map(encode_segment, parts)))
+        return join_uri(self.root, self.item.images)
 
     def destination(self, output_path: str | None, file_name: str | None, variant: str | None = None) -> Destination:
         """Where the picture shall land.

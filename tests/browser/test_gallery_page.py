@@ -15,7 +15,7 @@ from dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
 from harness.records import plan_of
 from playwright.sync_api import Frame, Locator, Page, Request, Route, expect
 
-from airflow_provider_geminiimg.core.ledger.records import Item
+from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 

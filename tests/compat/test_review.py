@@ -13,7 +13,8 @@ import pytest
 from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg import GeminiImageReviewOperator
-from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, Record, record_key
+from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 

@@ -13,7 +13,8 @@ from airflow_provider_geminiimg.core.batch.rows import wishes
 from airflow_provider_geminiimg.core.execution.runner import Guard
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
-from airflow_provider_geminiimg.core.ledger.records import Item, Ledger
+from airflow_provider_geminiimg.core.ledger.layout import Item
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.landing import Workshop
 from airflow_provider_geminiimg.core.purchase.order import Order

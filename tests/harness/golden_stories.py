@@ -17,7 +17,8 @@ import pytest
 from airflow.sdk import DAG, TaskGroup, task
 
 from airflow_provider_geminiimg.__main__ import main
-from airflow_provider_geminiimg.core.storage import default_s3_client, open_store
+from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
@@ -229,7 +230,7 @@ def spooled(story: Story) -> None:
     with start_moto(bucket) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", url)
         patch.setattr(
-            "airflow_provider_geminiimg.core.storage.s3._CLIENTS", {}
+            "airflow_provider_geminiimg.hooks.object_stores._CLIENTS", {}
         )  # the story's own leads to another server
         run = story.run(state="failed")
     story.note(run.retry("made"))
@@ -329,7 +330,7 @@ def batch(story: Story) -> None:
 def batch_of_a_file(story: Story) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([["prompt", "title"], ["a fox", "first"], ["a wolf", "second"]])
-    put = open_store(f"s3://{BUCKET}/inputs", default_s3_client)
+    put = open_store(f"s3://{BUCKET}/inputs", AIRFLOW_OPENERS)
     assert put.create("rows.csv", text.getvalue().encode())
     story.run(batch_dag(story, f"s3://{BUCKET}/inputs/rows.csv"))
 

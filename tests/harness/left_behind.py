@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import boto3
 
 from airflow_provider_geminiimg.core.execution.runner import Guard
-from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
+from airflow_provider_geminiimg.core.ledger.layout import Item
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order

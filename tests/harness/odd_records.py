@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
-from airflow_provider_geminiimg.core.ledger.records import Item, Record, record_key
+from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.core.storage import Store
 from harness.records import ITEM, landed
 

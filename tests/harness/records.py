@@ -7,15 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from airflow_provider_geminiimg.core.batch.executor import Plan, Planned
-from airflow_provider_geminiimg.core.ledger.records import (
-    Destination,
-    Item,
-    Record,
-    new_claim,
-    process_identity,
-    record_key,
-)
-from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, Kept
+from airflow_provider_geminiimg.core.ledger.layout import PLANS, Item, record_key
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import StorageError
 

@@ -28,9 +28,10 @@ import pydantic
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.layout import budget_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
 from airflow_provider_geminiimg.core.request import CheckedRequest
-from airflow_provider_geminiimg.core.storage import Blob, Store, encode_segment, update
+from airflow_provider_geminiimg.core.storage import Blob, Store, update
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -259,7 +260,7 @@ class Budgets:
     async def _take(self, connection: GatewayConnection, namespace: str, price: int) -> _Lease:
         async with self._turn:
             day = await self._today()
-            key = "/".join(["budgets", encode_segment(namespace), encode_segment(connection.conn_id), f"{day}.json"])
+            key = budget_key(namespace, connection.conn_id, day)
             lease = self._leases.setdefault(key, _Lease(key, secrets.token_hex(8), connection))
             if lease.used + price > lease.held:
                 lease.held = await asyncio.to_thread(self._lease_more, lease, price)

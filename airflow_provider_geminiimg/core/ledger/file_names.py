@@ -15,7 +15,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, is_record_key
+from airflow_provider_geminiimg.core.ledger.layout import folder_of, is_record_key, name_key
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.storage import Blob, Files, Store, join_uri, same_place, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
@@ -44,14 +45,14 @@ class NameClaim:
     @property
     def key(self) -> str:
         """Where it lies, relative to the root."""
-        return f"names/{same_place(self.stem)}.json"
+        return name_key(same_place(self.stem))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     def same_task(self, other: NameClaim) -> bool:
         """Whether both are of one task instance."""
-        return self.item.rpartition("/")[0] == other.item.rpartition("/")[0]
+        return folder_of(self.item) == folder_of(other.item)
 
 
 def reserve_name(
@@ -98,7 +99,7 @@ def release_names(ledger: Ledger, record: Record) -> None:
 
     :raises StorageError: the store failed.
     """
-    item_path = record.key.rpartition("/")[0]
+    item_path = folder_of(record.key)
     numbers = (number for number in ledger.numbers_in(item_path) if number != record.n)
     try:
         kept = _used(ledger, item_path, numbers)
@@ -111,7 +112,7 @@ def release_names(ledger: Ledger, record: Record) -> None:
 
     for place in _places({_wanted_stem(record), *_stems(record)}):
         if place not in kept:
-            update(ledger.store, f"names/{place}.json", released)
+            update(ledger.store, name_key(place), released)
 
 
 def read_claim(store: Store, key: str) -> NameClaim | None:
@@ -134,7 +135,7 @@ def is_sidecar_of(files: Files, uri: str, record: str, sha256: str | None) -> bo
     try:
         found = json.loads(files.read(uri, max_bytes=MAX_SIDECAR_BYTES))
         earlier, image = str(found["record"]), str(found["images"][0]["sha256"])
-        return earlier == record or (image == sha256 and earlier.rpartition("/")[0] == record.rpartition("/")[0])
+        return earlier == record or (image == sha256 and folder_of(earlier) == folder_of(record))
     except (BadRequestError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 

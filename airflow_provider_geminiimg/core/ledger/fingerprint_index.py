@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from airflow_provider_geminiimg.core.ledger.records import Item, Record, is_record_key
-from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, encode_segment, replace_or_read
+from airflow_provider_geminiimg.core.ledger.layout import is_record_key
+from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, replace_or_read
 from airflow_provider_geminiimg.exceptions import LedgerError
 
 
@@ -29,21 +30,6 @@ class Entry:
     claim: str
     version: str
     age: float
-
-
-def index_key(item_path: str, fingerprint: str) -> str:
-    """Where it is noted who has the picture of `fingerprint`.
-
-    :param item_path: the path of any item, or the key of any record, of the DAG.
-    """
-    namespace, dag = item_path.split("/")[1:3]
-    return f"index/{namespace}/{dag}/{encode_segment(fingerprint)}.json"
-
-
-def task_key(item: Item) -> str:
-    """Where it is noted what a task asked for last, in any of its DAG's runs."""
-    parts = (item.namespace, item.dag_id, "tasks", item.task_id, str(item.map_index))
-    return f"index/{'/'.join(map(encode_segment, parts))}.json"
 
 
 def read_entry(store: Store, key: str) -> Entry | None:

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry, write_entry
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, is_record_key, with_error
-from airflow_provider_geminiimg.core.storage import encode_segment
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key, job_key
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -32,11 +32,6 @@ SETTLE_SECONDS = 60.0
 
 _CONFLICTS = 5
 _READERS = 8
-
-
-def job_key(gateway: str, job_id: str) -> str:
-    """Where it is noted whose job it is."""
-    return f"jobs/{encode_segment(gateway)}/{encode_segment(job_id)}.json"
 
 
 def own(ledger: Ledger, record: Record, job_id: str, *, instead_of: Collection[str] = ()) -> str | None:
@@ -77,7 +72,7 @@ def search(ledger: Ledger, record: Record, job_id: str) -> str | None:
             return False
         return found is not None and found.record.gateway == record.gateway and has(found.record, job_id)
 
-    keys = (key for key in ledger.store.keys("ledger/") if key != record.key and is_record_key(key))
+    keys = (key for key in ledger.store.keys(f"{LEDGER}/") if key != record.key and is_record_key(key))
     with ThreadPoolExecutor(_READERS) as pool:
         while some := list(itertools.islice(keys, 8 * _READERS)):
             for key, its in zip(some, pool.map(is_its, some), strict=True):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import socket
 import time
@@ -27,6 +26,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, record_key, record_number, tombstone_key
 from airflow_provider_geminiimg.core.ledger.record_values import (
     MAX_BYTES,
     MAX_NEW_BYTES,
@@ -39,7 +39,7 @@ from airflow_provider_geminiimg.core.ledger.record_values import (
     is_request,
 )
 from airflow_provider_geminiimg.core.redaction.ranges import AMOUNT
-from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, encode_segment, update
+from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError, from_dict
 
 SCHEMA = 1
@@ -56,29 +56,6 @@ _TAKEN_BACK: dict[State, frozenset[State]] = {
     **_NEXT,
     **{state: _NEXT[state] | {"intent"} for state in ("submitted", "answered")},
 }
-_NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
-_RECORD_KEY = re.compile(r"ledger(?:/(?!\.{1,2}/)[\w.~+%:=-]+){6}/[1-9][0-9]{0,8}\.json", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Item:
-    """What a record belongs to: the parts of a task instance that no retry, clear or worker changes.
-
-    :param item: ``"0"`` for a task that makes one picture.
-    """
-
-    namespace: str
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    item: str = "0"
-
-    @property
-    def path(self) -> str:
-        """The folder of this item's records, relative to the root, without a trailing slash."""
-        parts = (self.namespace, self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item)
-        return "/".join(["ledger", *map(encode_segment, parts)])
 
 
 @dataclass(frozen=True)
@@ -254,8 +231,8 @@ class Ledger:
         """
         for key in self.store.keys(f"{item.path.rpartition('/')[0]}/"):
             folder, _, name = key.rpartition("/")
-            if found := _NUMBERED.fullmatch(name):
-                self._ahead[folder] = max(int(found[1]), self._ahead.get(folder, 0))
+            if number := record_number(name):
+                self._ahead[folder] = max(number, self._ahead.get(folder, 0))
 
     def numbers(self, item: Item) -> list[int]:
         """The numbers of `item`'s records, rising."""
@@ -264,7 +241,7 @@ class Ledger:
     def numbers_in(self, folder: str) -> list[int]:
         """The numbers of the records in an item's folder, rising."""
         names = (key.rsplit("/", 1)[1] for key in self.store.keys(folder + "/"))
-        return sorted(int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name)))
+        return sorted(filter(None, map(record_number, names)))
 
     def create(self, record: Record) -> Found | None:
         """Claim `record.key` exclusively; ``None`` where another attempt was first.
@@ -321,12 +298,12 @@ class Ledger:
     def excuse(self, record: Record) -> None:
         """Write down that a person has this record removed, before it is: only then may it be missing."""
         said = {"record": record.key, "claim": record.claim, "state": record.state, "job_id": record.job_id}
-        key = _excuse_key(record.key, record.claim)
+        key = tombstone_key(record.key, record.claim)
         create_or_read(self.store, key, json.dumps({**said, "at": time.time()}).encode())
 
     def is_excused(self, key: str, claim: str) -> bool:
         """Whether a person had the record of this claim removed."""
-        return is_record_key(key) and self.store.read(_excuse_key(key, claim)) is not None
+        return is_record_key(key) and self.store.read(tombstone_key(key, claim)) is not None
 
     def _found(self, key: str, blob: Blob) -> Found:
         return Found(self._parse(key, blob.data), blob.version, blob.age, len(blob.data))
@@ -411,21 +388,6 @@ def _is_outcome(record: Record) -> bool:
 
 def _no_record(where: str, fields: Collection[str]) -> LedgerError:
     return LedgerError(f"{where} is not a record: {', '.join(sorted(fields))}.", hint=_UNREADABLE)
-
-
-def record_key(item: Item, n: int) -> str:
-    """Where the record of `item`'s submission number `n` lies, relative to the root."""
-    return f"{item.path}/{n}.json"
-
-
-def is_record_key(key: str) -> bool:
-    """Whether `key` is one that a record can have."""
-    return _RECORD_KEY.fullmatch(key) is not None
-
-
-def _excuse_key(key: str, claim: str) -> str:
-    # The claim is in the name, because a later record may get the same key, and be removed too.
-    return f"forgotten/{key.removeprefix('ledger/').removesuffix('.json')}-{encode_segment(claim)}.json"
 
 
 def with_error(record: Record, error: GeminiImageError, state: State | None = None) -> Record:

@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_geminiimg.core.ledger.records import Item, Ledger, is_record_key
+from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, shown_prefix
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.copying import image_places
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES
-from airflow_provider_geminiimg.core.storage import Files, create_or_read, encode_segment
+from airflow_provider_geminiimg.core.storage import Files, create_or_read
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError
 
-SHOWN = "shown"  # the folder of what was shown, relative to the root
 VERSION = 1
 _AT_ONCE = 4  # images that are read at the same time
 _AS_RETURNED = "Give it what the tasks returned, as it is: images=my_task.output."
@@ -153,9 +153,7 @@ class Approval:
 
     @property
     def _prefix(self) -> str:
-        item = self.item
-        parts = (item.namespace, item.dag_id, item.run_id, item.task_id, str(item.map_index))
-        return "/".join((SHOWN, *map(encode_segment, parts), f"{encode_segment(self.try_id)}-"))
+        return shown_prefix(self.item, self.try_id)
 
     def _digest(self, key: str) -> str:
         return key.removeprefix(self._prefix).removesuffix(".json")

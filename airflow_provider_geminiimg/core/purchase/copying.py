@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
+from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.decision import PictureState
@@ -126,7 +127,7 @@ async def copy_to(lander: Lander, record: Record, destination: Destination) -> d
 
 async def moved_to(lander: Lander, record: Record, destination: Destination) -> Record:
     """`record` as it would be if its image had been asked for at another destination, the name of which is claimed."""
-    workshop, item_path = lander.workshop, record.key.rpartition("/")[0]
+    workshop, item_path = lander.workshop, folder_of(record.key)
     digest = (record.manifest or {})["images"][0]["sha256"]
     suffix = await in_thread(reserve_name, workshop.ledger, workshop.files, item_path, destination, record.n, digest)
     return replace(record, destination=destination, suffix=suffix)

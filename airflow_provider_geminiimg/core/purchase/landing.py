@@ -29,7 +29,8 @@ from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.core.ledger.budget import Budgets
 from airflow_provider_geminiimg.core.ledger.file_names import is_sidecar_of
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key, point_to
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to
+from airflow_provider_geminiimg.core.ledger.layout import index_key
 from airflow_provider_geminiimg.core.ledger.manifest import (
     StoredImage,
     build,

@@ -22,14 +22,9 @@ from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.budget import price_of
 from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reserve_name
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
+from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
-from airflow_provider_geminiimg.core.ledger.records import (
-    Found,
-    Record,
-    new_claim,
-    process_identity,
-    record_key,
-)
+from airflow_provider_geminiimg.core.ledger.records import Found, Record, new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.copying import copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
@@ -183,7 +178,7 @@ class Purchase:
             record, manifest = await self.start()
             return (record, manifest) if manifest is not None else await self.finish(record)
         other = await in_thread(owner, self.ledger, self.order.connection.gateway, job_id)
-        if other is not None and other.rpartition("/")[0] != self.order.item.path:
+        if other is not None and folder_of(other) != self.order.item.path:
             raise another_records_job(job_id, other, found.record.key if found else self.order.item.path)
         self.log.error(
             "Job %s is not in the ledger under %s (%s); landing it all the same, from the trigger's event.",

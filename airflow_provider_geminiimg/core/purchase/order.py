@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from airflow_provider_geminiimg.core.catalog.lookup import row_name
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Record
+from airflow_provider_geminiimg.core.ledger.layout import Item, folder_of
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.request import CheckedRequest, prompt_sha256
@@ -84,7 +85,7 @@ def differences(record: Record, order: Order, input_sha256: Sequence[str] | None
         ("model", row_name(record.model), row_name(request.model)),
         ("operation", record.operation, request.operation),
     ]
-    if record.key.rpartition("/")[0] == order.item.path:
+    if folder_of(record.key) == order.item.path:
         pairs.append(("destination", record.destination, order.destination))
     now = request.fields()
     names = sorted({*record.request_fields, *now})

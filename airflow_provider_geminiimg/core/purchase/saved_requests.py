@@ -14,15 +14,13 @@ from typing import Generic, Literal, TypeVar
 import pydantic
 import pydantic_core
 
-from airflow_provider_geminiimg.core.ledger.records import Item
+from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, Item, saved_key
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.core.purchase.task_state import other_namespace
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Blob, Store, encode_segment, update
+from airflow_provider_geminiimg.core.storage import Blob, Store, update
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 
-RETURNED = "returned"  # the folder of what functions asked for, relative to the root
-PLANS = "batches"  # the folder of the plans of batches, likewise
 _NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
 
 
@@ -66,8 +64,8 @@ class Kept(Generic[T]):
         self.store = store
         self.marker = marker
         self.namespace = item.namespace
-        parts = (item.namespace, item.dag_id, item.run_id, item.task_id, str(item.map_index))
-        self._place = "/".join(map(encode_segment, parts))
+        self._place = item.task_instance
+        self._kind = folder
         self.folder = f"{folder}/{self._place}"
 
     def read(self, generation: int) -> T | None:
@@ -178,7 +176,7 @@ class Kept(Generic[T]):
         update(self.store, key, written)
 
     def _key(self, generation: int) -> str:
-        return f"{self.folder}/{generation}.json"
+        return saved_key(self._kind, self._place, generation)
 
 
 @contextlib.contextmanager

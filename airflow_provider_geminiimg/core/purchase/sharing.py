@@ -18,14 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import (
-    Entry,
-    index_key,
-    point_to,
-    read_entry,
-    task_key,
-    write_entry,
-)
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, point_to, read_entry, write_entry
+from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, task_key
 from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record, with_error
 from airflow_provider_geminiimg.core.purchase.copying import Intact, land_copy, read_back
 from airflow_provider_geminiimg.core.purchase.decision import (
@@ -217,7 +211,7 @@ class Sharing:
         """
         order = self.order
         entry = await in_thread(read_entry, self.ledger.store, index_key(order.item.path, fingerprint))
-        own = entry is not None and entry.record.rpartition("/")[0] == order.item.path
+        own = entry is not None and folder_of(entry.record) == order.item.path
         found: Found | None = None
         intact: Intact = "unknown"
         pictures: list[bytes] = []
@@ -245,7 +239,7 @@ class Sharing:
         """
         item = self.order.item
         entry = await in_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
-        return entry is not None and entry.record.rpartition("/")[0] != item.path
+        return entry is not None and folder_of(entry.record) != item.path
 
     async def _earlier(self, entry: Entry, found: Found, intact: Intact) -> tuple[Found, Intact, list[bytes]]:
         """Who had the picture before the record that the index names, where that has none.
@@ -347,7 +341,7 @@ def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
         each = waiting.pop()
         if each is not record and each.state == "landed":
             yield each
-        folder = each.key.rpartition("/")[0]
+        folder = folder_of(each.key)
         older = [f"{folder}/{n}.json" for n in ledger.numbers_in(folder) if n < each.n]
         for key in (*older, *reversed(each.copied_from), each.reused_from):  # the last one is looked at first
             if key is not None and key not in seen:

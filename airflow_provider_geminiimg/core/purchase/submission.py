@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.core.execution.runner import Guard
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.http.transport import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
+from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
 from airflow_provider_geminiimg.core.purchase.landing import Workshop, in_thread
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
@@ -156,8 +157,7 @@ class Payment:
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
         await self._refuse_owned(record, status.job_id)
         inline = [picture.data for picture in status.pictures if picture.data is not None]
-        folder = f"spool/{record.key.removeprefix('ledger/')}.{record.claim}"
-        keys = [f"{folder}.{index}" for index in range(len(inline))]
+        keys = [spool_key(record.key, record.claim, index) for index in range(len(inline))]
         by_link = status.job_id is None or bool(inline)
         answer = replace(
             record,

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from airflow_provider_geminiimg.core.ledger.records import Found, Item, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.layout import Item, folder_of
+from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
@@ -62,7 +63,7 @@ def _is_later(mark: Mapping[str, Any], record: Record) -> bool:
     """Whether a record of the same item is remembered that comes after `record`."""
     folder, _, name = str(mark.get("record")).rpartition("/")
     number = name.removesuffix(".json")
-    return folder == record.key.rpartition("/")[0] and number.isdecimal() and int(number) > record.n
+    return folder == folder_of(record.key) and number.isdecimal() and int(number) > record.n
 
 
 async def look(ledger: Ledger, item: Item, marker: Marker | None) -> Found | None:

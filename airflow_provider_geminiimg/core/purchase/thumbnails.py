@@ -28,6 +28,7 @@ from airflow_provider_geminiimg.core.execution.runner import Guard
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.images.pixels import pixels_of
+from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.core.storage import Store, create_or_read
 
@@ -58,15 +59,6 @@ _UPRIGHT = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # the EXIF orientation, and what sets a picture upright that has it
-
-
-def thumbnail_key(record_key: str, index: int) -> str:
-    """Where the thumbnail of a picture lies, relative to the root.
-
-    :param record_key: the key of the picture's record.
-    :param index: the picture's place in the manifest, from 0.
-    """
-    return f"thumbs/{record_key.removeprefix('ledger/').removesuffix('.json')}/{index}.webp"
 
 
 def thumbnail_keys(record: Record) -> list[str]:

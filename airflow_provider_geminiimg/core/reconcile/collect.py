@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
+from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.purchase.landing import Lander, Workshop, in_thread
@@ -129,7 +130,7 @@ class _Round:
 
     async def _report_unknown(self, record: Record) -> None:
         """What only a person can find out more about."""
-        folder = record.key.rpartition("/")[0]
+        folder = folder_of(record.key)
         try:
             bought_again = record.n < max(await in_thread(self._ledger.numbers_in, folder), default=0)
         except GeminiImageError as error:

@@ -17,12 +17,20 @@ from pydantic import ValidationError
 from airflow_provider_geminiimg.core.batch.executor import Plan
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.file_names import release_names
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import index_key, read_entry, write_entry
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.job_index import disown
+from airflow_provider_geminiimg.core.ledger.layout import (
+    LEDGER,
+    PLANS,
+    RETURNED,
+    SHOWN,
+    folder_of,
+    index_key,
+    task_instance_of,
+)
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
-from airflow_provider_geminiimg.core.purchase.approval import SHOWN
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
-from airflow_provider_geminiimg.core.purchase.saved_requests import PLANS, RETURNED, Wanted
+from airflow_provider_geminiimg.core.purchase.saved_requests import Wanted
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
@@ -112,7 +120,7 @@ async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[En
 def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
     """Remove what reviews have shown, and what is as old as records have to be."""
     store = ledger.store
-    keys = filter(scope.covers, store.keys(SHOWN + scope.prefix.removeprefix("ledger")))
+    keys = filter(scope.covers, store.keys(SHOWN + scope.prefix.removeprefix(LEDGER)))
     old = [key for key in keys if (blob := store.read(key)) is not None and blob.age >= days * 86400.0]
     for key in [] if dry_run else old:
         store.delete(key)
@@ -126,7 +134,7 @@ def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool
     if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
         return []
     # Of each item the one that decides goes last, whatever comes in between.
-    records.sort(key=lambda record: (record.key.rpartition("/")[0], record.n))
+    records.sort(key=lambda record: (folder_of(record.key), record.n))
     kept = _kept(ledger, records, days)
     if not dry_run:
         for key in kept:  # first: without its records nobody would look for it again
@@ -142,7 +150,7 @@ def _kept(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
     if not records:
         return []
     folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)
-    place = records[0].key.removeprefix("ledger/").rsplit("/", 2)[0]
+    place = task_instance_of(records[0].key)
     store = ledger.store
     return [key for key in store.keys(f"{folder}/{place}/") if _is_made(store.read(key), records, is_made, days)]
 

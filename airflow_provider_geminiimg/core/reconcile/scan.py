@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record, is_record_key
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key
+from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import (
@@ -89,7 +90,7 @@ class Scope:
     def prefix(self) -> str:
         """What the keys of all these records start with."""
         known = itertools.takewhile(lambda part: part is not None, self._parts())
-        return "/".join(["ledger", *(part for part in known if part is not None), ""])
+        return "/".join([LEDGER, *(part for part in known if part is not None), ""])
 
     def holds(self, key: str) -> bool:
         """Whether `key` is one of these records."""
