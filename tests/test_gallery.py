@@ -22,9 +22,8 @@ from harness.records import ITEM, landed, make_record, plan_of, submitted
 
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Item, Ledger, Record, record_key
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.copying import image_places
-from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_key
 from airflow_provider_geminiimg.core.storage import Files, encode_segment
 from airflow_provider_geminiimg.gallery.queries import address_of
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
