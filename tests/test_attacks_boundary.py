@@ -27,7 +27,7 @@ from harness.inprocess import Run
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
-from airflow_provider_geminiimg.core.gateways.responses import parse_json
+from airflow_provider_geminiimg.core.gateways.reasons import parse_json
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.storage import open_store

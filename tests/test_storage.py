@@ -506,7 +506,7 @@ def test_an_object_without_a_checksum_is_compared_by_its_bytes(files: Files, s3:
 def test_a_write_whose_answer_was_lost_counts_as_written(answers: Any) -> None:
     told, factory, bucket = answers
     told.after = [("PUT", 500, "InternalError")]
-    assert write(Files(Openers(Openers(Openers(s3_client=factory)))), f"{bucket}/p.png", b"one")
+    assert write(Files(Openers(Openers(Openers(Openers(s3_client=factory))))), f"{bucket}/p.png", b"one")
 
 
 def test_a_file_on_disk_gets_the_mode_of_the_users_umask(files: Files, tmp_path: Path) -> None:
@@ -545,7 +545,7 @@ def test_state_tells_there_from_gone(files: Files, folder: str) -> None:
 def test_state_is_unknown_where_s3_would_not_say(answers: Any, before: list[tuple[str, int, str]]) -> None:
     told, factory, bucket = answers
     told.before = before
-    assert Files(Openers(Openers(Openers(s3_client=factory)))).state(f"{bucket}/p.png") == "unknown"
+    assert Files(Openers(Openers(Openers(Openers(s3_client=factory))))).state(f"{bucket}/p.png") == "unknown"
 
 
 def test_which_of_some_files_are_there(files: Files, folder: str) -> None:
@@ -561,7 +561,7 @@ def test_a_bucket_says_which_files_are_there_also_to_who_may_not_list_it(
     answers: Any, before: list[tuple[str, int, str]]
 ) -> None:
     told, factory, bucket = answers
-    files = Files(Openers(Openers(Openers(s3_client=factory))))
+    files = Files(Openers(Openers(Openers(Openers(s3_client=factory)))))
     write(files, f"{bucket}/p.json", b"x")
     told.before = before
     assert files.there([f"{bucket}/p.png", f"{bucket}/p.json"]) == [f"{bucket}/p.json"]
@@ -665,7 +665,7 @@ def test_the_connection_of_a_uri_reaches_the_client_factory(s3: str) -> None:
         return default_s3_client(None)
 
     bucket = s3.removeprefix("s3://")
-    files = Files(Openers(Openers(Openers(s3_client=factory))))
+    files = Files(Openers(Openers(Openers(Openers(s3_client=factory)))))
     files.state(f"s3://my_aws@{bucket}/a")
     files.state(f"{s3}/a")
     open_store(f"s3://team@{bucket}/root", factory).read("a")

@@ -29,45 +29,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from airflow_provider_geminiimg.sandbox import apimaster, onemin
 from airflow_provider_geminiimg.sandbox.faults import Fault, Frame
 from airflow_provider_geminiimg.sandbox.pictures import Studio
+from airflow_provider_geminiimg.sandbox.routes import route_of
 from airflow_provider_geminiimg.sandbox.state import Box, Refused
 
-NOBODY = "00000000-0000-0000-0000-000000000000"
 # Which documented body a fault gets that brings a status alone.
 DEFAULT_BODIES: dict[str, Callable[[int], Any]] = {
     "onemin": onemin.default_body,
     "apimaster": apimaster.error_body,
 }
-# (method, path, or the start of a path, ending in "/") -> route name
-ROUTES: dict[tuple[str, str], str] = {
-    ("POST", "/api/features"): "onemin.submit",
-    ("GET", f"/api/results/{NOBODY}"): "onemin.check",
-    ("GET", "/api/results/"): "onemin.status",
-    ("POST", "/api/assets"): "onemin.upload",
-    ("GET", "/models"): "onemin.models",
-    ("POST", "/v1/images/generations"): "apimaster.submit_sync",
-    ("POST", "/v1/images/generations/async"): "apimaster.submit",
-    ("GET", "/v1/tasks/"): "apimaster.status",
-    ("GET", "/v1/models"): "apimaster.check",
-    ("POST", "/v1/chat/completions"): "apimaster.chat",
-    ("GET", "/asset.1min.ai/"): "download",
-    ("GET", "/imgs/"): "download",
-}
 
 _OWN_SITES = ("same-origin", "none")  # "none": the user typed the address
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?")
-
-
-def route_of(method: str, path: str) -> str | None:
-    """The name of a gateway's route; ``None`` for the sandbox's own pages."""
-    if path.startswith("/_sandbox/"):
-        return None
-    if (method, path) in ROUTES:
-        return ROUTES[method, path]
-    starts = (
-        name for (verb, key), name in ROUTES.items() if verb == method and key[-1] == "/" and path.startswith(key)
-    )
-    return next(starts, "unknown")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from airflow_provider_geminiimg.core.gateways import model_refusals, responses, results, rules, states
+from airflow_provider_geminiimg.core.gateways import model_refusals, reasons, responses, results, rules, states
 from airflow_provider_geminiimg.core.gateways.base import (
     Call,
     CheckResult,
@@ -30,7 +30,8 @@ from airflow_provider_geminiimg.core.gateways.base import (
     as_mapping,
     paid_request,
 )
-from airflow_provider_geminiimg.core.gateways.responses import Answer, Reason
+from airflow_provider_geminiimg.core.gateways.reasons import Reason
+from airflow_provider_geminiimg.core.gateways.responses import Answer
 from airflow_provider_geminiimg.core.gateways.results import Known, Result
 from airflow_provider_geminiimg.core.gateways.rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.core.redaction.ranges import PROGRESS, REPORTED_COST, UNIX_SECONDS, number
@@ -128,7 +129,7 @@ class ApiMaster(Gateway):
         rows = answer.body.get("data")
         if not (answer.ok and isinstance(rows, list)):
             raise answer.rejected(self.label, Purpose.FREE, _RULES)
-        ids = (responses.clean(row.get("id") if isinstance(row, Mapping) else row) for row in rows)
+        ids = (reasons.clean(row.get("id") if isinstance(row, Mapping) else row) for row in rows)
         return CheckResult(models=tuple(name for name in ids if name))
 
     def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
@@ -192,9 +193,9 @@ class ApiMaster(Gateway):
 
     def _failed(self, answer: Answer, body: Mapping[str, Any]) -> GeminiImageError:
         """Why a task failed, and whether that word of the gateway's is one for a refund."""
-        reason = responses.reason_of(_task(body))
+        reason = reasons.reason_of(_task(body))
         if not reason.code and not reason.message:
-            reason = responses.reason_of(body)
+            reason = reasons.reason_of(body)
         rule = rules.REFUNDED if _word(body) in states.FAILED else rules.ENDED
         return answer.outcome(self.label, rules.find_rule(_RULES, None, reason.outer_code, rule), reason)
 
@@ -281,5 +282,5 @@ def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _text_answer(task: Mapping[str, Any], found: Sequence[Result]) -> Reason:
     """Why a job that ended well has no picture: what it says of itself, else the words it brought instead."""
-    reason = responses.reason_of(task)
-    return reason if reason.code or reason.message else responses.reason_of(found[0].text if found else None)
+    reason = reasons.reason_of(task)
+    return reason if reason.code or reason.message else reasons.reason_of(found[0].text if found else None)

@@ -132,9 +132,8 @@ def parse_connection(
     gateway = parts.choice("gateway", tuple(GATEWAYS))
     if gateway is None:
         raise parts.wrong("gateway", None, f"one of {', '.join(GATEWAYS)}", "the extra `gateway` is required.")
-    base_url = _base_url(
-        parts, GATEWAYS[gateway].default_base_url, _text(host), _text(schema), port, parts.flag("allow_http")
-    )
+    usual, allow_http = GATEWAYS[gateway].default_base_url, parts.flag("allow_http")
+    base_url = _base_url(parts, usual, _text(host), _text(schema), port, allow_http)
     return GatewayConnection(
         conn_id=conn_id,
         gateway=gateway,

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from airflow_provider_geminiimg.core.gateways import model_refusals, responses, results, rules
+from airflow_provider_geminiimg.core.gateways import model_refusals, reasons, responses, results, rules
 from airflow_provider_geminiimg.core.gateways.base import (
     Call,
     CheckResult,
@@ -31,7 +31,8 @@ from airflow_provider_geminiimg.core.gateways.base import (
     as_mapping,
     paid_request,
 )
-from airflow_provider_geminiimg.core.gateways.responses import Answer, Reason
+from airflow_provider_geminiimg.core.gateways.reasons import Reason
+from airflow_provider_geminiimg.core.gateways.responses import Answer
 from airflow_provider_geminiimg.core.gateways.results import Known
 from airflow_provider_geminiimg.core.gateways.rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.core.gateways.states import state_of, status_word, without_image
@@ -133,7 +134,7 @@ class OneMin(Gateway):
         if not (answer.ok and isinstance(rows, list)):
             raise answer.rejected(self.label, Purpose.FREE, _RULES)
         served = (row for row in map(as_mapping, rows) if str(row.get("status")).upper() not in _NOT_SERVED)
-        ids = (responses.clean(row.get("modelId")) for row in served)
+        ids = (reasons.clean(row.get("modelId")) for row in served)
         return CheckResult(models=tuple(name for name in ids if name))
 
     def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
@@ -185,7 +186,7 @@ class OneMin(Gateway):
         if state is JobState.FAILED:
             return self._failed(answer, rules.ENDED, _reason(record, detail), job_id)
         if state is JobState.DONE and not any(map(results.names_a_file, found)):
-            rule = rules.ENDED if responses.reason_of(detail.get("resultObject")).code else rules.NO_PICTURE
+            rule = rules.ENDED if reasons.reason_of(detail.get("resultObject")).code else rules.NO_PICTURE
             return self._failed(answer, rule, _reason(record, detail), job_id)
         return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
 
@@ -233,10 +234,10 @@ def _state(record: Mapping[str, Any]) -> JobState | None:
 
 def _reason(record: Mapping[str, Any], detail: Mapping[str, Any]) -> Reason:
     """Why a job brought no picture, from the first place that says so."""
-    reasons = [
-        responses.reason_of(detail.get("resultObject")),
-        responses.reason_of(detail),
-        responses.reason_of(record),
+    said = [
+        reasons.reason_of(detail.get("resultObject")),
+        reasons.reason_of(detail),
+        reasons.reason_of(record),
         responses.finish_reason(detail.get("responseObject")),
     ]
-    return next((reason for reason in reasons if reason.code or reason.message), Reason())
+    return next((reason for reason in said if reason.code or reason.message), Reason())

@@ -13,13 +13,13 @@ import functools
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Reply, as_mapping
 from airflow_provider_geminiimg.core.gateways.intermediaries import is_challenge, turned_away
+from airflow_provider_geminiimg.core.gateways.reasons import Reason, clean, first, parse_json, reason_of, whole_number
 from airflow_provider_geminiimg.core.gateways.rules import (
     FREE_FAILED,
     POLL_FAILED,
@@ -31,7 +31,6 @@ from airflow_provider_geminiimg.core.gateways.rules import (
     find_rule,
 )
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS, number, waiting
-from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -42,137 +41,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
-_DEPTH = 6  # no reason of the contracts nests deeper
-_MOST_HEARD = 10 * MAX_TEXT  # characters that are searched for words of moderation
-
 _MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoPictureError, OutcomeUnknownError)
-
-_REFUSAL_CODES = frozenset(
-    (
-        "safety",
-        "image_safety",
-        "prohibited_content",
-        "image_prohibited_content",
-        "recitation",
-        "image_recitation",
-        "blocklist",
-        "spii",
-        "moderation_blocked",
-        "content_filter",
-        "content_policy_violation",
-        "sensitive_words_detected",
-    )
-)
-# Only wording that a prompt about, say, workplace safety does not have: gateways repeat prompts in their errors.
-_REFUSAL_WORDS = re.compile(
-    r"\b(image_safety|(image_)?prohibited_content|image_recitation|moderation_blocked|content_filter(ed)?"
-    r"|content_policy_violation|sensitive_words_detected)\b"
-    r"|\bcontent (policy|policies|filter\w*|moderation|guidelines)\b"
-    r"|\bsafety (system|filter|polic|guideline|setting|reason|violation)"
-    r"|\b(blocked|rejected|refused|flagged|filtered)( out)? (by|for|due to|because of)\b.{0,40}"
-    r"(safety|moderation|polic)"
-    r"|\bviolat\w+\b.{0,40}\b(polic|guideline|terms)"
-    r"|\bprohibited content\b"
-    r"|\b(image|content|prompt|request|input|output) (was|is|has been|were) (blocked|flagged|moderated)\b",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Reason:
-    """What a gateway says went wrong, each part as text.
-
-    :param outer_code: the code of the answer itself; `code` may be one that stands in a text of it.
-    """
-
-    code: str | None = None
-    message: str | None = None
-    details: str | None = None
-    heard: str = ""
-    outer_code: str | None = None
-
-    def refused(self, prompt: str = "") -> bool:
-        """Whether this is safety, moderation or recitation, and not a fault, leaving out echoes of `prompt`."""
-        if (self.code or "").lower() in _REFUSAL_CODES:
-            return True
-        heard = self.heard
-        if prompt and _REFUSAL_WORDS.search(heard):
-            heard = scrub(heard, prompt=prompt, limit=len(heard) * 2)
-        return bool(_REFUSAL_WORDS.search(heard))
-
-
-_CODE_KEYS = ("code", "errorCode", "error_code", "type", "finishReason", "blockReason")
-_MESSAGE_KEYS = (
-    *("message", "errorMessage", "error_message", "error", "errors", "msg", "reason"),
-    *("fail_reason", "failReason", "failure_reason", "failureReason", "failed_reason", "fail_msg", "failMsg"),
-    *("status_message", "statusMessage", "status_msg", "task_status_msg", "detail", "title"),
-)
-_MOST_REASONS = 10
-_NO_ERROR = frozenset(("0", "200", "ok", "success", "succeeded", "none", "null"))
-
-
-def reason_of(value: Any, depth: int = 0) -> Reason:
-    """What went wrong, from an error body of any of the shapes, its text, or a text that holds another error body."""
-    if isinstance(value, list):
-        return _reason_of_list(value, depth)
-    if not isinstance(value, Mapping):
-        value = {"message": value}
-    inner = as_mapping(value.get("error"))
-    # A top-level `type` says what was asked for, not what went wrong.
-    codes = [clean(inner.get(key)) for key in _CODE_KEYS]
-    codes += [clean(value.get(key)) for key in _CODE_KEYS if key != "type"]
-    message = _first(_said(source.get(key), depth) for source in (inner, value) for key in _MESSAGE_KEYS)
-    details = value.get("details") or inner.get("details") or inner.get("param")
-    code = _first(code for code in codes if code and code.lower() not in _NO_ERROR)
-    heard = " ".join(part for part in (message, clean(details)) if part)
-    outer_code = code
-    if depth < _DEPTH and (nested := _embedded(message)):
-        told = reason_of(nested, depth + 1)
-        code = told.code or code
-        if parse_json(message or ""):
-            message = told.message or message
-    return Reason(code, message, _inner_text(details, depth), heard, outer_code)
-
-
-def _reason_of_list(values: list[Any], depth: int) -> Reason:
-    """The reasons of a list as one."""
-    told = [reason_of(item, depth + 1) for item in values[:_MOST_REASONS] if item] if depth < _DEPTH else []
-    code = _first(reason.code for reason in told)
-    message, details = (
-        clean("; ".join(dict.fromkeys(part for part in parts if part)))
-        for parts in ([reason.message for reason in told], [reason.details for reason in told])
-    )
-    heard = " ".join(reason.heard for reason in told)[:_MOST_HEARD]
-    return Reason(code, message, details, heard, _first(reason.outer_code for reason in told))
-
-
-def _said(value: Any, depth: int) -> str | None:
-    """A message as text; ``None`` where it says that there is nothing wrong."""
-    text = reason_of(value, depth + 1).message if isinstance(value, list) else clean(value)
-    return None if text is None or text.lower() in _NO_ERROR else text
-
-
-def _inner_text(details: Any, depth: int) -> str | None:
-    """What a `details` that is itself JSON text says, else `details` as it is."""
-    parsed = parse_json(details) if isinstance(details, str) else details
-    if depth >= _DEPTH or not isinstance(parsed, (Mapping, list)):
-        return clean(details)
-    inner = reason_of(parsed, depth + 1)
-    said = dict.fromkeys(part for part in (inner.code, inner.message, inner.details) if part)
-    return clean(": ".join(said)) if inner.message else clean(details)
-
-
-def _embedded(message: str | None) -> Mapping[str, Any] | None:
-    """The error body that stands inside a message."""
-    for match in list(re.finditer(r"\{", message or ""))[:5]:
-        try:
-            found, _ = json.JSONDecoder(parse_int=_whole).raw_decode(message or "", match.start())
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, Mapping) and found:
-            return found
-    return None
 
 
 class Answer:
@@ -220,7 +89,7 @@ class Answer:
         """The id that the gateway's support asks for: from the message's end, else from the headers."""
         found = re.search(r"request[ _-]?id\W{1,3}([\w-]{6,128})\W*$", message or "", re.IGNORECASE)
         names = ("x-oneapi-request-id", "x-request-id")
-        return found[1] if found else _first(clean(self._headers.get(name)) for name in names)
+        return found[1] if found else first(clean(self._headers.get(name)) for name in names)
 
     def rejected(self, gateway: str, purpose: Purpose, rules: Rules) -> GeminiImageError:
         """The outcome that this answer means, when it is not what was asked for.
@@ -309,20 +178,6 @@ def link_expiry(link: str | None) -> float | None:
         return None
 
 
-def parse_json(content: bytes | str) -> Any:
-    """The JSON in `content`, or ``None`` where there is none. A number of any length spoils nothing else in it."""
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, UnicodeError, RecursionError):
-        return None
-    except ValueError:  # a whole number of more than 4,300 digits
-        return json.loads(content, parse_int=_whole)
-
-
-def _whole(digits: str) -> int | float:
-    return int(digits) if len(digits) < 400 else float(digits)
-
-
 _EMPTY_OBJECTS = re.compile(r"^(\{\s*\}\s*)+(?=\{)")
 _MOST_EMPTY = 10_000  # characters of objects that only keep the line open
 
@@ -336,23 +191,9 @@ def _salvaged_json(content: bytes) -> Any:
     if not text.startswith("{"):
         return None
     try:
-        return json.JSONDecoder(strict=False, parse_int=_whole).raw_decode(text)[0]
+        return json.JSONDecoder(strict=False, parse_int=whole_number).raw_decode(text)[0]
     except (ValueError, RecursionError):
         return None
-
-
-def clean(value: Any) -> str | None:
-    """A JSON value as text that any log can hold, cut between words; ``None`` for nothing."""
-    if value is None or isinstance(value, bool) or value in ({}, []):
-        return None
-    try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return None
-    text = text.lstrip()[: MAX_TEXT + 1].encode("utf-8", "replace").decode().strip()
-    if len(text) > MAX_TEXT:
-        text = text[:MAX_TEXT].rsplit(None, 1)[0]
-    return text or None
 
 
 def accepted_all_the_same(error: GeminiImageError, *ids: Any) -> JobStatus:
@@ -404,7 +245,3 @@ def _http_date(value: str) -> float | None:
         return (at if at.tzinfo else at.replace(tzinfo=datetime.timezone.utc)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _first(texts: Iterable[str | None]) -> str | None:
-    return next((text for text in texts if text), None)
