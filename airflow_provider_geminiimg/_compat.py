@@ -35,8 +35,8 @@ except ImportError:  # Airflow before 3.3
 __all__ = [
     "GIVEN",
     "HAS_TASK_STATE_STORE",
+    "LiteralXComMixin",
     "StateStoreMarker",
-    "TakesTexts",
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "TaskState",
@@ -140,7 +140,7 @@ def is_mapped(operator: Any) -> bool:
     return bool(getattr(operator, "_BaseOperator__from_mapped", False))
 
 
-class TakesTexts:
+class LiteralXComMixin:
     """An operator whose arguments are the values of their templates: text stays text, whatever it looks like.
 
     Airflow's native rendering takes text for a Python literal: ``1e3`` becomes a number and quotes go, also where there

@@ -375,7 +375,7 @@ def from_dict(values: dict[str, Any]) -> GeminiImageError:
     return kind(rest.pop("message", ""), billed=Billed(values.get("billed", "unknown")), **rest)
 
 
-def bare(error: GeminiImageError) -> GeminiImageError:
+def without_traceback(error: GeminiImageError) -> GeminiImageError:
     """`error` without stack frames, its own and those of what stands behind it.
 
     Their local variables hold prompts, links and keys, and error reporters send local variables away. What `error` was

@@ -1,4 +1,4 @@
-"""How soon a finished picture is noticed, and how many polls that takes: the real `PollPlan` on a virtual clock.
+"""How soon a finished picture is noticed, and how many polls that takes: the real `PollSchedule` on a virtual clock.
 
 The pictures' times are log-normal with a median of 10 s, from a seed. The schedule does not know them: it has the
 catalogue's figures alone.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS, default_model, lookup
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
-from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollPlan
+from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollSchedule
 from benchmarks.results import Row
 
 GATEWAY, RESOLUTION = "1min", "1K"
@@ -27,8 +27,8 @@ Seen = tuple[int, float]  # polls, and the seconds from done to known
 
 
 def planned(took: float, rng: random.Random) -> Seen:
-    """A picture that takes `took` seconds, polled as `PollPlan` says."""
-    plan = PollPlan(
+    """A picture that takes `took` seconds, polled as `PollSchedule` says."""
+    plan = PollSchedule(
         submitted_at=0.0,
         deadline=1800.0,
         expected_seconds=lookup(GATEWAY, default_model(GATEWAY), "generate").expected(RESOLUTION),

@@ -41,20 +41,20 @@ def ours(*, url: str, directory: str, count: int) -> dict[str, float]:
 
 
 async def _land(directory: str, count: int) -> dict[str, float]:
-    from airflow_provider_geminiimg.core.execution.runner import Guard
+    from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
     from airflow_provider_geminiimg.core.ledger.layout import Item
     from airflow_provider_geminiimg.core.ledger.records import Destination, Record
     from airflow_provider_geminiimg.core.purchase.decision import Policy
-    from airflow_provider_geminiimg.core.purchase.landing import Lander
+    from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
     from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
     from airflow_provider_geminiimg.core.purchase.order import Order
-    from airflow_provider_geminiimg.core.purchase.waiting import Collector
+    from airflow_provider_geminiimg.core.purchase.waiting import JobCollector
     from airflow_provider_geminiimg.core.request import ImageRequest
-    from airflow_provider_geminiimg.runtime.environment import Surroundings
+    from airflow_provider_geminiimg.runtime.environment import Environment
 
-    around = Surroundings(logging.getLogger("benchmark"))
+    around = Environment(logging.getLogger("benchmark"))
     connection = around.connection(CONNECTION)
-    async with around.workshop() as workshop:
+    async with around.purchase_context() as purchase_context:
         turn = asyncio.Semaphore(WIDTH)
 
         async def submit(number: int, prompt: str) -> Record:
@@ -68,12 +68,14 @@ async def _land(directory: str, count: int) -> dict[str, float]:
                 policy=Policy(generation=0),
             )
             async with turn:
-                record, _ = await Purchase(order, workshop, Guard(), None).start()
+                record, _ = await Purchase(order, purchase_context, SubmitGuard(), None).start()
             return record
 
         async def land(record: Record) -> None:
             async with turn:
-                await Collector(Lander(workshop)).wait(record, timeout=600, poll_interval=1.0, at_once=True)
+                await JobCollector(ImageWriter(purchase_context)).wait(
+                    record, timeout=600, poll_interval=1.0, at_once=True
+                )
 
         wanted = enumerate(prompts(WARM + count))
         records = await asyncio.gather(*(submit(number, prompt) for number, prompt in wanted))

@@ -85,7 +85,7 @@ def models() -> Iterator[tuple[str, ...]]:
         )
 
 
-def _inputs(row: lookup.Row) -> str:
+def _inputs(row: lookup.ModelSpec) -> str:
     if "image" not in row.fields:
         return "–"
     each, total = (size // 1_000_000 for size in (row.max_input_bytes, row.max_total_input_bytes))

@@ -36,7 +36,7 @@ import psutil
 from harness.matrix import Balance, is_unknown, latest, read_records, weigh
 from harness.moto import age_object, start_moto
 
-from airflow_provider_geminiimg.core.ledger.records import Found, Record
+from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.sandbox import Sandbox
 from scripts.live_airflow import LiveAirflow
 from scripts.postgres import Postgres
@@ -321,7 +321,7 @@ class Round:
     def _states(self) -> list[str]:
         return [ti["state"] for half in self.halves for ti in self.airflow.task_instances(half.dag_id, RUN)]
 
-    def _unknown(self) -> list[Found]:
+    def _unknown(self) -> list[StoredRecord]:
         return [found for half in self.halves for found in latest(read_records(half.root)) if is_unknown(found)]
 
     # Judging
@@ -350,7 +350,7 @@ class Round:
             raise ChaosError(f"{balance}\n" + "\n".join(complaints))
         return balance
 
-    def _unexplained(self, unknown: Sequence[Found]) -> list[str]:
+    def _unexplained(self, unknown: Sequence[StoredRecord]) -> list[str]:
         """Unknown outcomes, by their keys, whose process was not killed before it could record an answer."""
         killed = {kill.struck.pid: kill.at for kill in self.kills if kill.victim == "task" and kill.struck is not None}
         return [

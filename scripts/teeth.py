@@ -38,7 +38,7 @@ TEETH = (
         "The intent is on record before the request is sent",
         "core/purchase/submission.py",
         "        claimed = self.ledger.create(wanted)\n",
-        '        claimed = Found(wanted, "", 0.0)\n',
+        '        claimed = StoredRecord(wanted, "", 0.0)\n',
     ),
     Tooth(
         "A record is created exclusively",
@@ -47,14 +47,14 @@ TEETH = (
         "        bucket, data = getattr(self.store, '_s3', None), _RECORD.dump_json(record)\n"
         "        if bucket is not None:\n"
         "            done = bucket.put(self.store._key(record.key), data, 'application/json')\n"
-        "            return Found(record, done['ETag'], 0.0)\n"
+        "            return StoredRecord(record, done['ETag'], 0.0)\n"
         "        stored = create_or_read(\n            self.store,\n            record.key,\n",
     ),
     Tooth(
         "Who loses the race for a record reads again, and does not send",
         "core/purchase/submission.py",
         "                if claimed is None:\n",
-        '                claimed = claimed or Found(wanted, "", 0.0)\n                if claimed is None:\n',
+        '                claimed = claimed or StoredRecord(wanted, "", 0.0)\n                if claimed is None:\n',
     ),
     Tooth(
         "The gateway's answer is on record before anything else happens",
@@ -116,7 +116,7 @@ TEETH = (
     Tooth(
         "A ledger that workers do not share is noticed",
         "core/purchase/task_state.py",
-        "    if await in_thread(ledger.is_excused, key, claim):\n        return\n",
+        "    if await in_thread(ledger.has_tombstone, key, claim):\n        return\n",
         "    return\n",
     ),
     Tooth(

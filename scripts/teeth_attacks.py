@@ -217,7 +217,7 @@ ATTACKED = (
     # The terminal
     Tooth(
         "What is printed moves no cursor",
-        "_cli_jobs.py",
+        "runtime/jobs_command.py",
         "    print(printable(text), file=file, flush=True)\n",
         "    print(text, file=file, flush=True)\n",
         tests={"test_cli.py": "moves_a_cursor"},

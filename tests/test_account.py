@@ -18,7 +18,7 @@ from harness.left_behind import LOGGER, LeftBehind
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.ledger.records import Record
-from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, OutcomeUnknownError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -225,9 +225,9 @@ async def test_collect_leaves_a_job_whose_account_is_another_one_now_and_says_so
 
 
 @pytest.mark.parametrize("change", ["key", "gateway"])
-@pytest.mark.parametrize("verdict", [Verdict("lost"), Verdict("unpaid"), Verdict("resubmit")], ids=str)
+@pytest.mark.parametrize("verdict", [Resolution("lost"), Resolution("unpaid"), Resolution("resubmit")], ids=str)
 async def test_a_job_whose_account_is_gone_for_good_can_be_settled(
-    account: Account, verdict: Verdict, change: str
+    account: Account, verdict: Resolution, change: str
 ) -> None:
     record = await long_submitted(account)
     with pytest.raises(BadRequestError, match="is not lost"):
@@ -406,7 +406,7 @@ async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_c
     assert (await left.collect()).keys["errors"] == [record.key]
     assert f"Record {record.key} was submitted through this connection." in lines.text
     assert left.at(record).error is not None
-    assert reconcile.resolve(left.ledger, record.key, Verdict("resubmit")) is True
+    assert reconcile.resolve(left.ledger, record.key, Resolution("resubmit")) is True
     settled = left.at(record).error
     assert settled is not None
     assert settled.billed is Billed.YES

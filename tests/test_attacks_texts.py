@@ -26,10 +26,10 @@ from harness.patterns import every_pattern
 from test_batch import FILES, batch, why
 
 from airflow_provider_geminiimg.core.batch.columns import MAX_COLUMNS, MAX_NAME, columns_in, filled, name_key, tidy
-from airflow_provider_geminiimg.core.batch.rows import read_rows, wishes
+from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
 from airflow_provider_geminiimg.core.gateways.base import Reply
 from airflow_provider_geminiimg.core.gateways.intermediaries import turned_away
-from airflow_provider_geminiimg.core.gateways.responses import Answer
+from airflow_provider_geminiimg.core.gateways.responses import GatewayResponse
 from airflow_provider_geminiimg.core.gateways.results import pictures_in
 from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
 from airflow_provider_geminiimg.core.validation.texts import given
@@ -265,7 +265,7 @@ def test_rows_of_a_function_with_numbers_that_can_not_be_written_are_the_rows_ow
     rows = [{"prompt": "a fox", "sku": 10**5_000}, {"prompt": 10**5_000}, {"prompt": "a fox", "n": 10**5_000}]
     rows += [{"prompt": "a fox", "variant": Decimal("1e999999999")}, {"prompt": "a fox", "sku": Decimal("sNaN")}]
     with pytest.raises(BadRequestError) as caught:
-        wishes(rows, {}, 1, gateway="1min", default_model=None)
+        image_specs(rows, {}, 1, gateway="1min", default_model=None)
     said = str(caught.value)
     assert all(f"row {number}" in said for number in range(3)), said
     assert len(said) < 1500
@@ -399,7 +399,9 @@ def reply(body: str, status: int = 400, kind: str = "application/json", **header
 
 def answered(text: str) -> None:
     for kind in ("application/json", "text/html"):
-        answer = Answer(reply(json.dumps({"error": {"message": text, "details": text}}), kind=kind), prompt=PROMPT)
+        answer = GatewayResponse(
+            reply(json.dumps({"error": {"message": text, "details": text}}), kind=kind), prompt=PROMPT
+        )
         answer.request_id(text)
         answer.reason.refused(PROMPT)
         _ = answer.retry_after
@@ -409,7 +411,7 @@ def answered(text: str) -> None:
 def rows_of(text: str) -> None:
     for row in ({"prompt": text}, {"prompt": "a", "sku": text}, {"prompt": "a", text: "1"}, {"aspect_ratio": text}):
         with contextlib.suppress(BadRequestError):
-            wishes([row], {"prompt": text}, 1, gateway="1min", default_model=None, file_name="{sku}")
+            image_specs([row], {"prompt": text}, 1, gateway="1min", default_model=None, file_name="{sku}")
 
 
 def braces(text: str) -> None:
@@ -476,7 +478,7 @@ def test_the_first_line_of_a_table_is_read_in_a_time_that_adds_up(
 
 def test_a_name_longer_than_any_is_refused() -> None:
     with pytest.raises(BadRequestError, match=f"more than {MAX_NAME} characters"):
-        wishes([{"prompt": "a", "b" * (MAX_NAME + 1): 1}], {}, 1, gateway="1min", default_model=None)
+        image_specs([{"prompt": "a", "b" * (MAX_NAME + 1): 1}], {}, 1, gateway="1min", default_model=None)
 
 
 @pytest.mark.parametrize("text", ["&#" + "9" * 5_000 + ";", "&#x" + "f" * 5_000, "&#" + "0" * 5_000 + "97;"])
@@ -504,5 +506,5 @@ def test_a_batch_that_fails_over_its_rows_has_bought_nothing(
 def test_a_table_of_half_a_million_labels_is_read_in_seconds() -> None:
     row = {"prompt": "a fox", **{f"column {number}": "é" for number in range(500)}}
     began = time.process_time()
-    assert len(wishes([dict(row) for _ in range(1_000)], {}, 1, gateway="1min", default_model=None)) == 1_000
+    assert len(image_specs([dict(row) for _ in range(1_000)], {}, 1, gateway="1min", default_model=None)) == 1_000
     assert time.process_time() - began < 10

@@ -20,7 +20,7 @@ import airflow_provider_geminiimg
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import (
     Blob,
     Files,
@@ -181,7 +181,7 @@ class Wanted(pydantic.BaseModel):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_plan_is_saved_and_finished_though_answers_get_lost(real: Store, loss: str) -> None:
     wire = Wire(real)
-    kept = Kept(Wanted, wire, "batches", ITEM, None)
+    kept = SavedRequestStore(Wanted, wire, "batches", ITEM, None)
     wire.once["create"] = loss
     kept.write(0, Wanted(prompt="a red fox"))
     wire.once["replace"] = loss
@@ -213,8 +213,8 @@ def test_a_record_is_claimed_changed_and_excused_though_answers_get_lost(real: S
     assert ledger.change(record.key, lambda stored: replace(stored, deferrals=stored.deferrals + 1)).deferrals == 1
     assert Ledger(real).read(record.key).record.deferrals == 1  # type: ignore[union-attr]
     wire.once["create"] = loss
-    ledger.excuse(record)
-    assert ledger.is_excused(record.key, record.claim)
+    ledger.add_tombstone(record)
+    assert ledger.has_tombstone(record.key, record.claim)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

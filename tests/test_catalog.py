@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.core.catalog.lookup import (
     LIMITS,
     ROWS,
     SUCCESSORS,
-    Row,
+    ModelSpec,
     default_model,
     known_ids,
     lookup,
@@ -71,7 +71,7 @@ DOCUMENTED = [
 ]
 
 
-def name(row: Row) -> str:
+def name(row: ModelSpec) -> str:
     return f"{row.gateway}-{row.model}-{row.operation}"
 
 
@@ -99,7 +99,7 @@ def test_there_is_no_row_that_the_documents_do_not_show() -> None:
 
 
 @every_row
-def test_every_figure_names_its_source(row: Row) -> None:
+def test_every_figure_names_its_source(row: ModelSpec) -> None:
     identity = {"gateway", "model", "operation", "wire_model", "fingerprint_model", "one_id"}
     identity |= {"default_resolution", "verified", "sources"}
     figures = {field.name for field in dataclasses.fields(row)} - identity - {"currency", "price_basis"}
@@ -115,7 +115,7 @@ def test_every_limit_names_its_source(gateway: str) -> None:
 
 
 @every_row
-def test_rows_hold_data_only(row: Row) -> None:
+def test_rows_hold_data_only(row: ModelSpec) -> None:
     plain = (str, int, float, bool, Decimal, type(None))
     for field in dataclasses.fields(row):
         value = getattr(row, field.name)
@@ -125,7 +125,7 @@ def test_rows_hold_data_only(row: Row) -> None:
 
 
 @every_row
-def test_a_field_stands_in_a_row_exactly_when_its_values_do(row: Row) -> None:
+def test_a_field_stands_in_a_row_exactly_when_its_values_do(row: ModelSpec) -> None:
     assert ("resolution" in row.fields) == bool(row.resolutions)
     assert ("aspect_ratio" in row.fields) == bool(row.aspect_ratios)
     assert ("reference_images" in row.fields) == bool(row.max_reference_images)
@@ -133,33 +133,33 @@ def test_a_field_stands_in_a_row_exactly_when_its_values_do(row: Row) -> None:
 
 
 @every_row
-def test_every_resolution_has_a_price_a_wait_and_a_read_timeout(row: Row) -> None:
+def test_every_resolution_has_a_price_a_wait_and_a_read_timeout(row: ModelSpec) -> None:
     for resolution in row.resolutions or ("",):
         for figures in (row.prices, row.expected_seconds, row.read_timeouts):
             assert resolution in figures
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.gateway == "apimaster"], ids=name)
-def test_apimaster_is_waited_for_longer_than_it_waits_itself(row: Row) -> None:
+def test_apimaster_is_waited_for_longer_than_it_waits_itself(row: ModelSpec) -> None:
     gives_up = {"512": 180, "1K": 180, "2K": 300, "4K": 900}
     for resolution in row.resolutions:
         assert row.read_timeout(resolution) == gives_up[resolution] + 30
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.gateway == "1min"], ids=name)
-def test_1min_is_waited_for_long_enough_for_a_late_synchronous_answer(row: Row) -> None:
+def test_1min_is_waited_for_long_enough_for_a_late_synchronous_answer(row: ModelSpec) -> None:
     assert row.read_timeout(row.default_resolution) == 300
 
 
 @every_row
-def test_the_first_poll_comes_when_apimaster_asks_for_it_and_a_little_sooner_on_1min(row: Row) -> None:
+def test_the_first_poll_comes_when_apimaster_asks_for_it_and_a_little_sooner_on_1min(row: ModelSpec) -> None:
     for resolution in row.resolutions or (None,):
         low, high = (20, 60) if resolution == "4K" else (10 if row.gateway == "apimaster" else 8, 20)
         assert low <= row.expected(resolution) <= high
 
 
 @every_row
-def test_input_pictures_are_limited_as_google_limits_them(row: Row) -> None:
+def test_input_pictures_are_limited_as_google_limits_them(row: ModelSpec) -> None:
     assert row.max_input_bytes == 7_000_000
     assert row.max_total_input_bytes == {"1min": 21_000_000, "apimaster": 15_000_000}[row.gateway]
     assert row.input_media_types == ("image/png", "image/jpeg", "image/webp")
@@ -205,7 +205,7 @@ def test_each_gateway_has_its_own_default_and_the_connections_goes_before_it() -
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.verified], ids=name)
-def test_a_row_that_the_gateway_does_not_document_says_so_in_its_sources(row: Row) -> None:
+def test_a_row_that_the_gateway_does_not_document_says_so_in_its_sources(row: ModelSpec) -> None:
     assert "not documented" in row.sources["fields"]
 
 

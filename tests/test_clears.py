@@ -13,7 +13,7 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
@@ -190,7 +190,7 @@ def test_the_retry_of_a_regeneration_that_failed_unpaid_regenerates(scene: Scene
 
 
 def resolved(scene: Scene, run: Run) -> None:
-    reconcile.resolve(scene.ledger, scene.records()[-1], Verdict("resubmit"))
+    reconcile.resolve(scene.ledger, scene.records()[-1], Resolution("resubmit"))
     scene.retry(run, FOX)
 
 

@@ -15,7 +15,7 @@ from harness.records import ELSEWHERE, landed, make_record, submitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
     Copy,
@@ -54,8 +54,8 @@ MOVED = Asked(SAME.fingerprint, ELSEWHERE)
 LATE = 10_000.0
 
 
-def found(record: Record, age: float = 1.0) -> Found:
-    return Found(record, "version", age)
+def found(record: Record, age: float = 1.0) -> StoredRecord:
+    return StoredRecord(record, "version", age)
 
 
 def failed(error: GeminiImageError, **values: Any) -> Record:

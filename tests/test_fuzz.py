@@ -61,7 +61,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.batch.executor import Plan
-from airflow_provider_geminiimg.core.batch.rows import read_rows, wishes
+from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
 from airflow_provider_geminiimg.core.execution.task_log import SteadyLogs
 from airflow_provider_geminiimg.core.gateways import GATEWAYS
 from airflow_provider_geminiimg.core.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus, Reply
@@ -79,9 +79,9 @@ from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, is_re
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Policy, decide
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
-from airflow_provider_geminiimg.core.purchase.saved_requests import Wanted as KeptRequest
-from airflow_provider_geminiimg.core.reconcile.resolution import Verdict
+from airflow_provider_geminiimg.core.purchase.saved_requests import RecordFilter as KeptRequest
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.core.storage import (
@@ -108,8 +108,8 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.gallery.markdown import review_markdown
-from airflow_provider_geminiimg.gallery.queries import Shelf as GalleryShelf
-from airflow_provider_geminiimg.gallery.queries import Wanted
+from airflow_provider_geminiimg.gallery.queries import GalleryQueries as GalleryShelf
+from airflow_provider_geminiimg.gallery.queries import RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.runtime import jobs_command
 
@@ -476,7 +476,7 @@ def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop:
         key = record_key(ITEM, 1)
         ledger = Ledger(Memory({key: data, fine: other}))
         gallery = GalleryShelf(ledger, "default", files)
-        wanted = Wanted(ITEM.dag_id, ITEM.run_id)
+        wanted = RecordFilter(ITEM.dag_id, ITEM.run_id)
         items, after = gallery.page(wanted, None, 60)
         assert after is None
         assert [item["record"] for item in items] == [key, fine]
@@ -497,7 +497,7 @@ def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop:
             with contextlib.suppress(BadRequestError):
                 assert review_markdown(entry.found.record.manifest)
         with contextlib.suppress(GeminiImageError):
-            reconcile.resolve(ledger, key, Verdict("lost"), dry_run=True)
+            reconcile.resolve(ledger, key, Resolution("lost"), dry_run=True)
         purged = loop.run_until_complete(attempt(all_of(reconcile.purge(ledger, SCOPE, days=0.0))))
         assert isinstance(purged, GeminiImageError) or fine in purged
 
@@ -527,9 +527,9 @@ def test_any_plan_asks_for_images_or_is_refused(data: bytes) -> None:
     seen = GalleryShelf(
         Ledger(store), "default", Files(Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))))
     )
-    as_json(seen.summary(Wanted(ITEM.dag_id, ITEM.run_id)))
+    as_json(seen.summary(RecordFilter(ITEM.dag_id, ITEM.run_id)))
     try:
-        planned = Kept(Plan, store, PLANS, ITEM, None).read(0)
+        planned = SavedRequestStore(Plan, store, PLANS, ITEM, None).read(0)
     except LedgerError as error:
         is_said(error)
         return
@@ -548,10 +548,10 @@ def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes
     store = Memory({f"{PLANS}/{folder}/0.json": data, f"{RETURNED}/{folder}/0.json": data})
     for model, kind in ((Plan, PLANS), (KeptRequest, RETURNED)):
         try:
-            assert Kept(model, store, kind, ITEM, None).read(0) is not None
+            assert SavedRequestStore(model, store, kind, ITEM, None).read(0) is not None
         except LedgerError as error:
             is_said(error)
-    as_json(GalleryShelf(Ledger(store), "default", files).summary(Wanted(ITEM.dag_id, ITEM.run_id)))
+    as_json(GalleryShelf(Ledger(store), "default", files).summary(RecordFilter(ITEM.dag_id, ITEM.run_id)))
     budget = {"daily_budget": 1, "price_base": 0.1, "price_currency": "USD"}
     account = replace(connection("1min"), **{name: Decimal(str(v)) if v != "USD" else v for name, v in budget.items()})
     lease = budget_module._Lease("budgets/default/c/2026-01-01.json", "c", account)
@@ -606,7 +606,7 @@ def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None)
 def are_wished_or_refused(rows: Any, template: str | None) -> None:
     for gateway, shared in itertools.product(GATEWAYS, ({}, {"prompt": "a {sku} in {x}"})):
         try:
-            wanted = wishes(rows, shared, 1, gateway=gateway, default_model=None, file_name=template)
+            wanted = image_specs(rows, shared, 1, gateway=gateway, default_model=None, file_name=template)
         except BadRequestError as error:
             is_short(error)
             continue

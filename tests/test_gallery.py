@@ -283,7 +283,7 @@ async def test_a_thumbnail_is_small_and_where_there_is_none_the_picture_comes(
 
 async def test_a_page_of_html_by_the_name_of_a_picture_is_not_served(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = await left.attempt()
-    left.surroundings.files.put(
+    left.environment.files.put(
         (record.manifest or {})["images"][0]["uri"], b"<!doctype html><script>alert(1)</script>", media_type="image/png"
     )
     answer = get(picture_of(record))
@@ -335,7 +335,7 @@ async def test_a_picture_in_the_place_of_the_one_that_landed_is_not_shown_for_it
 ) -> None:
     record, other = await left.attempt(), await left.attempt("other")
     [image], [evil] = ((each.manifest or {})["images"] for each in (record, other))
-    files = left.surroundings.files
+    files = left.environment.files
     good, bad = (files.read(each["uri"], max_bytes=1 << 24) for each in (image, evil))
     assert good != bad
     files.put(image["uri"], bad, media_type="image/png")
@@ -717,7 +717,7 @@ async def test_a_sidecar_that_names_a_record_of_another_picture_is_not_believed(
     source, other = await left.attempt(), await left.attempt("other")
     sidecar = f"{(source.manifest or {})['images'][0]['uri'].rpartition('.')[0]}.json"
     for content in ({"record": other.key}, {"record": "ledger/../x"}, {"record": 7}, [], "x"):
-        left.surroundings.files.put(sidecar, json.dumps(content).encode(), media_type="application/json")
+        left.environment.files.put(sidecar, json.dumps(content).encode(), media_type="application/json")
         task = replace(ITEM, task_id=f"edit-{hashlib.md5(repr(content).encode()).hexdigest()}")
         image = (source.manifest or {})["images"][0]
         record = put(left, task, operation="edit", inputs=[{"uri": image["uri"], "sha256": image["sha256"]}])

@@ -28,7 +28,7 @@ from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry,
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, Item
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.approval import Approval
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Wanted
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import Files, Store, open_store
 from airflow_provider_geminiimg.exceptions import KINDS, BadRequestError, Billed, from_dict
@@ -154,10 +154,10 @@ def record(here: Store, there: Store, key: str) -> None:
 def kept(here: Store, there: Store, key: str) -> None:
     folder, *parts, name = key.split("/")
     item, generation = Item(*parts[:-1], int(parts[-1])), int(name.removesuffix(".json"))
-    model: Any = {PLANS: Plan, RETURNED: Wanted}[folder]
-    wanted = Kept(model, here, folder, item, None).read(generation)
+    model: Any = {PLANS: Plan, RETURNED: SavedRequest}[folder]
+    wanted = SavedRequestStore(model, here, folder, item, None).read(generation)
     assert wanted is not None
-    Kept(model, there, folder, item, None).write(generation, wanted)
+    SavedRequestStore(model, there, folder, item, None).write(generation, wanted)
 
 
 def budget(here: Store, there: Store, key: str) -> None:
@@ -178,8 +178,8 @@ def name(here: Store, there: Store, key: str) -> None:
 
 def tombstone(here: Store, there: Store, key: str) -> None:
     said = json.loads(bytes_at(here, key))
-    assert Ledger(here).is_excused(said["record"], said["claim"])
-    assert not Ledger(here).is_excused(said["record"], "0" * 32)
+    assert Ledger(here).has_tombstone(said["record"], said["claim"])
+    assert not Ledger(here).has_tombstone(said["record"], "0" * 32)
 
 
 def shown(here: Store, there: Store, key: str) -> None:

@@ -18,7 +18,7 @@ from harness.records import ITEM, make_record, submitted
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import job_key
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
-from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution, read_resolutions
 from airflow_provider_geminiimg.core.storage import default_s3_client
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError, OutcomeUnknownError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.core.ledger.records import Record
     from airflow_provider_geminiimg.sandbox import Sandbox
 
-RESUBMIT = Verdict("resubmit")
+RESUBMIT = Resolution("resubmit")
 NO_LIMIT = {"requests_per_minute": 100_000}
 
 
@@ -54,8 +54,8 @@ def each_left(local_root: str, sandbox: Sandbox, geminiimg_conn_id: str) -> Left
     return LeftBehind(sandbox, geminiimg_conn_id)
 
 
-def job(job_id: str | None) -> Verdict:
-    return Verdict("job", str(job_id))
+def job(job_id: str | None) -> Resolution:
+    return Resolution("job", str(job_id))
 
 
 def age_entries(left: LeftBehind, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_sensor_that_is_handed_a_record_with_another_records_job_lands_nothing
 
 
 def test_resubmit_is_a_verdict_of_the_operators_and_the_command_lines() -> None:
-    assert verdicts({"k": "resubmit"}) == verdicts('{"k": "resubmit"}') == {"k": RESUBMIT}
+    assert read_resolutions({"k": "resubmit"}) == read_resolutions('{"k": "resubmit"}') == {"k": RESUBMIT}
     assert str(RESUBMIT) == "resubmit"
 
 

@@ -26,11 +26,11 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
 from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key, thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Wanted
-from airflow_provider_geminiimg.core.reconcile import Entry, Report, Scope
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
+from airflow_provider_geminiimg.core.reconcile import RecordEntry, Report, Scope
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
-from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, verdicts
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution, read_resolutions
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import Files, encode_segment
 from airflow_provider_geminiimg.exceptions import (
@@ -44,12 +44,12 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from airflow_provider_geminiimg.runtime.environment import Surroundings
+from airflow_provider_geminiimg.runtime.environment import Environment
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
-UNPAID, LOST = Verdict("unpaid"), Verdict("lost")
+UNPAID, LOST = Resolution("unpaid"), Resolution("lost")
 LONG_AGO = 86_400.0
 
 
@@ -132,7 +132,7 @@ NOT_KNOWN = OutcomeUnknownError("Nobody knows.").to_dict()
     ],
 )
 def test_a_record_stands_as_its_state_its_age_and_its_outcome_say(record: Record, age: float, standing: str) -> None:
-    assert Entry(record.key, Found(record, "v", age)).standing == standing
+    assert RecordEntry(record.key, StoredRecord(record, "v", age)).standing == standing
 
 
 async def test_every_record_of_the_namespace_is_walked_and_filters_leave_out_the_others(left: LeftBehind) -> None:
@@ -177,7 +177,7 @@ async def test_a_record_that_can_not_be_read_is_an_entry_like_any_other(left: Le
 
 async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absent(disk_left: LeftBehind) -> None:
     disk_left.ledger.create(make_record())
-    path = Path(disk_left.surroundings.root.removeprefix("file://")) / record_key(ITEM, 1)
+    path = Path(disk_left.environment.root.removeprefix("file://")) / record_key(ITEM, 1)
     path.unlink()
     path.symlink_to("nowhere")
     [entry] = [entry async for entry in reconcile.walk(disk_left.ledger, SCOPE)]
@@ -247,7 +247,7 @@ async def test_each_job_is_asked_about_once_and_what_has_landed_is_not_asked_abo
 
 
 async def test_a_connection_is_looked_up_once_for_all_its_jobs(disk_left: LeftBehind) -> None:
-    class Counting(Surroundings):
+    class Counting(Environment):
         looked_up = 0
 
         def connection(self, conn_id: str) -> GatewayConnection:
@@ -256,7 +256,7 @@ async def test_a_connection_is_looked_up_once_for_all_its_jobs(disk_left: LeftBe
 
     for number in range(8):
         await disk_left.submitted(f"task-{number}")
-    disk_left.surroundings = counting = Counting(disk_left.surroundings.log)
+    disk_left.environment = counting = Counting(disk_left.environment.log)
     assert nonzero(await disk_left.collect()) == {"landed": 8}
     assert counting.looked_up == 1
 
@@ -298,9 +298,9 @@ async def test_pictures_that_came_inline_are_landed_from_the_spool(
     left = LeftBehind(sandbox, apimaster)
     body = {"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}
     sandbox.faults(route="apimaster.submit", charge="after", body=body)
-    left.surroundings.files = Full(AIRFLOW_OPENERS)
+    left.environment.files = Full(AIRFLOW_OPENERS)
     record = await left.failed()
-    left.surroundings.files = Files(AIRFLOW_OPENERS)
+    left.environment.files = Files(AIRFLOW_OPENERS)
     assert record.state == "answered"
     assert nonzero(await left.collect()) == {"landed": 1}
     image = (left.at(record).manifest or {})["images"][0]
@@ -398,7 +398,7 @@ async def test_an_extra_job_is_looked_at_once_where_its_new_record_is_listed_by_
     for n in range(1, 9):
         extra = [running.job_id] if n == 1 else []
         left.ledger.create(landed(n=n, conn_id=left.conn_id, extra_jobs=extra, answer_within=0.0))
-    left.surroundings.ledger = Ledger(Paged(left.store))
+    left.environment.ledger = Ledger(Paged(left.store))
     assert nonzero(await left.collect()) == {"running": 1}
     assert len(left.records()) == 9
     assert left.calls("status") == 1
@@ -547,7 +547,7 @@ async def test_records_that_can_not_be_listed_are_a_storage_error_and_not_an_emp
     await disk_left.submitted()
     wire = Wire(disk_left.store)
     wire.always["keys"] = "before"
-    disk_left.surroundings.ledger = Ledger(wire)
+    disk_left.environment.ledger = Ledger(wire)
     with pytest.raises(StorageError):
         await disk_left.collect()
 
@@ -665,7 +665,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
     record = await left.unknown()
     [entry] = left.sandbox.ledger()
     left.change(record, answer_within=600.0)
-    assert reconcile.resolve(left.ledger, record.key, Verdict("job", entry["job_id"])) is True
+    assert reconcile.resolve(left.ledger, record.key, Resolution("job", entry["job_id"])) is True
     if by == "collect":
         assert nonzero(await left.collect()) == {"landed": 1}
     else:
@@ -675,7 +675,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
 
 
 async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(left: LeftBehind) -> None:
-    for task_id, verdict in (("a", UNPAID), ("b", LOST), ("c", Verdict("job", "another"))):
+    for task_id, verdict in (("a", UNPAID), ("b", LOST), ("c", Resolution("job", "another"))):
         record = left.change(await left.submitted(task_id), outcome=NOT_KNOWN)
         assert reconcile.resolve(left.ledger, record.key, verdict) is True
         assert (left.at(record).state, left.at(record).job_id) == (
@@ -685,9 +685,9 @@ async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(
 
 async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_settled_anew(left: LeftBehind) -> None:
     record = left.change(await left.unknown(), claimed_at=time.time() - 601)
-    reconcile.resolve(left.ledger, record.key, Verdict("job", "wrong"))
+    reconcile.resolve(left.ledger, record.key, Resolution("job", "wrong"))
     assert nonzero(await left.collect()) == {"unknown": 1}
-    reconcile.resolve(left.ledger, record.key, Verdict("job", left.sandbox.ledger()[0]["job_id"]))
+    reconcile.resolve(left.ledger, record.key, Resolution("job", left.sandbox.ledger()[0]["job_id"]))
     assert nonzero(await left.collect()) == {"landed": 1}
 
 
@@ -706,15 +706,15 @@ async def test_a_picture_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_
     assert nonzero(await left.collect()) == {}
 
 
-@pytest.mark.parametrize("verdict", [UNPAID, LOST, Verdict("job", "j")], ids=str)
+@pytest.mark.parametrize("verdict", [UNPAID, LOST, Resolution("job", "j")], ids=str)
 async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way_is_refused(
-    left: LeftBehind, verdict: Verdict
+    left: LeftBehind, verdict: Resolution
 ) -> None:
     record = await left.unknown()
     assert reconcile.resolve(left.ledger, record.key, verdict) is True
     before = left.everything()
     assert reconcile.resolve(left.ledger, record.key, verdict) is False
-    for other in {UNPAID, LOST, Verdict("job", "k")} - {verdict}:
+    for other in {UNPAID, LOST, Resolution("job", "k")} - {verdict}:
         with pytest.raises(BadRequestError, match="can't be settled"):
             reconcile.resolve(left.ledger, record.key, other)
     assert left.everything() == before
@@ -729,13 +729,13 @@ async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left
 
 async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: LeftBehind) -> None:
     record = await left.unknown()
-    verdict = Verdict("job", left.sandbox.ledger()[0]["job_id"])
+    verdict = Resolution("job", left.sandbox.ledger()[0]["job_id"])
     reconcile.resolve(left.ledger, record.key, verdict)
     await left.collect()
     assert reconcile.resolve(left.ledger, record.key, verdict) is False
 
 
-@pytest.mark.parametrize("verdict", [UNPAID, LOST, Verdict("job", "j")], ids=str)
+@pytest.mark.parametrize("verdict", [UNPAID, LOST, Resolution("job", "j")], ids=str)
 @pytest.mark.parametrize(
     ("record", "said"),
     [
@@ -752,7 +752,7 @@ async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: 
     ids=["sending", "in flight", "to collect", "answered", "landed", "failed"],
 )
 def test_nothing_but_an_unknown_outcome_is_settled(
-    disk_left: LeftBehind, record: Record, said: str, verdict: Verdict
+    disk_left: LeftBehind, record: Record, said: str, verdict: Resolution
 ) -> None:
     disk_left.ledger.create(record)
     with pytest.raises(BadRequestError) as caught:
@@ -791,15 +791,15 @@ async def test_a_job_id_that_no_gateway_gives_is_refused(disk_left: LeftBehind) 
     record = await disk_left.unknown()
     for wrong in ("..", "a\nb", "x" * 600):
         with pytest.raises(BadRequestError, match="job id"):
-            reconcile.resolve(disk_left.ledger, record.key, Verdict("job", wrong))
+            reconcile.resolve(disk_left.ledger, record.key, Resolution("job", wrong))
     assert disk_left.at(record) == record
 
 
 def test_verdicts_are_read_from_a_mapping_and_from_its_json_text() -> None:
     said = {"k": "unpaid", "l": "lost", "m": {"job": " id "}}
-    wanted = {"k": UNPAID, "l": LOST, "m": Verdict("job", "id")}
-    assert verdicts(said) == verdicts(json.dumps(said)) == wanted
-    assert verdicts(None) == verdicts("") == verdicts({}) == verdicts("{}") == {}
+    wanted = {"k": UNPAID, "l": LOST, "m": Resolution("job", "id")}
+    assert read_resolutions(said) == read_resolutions(json.dumps(said)) == wanted
+    assert read_resolutions(None) == read_resolutions("") == read_resolutions({}) == read_resolutions("{}") == {}
 
 
 @pytest.mark.parametrize(
@@ -820,7 +820,7 @@ def test_verdicts_are_read_from_a_mapping_and_from_its_json_text() -> None:
 )
 def test_anything_else_is_no_verdict(wrong: Any) -> None:
     with pytest.raises(BadRequestError, match="resolve"):
-        verdicts(wrong)
+        read_resolutions(wrong)
 
 
 # Removing one
@@ -923,7 +923,7 @@ async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_picture_an
     left.change(gone, spooled=["spool/x"])
     left.store.create("spool/x", b"bytes")
     reconcile.forget(left.ledger, gone.key)
-    assert left.surroundings.files.state(uri) == "there"
+    assert left.environment.files.state(uri) == "there"
     assert list(left.store.keys("spool/")) == []
     assert list(left.store.keys("index/")) == [f"index/default/{encode_segment(ITEM.dag_id)}/{kept.fingerprint}.json"]
     assert len(list(left.store.keys("names/"))) == 2
@@ -1016,7 +1016,7 @@ async def test_nothing_goes_of_a_task_of_which_a_record_can_not_be_read(disk_lef
 async def test_age_is_counted_by_the_stores_clock_and_the_youngest_record_counts(disk_left: LeftBehind) -> None:
     for n in (1, 2):
         disk_left.ledger.create(landed(n=n))
-    root = Path(disk_left.surroundings.root.removeprefix("file://"))
+    root = Path(disk_left.environment.root.removeprefix("file://"))
     long_ago = time.time() - 10 * LONG_AGO
     os.utime(root / record_key(ITEM, 1), (long_ago, long_ago))
     assert await purged(disk_left, 9.0) == []
@@ -1092,7 +1092,7 @@ def returned(left: LeftBehind, generation: int, prompt: str | None) -> str:
     """What a function returned; ``None``: it has landed."""
     request = None if prompt is None else ImageRequest(operation="generate", prompt=prompt)
     item = dataclasses.replace(ITEM, task_id="hero")
-    Kept(Wanted, left.store, RETURNED, item, None).write(generation, Wanted(request=request))
+    SavedRequestStore(SavedRequest, left.store, RETURNED, item, None).write(generation, SavedRequest(request=request))
     return list(left.store.keys(f"{RETURNED}/"))[-1]
 
 

@@ -13,7 +13,7 @@ from harness.moto import start_moto
 from harness.trouble import Disk
 
 from airflow_provider_geminiimg.core.ledger.layout import Item
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Saved
+from airflow_provider_geminiimg.core.purchase.saved_requests import Saved, SavedRequestStore
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
 from airflow_provider_geminiimg.hooks import object_stores
@@ -44,10 +44,10 @@ def _moto(gate: Gate) -> Iterator[str]:
 
 
 @pytest.fixture
-def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept[Wanted]]:
+def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedRequestStore[Wanted]]:
 
     monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
-    yield Kept(Wanted, open_store(s3_root, AIRFLOW_OPENERS), "returned", ITEM, None)
+    yield SavedRequestStore(Wanted, open_store(s3_root, AIRFLOW_OPENERS), "returned", ITEM, None)
     gate.open()
 
 
@@ -56,7 +56,7 @@ def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     [("write", "No money was spent. Nothing was sent. A retry goes on."), ("finish", LANDED)],
 )
 def test_who_writes_at_the_same_moment_as_another_attempt_says_what_that_costs(
-    kept: Kept[Wanted], gate: Gate, step: str, said: str
+    kept: SavedRequestStore[Wanted], gate: Gate, step: str, said: str
 ) -> None:
     kept.write(0, Wanted(prompt="a red fox"))
     read = gate.hold("GET", "/returned/", when="after")

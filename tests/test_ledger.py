@@ -200,7 +200,7 @@ def test_after_looking_ahead_the_records_of_a_task_are_read_without_listing_them
     ledger = Ledger(wire := Wire(store))
     for record in (make_record(n=1), make_record(n=2), make_record(n=10), make_record(OTHER, 3)):
         assert ledger.create(record)
-    ledger.look_ahead(ITEM)
+    ledger.prefetch(ITEM)
     wire.always["keys"] = "before"
     found = [ledger.latest(ITEM), ledger.latest(OTHER)]
     assert [one and one.record.n for one in found] == [10, 3]
@@ -208,14 +208,14 @@ def test_after_looking_ahead_the_records_of_a_task_are_read_without_listing_them
 
 def test_what_was_listed_ahead_is_believed_once(ledger: Ledger) -> None:
     assert ledger.create(make_record(n=1))
-    ledger.look_ahead(ITEM)
+    ledger.prefetch(ITEM)
     assert ledger.create(make_record(n=2))
     found = [ledger.latest(ITEM), ledger.latest(ITEM)]
     assert [one and one.record.n for one in found] == [1, 2]
 
 
 def test_a_record_that_came_after_looking_ahead_is_found(ledger: Ledger) -> None:
-    ledger.look_ahead(ITEM)
+    ledger.prefetch(ITEM)
     assert ledger.create(make_record())
     assert ledger.latest(ITEM) is not None
 
@@ -223,7 +223,7 @@ def test_a_record_that_came_after_looking_ahead_is_found(ledger: Ledger) -> None
 def test_a_record_that_went_after_looking_ahead_gives_way_to_the_one_before(ledger: Ledger) -> None:
     assert ledger.create(make_record(n=1))
     assert ledger.create(make_record(n=2))
-    ledger.look_ahead(ITEM)
+    ledger.prefetch(ITEM)
     ledger.store.delete(record_key(ITEM, 2))
     found = ledger.latest(ITEM)
     assert found is not None

@@ -27,16 +27,16 @@ import boto3
 import pytest
 from harness.records import ITEM, Wire, landed, make_record, submitted
 
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http import transport
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Found, Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase import landing, lifecycle
 from airflow_provider_geminiimg.core.purchase import submission as submission_module
 from airflow_provider_geminiimg.core.purchase.decision import Policy
-from airflow_provider_geminiimg.core.purchase.landing import CLAIMS_AT_ONCE, Workshop
+from airflow_provider_geminiimg.core.purchase.landing import CLAIMS_AT_ONCE, PurchaseContext
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.request import ImageRequest
@@ -144,7 +144,7 @@ class Shop:
 
     @asynccontextmanager
     async def attempt(
-        self, *, marker: Memory | None = None, guard: Guard | None = None, **more: Any
+        self, *, marker: Memory | None = None, guard: SubmitGuard | None = None, **more: Any
     ) -> AsyncIterator[Purchase]:
         """One attempt: `more` are fields of the order, its policy, or its request."""
         async with AsyncExitStack() as stack:
@@ -155,8 +155,8 @@ class Shop:
                     return await stack.enter_async_context(Transport(self.connection(nowhere())))
                 return await stack.enter_async_context(Transport(self.connection()))
 
-            workshop = Workshop(Ledger(self.store), self.files, connect, self.log)
-            yield Purchase(self.order(**more), workshop, guard or Guard(), marker)
+            purchase_context = PurchaseContext(Ledger(self.store), self.files, connect, self.log)
+            yield Purchase(self.order(**more), purchase_context, guard or SubmitGuard(), marker)
 
     async def buy(self, **more: Any) -> dict[str, Any]:
         """The manifest of an attempt that waits for its picture."""
@@ -182,7 +182,7 @@ class Shop:
 
     # What is there afterwards
 
-    def found(self) -> Found:
+    def found(self) -> StoredRecord:
         found = self.ledger.latest(ITEM)
         assert found is not None
         return found
@@ -372,10 +372,10 @@ async def test_a_record_that_a_person_had_removed_may_be_missing_and_only_the_on
     await shop.refused(OutcomeUnknownError, marker=marker)
     record = shop.record
     shop.real.delete(record.key)
-    shop.ledger.excuse(dataclasses.replace(record, claim="of another attempt"))
+    shop.ledger.add_tombstone(dataclasses.replace(record, claim="of another attempt"))
     assert "was removed" in str(await shop.refused(LedgerError, marker=marker))
     assert shop.submits() == 1
-    shop.ledger.excuse(record)
+    shop.ledger.add_tombstone(record)
     assert shop.submission(await shop.buy(marker=marker)) == 1
 
 
@@ -1375,7 +1375,7 @@ async def test_a_claim_whose_answer_got_lost_is_used(shop: Shop) -> None:
 
 async def test_a_stopped_attempt_submits_nothing_and_leaves_no_record(disk_shop: Shop) -> None:
     shop = disk_shop
-    guard = Guard()
+    guard = SubmitGuard()
     guard.stop()
     await shop.refused(NotSentError, guard=guard)
     assert shop.calls() == 0
@@ -1385,7 +1385,7 @@ async def test_a_stopped_attempt_submits_nothing_and_leaves_no_record(disk_shop:
 async def test_a_stopped_attempt_still_collects_what_was_paid_for(disk_shop: Shop) -> None:
     shop = disk_shop
     await shop.submit()
-    guard = Guard()
+    guard = SubmitGuard()
     guard.stop()
     assert shop.submission(await shop.buy(guard=guard)) == 1
 
@@ -1394,7 +1394,7 @@ async def test_an_attempt_is_paying_from_before_its_claim_is_written(disk_shop: 
     """Else a timeout that strikes in between leaves an intent that looks like a lost payment."""
     shop = disk_shop
     await asyncio.to_thread(shop.real.probe)
-    guard, begun, go_on = Guard(), threading.Event(), threading.Event()
+    guard, begun, go_on = SubmitGuard(), threading.Event(), threading.Event()
 
     class Slow(Wire):
         def create(self, key: str, data: bytes) -> str | None:
@@ -1470,7 +1470,7 @@ async def test_a_reported_cost_is_in_the_gateways_currency_whatever_the_connecti
 ) -> None:
     record = make_record(cost={"amount": 900.0, "currency": "credits", "basis": "connection"})
     async with disk_shop.attempt() as purchase:
-        cost = purchase.lander._cost
+        cost = purchase.writer._cost
     assert cost(record, None) == record.cost
     assert cost(record, 0.05) == {"amount": 0.05, "currency": "USD", "basis": "gateway", "estimate": False}
 
@@ -1635,7 +1635,7 @@ async def test_a_slow_store_is_given_few_claims_at_once_however_many_images_wait
         async def connect(conn_id: str) -> Transport:
             return await stack.enter_async_context(Transport(shop.connection()))
 
-        workshop = Workshop(Ledger(slow), shop.files, connect, shop.log)
+        purchase_context = PurchaseContext(Ledger(slow), shop.files, connect, shop.log)
 
         async def one(number: int) -> None:
             order = shop.order(
@@ -1643,7 +1643,7 @@ async def test_a_slow_store_is_given_few_claims_at_once_however_many_images_wait
                 prompt=f"fox {number}",
                 destination=Destination(shop.folder, f"fox-{number}"),
             )
-            record, manifest = await (purchase := Purchase(order, workshop, Guard(), None)).start()
+            record, manifest = await (purchase := Purchase(order, purchase_context, SubmitGuard(), None)).start()
             if manifest is None:
                 await purchase.finish(record)
 
@@ -1657,7 +1657,7 @@ async def test_a_slow_store_is_given_few_claims_at_once_however_many_images_wait
 
 
 async def test_who_is_told_to_stop_while_the_store_takes_the_claim_leaves_no_unknown_outcome(disk_shop: Shop) -> None:
-    shop, guard = disk_shop, Guard()
+    shop, guard = disk_shop, SubmitGuard()
     slow: Any = SlowStore(shop.real, 1)
     shop.store = slow
     buying = asyncio.create_task(shop.buy(guard=guard))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
-from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollPlan
+from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollSchedule
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -25,7 +25,7 @@ FAILED = JobStatus(JobState.FAILED, error=UpstreamFailedError("It failed."))
 BROKEN = UpstreamFailedError("No answer.")
 
 
-def plan(**values: Any) -> PollPlan:
+def plan(**values: Any) -> PollSchedule:
     defaults: dict[str, Any] = {
         "submitted_at": START,
         "deadline": START + 1800,
@@ -34,7 +34,7 @@ def plan(**values: Any) -> PollPlan:
         "spread": (3.0, 5.0),
         "rng": random.Random(7),
     }
-    return PollPlan(**{**defaults, **values})
+    return PollSchedule(**{**defaults, **values})
 
 
 def seconds(step: Pause | End) -> float:

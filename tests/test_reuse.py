@@ -27,10 +27,10 @@ from PIL import Image
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry
 from airflow_provider_geminiimg.core.ledger.layout import index_key
-from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase import lifecycle, sharing, submission
 from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord
-from airflow_provider_geminiimg.core.purchase.sharing import Buy, Lot, Take, copy_of, share
+from airflow_provider_geminiimg.core.purchase.sharing import Buy, ReuseDecision, Take, copy_of, share
 from airflow_provider_geminiimg.core.reconcile.scan import Scope
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import (
@@ -70,8 +70,8 @@ NOBODY_KNOWS = OutcomeUnknownError("The connection broke.")
 
 def decided(
     record: Record | None, step: Submit = FIRST, policy: Policy | None = None, *, age: float = 1.0, **more: Any
-) -> Lot:
-    found = None if record is None else Found(record, "version", age)
+) -> ReuseDecision:
+    found = None if record is None else StoredRecord(record, "version", age)
     values = {"own": False, "timeout": 100.0, "waited": 10.0, **more}
     return share(step, values.pop("entry", ENTRY), found, policy or Policy(0, reuse="dag"), **values)
 
@@ -168,7 +168,7 @@ def test_what_failed_after_payment_is_the_same_failure_here_and_names_the_record
     assert 'reuse="task"' in str(error)
 
 
-def refused(lot: Lot) -> GeminiImageError:
+def refused(lot: ReuseDecision) -> GeminiImageError:
     assert isinstance(lot, Refuse), lot
     return lot.error
 
@@ -205,7 +205,7 @@ class Tasks(LeftBehind):
         return caught.value
 
     def bytes_of(self, record: Record) -> bytes:
-        return self.surroundings.files.read((record.manifest or {})["images"][0]["uri"], max_bytes=10_000_000)
+        return self.environment.files.read((record.manifest or {})["images"][0]["uri"], max_bytes=10_000_000)
 
     def entry(self, record: Record) -> Entry:
         found = read_entry(self.store, index_key(record.key, record.fingerprint))
@@ -299,7 +299,7 @@ async def test_a_picture_that_is_not_there_as_it_landed_is_bought(
     tasks.remove(first)
     if fate == "changed":
         image = (first.manifest or {})["images"][0]
-        other = tasks.surroundings.files
+        other = tasks.environment.files
         other.put(image["uri"], b"x" * image["size"], media_type="image/png")
     second = await tasks.want("second")
     assert tasks.paid() == 2

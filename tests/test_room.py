@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Room
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore
 
 
 class Landing:
     """One that lands a picture: inside the room until it is let go."""
 
-    def __init__(self, room: Room, size: int) -> None:
+    def __init__(self, room: ByteSemaphore, size: int) -> None:
         self.inside, self.leave = asyncio.Event(), asyncio.Event()
         self.settle: Callable[[int], None]
         self.task = asyncio.create_task(self._land(room, size))
 
-    async def _land(self, room: Room, size: int) -> None:
+    async def _land(self, room: ByteSemaphore, size: int) -> None:
         async with room.share() as settle:
             settle(size)
             self.inside.set()
@@ -41,7 +41,7 @@ async def entered(*landings: Landing) -> list[bool]:
 
 
 async def test_pictures_that_fit_land_at_once_and_the_next_one_waits_for_one_of_them() -> None:
-    room = Room(100)
+    room = ByteSemaphore(100)
     first = Landing(room, 40)
     assert await entered(first) == [True]
     second, third = Landing(room, 40), Landing(room, 40)
@@ -53,7 +53,7 @@ async def test_pictures_that_fit_land_at_once_and_the_next_one_waits_for_one_of_
 
 
 async def test_a_picture_larger_than_the_room_lands_alone() -> None:
-    room = Room(100)
+    room = ByteSemaphore(100)
     large = Landing(room, 5000)
     assert await entered(large) == [True]
     small = Landing(room, 1)
@@ -65,7 +65,7 @@ async def test_a_picture_larger_than_the_room_lands_alone() -> None:
 
 @pytest.mark.parametrize("ending", ["cancelled inside", "cancelled while it waits"])
 async def test_who_is_cancelled_gives_back_what_it_had_and_nothing_else(ending: str) -> None:
-    room = Room(100)
+    room = ByteSemaphore(100)
     holder = Landing(room, 100)
     assert await entered(holder) == [True]
     waiting = Landing(room, 100)
@@ -84,7 +84,7 @@ async def test_who_is_cancelled_gives_back_what_it_had_and_nothing_else(ending: 
 
 
 async def test_many_of_any_size_all_land_and_what_is_inside_stays_within_the_room() -> None:
-    room, inside, most = Room(1000), 0, 0
+    room, inside, most = ByteSemaphore(1000), 0, 0
 
     async def land(size: int) -> None:
         nonlocal inside, most
@@ -101,7 +101,7 @@ async def test_many_of_any_size_all_land_and_what_is_inside_stays_within_the_roo
 
 
 async def test_who_collect_more_than_the_room_together_all_get_it_one_after_the_other() -> None:
-    room, done = Room(100), []
+    room, done = ByteSemaphore(100), []
 
     async def edit(number: int) -> None:
         async with room.share(empty=True) as share:
@@ -115,7 +115,7 @@ async def test_who_collect_more_than_the_room_together_all_get_it_one_after_the_
 
 
 async def test_what_has_come_already_is_charged_at_once_and_whoever_may_cause_more_waits() -> None:
-    room, order = Room(100), []
+    room, order = ByteSemaphore(100), []
 
     async def pay() -> None:
         await room.relief()
@@ -133,7 +133,7 @@ async def test_what_has_come_already_is_charged_at_once_and_whoever_may_cause_mo
 
 
 async def test_who_begins_again_gives_back_what_it_had_and_comes_last() -> None:
-    room = Room(100)
+    room = ByteSemaphore(100)
     async with room.share() as first, room.share(empty=True) as second:
         await first.hold(100)
         waiting = asyncio.create_task(second.hold(120))
@@ -145,7 +145,7 @@ async def test_who_begins_again_gives_back_what_it_had_and_comes_last() -> None:
 
 
 async def test_who_has_left_waits_for_nothing_and_gives_back_once() -> None:
-    room = Room(100)
+    room = ByteSemaphore(100)
     async with room.share(empty=True) as share:
         await share.hold(100)
         share.leave()

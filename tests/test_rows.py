@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core.batch.columns import columns_in, tidy
-from airflow_provider_geminiimg.core.batch.rows import Wish, name_part, read_rows, records_of, wishes
+from airflow_provider_geminiimg.core.batch.rows import ImageSpec, image_specs, name_part, read_rows, records_of
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.validation.arguments import delimiter, encoding, stem, whole
 from airflow_provider_geminiimg.exceptions import BadRequestError
@@ -39,8 +39,10 @@ def read(tmp_path: Path) -> Callable[..., list[Mapping[str, Any]]]:
     return read
 
 
-def wanted(rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any) -> list[Wish]:
-    return wishes(rows, shared, n, gateway="apimaster", default_model=None, file_name=file_name)
+def wanted(
+    rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any
+) -> list[ImageSpec]:
+    return image_specs(rows, shared, n, gateway="apimaster", default_model=None, file_name=file_name)
 
 
 def refusal(rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any) -> str:
@@ -212,7 +214,7 @@ def test_whatever_a_file_holds_is_rows_or_a_refusal(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / name
     path.write_bytes(data)
-    found: list[Wish] = []
+    found: list[ImageSpec] = []
     with contextlib.suppress(BadRequestError):  # any other error fails the test
         found = wanted(read_rows(str(path), FILES, encoding=codec))
     assert all(wish.request.prompt.strip() for wish in found)
@@ -342,7 +344,7 @@ def test_a_ratio_that_a_spreadsheet_took_for_a_time_is_a_ratio(value: Any) -> No
 
 def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() -> None:
     row = {"prompt": "a fox", "temperature": "0,7", "top_p": "0,95"}
-    [wish] = wishes([row], {}, 1, gateway="1min", default_model="gemini-3.1-flash-image-preview")
+    [wish] = image_specs([row], {}, 1, gateway="1min", default_model="gemini-3.1-flash-image-preview")
     assert (wish.request.temperature, wish.request.top_p) == (0.7, 0.95)
     for word, flag in (("WAHR", True), ("FALSCH", False), ("vrai", True), ("TRUE", True), ("0", False)):
         assert wanted([{"prompt": "a fox", "google_search": word}])[0].request.google_search is flag

@@ -1,4 +1,4 @@
-"""`run` and `Guard`: nothing that strikes the main thread comes between a paid request and the record of it."""
+"""`run` and `SubmitGuard`: nothing that strikes the main thread comes between a paid request and the record of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from types import FrameType
 import pytest
 
 from airflow_provider_geminiimg.core.execution import runner
-from airflow_provider_geminiimg.core.execution.runner import Guard, run
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.exceptions import Billed, NotSentError, OutcomeUnknownError
 
 
@@ -46,7 +46,7 @@ async def until(ready: threading.Event) -> None:
     assert await asyncio.to_thread(ready.wait, 10)
 
 
-class Stopped(Guard):
+class Stopped(SubmitGuard):
     """A guard that tells when it was stopped."""
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ def test_a_strike_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> N
 
 def test_a_strike_does_not_wait_longer_than_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE", 0.2)
-    guard, happened = Guard(), []
+    guard, happened = SubmitGuard(), []
 
     async def buy() -> None:
         with guard.paying():
@@ -251,14 +251,14 @@ def test_a_strike_waits_for_every_paid_request_that_is_under_way() -> None:
 
 
 def test_a_fresh_guard_lets_a_request_begin() -> None:
-    guard = Guard()
+    guard = SubmitGuard()
     guard.check()
     assert not guard.stopped
     assert guard.wait_idle(0)
 
 
 def test_a_stopped_guard_refuses_and_says_that_nothing_was_spent() -> None:
-    guard = Guard()
+    guard = SubmitGuard()
     guard.stop()
     with pytest.raises(NotSentError) as caught:
         guard.check()
@@ -268,7 +268,7 @@ def test_a_stopped_guard_refuses_and_says_that_nothing_was_spent() -> None:
 
 
 @contextmanager
-def failing(guard: Guard) -> Iterator[None]:
+def failing(guard: SubmitGuard) -> Iterator[None]:
     with guard.paying():
         assert not guard.wait_idle(0)
         yield
@@ -276,7 +276,7 @@ def failing(guard: Guard) -> Iterator[None]:
 
 
 def test_a_guard_is_idle_again_after_a_paid_request_that_failed() -> None:
-    guard = Guard()
+    guard = SubmitGuard()
     with pytest.raises(ValueError, match="broken"), failing(guard):
         pass
     assert guard.wait_idle(0)

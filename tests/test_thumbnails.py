@@ -30,14 +30,14 @@ from harness.left_behind import LOGGER, LeftBehind
 from harness.records import Wire, landed
 from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase import thumbnails
 from airflow_provider_geminiimg.core.purchase.copying import copy_to
-from airflow_provider_geminiimg.core.purchase.landing import Lander
-from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, render
-from airflow_provider_geminiimg.core.purchase.waiting import Collector
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
+from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, render
+from airflow_provider_geminiimg.core.purchase.waiting import JobCollector
 from airflow_provider_geminiimg.core.storage import LocalStore, Store, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
@@ -170,8 +170,8 @@ async def test_what_came_by_a_link_at_once_has_a_thumbnail(link_left: LeftBehind
 async def test_a_copy_brings_a_thumbnail_that_is_missing(left: LeftBehind) -> None:
     record = await left.attempt()
     left.store.delete(thumbnail_key(record.key, 0))
-    async with left.surroundings.workshop() as workshop:
-        await copy_to(Lander(workshop), record, Destination(left.folder, "copied"))
+    async with left.environment.purchase_context() as purchase_context:
+        await copy_to(ImageWriter(purchase_context), record, Destination(left.folder, "copied"))
     check(left.store, record)
 
 
@@ -209,7 +209,7 @@ async def test_an_old_thumbnail_is_gone_before_the_record_tells_of_other_bytes(l
     as_if_of_other_bytes(left, record)
     wire = Wire(left.store, "ledger/")
     wire.always["replace"] = "before"
-    left.surroundings.ledger = Ledger(wire)
+    left.environment.ledger = Ledger(wire)
     await left.attempt()  # which can't write its record, as one that is killed can't
     assert thumbs(left.store) == {}
 
@@ -218,10 +218,10 @@ async def test_a_landing_that_is_not_recorded_leaves_no_thumbnail_and_the_next_o
     record = await left.submitted()
     ledger, wire = left.ledger, Wire(left.store, "ledger/")
     wire.always["replace"] = "before"
-    left.surroundings.ledger = Ledger(wire)
+    left.environment.ledger = Ledger(wire)
     await left.attempt()
     assert (left.at(record).state, thumbs(left.store)) == ("submitted", {})
-    left.surroundings.ledger = ledger
+    left.environment.ledger = ledger
     check(left.store, await left.attempt())
 
 
@@ -230,8 +230,8 @@ async def test_of_bytes_that_are_not_the_record_s_there_is_no_thumbnail(left: Le
     image = {"uri": "file:///x.png", "width": 8, "height": 8, "size": 8, "sha256": "0" * 64}
     other = landed(job_id="another", manifest={"images": [image]})
     left.ledger.change(record.key, lambda stored: dataclasses.replace(other, key=record.key, claim=stored.claim))
-    async with left.surroundings.workshop() as workshop:
-        collector = Collector(Lander(workshop))
+    async with left.environment.purchase_context() as purchase_context:
+        collector = JobCollector(ImageWriter(purchase_context))
         await collector.conclude(record, await collector.poll(record))
     assert left.at(record).job_id == "another"
     assert thumbs(left.store) == {}
@@ -242,7 +242,7 @@ async def test_a_root_that_takes_no_thumbnails_costs_one_line_and_nothing_else(
 ) -> None:
     wire = Wire(left.store, "thumbs/")
     wire.always = dict.fromkeys(("create", "delete", "read", "keys"), "before")
-    left.surroundings.ledger = Ledger(wire)
+    left.environment.ledger = Ledger(wire)
     with caplog.at_level(logging.INFO, LOGGER):
         assert (await left.attempt()).state == "landed"
     assert len(warnings(caplog)) == 1
@@ -255,7 +255,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_task_that_was_told_to_stop_lands_its_picture_and_waits_for_no_thumbnail(left: LeftBehind) -> None:
-    record, guard = await left.submitted(), Guard()
+    record, guard = await left.submitted(), SubmitGuard()
     guard.stop()
     await left.attempt(guard=guard)
     assert left.at(record).state == "landed"
@@ -444,9 +444,9 @@ def test_of_a_picture_that_is_something_else_too_only_the_picture_is_in_the_thum
     assert TEXT not in data
 
 
-def record_of(*pictures: bytes) -> tuple[Record, Kept]:
+def record_of(*pictures: bytes) -> tuple[Record, ImageCache]:
     """A record of these pictures, which have just landed."""
-    kept, images = Kept(), []
+    kept, images = ImageCache(), []
     for index, data in enumerate(pictures):
         digest = hashlib.sha256(data).hexdigest()
         kept.add(digest, data)
@@ -454,10 +454,10 @@ def record_of(*pictures: bytes) -> tuple[Record, Kept]:
     return landed(manifest={"images": images}), kept
 
 
-async def made(store: Store, *pictures: bytes, guard: Guard | None = None) -> Record:
+async def made(store: Store, *pictures: bytes, guard: SubmitGuard | None = None) -> Record:
     """The record of these pictures, once their thumbnails are made."""
     record, kept = record_of(*pictures)
-    await make_thumbnails(store, record, kept, log=logging.getLogger(LOGGER), guard=guard or Guard())
+    await make_thumbnails(store, record, kept, log=logging.getLogger(LOGGER), guard=guard or SubmitGuard())
     return record
 
 
@@ -525,7 +525,7 @@ async def test_a_decoder_that_takes_too_long_is_left_behind_and_writes_nothing_a
 async def test_a_task_that_is_told_to_stop_meanwhile_goes_on_at_once(
     store: LocalStore, slow: Slow, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = Guard()
+    guard = SubmitGuard()
     making = asyncio.create_task(made(store, saved(drawn()), guard=guard))
     assert await asyncio.to_thread(slow.begun.wait, 20)
     guard.stop()
@@ -568,7 +568,7 @@ async def test_a_process_makes_one_at_a_time(tmp_path: Path) -> None:
 
 def test_pictures_are_kept_in_memory_up_to_the_size_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "MAX_KEPT", 10)
-    kept = Kept()
+    kept = ImageCache()
     for digest, data in (("a", b"123456"), ("b", b"12345"), ("c", b"1234")):
         kept.add(digest, data)
     assert kept.pictures == {"a": b"123456", "c": b"1234"}

@@ -21,7 +21,7 @@ import pytest
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http import transport as transport_module
-from airflow_provider_geminiimg.core.http.transport import Bucket, Transport, limiter_for
+from airflow_provider_geminiimg.core.http.transport import RateLimit, Transport, limiter_for
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -672,7 +672,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("per_minute", [1, 2, 10, 100, 180])
 def test_no_sixty_seconds_see_more_calls_than_allowed_and_the_rate_is_used(clock: Clock, per_minute: int) -> None:
-    bucket = Bucket(per_minute)
+    bucket = RateLimit(per_minute)
     passed: list[float] = []
     while clock.now < 1000 + 600:
         wait = bucket.take()
@@ -685,7 +685,7 @@ def test_no_sixty_seconds_see_more_calls_than_allowed_and_the_rate_is_used(clock
 
 
 def test_a_patient_caller_leaves_half_of_the_burst_to_others(clock: Clock) -> None:
-    bucket = Bucket(200)
+    bucket = RateLimit(200)
     patient = 0
     while bucket.take(patient=True) == 0.0:
         patient += 1
@@ -697,7 +697,7 @@ def test_a_patient_caller_leaves_half_of_the_burst_to_others(clock: Clock) -> No
 
 
 def test_a_pause_is_never_longer_than_two_minutes(clock: Clock) -> None:
-    bucket = Bucket(60)
+    bucket = RateLimit(60)
     bucket.pause(86_400)
     assert bucket.take() == pytest.approx(120)
     clock.now += 121

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from airflow_provider_geminiimg.core.catalog.lookup import Row, default_model, lookup, other_ids, rows_for
+from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec, default_model, lookup, other_ids, rows_for
 from airflow_provider_geminiimg.core.validation.arguments import is_literal
 from airflow_provider_geminiimg.core.validation.request_values import (
     BOUNDS,
@@ -55,7 +55,7 @@ class CheckedRequest:
     """A request that its gateway takes as it stands.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param row: what the gateway takes for this model and operation; `Row.wire_model` is the id to send.
+    :param row: what the gateway takes for this model and operation; `ModelSpec.wire_model` is the id to send.
     :param model: the id as the user wrote it.
     :param operation: ``generate`` or ``edit``.
     :param prompt: what to draw.
@@ -71,7 +71,7 @@ class CheckedRequest:
     """
 
     gateway: str
-    row: Row = field(repr=False)
+    row: ModelSpec = field(repr=False)
     model: str
     operation: str
     prompt: str = field(repr=False)
@@ -246,7 +246,7 @@ def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadR
 # Rules of a row. A name that is absent from `values` is not known yet and breaks no rule.
 
 
-def _only_what_it_takes(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _only_what_it_takes(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     for name in (*_PICTURES, *_SETTINGS):
         value = values.get(name)
         if value in (None, ()) or name in row.fields:
@@ -257,7 +257,7 @@ def _only_what_it_takes(row: Row, values: Mapping[str, Any], where: str) -> None
         refuse(name, shown, f"is not taken by {where}, which takes: {takes}.", hint)
 
 
-def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _listed_values(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     for name, allowed in (("resolution", row.resolutions), ("aspect_ratio", row.aspect_ratios)):
         value = values.get(name)
         if value is not None and value not in allowed:
@@ -265,26 +265,26 @@ def _listed_values(row: Row, values: Mapping[str, Any], where: str) -> None:
             refuse(name, given(value), problem, did_you_mean(value, allowed))
 
 
-def _within_bounds(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _within_bounds(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     for name, (low, high) in BOUNDS.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
             refuse(name, given(value), f"out of range. Allowed: {low} to {high}.")
 
 
-def _image_search_needs_search(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _image_search_needs_search(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     if values.get("google_image_search") and not values.get("google_search", True):
         refuse("google_image_search", "=True", f"needs google_search=True, given: {values['google_search']}.")
 
 
-def _number_of_references(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _number_of_references(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     count = len(values.get("reference_images", ()))
     if count > row.max_reference_images:
         problem = f"{count} given. {where} takes at most {row.max_reference_images} beside image."
         refuse("reference_images", "", problem)
 
 
-def _edit_needs_an_image(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _edit_needs_an_image(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     if "image" in row.fields and values.get("image", "") is None:
         refuse("image", "", f"not given. {where} needs the picture to edit, as a URI or a manifest with exactly one.")
 
@@ -299,12 +299,12 @@ _RULES = (
 )
 
 
-def _obey(row: Row, values: Mapping[str, Any], where: str) -> None:
+def _obey(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     for rule in _RULES:
         rule(row, values, where)
 
 
-def _union(rows: Sequence[Row]) -> Row:
+def _union(rows: Sequence[ModelSpec]) -> ModelSpec:
     """A row that takes whatever one of these takes."""
     return dataclasses.replace(
         rows[0],

@@ -44,7 +44,7 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
 )
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
-from airflow_provider_geminiimg.gallery.queries import Shelf, Wanted
+from airflow_provider_geminiimg.gallery.queries import GalleryQueries, RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 STATIC = Path(__file__).parent / "static"
@@ -114,10 +114,10 @@ def _known(request: Request) -> None:
             raise HTTPException(422, f"{name} can't be {given[0][:80]!r}. Allowed: {allowed}.")
 
 
-def _shelf() -> Shelf:
+def _shelf() -> GalleryQueries:
     root = settings.root()
     files = Files(AIRFLOW_OPENERS, allowed_roots=[root, *settings.gallery_roots()])
-    return Shelf(Ledger(open_store(root, AIRFLOW_OPENERS)), settings.namespace(), files)
+    return GalleryQueries(Ledger(open_store(root, AIRFLOW_OPENERS)), settings.namespace(), files)
 
 
 def _reads(dag_id: str | None = None) -> Any:
@@ -142,7 +142,7 @@ def _may_read(request: Request, user: Any, dag_id: str) -> bool:
     return True
 
 
-ShelfDep = Annotated[Shelf, Depends(_shelf)]
+ShelfDep = Annotated[GalleryQueries, Depends(_shelf)]
 per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known), Depends(_has_its_team)])
 pages = APIRouter()
 
@@ -180,7 +180,7 @@ def pictures(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = PAGE_SIZE,
 ) -> dict[str, Any]:
     """A run's records, some at a time."""
-    items, following = shelf.page(Wanted(dag_id, run_id, task_id, map_index, model, standing), after, limit)
+    items, following = shelf.page(RecordFilter(dag_id, run_id, task_id, map_index, model, standing), after, limit)
     return {"items": items, "next": following}
 
 
@@ -189,7 +189,7 @@ def summary(
     dag_id: str, run_id: str, shelf: ShelfDep, task_id: str | None = None, map_index: int | None = None
 ) -> dict[str, Any]:
     """What a run's records come to."""
-    return shelf.summary(Wanted(dag_id, run_id, task_id, map_index))
+    return shelf.summary(RecordFilter(dag_id, run_id, task_id, map_index))
 
 
 @per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/sources", methods=READ)
@@ -260,7 +260,7 @@ def thumbnail(
     return _answer(request, blob.data, blob.version)
 
 
-def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Response:
+def _picture(request: Request, shelf: GalleryQueries, record: Record, index: int) -> Response:
     *places, last = shelf.places(record, index)
     for image in places:
         with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
@@ -268,7 +268,7 @@ def _picture(request: Request, shelf: Shelf, record: Record, index: int) -> Resp
     return _landed(request, shelf, last)
 
 
-def _landed(request: Request, shelf: Shelf, image: Mapping[str, Any]) -> Response:
+def _landed(request: Request, shelf: GalleryQueries, image: Mapping[str, Any]) -> Response:
     data = shelf.files.read(str(image["uri"]), max_bytes=MAX_PICTURE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != image.get("sha256"):

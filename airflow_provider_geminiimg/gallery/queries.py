@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.ledger.layout import LEDGER, PLANS, folder_
 from airflow_provider_geminiimg.core.ledger.manifest import iso
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
-from airflow_provider_geminiimg.core.reconcile.scan import AT_ONCE, STANDINGS, Entry, billed, look
+from airflow_provider_geminiimg.core.reconcile.scan import AT_ONCE, STANDINGS, RecordEntry, billed, look
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of, segment
@@ -42,7 +42,7 @@ _PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]{{1,18}}))/(?P
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RecordFilter:
     """Which records of a run are asked for; ``None``: any.
 
     :param standing: see `jobs.STANDINGS`.
@@ -55,13 +55,13 @@ class Wanted:
     model: str | None = None
     standing: str | None = None
 
-    def fits(self, entry: Entry) -> bool:
+    def fits(self, entry: RecordEntry) -> bool:
         """Whether what was read is asked for."""
         model = None if entry.found is None else entry.found.record.model
         return self.model in (None, model) and self.standing in (None, entry.standing)
 
 
-class Shelf:
+class GalleryQueries:
     """The records and pictures that the gallery may show.
 
     :param ledger: the root's.
@@ -78,7 +78,7 @@ class Shelf:
         names = map(decode_segment, self.ledger.store.folders(self._folder))
         return [name for name in names if name is not None]
 
-    def page(self, wanted: Wanted, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+    def page(self, wanted: RecordFilter, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Some records, and the cursor for those after them; ``None``: there are none.
 
         Of a large run a page may hold few records, or none, and a cursor: it has read its part of them, and the next
@@ -91,7 +91,7 @@ class Shelf:
         if after:
             first = _order(after)
             keys = [key for key in keys if _order(key) > first]
-        found: list[Entry] = []
+        found: list[RecordEntry] = []
         last = None
         for entry, size in self._read(keys[:MAX_READ]):
             fits = wanted.fits(entry)
@@ -101,7 +101,7 @@ class Shelf:
             last = entry.key
         return list(map(self.item, found)), keys[MAX_READ - 1] if len(keys) > MAX_READ else None
 
-    def summary(self, wanted: Wanted) -> dict[str, Any]:
+    def summary(self, wanted: RecordFilter) -> dict[str, Any]:
         """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them, and of
         `MAX_SUMMARY_BYTES`."""
         keys = self._keys(wanted)
@@ -172,7 +172,7 @@ class Shelf:
         index = next(places, None)
         return None if entry is None or index is None else (entry.readable().record, index)
 
-    def item(self, entry: Entry) -> dict[str, Any]:
+    def item(self, entry: RecordEntry) -> dict[str, Any]:
         """One record as the page shows it."""
         address = address_of(entry.key)
         names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
@@ -232,7 +232,7 @@ class Shelf:
             return "It lies outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
         return None
 
-    def _not_started(self, wanted: Wanted, keys: Sequence[str]) -> tuple[int, int, bool]:
+    def _not_started(self, wanted: RecordFilter, keys: Sequence[str]) -> tuple[int, int, bool]:
         """How many pictures batches have planned and no record is of yet; how many plans can't be read; and whether
         there are more plans than are read here."""
         begun: dict[str, set[str]] = defaultdict(set)
@@ -257,16 +257,16 @@ class Shelf:
         except (ValidationError, GeminiImageError):
             return None
 
-    def _below(self, folder: str, wanted: Wanted) -> str:
+    def _below(self, folder: str, wanted: RecordFilter) -> str:
         names = [encode_segment(wanted.dag_id), segment(wanted.run_id)]
         names += [] if wanted.task_id is None else [segment(wanted.task_id)]
         return "/".join((folder, *names, ""))
 
-    def _keys(self, wanted: Wanted) -> list[str]:
+    def _keys(self, wanted: RecordFilter) -> list[str]:
         keys = filter(_is_shown, self.ledger.store.keys(self._below(self._folder, wanted)))
         return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
 
-    def _read(self, keys: Sequence[str]) -> Iterator[tuple[Entry, int]]:
+    def _read(self, keys: Sequence[str]) -> Iterator[tuple[RecordEntry, int]]:
         """The records, each with the bytes of all up to it."""
         size = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -12,11 +12,11 @@ import time
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS, default_model, knows, lookup, other_id
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Room
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore
 from airflow_provider_geminiimg.core.gateways.base import CheckResult, InputImage, JobStatus, Picture
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, shown
-from airflow_provider_geminiimg.core.gateways.polling import End, PollPlan, follow
+from airflow_provider_geminiimg.core.gateways.polling import End, PollSchedule, follow
 from airflow_provider_geminiimg.core.http.download import download
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
@@ -101,14 +101,14 @@ class Session:
         except InvalidImageError as error:
             raise BadRequestError(f"image can't be used: {error.message}") from None
         digest = await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
-        async with Room().share(empty=True) as share:
+        async with ByteSemaphore().share(empty=True) as share:
             images = [InputImage(image, info.media_type, digest)]
             [handle] = await handles_of(images, self.transport, share, prompt="")
         return handle
 
     async def submit(self, request: ImageRequest, *, synchronous: bool) -> JobStatus:
         checked = request.check(self.connection.gateway, self.connection.model)
-        async with Room().share(empty=True) as share:
+        async with ByteSemaphore().share(empty=True) as share:
             images = await read_inputs(checked, _files(), share)
             handles = await handles_of(images, self.transport, share, prompt=checked.prompt)
         try:
@@ -124,7 +124,7 @@ class Session:
 
     async def wait(self, job_id: str, model: str | None, timeout: float, poll_interval: float | None) -> JobStatus:
         now = time.time()
-        plan = PollPlan(
+        plan = PollSchedule(
             submitted_at=now,
             deadline=now + timeout,
             expected_seconds=0.0,

@@ -20,7 +20,12 @@ from airflow_provider_geminiimg.core.gateways.base import CheckResult, JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, UpstreamFailedError, bare
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    GeminiImageError,
+    UpstreamFailedError,
+    without_traceback,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.hooks._session import Session
@@ -66,14 +71,14 @@ class GeminiImageHook(BaseHook):
         try:
             return self._look_up()
         except GeminiImageError as error:
-            raise bare(error) from error.__cause__
+            raise without_traceback(error) from error.__cause__
 
     async def aconnection(self) -> GatewayConnection:
         """As `connection`, through Airflow's asynchronous getters."""
         try:
             return await self._alook_up()
         except GeminiImageError as error:
-            raise bare(error) from error.__cause__
+            raise without_traceback(error) from error.__cause__
 
     def check(self) -> CheckResult:
         """Ask the gateway whether it accepts the key. Free and without effect.
@@ -241,14 +246,14 @@ class GeminiImageHook(BaseHook):
         try:
             return run(lambda: _with_session(connection, step))
         except GeminiImageError as error:
-            raise bare(error) from error.__cause__
+            raise without_traceback(error) from error.__cause__
 
     async def _arun(self, step: Callable[[Session], Awaitable[T]]) -> T:
         connection = await self.aconnection()
         try:
             return await _with_session(connection, step)
         except GeminiImageError as error:
-            raise bare(error) from error.__cause__
+            raise without_traceback(error) from error.__cause__
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Sized
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_geminiimg._compat import TakesTexts
+from airflow_provider_geminiimg._compat import LiteralXComMixin
 from airflow_provider_geminiimg.core.validation.absent import IncompleteText, came_to_nothing
 from airflow_provider_geminiimg.core.validation.arguments import is_literal
 from airflow_provider_geminiimg.core.validation.task_arguments import UNSET, Checks, TaskArguments
@@ -14,12 +14,12 @@ from airflow_provider_geminiimg.core.validation.task_arguments import UNSET, Che
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-    from airflow_provider_geminiimg.core.execution.runner import Guard
+    from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 
 _OF_FUNCTION = ("op_args", "op_kwargs")  # what a function takes is its own business, where it can see what it takes
 
 
-class RefusesNothing(TakesTexts):
+class CheckedArgumentsMixin(LiteralXComMixin):
     """An operator for which what is written in the DAG and comes to nothing is an error, never an absent argument."""
 
     template_fields: Sequence[str]
@@ -63,11 +63,11 @@ class RefusesNothing(TakesTexts):
                 check(name, getattr(self, name))
 
 
-class BuysPictures(RefusesNothing):
+class PaidTaskMixin(CheckedArgumentsMixin):
     """An operator that spends money, until it is told to stop."""
 
     log: Logger
-    _guard: Guard | None = None
+    _guard: SubmitGuard | None = None
     _killed = False
 
     def on_kill(self) -> None:
@@ -77,11 +77,11 @@ class BuysPictures(RefusesNothing):
             self._guard.stop()
         self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
 
-    def _new_guard(self) -> Guard:
+    def _new_guard(self) -> SubmitGuard:
         """What `on_kill` ends from now on; ended already where it came first."""
-        from airflow_provider_geminiimg.core.execution.runner import Guard
+        from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 
-        self._guard = Guard()
+        self._guard = SubmitGuard()
         if self._killed:
             self._guard.stop()
         return self._guard

@@ -31,7 +31,7 @@ from airflow_provider_geminiimg.core.validation.arguments import (
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators.base import BuysPictures
+from airflow_provider_geminiimg.operators.base import PaidTaskMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -82,7 +82,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageBatchOperator(BuysPictures, BaseOperator):
+class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
     """Make many pictures in one task, as fast as the gateway allows.
 
     Each picture has a record of its own, named by its fingerprint: a retry, a Clear or a change of the rows' order

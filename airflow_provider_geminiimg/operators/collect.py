@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.core.reconcile.resolution import verdicts
+from airflow_provider_geminiimg.core.reconcile.resolution import read_resolutions
 from airflow_provider_geminiimg.core.validation.arguments import flag, text
-from airflow_provider_geminiimg.operators.base import RefusesNothing
+from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -19,12 +19,12 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "only_dag_id": text,
     "only_run_id": text,
     "only_task_id": text,
-    "resolve": lambda _, value: verdicts(value),
+    "resolve": lambda _, value: read_resolutions(value),
     "look_only": lambda name, value: flag(name, value) or False,
 }
 
 
-class GeminiImageCollectOperator(RefusesNothing, BaseOperator):
+class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
     """Land what was paid for and is not in storage: what killed, failed or cleared tasks left behind. Buys nothing.
 
     Walks the ledger of this Airflow (``[geminiimg] namespace``). Each picture lands where it was meant to, and the task

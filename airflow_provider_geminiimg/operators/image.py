@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.validation.arguments import (
     text,
 )
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators.base import BuysPictures
+from airflow_provider_geminiimg.operators.base import PaidTaskMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -46,7 +46,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class ImageOperator(BuysPictures, BaseOperator):
+class ImageOperator(PaidTaskMixin, BaseOperator):
     """Base of the operators that buy one picture.
 
     :param prompt: what to make, or what to change.

@@ -12,8 +12,8 @@ from airflow.sdk import Param
 
 from airflow_provider_geminiimg._compat import everybody_is_admin, resuming_with, shown_request
 from airflow_provider_geminiimg.core.validation.arguments import choice
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, bare
-from airflow_provider_geminiimg.operators.base import RefusesNothing
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, without_traceback
+from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _DELETE_THE_REQUEST = (
 )
 
 
-class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
+class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
     """Show pictures to a person, who approves, rejects or picks some, and may leave a comment. Buys nothing.
 
     What is shown is what the records say landed, and only that goes on: a manifest that says something else, and what
@@ -120,7 +120,7 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
             picked = [each for label, each in named.items() if {label, self.APPROVE} & set(chosen)]
             approval.check(kept, ti.xcom_pull(task_ids=self.task_id, key=_SHOWN, map_indexes=ti.map_index), picked)
         except GeminiImageError as error:
-            raise bare(error) from None
+            raise without_traceback(error) from None
         comment = answer["params_input"].get(COMMENT)
         # Never null, which Airflow takes for an XCom that is not there.
         ti.xcom_push(key=COMMENT, value=comment.strip() if isinstance(comment, str) else "")
@@ -134,9 +134,9 @@ class GeminiImageReviewOperator(RefusesNothing, HITLOperator, SkipMixin):
 
     def _approval(self, context: Context) -> Approval:
         from airflow_provider_geminiimg.core.purchase.approval import Approval
-        from airflow_provider_geminiimg.runtime.task_run import Attempt
+        from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
-        attempt = Attempt(context, self.log)
+        attempt = TaskRun(context, self.log)
         return Approval(attempt.ledger, attempt.files, attempt.item, str(context["ti"].id))
 
     def _show(self, shown: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -16,30 +16,30 @@ from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.batch.executor import (
     READERS,
     Plan,
-    Planned,
+    PlannedImage,
     fingerprints_of,
     host_of,
     places_of,
     plan,
 )
-from airflow_provider_geminiimg.core.batch.rows import Wish, read_rows, wishes
+from airflow_provider_geminiimg.core.batch.rows import ImageSpec, image_specs, read_rows
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import index_key, is_record_key
-from airflow_provider_geminiimg.core.purchase.landing import Workshop, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, in_thread
 from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.core.validation.texts import normalized
-from airflow_provider_geminiimg.runtime.task_run import Attempt
+from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
 _NAMED_TWINS = 5  # groups of rows that the log names
 
 
 async def make_plan(
     arguments: TaskArguments,
-    attempt: Attempt,
+    attempt: TaskRun,
     connection: GatewayConnection,
-    workshop: Workshop,
+    purchase_context: PurchaseContext,
     requests: Any,
 ) -> Plan:
     """Read the rows and plan a picture for each.
@@ -51,9 +51,9 @@ async def make_plan(
     encoding, delimiter = checked("encoding"), checked("delimiter")
     most = settings.max_batch_images()
     rows = await in_thread(
-        lambda: read_rows(requests, workshop.files, most=most, encoding=encoding, delimiter=delimiter)
+        lambda: read_rows(requests, purchase_context.files, most=most, encoding=encoding, delimiter=delimiter)
     )
-    wanted = wishes(
+    wanted = image_specs(
         rows,
         {name: arguments[name] for name in SHARED},
         checked("n") or 1,
@@ -65,7 +65,7 @@ async def make_plan(
     planned = await plan(
         wanted,
         connection,
-        workshop,
+        purchase_context,
         generation=attempt.generation,
         directory=checked("output_path") or attempt.folder,
         stems=[wish.stem for wish in wanted],
@@ -82,7 +82,7 @@ class _Records:
     :param of_dag: the images of its DAG's other tasks count as well.
     """
 
-    def __init__(self, attempt: Attempt, of_dag: bool) -> None:
+    def __init__(self, attempt: TaskRun, of_dag: bool) -> None:
         self._ledger = attempt.ledger
         self._path = attempt.item.path
         self._of_dag = of_dag
@@ -131,7 +131,7 @@ def _item_of(key: str) -> str:
 
 
 async def _as_known_before(
-    planned: Plan, wanted: Sequence[Wish], connection: GatewayConnection, records: _Records
+    planned: Plan, wanted: Sequence[ImageSpec], connection: GatewayConnection, records: _Records
 ) -> Plan:
     """The plan with the pictures that have a record under another fingerprint than theirs under that one, so that what
     was paid for then is found, and not bought again: it holds a host to which the connection led before; or, for the
@@ -158,7 +158,7 @@ async def _as_known_before(
 
 def _known_under(
     planned: Plan,
-    wanted: Sequence[Wish],
+    wanted: Sequence[ImageSpec],
     connection: GatewayConnection,
     other_hosts: Sequence[str],
     known: Callable[[str], bool],
@@ -184,7 +184,7 @@ def _known_under(
 
 
 def _earlier_fingerprints(
-    wish: Wish, item: Planned, connection: GatewayConnection, other_hosts: Sequence[str]
+    wish: ImageSpec, item: PlannedImage, connection: GatewayConnection, other_hosts: Sequence[str]
 ) -> Iterator[tuple[str | None, str | None, str]]:
     """By what one picture may have been known before, each with its variant and host."""
     earlier = wish.earlier_variant or wish.request.variant
@@ -197,8 +197,8 @@ def _earlier_fingerprints(
 
 def _tell_of_twins(planned: Plan, log: Logs) -> None:
     """Log which rows ask for one picture, and which for two that differ by nothing that anybody sees."""
-    same: dict[str, list[Planned]] = {}
-    alike: dict[bytes, list[Planned]] = {}
+    same: dict[str, list[PlannedImage]] = {}
+    alike: dict[bytes, list[PlannedImage]] = {}
     for item in planned.items:
         same.setdefault(item.fingerprint, []).append(item)
         if len(same[item.fingerprint]) == 1:
@@ -217,6 +217,6 @@ def _tell_of_twins(planned: Plan, log: Logs) -> None:
         )
 
 
-def _groups(groups: Sequence[Sequence[Planned]]) -> str:
+def _groups(groups: Sequence[Sequence[PlannedImage]]) -> str:
     more = f"; and {len(groups) - _NAMED_TWINS} more groups" if len(groups) > _NAMED_TWINS else ""
     return "; ".join(places_of(items) for items in groups[:_NAMED_TWINS]) + more

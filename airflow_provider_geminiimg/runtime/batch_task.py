@@ -10,25 +10,25 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.core.batch.executor import Plan, Planned, Window, destination_of
+from airflow_provider_geminiimg.core.batch.executor import BatchExecutor, Plan, PlannedImage, destination_of
 from airflow_provider_geminiimg.core.batch.forecast import Forecast, refusals
-from airflow_provider_geminiimg.core.batch.summary import GOOD, Tally
+from airflow_provider_geminiimg.core.batch.summary import GOOD, BatchSummary
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.execution.runner import Guard, run
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import PLANS
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Order
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT, DEFAULT_WIDTH
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
 from airflow_provider_geminiimg.runtime.batch_planning import make_plan
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
-from airflow_provider_geminiimg.runtime.task_run import Attempt
+from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
 _RETURNED = "return_value"  # what Airflow calls the XCom of what a task returns
 _NAMED_FAILURES = 3  # in the message of a task that fails
@@ -48,7 +48,7 @@ class BatchTask:
 
     arguments: TaskArguments
     rows: Callable[[Mapping[str, Any]], Any]
-    guard: Guard
+    guard: SubmitGuard
     log: Logs
     pushes: bool
     multiple_outputs: bool
@@ -82,8 +82,8 @@ def _push(task: BatchTask, context: Context, summary: Mapping[str, Any]) -> None
 
 def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception | None]:
     """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
-    attempt = Attempt(context, task.log)
-    plans = Kept(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
+    attempt = TaskRun(context, task.log)
+    plans = SavedRequestStore(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
     task.arguments.refuse_nothing(None if known is None else task.arguments.checks)
     requests = task.rows(context) if known is None else None
@@ -97,30 +97,30 @@ def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception 
 
 
 async def _live(
-    task: BatchTask, attempt: Attempt, plans: Kept[Plan], planned: Plan | None, requests: Any
-) -> tuple[Plan, Tally, str | None, Exception | None]:
+    task: BatchTask, attempt: TaskRun, plans: SavedRequestStore[Plan], planned: Plan | None, requests: Any
+) -> tuple[Plan, BatchSummary, str | None, Exception | None]:
     connection = attempt.connection(task.arguments["geminiimg_conn_id"])
     rate = task.arguments.checked("requests_per_minute")
     if rate is not None:
         connection = attempt.limited(connection.conn_id, rate)
-    async with attempt.workshop() as workshop:
+    async with attempt.purchase_context() as purchase_context:
         await in_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await make_plan(task.arguments, attempt, connection, workshop, requests)
+            planned = await make_plan(task.arguments, attempt, connection, purchase_context, requests)
             await in_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
-        await in_thread(attempt.ledger.look_ahead, attempt.item)
+        await in_thread(attempt.ledger.prefetch, attempt.item)
         orders = _orders(task.arguments, attempt, connection, planned)
         refused = await refusals(
-            lambda item: Forecast(orders(item), workshop, task.guard, attempt.item_marker(item.key)),
+            lambda item: Forecast(orders(item), purchase_context, task.guard, attempt.item_marker(item.key)),
             planned.items,
             connection,
             task.arguments.checked("max_cost"),
         )
-        window = Window(
+        window = BatchExecutor(
             orders,
-            workshop,
+            purchase_context,
             task.guard,
             connection,
             attempt.item_marker,
@@ -138,7 +138,7 @@ async def _live(
 
 
 def _write_down(
-    attempt: Attempt, plans: Kept[Plan], planned: Plan, tally: Tally
+    attempt: TaskRun, plans: SavedRequestStore[Plan], planned: Plan, tally: BatchSummary
 ) -> tuple[str | None, Exception | None]:
     """Write the manifest, and that all has landed, if it has.
 
@@ -156,7 +156,7 @@ def _write_down(
     return written, None
 
 
-def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None:
+def _write_manifest(files: Files, uri: str, tally: BatchSummary, planned: Plan) -> None:
     try:
         files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
     except StorageError as error:
@@ -167,8 +167,8 @@ def _write_manifest(files: Files, uri: str, tally: Tally, planned: Plan) -> None
 
 
 def _orders(
-    arguments: TaskArguments, attempt: Attempt, connection: GatewayConnection, planned: Plan
-) -> Callable[[Planned], Order]:
+    arguments: TaskArguments, attempt: TaskRun, connection: GatewayConnection, planned: Plan
+) -> Callable[[PlannedImage], Order]:
     """What gives the order of each picture. What all have in common is checked now, once."""
     usual: dict[str, Any] = {
         "connection": connection,
@@ -184,7 +184,7 @@ def _orders(
         "max_cost": arguments.checked("max_cost"),
     }
 
-    def order(item: Planned) -> Order:
+    def order(item: PlannedImage) -> Order:
         return Order(
             item=dataclasses.replace(attempt.item, item=item.key),
             request=item.request(connection),
@@ -197,7 +197,7 @@ def _orders(
     return order
 
 
-def _failure(task: BatchTask, planned: Plan, tally: Tally, summary: Mapping[str, Any]) -> IncompleteError | None:
+def _failure(task: BatchTask, planned: Plan, tally: BatchSummary, summary: Mapping[str, Any]) -> IncompleteError | None:
     """Why the task fails, if it does."""
     wanted = task.arguments.checked("min_success")
     total = len(planned.items)

@@ -11,7 +11,7 @@ from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect, resolve
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import GeminiImageError
-from airflow_provider_geminiimg.runtime.environment import Surroundings
+from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
 
@@ -19,10 +19,10 @@ def run_task(arguments: TaskArguments, log: Logs) -> dict[str, Any]:
     """Settle, then collect."""
     try:
         arguments.refuse_nothing()
-        surroundings = Surroundings(log)
+        environment = Environment(log)
     except GeminiImageError as error:
         raise_outcome(error)
-    report = run(lambda: closed(_collect(arguments, surroundings)))
+    report = run(lambda: closed(_collect(arguments, environment)))
     if isinstance(report, GeminiImageError):
         raise_outcome(report)
     failure = report.failure()
@@ -31,19 +31,19 @@ def run_task(arguments: TaskArguments, log: Logs) -> dict[str, Any]:
     return report.result()
 
 
-async def _collect(arguments: TaskArguments, surroundings: Surroundings) -> Report:
-    scope = Scope(surroundings.namespace, *(arguments.checked(f"only_{name}_id") for name in ("dag", "run", "task")))
+async def _collect(arguments: TaskArguments, environment: Environment) -> Report:
+    scope = Scope(environment.namespace, *(arguments.checked(f"only_{name}_id") for name in ("dag", "run", "task")))
     look_only = arguments.checked("look_only")
-    log, refused = surroundings.log, []
+    log, refused = environment.log, []
     for key, verdict in arguments.checked("resolve").items():
-        done = await closed(in_thread(lambda k=key, v=verdict: resolve(surroundings.ledger, k, v, dry_run=look_only)))
+        done = await closed(in_thread(lambda k=key, v=verdict: resolve(environment.ledger, k, v, dry_run=look_only)))
         if isinstance(done, GeminiImageError):
             log.error("Not settled: %s. %s", key, done)
             refused.append(key)
         else:
             said = "Would be settled" if look_only else "Settled, by this task's `resolve`"
             log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
-    async with surroundings.workshop() as workshop:
-        report = await collect(workshop, scope, dry_run=look_only)
+    async with environment.purchase_context() as purchase_context:
+        report = await collect(purchase_context, scope, dry_run=look_only)
     report.keys["errors"] += refused
     return report

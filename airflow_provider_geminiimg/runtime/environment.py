@@ -16,13 +16,13 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.purchase.landing import Workshop
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
 from airflow_provider_geminiimg.core.storage import IMAGES, Files, join_uri, open_store
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 
-class Surroundings:
+class Environment:
     """Root, files and connections, as ``[geminiimg]`` and Airflow's connections say.
 
     :param log: where to say what happens.
@@ -59,7 +59,7 @@ class Surroundings:
         return connection
 
     @asynccontextmanager
-    async def workshop(self) -> AsyncIterator[Workshop]:
+    async def purchase_context(self) -> AsyncIterator[PurchaseContext]:
         """What a picture's life needs, open until the context ends."""
         async with AsyncExitStack() as stack:
             transports: dict[str, Transport] = {}
@@ -72,6 +72,6 @@ class Surroundings:
                         transports[conn_id] = await stack.enter_async_context(Transport(connection))
                 return transports[conn_id]
 
-            workshop = Workshop(self.ledger, self.files, connect, self.log)
-            stack.push_async_callback(workshop.budgets.close)
-            yield workshop
+            purchase_context = PurchaseContext(self.ledger, self.files, connect, self.log)
+            stack.push_async_callback(purchase_context.budgets.close)
+            yield purchase_context

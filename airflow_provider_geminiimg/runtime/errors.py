@@ -12,7 +12,7 @@ from airflow_provider_geminiimg.exceptions import (
     IncompleteError,
     MismatchError,
     OutcomeUnknownError,
-    bare,
+    without_traceback,
 )
 
 
@@ -22,7 +22,7 @@ def raise_outcome(error: GeminiImageError) -> NoReturn:
     :raises AirflowFailException: from the outcome, where no retry may touch it.
     :raises GeminiImageError: the outcome itself, otherwise.
     """
-    error = bare(error)
+    error = without_traceback(error)
     settled = isinstance(error, IncompleteError) and not error.retryable
     if settled or isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
         raise AirflowFailException(str(error)) from error

@@ -13,7 +13,7 @@ from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.execution.runner import Guard, run
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record
@@ -27,7 +27,7 @@ from airflow_provider_geminiimg.core.validation.task_arguments import TaskArgume
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.runtime import returned_request
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
-from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Attempt, Landed, Pending, finished
+from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Landed, Pending, TaskRun, finished
 
 _AT_ANOTHER_PLACE = (
     "What was paid for before is on record: a retry lands it where it was to land then, and a Clear with another "
@@ -48,7 +48,7 @@ class ImageTask:
 
     arguments: TaskArguments
     operation: str
-    guard: Guard
+    guard: SubmitGuard
     log: Logs
     function: Callable[[Mapping[str, Any]], ImageRequest] | None = None
 
@@ -66,8 +66,8 @@ def run_task(
     attempt, order = _prepare(task, context)
 
     async def lived() -> tuple[Record, dict[str, Any] | None]:
-        async with attempt.workshop() as workshop:
-            purchase = Purchase(order, workshop, task.guard, attempt.marker)
+        async with attempt.purchase_context() as purchase_context:
+            purchase = Purchase(order, purchase_context, task.guard, attempt.marker)
             if job_id is not None:
                 return await purchase.resume(job_id)
             record, manifest = await purchase.start()
@@ -95,15 +95,15 @@ def wait_again(task: ImageTask, context: Context) -> Pending | None:
     return _pending(attempt, attempt.count_deferral(found.record), order)
 
 
-def _pending(attempt: Attempt, record: Record, order: Order) -> Pending:
+def _pending(attempt: TaskRun, record: Record, order: Order) -> Pending:
     deadline = (record.submitted_at or record.claimed_at) + order.timeout
     return attempt.pending(record, deadline, order.poll_interval)
 
 
-def _prepare(task: ImageTask, context: Context) -> tuple[Attempt, Order]:
+def _prepare(task: ImageTask, context: Context) -> tuple[TaskRun, Order]:
     attempt = None
     try:
-        attempt = Attempt(context, task.log)
+        attempt = TaskRun(context, task.log)
         return attempt, _order(task, attempt, context)
     except GeminiImageError as error:
         if attempt is not None and attempt.marker is not None and attempt.marker.get() is not None:
@@ -111,7 +111,7 @@ def _prepare(task: ImageTask, context: Context) -> tuple[Attempt, Order]:
         raise_outcome(error)
 
 
-def _order(task: ImageTask, attempt: Attempt, context: Context) -> Order:
+def _order(task: ImageTask, attempt: TaskRun, context: Context) -> Order:
     arguments = task.arguments
     arguments.checked("on_mismatch")
     connection = attempt.connection(arguments["geminiimg_conn_id"])
@@ -144,7 +144,7 @@ def _order(task: ImageTask, attempt: Attempt, context: Context) -> Order:
     )
 
 
-def _request(task: ImageTask, attempt: Attempt, connection: GatewayConnection, context: Context) -> CheckedRequest:
+def _request(task: ImageTask, attempt: TaskRun, connection: GatewayConnection, context: Context) -> CheckedRequest:
     """What this attempt asks for, as the connection's gateway takes it."""
     arguments, function = task.arguments, task.function
     if function is not None:
@@ -157,7 +157,7 @@ def _request(task: ImageTask, attempt: Attempt, connection: GatewayConnection, c
     return request
 
 
-def _destination_on_record(attempt: Attempt, error: BadRequestError) -> Destination:
+def _destination_on_record(attempt: TaskRun, error: BadRequestError) -> Destination:
     """Where the image that was asked for before was to land.
 
     :param error: why it can't be where it is asked for now; raised where nothing was asked for before.

@@ -17,7 +17,7 @@ from airflow_provider_geminiimg.core.redaction.printable import printable, print
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.core.reconcile import Scope
-    from airflow_provider_geminiimg.runtime.environment import Surroundings
+    from airflow_provider_geminiimg.runtime.environment import Environment
 
 _WHERE = (
     "The ledger is looked for where workers look: [geminiimg] root and namespace of this machine's Airflow "
@@ -71,11 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
     # As Airflow's own commands do it: connections may come from the metadata database.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     from airflow_provider_geminiimg.core.execution.boundary import as_outcome
-    from airflow_provider_geminiimg.runtime.environment import Surroundings
+    from airflow_provider_geminiimg.runtime.environment import Environment
 
-    job: Callable[[argparse.Namespace, Surroundings], int] = arguments.job
+    job: Callable[[argparse.Namespace, Environment], int] = arguments.job
     try:
-        return job(arguments, Surroundings(_Printed()))
+        return job(arguments, Environment(_Printed()))
     except OSError:  # of the terminal or of this machine, in words of its own
         raise
     except Exception as error:
@@ -142,19 +142,19 @@ def _days(text: str) -> float:
 # Commands
 
 
-def _scope(arguments: argparse.Namespace, surroundings: Surroundings) -> Scope:
+def _scope(arguments: argparse.Namespace, environment: Environment) -> Scope:
     from airflow_provider_geminiimg.core.reconcile import Scope
 
-    return Scope(surroundings.namespace, arguments.dag, arguments.dag_run, arguments.task)
+    return Scope(environment.namespace, arguments.dag, arguments.dag_run, arguments.task)
 
 
-def _list(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+def _list(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
     from airflow_provider_geminiimg.core.execution.runner import run as run_async
 
     async def listed() -> int:
         unreadable = 0
-        async for entry in reconcile.walk(surroundings.ledger, _scope(arguments, surroundings)):
+        async for entry in reconcile.walk(environment.ledger, _scope(arguments, environment)):
             unreadable += entry.found is None
             if arguments.state in (None, entry.standing):
                 line = reconcile.summary(entry)
@@ -163,7 +163,7 @@ def _list(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 
     unreadable = run_async(listed)
     if unreadable:
-        surroundings.log.error("%s of the records can't be read; `jobs show` says why.", unreadable)
+        environment.log.error("%s of the records can't be read; `jobs show` says why.", unreadable)
     return int(unreadable > 0)
 
 
@@ -187,20 +187,20 @@ def _age(seconds: float) -> str:
     return next((f"{seconds // size:.0f}{unit}" for size, unit in _AGES if seconds >= size), "0s")
 
 
-def _show(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+def _show(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
 
-    print(printable_json(reconcile.detail(reconcile.entry_at(surroundings.ledger, arguments.key)), indent=2))
+    print(printable_json(reconcile.detail(reconcile.entry_at(environment.ledger, arguments.key)), indent=2))
     return 0
 
 
-def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+def _collect(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
     from airflow_provider_geminiimg.core.execution.runner import run as run_async
 
     async def collected() -> reconcile.Report:
-        async with surroundings.workshop() as workshop:
-            return await reconcile.collect(workshop, _scope(arguments, surroundings), dry_run=arguments.dry_run)
+        async with environment.purchase_context() as purchase_context:
+            return await reconcile.collect(purchase_context, _scope(arguments, environment), dry_run=arguments.dry_run)
 
     report = run_async(collected)
     _print(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
@@ -210,26 +210,26 @@ def _collect(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     return 0
 
 
-def _resolve(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+def _resolve(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
-    from airflow_provider_geminiimg.core.reconcile.resolution import verdicts
+    from airflow_provider_geminiimg.core.reconcile.resolution import read_resolutions
 
     said = [word for word in ("unpaid", "lost", "resubmit") if getattr(arguments, word)]
     word = said[0] if said else {"job": arguments.job_id}
-    [(key, verdict)] = verdicts({arguments.key: word}).items()
-    if reconcile.resolve(surroundings.ledger, key, verdict):
+    [(key, verdict)] = read_resolutions({arguments.key: word}).items()
+    if reconcile.resolve(environment.ledger, key, verdict):
         _print(f"{key} is settled: {verdict}.")
     else:
         _print(f"{key} was settled before: {verdict}. Nothing was changed.")
     return 0
 
 
-def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+def _forget(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
 
-    removed = reconcile.forget(surroundings.ledger, arguments.key, lose_it=arguments.lose_it)
+    removed = reconcile.forget(environment.ledger, arguments.key, lose_it=arguments.lose_it)
     _print(f"{removed.key} is removed (job {removed.job_id}).")
-    earlier = surroundings.ledger.numbers_in(folder_of(removed.key))
+    earlier = environment.ledger.numbers_in(folder_of(removed.key))
     if earlier:
         _print(f"Record {earlier[-1]} of the same item decides now.")
     else:
@@ -237,16 +237,16 @@ def _forget(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
     return 0
 
 
-def _purge(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
+def _purge(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
     from airflow_provider_geminiimg.core.execution.runner import run as run_async
 
     removed: list[str] = []
 
     async def purged() -> None:
-        scope = reconcile.Scope(surroundings.namespace)
+        scope = reconcile.Scope(environment.namespace)
         days, dry_run = arguments.older_than, arguments.dry_run
-        async for key in reconcile.purge(surroundings.ledger, scope, days=days, dry_run=dry_run):
+        async for key in reconcile.purge(environment.ledger, scope, days=days, dry_run=dry_run):
             _print(key)
             removed.append(key)
 
@@ -260,7 +260,7 @@ def _purge(arguments: argparse.Namespace, surroundings: Surroundings) -> int:
 _Command = tuple[
     str,
     Callable[[argparse.ArgumentParser], None],
-    "Callable[[argparse.Namespace, Surroundings], int]",
+    "Callable[[argparse.Namespace, Environment], int]",
 ]
 _JOBS: dict[str, _Command] = {
     "list": ("show what the ledger holds, one line a record", _list_arguments, _list),

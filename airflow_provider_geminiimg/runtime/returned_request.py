@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import RETURNED
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept, Wanted
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
-from airflow_provider_geminiimg.runtime.task_run import Attempt
+from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
 
-def request(attempt: Attempt, connection: GatewayConnection, ask: Callable[[], ImageRequest]) -> CheckedRequest:
+def request(attempt: TaskRun, connection: GatewayConnection, ask: Callable[[], ImageRequest]) -> CheckedRequest:
     """What the first attempt was told to make; this one, where it is the first, asks.
 
     :raises GeminiImageError: it can't be made, or is not known any more.
@@ -22,7 +22,7 @@ def request(attempt: Attempt, connection: GatewayConnection, ask: Callable[[], I
     if known is None:
         asked = ask()
         checked = asked.check(connection.gateway, connection.model)
-        kept.write(attempt.generation, Wanted(request=asked))
+        kept.write(attempt.generation, SavedRequest(request=asked))
         return checked
     if known.request is None:
         raise LedgerError(
@@ -34,13 +34,13 @@ def request(attempt: Attempt, connection: GatewayConnection, ask: Callable[[], I
     return known.request.check(connection.gateway, connection.model)
 
 
-def forget(attempt: Attempt) -> None:
+def forget(attempt: TaskRun) -> None:
     """Keep no prompt any longer: the picture has landed."""
     try:
-        _kept(attempt).finish(attempt.generation, Wanted(request=None))
+        _kept(attempt).finish(attempt.generation, SavedRequest(request=None))
     except GeminiImageError as error:
         attempt.log.error("What the function returned is still under the root, though it landed: %s", error)
 
 
-def _kept(attempt: Attempt) -> Kept[Wanted]:
-    return Kept(Wanted, attempt.ledger.store, RETURNED, attempt.item, attempt.plan_marker)
+def _kept(attempt: TaskRun) -> SavedRequestStore[SavedRequest]:
+    return SavedRequestStore(SavedRequest, attempt.ledger.store, RETURNED, attempt.item, attempt.plan_marker)

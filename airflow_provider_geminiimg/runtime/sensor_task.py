@@ -23,18 +23,24 @@ from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, key_of_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.manifest import Cost
-from airflow_provider_geminiimg.core.ledger.records import Destination, Found, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.records import (
+    Destination,
+    Record,
+    StoredRecord,
+    new_claim,
+    process_identity,
+)
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Copy, Policy, Refetch, Refuse, decide
-from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedError, Lander, in_thread
-from airflow_provider_geminiimg.core.purchase.waiting import Collector, VanishedError
+from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedError, ImageWriter, in_thread
+from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS
 from airflow_provider_geminiimg.core.validation.arguments import refuse_other_than_one_job
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
-from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Attempt, Pending, finished
+from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Pending, TaskRun, finished
 
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
@@ -92,7 +98,7 @@ def resume_crashed(task: SensorTask, context: Context, deadline: float | None) -
     deadline = _deadline(task, context) if deadline is None else deadline
     seen = look(task, context, resumed=True)
     if is_running(seen) and time.time() < deadline and seen.deferrals < MAX_DEFERRALS:
-        Attempt(context, task.log).count_deferral(seen)
+        TaskRun(context, task.log).count_deferral(seen)
         return _pending(task, context, seen, deadline)
     return finish(task, _wait_here(task, context, seen, deadline))
 
@@ -104,7 +110,7 @@ def _deadline(task: SensorTask, context: Context) -> float:
 
 
 def _pending(task: SensorTask, context: Context, record: Record, deadline: float) -> Pending:
-    return Attempt(context, task.log).pending(record, deadline, task.arguments.checked("poll_interval"))
+    return TaskRun(context, task.log).pending(record, deadline, task.arguments.checked("poll_interval"))
 
 
 def _wait_here(task: SensorTask, context: Context, seen: Record | GeminiImageError, deadline: float) -> Any:
@@ -157,7 +163,7 @@ def look(task: SensorTask, context: Context, *, resumed: bool = False) -> Record
     seen: Record | GeminiImageError
     try:
         _check(task.arguments)
-        attempt = Attempt(context, task.log)
+        attempt = TaskRun(context, task.log)
         seen = run(lambda: closed(_collect(task, attempt, context["ti"].try_number > 1, resumed)))
     except GeminiImageError as error:
         seen = error
@@ -177,13 +183,13 @@ def _check(arguments: TaskArguments) -> None:
     arguments.refuse_nothing()
 
 
-async def _collect(task: SensorTask, attempt: Attempt, again: bool, resumed: bool) -> Record:
-    async with attempt.workshop() as workshop:
+async def _collect(task: SensorTask, attempt: TaskRun, again: bool, resumed: bool) -> Record:
+    async with attempt.purchase_context() as purchase_context:
         found = await _find(task, attempt, resumed)
         record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
         # Two tasks' generations don't compare: the submit task's record keeps its own.
         policy = Policy(attempt.generation if own else record.generation)
-        collector = Collector(Lander(workshop, generation=policy.generation))
+        collector = JobCollector(ImageWriter(purchase_context, generation=policy.generation))
         if record.state == "landed":
             destination = _destination(task, attempt) if own else asked_last(record)
             asked = Asked(record.fingerprint, destination)
@@ -204,7 +210,7 @@ async def _collect(task: SensorTask, attempt: Attempt, again: bool, resumed: boo
             raise
 
 
-async def _find(task: SensorTask, attempt: Attempt, resumed: bool) -> Found:
+async def _find(task: SensorTask, attempt: TaskRun, resumed: bool) -> StoredRecord:
     arguments, job = task.arguments, task.arguments["job"]
     if job is None:
         wanted = str(arguments["job_id"]), arguments["geminiimg_conn_id"], arguments["model"]
@@ -225,11 +231,11 @@ async def _find(task: SensorTask, attempt: Attempt, resumed: bool) -> Found:
     return await _own(task, attempt, str(job_id), job.get("conn_id"), job.get("model"))
 
 
-def _destination(task: SensorTask, attempt: Attempt) -> Destination:
+def _destination(task: SensorTask, attempt: TaskRun) -> Destination:
     return attempt.destination(task.arguments["output_path"], task.arguments["file_name"])
 
 
-async def _own(task: SensorTask, attempt: Attempt, job_id: str, conn_id: Any, model: str | None) -> Found:
+async def _own(task: SensorTask, attempt: TaskRun, job_id: str, conn_id: Any, model: str | None) -> StoredRecord:
     """The record of a job of which this package has none: made at the first look, under this task's own key."""
     connection = await in_thread(attempt.connection, conn_id)
     wanted = model or default_model(connection.gateway, connection.model)
@@ -252,7 +258,7 @@ async def _own(task: SensorTask, attempt: Attempt, job_id: str, conn_id: Any, mo
 
 
 def _record_of(
-    attempt: Attempt, connection: GatewayConnection, job_id: str, model: str, destination: Destination, n: int
+    attempt: TaskRun, connection: GatewayConnection, job_id: str, model: str, destination: Destination, n: int
 ) -> Record:
     return Record(
         key=record_key(attempt.item, n),
@@ -282,7 +288,7 @@ def _record_of(
     )
 
 
-def _newest(attempt: Attempt, latest: Found, wanted: Callable[[Record], bool]) -> Found | None:
+def _newest(attempt: TaskRun, latest: StoredRecord, wanted: Callable[[Record], bool]) -> StoredRecord | None:
     """The newest of this task's records that is wanted: after a Clear it may ask for an earlier job again."""
     if wanted(latest.record):
         return latest
@@ -310,22 +316,22 @@ def _answered(record: Record, job_id: Any) -> Record:
 
 
 async def _landed(
-    collector: Collector, found: Found, policy: Policy, asked: Asked, *, own: bool, again: bool
+    collector: JobCollector, found: StoredRecord, policy: Policy, asked: Asked, *, own: bool, again: bool
 ) -> Record:
     """What has landed before, fetched once more if it is gone from storage.
 
     :param own: the record is the sensor's own, not a submit task's.
     :param again: the sensor has been run before.
     """
-    record, lander = found.record, collector.lander
-    picture, _ = await find_image(lander.workshop.files, record, asked.destination)
+    record, writer = found.record, collector.writer
+    picture, _ = await find_image(writer.purchase_context.files, record, asked.destination)
     step = decide(found, policy, asked, picture=picture)
     if isinstance(step, Refuse):
         raise step.error
     if isinstance(step, Refetch):
         moves = not own and asked.destination != record.destination
         destination = asked.destination if moves else step.destination
-        return await collector.refetch(await moved_to(lander, record, destination) if destination else record)
+        return await collector.refetch(await moved_to(writer, record, destination) if destination else record)
     made = copy_to if isinstance(step, Copy) else reused_manifest
-    manifest = await made(lander, record, asked.destination)
+    manifest = await made(writer, record, asked.destination)
     return replace(record, manifest={**manifest, "reused": own or again or record.reused_from is not None})

@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, portable_stem, stem, text
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed, GeminiImageError
-from airflow_provider_geminiimg.runtime.environment import Surroundings
+from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
@@ -53,7 +53,7 @@ class Pending:
     deadline: float
 
 
-class Attempt(Surroundings):
+class TaskRun(Environment):
     """The surroundings of one try.
 
     :param context: Airflow's context of the running task.
@@ -70,7 +70,7 @@ class Attempt(Surroundings):
         self.item = Item(self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
 
     def connection(self, conn_id: Any) -> GatewayConnection:
-        """As `Surroundings.connection`, for a rendered argument."""
+        """As `Environment.connection`, for a rendered argument."""
         name = text("geminiimg_conn_id", conn_id)
         if name is None:
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")

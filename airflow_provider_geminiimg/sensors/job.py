@@ -27,7 +27,7 @@ from airflow_provider_geminiimg.core.validation.arguments import (
     text,
 )
 from airflow_provider_geminiimg.gallery.link import ImagesLink
-from airflow_provider_geminiimg.operators.base import RefusesNothing
+from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -46,7 +46,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class GeminiImageJobSensor(RefusesNothing, BaseSensorOperator):
+class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
     """Wait for a job and land its picture. Returns the picture's manifest.
 
     A poll that fails says nothing about the job, and the sensor goes on. When it gives up, the job is left alone: clear

@@ -5,7 +5,7 @@ What must stay true:
 - nothing here costs money, and nothing here writes: the event says how a job stands, the worker does the rest;
 - kwargs and event, which Airflow stores and logs in clear, hold ids, numbers and one word; no link, no message;
 - all triggers of one connection in one loop share one look-up, one client and one limiter;
-- a failure, of a poll or of the look-up, never ends the wait by itself: `PollPlan` decides;
+- a failure, of a poll or of the look-up, never ends the wait by itself: `PollSchedule` decides;
 - no answer holds up the loop: one that is larger than `MAX_POLL` is the worker's to read.
 """
 
@@ -24,10 +24,10 @@ import anyio
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
-from airflow_provider_geminiimg.core.execution.boundary import closed, told
+from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.gateways.polling import PollPlan, follow
+from airflow_provider_geminiimg.core.gateways.polling import PollSchedule, follow
 from airflow_provider_geminiimg.core.http.transport import TOO_LARGE, Transport
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -221,7 +221,7 @@ class GeminiImageJobTrigger(BaseTrigger):
     async def _watch(self) -> dict[str, Any]:
         poller = Poller.join(self.geminiimg_conn_id)
         try:
-            plan = PollPlan(
+            plan = PollSchedule(
                 submitted_at=self.submitted_at,
                 deadline=self.deadline,
                 expected_seconds=self.expected_seconds,
@@ -255,7 +255,7 @@ class GeminiImageJobTrigger(BaseTrigger):
 
 
 def _lost(said: str, error: Exception) -> LostContactError:
-    return LostContactError(f"{said} ({told(error)}).")
+    return LostContactError(f"{said} ({error_and_place(error)}).")
 
 
 class _TooLargeError(Exception):

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import LocalStore
 from airflow_provider_geminiimg.sandbox import read_submission
@@ -111,7 +111,7 @@ class Attempts:
         """The last of what the attempts have logged."""
         return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
 
-    def records(self) -> list[Found]:
+    def records(self) -> list[StoredRecord]:
         """Every record of the batch."""
         keys = self.ledger.store.keys(f"ledger/default/{self.dag_id}/")
         return [found for key in keys if (found := self.ledger.read(key)) is not None]

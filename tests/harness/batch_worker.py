@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.executor import Planned, Window, destination_of, plan
-from airflow_provider_geminiimg.core.batch.rows import wishes
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.batch.executor import BatchExecutor, PlannedImage, destination_of, plan
+from airflow_provider_geminiimg.core.batch.rows import image_specs
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Policy
-from airflow_provider_geminiimg.core.purchase.landing import Workshop
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.storage import Files, join_uri, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -56,9 +56,11 @@ async def _work(job: Work) -> None:
         async def connect(_: str) -> Transport:
             return transport
 
-        workshop = Workshop(Ledger(open_store(job.root, AIRFLOW_OPENERS)), files, connect, logging.getLogger())
-        stack.push_async_callback(workshop.budgets.close)
-        wanted = wishes(
+        purchase_context = PurchaseContext(
+            Ledger(open_store(job.root, AIRFLOW_OPENERS)), files, connect, logging.getLogger()
+        )
+        stack.push_async_callback(purchase_context.budgets.close)
+        wanted = image_specs(
             [{"prompt": prompt} for prompt in job.prompts],
             {"resolution": "512"},
             1,
@@ -68,14 +70,14 @@ async def _work(job: Work) -> None:
         planned = await plan(
             wanted,
             connection,
-            workshop,
+            purchase_context,
             generation=job.generation,
             directory=join_uri(job.root, f"pictures/{job.task_id}"),
             stems=[None] * len(wanted),
             prefix="fox",
         )
 
-        def order(item: Planned) -> Order:
+        def order(item: PlannedImage) -> Order:
             return Order(
                 item=replace(task, item=item.key),
                 request=item.request(connection),
@@ -86,10 +88,10 @@ async def _work(job: Work) -> None:
                 input_sha256=(),
             )
 
-        window = Window(
+        window = BatchExecutor(
             order,
-            workshop,
-            Guard(),
+            purchase_context,
+            SubmitGuard(),
             connection,
             width=8,
             fail_fast=False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.purchase.decision import Policy
@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import join_uri
 from airflow_provider_geminiimg.exceptions import GeminiImageError
-from airflow_provider_geminiimg.runtime.environment import Surroundings
+from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.sandbox import read_submission
 from harness.records import ITEM
 
@@ -42,10 +42,10 @@ class LeftBehind:
     def __init__(self, sandbox: Sandbox, conn_id: str) -> None:
         self.sandbox = sandbox
         self.conn_id = conn_id
-        self.surroundings = Surroundings(logging.getLogger(LOGGER))
-        self.ledger = self.surroundings.ledger
+        self.environment = Environment(logging.getLogger(LOGGER))
+        self.ledger = self.environment.ledger
         self.store = self.ledger.store
-        self.folder = join_uri(self.surroundings.root.rpartition("/")[0], "pictures")
+        self.folder = join_uri(self.environment.root.rpartition("/")[0], "pictures")
 
     # Attempts
 
@@ -57,7 +57,7 @@ class LeftBehind:
         item: Item = ITEM,
         generation: int = 0,
         marker: Marker | None = None,
-        guard: Guard | None = None,
+        guard: SubmitGuard | None = None,
         land: bool = True,
         **policy: Any,
     ) -> Record:
@@ -68,7 +68,7 @@ class LeftBehind:
         :raises GeminiImageError: as the task would.
         """
         wish = ImageRequest.build(operation="generate", prompt=prompt or f"a fox for {task_id}", resolution="512")
-        connection = self.surroundings.connection(self.conn_id)
+        connection = self.environment.connection(self.conn_id)
         order = Order(
             item=replace(item, task_id=task_id),
             request=wish.check(connection.gateway),
@@ -78,8 +78,8 @@ class LeftBehind:
             timeout=20.0,
             poll_interval=0.02,
         )
-        async with self.surroundings.workshop() as workshop:
-            purchase = Purchase(order, workshop, guard or Guard(), marker)
+        async with self.environment.purchase_context() as purchase_context:
+            purchase = Purchase(order, purchase_context, guard or SubmitGuard(), marker)
             record, manifest = await purchase.start()
             if manifest is None and land:
                 record, _ = await purchase.finish(record)
@@ -124,14 +124,14 @@ class LeftBehind:
     # Collecting
 
     async def collect(self, scope: Scope = SCOPE, **more: Any) -> Report:
-        async with self.surroundings.workshop() as workshop:
-            return await collect(workshop, scope, **more)
+        async with self.environment.purchase_context() as purchase_context:
+            return await collect(purchase_context, scope, **more)
 
     # What is there
 
     @property
     def gateway(self) -> str:
-        return self.surroundings.connection(self.conn_id).gateway
+        return self.environment.connection(self.conn_id).gateway
 
     def record(self, task_id: str = "hero") -> Record:
         """The record that decides for a task."""
@@ -154,7 +154,7 @@ class LeftBehind:
         manifest = self.at(record).manifest
         assert manifest is not None
         uri = str(manifest["images"][0]["uri"])
-        return uri, read_submission(self.surroundings.files.read(uri, max_bytes=10_000_000))
+        return uri, read_submission(self.environment.files.read(uri, max_bytes=10_000_000))
 
     def paid(self) -> int:
         return len(self.sandbox.ledger())
@@ -165,7 +165,7 @@ class LeftBehind:
 
     def everything(self) -> dict[str, bytes]:
         """All objects under the root and in the folder of the pictures, with their bytes."""
-        root = self.surroundings.root.rpartition("/")[0]
+        root = self.environment.root.rpartition("/")[0]
         if root.startswith("file://"):
             paths = sorted(Path(root.removeprefix("file://")).rglob("*"))
             return {str(path): path.read_bytes() for path in paths if path.is_file() and "#" not in path.name}

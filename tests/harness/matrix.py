@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.storage import Files, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LinkExpiredError, OutcomeUnknownError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -118,7 +118,7 @@ def weigh(
     )
 
 
-def read_records(root: str, dag_id: str | None = None) -> list[Found]:
+def read_records(root: str, dag_id: str | None = None) -> list[StoredRecord]:
     """Every record under `root`, or every one of a DAG."""
     ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
     prefix = "ledger/" if dag_id is None else f"ledger/default/{encode_segment(dag_id)}/"
@@ -126,9 +126,9 @@ def read_records(root: str, dag_id: str | None = None) -> list[Found]:
     return [each for each in found if each is not None]
 
 
-def latest(records: Sequence[Found]) -> list[Found]:
+def latest(records: Sequence[StoredRecord]) -> list[StoredRecord]:
     """The records that decide: of each item the one with the highest number."""
-    items: dict[str, Found] = {}
+    items: dict[str, StoredRecord] = {}
     for found in records:
         item = found.record.key.rsplit("/", 1)[0]
         if item not in items or items[item].record.n < found.record.n:
@@ -136,7 +136,7 @@ def latest(records: Sequence[Found]) -> list[Found]:
     return list(items.values())
 
 
-def is_unknown(found: Found) -> bool:
+def is_unknown(found: StoredRecord) -> bool:
     """Whether nobody knows what became of a request that went out."""
     record = found.record
     if record.state == "intent":
@@ -144,14 +144,14 @@ def is_unknown(found: Found) -> bool:
     return record.state == "submitted" and isinstance(record.error, OutcomeUnknownError)
 
 
-def has_no_picture(found: Found) -> bool:
+def has_no_picture(found: StoredRecord) -> bool:
     """Whether the gateway itself gives no picture for what was, or may have been, paid for, and the record says so."""
     record = found.record
     failed = record.state == "failed" and record.error is not None and record.error.billed is not Billed.NO
     return failed or (record.state != "landed" and isinstance(record.error, LinkExpiredError))
 
 
-def _numbers(found: Found) -> list[int]:
+def _numbers(found: StoredRecord) -> list[int]:
     """The submissions whose pictures a record has landed, read from the pictures."""
     record = found.record
     if record.state != "landed":

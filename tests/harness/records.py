@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.executor import Plan, Planned
+from airflow_provider_geminiimg.core.batch.executor import Plan, PlannedImage
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, Item, record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
-from airflow_provider_geminiimg.core.purchase.saved_requests import Kept
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import StorageError
 
@@ -60,10 +60,10 @@ def landed(item: Item = ITEM, n: int = 1, **values: Any) -> Record:
 def plan_of(store: Store, item: Item, fingerprints: Sequence[str], generation: int = 0) -> str:
     """Write down what a batch has planned for a task instance; the key of it."""
     items = [
-        Planned(row, "generate", {"prompt": "a fox"}, {"row": str(row)}, fingerprint, (), f"fox-{row}")
+        PlannedImage(row, "generate", {"prompt": "a fox"}, {"row": str(row)}, fingerprint, (), f"fox-{row}")
         for row, fingerprint in enumerate(fingerprints)
     ]
-    plans = Kept(Plan, store, PLANS, item, None)
+    plans = SavedRequestStore(Plan, store, PLANS, item, None)
     plans.write(generation, Plan(generation=generation, directory="file:///pictures", items=tuple(items)))
     return f"{plans.folder}/{generation}.json"
 

@@ -24,7 +24,7 @@ from harness.rows import (
     unknown,
 )
 
-from airflow_provider_geminiimg.core.catalog.lookup import Row as CatalogRow
+from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec as CatalogRow
 from airflow_provider_geminiimg.core.gateways import apimaster
 from airflow_provider_geminiimg.core.purchase import lifecycle
 from airflow_provider_geminiimg.exceptions import InsufficientBalanceError

@@ -15,7 +15,7 @@ from harness.moto import age_object
 from harness.rows import BUY_AGAIN, CROSSED, IN_BATCHES, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play, race
 from harness.trouble import Disk, Kind, Writes
 
-from airflow_provider_geminiimg.core.catalog.lookup import Row as CatalogRow
+from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec as CatalogRow
 from airflow_provider_geminiimg.core.gateways import apimaster
 from airflow_provider_geminiimg.core.purchase import lifecycle, submission
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError

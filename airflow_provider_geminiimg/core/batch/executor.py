@@ -16,16 +16,16 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.core.batch.rows import Wish
-from airflow_provider_geminiimg.core.batch.summary import STATUSES, Result, Status, Tally
+from airflow_provider_geminiimg.core.batch.rows import ImageSpec
+from airflow_provider_geminiimg.core.batch.summary import STATUSES, BatchSummary, Result, Status
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome, closed
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 from airflow_provider_geminiimg.core.ledger.budget import DailyBudgetSpentError
 from airflow_provider_geminiimg.core.ledger.records import Destination
 from airflow_provider_geminiimg.core.purchase.inputs import input_digests
-from airflow_provider_geminiimg.core.purchase.landing import Workshop, mismatch_error
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, mismatch_error
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import Saved
@@ -52,7 +52,7 @@ _ACCOUNT = (InsufficientBalanceError, DailyBudgetSpentError, AuthenticationError
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedImage:
     """One picture of a plan, as the store keeps it.
 
     :param row: number of its row, from 0.
@@ -119,7 +119,7 @@ class Plan(Saved):
 
     generation: int
     directory: str
-    items: tuple[Planned, ...]
+    items: tuple[PlannedImage, ...]
 
     def carried_out(self) -> Plan:
         """What remains of it when all has landed: no prompt, and no picture's address."""
@@ -147,9 +147,9 @@ def host_of(connection: GatewayConnection) -> str:
 
 
 async def plan(
-    wishes: Sequence[Wish],
+    wishes: Sequence[ImageSpec],
     connection: GatewayConnection,
-    workshop: Workshop,
+    purchase_context: PurchaseContext,
     *,
     generation: int,
     directory: str,
@@ -165,10 +165,10 @@ async def plan(
     """
     turn = asyncio.Semaphore(READERS)
 
-    async def digests(wish: Wish) -> tuple[str, ...]:
+    async def digests(wish: ImageSpec) -> tuple[str, ...]:
         async with turn:
             try:
-                return await input_digests(wish.request, workshop.files, workshop.room)
+                return await input_digests(wish.request, purchase_context.files, purchase_context.room)
             except GeminiImageError as error:
                 error.message = f"{wish.place[0].upper()}{wish.place[1:]}: {error.message}"
                 raise
@@ -183,18 +183,18 @@ async def plan(
     return Plan(generation=generation, directory=directory, items=tuple(items))
 
 
-def places_of(items: Sequence[Planned]) -> str:
+def places_of(items: Sequence[PlannedImage]) -> str:
     """Where rows stand, for a message."""
     by_line = all(item.line is not None for item in items)
     numbers = [str(item.line if by_line else item.row) for item in items]
     return f"{'lines' if by_line else 'rows'} {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
-def _planned(wish: Wish, sha256: tuple[str, ...], fingerprint: str, stem: str) -> Planned:
+def _planned(wish: ImageSpec, sha256: tuple[str, ...], fingerprint: str, stem: str) -> PlannedImage:
     request = wish.request
     values = {**request.fields(), "prompt": request.prompt, "model": request.model}
     pictures = {"image": request.image, "reference_images": list(request.reference_images)}
-    return Planned(
+    return PlannedImage(
         row=wish.row,
         operation="edit" if request.operation == "edit" else "generate",
         values={**values, **{name: value for name, value in pictures.items() if value}},
@@ -206,8 +206,8 @@ def _planned(wish: Wish, sha256: tuple[str, ...], fingerprint: str, stem: str) -
     )
 
 
-def _refuse_clashes(items: Sequence[Planned]) -> None:
-    owners: dict[str, Planned] = {}
+def _refuse_clashes(items: Sequence[PlannedImage]) -> None:
+    owners: dict[str, PlannedImage] = {}
     for item in items:
         owner = owners.setdefault(item.stem.casefold(), item)
         if owner.fingerprint != item.fingerprint:
@@ -221,7 +221,7 @@ class _Skip(Exception):
     """No further picture is started, and this one was not."""
 
 
-class Window:
+class BatchExecutor:
     """Makes the pictures of a plan, some at a time.
 
     :param order: gives what a picture needs, when its turn comes.
@@ -237,9 +237,9 @@ class Window:
 
     def __init__(
         self,
-        order: Callable[[Planned], Order],
-        workshop: Workshop,
-        guard: Guard,
+        order: Callable[[PlannedImage], Order],
+        purchase_context: PurchaseContext,
+        guard: SubmitGuard,
         connection: GatewayConnection,
         marker: Callable[[str], Marker | None],
         *,
@@ -249,7 +249,7 @@ class Window:
         refused: Mapping[str, GeminiImageError],
     ) -> None:
         self.order = order
-        self.workshop = workshop
+        self.purchase_context = purchase_context
         self.guard = guard
         self.marker = marker
         self.width = width
@@ -257,14 +257,14 @@ class Window:
         self.fail_on_mismatch = fail_on_mismatch
         self.refused = refused
         self._turn = asyncio.Semaphore(_requests_at_once(connection))
-        self._tally = Tally()
+        self._tally = BatchSummary()
         self._since = time.monotonic()
         self._in_flight = 0
         self._unknowns = 0
         self._unstored = 0
         self._stopped: str | None = None
 
-    async def run(self, items: Sequence[Planned]) -> Tally:
+    async def run(self, items: Sequence[PlannedImage]) -> BatchSummary:
         """Make them all.
 
         :param items: the plan's; those of one fingerprint are one picture.
@@ -272,7 +272,7 @@ class Window:
         """
         first = {item.fingerprint: item for item in reversed(items)}
         queue = (item for item in items if first[item.fingerprint] is item)
-        self.workshop.budgets.expect(len(first))
+        self.purchase_context.budgets.expect(len(first))
         reporter = asyncio.create_task(self._report(len(first)))
         try:
             await asyncio.gather(*(self._work(queue) for _ in range(min(self.width, len(first)))))
@@ -281,7 +281,7 @@ class Window:
         self._say(len(first))
         return self._tally
 
-    async def _work(self, queue: Iterator[Planned]) -> None:
+    async def _work(self, queue: Iterator[PlannedImage]) -> None:
         for item in queue:
             if item.fingerprint in self.refused:
                 result = Result("failed", error=self.refused[item.fingerprint])
@@ -293,27 +293,27 @@ class Window:
                 self._in_flight -= 1
             self._add(item, result)
 
-    def _add(self, item: Planned, result: Result) -> None:
+    def _add(self, item: PlannedImage, result: Result) -> None:
         try:
             self._tally.add(item.fingerprint, result)
         except Exception as error:  # what its record says can't be counted
             self._tally.add(item.fingerprint, Result("unknown", error=as_outcome(error)))
 
-    async def _one(self, item: Planned) -> Result:
+    async def _one(self, item: PlannedImage) -> Result:
         asked = asyncio.Event()
         result = await self._make(item, asked)
         self._heed(result, asked.is_set())
         return result
 
-    async def _make(self, item: Planned, asked: asyncio.Event) -> Result:
+    async def _make(self, item: PlannedImage, asked: asyncio.Event) -> Result:
         """One picture; `asked` is set once its request may have been sent by this attempt."""
         made = await closed(self._made(item, asked))  # what is under way elsewhere in the window goes on
         return Result(_status(made, self.guard), error=made) if isinstance(made, GeminiImageError) else made
 
-    async def _made(self, item: Planned, asked: asyncio.Event) -> Result:
+    async def _made(self, item: PlannedImage, asked: asyncio.Event) -> Result:
         try:
             turn = partial(self._paying, asked)
-            purchase = Purchase(self.order(item), self.workshop, self.guard, self.marker(item.key), turn)
+            purchase = Purchase(self.order(item), self.purchase_context, self.guard, self.marker(item.key), turn)
             record, manifest = await purchase.start()
             if manifest is None:
                 record, manifest = await purchase.finish(record)
@@ -354,7 +354,7 @@ class Window:
         )  # fmt: skip
         if why is not None and self._stopped is None:
             self._stopped = why
-            self.workshop.log.error("No further picture is started: %s What is under way is landed.", why)
+            self.purchase_context.log.error("No further picture is started: %s What is under way is landed.", why)
 
     async def _report(self, total: int) -> None:
         while True:
@@ -369,7 +369,7 @@ class Window:
         left = f"{(total - done) / rate:.0f} s" if rate and done < total else "none" if done >= total else "not known"
         counts = ", ".join(f"{ended[status]} {status}" for status in STATUSES if ended[status])
         cost = ", ".join(f"{amount:.6g} {currency}" for currency, amount in self._tally.cost.items())
-        self.workshop.log.info(
+        self.purchase_context.log.info(
             "%s of %s pictures (%s), %s under way, %.1f a second, cost: %s, time left: %s.",
             done, total, counts or "none yet", self._in_flight, rate, cost or "none yet", left,
         )  # fmt: skip
@@ -382,7 +382,7 @@ def _requests_at_once(connection: GatewayConnection) -> int:
     return at_once if rate is None else max(1, min(at_once, int(rate / 60 * BILLABLE_WAIT / 2)))
 
 
-def _status(error: GeminiImageError, guard: Guard) -> Status:
+def _status(error: GeminiImageError, guard: SubmitGuard) -> Status:
     if isinstance(error, NotSentError) and guard.stopped:
         return "skipped"
     if isinstance(error, OutcomeUnknownError | UnexpectedError):
@@ -390,6 +390,6 @@ def _status(error: GeminiImageError, guard: Guard) -> Status:
     return "refused" if isinstance(error, ContentRefusedError) else "failed"
 
 
-def destination_of(plan: Plan, item: Planned) -> Destination:
+def destination_of(plan: Plan, item: PlannedImage) -> Destination:
     """Where the picture lands."""
     return Destination(plan.directory.rstrip("/"), item.stem)

@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from airflow_provider_geminiimg.core.batch.executor import READERS, Planned
+from airflow_provider_geminiimg.core.batch.executor import READERS, PlannedImage
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
-from airflow_provider_geminiimg.core.ledger.records import Found, Record
+from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
@@ -46,7 +46,7 @@ class Forecast(Purchase):
             _, step = await self._decide(latest, found.record.key)
         return isinstance(step, Submit) and not await self._may_be_copied(step)
 
-    async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
+    async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         return decide(found, policy, asked, picture=_THERE, vanished=found.record.key == vanished)
 
     async def _settle(self, record: Record, *, plain: bool = False) -> None:
@@ -60,8 +60,8 @@ class Forecast(Purchase):
 
 
 async def refusals(
-    forecast: Callable[[Planned], Forecast],
-    items: Sequence[Planned],
+    forecast: Callable[[PlannedImage], Forecast],
+    items: Sequence[PlannedImage],
     connection: GatewayConnection,
     max_cost: Decimal | None,
 ) -> dict[str, GeminiImageError]:
@@ -75,7 +75,7 @@ async def refusals(
     if max_cost is None and connection.daily_budget is None:
         return {}
     distinct = list({item.fingerprint: item for item in items}.values())
-    wanted: list[Planned] = []
+    wanted: list[PlannedImage] = []
     for start in range(0, len(distinct), READERS):
         some = distinct[start : start + READERS]
         wanted += itertools.compress(some, await asyncio.gather(*(forecast(item).would_buy() for item in some)))

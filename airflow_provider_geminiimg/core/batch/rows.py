@@ -41,7 +41,7 @@ MAX_WRONG_ROWS = 5  # that one message names
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ImageSpec:
     """One picture that is wanted.
 
     :param row: number of the row, from 0.
@@ -126,7 +126,7 @@ def _head(frame: Any, most: int) -> Any:
     return frame.slice(0, most) if hasattr(frame, "slice") else frame
 
 
-def wishes(
+def image_specs(
     rows: Sequence[Mapping[str, Any]],
     shared: Mapping[str, Any],
     variants: int,
@@ -135,7 +135,7 @@ def wishes(
     default_model: str | None,
     most: int = MAX_IMAGES,
     file_name: str | None = None,
-) -> list[Wish]:
+) -> list[ImageSpec]:
     """All rows as wishes, in order; a row with ``n`` gives that many.
 
     :param shared: what holds for every row that says nothing else, by field; the prompt may name columns in braces.
@@ -147,7 +147,7 @@ def wishes(
     names = _names_of(rows)
     _refuse_too_many(rows, variants, most)
     maker = _Maker(shared, variants, gateway, default_model, file_name, names)
-    found: list[Wish] = []
+    found: list[ImageSpec] = []
     wrong: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
         try:
@@ -193,7 +193,7 @@ def _too_many(what: str, most: int) -> BadRequestError:
     )
 
 
-def file_name(template: str, wish: Wish) -> str:
+def file_name(template: str, wish: ImageSpec) -> str:
     """The wish's file name: what the braces stand for, as `name_part` writes it.
 
     :raises BadRequestError: the wish has nothing of a name in it.
@@ -235,13 +235,13 @@ def name_part(text: str) -> str:
     return normalized("NFC", "".join(found)).strip("-")
 
 
-def _refuse_shared_variants(wanted: Sequence[Wish]) -> None:
+def _refuse_shared_variants(wanted: Sequence[ImageSpec]) -> None:
     """A further picture of one row that is another row's only one would be made once, and fewer than were asked for.
 
     :raises BadRequestError: there is such a pair.
     """
-    own: dict[str, Wish] = {}
-    further: dict[str, Wish] = {}
+    own: dict[str, ImageSpec] = {}
+    further: dict[str, ImageSpec] = {}
     for before, wish in zip([None, *wanted], wanted, strict=False):
         if wish.request.variant is not None:
             is_further = before is not None and before.row == wish.row
@@ -309,7 +309,7 @@ class _Maker:
         self._prompt_columns: dict[str, str] | None = None
         self._shapes: set[tuple[str, ...]] = set()
 
-    def of_row(self, number: int, row: Mapping[str, Any]) -> Iterator[Wish]:
+    def of_row(self, number: int, row: Mapping[str, Any]) -> Iterator[ImageSpec]:
         self._check_shape(tuple(row))
         cells = _cells(row)
         labels = {**self._labels(cells), "row": str(number)}
@@ -328,7 +328,7 @@ class _Maker:
             request = ImageRequest.build(**fields).check(self.gateway, self.default_model)
             earlier = None if index or count == 1 else f"{written}-1".strip() if request.variant else "1"
             others = [f"{each}-{index + 1}" for each in spellings if count > 1]
-            wish = Wish(number, request, labels, line, None, earlier, (*(() if index else spellings), *others))
+            wish = ImageSpec(number, request, labels, line, None, earlier, (*(() if index else spellings), *others))
             if self.file_name is not None:
                 wish = replace(wish, stem=stem("file_name", file_name(self.file_name, wish)))
             yield wish

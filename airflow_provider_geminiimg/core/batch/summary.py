@@ -53,7 +53,7 @@ class Result:
         return {"status": self.status, **(self.manifest or {}), **said}
 
 
-class Tally:
+class BatchSummary:
     """The results of one attempt, by fingerprint."""
 
     def __init__(self) -> None:

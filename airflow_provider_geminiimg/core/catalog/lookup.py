@@ -16,7 +16,7 @@ from decimal import Decimal
 from airflow_provider_geminiimg.core.catalog.google_models import FLASH, FLASH_25, FLASH_GA, GOOGLE_MODELS, PRO
 from airflow_provider_geminiimg.core.catalog.model_specs import OWN, SIZE
 from airflow_provider_geminiimg.core.catalog.model_specs import ROWS as ROWS
-from airflow_provider_geminiimg.core.catalog.model_specs import Row as Row
+from airflow_provider_geminiimg.core.catalog.model_specs import ModelSpec as ModelSpec
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 DEFAULT_MODELS: Mapping[str, str] = {"1min": FLASH, "apimaster": FLASH_GA}
@@ -96,7 +96,7 @@ def row_name(model: str) -> str:
     return _SAME_MODEL.get(model, model)
 
 
-def _known(gateway: str, model: str, operation: str) -> Row | None:
+def _known(gateway: str, model: str, operation: str) -> ModelSpec | None:
     row = _BY_KEY.get((gateway, row_name(model), operation))
     return row if row is None or row.one_id else dataclasses.replace(row, wire_model=model)
 
@@ -121,7 +121,7 @@ def known_ids(gateway: str) -> tuple[str, ...]:
     return (*names, *(other for other, name in _SAME_MODEL.items() if name in names))
 
 
-def other_ids(row: Row) -> tuple[str, ...]:
+def other_ids(row: ModelSpec) -> tuple[str, ...]:
     """The ids of a row's model that are sent as they are written, without its name."""
     return () if row.one_id else tuple(other for other, name in _SAME_MODEL.items() if name == row.model)
 
@@ -138,7 +138,7 @@ def did_you_mean(gateway: str, model: str) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _widest(gateway: str, model: str, operation: str) -> Row:
+def _widest(gateway: str, model: str, operation: str) -> ModelSpec:
     """What the gateway takes at most, for a model that the catalogue does not know there: no price, not verified.
 
     Of a model that another gateway offers, Google's own sizes and ratios are known all the same.
@@ -165,7 +165,7 @@ def _widest(gateway: str, model: str, operation: str) -> Row:
     )
 
 
-def lookup(gateway: str, model: str, operation: str) -> Row:
+def lookup(gateway: str, model: str, operation: str) -> ModelSpec:
     """The row by which a request is checked, priced and sent.
 
     A model that the catalogue does not know on this gateway gets one `UserWarning` and the gateway's widest row, to
@@ -190,7 +190,7 @@ def lookup(gateway: str, model: str, operation: str) -> Row:
     return _widest(gateway, model, operation)
 
 
-def rows_for(model: str | None, operation: str) -> tuple[Row, ...]:
+def rows_for(model: str | None, operation: str) -> tuple[ModelSpec, ...]:
     """The rows of a model over all gateways, for checks that are made before the gateway is known.
 
     :param model: an id as users write it; ``None`` means that the model is not known yet either: all rows. For a

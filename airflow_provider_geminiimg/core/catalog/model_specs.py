@@ -1,7 +1,7 @@
 """What each gateway takes, gateway by model by operation: the rows of the catalogue.
 
-What must stay true: rows are data; every figure names its source in `Row.sources`; a field stands in a row only where
-its source says that this gateway takes it, because both gateways ignore what they don't know and charge all the same.
+What must stay true: rows are data; every figure names its source in `ModelSpec.sources`; a field stands in a row only
+where its source says that this gateway takes it, because both gateways ignore what they don't know and charge all the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.catalog.google_models import (
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelSpec:
     """What one gateway takes for one model and operation, and what to expect of it.
 
     :param gateway: ``1min`` or ``apimaster``.
@@ -231,23 +231,23 @@ _AT_APIMASTER: Mapping[str, dict[str, Any]] = {
 }
 
 
-def _both(shared: dict[str, Any], fields: frozenset[str], references: int) -> tuple[Row, Row]:
+def _both(shared: dict[str, Any], fields: frozenset[str], references: int) -> tuple[ModelSpec, ModelSpec]:
     """The rows of a model whose generator and editor take the same settings."""
     return (
-        Row(**shared, operation="generate", fields=fields, max_reference_images=0),
-        Row(**shared, operation="edit", fields=_PICTURES | fields, max_reference_images=references),
+        ModelSpec(**shared, operation="generate", fields=fields, max_reference_images=0),
+        ModelSpec(**shared, operation="edit", fields=_PICTURES | fields, max_reference_images=references),
     )
 
 
-ROWS: tuple[Row, ...] = (
-    Row(
+ROWS: tuple[ModelSpec, ...] = (
+    ModelSpec(
         **_AT_1MIN[FLASH],
         operation="generate",
         fields=SIZE | _RATIO | _SAMPLING,
         max_reference_images=0,
         sources=_onemin_sources("Gemini 3.1 Flash Image Preview - Image Generator"),
     ),
-    Row(
+    ModelSpec(
         **_AT_1MIN[FLASH],
         operation="edit",
         fields=_PICTURES | SIZE | _RATIO | _SAMPLING,
@@ -260,28 +260,28 @@ ROWS: tuple[Row, ...] = (
             ),
         },
     ),
-    Row(
+    ModelSpec(
         **_AT_1MIN[PRO],
         operation="generate",
         fields=SIZE | _SAMPLING,
         max_reference_images=0,
         sources=_onemin_sources("Gemini 3 Pro Image Preview - Image Generator"),
     ),
-    Row(
+    ModelSpec(
         **_AT_1MIN[PRO],
         operation="edit",
         fields=_PICTURES | SIZE | _SAMPLING,
         max_reference_images=2,
         sources=_onemin_sources("Gemini 3 Pro Image Preview - Image Text Editor"),
     ),
-    Row(
+    ModelSpec(
         **_AT_1MIN[FLASH_25],
         operation="generate",
         fields=frozenset(),
         max_reference_images=0,
         sources=_onemin_sources("Gemini 2.5 Flash Image - Image Generator"),
     ),
-    Row(
+    ModelSpec(
         **{**_AT_1MIN[FLASH_25], **dict.fromkeys(("wire_model", "fingerprint_model"), f"{FLASH_25}-preview")},
         operation="edit",
         fields=_PICTURES,

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from airflow_provider_geminiimg.exceptions import GeminiImageError, UnexpectedError, bare
+from airflow_provider_geminiimg.exceptions import GeminiImageError, UnexpectedError, without_traceback
 
 T = TypeVar("T")
 
@@ -34,15 +34,15 @@ async def closed(
 
 def as_outcome(error: Exception, otherwise: Callable[[Exception], GeminiImageError] | None = None) -> GeminiImageError:
     """`error` as an outcome without frames: itself, or what `otherwise` makes of it; default: `unexpected`."""
-    return bare(error if isinstance(error, GeminiImageError) else (otherwise or unexpected)(error))
+    return without_traceback(error if isinstance(error, GeminiImageError) else (otherwise or unexpected)(error))
 
 
 def unexpected(error: Exception) -> UnexpectedError:
     """What is to be said of an exception that nobody foresaw."""
-    return UnexpectedError(f"It broke off ({told(error)}).")
+    return UnexpectedError(f"It broke off ({error_and_place(error)}).")
 
 
-def told(error: BaseException) -> str:
+def error_and_place(error: BaseException) -> str:
     """The type of an exception, and the line of this package that was at work; never its text."""
     name, place = type(error).__name__, None
     for frame, line in traceback.walk_tb(error.__traceback__):

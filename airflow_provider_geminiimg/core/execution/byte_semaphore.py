@@ -29,7 +29,7 @@ EXPECTED_SECONDS = 30.0  # for which a picture keeps the room that it was expect
 _MOST_AT_ONCE = 144  # however small the last one was: a connection takes memory too
 
 
-class Room:
+class ByteSemaphore:
     """Room for pictures. How large one is shows only when it is there: it is expected to be as large as the one before.
 
     :param size: bytes.
@@ -110,14 +110,14 @@ class Room:
 
 
 class Share:
-    """What one picture takes of a `Room`. Called with the picture's size once that is known: the next is expected to be
-    as large.
+    """What one image takes of a `ByteSemaphore`. Called with the image's size once that is known: the next one is
+    expected to be as large.
 
     :param room: whose share it is.
     :param patience: seconds that it may still wait. `taken` are the bytes that it has, `since` is when it was let in.
     """
 
-    def __init__(self, room: Room, patience: float) -> None:
+    def __init__(self, room: ByteSemaphore, patience: float) -> None:
         self.taken = 0
         self.patience = patience
         self._room = room

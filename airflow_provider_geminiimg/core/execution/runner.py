@@ -24,7 +24,7 @@ BEAT = 1.0  # seconds; a signal in the moment before a lock is waited for is see
 THREADS = 32  # for storage; asyncio's own six on two processors let fifty pictures wait for each other's disk
 
 
-class Guard:
+class SubmitGuard:
     """Whether this process may still start a paid request, and whether one is under way.
 
     A task process whose supervisor was killed lives on while its next attempt starts elsewhere; so one whose parent
@@ -75,7 +75,7 @@ class Guard:
             return self._changed.wait_for(lambda: self._paying == 0, seconds)
 
 
-def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: Guard | None = None) -> T:
+def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: SubmitGuard | None = None) -> T:
     """Run a coroutine to its end in an event loop of its own, in a helper thread.
 
     :param make_coroutine: makes the coroutine; called in the helper thread.

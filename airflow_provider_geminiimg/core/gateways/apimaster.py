@@ -31,7 +31,7 @@ from airflow_provider_geminiimg.core.gateways.base import (
     paid_request,
 )
 from airflow_provider_geminiimg.core.gateways.reasons import Reason
-from airflow_provider_geminiimg.core.gateways.responses import Answer
+from airflow_provider_geminiimg.core.gateways.responses import GatewayResponse
 from airflow_provider_geminiimg.core.gateways.results import Known, Result
 from airflow_provider_geminiimg.core.gateways.rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.core.redaction.ranges import PROGRESS, REPORTED_COST, UNIX_SECONDS, number
@@ -125,7 +125,7 @@ class ApiMaster(Gateway):
         return self.check()
 
     def _checked(self, reply: Reply) -> CheckResult:
-        answer = Answer(reply)
+        answer = GatewayResponse(reply)
         rows = answer.body.get("data")
         if not (answer.ok and isinstance(rows, list)):
             raise answer.rejected(self.label, Purpose.FREE, _RULES)
@@ -133,7 +133,7 @@ class ApiMaster(Gateway):
         return CheckResult(models=tuple(name for name in ids if name))
 
     def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
-        answer = Answer(reply, prompt=request.prompt)
+        answer = GatewayResponse(reply, prompt=request.prompt)
         status = self._read(answer, Known(request.input_images).without_inputs(answer.body))
         if status is None or not (answer.ok or status.pictures):
             return responses.accepted_all_the_same(
@@ -145,7 +145,7 @@ class ApiMaster(Gateway):
         raise answer.outcome(self.label, rule, answer.reason)
 
     def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
-        answer = Answer(reply)
+        answer = GatewayResponse(reply)
         body = Known(inputs).without_inputs(_about(job_id, answer.body))
         if responses.names_another_job(job_id, *map(_task(body).get, _IDS)):
             raise answer.outcome(self.label, rules.ANOTHER_JOB, Reason())
@@ -158,7 +158,7 @@ class ApiMaster(Gateway):
             raise answer.outcome(self.label, rules.NO_LINK, Reason())
         return dataclasses.replace(status, job_id=job_id)
 
-    def _read(self, answer: Answer, body: Mapping[str, Any]) -> JobStatus | None:
+    def _read(self, answer: GatewayResponse, body: Mapping[str, Any]) -> JobStatus | None:
         """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
         task = _task(body)
         found = results.only_results(body) if _without_image(answer, body) else results.results(body)
@@ -191,7 +191,7 @@ class ApiMaster(Gateway):
             expires_at=UNIX_SECONDS.of(task.get("expires_at") or image.get("expires_at")),
         )
 
-    def _failed(self, answer: Answer, body: Mapping[str, Any]) -> GeminiImageError:
+    def _failed(self, answer: GatewayResponse, body: Mapping[str, Any]) -> GeminiImageError:
         """Why a task failed, and whether that word of the gateway's is one for a refund."""
         reason = reasons.reason_of(_task(body))
         if not reason.code and not reason.message:
@@ -251,7 +251,7 @@ def _named_jobs(body: Mapping[str, Any]) -> list[Any]:
     return ids + [source.get("id") for source in (task, body) if states.status_word(source) in states.PENDING]
 
 
-def _without_image(answer: Answer, body: Mapping[str, Any]) -> bool:
+def _without_image(answer: GatewayResponse, body: Mapping[str, Any]) -> bool:
     """Whether only what can be nothing but a result is taken for one."""
     task = _task(body)
     word = states.status_word(task) or _word(body)

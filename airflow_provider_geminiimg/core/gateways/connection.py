@@ -18,7 +18,14 @@ from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
-from airflow_provider_geminiimg.core.catalog.lookup import Row, default_model, did_you_mean, known_ids, knows, row_name
+from airflow_provider_geminiimg.core.catalog.lookup import (
+    ModelSpec,
+    default_model,
+    did_you_mean,
+    known_ids,
+    knows,
+    row_name,
+)
 from airflow_provider_geminiimg.core.gateways import GATEWAYS
 from airflow_provider_geminiimg.core.gateways.base import Gateway
 from airflow_provider_geminiimg.core.gateways.prices import ALLOWED, NO_PRICES, PriceList, parse_prices, scaled
@@ -75,7 +82,7 @@ class GatewayConnection:
     daily_budget: Decimal | None = None
     prices: PriceList = NO_PRICES
 
-    def own_price(self, row: Row, resolution: str | None) -> Decimal | None:
+    def own_price(self, row: ModelSpec, resolution: str | None) -> Decimal | None:
         """What the account itself says that one image costs; ``None``: it does not say.
 
         :param row: the catalogue's row of the model.

@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.core.gateways.base import (
     paid_request,
 )
 from airflow_provider_geminiimg.core.gateways.reasons import Reason
-from airflow_provider_geminiimg.core.gateways.responses import Answer
+from airflow_provider_geminiimg.core.gateways.responses import GatewayResponse
 from airflow_provider_geminiimg.core.gateways.results import Known
 from airflow_provider_geminiimg.core.gateways.rules import Purpose, Rule, Rules
 from airflow_provider_geminiimg.core.gateways.states import state_of, status_word, without_image
@@ -115,7 +115,7 @@ class OneMin(Gateway):
         return f"{self.base_url}/api/results/{segment}"
 
     def _uploaded(self, reply: Reply) -> str:
-        answer = Answer(reply)
+        answer = GatewayResponse(reply)
         places = (("fileContent", "path"), ("asset", "key"))
         paths = [as_mapping(answer.body.get(part)).get(name) for part, name in places]
         if answer.ok and (path := next((path for path in paths if isinstance(path, str) and path.strip()), None)):
@@ -123,13 +123,13 @@ class OneMin(Gateway):
         raise answer.rejected(self.label, Purpose.FREE, _RULES)
 
     def _checked(self, reply: Reply) -> CheckResult:
-        answer = Answer(reply)
+        answer = GatewayResponse(reply)
         if answer.ok and "aiRecord" in answer.body:
             return CheckResult()
         raise answer.rejected(self.label, Purpose.FREE, _RULES)
 
     def _listed(self, reply: Reply) -> CheckResult:
-        answer = Answer(reply)
+        answer = GatewayResponse(reply)
         rows = answer.body.get("models")
         if not (answer.ok and isinstance(rows, list)):
             raise answer.rejected(self.label, Purpose.FREE, _RULES)
@@ -138,7 +138,7 @@ class OneMin(Gateway):
         return CheckResult(models=tuple(name for name in ids if name))
 
     def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
-        answer = Answer(reply, prompt=request.prompt)
+        answer = GatewayResponse(reply, prompt=request.prompt)
         record = as_mapping(answer.body.get("aiRecord"))
         job_id = responses.job_id_of(record.get("uuid"))
         status = self._read(answer, record, job_id, request.input_images)
@@ -150,7 +150,7 @@ class OneMin(Gateway):
         return status
 
     def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
-        answer = Answer(reply)
+        answer = GatewayResponse(reply)
         if answer.ok and _is_unknown(answer):
             return JobStatus(JobState.VANISHED, job_id=job_id)
         record = as_mapping(answer.body.get("aiRecord"))
@@ -165,7 +165,7 @@ class OneMin(Gateway):
         return dataclasses.replace(status, job_id=job_id)
 
     def _read(
-        self, answer: Answer, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
+        self, answer: GatewayResponse, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
     ) -> JobStatus | None:
         """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
         known = Known(inputs, _echoed_inputs(record), _named_results(record))
@@ -190,12 +190,12 @@ class OneMin(Gateway):
             return self._failed(answer, rule, _reason(record, detail), job_id)
         return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
 
-    def _failed(self, answer: Answer, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
+    def _failed(self, answer: GatewayResponse, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
         rule = rules.find_rule(_RULES, None, reason.outer_code, rule)
         return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
 
 
-def _is_unknown(answer: Answer) -> bool:
+def _is_unknown(answer: GatewayResponse) -> bool:
     """Whether the gateway says that it knows no such job: beside an error, "no record" says nothing about it."""
     if "aiRecord" not in answer.body or answer.body["aiRecord"] is not None:
         return False

@@ -45,7 +45,7 @@ class End:
     status: str
 
 
-class PollPlan:
+class PollSchedule:
     """The schedule of one job's polls. Times are Unix seconds.
 
     :param submitted_at: when the job was submitted.
@@ -123,7 +123,7 @@ class PollPlan:
 
 
 async def follow(
-    plan: PollPlan, ask: Callable[[], Awaitable[JobStatus]], *, at_once: bool = False
+    plan: PollSchedule, ask: Callable[[], Awaitable[JobStatus]], *, at_once: bool = False
 ) -> tuple[End, JobStatus | GeminiImageError]:
     """Poll as `plan` says, until it ends.
 

@@ -17,7 +17,7 @@ import pydantic
 import pydantic_core
 
 from airflow_provider_geminiimg.core.catalog.google_models import SIZES
-from airflow_provider_geminiimg.core.catalog.lookup import Row, row_name
+from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec, row_name
 from airflow_provider_geminiimg.core.validation.arguments import to_decimal
 from airflow_provider_geminiimg.core.validation.request_values import normalized_resolution
 from airflow_provider_geminiimg.core.validation.texts import as_text, shown
@@ -69,7 +69,7 @@ class PriceList:
 
     by_model: Mapping[str, Mapping[str, Decimal]]
 
-    def price(self, row: Row, resolution: str | None) -> Decimal | None:
+    def price(self, row: ModelSpec, resolution: str | None) -> Decimal | None:
         """The price of one image; ``None``: it is not listed, and can't be calculated.
 
         :param row: the catalogue's row.
@@ -86,7 +86,7 @@ class PriceList:
 NO_PRICES = PriceList({})
 
 
-def scaled(base: Decimal, row: Row, resolution: str | None) -> Decimal | None:
+def scaled(base: Decimal, row: ModelSpec, resolution: str | None) -> Decimal | None:
     """The price of one image from the price of a 1K image, in the catalogue's proportions; ``None``: not known."""
     if resolution in (None, "1K"):
         return base

@@ -44,7 +44,7 @@ from airflow_provider_geminiimg.exceptions import (
 _MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoPictureError, OutcomeUnknownError)
 
 
-class Answer:
+class GatewayResponse:
     """One reply, read without trusting any of it.
 
     :param reply: the reply.

@@ -23,7 +23,7 @@ import yarl
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ClientSSLError, aiohttp.ConnectionTimeoutError)
 
 
-class Polls:
+class PollClient:
     """Pooled connections to one gateway. Made in the event loop in which they are used.
 
     :param tls: what to trust.

@@ -31,7 +31,7 @@ import httpx
 import tenacity
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Room, Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
 from airflow_provider_geminiimg.core.execution.task_log import quiet_http
 from airflow_provider_geminiimg.core.gateways.base import Call, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, is_loopback
@@ -48,7 +48,7 @@ from airflow_provider_geminiimg.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.core.http.poll_client import Polls
+    from airflow_provider_geminiimg.core.http.poll_client import PollClient
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ _CHECK_HOST = "Check the host of the Airflow connection."
 _Origin = tuple[str, str, int | None]
 
 
-class Bucket:
+class RateLimit:
     """A rate of calls, shared by threads: at most `per_minute` in any 60 seconds, a tenth of them in one burst.
 
     :param per_minute: calls a minute.
@@ -123,8 +123,8 @@ class Limiter:
     """
 
     def __init__(self, per_minute: int, uploads_per_minute: int) -> None:
-        self._calls = Bucket(per_minute)
-        self._uploads = Bucket(uploads_per_minute)
+        self._calls = RateLimit(per_minute)
+        self._uploads = RateLimit(uploads_per_minute)
 
     async def admit(self, call: Call[Any]) -> None:
         """Wait for a slot."""
@@ -137,7 +137,7 @@ class Limiter:
         self._calls.pause(seconds)
 
 
-async def _slot(bucket: Bucket, *, patient: bool = False) -> None:
+async def _slot(bucket: RateLimit, *, patient: bool = False) -> None:
     while wait := bucket.take(patient=patient):  # noqa: ASYNC110 - other threads take slots too
         await asyncio.sleep(wait)
 
@@ -215,11 +215,11 @@ class Transport:
         self._trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # no proxy reaches our own loopback
         self._behind_proxy = self._trust_env and bool(getproxies())
         self._pool: httpx.AsyncClient | None = None
-        self._polls: Polls | None = None
+        self._polls: PollClient | None = None
         self._closed = False
         self._served: dict[str, tuple[str, ...]] = {}
         self._max_poll = max_poll
-        self._room = Room(ANSWERS_ROOM)
+        self._room = ByteSemaphore(ANSWERS_ROOM)
         # One at a time, because each holds several copies of its answer.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="geminiimg-answers")
 
@@ -385,7 +385,7 @@ class Transport:
             self._pool = self._pool or client  # another task may have made one meanwhile
         return self._pool
 
-    async def _polling(self) -> Polls:
+    async def _polling(self) -> PollClient:
         if self._polls is None:
             module, tls = await asyncio.to_thread(lambda: (_polls_module(), _tls_context()))
             if self._closed:
@@ -427,7 +427,7 @@ class _Exchange(Generic[T]):
         self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
 
     @contextlib.asynccontextmanager
-    async def memory(self, room: Room) -> AsyncIterator[None]:
+    async def memory(self, room: ByteSemaphore) -> AsyncIterator[None]:
         """What the answer's bytes are charged to, if they are many, as long as they are held."""
         share: Share | None = None
         async with contextlib.AsyncExitStack() as stack:
@@ -451,7 +451,7 @@ class _Exchange(Generic[T]):
             await response.aclose()
         return Reply(response.status_code, response.headers, body)
 
-    async def poll(self, polls: Polls, auth: _KeyAuth | None, url: str) -> Reply:
+    async def poll(self, polls: PollClient, auth: _KeyAuth | None, url: str) -> Reply:
         """As `run`, for a call that is its URL alone; its time is limited, too."""
         headers = {**HEADERS, **(auth.headers(url) if auth is not None else {})}
         self.written = True  # where it is not, the exception says so

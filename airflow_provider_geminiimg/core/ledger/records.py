@@ -4,7 +4,7 @@ What must stay true:
 
 - A record is created exclusively before the request that may cost money is sent. Who loses the race reads again.
 - Only the record with the highest number of an item decides. Records are never moved or reused. A person may have one
-  removed; what excuses its absence is written down first (`Ledger.excuse`).
+  removed; what excuses its absence is written down first (`Ledger.add_tombstone`).
 - States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A picture that is in
   storage, or an answer of the gateway that comes after all, outweighs a failure that somebody else wrote down. The one
   step back is of an answer that turns out to be another record's: whoever wrote it down takes it out again.
@@ -156,7 +156,7 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredRecord:
     """A record as it lies in the store.
 
     :param version: the store's version of it, for a conditional write.
@@ -191,7 +191,7 @@ class Ledger:
         self.attempt = new_claim()  # tells what this attempt has claimed from what others have
         self._ahead: dict[str, int] = {}
 
-    def read(self, key: str) -> Found | None:
+    def read(self, key: str) -> StoredRecord | None:
         """The record at `key`; ``None`` only where the store is sure that there is none.
 
         :raises LedgerError: the record can't be read, or a newer version of this package wrote it.
@@ -200,7 +200,7 @@ class Ledger:
         blob = self.store.read(key, MAX_BYTES)
         return None if blob is None else self._found(key, blob)
 
-    def latest(self, item: Item) -> Found | None:
+    def latest(self, item: Item) -> StoredRecord | None:
         """The record that decides for `item`: the one with the highest number.
 
         :raises LedgerError: it can't be read.
@@ -221,7 +221,7 @@ class Ledger:
             )
         return found
 
-    def look_ahead(self, item: Item) -> None:
+    def prefetch(self, item: Item) -> None:
         """List the records of all items of this one's task instance at once, for the next `latest` of each.
 
         Only what is there is believed, and once: "no record" is never told from this, and whoever submits on the word
@@ -243,7 +243,7 @@ class Ledger:
         names = (key.rsplit("/", 1)[1] for key in self.store.keys(folder + "/"))
         return sorted(filter(None, map(record_number, names)))
 
-    def create(self, record: Record) -> Found | None:
+    def create(self, record: Record) -> StoredRecord | None:
         """Claim `record.key` exclusively; ``None`` where another attempt was first.
 
         A create whose answer got lost, or came as a failure, is found again by its claim.
@@ -295,18 +295,18 @@ class Ledger:
         update(self.store, key, stepped, billed=Billed.UNKNOWN)
         return last[0]
 
-    def excuse(self, record: Record) -> None:
+    def add_tombstone(self, record: Record) -> None:
         """Write down that a person has this record removed, before it is: only then may it be missing."""
         said = {"record": record.key, "claim": record.claim, "state": record.state, "job_id": record.job_id}
         key = tombstone_key(record.key, record.claim)
         create_or_read(self.store, key, json.dumps({**said, "at": time.time()}).encode())
 
-    def is_excused(self, key: str, claim: str) -> bool:
+    def has_tombstone(self, key: str, claim: str) -> bool:
         """Whether a person had the record of this claim removed."""
         return is_record_key(key) and self.store.read(tombstone_key(key, claim)) is not None
 
-    def _found(self, key: str, blob: Blob) -> Found:
-        return Found(self._parse(key, blob.data), blob.version, blob.age, len(blob.data))
+    def _found(self, key: str, blob: Blob) -> StoredRecord:
+        return StoredRecord(self._parse(key, blob.data), blob.version, blob.age, len(blob.data))
 
     def _parse(self, key: str, data: bytes) -> Record:
         where = f"Record {key} under {self.store.uri}"

@@ -17,7 +17,7 @@ from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.decision import PictureState
-from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES, Lander, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES, ImageWriter, in_thread
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 
@@ -58,12 +58,12 @@ async def find_image(files: Files, record: Record, asked: Destination) -> tuple[
     return "unknown" if "unknown" in states else "gone", record.manifest or {}
 
 
-async def reused_manifest(lander: Lander, record: Record, asked: Destination) -> dict[str, Any]:
+async def reused_manifest(writer: ImageWriter, record: Record, asked: Destination) -> dict[str, Any]:
     """The manifest of what has landed before, of the place that is asked for if it is there."""
     if not record.copies:  # one place, which has just been looked at
         return dict(record.manifest or {})
-    _, manifest = await find_image(lander.workshop.files, record, asked)
-    await _note_asked(lander.workshop.ledger, record, asked)
+    _, manifest = await find_image(writer.purchase_context.files, record, asked)
+    await _note_asked(writer.purchase_context.ledger, record, asked)
     return dict(manifest)
 
 
@@ -106,9 +106,9 @@ async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact
     return "there", pictures
 
 
-async def copy_to(lander: Lander, record: Record, destination: Destination) -> dict[str, Any]:
+async def copy_to(writer: ImageWriter, record: Record, destination: Destination) -> dict[str, Any]:
     """The manifest of what landed, at another destination; copied from any of its places unless it is there."""
-    ledger, files = lander.workshop.ledger, lander.workshop.files
+    ledger, files = writer.purchase_context.ledger, writer.purchase_context.files
     for place in image_places(record, destination):
         if place.destination == destination and await picture_state(files, place.manifest) == "there":
             await _note_asked(ledger, record, destination)
@@ -116,20 +116,22 @@ async def copy_to(lander: Lander, record: Record, destination: Destination) -> d
     intact, pictures = await read_back(files, record)
     if intact != "there":
         raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
-    moved = await moved_to(lander, record, destination)
-    images, kept = await lander.store_all(moved, pictures)
+    moved = await moved_to(writer, record, destination)
+    images, kept = await writer.store_all(moved, pictures)
     manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
-    await lander.write_sidecar(images[0], sidecar(manifest, record))
+    await writer.write_sidecar(images[0], sidecar(manifest, record))
     await in_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
-    await lander.make_thumbnails(record, kept)
+    await writer.make_thumbnails(record, kept)
     return manifest
 
 
-async def moved_to(lander: Lander, record: Record, destination: Destination) -> Record:
+async def moved_to(writer: ImageWriter, record: Record, destination: Destination) -> Record:
     """`record` as it would be if its image had been asked for at another destination, the name of which is claimed."""
-    workshop, item_path = lander.workshop, folder_of(record.key)
+    purchase_context, item_path = writer.purchase_context, folder_of(record.key)
     digest = (record.manifest or {})["images"][0]["sha256"]
-    suffix = await in_thread(reserve_name, workshop.ledger, workshop.files, item_path, destination, record.n, digest)
+    suffix = await in_thread(
+        reserve_name, purchase_context.ledger, purchase_context.files, item_path, destination, record.n, digest
+    )
     return replace(record, destination=destination, suffix=suffix)
 
 
@@ -152,7 +154,7 @@ def _with_copy(stored: Record, destination: Destination, manifest: dict[str, Any
     return replace(stored, copies=[*others, {"destination": asked, "manifest": manifest}], asked=destination)
 
 
-async def land_copy(lander: Lander, record: Record, source: Record, pictures: Sequence[bytes]) -> Record:
+async def land_copy(writer: ImageWriter, record: Record, source: Record, pictures: Sequence[bytes]) -> Record:
     """Land what another task has landed.
 
     :param record: of the copy, `copy_of` in `reuse`.
@@ -161,7 +163,7 @@ async def land_copy(lander: Lander, record: Record, source: Record, pictures: Se
     :returns: the record as it is stored now, ``landed``.
     :raises StorageError: the bucket or the disk failed.
     """
-    images, kept = await lander.store_all(record, pictures)
+    images, kept = await writer.store_all(record, pictures)
     manifest = build(record, images, mismatch=(source.manifest or {}).get("mismatch"), cost=record.cost)
-    await lander.write_sidecar(images[0], sidecar(manifest, record))
-    return await lander.landed(record, manifest, kept)
+    await writer.write_sidecar(images[0], sidecar(manifest, record))
+    return await writer.landed(record, manifest, kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from airflow_provider_geminiimg.core.ledger.records import Destination, Found, Record
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record, StoredRecord
 from airflow_provider_geminiimg.core.validation.arguments import OnClear, OnUnknown, ReuseScope
 from airflow_provider_geminiimg.exceptions import (
     Billed,
@@ -118,7 +118,7 @@ Step = Submit | WaitForRecord | Poll | Fetch | Reuse | Copy | Refetch | Refuse
 
 
 def decide(
-    found: Found | None,
+    found: StoredRecord | None,
     policy: Policy,
     asked: Asked | None = None,
     *,
@@ -176,7 +176,7 @@ def _again(record: Record, policy: Policy, why: str, *, resubmission: bool = Fal
     )
 
 
-def _intent(found: Found, policy: Policy) -> Step:
+def _intent(found: StoredRecord, policy: Policy) -> Step:
     if found.record.outcome is None and found.age < found.record.answer_within:
         return WaitForRecord(found.record.answer_within - found.age)
     return _unknown(found.record, policy, "A request that costs money was started and its answer was never recorded.")

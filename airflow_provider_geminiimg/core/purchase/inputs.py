@@ -11,9 +11,9 @@ import logging
 from collections.abc import AsyncIterator
 from functools import partial
 
-from airflow_provider_geminiimg.core.catalog.lookup import Row
-from airflow_provider_geminiimg.core.execution.boundary import closed, told
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Room, Share
+from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec
+from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
 from airflow_provider_geminiimg.core.gateways.base import InputImage
 from airflow_provider_geminiimg.core.http.download import download
 from airflow_provider_geminiimg.core.http.transport import Transport
@@ -56,7 +56,7 @@ async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> li
     return images
 
 
-async def input_digests(request: CheckedRequest, files: Files, room: Room) -> tuple[str, ...]:
+async def input_digests(request: CheckedRequest, files: Files, room: ByteSemaphore) -> tuple[str, ...]:
     """The SHA-256 of each input picture; none is held for longer than that takes. Raises what `read_inputs` does."""
     digests: list[str] = []
     async with room.share(empty=True) as share:
@@ -129,7 +129,7 @@ def inspect_input(data: bytes) -> ImageInfo:
     return info
 
 
-async def _read(name: str, uri: str, row: Row, files: Files) -> InputImage:
+async def _read(name: str, uri: str, row: ModelSpec, files: Files) -> InputImage:
     await in_thread(files.check, uri, name)
     from_web = locate(uri, name).scheme in WEB_SCHEMES
     try:
@@ -154,10 +154,10 @@ def _broken(name: str, error: Exception) -> GeminiImageError:
     """What is to be said where reading an input raised what is no outcome."""
     passing = isinstance(error, OSError | MemoryError)
     kind = StorageError if passing else BadRequestError
-    return kind(f"{name}: it can't be read ({told(error)}).", billed=Billed.NO, retryable=passing)
+    return kind(f"{name}: it can't be read ({error_and_place(error)}).", billed=Billed.NO, retryable=passing)
 
 
-def _unusable(name: str, uri: str, row: Row, error: GeminiImageError, *, passing: bool) -> GeminiImageError:
+def _unusable(name: str, uri: str, row: ModelSpec, error: GeminiImageError, *, passing: bool) -> GeminiImageError:
     """What went wrong, as an error about the input: a storage error where trying again can help (`passing`)."""
     types = ", ".join(row.input_media_types)
     allowed = f"Allowed: a picture that the worker can read, {types}, of at most {row.max_input_bytes} bytes."

@@ -19,9 +19,9 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop
 
 from airflow_provider_geminiimg.core.catalog.google_models import expected_pixels
 from airflow_provider_geminiimg.core.catalog.lookup import row_name
-from airflow_provider_geminiimg.core.execution.boundary import closed, told
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Room, Share
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.base import Picture
 from airflow_provider_geminiimg.core.http.download import download
@@ -41,7 +41,7 @@ from airflow_provider_geminiimg.core.ledger.manifest import (
     size_in_words,
 )
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
-from airflow_provider_geminiimg.core.purchase.thumbnails import Kept, make_thumbnails, thumbnail_keys
+from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, thumbnail_keys
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -81,7 +81,7 @@ class ConnectionChangedError(BadRequestError):
 
 
 @dataclass(frozen=True)
-class Workshop:
+class PurchaseContext:
     """What the life of a picture needs from outside.
 
     :param ledger: the records under the root.
@@ -97,7 +97,7 @@ class Workshop:
     files: Files
     connect: Callable[[str], Awaitable[Transport]]
     log: Logs
-    room: Room = field(default_factory=Room)
+    room: ByteSemaphore = field(default_factory=ByteSemaphore)
     claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CLAIMS_AT_ONCE))
     budgets: Budgets = field(init=False)
 
@@ -159,7 +159,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     return await asyncio.to_thread(function, *args)
 
 
-class Lander:
+class ImageWriter:
     """Puts pictures where they belong.
 
     :param workshop: the surroundings.
@@ -167,11 +167,13 @@ class Lander:
     :param guard: whether the task was told to stop: then no thumbnail is waited for. Default: it never is.
     """
 
-    def __init__(self, workshop: Workshop, *, generation: int = 0, guard: Guard | None = None) -> None:
-        self.workshop = workshop
+    def __init__(
+        self, purchase_context: PurchaseContext, *, generation: int = 0, guard: SubmitGuard | None = None
+    ) -> None:
+        self.purchase_context = purchase_context
         self.generation = generation
-        self.guard = guard or Guard()
-        self.log = workshop.log
+        self.guard = guard or SubmitGuard()
+        self.log = purchase_context.log
 
     async def land(self, record: Record, pictures: Sequence[Picture], reported_cost: float | None = None) -> Record:
         """Download, verify and write the results, then the sidecar, then the record.
@@ -184,7 +186,7 @@ class Lander:
         """
         if not pictures:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
-        room = self.workshop.room
+        room = self.purchase_context.room
         came = sum(len(picture.data) for picture in pictures if picture.data is not None)
         with room.held(came):
             async with room.share(empty=came > 0) as share:
@@ -201,7 +203,7 @@ class Lander:
         share: Share,
     ) -> Record:
         stored: list[StoredImage] = []
-        kept = Kept()
+        kept = ImageCache()
         with paid():
             for picture in pictures:
                 try:
@@ -229,7 +231,7 @@ class Lander:
     async def _fetch(self, record: Record, picture: Picture, share: Share, before: int) -> tuple[bytes, ImageInfo]:
         if picture.data is not None:
             return picture.data, await in_thread(inspect_image, picture.data)
-        transport = await self.workshop.transport(record)
+        transport = await self.purchase_context.transport(record)
 
         async def fetched() -> tuple[bytes, ImageInfo]:
             try:
@@ -249,7 +251,7 @@ class Lander:
 
     async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
         digest = await in_thread(_digest, data)
-        files = self.workshop.files
+        files = self.purchase_context.files
 
         async def written(stem: str) -> str | None:
             uri = join_uri(record.destination.directory, f"{stem}.{info.extension}")
@@ -271,8 +273,8 @@ class Lander:
             raise StorageError(f"No free name for the picture of record {record.key}.", billed=Billed.YES)
         return _stored(uri, info, data, digest)
 
-    async def store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], Kept]:
-        images, kept = [], Kept()
+    async def store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], ImageCache]:
+        images, kept = [], ImageCache()
         for index, data in enumerate(pictures):
             images.append(await self._store(record, index, data, await in_thread(inspect_image, data)))
             kept.add(images[-1].sha256, data)
@@ -283,12 +285,12 @@ class Lander:
         stem = image.uri.rpartition(".")[0]
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
         for uri in (f"{stem}.json", f"{stem}-{image.sha256[:12]}.json"):
-            if await in_thread(_write_sidecar, self.workshop.files, uri, body, content["record"], image.sha256):
+            if await in_thread(_write_sidecar, self.purchase_context.files, uri, body, content["record"], image.sha256):
                 return
             self.log.warning("%s is somebody else's file, and stays as it is.", uri)
         self.log.warning("%s has no sidecar. Record %s says the same.", image.uri, content["record"])
 
-    async def landed(self, record: Record, manifest: dict[str, Any], kept: Kept) -> Record:
+    async def landed(self, record: Record, manifest: dict[str, Any], kept: ImageCache) -> Record:
         landed, recorded = await self._record_landing(record, manifest)
         self._report(landed)
         if recorded:
@@ -319,7 +321,7 @@ class Lander:
                 manifest=manifest,
             )
 
-        ledger = self.workshop.ledger
+        ledger = self.purchase_context.ledger
         try:
             kept = await _patiently(lambda: in_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
@@ -332,7 +334,7 @@ class Lander:
         return kept, True
 
     async def _after_landing(self, record: Record, landed: Record) -> None:
-        store = self.workshop.ledger.store
+        store = self.purchase_context.ledger.store
         try:
             # What was bought is the newest. A copy stands in for what it was made from, which goes first.
             key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
@@ -349,10 +351,10 @@ class Lander:
             return
         with contextlib.suppress(GeminiImageError):
             for key in thumbnail_keys(record):
-                await in_thread(self.workshop.ledger.store.delete, key)
+                await in_thread(self.purchase_context.ledger.store.delete, key)
 
-    async def make_thumbnails(self, record: Record, kept: Kept) -> None:
-        store = self.workshop.ledger.store
+    async def make_thumbnails(self, record: Record, kept: ImageCache) -> None:
+        store = self.purchase_context.ledger.store
         await make_thumbnails(store, record, kept, log=self.log, guard=self.guard)
 
     def _mismatch(self, record: Record, image: StoredImage) -> str | None:
@@ -440,7 +442,7 @@ def _broken(error: Exception) -> UpstreamFailedError:
     """What is to be said where landing raised what is no outcome: what came, or what the record says, caused it."""
     passing = isinstance(error, OSError | MemoryError)
     hint = InvalidImageError.default_hint if passing else LinkExpiredError.default_hint
-    said = f"Landing the picture broke off ({told(error)})."
+    said = f"Landing the picture broke off ({error_and_place(error)})."
     return UpstreamFailedError(said, billed=Billed.YES, retryable=passing, hint=hint)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.budget import price_of
@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reser
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
-from airflow_provider_geminiimg.core.ledger.records import Found, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.copying import copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
@@ -43,12 +43,12 @@ from airflow_provider_geminiimg.core.purchase.decision import (
     is_cleared,
 )
 from airflow_provider_geminiimg.core.purchase.inputs import handles_of, input_digests, public_uri, read_inputs
-from airflow_provider_geminiimg.core.purchase.landing import Lander, Workshop, in_thread, paid
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, in_thread, paid
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
-from airflow_provider_geminiimg.core.purchase.sharing import Buy, Sharing, copy_of
-from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Payment
+from airflow_provider_geminiimg.core.purchase.sharing import Buy, DagReuse, copy_of
+from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Submission
 from airflow_provider_geminiimg.core.purchase.task_state import is_of_earlier_run, look, refuse_if_lost, remember
-from airflow_provider_geminiimg.core.purchase.waiting import Collector, VanishedError
+from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.request import CheckedRequest, prompt_sha256
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -84,25 +84,25 @@ class Purchase:
     def __init__(
         self,
         order: Order,
-        workshop: Workshop,
-        guard: Guard,
+        purchase_context: PurchaseContext,
+        guard: SubmitGuard,
         marker: Marker | None,
         turn: Callable[[], contextlib.AbstractAsyncContextManager[Callable[[], None]]] = _alone,
     ) -> None:
         self.order = order
-        self.workshop = workshop
+        self.purchase_context = purchase_context
         self.guard = guard
         self.marker = marker
         self.turn = turn
-        self.ledger = workshop.ledger
-        self.log = workshop.log
-        self.lander = Lander(workshop, generation=order.policy.generation, guard=guard)
-        self.sharing = Sharing(order, workshop, marker)
-        self.payment = Payment(order, workshop, guard, marker)
+        self.ledger = purchase_context.ledger
+        self.log = purchase_context.log
+        self.writer = ImageWriter(purchase_context, generation=order.policy.generation, guard=guard)
+        self.sharing = DagReuse(order, purchase_context, marker)
+        self.payment = Submission(order, purchase_context, guard, marker)
         self._inputs: tuple[str, ...] | None = None  # SHA-256 of each
         self._told: set[tuple[str, str]] = set()
         self._recorded: set[str] = set()
-        self._unsettled: Found | None = None  # the last record, where what a Clear has come to is not on it yet
+        self._unsettled: StoredRecord | None = None  # the last record, where what a Clear has come to is not on it yet
 
     async def start(self, vanished: str | None = None) -> tuple[Record, dict[str, Any] | None]:
         """Do what the ledger says, until a picture has landed or a job has to be waited for.
@@ -158,11 +158,13 @@ class Purchase:
             else:
                 return landed, dict(landed.manifest or {})
 
-    def collector(self, record: Record) -> Collector:
+    def collector(self, record: Record) -> JobCollector:
         """What lands `record`. It knows the prompt only if it is the recorded one."""
         request = self.order.request
         known = isinstance(request, CheckedRequest) and prompt_sha256(request.prompt) == record.prompt_sha256
-        return Collector(self.lander, prompt=request.prompt if known and isinstance(request, CheckedRequest) else None)
+        return JobCollector(
+            self.writer, prompt=request.prompt if known and isinstance(request, CheckedRequest) else None
+        )
 
     async def resume(self, job_id: str) -> tuple[Record, dict[str, Any]]:
         """Collect a job that a trigger waited for, also where the ledger does not know it.
@@ -208,7 +210,7 @@ class Purchase:
         records = (self.ledger.read(record_key(item, n)) for n in reversed(self.ledger.numbers(item)))
         return next((found.record for found in records if found is not None and found.record.job_id == job_id), None)
 
-    async def _decide(self, latest: Found | None, vanished: str | None) -> tuple[Found | None, Step]:
+    async def _decide(self, latest: StoredRecord | None, vanished: str | None) -> tuple[StoredRecord | None, Step]:
         """What to do, and the record that says so: an older one, where only that asks for what would be bought."""
         if latest is None:
             return None, decide(None, self.order.policy)
@@ -232,21 +234,23 @@ class Purchase:
                 await self._settle(found.record)
         return found, step
 
-    async def _decided_by(self, latest: Found) -> Found:
+    async def _decided_by(self, latest: StoredRecord) -> StoredRecord:
         """The record that a Clear of this generation came back to."""
         number = latest.record.decided_by
         if number is None:
             return latest
         return await in_thread(self.ledger.read, record_key(self.order.item, number)) or latest
 
-    async def _step(self, found: Found, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
+    async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         record = found.record
         picture: PictureState | None = None
         if record.state == "landed":
-            picture, _ = await find_image(self.workshop.files, record, self.order.destination)
+            picture, _ = await find_image(self.purchase_context.files, record, self.order.destination)
         return decide(found, policy, asked, picture=picture, vanished=record.key == vanished)
 
-    async def _ask_older(self, latest: Found, step: Submit, cleared: bool, vanished: str | None) -> tuple[Found, Step]:
+    async def _ask_older(
+        self, latest: StoredRecord, step: Submit, cleared: bool, vanished: str | None
+    ) -> tuple[StoredRecord, Step]:
         """Ask the older records for what would be bought: the newest one of the same fingerprint decides as if it were
         the last one."""
         record = latest.record
@@ -265,7 +269,7 @@ class Purchase:
         self.log.info("Record %s asked for what this attempt asks for.", older.record.key)
         return older, said
 
-    async def _older(self, below: int) -> Found | None:
+    async def _older(self, below: int) -> StoredRecord | None:
         """The newest record of this item below a number that asked for what is asked for now."""
         numbers = await in_thread(self.ledger.numbers, self.order.item)
         for n in reversed([n for n in numbers if n < below]):
@@ -296,7 +300,9 @@ class Purchase:
 
     async def _input_digests(self) -> tuple[str, ...]:
         if self._inputs is None:
-            self._know(await input_digests(self.order.checked(), self.workshop.files, self.workshop.room))
+            self._know(
+                await input_digests(self.order.checked(), self.purchase_context.files, self.purchase_context.room)
+            )
         assert self._inputs is not None
         return self._inputs
 
@@ -354,7 +360,7 @@ class Purchase:
             self._told.add((record.key, consequence))
             self.log.warning("Since record %s changed: %s; %s.", record.key, ", ".join(changed), consequence)
 
-    def _tell_wait(self, found: Found, step: WaitForRecord) -> None:
+    def _tell_wait(self, found: StoredRecord, step: WaitForRecord) -> None:
         self.log.warning(
             "Another attempt (host %s, process %s) may still be sending the request of record %s; waiting up to %.0f s "
             "for its answer.",
@@ -388,18 +394,18 @@ class Purchase:
             return record, None
         if isinstance(step, Copy):
             self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
-            manifest = await copy_to(self.lander, record, self.order.destination)
+            manifest = await copy_to(self.writer, record, self.order.destination)
             await self._settle(record)
             return record, {**manifest, "reused": True}
         if isinstance(step, Reuse):
             await self._settle(record, plain=True)
             self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
-            return record, {**await reused_manifest(self.lander, record, self.order.destination), "reused": True}
+            return record, {**await reused_manifest(self.writer, record, self.order.destination), "reused": True}
         if isinstance(step, Refetch) and step.destination is not None:
-            record = await moved_to(self.lander, record, step.destination)
+            record = await moved_to(self.writer, record, step.destination)
         if isinstance(step, Refetch):
             await self._settle(record)
-            landed = await self.sharing.restore(record, self.lander) or await collector.refetch(record)
+            landed = await self.sharing.restore(record, self.writer) or await collector.refetch(record)
         else:
             landed = await collector.fetch(record)
         return landed, dict(landed.manifest or {})
@@ -419,7 +425,7 @@ class Purchase:
             return None
         suffix = await self._reserve(step.n, lot.sha256)
         wanted = copy_of(await self._record(step, suffix, 0.0), lot.source)
-        landed = await self.sharing.take(wanted, lot, self.lander)
+        landed = await self.sharing.take(wanted, lot, self.writer)
         return None if landed is None else (landed, dict(landed.manifest or {}))
 
     async def _reserve(self, n: int, digest: str | None = None, *, moves: bool = False) -> str:
@@ -428,7 +434,7 @@ class Purchase:
         size = IMAGE_BYTES.get(str(fields.get("resolution")), IMAGE_BYTES["1K"])
         item, to = order.item.path, order.destination
         return await in_thread(
-            lambda: reserve_name(self.ledger, self.workshop.files, item, to, n, digest, size, moves=moves)
+            lambda: reserve_name(self.ledger, self.purchase_context.files, item, to, n, digest, size, moves=moves)
         )
 
     async def _submit(self, step: Submit, lot: Buy | None = None) -> tuple[Record, dict[str, Any] | None] | None:
@@ -439,10 +445,12 @@ class Purchase:
         self.guard.check()
         request, connection = self.order.checked(), self.order.connection
         price = price_of(request, connection, self.order.max_cost)
-        self.workshop.budgets.refuse_over(self.order.max_cost, price, connection)
+        self.purchase_context.budgets.refuse_over(self.order.max_cost, price, connection)
         self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
-        transport = await self.workshop.connect(connection.conn_id)
-        reserved = self.workshop.budgets.reserved(connection, self.order.item.namespace, price, self.order.max_cost)
+        transport = await self.purchase_context.connect(connection.conn_id)
+        reserved = self.purchase_context.budgets.reserved(
+            connection, self.order.item.namespace, price, self.order.max_cost
+        )
         # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
         async with self.turn() as asks, self._sending(transport, step, shared=lot is not None) as (call, leave):
             wanted = await self._record(step, await self._reserve(step.n), call.read_timeout)
@@ -470,10 +478,10 @@ class Purchase:
 
         :param shared: the picture is one that the DAG has in common, which was looked for by its inputs.
         """
-        request, room = self.order.checked(), self.workshop.room
+        request, room = self.order.checked(), self.purchase_context.room
         await room.relief()
         async with room.share(empty=True) as share:
-            images = await read_inputs(request, self.workshop.files, share)
+            images = await read_inputs(request, self.purchase_context.files, share)
             self._know(tuple(image.sha256 for image in images), settled=shared)
             if step.replaces is not None:
                 self._tell_differences(step.replaces, "submitting what is asked for now", self._inputs)
@@ -539,7 +547,7 @@ class Purchase:
         await asyncio.sleep(seconds)
 
 
-def _as_of(found: Found, latest: Record, policy: Policy) -> Policy:
+def _as_of(found: StoredRecord, latest: Record, policy: Policy) -> Policy:
     """How a retry looks at an older record: as at the last one."""
     return policy if found.record.key == latest.key else replace(policy, generation=found.record.generation)
 

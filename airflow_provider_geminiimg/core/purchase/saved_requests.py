@@ -40,7 +40,7 @@ class Saved(pydantic.BaseModel):
 T = TypeVar("T", bound=Saved)
 
 
-class Wanted(Saved):
+class SavedRequest(Saved):
     """What a function asked for, as the store keeps it.
 
     :param request: ``None``: it has landed, and the prompt is forgotten.
@@ -49,7 +49,7 @@ class Wanted(Saved):
     request: ImageRequest | None = pydantic.Field(repr=False)
 
 
-class Kept(Generic[T]):
+class SavedRequestStore(Generic[T]):
     """What one task instance wants, one a generation.
 
     :param model: how it is written.

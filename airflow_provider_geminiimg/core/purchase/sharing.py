@@ -20,7 +20,7 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, point_to, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, task_key
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.copying import Intact, land_copy, read_back
 from airflow_provider_geminiimg.core.purchase.decision import (
     Policy,
@@ -29,7 +29,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
     WaitForRecord,
     is_out_of_reach,
 )
-from airflow_provider_geminiimg.core.purchase.landing import Lander, Workshop, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, in_thread
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import Store
@@ -86,20 +86,20 @@ class Take:
         return str((self.source.manifest or {})["images"][0]["sha256"])
 
 
-Lot = Buy | Take | WaitForRecord | Refuse
+ReuseDecision = Buy | Take | WaitForRecord | Refuse
 
 
 def share(
     step: Submit,
     entry: Entry | None,
-    found: Found | None,
+    found: StoredRecord | None,
     policy: Policy,
     *,
     own: bool,
     timeout: float,
     waited: float = 0.0,
     picture: Intact = "unknown",
-) -> Lot:
+) -> ReuseDecision:
     """What becomes of a picture that this task would buy.
 
     :param step: what the task's own records say.
@@ -135,7 +135,7 @@ def _buy(step: Submit, entry: Entry, why: str) -> Buy:
     return Buy(replace(step, why=why), entry)
 
 
-def _landed(step: Submit, entry: Entry, record: Record, picture: Intact) -> Lot:
+def _landed(step: Submit, entry: Entry, record: Record, picture: Intact) -> ReuseDecision:
     if picture == "there":
         return Take(record)
     if picture != "unknown":
@@ -149,7 +149,7 @@ def _landed(step: Submit, entry: Entry, record: Record, picture: Intact) -> Lot:
     )
 
 
-def _failed(step: Submit, entry: Entry, record: Record) -> Lot:
+def _failed(step: Submit, entry: Entry, record: Record) -> ReuseDecision:
     known = record.error
     if record.buy_again:
         return _buy(step, entry, f"a person said to buy that of record {record.key} again")
@@ -164,7 +164,7 @@ def _failed(step: Submit, entry: Entry, record: Record) -> Lot:
     return Refuse(error)
 
 
-def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> Lot:
+def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> ReuseDecision:
     spent = step.resubmission and step.replaces is not None and step.replaces.state == "failed"
     if policy.on_unknown == "resubmit" and not spent:
         why = f'the outcome of record {record.key} is unknown and on_unknown is "resubmit"'
@@ -184,7 +184,7 @@ def _left_behind(record: Record) -> GeminiImageError:
     )
 
 
-class Sharing:
+class DagReuse:
     """One attempt's dealings with the other tasks of its DAG.
 
     :param order: what is asked for.
@@ -192,12 +192,12 @@ class Sharing:
     :param marker: the task state store's memory, where there is one.
     """
 
-    def __init__(self, order: Order, workshop: Workshop, marker: Marker | None) -> None:
+    def __init__(self, order: Order, purchase_context: PurchaseContext, marker: Marker | None) -> None:
         self.order = order
-        self.workshop = workshop
+        self.purchase_context = purchase_context
         self.marker = marker
-        self.ledger = workshop.ledger
-        self.log = workshop.log
+        self.ledger = purchase_context.ledger
+        self.log = purchase_context.log
         self._followed: str | None = None
 
     async def look(self, step: Submit, fingerprint: str) -> Buy | Take | WaitForRecord:
@@ -212,14 +212,14 @@ class Sharing:
         order = self.order
         entry = await in_thread(read_entry, self.ledger.store, index_key(order.item.path, fingerprint))
         own = entry is not None and folder_of(entry.record) == order.item.path
-        found: Found | None = None
+        found: StoredRecord | None = None
         intact: Intact = "unknown"
         pictures: list[bytes] = []
         waited = 0.0
         if entry is not None and not own and not step.regenerate:
             found = await in_thread(_asking_for, self.ledger, entry.record, fingerprint)
         if found is not None and found.record.state == "landed":
-            intact, pictures = await read_back(self.workshop.files, found.record)
+            intact, pictures = await read_back(self.purchase_context.files, found.record)
         elif found is not None:
             waited = time.time() - (found.record.submitted_at or found.record.claimed_at)
         if entry is not None and found is not None and _is_to_be_bought(found.record, intact):
@@ -241,7 +241,9 @@ class Sharing:
         entry = await in_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
         return entry is not None and folder_of(entry.record) != item.path
 
-    async def _earlier(self, entry: Entry, found: Found, intact: Intact) -> tuple[Found, Intact, list[bytes]]:
+    async def _earlier(
+        self, entry: Entry, found: StoredRecord, intact: Intact
+    ) -> tuple[StoredRecord, Intact, list[bytes]]:
         """Who had the picture before the record that the index names, where that has none.
 
         It is named from now on, lest the copy that is made of it is known to nobody. The entry of a purchase that
@@ -251,7 +253,7 @@ class Sharing:
         """
         unknown: Record | None = None
         for record in await in_thread(lambda: list(earlier_holders(self.ledger, found.record))):
-            state, pictures = await read_back(self.workshop.files, record)
+            state, pictures = await read_back(self.purchase_context.files, record)
             if state == "there":
                 if found.record.state == "landed":
                     index = index_key(self.order.item.path, record.fingerprint)
@@ -260,7 +262,7 @@ class Sharing:
             unknown = record if state == "unknown" and unknown is None else unknown
         return (found, intact, []) if unknown is None else (replace(found, record=unknown), "unknown", [])
 
-    async def take(self, wanted: Record, lot: Take, lander: Lander) -> Record | None:
+    async def take(self, wanted: Record, lot: Take, writer: ImageWriter) -> Record | None:
         """Land a copy as `wanted`; ``None`` where another attempt was first.
 
         :raises StorageError: the bucket or the disk failed.
@@ -270,9 +272,9 @@ class Sharing:
         self.log.info("Record %s has landed the same picture; copying it, at no cost.", lot.source.key)
         await remember(self.marker, wanted)
         await self._asked_before(wanted)
-        return await land_copy(lander, wanted, lot.source, lot.pictures)
+        return await land_copy(writer, wanted, lot.source, lot.pictures)
 
-    async def restore(self, record: Record, lander: Lander) -> Record | None:
+    async def restore(self, record: Record, writer: ImageWriter) -> Record | None:
         """Land anew what is gone from all its places, from where another task of the DAG has the very same picture.
 
         :param record: ``landed``.
@@ -288,10 +290,10 @@ class Sharing:
             for source in await in_thread(lambda: [each for start in starts for each in _lineage(self.ledger, start)]):
                 if source.key == record.key or _digests(source) != _digests(record):
                     continue
-                intact, pictures = await read_back(self.workshop.files, source)
+                intact, pictures = await read_back(self.purchase_context.files, source)
                 if intact == "there":
                     self.log.info("Record %s still has the same picture; copying it, at no cost.", source.key)
-                    return await land_copy(lander, record, source, pictures)
+                    return await land_copy(writer, record, source, pictures)
         return None
 
     async def tell_changes(self, step: Submit, wanted: Record) -> None:
@@ -323,7 +325,7 @@ class Sharing:
             self.log.info("Record %s is for the same picture; waiting up to %.0f s for it.", key, step.seconds)
 
 
-def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> Found | None:
+def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> StoredRecord | None:
     """The record, unless it is another picture's: its task was given other words before it came to writing it."""
     found = ledger.read(key)
     return found if found is not None and found.record.fingerprint == fingerprint else None

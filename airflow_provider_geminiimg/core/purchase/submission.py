@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome, closed
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.http.transport import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
 from airflow_provider_geminiimg.core.ledger.layout import spool_key
-from airflow_provider_geminiimg.core.ledger.records import Found, Record, with_error
-from airflow_provider_geminiimg.core.purchase.landing import Workshop, in_thread
+from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, in_thread
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.sharing import Buy
 from airflow_provider_geminiimg.core.purchase.task_state import remember
@@ -34,7 +34,7 @@ RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for
 RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
 
 
-class Payment:
+class Submission:
     """What one attempt at one picture pays with.
 
     :param order: what is asked for.
@@ -43,14 +43,16 @@ class Payment:
     :param marker: the task state store's memory, where there is one.
     """
 
-    def __init__(self, order: Order, workshop: Workshop, guard: Guard, marker: Marker | None) -> None:
+    def __init__(
+        self, order: Order, purchase_context: PurchaseContext, guard: SubmitGuard, marker: Marker | None
+    ) -> None:
         self.order = order
         self.guard = guard
         self.marker = marker
-        self.ledger = workshop.ledger
-        self.claims = workshop.claims
-        self.room = workshop.room
-        self.log = workshop.log
+        self.ledger = purchase_context.ledger
+        self.claims = purchase_context.claims
+        self.room = purchase_context.room
+        self.log = purchase_context.log
         self._recording: asyncio.Task[None] | None = None
 
     async def make(
@@ -78,7 +80,7 @@ class Payment:
                 with self.room.held(sum(len(picture.data or b"") for picture in status.pictures)):
                     return await self._write_answer(claimed.record, status), status
 
-    def _claim(self, wanted: Record) -> Found | None:
+    def _claim(self, wanted: Record) -> StoredRecord | None:
         """Create the record. Whoever was told to stop meanwhile sends nothing, and says so, even if nobody waits."""
         claimed = self.ledger.create(wanted)
         if claimed is not None and self.guard.stopped:

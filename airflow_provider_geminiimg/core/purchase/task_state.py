@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, folder_of
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
@@ -66,7 +66,7 @@ def _is_later(mark: Mapping[str, Any], record: Record) -> bool:
     return folder == folder_of(record.key) and number.isdecimal() and int(number) > record.n
 
 
-async def look(ledger: Ledger, item: Item, marker: Marker | None) -> Found | None:
+async def look(ledger: Ledger, item: Item, marker: Marker | None) -> StoredRecord | None:
     """The record that decides for `item`, and what Airflow knows better than it.
 
     :raises LedgerError: Airflow remembers a record that is not there; or the one that is there can't be read.
@@ -91,7 +91,7 @@ def _lacks_its_answer(record: Record) -> bool:
 async def _check_excuse(ledger: Ledger, item: Item, mark: Mapping[str, Any]) -> None:
     """Refuse to go on without a record, unless a person had it removed."""
     key, claim = str(mark.get("record")), str(mark.get("claim"))
-    if await in_thread(ledger.is_excused, key, claim):
+    if await in_thread(ledger.has_tombstone, key, claim):
         return
     if key.split("/")[1:2] != item.path.split("/")[1:2]:
         raise other_namespace(f"record {key}", item.namespace)
@@ -112,7 +112,7 @@ def other_namespace(remembered: str, namespace: str) -> LedgerError:
     )
 
 
-async def _recalled(ledger: Ledger, found: Found, mark: Mapping[str, Any]) -> Found:
+async def _recalled(ledger: Ledger, found: StoredRecord, mark: Mapping[str, Any]) -> StoredRecord:
     """A record whose answer could not be written down then, with the answer, written down now."""
     job_id = mark.get("job_id")
     if not job_id or mark.get("claim") != found.record.claim:

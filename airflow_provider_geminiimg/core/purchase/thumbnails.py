@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.images.pixels import pixels_of
@@ -66,7 +66,7 @@ def thumbnail_keys(record: Record) -> list[str]:
     return [thumbnail_key(record.key, index) for index, _ in enumerate((record.manifest or {}).get("images", ()))]
 
 
-class Kept:
+class ImageCache:
     """The bytes of pictures that have just been stored, by their SHA-256, as far as there is room for them."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Kept:
         return sum(map(len, self.pictures.values()))
 
 
-async def make_thumbnails(store: Store, record: Record, kept: Kept, *, log: Logs, guard: Guard) -> None:
+async def make_thumbnails(store: Store, record: Record, kept: ImageCache, *, log: Logs, guard: SubmitGuard) -> None:
     """Make the thumbnails of a record that has landed, as far as that is possible. Raises nothing.
 
     :param store: the root.
@@ -98,7 +98,7 @@ async def make_thumbnails(store: Store, record: Record, kept: Kept, *, log: Logs
         log.warning("Record %s gets no thumbnail (%s).", record.key, type(error).__name__)
 
 
-async def _make(store: Store, record: Record, kept: Kept, log: Logs, guard: Guard) -> None:
+async def _make(store: Store, record: Record, kept: ImageCache, log: Logs, guard: SubmitGuard) -> None:
     before = _at_work
     if before is not None and before.abandoned:  # it would only be waited for
         log.warning("Record %s gets no thumbnail: an earlier one is still being made.", record.key)

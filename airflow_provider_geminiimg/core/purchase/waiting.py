@@ -14,12 +14,12 @@ from dataclasses import replace
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
-from airflow_provider_geminiimg.core.gateways.polling import VANISHED_GRACE, End, PollPlan, follow
+from airflow_provider_geminiimg.core.gateways.polling import VANISHED_GRACE, End, PollSchedule, follow
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record, with_error
 from airflow_provider_geminiimg.core.purchase.landing import (
     UNFETCHED,
     ConnectionChangedError,
-    Lander,
+    ImageWriter,
     changed_since,
     connection_changed,
     in_thread,
@@ -44,18 +44,18 @@ class VanishedError(OutcomeUnknownError):
     """The gateway has not known the job for long enough to believe it; `on_unknown` decides."""
 
 
-class Collector:
+class JobCollector:
     """Collects what was paid for.
 
     :param lander: puts its pictures where they belong.
     :param prompt: the prompt that was sent, where it is known here: lets a gateway's message through without it.
     """
 
-    def __init__(self, lander: Lander, *, prompt: str | None = None) -> None:
-        self.lander = lander
-        self.workshop = lander.workshop
+    def __init__(self, writer: ImageWriter, *, prompt: str | None = None) -> None:
+        self.writer = writer
+        self.purchase_context = writer.purchase_context
         self.prompt = prompt
-        self.log = lander.log
+        self.log = writer.log
 
     async def poll(self, record: Record) -> JobStatus:
         """Ask once what became of the recorded job.
@@ -78,7 +78,7 @@ class Collector:
             raise
 
     async def _asked(self, record: Record) -> JobStatus:
-        transport = await self.workshop.transport(record)
+        transport = await self.purchase_context.transport(record)
         changed = changed_since(record, transport)
         inputs = [known["uri"] for known in record.inputs]
         call = transport.gateway.status(str(record.job_id), model=record.wire_model, inputs=inputs)
@@ -98,7 +98,7 @@ class Collector:
         :raises ConnectionChangedError: see `poll`.
         """
         async with self._noting_a_change(record):
-            changed = changed_since(record, await self.workshop.transport(record))
+            changed = changed_since(record, await self.purchase_context.transport(record))
         if changed:
             try:
                 await self.poll(record)
@@ -151,7 +151,7 @@ class Collector:
         :param at_once: poll now, because something says that the job has ended.
         """
         await self.check_account(record)
-        plan = PollPlan(
+        plan = PollSchedule(
             submitted_at=record.submitted_at or record.claimed_at,
             deadline=(record.submitted_at or record.claimed_at) + timeout,
             expected_seconds=record.expected_seconds,
@@ -172,10 +172,10 @@ class Collector:
 
     async def _spooled(self, record: Record) -> list[Blob | None]:
         """Results that came inside an answer, from the store; they are landed at once, which charges them anew."""
-        async with self.workshop.room.share(empty=not record.spooled) as share:
+        async with self.purchase_context.room.share(empty=not record.spooled) as share:
             found: list[Blob | None] = []
             for key in record.spooled:
-                found.append(await in_thread(self.workshop.ledger.store.read, key))
+                found.append(await in_thread(self.purchase_context.ledger.store.read, key))
                 share.only(sum(len(blob.data) for blob in found if blob is not None))
         return found
 
@@ -206,7 +206,7 @@ class Collector:
             return replace(stored, destination=destination, suffix=suffix) if under_way else None
 
         self.log.info("What record %s paid for is to land in %s now.", record.key, destination.directory)
-        return await in_thread(self.workshop.ledger.change, record.key, moved)
+        return await in_thread(self.purchase_context.ledger.change, record.key, moved)
 
     async def note(self, record: Record, error: GeminiImageError) -> None:
         """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""
@@ -217,7 +217,7 @@ class Collector:
             return None if overtaken else with_error(stored, error)
 
         try:
-            await in_thread(self.workshop.ledger.change, record.key, noted)
+            await in_thread(self.purchase_context.ledger.change, record.key, noted)
         except Exception as failure:  # `error` counts
             why = as_outcome(failure)
             self.log.warning("Could not note %r on record %s (%s).", error.kind, record.key, why.kind)
@@ -246,16 +246,16 @@ class Collector:
         if isinstance(cause, ConnectionChangedError):
             raise cause
         async with self._noting_a_change(record):
-            if changed := changed_since(record, await self.workshop.transport(record)):
+            if changed := changed_since(record, await self.purchase_context.transport(record)):
                 raise connection_changed(record, changed, said) from cause
 
     async def _record_failure(self, record: Record, status: JobStatus) -> Record:
         error = _failure(record, status)
-        return await in_thread(self.workshop.ledger.change, record.key, lambda stored: _failed(stored, error))
+        return await in_thread(self.purchase_context.ledger.change, record.key, lambda stored: _failed(stored, error))
 
     async def _land_job(self, record: Record, status: JobStatus) -> Record:
         try:
-            return await self.lander.land(record, status.pictures, status.cost)
+            return await self.writer.land(record, status.pictures, status.cost)
         except LinkExpiredError:
             self.log.warning("The link of job %s no longer answers; asking for a fresh one.", record.job_id)
         except UNFETCHED as error:
@@ -266,7 +266,7 @@ class Collector:
 
     async def _land_or_note(self, record: Record, pictures: Sequence[Picture], cost: float | None = None) -> Record:
         try:
-            return await self.lander.land(record, pictures, cost)
+            return await self.writer.land(record, pictures, cost)
         except (LinkExpiredError, *UNFETCHED) as error:
             await self.note(record, error)
             raise

@@ -14,11 +14,19 @@ from __future__ import annotations
 from airflow_provider_geminiimg.core.reconcile.collect import Report, collect
 from airflow_provider_geminiimg.core.reconcile.purge import forget, purge
 from airflow_provider_geminiimg.core.reconcile.resolve import resolve
-from airflow_provider_geminiimg.core.reconcile.scan import STANDINGS, Entry, Scope, detail, entry_at, summary, walk
+from airflow_provider_geminiimg.core.reconcile.scan import (
+    STANDINGS,
+    RecordEntry,
+    Scope,
+    detail,
+    entry_at,
+    summary,
+    walk,
+)
 
 __all__ = [
     "STANDINGS",
-    "Entry",
+    "RecordEntry",
     "Report",
     "Scope",
     "collect",

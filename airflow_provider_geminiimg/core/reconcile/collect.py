@@ -18,9 +18,9 @@ from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
-from airflow_provider_geminiimg.core.purchase.landing import Lander, Workshop, in_thread
-from airflow_provider_geminiimg.core.purchase.waiting import Collector, VanishedError
-from airflow_provider_geminiimg.core.reconcile.scan import SETTLE, Entry, Scope, batches
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, in_thread
+from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
+from airflow_provider_geminiimg.core.reconcile.scan import SETTLE, RecordEntry, Scope, batches
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError
 
 What = Literal["landed", "running", "failed", "unknown", "skipped", "errors", "to_collect"]
@@ -77,14 +77,14 @@ class Report:
         )
 
 
-async def collect(workshop: Workshop, scope: Scope, *, dry_run: bool = False) -> Report:
+async def collect(purchase_context: PurchaseContext, scope: Scope, *, dry_run: bool = False) -> Report:
     """Look at every record of `scope`, and land what is ready.
 
     :param dry_run: only say what would be collected: no call to a gateway, nothing written.
     :raises StorageError: the records can't be listed.
     """
-    work = _Round(workshop, dry_run)
-    async for batch in batches(workshop.ledger, scope):
+    work = _Round(purchase_context, dry_run)
+    async for batch in batches(purchase_context.ledger, scope):
         await asyncio.gather(*(work.look(entry) for entry in batch))
     return work.report
 
@@ -92,14 +92,14 @@ async def collect(workshop: Workshop, scope: Scope, *, dry_run: bool = False) ->
 class _Round:
     """One walk through the records."""
 
-    def __init__(self, workshop: Workshop, dry_run: bool) -> None:
+    def __init__(self, purchase_context: PurchaseContext, dry_run: bool) -> None:
         self.report = Report()
-        self._workshop = workshop
-        self._ledger = workshop.ledger
+        self._workshop = purchase_context
+        self._ledger = purchase_context.ledger
         self._dry_run = dry_run
         self._adopted: set[str] = set()
 
-    async def look(self, entry: Entry) -> None:
+    async def look(self, entry: RecordEntry) -> None:
         """Do about one record what has to be done."""
         if entry.key in self._adopted:  # it was made, and looked at, a moment ago
             return
@@ -118,7 +118,7 @@ class _Round:
         if failure is not None:
             self._tell("errors", key, str(failure))
 
-    async def _look(self, entry: Entry) -> None:
+    async def _look(self, entry: RecordEntry) -> None:
         record, standing = entry.readable().record, entry.standing
         if standing in _FATE:
             what, said = _FATE[standing]
@@ -147,7 +147,7 @@ class _Round:
         if unknown is not None:
             self._tell("unknown", record.key, f"{unknown.message} {SETTLE}")
             return
-        collector = Collector(Lander(self._workshop))
+        collector = JobCollector(ImageWriter(self._workshop))
         try:
             status = None if record.state == "answered" else await collector.poll(record)
         except GeminiImageError as error:
@@ -249,7 +249,7 @@ def adopted(record: Record, job_id: str) -> Record:
 
 def _is_known(ledger: Ledger, wanted: Record) -> bool:
     """Whether an adopted job has its record already (then the walk comes by), or a person had that removed."""
-    return ledger.read(wanted.key) is not None or ledger.is_excused(wanted.key, wanted.claim)
+    return ledger.read(wanted.key) is not None or ledger.has_tombstone(wanted.key, wanted.claim)
 
 
 def _handle(record: Record) -> str:

@@ -30,11 +30,11 @@ from airflow_provider_geminiimg.core.ledger.layout import (
 )
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
-from airflow_provider_geminiimg.core.purchase.saved_requests import Wanted
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
-from airflow_provider_geminiimg.core.reconcile.scan import STANDINGS, Entry, Scope, billed, entry_at, walk
+from airflow_provider_geminiimg.core.reconcile.scan import STANDINGS, RecordEntry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import Blob
 from airflow_provider_geminiimg.exceptions import (
@@ -69,7 +69,7 @@ def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
     if not lose_it and _left_behind(ledger, record):
         raise _refusal(record, "Jobs that were perhaps paid for, too, are kept on it.", "`jobs collect` lands them.")
     removed = ledger.change(key, _given_up)
-    ledger.excuse(removed)
+    ledger.add_tombstone(removed)
     release_names(ledger, removed)
     _remove(ledger, removed)
     return removed
@@ -105,9 +105,9 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
         )
 
 
-async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Entry]]:
+async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntry]]:
     """The records of `scope`, those of one task instance together."""
-    together: list[Entry] = []
+    together: list[RecordEntry] = []
     async for entry in walk(ledger, scope):
         if together and _task_instance(together[0]) != _task_instance(entry):
             yield together
@@ -127,7 +127,7 @@ def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> li
     return old
 
 
-def _purge(ledger: Ledger, together: Sequence[Entry], days: float, dry_run: bool) -> list[str]:
+def _purge(ledger: Ledger, together: Sequence[RecordEntry], days: float, dry_run: bool) -> list[str]:
     """Remove the records of one task instance, if all of them may go, and what was kept for retries and is made."""
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
@@ -171,7 +171,7 @@ def _is_planned(data: bytes, records: Sequence[Record]) -> bool:
 
 
 def _is_returned(data: bytes, records: Sequence[Record]) -> bool:
-    request = Wanted.model_validate_json(data).request
+    request = SavedRequest.model_validate_json(data).request
     return request is None or prompt_sha256(request.prompt) in {record.prompt_sha256 for record in records}
 
 
@@ -179,11 +179,11 @@ def _items(records: Sequence[Record]) -> set[str]:
     return {record.key.split("/")[-2] for record in records}
 
 
-def _task_instance(entry: Entry) -> str:
+def _task_instance(entry: RecordEntry) -> str:
     return entry.key.rsplit("/", 2)[0]
 
 
-def _is_old(entry: Entry, days: float) -> bool:
+def _is_old(entry: RecordEntry, days: float) -> bool:
     found = entry.found
     return found is not None and found.record.state in _FINISHED and found.age >= days * 86400.0
 
@@ -192,7 +192,7 @@ def _left_behind(ledger: Ledger, record: Record, known: frozenset[str] | set[str
     """Whether a job that was paid for beside `record`'s own has no record of its own yet."""
     wanted = [adopted(record, job_id) for job_id in record.extra_jobs]
     return any(
-        each.key not in known and ledger.read(each.key) is None and not ledger.is_excused(each.key, each.claim)
+        each.key not in known and ledger.read(each.key) is None and not ledger.has_tombstone(each.key, each.claim)
         for each in wanted
     )
 

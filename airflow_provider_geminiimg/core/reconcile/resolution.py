@@ -20,7 +20,7 @@ _SHAPE = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Resolution:
     """What a person found out.
 
     :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the picture can't be had; ``resubmit``:
@@ -35,7 +35,7 @@ class Verdict:
         return f"job {self.job_id}" if self.word == "job" else self.word
 
 
-def verdicts(value: Any) -> dict[str, Verdict]:
+def read_resolutions(value: Any) -> dict[str, Resolution]:
     """What an operator's ``resolve`` says: a mapping from record keys to verdicts, or the JSON text of one.
 
     :raises BadRequestError: it is anything else.
@@ -52,11 +52,11 @@ def verdicts(value: Any) -> dict[str, Verdict]:
     return {str(key): _verdict(word) for key, word in value.items()}
 
 
-def _verdict(value: Any) -> Verdict:
+def _verdict(value: Any) -> Resolution:
     for word in _WORDS:
         if value == word:
-            return Verdict(word)
+            return Resolution(word)
     job_id = value.get("job") if isinstance(value, Mapping) and len(value) == 1 else None
     if not isinstance(job_id, str) or not job_id.strip():
         raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")
-    return Verdict("job", job_id.strip())
+    return Resolution("job", job_id.strip())

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.core.gateways import get_gateway
 from airflow_provider_geminiimg.core.ledger.job_index import own, owner, search
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
-from airflow_provider_geminiimg.core.reconcile.resolution import Verdict, Word
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution, Word
 from airflow_provider_geminiimg.core.reconcile.scan import billed, entry_at, standing
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -44,7 +44,7 @@ _ALLOWED: Mapping[str, Container[Word]] = {
 }
 
 
-def resolve(ledger: Ledger, key: str, verdict: Verdict, *, dry_run: bool = False) -> bool:
+def resolve(ledger: Ledger, key: str, verdict: Resolution, *, dry_run: bool = False) -> bool:
     """Settle the record at `key`.
 
     :param dry_run: only find out whether it could be settled.
@@ -72,7 +72,7 @@ def resolve(ledger: Ledger, key: str, verdict: Verdict, *, dry_run: bool = False
     return True
 
 
-def _how(found: Found) -> str:
+def _how(found: StoredRecord) -> str:
     record, how = found.record, standing(found)
     if record.state not in ("submitted", "answered") or how == "unknown":
         return how
@@ -102,7 +102,7 @@ def _step(stored: Record, seen: Record, wanted: Record) -> Record | None:
     return wanted
 
 
-def _settled(record: Record, verdict: Verdict) -> Record:
+def _settled(record: Record, verdict: Resolution) -> Record:
     """`record` as the verdict makes it."""
     if verdict.word == "job":
         since = record.submitted_at or record.claimed_at
@@ -141,7 +141,7 @@ def _outcome(word: Word) -> GeminiImageError:
     )
 
 
-def _is_settled(record: Record, verdict: Verdict) -> bool:
+def _is_settled(record: Record, verdict: Resolution) -> bool:
     if verdict.word == "job":
         return record.job_id == verdict.job_id
     # By the message alone: another version of this package may have worded the rest.

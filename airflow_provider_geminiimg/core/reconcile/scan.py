@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key
-from airflow_provider_geminiimg.core.ledger.records import Found, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import (
@@ -28,13 +28,13 @@ from airflow_provider_geminiimg.exceptions import (
 
 AT_ONCE = 8  # records that are read, or landed, at the same time
 
-Standing = Literal["waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable"]
+RecordStatus = Literal["waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable"]
 
 SETTLE = (
     "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve` with "
     "--unpaid, --lost or --job, or with --resubmit to buy it again; or by `resolve` of GeminiImageCollectOperator."
 )
-STANDINGS: Mapping[Standing, str] = {
+STANDINGS: Mapping[RecordStatus, str] = {
     "waiting": "A request is under way and its answer may still come. Leave it alone.",
     "in-flight": "Paid for. An attempt may be collecting it right now. Leave it alone.",
     "to-collect": "Paid for, and not in storage yet. `jobs collect` lands it.",
@@ -47,7 +47,7 @@ STANDINGS: Mapping[Standing, str] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class RecordEntry:
     """One record, as it was found.
 
     :param key: where it lies, relative to the root.
@@ -56,15 +56,15 @@ class Entry:
     """
 
     key: str
-    found: Found | None
+    found: StoredRecord | None
     error: GeminiImageError | None = None
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> RecordStatus:
         """See `STANDINGS`."""
         return "unreadable" if self.found is None else standing(self.found)
 
-    def readable(self) -> Found:
+    def readable(self) -> StoredRecord:
         """The record.
 
         :raises GeminiImageError: it can't be read.
@@ -106,7 +106,7 @@ class Scope:
         return [None if part is None else encode_segment(part) for part in asked]
 
 
-def standing(found: Found) -> Standing:
+def standing(found: StoredRecord) -> RecordStatus:
     """How a record stands."""
     record = found.record
     if record.state in ("landed", "failed"):
@@ -128,7 +128,7 @@ def billed(record: Record) -> Billed:
     return Billed.UNKNOWN if record.state == "intent" else Billed.YES
 
 
-async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Entry]]:
+async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntry]]:
     """The records of `scope` in the order of their keys, some at a time.
 
     :raises StorageError: they can't be listed.
@@ -139,14 +139,14 @@ async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Entry]]:
         yield [entry for entry in entries if entry is not None]
 
 
-async def walk(ledger: Ledger, scope: Scope) -> AsyncIterator[Entry]:
+async def walk(ledger: Ledger, scope: Scope) -> AsyncIterator[RecordEntry]:
     """The records of `scope`, one by one."""
     async for batch in batches(ledger, scope):
         for entry in batch:
             yield entry
 
 
-def entry_at(ledger: Ledger, key: str) -> Entry:
+def entry_at(ledger: Ledger, key: str) -> RecordEntry:
     """The record at `key`.
 
     :raises BadRequestError: there is none.
@@ -160,19 +160,19 @@ def entry_at(ledger: Ledger, key: str) -> Entry:
     return entry
 
 
-def look(ledger: Ledger, key: str) -> Entry | None:
+def look(ledger: Ledger, key: str) -> RecordEntry | None:
     """The entry at `key`; ``None`` where there is none."""
     try:
         found = ledger.read(key)
         if found is None and key not in ledger.store.keys(key):  # else it is listed and not there: no "no record"
             return None
     except Exception as error:  # whatever one record can do to whoever reads it
-        return Entry(key, None, as_outcome(error))
+        return RecordEntry(key, None, as_outcome(error))
     gone = LedgerError(f"Record {key} under {ledger.store.uri} is listed but can't be read.")
-    return Entry(key, found, gone if found is None else None)
+    return RecordEntry(key, found, gone if found is None else None)
 
 
-def summary(entry: Entry) -> dict[str, Any]:
+def summary(entry: RecordEntry) -> dict[str, Any]:
     """An entry in one line, as plain values."""
     if entry.found is None:
         return {"key": entry.key, "state": entry.standing, "error": entry.error.message if entry.error else None}
@@ -189,7 +189,7 @@ def summary(entry: Entry) -> dict[str, Any]:
     }
 
 
-def detail(entry: Entry) -> dict[str, Any]:
+def detail(entry: RecordEntry) -> dict[str, Any]:
     """All that an entry may show, and what to do about it."""
     found = entry.readable()
     values = dataclasses.asdict(found.record)
