@@ -1,7 +1,8 @@
 """What each gateway takes, gateway by model by operation: the rows of the catalogue.
 
 What must stay true: rows are data; every figure names its source in `ModelSpec.sources`; a field stands in a row only
-where its source says that this gateway takes it, because both gateways ignore what they don't know and charge all the same.
+where its source says that this gateway takes it, because both gateways ignore what they don't know and charge all the
+same.
 """
 
 from __future__ import annotations
