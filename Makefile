@@ -35,11 +35,13 @@ test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow
 test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand pictures; ITEMS=100 for a tenth of it
 	ITEMS=$(or $(ITEMS),1000) $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/heavy
 
-check: $(READY) ## Run the linters, the type checker and the docs
+check: $(READY) ## Run the linters, the type checker, the rules of the structure and the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell airflow_provider_geminiimg benchmarks docs example_dags scripts tests *.md
 	$(BIN)/mypy airflow_provider_geminiimg
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.architecture
 	$(MAKE) --no-print-directory docs
 
 docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
