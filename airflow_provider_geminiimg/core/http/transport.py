@@ -392,7 +392,7 @@ class Transport:
                 raise NotSentError("This transport is closed.")
             if self._polls is None:  # another task may have made one meanwhile
                 at_once = self._pool_size
-                self._polls = module.Polls(tls, connections=at_once, connect_timeout=CONNECT_TIMEOUT)
+                self._polls = module.PollClient(tls, connections=at_once, connect_timeout=CONNECT_TIMEOUT)
         return self._polls
 
     async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
