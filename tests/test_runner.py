@@ -285,9 +285,9 @@ def test_a_guard_is_idle_again_after_a_paid_request_that_failed() -> None:
 ORPHAN = """
     import os, sys, time
     from airflow_provider_geminiimg.exceptions import NotSentError
-    from airflow_provider_geminiimg.core.execution.runner import Guard
+    from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 
-    guard, parent = Guard(), os.getppid()
+    guard, parent = SubmitGuard(), os.getppid()
     guard.check()
     print("guarded", flush=True)
     while os.getppid() == parent:

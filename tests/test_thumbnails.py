@@ -580,21 +580,21 @@ MAKE = """
 import asyncio, logging, resource, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
-from airflow_provider_geminiimg import thumbnails
+from airflow_provider_geminiimg.core.purchase import thumbnails
 from airflow_provider_geminiimg.core.ledger.records import Record
-from airflow_provider_geminiimg.core.execution.runner import Guard
+from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.storage import LocalStore
 from harness.records import landed
 logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(message)s", stream=sys.stdout)
 logging.getLogger("asyncio").setLevel(logging.WARNING)
 logging.getLogger("PIL").setLevel(logging.WARNING)
 data = Path({picture!r}).read_bytes()
-kept = thumbnails.Kept()
+kept = thumbnails.ImageCache()
 kept.add("0" * 64, data)
 record = landed(manifest={{"images": [{{"uri": "file:///x.png", "sha256": "0" * 64}}]}})
 {before}
 log = logging.getLogger("a-task")
-asyncio.run(thumbnails.make_thumbnails(LocalStore({root!r}), record, kept, log=log, guard=Guard()))
+asyncio.run(thumbnails.make_thumbnails(LocalStore({root!r}), record, kept, log=log, guard=SubmitGuard()))
 status = Path("/proc/self/status").read_text()  # what getrusage says is its parent's too
 print("peak", int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 """
@@ -637,7 +637,14 @@ async def test_without_pillow_pictures_land_all_the_same(left: LeftBehind) -> No
 
 
 def test_pillow_is_not_imported_before_it_is_needed() -> None:
-    modules = ["collecting", "thumbnails", "jobs", "operators.generate", "sensors.job", "triggers.job"]
+    modules = [
+        "core.reconcile",
+        "core.purchase.thumbnails",
+        "runtime.jobs_command",
+        "operators.generate",
+        "sensors.job",
+        "triggers.job",
+    ]
     imports = "; ".join(f"import airflow_provider_geminiimg.{name}" for name in modules)
     code = f"import sys; {imports}; print(json.dumps(sorted(n for n in sys.modules if n.startswith('PIL'))))"
     done = subprocess.run([sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True)
