@@ -31,11 +31,13 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import HTTP_STATUS, waiting
 from airflow_provider_geminiimg.core.redaction.scrubbing import scrub as scrub
+
+_Error = TypeVar("_Error", bound="GeminiImageError")
 
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
@@ -57,6 +59,11 @@ class Fault(str, enum.Enum):
     OPERATIONS = "operations"
 
 
+# What the ledger keeps of an outcome beside its kind, in the order of the constructor.
+_WRITTEN = (
+    *("message", "billed", "retryable", "hint", "code", "gateway_message", "details", "request_id"),
+    *("status_code", "retry_after"),
+)
 _MONEY = {
     Billed.NO: "No money was spent.",
     Billed.YES: "The picture was paid for.",
@@ -137,20 +144,24 @@ class GeminiImageError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """What the ledger keeps of this outcome: plain JSON values, unset ones left out."""
-        values = {
-            "kind": self.kind,
-            "message": self.message,
-            "billed": self.billed.value,
-            "retryable": self.retryable,
-            "hint": self.hint,
-            "code": self.code,
-            "gateway_message": self.gateway_message,
-            "details": self.details,
-            "request_id": self.request_id,
-            "status_code": self.status_code,
-            "retry_after": self.retry_after,
-        }
+        values = {"kind": self.kind, **{name: getattr(self, name) for name in _WRITTEN}, "billed": self.billed.value}
         return {name: value for name, value in values.items() if value is not None}
+
+    def evolve(self: _Error, **changes: Any) -> _Error:
+        """A copy of this outcome with other values, of the same class, with the same cause and traceback.
+
+        An outcome is never changed itself: others may hold it. In a handler: ``raise error.evolve(hint=…) from
+        error.__cause__``.
+
+        :param changes: the constructor's parameters, and `of_many`.
+        :raises TypeError: there is no such value.
+        """
+        if unknown := changes.keys() - {*_WRITTEN, "of_many"}:
+            raise TypeError(f"An outcome has no {', '.join(sorted(unknown))}.")
+        evolved = type(self).__new__(type(self), changes.get("message", self.message))
+        vars(evolved).update(vars(self) | changes)
+        evolved.__cause__, evolved.__traceback__ = self.__cause__, self.__traceback__
+        return evolved
 
     def scrubbed(self, *, secrets: Iterable[str] = (), prompt: str | None = None) -> GeminiImageError:
         """This outcome without secrets, URL queries and the prompt's text in what the gateway said.

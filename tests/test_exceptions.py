@@ -415,6 +415,23 @@ def test_scrubbing_keeps_what_the_outcome_means() -> None:
     assert vars(error.scrubbed(prompt="another prompt")) == vars(error)
 
 
+def test_an_outcome_evolves_into_another_one_and_stays_as_it_is() -> None:
+    cause = OSError("broken")
+    error = NotSentError("It happened.", **ALL)  # type: ignore[arg-type]
+    error.__cause__ = cause
+    before = dict(vars(error))
+    evolved = error.evolve(message="It happened again.", billed=Billed.NO, of_many=True)
+    assert vars(error) == before
+    assert (type(evolved), evolved.__cause__) == (NotSentError, cause)
+    assert vars(evolved) == {**before, "message": "It happened again.", "billed": Billed.NO, "of_many": True}
+    assert (evolved.args, evolved.evolve(hint="").of_many) == (("It happened again.",), True)
+
+
+def test_an_outcome_evolves_by_the_values_that_it_has() -> None:
+    with pytest.raises(TypeError, match="has no colour"):
+        BadRequestError("It happened.").evolve(colour="red")
+
+
 def test_an_outcome_that_is_already_clean_does_not_change() -> None:
     error = BadRequestError("resolution='8K': not taken. Allowed: 1K, 2K, 4K.")
     assert str(error.scrubbed(secrets=[KEY], prompt=PROMPT)) == str(error)

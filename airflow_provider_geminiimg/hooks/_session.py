@@ -115,8 +115,7 @@ class Session:
             call = await asyncio.to_thread(lambda: self.gateway.submit(checked, handles, wait=synchronous))
             return await self.transport.send(call)
         except GeminiImageError as error:
-            await self.transport.explain(error, checked.operation)
-            raise
+            raise await self.transport.explain(error, checked.operation) from error.__cause__
 
     async def status(self, job_id: str, model: str | None) -> JobStatus:
         model = model or default_model(self.connection.gateway, self.connection.model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from airflow_provider_geminiimg.core.catalog.lookup import DEFAULT_MODELS, SUCCESSORS, knows, other_id, row_name
@@ -49,18 +50,18 @@ def explained(parse: Callable[[Reply], JobStatus], gateway: str, model: str) -> 
         try:
             status = parse(reply)
         except GeminiImageError as error:
-            _add_hint(error, gateway, model)
-            raise
-        if status.error is not None:
-            _add_hint(status.error, gateway, model)
-        return status
+            raise _with_hint(error, gateway, model) from error.__cause__
+        if status.error is None:
+            return status
+        return replace(status, error=_with_hint(status.error, gateway, model))
 
     return parsed
 
 
-def _add_hint(error: GeminiImageError, gateway: str, model: str) -> None:
-    if refuses_model(error):
-        error.hint = " ".join(part for part in (error.hint, _instead(gateway, model)) if part)
+def _with_hint(error: GeminiImageError, gateway: str, model: str) -> GeminiImageError:
+    if not refuses_model(error):
+        return error
+    return error.evolve(hint=" ".join(part for part in (error.hint, _instead(gateway, model)) if part))
 
 
 def _instead(gateway: str, model: str) -> str:

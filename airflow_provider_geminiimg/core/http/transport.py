@@ -319,24 +319,24 @@ class Transport:
         )
         return await retrying(self.send, call, prompt=prompt)
 
-    async def explain(self, error: GeminiImageError, operation: str) -> bool:
+    async def explain(self, error: GeminiImageError, operation: str) -> GeminiImageError:
         """Add to a refusal of a model what the gateway says that it serves, where it says so. Free; asked once.
 
-        :param error: whatever a submit ended with; anything else is left as it is.
+        :param error: whatever a submit ended with.
         :param operation: what was asked for.
-        :returns: whether something was added.
+        :returns: `error` with that in its hint, or `error` itself where nothing is to be added.
         """
         if not refuses_model(error):
-            return False
+            return error
         if operation not in self._served:
             try:
                 self._served[operation] = (await self.send(self.gateway.models(operation), prompt="")).models
             except GeminiImageError:
                 self._served[operation] = ()
         models = [model for model in self._served[operation] if is_image_model(self.gateway.name, model)]
-        if models:
-            error.hint = f"{error.hint} {self.gateway.label} lists these image models now: {shown(models)}."
-        return bool(models)
+        if not models:
+            return error
+        return error.evolve(hint=f"{error.hint} {self.gateway.label} lists these image models now: {shown(models)}.")
 
     async def _in_turn(self, call: Call[T]) -> T | GeminiImageError:
         try:
@@ -511,9 +511,8 @@ class _Exchange(Generic[T]):
             # A free call reads to the end, so that its connection can be used again.
             return await ResponseBody(headers, self._most, self._hold).read(chunks, until_whole=billable)
         except UnreadableBodyError as error:
-            doubt = self._doubt(str(error))
-            doubt.code = TOO_LARGE if isinstance(error, TooLargeBodyError) else None
-            raise doubt from None
+            code = TOO_LARGE if isinstance(error, TooLargeBodyError) else None
+            raise self._doubt(str(error), code) from None
 
     def failure(self, error: Exception) -> GeminiImageError:
         """What an exception means, whatever it is. Its text may hold the request."""
@@ -530,11 +529,11 @@ class _Exchange(Generic[T]):
             f"The contact to the gateway broke off ({name}).", billed=Billed.NO, retryable=passing, hint=hint
         )
 
-    def _doubt(self, message: str) -> GeminiImageError:
+    def _doubt(self, message: str, code: str | None = None) -> GeminiImageError:
         """The gateway took the request and gave an answer that can't be used."""
         if self.call.billable:
-            return OutcomeUnknownError(message)
-        return UpstreamFailedError(message, billed=Billed.NO, retryable=False, hint=_CHECK_HOST)
+            return OutcomeUnknownError(message, code=code)
+        return UpstreamFailedError(message, billed=Billed.NO, retryable=False, hint=_CHECK_HOST, code=code)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -464,9 +464,10 @@ class Purchase:
                     )
             except GeminiImageError as error:
                 # After the failure is on record, so that an attempt that dies here leaves no intent.
-                if await transport.explain(error, request.operation):
-                    await self.collector(wanted).note(replace(wanted, state="failed"), error)
-                raise
+                explained = await transport.explain(error, request.operation)
+                if explained is not error:
+                    await self.collector(wanted).note(replace(wanted, state="failed"), explained)
+                raise explained from error.__cause__
         return None if answered is None else await self._after_answer(*answered)
 
     @contextlib.asynccontextmanager
