@@ -59,7 +59,7 @@ TEETH = (
     Tooth(
         "The gateway's answer is on record before anything else happens",
         "core/purchase/submission.py",
-        "            await in_thread(self._record_answer, answer, inline)\n        except",
+        "            await asyncio.to_thread(self._record_answer, answer, inline)\n        except",
         "            pass\n        except",
     ),
     Tooth(
@@ -116,7 +116,7 @@ TEETH = (
     Tooth(
         "A ledger that workers do not share is noticed",
         "core/purchase/task_state.py",
-        "    if await in_thread(ledger.has_tombstone, key, claim):\n        return\n",
+        "    if await asyncio.to_thread(ledger.has_tombstone, key, claim):\n        return\n",
         "    return\n",
     ),
     Tooth(
@@ -140,13 +140,13 @@ TEETH = (
     Tooth(
         "What is copied is, byte by byte, what landed",
         "core/purchase/copying.py",
-        'if await in_thread(lambda data=data: hashlib.sha256(data).hexdigest()) != image["sha256"]:',
+        'if await asyncio.to_thread(sha256, data) != image["sha256"]:',
         "if False:",
     ),
     Tooth(
         "What was downloaded is looked at before it counts as a picture",
         "core/purchase/landing.py",
-        "            return data, await in_thread(inspect_image, data)\n",
+        "            return data, await asyncio.to_thread(inspect_image, data)\n",
         "            return data, ImageInfo('image/png', 'png', 1, 1)\n",
     ),
     Tooth(
@@ -176,8 +176,8 @@ TEETH = (
     Tooth(
         "A record that Airflow was never told of is of this run",
         "core/purchase/task_state.py",
-        "if marker is None or record.told is None or record.told == await in_thread(marker.token):",
-        "if marker is None or record.told == await in_thread(marker.token):",
+        "if marker is None or record.told is None or record.told == await asyncio.to_thread(marker.token):",
+        "if marker is None or record.told == await asyncio.to_thread(marker.token):",
     ),
     Tooth(
         "A DAG run that was made again is a new one",

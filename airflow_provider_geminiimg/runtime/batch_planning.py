@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.core.batch.rows import ImageSpec, image_specs, r
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import index_key, is_record_key
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
 from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.core.validation.texts import normalized
@@ -50,7 +50,7 @@ async def make_plan(
     checked = arguments.checked
     encoding, delimiter = checked("encoding"), checked("delimiter")
     most = settings.max_batch_images()
-    rows = await in_thread(
+    rows = await asyncio.to_thread(
         lambda: read_rows(requests, purchase_context.files, most=most, encoding=encoding, delimiter=delimiter)
     )
     wanted = image_specs(
@@ -117,7 +117,7 @@ class _Records:
         items = planned.keys()
         unread = (key for key in self._unread if _item_of(key) not in items)
         while some := list(itertools.islice(unread, READERS)):
-            records = await asyncio.gather(*(in_thread(self._ledger.read, key) for key in some))
+            records = await asyncio.gather(*(asyncio.to_thread(self._ledger.read, key) for key in some))
             paid = [found.record.api_host for found in records if found is not None]
             hosts = dict.fromkeys(urlsplit(f"//{host}").hostname or "" for host in paid if host)
             if further := [host for host in hosts if host not in known]:
@@ -140,14 +140,14 @@ async def _as_known_before(
 
     To which hosts the connection led is read from the records, until each picture is known or no record is left.
     """
-    await in_thread(records.load)
+    await asyncio.to_thread(records.load)
     renumbered = any(wish.earlier_variant or wish.earlier_spellings for wish in wanted)
-    if await in_thread(lambda: records.none(of_dag=renumbered)):
+    if await asyncio.to_thread(lambda: records.none(of_dag=renumbered)):
         return planned
     hosts: list[str] = []
     while True:
         known = partial(records.has, of_dag=renumbered or bool(hosts))
-        found = await in_thread(_known_under, planned, wanted, connection, hosts, known)
+        found = await asyncio.to_thread(_known_under, planned, wanted, connection, hosts, known)
         if all(known(item.fingerprint) for item in found.items):
             return found
         further = await records.further_hosts([host_of(connection), *hosts], found)

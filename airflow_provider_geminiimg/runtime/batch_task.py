@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import PLANS
 from airflow_provider_geminiimg.core.purchase.decision import Policy
-from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import Files, join_uri
@@ -104,13 +104,13 @@ async def _live(
     if rate is not None:
         connection = attempt.limited(connection.conn_id, rate)
     async with attempt.purchase_context() as purchase_context:
-        await in_thread(attempt.ledger.store.probe)
+        await asyncio.to_thread(attempt.ledger.store.probe)
         if planned is None:
             planned = await make_plan(task.arguments, attempt, connection, purchase_context, requests)
-            await in_thread(plans.write, attempt.generation, planned)
+            await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
-        await in_thread(attempt.ledger.prefetch, attempt.item)
+        await asyncio.to_thread(attempt.ledger.prefetch, attempt.item)
         orders = _orders(task.arguments, attempt, connection, planned)
         refused = await refusals(
             lambda item: Forecast(orders(item), purchase_context, task.guard, attempt.item_marker(item.key)),
@@ -130,7 +130,7 @@ async def _live(
             refused=refused,
         )
         tally = await window.run(planned.items)
-        manifest, failure = await in_thread(_write_down, attempt, plans, planned, tally)
+        manifest, failure = await asyncio.to_thread(_write_down, attempt, plans, planned, tally)
     refusal = next(iter(refused.values()), None)
     if refusal is not None and tally.collected:
         refusal.hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
-from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect, resolve
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import GeminiImageError
@@ -36,7 +36,7 @@ async def _collect(arguments: TaskArguments, environment: Environment) -> Report
     look_only = arguments.checked("look_only")
     log, refused = environment.log, []
     for key, verdict in arguments.checked("resolve").items():
-        done = await closed(in_thread(lambda k=key, v=verdict: resolve(environment.ledger, k, v, dry_run=look_only)))
+        done = await closed(asyncio.to_thread(resolve, environment.ledger, key, verdict, dry_run=look_only))
         if isinstance(done, GeminiImageError):
             log.error("Not settled: %s. %s", key, done)
             refused.append(key)

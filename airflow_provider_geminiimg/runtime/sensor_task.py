@@ -5,6 +5,7 @@ What must stay true: nothing here buys or cancels.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from airflow_provider_geminiimg.core.ledger.records import (
 )
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Copy, Policy, Refetch, Refuse, decide
-from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedError, ImageWriter, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedError, ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS
@@ -216,11 +217,11 @@ async def _find(task: SensorTask, attempt: TaskRun, resumed: bool) -> StoredReco
         wanted = str(arguments["job_id"]), arguments["geminiimg_conn_id"], arguments["model"]
         return await _own(task, attempt, *wanted)
     key, job_id = key_of_job(job), job.get("job_id")
-    found = await in_thread(attempt.ledger.read, key)
+    found = await asyncio.to_thread(attempt.ledger.read, key)
     if found is not None:
         record = _answered(found.record, job_id)
         if record is not found.record:
-            other = await in_thread(owner, attempt.ledger, record.gateway, str(job_id))
+            other = await asyncio.to_thread(owner, attempt.ledger, record.gateway, str(job_id))
             if other not in (None, key):
                 raise another_records_job(str(job_id), str(other), key)
         return replace(found, record=record)
@@ -237,7 +238,7 @@ def _destination(task: SensorTask, attempt: TaskRun) -> Destination:
 
 async def _own(task: SensorTask, attempt: TaskRun, job_id: str, conn_id: Any, model: str | None) -> StoredRecord:
     """The record of a job of which this package has none: made at the first look, under this task's own key."""
-    connection = await in_thread(attempt.connection, conn_id)
+    connection = await asyncio.to_thread(attempt.connection, conn_id)
     wanted = model or default_model(connection.gateway, connection.model)
 
     def is_of_job(known: Record) -> bool:
@@ -245,15 +246,15 @@ async def _own(task: SensorTask, attempt: TaskRun, job_id: str, conn_id: Any, mo
         same_model = known.model == model if model else row_name(known.model) == row_name(wanted)
         return same_model and (known.job_id, known.conn_id) == (job_id, connection.conn_id)
 
-    found = await in_thread(attempt.ledger.latest, attempt.item)
-    known = None if found is None else await in_thread(_newest, attempt, found, is_of_job)
+    found = await asyncio.to_thread(attempt.ledger.latest, attempt.item)
+    known = None if found is None else await asyncio.to_thread(_newest, attempt, found, is_of_job)
     if known is not None:
         return known
     n = 1 if found is None else found.record.n + 1
     destination = _destination(task, attempt)
-    suffix = await in_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
+    suffix = await asyncio.to_thread(reserve_name, attempt.ledger, attempt.files, attempt.item.path, destination, n)
     made = replace(_record_of(attempt, connection, job_id, wanted, destination, n), suffix=suffix)
-    created = await in_thread(attempt.ledger.create, made)
+    created = await asyncio.to_thread(attempt.ledger.create, made)
     return created or await _own(task, attempt, job_id, conn_id, model)
 
 

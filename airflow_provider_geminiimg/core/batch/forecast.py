@@ -17,7 +17,6 @@ from airflow_provider_geminiimg.core.gateways.connection import GatewayConnectio
 from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
-from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.task_state import look
 from airflow_provider_geminiimg.core.request import CheckedRequest
@@ -38,7 +37,7 @@ class Forecast(Purchase):
         return await closed(self._would_buy()) is True
 
     async def _would_buy(self) -> bool:
-        latest = await in_thread(self.ledger.latest, self.order.item)
+        latest = await asyncio.to_thread(self.ledger.latest, self.order.item)
         if latest is not None and latest.record.state in _MAY_BE_RECALLED:
             latest = await look(self.ledger, self.order.item, self.marker)
         found, step = await self._decide(latest, None)

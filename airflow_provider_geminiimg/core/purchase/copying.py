@@ -6,8 +6,8 @@ landed; what it is copied from is only read.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,8 +17,9 @@ from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.decision import PictureState
-from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES, ImageWriter, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES, ImageWriter
 from airflow_provider_geminiimg.core.storage import Files
+from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 
 Intact = Literal["there", "changed", "gone", "unknown"]
@@ -69,7 +70,7 @@ async def reused_manifest(writer: ImageWriter, record: Record, asked: Destinatio
 
 async def picture_state(files: Files, manifest: Mapping[str, Any]) -> Literal["there", "gone", "unknown"]:
     """Whether what a manifest names is still where it landed."""
-    states = [await in_thread(files.state, image["uri"]) for image in manifest["images"]]
+    states = [await asyncio.to_thread(files.state, image["uri"]) for image in manifest["images"]]
     return "gone" if "gone" in states else "unknown" if "unknown" in states else "there"
 
 
@@ -91,16 +92,16 @@ async def read_back(files: Files, record: Record) -> tuple[Intact, list[bytes]]:
 async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact, list[bytes]]:
     pictures: list[bytes] = []
     for image in manifest["images"]:
-        state = await in_thread(files.state, image["uri"])
+        state = await asyncio.to_thread(files.state, image["uri"])
         if state != "there":
             return state, []
         try:
-            data = await in_thread(lambda uri=image["uri"]: files.read(uri, max_bytes=MAX_PICTURE_BYTES, landed=True))
+            data = await asyncio.to_thread(files.read, image["uri"], max_bytes=MAX_PICTURE_BYTES, landed=True)
         except StorageError:
             return "unknown", []
         except BadRequestError:  # larger than any picture, or gone this very moment
             return "changed", []
-        if await in_thread(lambda data=data: hashlib.sha256(data).hexdigest()) != image["sha256"]:
+        if await asyncio.to_thread(sha256, data) != image["sha256"]:
             return "changed", []
         pictures.append(data)
     return "there", pictures
@@ -120,7 +121,7 @@ async def copy_to(writer: ImageWriter, record: Record, destination: Destination)
     images, kept = await writer.store_all(moved, pictures)
     manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
     await writer.write_sidecar(images[0], sidecar(manifest, record))
-    await in_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
+    await asyncio.to_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
     await writer.make_thumbnails(record, kept)
     return manifest
 
@@ -129,7 +130,7 @@ async def moved_to(writer: ImageWriter, record: Record, destination: Destination
     """`record` as it would be if its image had been asked for at another destination, the name of which is claimed."""
     purchase_context, item_path = writer.purchase_context, folder_of(record.key)
     digest = (record.manifest or {})["images"][0]["sha256"]
-    suffix = await in_thread(
+    suffix = await asyncio.to_thread(
         reserve_name, purchase_context.ledger, purchase_context.files, item_path, destination, record.n, digest
     )
     return replace(record, destination=destination, suffix=suffix)
@@ -143,7 +144,7 @@ def asked_last(record: Record) -> Destination:
 async def _note_asked(ledger: Ledger, record: Record, asked: Destination) -> None:
     """Note on the record which of its places was asked for last, for a sensor that is not told."""
     if asked != asked_last(record) and asked in [place.destination for place in image_places(record)]:
-        await in_thread(ledger.change, record.key, lambda stored: replace(stored, asked=asked))
+        await asyncio.to_thread(ledger.change, record.key, lambda stored: replace(stored, asked=asked))
 
 
 def _with_copy(stored: Record, destination: Destination, manifest: dict[str, Any]) -> Record:

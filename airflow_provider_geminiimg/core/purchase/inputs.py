@@ -6,7 +6,7 @@ an address; memory is taken before an input is read, and given back as soon as i
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -18,9 +18,10 @@ from airflow_provider_geminiimg.core.gateways.base import InputImage
 from airflow_provider_geminiimg.core.http.download import download
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image
-from airflow_provider_geminiimg.core.purchase.landing import DOWNLOAD_SECONDS, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import DOWNLOAD_SECONDS
 from airflow_provider_geminiimg.core.request import CheckedRequest
 from airflow_provider_geminiimg.core.storage import WEB_SCHEMES, Files, locate
+from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -78,7 +79,7 @@ async def handles_of(images: list[InputImage], transport: Transport, share: Shar
         image = images.pop()
         size = len(image.data)
         await share.hold(share.taken + size)  # for the body of an upload, or base64
-        handle = await in_thread(transport.gateway.reference, image)
+        handle = await asyncio.to_thread(transport.gateway.reference, image)
         del image
         if not isinstance(handle, str):
             handle = await transport.send_free(handle, prompt=prompt)
@@ -130,23 +131,23 @@ def inspect_input(data: bytes) -> ImageInfo:
 
 
 async def _read(name: str, uri: str, row: ModelSpec, files: Files) -> InputImage:
-    await in_thread(files.check, uri, name)
+    await asyncio.to_thread(files.check, uri, name)
     from_web = locate(uri, name).scheme in WEB_SCHEMES
     try:
         if from_web:
             data = await download(uri, max_bytes=row.max_input_bytes, timeout=DOWNLOAD_SECONDS)
         else:
-            data = await in_thread(lambda: files.read(uri, max_bytes=row.max_input_bytes))
+            data = await asyncio.to_thread(lambda: files.read(uri, max_bytes=row.max_input_bytes))
     except GeminiImageError as error:
         raise _unusable(name, uri, row, error, passing=error.retryable) from None
     try:
-        info = await in_thread(inspect_input, data)
+        info = await asyncio.to_thread(inspect_input, data)
     except InvalidImageError as error:
         raise _unusable(name, uri, row, error, passing=False) from None
     if info.media_type not in row.input_media_types:
         raise _unusable(name, uri, row, BadRequestError(f"It is {info.media_type}."), passing=False)
     warn_if_turned(f"{name}={public_uri(uri)!r}", info)
-    digest = await in_thread(lambda: hashlib.sha256(data).hexdigest())
+    digest = await asyncio.to_thread(sha256, data)
     return InputImage(data, info.media_type, digest, uri if from_web else None)
 
 

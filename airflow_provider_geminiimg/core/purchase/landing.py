@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from airflow_provider_geminiimg.core.ledger.manifest import (
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, thumbnail_keys
 from airflow_provider_geminiimg.core.storage import Files, join_uri
+from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -154,11 +154,6 @@ def connection_changed(record: Record, changed: Sequence[str], answer: str) -> C
     )
 
 
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Blocking storage work, off the event loop."""
-    return await asyncio.to_thread(function, *args)
-
-
 class ImageWriter:
     """Puts pictures where they belong.
 
@@ -210,7 +205,7 @@ class ImageWriter:
                     before = kept.size
                     data, info = await self._fetch(record, picture, share, before)
                     further = bool(stored) or picture is not pictures[-1]
-                    if further and _is_input(record, await in_thread(_digest, data)):
+                    if further and _is_input(record, await asyncio.to_thread(sha256, data)):
                         self.log.warning("An input image came back beside the result of record %s.", record.key)
                         continue
                     if picture.data is None:
@@ -230,7 +225,7 @@ class ImageWriter:
 
     async def _fetch(self, record: Record, picture: Picture, share: Share, before: int) -> tuple[bytes, ImageInfo]:
         if picture.data is not None:
-            return picture.data, await in_thread(inspect_image, picture.data)
+            return picture.data, await asyncio.to_thread(inspect_image, picture.data)
         transport = await self.purchase_context.transport(record)
 
         async def fetched() -> tuple[bytes, ImageInfo]:
@@ -245,18 +240,18 @@ class ImageWriter:
             except GeminiImageError:
                 share.begin_again(before)
                 raise
-            return data, await in_thread(inspect_image, data)
+            return data, await asyncio.to_thread(inspect_image, data)
 
         return await _patiently(fetched)
 
     async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
-        digest = await in_thread(_digest, data)
+        digest = await asyncio.to_thread(sha256, data)
         files = self.purchase_context.files
 
         async def written(stem: str) -> str | None:
             uri = join_uri(record.destination.directory, f"{stem}.{info.extension}")
-            await in_thread(files.check, uri, "output_path")
-            fits = await in_thread(lambda: files.write(uri, data, media_type=info.media_type, sha256=digest))
+            await asyncio.to_thread(files.check, uri, "output_path")
+            fits = await asyncio.to_thread(lambda: files.write(uri, data, media_type=info.media_type, sha256=digest))
             return uri if fits else None
 
         stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
@@ -276,7 +271,7 @@ class ImageWriter:
     async def store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], ImageCache]:
         images, kept = [], ImageCache()
         for index, data in enumerate(pictures):
-            images.append(await self._store(record, index, data, await in_thread(inspect_image, data)))
+            images.append(await self._store(record, index, data, await asyncio.to_thread(inspect_image, data)))
             kept.add(images[-1].sha256, data)
         return images, kept
 
@@ -285,7 +280,9 @@ class ImageWriter:
         stem = image.uri.rpartition(".")[0]
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
         for uri in (f"{stem}.json", f"{stem}-{image.sha256[:12]}.json"):
-            if await in_thread(_write_sidecar, self.purchase_context.files, uri, body, content["record"], image.sha256):
+            if await asyncio.to_thread(
+                _write_sidecar, self.purchase_context.files, uri, body, content["record"], image.sha256
+            ):
                 return
             self.log.warning("%s is somebody else's file, and stays as it is.", uri)
         self.log.warning("%s has no sidecar. Record %s says the same.", image.uri, content["record"])
@@ -323,7 +320,7 @@ class ImageWriter:
 
         ledger = self.purchase_context.ledger
         try:
-            kept = await _patiently(lambda: in_thread(ledger.change, record.key, landed))
+            kept = await _patiently(lambda: asyncio.to_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
             # The picture is safe in storage; failing the task now would only hide it.
             self.log.error(
@@ -338,9 +335,9 @@ class ImageWriter:
         try:
             # What was bought is the newest. A copy stands in for what it was made from, which goes first.
             key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
-            await in_thread(lambda: point_to(store, key, landed, instead_of=older))
+            await asyncio.to_thread(lambda: point_to(store, key, landed, instead_of=older))
             for spooled in record.spooled:
-                await in_thread(store.delete, spooled)
+                await asyncio.to_thread(store.delete, spooled)
         except GeminiImageError as error:
             self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
 
@@ -351,7 +348,7 @@ class ImageWriter:
             return
         with contextlib.suppress(GeminiImageError):
             for key in thumbnail_keys(record):
-                await in_thread(self.purchase_context.ledger.store.delete, key)
+                await asyncio.to_thread(self.purchase_context.ledger.store.delete, key)
 
     async def make_thumbnails(self, record: Record, kept: ImageCache) -> None:
         store = self.purchase_context.ledger.store
@@ -390,7 +387,7 @@ class ImageWriter:
 def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha256: str) -> bool:
     """Write the sidecar of a record; ``False`` where another file has its name."""
     media_type = "application/json"
-    if files.write(uri, body, media_type=media_type, sha256=hashlib.sha256(body).hexdigest()):
+    if files.write(uri, body, media_type=media_type, sha256=sha256(body)):
         return True
     if not is_sidecar_of(files, uri, record, image_sha256):
         return False
@@ -428,10 +425,6 @@ def paid() -> Iterator[None]:
         if error.billed is Billed.NO:
             error.billed = Billed.YES
         raise
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _is_input(record: Record, digest: str) -> bool:

@@ -43,7 +43,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
     is_cleared,
 )
 from airflow_provider_geminiimg.core.purchase.inputs import handles_of, input_digests, public_uri, read_inputs
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, in_thread, paid
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, paid
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
 from airflow_provider_geminiimg.core.purchase.sharing import Buy, DagReuse, copy_of
 from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Submission
@@ -111,7 +111,7 @@ class Purchase:
         :returns: the record, and the manifest if the picture is there (``None``: wait for the record's job).
         """
         async with self._reading():
-            await in_thread(self.ledger.store.probe)
+            await asyncio.to_thread(self.ledger.store.probe)
         give_up = time.monotonic() + RESEND_SECONDS
         told = False
         while True:
@@ -172,14 +172,14 @@ class Purchase:
         :param job_id: what the trigger's event says.
         """
         async with self._reading(Billed.YES):
-            found = await in_thread(self.ledger.latest, self.order.item)
-            known = await in_thread(self._record_of, job_id)
+            found = await asyncio.to_thread(self.ledger.latest, self.order.item)
+            known = await asyncio.to_thread(self._record_of, job_id)
         if known is not None and known.state == "submitted":
             return await self.finish(known, at_once=True)
         if found is not None and (known is not None or found.record.state != "intent"):
             record, manifest = await self.start()
             return (record, manifest) if manifest is not None else await self.finish(record)
-        other = await in_thread(owner, self.ledger, self.order.connection.gateway, job_id)
+        other = await asyncio.to_thread(owner, self.ledger, self.order.connection.gateway, job_id)
         if other is not None and folder_of(other) != self.order.item.path:
             raise another_records_job(job_id, other, found.record.key if found else self.order.item.path)
         self.log.error(
@@ -189,7 +189,7 @@ class Purchase:
         record = found.record if found is not None else await self._record(Submit(1, ""), "", 0.0)
         submitted = replace(record, state="submitted", job_id=job_id, submitted_at=time.time())
         if found is None:
-            await in_thread(self.ledger.create, submitted)
+            await asyncio.to_thread(self.ledger.create, submitted)
         return await self.finish(submitted, at_once=True)
 
     # What is known
@@ -200,7 +200,7 @@ class Purchase:
         try:
             yield
         except StorageError as error:
-            if billed is Billed.YES or self.marker is None or await in_thread(self.marker.get) is not None:
+            if billed is Billed.YES or self.marker is None or await asyncio.to_thread(self.marker.get) is not None:
                 error.billed = billed
             raise
 
@@ -239,7 +239,7 @@ class Purchase:
         number = latest.record.decided_by
         if number is None:
             return latest
-        return await in_thread(self.ledger.read, record_key(self.order.item, number)) or latest
+        return await asyncio.to_thread(self.ledger.read, record_key(self.order.item, number)) or latest
 
     async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         record = found.record
@@ -271,9 +271,9 @@ class Purchase:
 
     async def _older(self, below: int) -> StoredRecord | None:
         """The newest record of this item below a number that asked for what is asked for now."""
-        numbers = await in_thread(self.ledger.numbers, self.order.item)
+        numbers = await asyncio.to_thread(self.ledger.numbers, self.order.item)
         for n in reversed([n for n in numbers if n < below]):
-            found = await in_thread(self.ledger.read, record_key(self.order.item, n))
+            found = await asyncio.to_thread(self.ledger.read, record_key(self.order.item, n))
             if found is not None and found.record.fingerprint == await self._fingerprint(found.record):
                 return found
         return None
@@ -295,7 +295,7 @@ class Purchase:
             "told": await self._token(),
             "decided_by": record.n if older else None,
         }
-        await in_thread(self.ledger.change, latest.record.key, lambda stored: replace(stored, **changed))
+        await asyncio.to_thread(self.ledger.change, latest.record.key, lambda stored: replace(stored, **changed))
         await remember(self.marker, latest.record)
 
     async def _input_digests(self) -> tuple[str, ...]:
@@ -350,8 +350,8 @@ class Purchase:
         """By which fingerprints this item's pictures are known: earlier versions told the ids of one model apart."""
         if latest.fingerprint in self._recorded:
             return
-        numbers = [n for n in await in_thread(self.ledger.numbers, self.order.item) if n < latest.n]
-        older = [await in_thread(self.ledger.read, record_key(self.order.item, n)) for n in numbers]
+        numbers = [n for n in await asyncio.to_thread(self.ledger.numbers, self.order.item) if n < latest.n]
+        older = [await asyncio.to_thread(self.ledger.read, record_key(self.order.item, n)) for n in numbers]
         self._recorded = {latest.fingerprint, *(found.record.fingerprint for found in older if found is not None)}
 
     def _tell_differences(self, record: Record, consequence: str, input_sha256: Sequence[str] | None = None) -> None:
@@ -433,7 +433,7 @@ class Purchase:
         fields = order.request.fields() if isinstance(order.request, CheckedRequest) else {}
         size = IMAGE_BYTES.get(str(fields.get("resolution")), IMAGE_BYTES["1K"])
         item, to = order.item.path, order.destination
-        return await in_thread(
+        return await asyncio.to_thread(
             lambda: reserve_name(self.ledger, self.purchase_context.files, item, to, n, digest, size, moves=moves)
         )
 
@@ -488,7 +488,7 @@ class Purchase:
                 self._tell_differences(step.replaces, "submitting what is asked for now", self._inputs)
             handles = await handles_of(images, transport, share, prompt=request.prompt)
             await share.hold(2 * share.taken)  # the JSON of them, and its bytes
-            call = await in_thread(transport.gateway.submit, request, handles)
+            call = await asyncio.to_thread(transport.gateway.submit, request, handles)
             del handles
             share.only(share.taken // 2)
             if not share.taken:
@@ -538,7 +538,7 @@ class Purchase:
         )
 
     async def _token(self) -> str | None:
-        return None if self.marker is None else await in_thread(self.marker.token)
+        return None if self.marker is None else await asyncio.to_thread(self.marker.token)
 
     async def _pause_before_resending(self, error: GeminiImageError, give_up: float) -> None:
         seconds = error.retry_after if error.retry_after is not None else random.uniform(2.0, 6.0)

@@ -12,6 +12,7 @@ What must stay true:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
     WaitForRecord,
     is_out_of_reach,
 )
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import Store
@@ -210,14 +211,14 @@ class DagReuse:
         :raises GeminiImageError: what another task paid for keeps this one from buying.
         """
         order = self.order
-        entry = await in_thread(read_entry, self.ledger.store, index_key(order.item.path, fingerprint))
+        entry = await asyncio.to_thread(read_entry, self.ledger.store, index_key(order.item.path, fingerprint))
         own = entry is not None and folder_of(entry.record) == order.item.path
         found: StoredRecord | None = None
         intact: Intact = "unknown"
         pictures: list[bytes] = []
         waited = 0.0
         if entry is not None and not own and not step.regenerate:
-            found = await in_thread(_asking_for, self.ledger, entry.record, fingerprint)
+            found = await asyncio.to_thread(_asking_for, self.ledger, entry.record, fingerprint)
         if found is not None and found.record.state == "landed":
             intact, pictures = await read_back(self.purchase_context.files, found.record)
         elif found is not None:
@@ -238,7 +239,7 @@ class DagReuse:
         :raises StorageError: the store failed.
         """
         item = self.order.item
-        entry = await in_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
+        entry = await asyncio.to_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
         return entry is not None and folder_of(entry.record) != item.path
 
     async def _earlier(
@@ -252,12 +253,12 @@ class DagReuse:
         :raises LedgerError: a record can't be read.
         """
         unknown: Record | None = None
-        for record in await in_thread(lambda: list(earlier_holders(self.ledger, found.record))):
+        for record in await asyncio.to_thread(lambda: list(earlier_holders(self.ledger, found.record))):
             state, pictures = await read_back(self.purchase_context.files, record)
             if state == "there":
                 if found.record.state == "landed":
                     index = index_key(self.order.item.path, record.fingerprint)
-                    await in_thread(write_entry, self.ledger.store, index, record, entry)
+                    await asyncio.to_thread(write_entry, self.ledger.store, index, record, entry)
                 return replace(found, record=record), state, pictures
             unknown = record if state == "unknown" and unknown is None else unknown
         return (found, intact, []) if unknown is None else (replace(found, record=unknown), "unknown", [])
@@ -267,7 +268,7 @@ class DagReuse:
 
         :raises StorageError: the bucket or the disk failed.
         """
-        if await in_thread(self.ledger.create, wanted) is None:
+        if await asyncio.to_thread(self.ledger.create, wanted) is None:
             return None
         self.log.info("Record %s has landed the same picture; copying it, at no cost.", lot.source.key)
         await remember(self.marker, wanted)
@@ -284,10 +285,12 @@ class DagReuse:
         with contextlib.suppress(GeminiImageError):  # what can't be read here is asked of the gateway
             if self.order.policy.reuse == "dag":
                 index = index_key(record.key, record.fingerprint)
-                entry = await in_thread(read_entry, self.ledger.store, index)
-                found = None if entry is None else await in_thread(self.ledger.read, entry.record)
+                entry = await asyncio.to_thread(read_entry, self.ledger.store, index)
+                found = None if entry is None else await asyncio.to_thread(self.ledger.read, entry.record)
                 starts += [] if found is None else [found.record]
-            for source in await in_thread(lambda: [each for start in starts for each in _lineage(self.ledger, start)]):
+            for source in await asyncio.to_thread(
+                lambda: [each for start in starts for each in _lineage(self.ledger, start)]
+            ):
                 if source.key == record.key or _digests(source) != _digests(record):
                     continue
                 intact, pictures = await read_back(self.purchase_context.files, source)
@@ -312,9 +315,9 @@ class DagReuse:
             return None
         key, store = task_key(self.order.item), self.ledger.store
         try:
-            entry = await in_thread(read_entry, store, key)
-            await in_thread(lambda: point_to(store, key, wanted))
-            found = None if entry is None else await in_thread(self.ledger.read, entry.record)
+            entry = await asyncio.to_thread(read_entry, store, key)
+            await asyncio.to_thread(lambda: point_to(store, key, wanted))
+            found = None if entry is None else await asyncio.to_thread(self.ledger.read, entry.record)
         except GeminiImageError:
             return None
         return found.record if found is not None and found.record.fingerprint != wanted.fingerprint else None

@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.http.transport import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
 from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.sharing import Buy
 from airflow_provider_geminiimg.core.purchase.task_state import remember
@@ -67,12 +67,12 @@ class Submission:
             self.guard.check()
             with self.guard.paying():
                 since = time.monotonic()
-                if lot is not None and not await in_thread(lot.claim, self.ledger.store, wanted):
+                if lot is not None and not await asyncio.to_thread(lot.claim, self.ledger.store, wanted):
                     self.log.info(
                         "Another task was first to claim the picture of record %s; looking again.", wanted.key
                     )
                     return None
-                claimed = await in_thread(self._claim, wanted)
+                claimed = await asyncio.to_thread(self._claim, wanted)
                 if claimed is None:
                     self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
                     return None
@@ -136,7 +136,7 @@ class Submission:
         return status
 
     async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
-        await in_thread(self._note_failure, record, error)
+        await asyncio.to_thread(self._note_failure, record, error)
 
     def _note_failure(self, record: Record, error: GeminiImageError) -> None:
         state = None if isinstance(error, OutcomeUnknownError) else "failed"
@@ -170,7 +170,7 @@ class Submission:
             spooled=keys,
         )
         try:
-            await in_thread(self._record_answer, answer, inline)
+            await asyncio.to_thread(self._record_answer, answer, inline)
         except Exception as failure:  # whatever it is, there is a job
             error = as_outcome(failure)
             self.log.error(
@@ -191,7 +191,7 @@ class Submission:
         """
         if job_id is None:
             return
-        looking = asyncio.ensure_future(in_thread(owner, self.ledger, record.gateway, job_id))
+        looking = asyncio.ensure_future(asyncio.to_thread(owner, self.ledger, record.gateway, job_id))
         done, _ = await asyncio.wait([looking], timeout=LOOKING_SECONDS)
         other = None if not done or looking.exception() else looking.result()
         if other not in (None, record.key):
@@ -207,7 +207,7 @@ class Submission:
         job_id = record.job_id
         if job_id is None or not has(record, job_id):
             return
-        owning = asyncio.ensure_future(closed(in_thread(own, self.ledger, record, job_id)))
+        owning = asyncio.ensure_future(closed(asyncio.to_thread(own, self.ledger, record, job_id)))
         done, _ = await asyncio.wait([owning], timeout=OWNING_SECONDS)
         other = owning.result() if done else StorageError(f"The store took over {OWNING_SECONDS:.0f} s.")
         if isinstance(other, GeminiImageError):
@@ -218,7 +218,7 @@ class Submission:
         elif other is not None:
             if self._recording is not None:
                 self._recording.cancel()
-            raise await in_thread(take_back, self.ledger, record, other, self.log)
+            raise await asyncio.to_thread(take_back, self.ledger, record, other, self.log)
 
     def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
         for key, data in zip(answer.spooled, inline, strict=True):
@@ -249,5 +249,5 @@ class Submission:
         while time.monotonic() < give_up:
             await asyncio.sleep(RECORD_AGAIN)
             with contextlib.suppress(Exception):
-                await in_thread(self._record_answer, answer, inline)
+                await asyncio.to_thread(self._record_answer, answer, inline)
                 return

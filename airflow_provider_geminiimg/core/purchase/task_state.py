@@ -7,6 +7,7 @@ remembered means something only where the record says that Airflow was told.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,6 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, folder_of
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
-from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 
@@ -23,7 +23,7 @@ async def remember(marker: Marker | None, record: Record) -> None:
     """Let Airflow remember a record: that it was claimed, and its job where it has one."""
     if marker is not None:
         job = {} if record.job_id is None else {"job_id": record.job_id}
-        await in_thread(marker.set, {"record": record.key, "claim": record.claim, **job})
+        await asyncio.to_thread(marker.set, {"record": record.key, "claim": record.claim, **job})
 
 
 async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
@@ -32,9 +32,9 @@ async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
     :param record: the one that decides for its item.
     :raises LedgerError: Airflow remembers another claim, so that somebody else writes this task's records.
     """
-    if marker is None or record.told is None or record.told == await in_thread(marker.token):
+    if marker is None or record.told is None or record.told == await asyncio.to_thread(marker.token):
         return False
-    mark = await in_thread(marker.get)
+    mark = await asyncio.to_thread(marker.get)
     if mark is None or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`
         return True
     if mark.get("claim") == record.claim:
@@ -54,7 +54,7 @@ async def refuse_if_lost(ledger: Ledger, item: Item, record: Record, marker: Mar
     :param record: the last one that is there.
     :raises LedgerError: there was a later one.
     """
-    mark = None if marker is None else await in_thread(marker.get)
+    mark = None if marker is None else await asyncio.to_thread(marker.get)
     if mark is not None and (_is_later(mark, record) or not str(mark.get("record")).startswith(f"{item.path}/")):
         await _check_excuse(ledger, item, mark)
 
@@ -72,10 +72,10 @@ async def look(ledger: Ledger, item: Item, marker: Marker | None) -> StoredRecor
     :raises LedgerError: Airflow remembers a record that is not there; or the one that is there can't be read.
     :raises StorageError: the store failed.
     """
-    found = await in_thread(ledger.latest, item)
+    found = await asyncio.to_thread(ledger.latest, item)
     if marker is None or (found is not None and not _lacks_its_answer(found.record)):
         return found
-    mark = await in_thread(marker.get)
+    mark = await asyncio.to_thread(marker.get)
     if mark is not None and found is not None:
         return await _recalled(ledger, found, mark)
     if mark is not None:
@@ -91,7 +91,7 @@ def _lacks_its_answer(record: Record) -> bool:
 async def _check_excuse(ledger: Ledger, item: Item, mark: Mapping[str, Any]) -> None:
     """Refuse to go on without a record, unless a person had it removed."""
     key, claim = str(mark.get("record")), str(mark.get("claim"))
-    if await in_thread(ledger.has_tombstone, key, claim):
+    if await asyncio.to_thread(ledger.has_tombstone, key, claim):
         return
     if key.split("/")[1:2] != item.path.split("/")[1:2]:
         raise other_namespace(f"record {key}", item.namespace)
@@ -125,5 +125,5 @@ async def _recalled(ledger: Ledger, found: StoredRecord, mark: Mapping[str, Any]
 
     record = submitted(found.record) or found.record
     with contextlib.suppress(GeminiImageError):  # a root that still refuses writes need not keep the job from landing
-        record = await in_thread(ledger.change, record.key, submitted)
+        record = await asyncio.to_thread(ledger.change, record.key, submitted)
     return replace(found, record=record)

@@ -6,6 +6,7 @@ still says enough for the next attempt to try again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +23,6 @@ from airflow_provider_geminiimg.core.purchase.landing import (
     ImageWriter,
     changed_since,
     connection_changed,
-    in_thread,
     paid,
 )
 from airflow_provider_geminiimg.core.storage import Blob
@@ -175,7 +175,7 @@ class JobCollector:
         async with self.purchase_context.room.share(empty=not record.spooled) as share:
             found: list[Blob | None] = []
             for key in record.spooled:
-                found.append(await in_thread(self.purchase_context.ledger.store.read, key))
+                found.append(await asyncio.to_thread(self.purchase_context.ledger.store.read, key))
                 share.only(sum(len(blob.data) for blob in found if blob is not None))
         return found
 
@@ -206,7 +206,7 @@ class JobCollector:
             return replace(stored, destination=destination, suffix=suffix) if under_way else None
 
         self.log.info("What record %s paid for is to land in %s now.", record.key, destination.directory)
-        return await in_thread(self.purchase_context.ledger.change, record.key, moved)
+        return await asyncio.to_thread(self.purchase_context.ledger.change, record.key, moved)
 
     async def note(self, record: Record, error: GeminiImageError) -> None:
         """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""
@@ -217,7 +217,7 @@ class JobCollector:
             return None if overtaken else with_error(stored, error)
 
         try:
-            await in_thread(self.purchase_context.ledger.change, record.key, noted)
+            await asyncio.to_thread(self.purchase_context.ledger.change, record.key, noted)
         except Exception as failure:  # `error` counts
             why = as_outcome(failure)
             self.log.warning("Could not note %r on record %s (%s).", error.kind, record.key, why.kind)
@@ -251,7 +251,9 @@ class JobCollector:
 
     async def _record_failure(self, record: Record, status: JobStatus) -> Record:
         error = _failure(record, status)
-        return await in_thread(self.purchase_context.ledger.change, record.key, lambda stored: _failed(stored, error))
+        return await asyncio.to_thread(
+            self.purchase_context.ledger.change, record.key, lambda stored: _failed(stored, error)
+        )
 
     async def _land_job(self, record: Record, status: JobStatus) -> Record:
         try:

@@ -18,7 +18,7 @@ from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, in_thread
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.reconcile.scan import SETTLE, RecordEntry, Scope, batches
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError
@@ -132,7 +132,7 @@ class _Round:
         """What only a person can find out more about."""
         folder = folder_of(record.key)
         try:
-            bought_again = record.n < max(await in_thread(self._ledger.numbers_in, folder), default=0)
+            bought_again = record.n < max(await asyncio.to_thread(self._ledger.numbers_in, folder), default=0)
         except GeminiImageError as error:
             self._tell("errors", record.key, str(error))
             return
@@ -170,14 +170,16 @@ class _Round:
         """
         if record.job_id is None or not has(record, record.job_id):
             return None
-        other = await closed(in_thread(own, self._ledger, record, record.job_id))
+        other = await closed(asyncio.to_thread(own, self._ledger, record, record.job_id))
         if isinstance(other, GeminiImageError):
             self._workshop.log.warning(
                 "Could not note that job %s is record %s's (%s: %s).",
                 record.job_id, record.key, other.kind, other.message,
             )  # fmt: skip
             return None
-        return None if other is None else await in_thread(take_back, self._ledger, record, other, self._workshop.log)
+        if other is None:
+            return None
+        return await asyncio.to_thread(take_back, self._ledger, record, other, self._workshop.log)
 
     def _tell_end(self, record: Record, ended: Record | None) -> None:
         if ended is None:
@@ -191,13 +193,13 @@ class _Round:
         """Give a job that was paid for beside the record's own a record of its own, once, and collect it."""
         wanted = adopted(record, job_id)
         try:
-            known = await in_thread(_is_known, self._ledger, wanted)
+            known = await asyncio.to_thread(_is_known, self._ledger, wanted)
             if not known and not self._dry_run:
-                other = await in_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
+                other = await asyncio.to_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
                 if other is not None:
                     self._tell("skipped", record.key, f"Its further job {job_id} is that of record {other}.")
                     return
-            found = None if known or self._dry_run else await in_thread(self._ledger.create, wanted)
+            found = None if known or self._dry_run else await asyncio.to_thread(self._ledger.create, wanted)
         except GeminiImageError as error:
             self._tell("errors", record.key, f"Job {job_id} was perhaps paid for, too. {error}")
             return

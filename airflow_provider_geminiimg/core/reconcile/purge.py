@@ -8,6 +8,7 @@ leaves none, and so nothing is bought again by mistake.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,6 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     task_instance_of,
 )
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
-from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
@@ -86,7 +86,7 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
     """
     failures: dict[str, GeminiImageError] = {}
     async for together in _task_instances(ledger, scope):
-        removed = await closed(in_thread(_purge, ledger, together, days, dry_run))
+        removed = await closed(asyncio.to_thread(_purge, ledger, together, days, dry_run))
         if isinstance(removed, GeminiImageError):
             if isinstance(removed, StorageError) and removed.retryable:  # the store is down, for the others as well
                 raise removed
@@ -94,7 +94,7 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
             continue
         for key in removed:
             yield key
-    for key in await in_thread(_purge_shown, ledger, scope, days, dry_run):
+    for key in await asyncio.to_thread(_purge_shown, ledger, scope, days, dry_run):
         yield key
     if failures:
         named = " ".join(f"{name}: {error.message}" for name, error in list(failures.items())[:_NAMED])

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
-from airflow_provider_geminiimg.core.purchase.landing import in_thread
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -133,9 +132,9 @@ async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntr
 
     :raises StorageError: they can't be listed.
     """
-    keys = await in_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
-    while batch := await in_thread(lambda: list(itertools.islice(keys, AT_ONCE))):
-        entries = await asyncio.gather(*(in_thread(look, ledger, key) for key in batch))
+    keys = await asyncio.to_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
+    while batch := await asyncio.to_thread(lambda: list(itertools.islice(keys, AT_ONCE))):
+        entries = await asyncio.gather(*(asyncio.to_thread(look, ledger, key) for key in batch))
         yield [entry for entry in entries if entry is not None]
 
 
