@@ -70,7 +70,7 @@ TEETH = (
     ),
     Tooth(
         "A paid request that was written is never taken for unsent",
-        "core/http/transport.py",
+        "core/http/exchange.py",
         '            return OutcomeUnknownError(f"The request was sent, and the contact broke off',
         '            return NotSentError(f"The request was sent, and the contact broke off',
     ),

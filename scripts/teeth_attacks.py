@@ -69,7 +69,7 @@ ATTACKED = (
     ),
     Tooth(
         "The triggerer reads small answers only",
-        "core/http/transport.py",
+        "core/http/exchange.py",
         "        self._most = most if call.billable or max_poll is None else min(most, max_poll)\n",
         "        self._most = most\n",
         tests={"test_attacks_loop.py": "too_large_for_the_triggerer"},

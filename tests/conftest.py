@@ -107,10 +107,10 @@ def _sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def sandbox(_sandbox: Sandbox) -> Sandbox:
     """Both gateways in a box, empty, with a latency of 0.05 s, and nobody slowed down by what an earlier test met."""
-    from airflow_provider_geminiimg.core.http import transport
+    from airflow_provider_geminiimg.core.http import rate_limit
 
     _sandbox.reset()
-    transport._limiters.clear()
+    rate_limit._limiters.clear()
     return _sandbox
 
 

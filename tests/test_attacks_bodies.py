@@ -23,7 +23,7 @@ from harness.forbidden import Host, Route, answer, as_json, done
 from airflow_provider_geminiimg.core.catalog.lookup import default_model, lookup
 from airflow_provider_geminiimg.core.gateways.apimaster import ASYNC_READ_TIMEOUT
 from airflow_provider_geminiimg.core.gateways.results import MAX_PICTURES
-from airflow_provider_geminiimg.core.http import transport
+from airflow_provider_geminiimg.core.http import exchange
 from airflow_provider_geminiimg.core.purchase import inputs, landing
 from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknownError, StorageError
 
@@ -169,7 +169,7 @@ BOMBS = ("no end", "gzip", "gzip in gzip", "nested", "long number", "headers")
 def test_an_answer_to_a_submit_that_is_a_bomb_is_unknown_and_never_sent_again(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_ANSWER", {True: 100_000, False: 100_000})
+    monkeypatch.setattr(exchange, "MAX_ANSWER", {True: 100_000, False: 100_000})
     answers(api, submit=answer_bombs(api)[name])
     run = target.generate()
     for again in (lambda: run, lambda: run.retry("made")):
@@ -183,7 +183,7 @@ def test_an_answer_to_a_poll_that_is_a_bomb_says_nothing_about_the_job(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(transport, "MAX_ANSWER", {True: 100_000, False: 100_000})
+        patch.setattr(exchange, "MAX_ANSWER", {True: 100_000, False: 100_000})
         answers(api, poll=answer_bombs(api)[name])
         run = target.generate()
     assert "could not be asked about" in str(outcome(run))
@@ -197,7 +197,7 @@ def test_an_api_that_only_trickles_is_given_up_in_time(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(transport, "OVERHEAD", -29.7)  # a poll's read timeout is 30 s
+        patch.setattr(exchange, "OVERHEAD", -29.7)  # a poll's read timeout is 30 s
         answers(api, poll=api.pour(b" ", 0.02))
         run = target.generate()
     assert "could not be asked about" in str(outcome(run))
@@ -210,7 +210,7 @@ def test_a_submit_that_is_answered_in_a_trickle_is_given_up_in_time_and_never_se
 ) -> None:
     row = lookup("1min", default_model("1min"), "generate")
     read_timeout = {"onemin": row.read_timeout("1K"), "apimaster": ASYNC_READ_TIMEOUT}[target.conn_id]
-    monkeypatch.setattr(transport, "OVERHEAD", 0.3 - read_timeout)
+    monkeypatch.setattr(exchange, "OVERHEAD", 0.3 - read_timeout)
     answers(api, submit=api.pour(b" ", 0.02))
     run = target.generate()
     for again in (lambda: run, lambda: run.retry("made")):

@@ -23,7 +23,7 @@ from harness.attacks import Target, answers, outcome, picture, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 from harness.stalls import Stalls, stalls
 
-from airflow_provider_geminiimg.core.http import transport
+from airflow_provider_geminiimg.core.http import exchange
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.triggers import job as job_module
@@ -207,7 +207,7 @@ def test_an_answer_in_pieces_that_are_objects_is_looked_at_once(
 def test_what_follows_a_packed_answer_is_bounded_too(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_ANSWER", {True: 100_000, False: 100_000})
+    monkeypatch.setattr(exchange, "MAX_ANSWER", {True: 100_000, False: 100_000})
 
     def route(handler: Any) -> None:
         handler.send_response(200)

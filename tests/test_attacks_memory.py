@@ -25,7 +25,7 @@ from harness.forbidden import Host, Route, answer, as_json, done
 from airflow_provider_geminiimg.core import storage
 from airflow_provider_geminiimg.core.execution import byte_semaphore
 from airflow_provider_geminiimg.core.gateways import apimaster
-from airflow_provider_geminiimg.core.http import download, transport
+from airflow_provider_geminiimg.core.http import download, exchange, transport
 from airflow_provider_geminiimg.core.purchase import landing
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
@@ -210,8 +210,8 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_p
 ) -> None:
     for module, name, value in (
         (transport, "ANSWERS_ROOM", 8_000_000),
-        (transport, "ANSWER_PATIENCE", 1.0),
-        (transport, "OVERHEAD", 3.0),
+        (exchange, "ANSWER_PATIENCE", 1.0),
+        (exchange, "OVERHEAD", 3.0),
         (apimaster, "ASYNC_READ_TIMEOUT", 5.0),
     ):
         monkeypatch.setattr(module, name, value)

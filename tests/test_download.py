@@ -12,8 +12,8 @@ import pytest
 from harness import forbidden as web
 from harness.forbidden import Forbidden, Host, Internet, answer
 
-from airflow_provider_geminiimg.core.execution.task_log import quiet_http
 from airflow_provider_geminiimg.core.http.download import MAX_REDIRECTS, download, is_public
+from airflow_provider_geminiimg.core.http.log_filter import quiet_http
 from airflow_provider_geminiimg.exceptions import (
     Billed,
     GeminiImageError,

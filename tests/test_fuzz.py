@@ -67,7 +67,7 @@ from airflow_provider_geminiimg.core.gateways import GATEWAYS
 from airflow_provider_geminiimg.core.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http import download as download_module
-from airflow_provider_geminiimg.core.http import transport as transport_module
+from airflow_provider_geminiimg.core.http import rate_limit
 from airflow_provider_geminiimg.core.http.download import download
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.images.inspection import MAX_SIDE, inspect_image
@@ -298,7 +298,7 @@ def test_any_bytes_that_an_api_sends_are_a_value_or_an_outcome(
         wire.answer = answer
         for name, call in every.items():
             note(name)
-            transport_module._limiters.clear()  # or uploads would wait for their turn
+            rate_limit._limiters.clear()  # or uploads would wait for their turn
             is_fit(loop.run_until_complete(ask(call, prompt)), billable=call.billable, known=prompt is not None)
 
     answered()

@@ -29,7 +29,7 @@ from harness.records import ITEM, Wire, landed, make_record, submitted
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.core.http import transport
+from airflow_provider_geminiimg.core.http import exchange
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, StoredRecord, with_error
@@ -1343,7 +1343,7 @@ async def test_a_claim_that_took_too_long_for_its_answer_to_be_in_time_sends_not
 ) -> None:
     shop = disk_shop
     # The exchange fits into what is left of the time that other attempts wait.
-    assert submission_module.CLAIM_SECONDS + transport.OVERHEAD <= submission_module.ANSWER_MARGIN
+    assert submission_module.CLAIM_SECONDS + exchange.OVERHEAD <= submission_module.ANSWER_MARGIN
     monkeypatch.setattr(submission_module, "CLAIM_SECONDS", -1.0)
     monkeypatch.setattr(lifecycle, "RESEND_SECONDS", 0.0)
     await shop.refused(NotSentError)

@@ -20,8 +20,11 @@ import pytest
 
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
+from airflow_provider_geminiimg.core.http import exchange, rate_limit
 from airflow_provider_geminiimg.core.http import transport as transport_module
-from airflow_provider_geminiimg.core.http.transport import RateLimit, Transport, limiter_for
+from airflow_provider_geminiimg.core.http.exchange import Exchange
+from airflow_provider_geminiimg.core.http.rate_limit import RateLimit, limiter_for
+from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -226,6 +229,13 @@ async def test_a_redirect_within_the_host_after_a_submit_may_mean_done(
     assert type(error) is (BadRequestError if unpaid else OutcomeUnknownError)
 
 
+@pytest.mark.parametrize(("location", "unpaid"), [("xn--bcher-kva", False), ("bücher", False), ("bucher", True)])
+def test_a_redirect_within_a_host_whose_name_is_not_ascii_may_mean_done(location: str, unpaid: bool) -> None:
+    asked = Exchange(call("https://bücher.example/here", billable=True))
+    with pytest.raises(BadRequestError if unpaid else OutcomeUnknownError):
+        asked.parsed(Reply(302, {"location": f"https://{location}.example/jobs/1"}, b""))
+
+
 async def test_neither_the_call_nor_the_outcome_holds_the_key(server: RawServer, transport: Transport) -> None:
     server.answers["/drop"] = None
     sent = call(f"{server.base_url}/drop", billable=True)
@@ -337,7 +347,7 @@ async def test_an_answer_that_can_not_be_unpacked_is_no_answer(server: RawServer
 async def test_an_answer_without_end_is_cut_off(
     server: RawServer, transport: Transport, monkeypatch: pytest.MonkeyPatch, billable: bool, kind: type
 ) -> None:
-    monkeypatch.setattr(transport_module, "MAX_ANSWER", {True: 1000, False: 1000})
+    monkeypatch.setattr(exchange, "MAX_ANSWER", {True: 1000, False: 1000})
     server.answers["/large"] = status("200 OK", b"x" * 1001)
     error = await failure(transport, call(f"{server.base_url}/large", billable=billable))
     assert type(error) is kind
@@ -437,7 +447,7 @@ async def test_an_answer_that_does_not_come_in_time_is_not_waited_for(
 async def test_an_answer_that_only_drips_is_given_up_before_the_ledger_gives_the_attempt_up(
     monkeypatch: pytest.MonkeyPatch, billable: bool, kind: type
 ) -> None:
-    monkeypatch.setattr(transport_module, "OVERHEAD", 0.2)
+    monkeypatch.setattr(exchange, "OVERHEAD", 0.2)
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -455,7 +465,7 @@ async def test_an_answer_that_only_drips_is_given_up_before_the_ledger_gives_the
 
 
 def test_a_billable_call_ends_before_the_ledger_takes_its_attempt_for_dead() -> None:
-    assert transport_module.BILLABLE_WAIT + transport_module.OVERHEAD < 60
+    assert transport_module.BILLABLE_WAIT + exchange.OVERHEAD < 60
 
 
 @pytest.mark.parametrize("billable", [False, True])
@@ -476,7 +486,7 @@ async def test_a_name_that_does_not_resolve_is_known_to_be_unpaid() -> None:
 async def test_a_failing_tls_handshake_is_known_to_be_unpaid(
     server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport_module, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(exchange, "CONNECT_TIMEOUT", 0.3)
     url = server.base_url.replace("http://", "https://")
     async with Transport(connection_to(url)) as transport:
         error = await failure(transport, call(url, billable=True))
@@ -666,7 +676,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(transport_module.time, "monotonic", clock)
+    monkeypatch.setattr(rate_limit.time, "monotonic", clock)
     return clock
 
 
@@ -684,16 +694,16 @@ def test_no_sixty_seconds_see_more_calls_than_allowed_and_the_rate_is_used(clock
     assert len(passed) >= 10 * per_minute * 0.9
 
 
-def test_a_patient_caller_leaves_half_of_the_burst_to_others(clock: Clock) -> None:
+def test_a_caller_of_low_priority_leaves_half_of_the_burst_to_others(clock: Clock) -> None:
     bucket = RateLimit(200)
-    patient = 0
-    while bucket.take(patient=True) == 0.0:
-        patient += 1
+    low = 0
+    while bucket.take(low_priority=True) == 0.0:
+        low += 1
     urgent = 0
     while bucket.take() == 0.0:
         urgent += 1
-    assert (patient, urgent) == (11, 9)
-    assert bucket.take(patient=True) > bucket.take()
+    assert (low, urgent) == (11, 9)
+    assert bucket.take(low_priority=True) > bucket.take()
 
 
 def test_a_pause_is_never_longer_than_two_minutes(clock: Clock) -> None:

@@ -28,7 +28,8 @@ from airflow_provider_geminiimg.core.execution.boundary import closed, error_and
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.gateways.polling import PollSchedule, follow
-from airflow_provider_geminiimg.core.http.transport import TOO_LARGE, Transport
+from airflow_provider_geminiimg.core.http.exchange import TOO_LARGE
+from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     BadRequestError,

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.core.http import download as download_module
+from airflow_provider_geminiimg.core.http.tls import tls_context
 
 Route = Callable[[BaseHTTPRequestHandler], None]
 
@@ -223,16 +223,16 @@ def certificate(folder: Path, names: Sequence[str]) -> Path:
 
 @contextlib.contextmanager
 def trusted(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[ssl.SSLContext]:
-    """TLS for servers of these names, which downloads trust within this block."""
+    """TLS for servers of these names, which this process trusts within this block."""
     pem = certificate(folder, names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    download_module._tls_context.cache_clear()
+    tls_context.cache_clear()
     try:
         yield context
     finally:
-        download_module._tls_context.cache_clear()
+        tls_context.cache_clear()
 
 
 @pytest.fixture

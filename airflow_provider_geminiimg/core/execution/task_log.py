@@ -1,28 +1,16 @@
-"""What our log lines must not do: give links away, or come between a payment and its record.
+"""The task's log: a line that can't be written must not come between a payment and its record.
 
-httpx logs every URL, its signature included, at INFO; httpcore logs response headers, a redirect's `Location`
-included, at DEBUG. What must stay true: what these loggers say inside `quiet_http()` names no query and no header
-value; what anybody else's requests say there is left alone. And a line that can't be written is lost, nothing else: a
-task whose supervisor was killed logs into a broken pipe, and may be the only one who knows what was just paid for.
+What must stay true: such a line is lost, nothing else. A task whose supervisor was killed logs into a broken pipe, and
+may be the only one who knows what was just paid for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import httpx
-
 from airflow_provider_geminiimg.core.redaction.printable import printable
-
-_LOGGERS = ("httpx", *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")))
-_show_path: contextvars.ContextVar[bool | None] = contextvars.ContextVar("geminiimg_quiet_http", default=None)
-# httpcore writes "<event> <name>=<repr> …"; of those only where it connects to is both useful and free of secrets.
-_HARMLESS = re.compile(r"\b(?:host|port|timeout)=(?:'[^']*'|[\d.]+)")
 
 
 class Logs(Protocol):
@@ -58,39 +46,3 @@ class SteadyLogs:
     def _say(self, say: Callable[..., Any], message: Any, args: tuple[Any, ...]) -> None:
         with contextlib.suppress(Exception):
             say("%s", printable(str(message) % args if args else str(message)))
-
-
-@contextlib.contextmanager
-def quiet_http(*, show_path: bool = True) -> Iterator[None]:
-    """Take URL queries and header values out of what httpx and httpcore log within this block.
-
-    :param show_path: whether a URL's path may stay; not where the path itself may be the secret.
-    """
-    token = _show_path.set(show_path)
-    try:
-        yield
-    finally:
-        _show_path.reset(token)
-
-
-def _quieten(record: logging.LogRecord) -> bool:
-    show_path = _show_path.get()
-    if show_path is None:
-        return True
-    if record.name == "httpx":
-        url = next((arg for arg in record.args or () if isinstance(arg, httpx.URL)), None)
-        status = next((arg for arg in record.args or () if isinstance(arg, int)), "")
-        record.msg, record.args = "HTTP request to %s: %s", (_bare(url, show_path) if url else "?", status)
-    else:
-        event = record.getMessage()
-        record.msg, record.args = " ".join([event.partition(" ")[0], *_HARMLESS.findall(event)]), ()
-    return True
-
-
-def _bare(url: httpx.URL, show_path: bool) -> str:
-    netloc = url.netloc.decode("ascii", "replace")
-    return f"{url.scheme}://{netloc}{url.path if show_path else '/…'}"
-
-
-for _name in _LOGGERS:
-    logging.getLogger(_name).addFilter(_quieten)

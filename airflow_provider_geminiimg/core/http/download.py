@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import ipaddress
 import logging
 import math
 import socket
-import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +28,8 @@ import anyio
 import httpx
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.execution.task_log import quiet_http
+from airflow_provider_geminiimg.core.http.log_filter import quiet_http
+from airflow_provider_geminiimg.core.http.tls import DEFAULT_PORTS, Origin, origin_of, tls_context
 from airflow_provider_geminiimg.core.validation.hosts import is_usable
 from airflow_provider_geminiimg.exceptions import (
     Billed,
@@ -43,7 +42,6 @@ from airflow_provider_geminiimg.exceptions import (
 MAX_REDIRECTS = 5
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two pieces of the body; the whole has the caller's limit
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
-_DEFAULT_PORTS = {"https": 443, "http": 80}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RETRY_LATER = {408, 425, 429}
 # What the network or the worker may have got over by the next try. What else is raised, the link or its host causes.
@@ -66,7 +64,6 @@ _AZURE = ipaddress.ip_address("168.63.129.16")  # a public address by its number
 _log = logging.getLogger(__name__)
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Origin: TypeAlias = tuple[str, str, int | None]
 Hold: TypeAlias = Callable[[int], Awaitable[None]]
 """Waits until so many bytes may be held, and is told before they are taken."""
 
@@ -115,7 +112,7 @@ class _Where:
 async def _followed(
     url: str, max_bytes: int, timeout: float, exempt: str | None, hold: Hold | None, where: _Where
 ) -> bytes:
-    own = _origin(httpx.URL(exempt)) if exempt else None
+    own = origin_of(httpx.URL(exempt)) if exempt else None
     try:
         with anyio.fail_after(timeout) as limit:
             target = _parse(url, own)
@@ -145,20 +142,16 @@ class _Target:
 
     @property
     def port(self) -> int:
-        return self.url.port or _DEFAULT_PORTS[self.url.scheme]
+        return self.url.port or DEFAULT_PORTS[self.url.scheme]
 
 
-def _origin(url: httpx.URL) -> _Origin:
-    return url.scheme, url.raw_host.decode("ascii", "replace").lower(), url.port or _DEFAULT_PORTS.get(url.scheme)
-
-
-def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
+def _parse(link: str | httpx.URL, own: Origin | None) -> _Target:
     try:
         url = httpx.URL(link)
     except Exception:  # whatever the parser raises
         raise _failed("The link is not a URL.", False) from None
-    target = _Target(url, exempt=_origin(url) == own)
-    if url.scheme not in _DEFAULT_PORTS or not target.host or "%" in target.host:
+    target = _Target(url, exempt=origin_of(url) == own)
+    if url.scheme not in DEFAULT_PORTS or not target.host or "%" in target.host:
         raise _failed("The link is not an https address.", False)
     if not is_usable(url):
         raise _failed(f"The link leads to {target.host[:_SHOWN]!r}, which is no host's name or address.", False)
@@ -169,10 +162,10 @@ def _parse(link: str | httpx.URL, own: _Origin | None) -> _Target:
     return target
 
 
-async def _hop(target: _Target, buffer: _Buffer, own: _Origin | None) -> bytes | _Target:
+async def _hop(target: _Target, buffer: _Buffer, own: Origin | None) -> bytes | _Target:
     """One request: the body, or where it redirects to."""
     addresses = await _resolve(target)
-    context = await asyncio.to_thread(_tls_context)
+    context = await asyncio.to_thread(tls_context)
     why = "no address"
     for address in addresses:
         # A transport for each hop, and no client around it: that would look at cookies, and at where a redirect leads.
@@ -380,9 +373,3 @@ async def _read(response: httpx.Response, body: _Buffer, host: str, too_large: I
 def _failed(message: str, retryable: bool = True) -> UpstreamFailedError:
     hint = InvalidImageError.default_hint if retryable else LinkExpiredError.default_hint
     return UpstreamFailedError(message, billed=Billed.YES, retryable=retryable, hint=hint)
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """One for the process: making it costs about 20 ms, too much for an event loop that all triggers share."""
-    return httpx.create_ssl_context(trust_env=True)

@@ -4,7 +4,7 @@ A thousand waiting tasks ask all the time, in one event loop; over httpx a poll 
 money stays with httpx, whose own account of what was written decides whether a request is unpaid.
 
 What must stay true: nothing is followed, decoded, stored or logged here; every failure is an exception of httpx, so
-that `core.http.transport` has one way to read them. aiohttp takes long to import: import this where the first poll is
+that `core.http.exchange` has one way to read them. aiohttp takes long to import: import this where the first poll is
 made, not before.
 """
 
@@ -28,11 +28,9 @@ class PollClient:
 
     :param tls: what to trust.
     :param connections: how many at most.
-    :param connect_timeout: seconds for opening one.
     """
 
-    def __init__(self, tls: ssl.SSLContext, *, connections: int, connect_timeout: float) -> None:
-        self._connect_timeout = connect_timeout
+    def __init__(self, tls: ssl.SSLContext, *, connections: int) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -42,18 +40,19 @@ class PollClient:
 
     @asynccontextmanager
     async def get(
-        self, url: str, headers: Mapping[str, str], *, read_timeout: float, total: float
+        self, url: str, headers: Mapping[str, str], *, connect: float, read: float, total: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Ask; what is left of the answer is thrown away with its connection.
 
         :param url: where, as it goes over the wire.
         :param headers: those that are not the protocol's own.
-        :param read_timeout: seconds without a byte of the answer.
+        :param connect: seconds for opening a connection.
+        :param read: seconds without a byte of the answer.
         :param total: seconds for all of it.
         :raises httpx.TransportError: `httpx.ConnectError` where no byte was written. It does not hold the request, as
             aiohttp's exceptions do.
         """
-        timeout = aiohttp.ClientTimeout(total=total, sock_connect=self._connect_timeout, sock_read=read_timeout)
+        timeout = aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=read)
         where = yarl.URL(url, encoded=True)
         try:
             async with self._session.get(where, headers=headers, timeout=timeout, allow_redirects=False) as answer:

@@ -1,10 +1,9 @@
-"""Sends a gateway's `Call`s. The only code that holds the API key.
+"""Sends a gateway's `Call`s, each in its turn.
 
 What must stay true:
 
-- the key goes to the API's own scheme, host and port, never along a redirect, and into nothing that we write;
-- a call that may cost money goes once, over a fresh connection. Whatever then happens to the network is "not sent" only
-  where no byte of the request was written, else "outcome unknown";
+- the key goes nowhere but where `core.http.key_auth` puts it, never along a redirect, and into nothing that we write;
+- a call that may cost money goes once, over a fresh connection; `core.http.exchange` says what became of it;
 - every exception of an exchange, whatever it is, is an outcome of `airflow_provider_geminiimg.exceptions`, scrubbed; an
   httpx exception, which holds the request, is never chained to it.
 """
@@ -14,16 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
-import math
-import re
-import ssl
-import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.request import getproxies
 
 import anyio
@@ -31,18 +24,18 @@ import httpx
 import tenacity
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
-from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
-from airflow_provider_geminiimg.core.execution.task_log import quiet_http
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore
 from airflow_provider_geminiimg.core.gateways.base import Call, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, is_loopback
 from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, refuses_model, shown
-from airflow_provider_geminiimg.core.http.response_body import ResponseBody, TooLargeBodyError, UnreadableBodyError
+from airflow_provider_geminiimg.core.http.exchange import Exchange
+from airflow_provider_geminiimg.core.http.key_auth import KeyAuth
+from airflow_provider_geminiimg.core.http.log_filter import quiet_http
+from airflow_provider_geminiimg.core.http.rate_limit import kind_of, limiter_for
+from airflow_provider_geminiimg.core.http.tls import tls_context
 from airflow_provider_geminiimg.exceptions import (
-    BadRequestError,
-    Billed,
     GeminiImageError,
     NotSentError,
-    OutcomeUnknownError,
     RateLimitedError,
     UpstreamFailedError,
 )
@@ -52,143 +45,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT = 10.0
-WRITE_TIMEOUT = 30.0
-OVERHEAD = 40.0  # seconds beside the read timeout for one exchange; well under the 60 that the ledger allows
 BILLABLE_WAIT = 15.0  # seconds that a billable call waits for its turn
-SLOWEST_UPLOAD = 100_000  # bytes a second
-MAX_PAUSE = 120.0  # seconds; a longer Retry-After is the business of whoever catches the outcome
 DEFAULT_CONCURRENCY = 8  # a thousand waiters in httpx's own pool cost five times as much as behind a semaphore
-MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: pictures may come inline
-LARGE_ANSWER = 1_000_000  # bytes; larger ones share `ANSWERS_ROOM`
 ANSWERS_ROOM = 64_000_000  # bytes
-ANSWER_PATIENCE = 30.0  # seconds that a paid answer waits for room: one that is not read is lost in the end
 IN_LOOP = 8_000  # bytes of an answer that are read in the event loop: under 10 ms, whatever they are
-TOO_LARGE = "answer_too_large"
-"""The code of an answer that is larger than it may be."""
 FREE_ATTEMPTS = 3
-HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
-
-# Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
-# httpx raises InvalidURL for where a redirect leads, too.
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-# What the network or the worker may have got over by the next try.
-_PASSING = (httpx.HTTPError, httpx.StreamError, OSError, MemoryError, RuntimeError)
-_NOT_TAKEN = (307, 308)  # the same request is wanted elsewhere
-_MAY_BE_TAKEN = (301, 302)  # to the same host they may mean "done, look there"
-_LOGIN = re.compile(r"/(log-?in|sign-?in|sso|oauth2?|saml2?)\b", re.IGNORECASE)
-_ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])(?::(?P<port>\d{1,5}))?|/(?!/)", re.IGNORECASE)
-_CHECK_HOST = "Check the host of the Airflow connection."
-_Origin = tuple[str, str, int | None]
-
-
-class RateLimit:
-    """A rate of calls, shared by threads: at most `per_minute` in any 60 seconds, a tenth of them in one burst.
-
-    :param per_minute: calls a minute.
-    """
-
-    def __init__(self, per_minute: int) -> None:
-        self._burst = max(1, per_minute // 10)
-        self._interval = 60.0 / (per_minute - self._burst + 1)
-        self._next = 0.0
-        self._not_before = 0.0
-        self._lock = threading.Lock()
-
-    def take(self, *, patient: bool = False) -> float:
-        """Take a slot; returns 0.0, or the seconds after which to try again.
-
-        :param patient: leave half of the burst to others.
-        """
-        with self._lock:
-            now = time.monotonic()
-            usable = self._burst - max(1, self._burst // 2) + 1 if patient else self._burst
-            free_at = max(self._next - (usable - 1) * self._interval, self._not_before)
-            if free_at > now:
-                return free_at - now
-            self._next = max(self._next, now) + self._interval
-            return 0.0
-
-    def pause(self, seconds: float) -> None:
-        """Let nothing pass for `seconds`, `MAX_PAUSE` at most."""
-        with self._lock:
-            self._not_before = max(self._not_before, time.monotonic() + min(seconds, MAX_PAUSE))
-
-
-class Limiter:
-    """What one account may send from this process. When it binds, polls wait longer than submits do.
-
-    :param per_minute: submits, polls, checks and uploads a minute. Downloads don't count.
-    :param uploads_per_minute: uploads a minute.
-    """
-
-    def __init__(self, per_minute: int, uploads_per_minute: int) -> None:
-        self._calls = RateLimit(per_minute)
-        self._uploads = RateLimit(uploads_per_minute)
-
-    async def admit(self, call: Call[Any]) -> None:
-        """Wait for a slot."""
-        if _kind(call) == "upload":
-            await _slot(self._uploads)
-        await _slot(self._calls, patient=_kind(call) == "poll")
-
-    def pause(self, seconds: float) -> None:
-        """Slow everyone down, because the gateway asked for it."""
-        self._calls.pause(seconds)
-
-
-async def _slot(bucket: RateLimit, *, patient: bool = False) -> None:
-    while wait := bucket.take(patient=patient):  # noqa: ASYNC110 - other threads take slots too
-        await asyncio.sleep(wait)
-
-
-def _kind(call: Call[Any]) -> str:
-    if call.billable:
-        return "submit"
-    return "poll" if isinstance(call.request, str) else "upload"
-
-
-_limiters: dict[tuple[str, str, int, int], Limiter] = {}
-_limiters_lock = threading.Lock()
-
-
-def limiter_for(connection: GatewayConnection) -> Limiter:
-    """The limiter that every transport of this connection shares in this process."""
-    limits = LIMITS[connection.gateway]
-    rates = (connection.requests_per_minute or limits.requests_per_minute, limits.uploads_per_minute)
-    with _limiters_lock:
-        return _limiters.setdefault((connection.conn_id, connection.base_url, *rates), Limiter(*rates))
-
-
-class _KeyAuth(httpx.Auth):
-    """Attaches the key to a copy of the request: who holds the call, or an error of it, does not hold the key."""
-
-    def __init__(self, headers: Mapping[str, str], base_url: str) -> None:
-        self._headers = headers
-        api = httpx.URL(base_url)
-        self._origin = _origin(api)
-        self._root = str(api.copy_with(raw_path=b"/"))
-
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if key := self.headers(request.url):
-            headers = request.headers.copy()
-            headers.update(key)
-            request = httpx.Request(
-                request.method,
-                request.url,
-                headers=headers,
-                stream=request.stream,
-                extensions=request.extensions,
-            )
-        yield request
-
-    def headers(self, url: httpx.URL | str) -> Mapping[str, str]:
-        """The headers that carry the key, if `url` is the API's. Text is only compared, because it is many polls'."""
-        own = url.startswith(self._root) if isinstance(url, str) else _origin(url) == self._origin
-        return self._headers if own else {}
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("This object holds an API key and can't be pickled.")
 
 
 class Transport:
@@ -203,7 +64,7 @@ class Transport:
         self.api_host, self.key_digest = connection.api_host, connection.key_digest
         self._limiter = limiter_for(connection)
         self._secrets = (connection.api_key,)
-        self._auth = _KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)
+        self._auth = KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)
         at_once = connection.max_concurrency or DEFAULT_CONCURRENCY
         uploads = LIMITS[connection.gateway].uploads_at_once
         self._turns = {
@@ -247,7 +108,7 @@ class Transport:
         :param call: what will be sent. A billable call waits 15 seconds at most.
         :raises RateLimitedError: the turn of a billable call did not come.
         """
-        turn = self._turns[_kind(call)]
+        turn = self._turns[kind_of(call)]
         try:
             with anyio.fail_after(BILLABLE_WAIT) if call.billable else contextlib.nullcontext():
                 await self._take_turn(turn, call)
@@ -355,7 +216,7 @@ class Transport:
 
     async def _exchange(self, call: Call[T], sent: Callable[[], None] | None = None) -> T | GeminiImageError:
         """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
-        exchange = _Exchange(call, self._max_poll, sent)
+        exchange = Exchange(call, self._max_poll, sent)
         try:
             async with exchange.memory(self._room):
                 reply = await self._reply(exchange)
@@ -369,7 +230,7 @@ class Transport:
         except Exception as error:  # whatever it is, an answer or an address may have caused it
             return exchange.failure(error)
 
-    async def _reply(self, exchange: _Exchange[T]) -> Reply:
+    async def _reply(self, exchange: Exchange[T]) -> Reply:
         call = exchange.call
         if isinstance(call.request, str) and not self._behind_proxy:
             return await exchange.poll(await self._polling(), None if call.keyless else self._auth, call.request)
@@ -387,19 +248,18 @@ class Transport:
 
     async def _polling(self) -> PollClient:
         if self._polls is None:
-            module, tls = await asyncio.to_thread(lambda: (_polls_module(), _tls_context()))
+            module, tls = await asyncio.to_thread(lambda: (_poll_client_module(), tls_context()))
             if self._closed:
                 raise NotSentError("This transport is closed.")
             if self._polls is None:  # another task may have made one meanwhile
-                at_once = self._pool_size
-                self._polls = module.PollClient(tls, connections=at_once, connect_timeout=CONNECT_TIMEOUT)
+                self._polls = module.PollClient(tls, connections=self._pool_size)
         return self._polls
 
     async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=keep)
         client = await asyncio.to_thread(
             lambda: httpx.AsyncClient(
-                verify=_tls_context(), limits=limits, follow_redirects=False, trust_env=self._trust_env
+                verify=tls_context(), limits=limits, follow_redirects=False, trust_env=self._trust_env
             )
         )
         if self._closed:
@@ -407,150 +267,11 @@ class Transport:
         return client
 
 
-class _Exchange(Generic[T]):
-    """One sending of one call, and whether any byte of it was written.
-
-    :param call: what is sent.
-    :param max_poll: see `Transport`.
-    :param sent: see `Transport.send`.
-    """
-
-    def __init__(self, call: Call[T], max_poll: int | None = None, sent: Callable[[], None] | None = None) -> None:
-        self.call = call
-        self._sent = sent
-        self.written = False
-        most = MAX_ANSWER[call.billable]
-        self._most = most if call.billable or max_poll is None else min(most, max_poll)
-        self._hold: Callable[[int], Awaitable[None]]
-        upload = None if call.billable or isinstance(call.request, str) else call.request
-        size = int(upload.headers.get("Content-Length", 0)) if upload else 0
-        self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
-
-    @contextlib.asynccontextmanager
-    async def memory(self, room: ByteSemaphore) -> AsyncIterator[None]:
-        """What the answer's bytes are charged to, if they are many, as long as they are held."""
-        share: Share | None = None
-        async with contextlib.AsyncExitStack() as stack:
-
-            async def hold(size: int) -> None:
-                nonlocal share
-                if size > LARGE_ANSWER and share is None:
-                    patience = ANSWER_PATIENCE if self.call.billable else math.inf
-                    share = await stack.enter_async_context(room.share(patience))
-                if share is not None:
-                    await share.hold(size)
-
-            self._hold = hold
-            yield
-
-    async def run(self, client: httpx.AsyncClient, auth: httpx.Auth | None) -> Reply:
-        response = await client.send(self._request(), auth=auth, stream=True, follow_redirects=False)
-        try:
-            body = await self._body(response.headers, response.aiter_raw())
-        finally:
-            await response.aclose()
-        return Reply(response.status_code, response.headers, body)
-
-    async def poll(self, polls: PollClient, auth: _KeyAuth | None, url: str) -> Reply:
-        """As `run`, for a call that is its URL alone; its time is limited, too."""
-        headers = {**HEADERS, **(auth.headers(url) if auth is not None else {})}
-        self.written = True  # where it is not, the exception says so
-        async with polls.get(url, headers, read_timeout=self.call.read_timeout, total=self.time_limit) as answer:
-            body = await self._body(answer.headers, answer.content.iter_any())
-        return Reply(answer.status, answer.headers, body)
-
-    def parsed(self, reply: Reply) -> T:
-        """What the reply says.
-
-        :raises GeminiImageError: it is not what was asked for.
-        """
-        if 300 <= reply.status < 400:
-            raise self._redirected(reply)
-        return self.call.parse(reply)
-
-    def _redirected(self, reply: Reply) -> GeminiImageError:
-        """Never followed. Whoever redirects did not take the request, but for "see other", which may mean "done"."""
-        said = f"(HTTP {reply.status}), never followed."
-        elsewhere = _ELSEWHERE.match(reply.headers.get("location", "").strip())
-        if not self.call.billable or not elsewhere or not self._not_taken(reply, elsewhere):
-            return self._doubt(f"The gateway answered with a redirect {said}")
-        to = f" to {elsewhere['host']}" if elsewhere["host"] else ""
-        return BadRequestError(f"The gateway was not reached: its address redirects{to} {said}", hint=_CHECK_HOST)
-
-    def _not_taken(self, reply: Reply, elsewhere: re.Match[str]) -> bool:
-        """Whether a redirect proves that the request was not taken."""
-        asked = httpx.URL(self.call.request) if isinstance(self.call.request, str) else self.call.request.url
-        host, port = elsewhere["host"], int(elsewhere["port"] or 0)
-        there, here = (0 if number in (80, 443, None) else number for number in (port, asked.port))
-        other_host = host is not None and (host.strip("[]").lower() != asked.host.lower() or there != here)
-        login = _LOGIN.search(reply.headers.get("location", "").partition("?")[0])
-        return reply.status in _NOT_TAKEN or (reply.status in _MAY_BE_TAKEN and bool(other_host or login))
-
-    def _request(self) -> httpx.Request:
-        sent = self.call.request
-        sent = httpx.Request("GET", sent) if isinstance(sent, str) else sent
-        timeout = httpx.Timeout(connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=30.0, read=self.call.read_timeout)
-        headers = httpx.Headers(HEADERS)
-        headers.update(sent.headers)
-        return httpx.Request(
-            sent.method,
-            sent.url,
-            headers=headers,
-            stream=sent.stream,
-            extensions={"timeout": timeout.as_dict(), "trace": self._trace},
-        )
-
-    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        self.written = self.written or event.endswith("send_request_headers.started")
-        if self._sent is not None and event.endswith("send_request_body.complete"):
-            self._sent()
-
-    async def _body(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> bytes:
-        billable = self.call.billable
-        try:
-            # A free call reads to the end, so that its connection can be used again.
-            return await ResponseBody(headers, self._most, self._hold).read(chunks, until_whole=billable)
-        except UnreadableBodyError as error:
-            code = TOO_LARGE if isinstance(error, TooLargeBodyError) else None
-            raise self._doubt(str(error), code) from None
-
-    def failure(self, error: Exception) -> GeminiImageError:
-        """What an exception means, whatever it is. Its text may hold the request."""
-        name = type(error).__name__
-        passing = isinstance(error, _PASSING)
-        if isinstance(error, _UNSENT) or (passing and not self.written):
-            return NotSentError(f"The gateway could not be reached ({name}).")
-        if not self.written:
-            return BadRequestError(f"The request could not be sent ({name}).", hint=_CHECK_HOST)
-        if self.call.billable:
-            return OutcomeUnknownError(f"The request was sent, and the contact broke off before its answer ({name}).")
-        hint = None if passing else _CHECK_HOST
-        return UpstreamFailedError(
-            f"The contact to the gateway broke off ({name}).", billed=Billed.NO, retryable=passing, hint=hint
-        )
-
-    def _doubt(self, message: str, code: str | None = None) -> GeminiImageError:
-        """The gateway took the request and gave an answer that can't be used."""
-        if self.call.billable:
-            return OutcomeUnknownError(message, code=code)
-        return UpstreamFailedError(message, billed=Billed.NO, retryable=False, hint=_CHECK_HOST, code=code)
-
-
 def _may_pass(error: BaseException) -> bool:
     return isinstance(error, (UpstreamFailedError, RateLimitedError)) and error.retryable
 
 
-def _origin(url: httpx.URL) -> _Origin:
-    return url.scheme, url.host.lower(), url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _polls_module() -> ModuleType:
+def _poll_client_module() -> ModuleType:
     from airflow_provider_geminiimg.core.http import poll_client
 
     return poll_client
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """One for the process: making it costs about 20 ms."""
-    return httpx.create_ssl_context()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome, closed
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
-from airflow_provider_geminiimg.core.http.transport import OVERHEAD
+from airflow_provider_geminiimg.core.http.exchange import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
 from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
