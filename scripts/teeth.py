@@ -145,9 +145,9 @@ TEETH = (
     ),
     Tooth(
         "What was downloaded is looked at before it counts as a picture",
-        "core/purchase/landing.py",
-        "            return data, await asyncio.to_thread(inspect_image, data)\n",
-        "            return data, ImageInfo('image/png', 'png', 1, 1)\n",
+        "core/purchase/fetching.py",
+        "        return data, await asyncio.to_thread(inspect_image, data)\n",
+        "        return data, ImageInfo('image/png', 'png', 1, 1)\n",
     ),
     Tooth(
         "An error after the payment says that it was paid",
@@ -205,7 +205,7 @@ TEETH = (
     ),
     Tooth(
         "A job that another account does not know is not lost",
-        "core/purchase/landing.py",
+        "core/purchase/context.py",
         "    return [said for said, then, now in pairs if then is not None and then != now]\n",
         "    return [said for said, then, now in pairs if False]\n",
     ),
@@ -241,7 +241,7 @@ TEETH = (
     ),
     Tooth(
         "A line that can't be logged keeps no answer from its record",
-        "core/purchase/landing.py",
+        "core/purchase/context.py",
         'object.__setattr__(self, "log", SteadyLogs(self.log))',
         "pass",
         live="supervisor_sent_paid",

@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.catalog.lookup import default_model, lookup
 from airflow_provider_geminiimg.core.gateways.apimaster import ASYNC_READ_TIMEOUT
 from airflow_provider_geminiimg.core.gateways.results import MAX_PICTURES
 from airflow_provider_geminiimg.core.http import exchange
-from airflow_provider_geminiimg.core.purchase import inputs, landing
+from airflow_provider_geminiimg.core.purchase import fetching, inputs
 from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknownError, StorageError
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
@@ -60,7 +60,7 @@ def result(target: Target, route: Route) -> Any:
 def test_a_result_without_an_end_is_cut_at_the_limit(
     target: Target, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
-    monkeypatch.setattr(landing, "MAX_PICTURE_BYTES", 1_000_000)
+    monkeypatch.setattr(fetching, "MAX_IMAGE_BYTES", 1_000_000)
     run = result(target, target.pictures.pour(start * 1000))
     target.kept(run, "larger than the 1000000 bytes")
     assert len(target.pictures.requests) == 1
@@ -91,7 +91,7 @@ def test_a_result_that_only_trickles_is_given_up_in_time(target: Target, monkeyp
         target.pictures.pour(b"x", 0.02)(handler)
 
     with monkeypatch.context() as patch:
-        patch.setattr(landing, "DOWNLOAD_SECONDS", 0.3)
+        patch.setattr(fetching, "DOWNLOAD_SECONDS", 0.3)
         run = result(target, trickle)
     target.kept(run, "took longer than 0.3 s")
     assert asked == ["/p.png"], "others have waited for this host's memory long enough"

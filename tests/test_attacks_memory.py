@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.core import storage
 from airflow_provider_geminiimg.core.execution import byte_semaphore
 from airflow_provider_geminiimg.core.gateways import apimaster
 from airflow_provider_geminiimg.core.http import download, exchange, transport
-from airflow_provider_geminiimg.core.purchase import landing
+from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
@@ -127,7 +127,7 @@ def run(target: Target, **more: Any) -> Any:
 def test_fifty_bodies_of_one_byte_that_announce_64_MiB_take_what_arrived(target: Target, api: Host) -> None:
     def route(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", str(landing.MAX_PICTURE_BYTES))
+        handler.send_header("Content-Length", str(MAX_IMAGE_BYTES))
         handler.end_headers()
         handler.wfile.write(b"\x89")
         handler.wfile.flush()

@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.ledger.budget import Budgets, Reservation, price_of
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.storage import Store, open_store
+from airflow_provider_geminiimg.core.storage import Openers, Store, open_store
 from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -348,7 +348,7 @@ async def test_the_day_is_the_one_of_the_buckets_clock(s3: str) -> None:
         response_dict["headers"]["Date"] = "Fri, 31 Dec 2049 23:59:59 GMT"
 
     client.meta.events.register("before-parse.s3", dated)
-    store = open_store(f"{s3}/root", lambda _: client)
+    store = open_store(f"{s3}/root", Openers(s3_client=lambda _: client))
     async with worker(store) as budgets:
         await buy(budgets, account(1))
     assert [key.rpartition("/")[2] for key in documents(store)] == ["2049-12-31.json"]

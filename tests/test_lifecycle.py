@@ -35,8 +35,8 @@ from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase import landing, lifecycle
 from airflow_provider_geminiimg.core.purchase import submission as submission_module
+from airflow_provider_geminiimg.core.purchase.context import CLAIMS_AT_ONCE, PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import Policy
-from airflow_provider_geminiimg.core.purchase.landing import CLAIMS_AT_ONCE, PurchaseContext
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.request import ImageRequest

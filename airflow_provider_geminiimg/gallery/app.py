@@ -30,10 +30,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.middleware.base import RequestResponseEndpoint
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.core.images.inspection import inspect_image, media_type_of
+from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, inspect_image, media_type_of
 from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
-from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.core.reconcile import STANDINGS
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import (
@@ -269,7 +268,7 @@ def _picture(request: Request, shelf: GalleryQueries, record: Record, index: int
 
 
 def _landed(request: Request, shelf: GalleryQueries, image: Mapping[str, Any]) -> Response:
-    data = shelf.files.read(str(image["uri"]), max_bytes=MAX_PICTURE_BYTES)
+    data = shelf.files.read(str(image["uri"]), max_bytes=MAX_IMAGE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != image.get("sha256"):
         raise InvalidImageError("The file is not the picture that landed there: somebody replaced it.")

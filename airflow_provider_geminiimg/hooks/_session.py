@@ -17,11 +17,10 @@ from airflow_provider_geminiimg.core.gateways.base import CheckResult, InputImag
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, shown
 from airflow_provider_geminiimg.core.gateways.polling import End, PollSchedule, follow
-from airflow_provider_geminiimg.core.http.download import download
+from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
 from airflow_provider_geminiimg.core.http.transport import Transport
-from airflow_provider_geminiimg.core.images.inspection import inspect_image
+from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, inspect_image
 from airflow_provider_geminiimg.core.purchase.inputs import handles_of, inspect_input, read_inputs, warn_if_turned
-from airflow_provider_geminiimg.core.purchase.landing import DOWNLOAD_SECONDS, MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import (
@@ -138,7 +137,7 @@ class Session:
         if data is None:
             data = await download(
                 picture.url or "",
-                max_bytes=MAX_PICTURE_BYTES,
+                max_bytes=MAX_IMAGE_BYTES,
                 timeout=DOWNLOAD_SECONDS,
                 exempt=self.connection.base_url,
             )

@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.core.batch.rows import ImageSpec, image_specs, r
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import index_key, is_record_key
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.core.validation.texts import normalized

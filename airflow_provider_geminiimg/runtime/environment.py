@@ -16,7 +16,7 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.storage import IMAGES, Files, join_uri, open_store
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

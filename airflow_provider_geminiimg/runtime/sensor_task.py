@@ -31,9 +31,10 @@ from airflow_provider_geminiimg.core.ledger.records import (
     new_claim,
     process_identity,
 )
+from airflow_provider_geminiimg.core.purchase.context import ConnectionChangedError
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Copy, Policy, Refetch, Refuse, decide
-from airflow_provider_geminiimg.core.purchase.landing import ConnectionChangedError, ImageWriter
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS

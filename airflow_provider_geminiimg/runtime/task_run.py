@@ -14,7 +14,8 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record
-from airflow_provider_geminiimg.core.purchase.landing import PUT_BACK, mismatch_error
+from airflow_provider_geminiimg.core.purchase.context import PUT_BACK
+from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, portable_stem, stem, text
 from airflow_provider_geminiimg.core.validation.texts import given

@@ -15,8 +15,8 @@ from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import Policy
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.storage import Files, join_uri, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

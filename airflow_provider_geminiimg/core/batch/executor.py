@@ -24,8 +24,9 @@ from airflow_provider_geminiimg.core.gateways.connection import GatewayConnectio
 from airflow_provider_geminiimg.core.http.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 from airflow_provider_geminiimg.core.ledger.budget import DailyBudgetSpentError
 from airflow_provider_geminiimg.core.ledger.records import Destination
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.inputs import input_digests
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, mismatch_error
+from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import Saved

@@ -39,6 +39,7 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
+DOWNLOAD_SECONDS = 300.0  # for one image
 MAX_REDIRECTS = 5
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two pieces of the body; the whole has the caller's limit
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}

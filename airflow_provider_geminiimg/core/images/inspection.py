@@ -25,6 +25,8 @@ from airflow_provider_geminiimg.core.images.parts import (
 )
 from airflow_provider_geminiimg.exceptions import InvalidImageError
 
+MAX_IMAGE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
+
 MAX_SIDE = 32_768
 """Pixels; a longer side is taken for a broken header. The longest that a model makes is 12288 (8:1 at 4K)."""
 

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, shown_prefix
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.copying import image_places
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
-from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES
 from airflow_provider_geminiimg.core.storage import Files, create_or_read
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError
 
@@ -89,7 +89,7 @@ class Approval:
 
     def _check_bytes(self, name: str, uri: str, digest: str) -> None:
         try:
-            data = self.files.read(uri, max_bytes=MAX_PICTURE_BYTES)
+            data = self.files.read(uri, max_bytes=MAX_IMAGE_BYTES)
         except BadRequestError as error:
             raise BadRequestError(f"{name}: {error.message}", hint=error.hint) from None
         if hashlib.sha256(data).hexdigest() != digest:

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.decision import PictureState
-from airflow_provider_geminiimg.core.purchase.landing import MAX_PICTURE_BYTES, ImageWriter
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
@@ -96,7 +97,7 @@ async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact
         if state != "there":
             return state, []
         try:
-            data = await asyncio.to_thread(files.read, image["uri"], max_bytes=MAX_PICTURE_BYTES, landed=True)
+            data = await asyncio.to_thread(files.read, image["uri"], max_bytes=MAX_IMAGE_BYTES, landed=True)
         except StorageError:
             return "unknown", []
         except BadRequestError:  # larger than any picture, or gone this very moment

@@ -15,10 +15,9 @@ from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec
 from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
 from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
 from airflow_provider_geminiimg.core.gateways.base import InputImage
-from airflow_provider_geminiimg.core.http.download import download
+from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image
-from airflow_provider_geminiimg.core.purchase.landing import DOWNLOAD_SECONDS
 from airflow_provider_geminiimg.core.request import CheckedRequest
 from airflow_provider_geminiimg.core.storage import WEB_SCHEMES, Files, locate
 from airflow_provider_geminiimg.core.storage.base import sha256

@@ -10,23 +10,17 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
-
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from airflow_provider_geminiimg.core.catalog.google_models import expected_pixels
 from airflow_provider_geminiimg.core.catalog.lookup import row_name
 from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
-from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
-from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.base import Picture
-from airflow_provider_geminiimg.core.http.download import download
-from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
-from airflow_provider_geminiimg.core.ledger.budget import Budgets
 from airflow_provider_geminiimg.core.ledger.file_names import is_sidecar_of
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to
 from airflow_provider_geminiimg.core.ledger.layout import index_key
@@ -39,12 +33,13 @@ from airflow_provider_geminiimg.core.ledger.manifest import (
     sidecar,
     size_in_words,
 )
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.fetching import fetch, with_retries
 from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, thumbnail_keys
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import (
-    AuthenticationError,
     BadRequestError,
     Billed,
     GeminiImageError,
@@ -55,109 +50,15 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-T = TypeVar("T")
-
-MAX_PICTURE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
-DOWNLOAD_SECONDS = 300.0
-CLAIMS_AT_ONCE = (
-    4  # what a process may leave unknown that the gateway never saw, where its store is slow and it is killed
-)
-ELSEWHERE = "Or clear the task with another output_path: what was paid for lands there, at no cost."
+_ELSEWHERE = "Or clear the task with another output_path: what was paid for lands there, at no cost."
 UNFETCHED = (InvalidImageError, UpstreamFailedError)
 """What a link may bring that is not a picture."""
-_OR_SETTLE = (
-    "until what was paid for has landed, then clear the task: it picks the same job up, and buys nothing. If that "
-    "can't be done, settle the record: `jobs resolve` with --lost, --unpaid or --resubmit."
-)
-_POINT_BACK = f"Point the connection back {_OR_SETTLE}"
-PUT_BACK = f"Put the connection back under this id (also where it was renamed), with the key of then, {_OR_SETTLE}"
-
-
-class ConnectionChangedError(BadRequestError):
-    """A record's connection is gone, or does not lead to the account that was paid. The job itself may be fine.
-
-    It is a `BadRequestError` to whoever reads the record later.
-    """
-
-
-@dataclass(frozen=True)
-class PurchaseContext:
-    """What the life of a picture needs from outside.
-
-    :param ledger: the records under the root.
-    :param files: pictures, anywhere.
-    :param connect: gives the transport of a connection id, opened once.
-    :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
-    :param room: memory for the pictures that are being landed.
-    :param claims: held from the claim of a record until its paid request is on its way.
-    :param budgets: what may be spent. Whoever opens a workshop closes them.
-    """
-
-    ledger: Ledger
-    files: Files
-    connect: Callable[[str], Awaitable[Transport]]
-    log: Logs
-    room: ByteSemaphore = field(default_factory=ByteSemaphore)
-    claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CLAIMS_AT_ONCE))
-    budgets: Budgets = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "log", SteadyLogs(self.log))
-        object.__setattr__(self, "budgets", Budgets(self.ledger.store, self.log))
-
-    async def transport(self, record: Record) -> Transport:
-        """The way to the gateway that `record` was submitted through.
-
-        :raises ConnectionChangedError: its connection is gone, can't be used, or leads to another gateway now.
-        """
-        try:
-            transport = await self.connect(record.conn_id)
-        except (BadRequestError, AuthenticationError) as error:
-            raise ConnectionChangedError(
-                f"{error.message} Record {record.key} was submitted through this connection.",
-                billed=Billed.YES,
-                hint=PUT_BACK,
-            ) from None
-        if transport.gateway.name != record.gateway:
-            raise ConnectionChangedError(
-                f"Connection {record.conn_id!r} now leads to {transport.gateway.name}, but record {record.key} was "
-                f"submitted through {record.gateway}.",
-                billed=Billed.YES,
-                hint=_POINT_BACK,
-            )
-        return transport
-
-
-def changed_since(record: Record, transport: Transport) -> list[str]:
-    """What differs between the account that `record` was submitted to and the one that its connection leads to now.
-
-    A new key of the same account differs, too: nothing tells the two apart but the gateway, which knows the job then.
-    """
-    pairs = (
-        (f"the host was {record.api_host} and is {transport.api_host}", record.api_host, transport.api_host),
-        ("the API key is another one", record.key_digest, transport.key_digest),
-    )
-    return [said for said, then, now in pairs if then is not None and then != now]
-
-
-def connection_changed(record: Record, changed: Sequence[str], answer: str) -> ConnectionChangedError:
-    """What to raise where a changed connection brings no word on the job.
-
-    :param changed: see `changed_since`.
-    :param answer: what came instead.
-    """
-    return ConnectionChangedError(
-        f"{answer} Since record {record.key} was submitted, connection {record.conn_id!r} was changed: "
-        f"{', '.join(changed)}. Another account does not know the job; a new key of the same account would.",
-        billed=Billed.YES,
-        hint=_POINT_BACK,
-    )
 
 
 class ImageWriter:
     """Puts pictures where they belong.
 
-    :param workshop: the surroundings.
+    :param purchase_context: what it needs from outside.
     :param generation: ``ti.max_tries`` of this attempt, noted on what it lands.
     :param guard: whether the task was told to stop: then no thumbnail is waited for. Default: it never is.
     """
@@ -203,7 +104,7 @@ class ImageWriter:
             for picture in pictures:
                 try:
                     before = kept.size
-                    data, info = await self._fetch(record, picture, share, before)
+                    data, info = await fetch(self.purchase_context, record, picture, share, before)
                     further = bool(stored) or picture is not pictures[-1]
                     if further and _is_input(record, await asyncio.to_thread(sha256, data)):
                         self.log.warning("An input image came back beside the result of record %s.", record.key)
@@ -223,27 +124,6 @@ class ImageWriter:
         await self._drop_thumbnails(record, stored)
         return await self.landed(record, manifest, kept)
 
-    async def _fetch(self, record: Record, picture: Picture, share: Share, before: int) -> tuple[bytes, ImageInfo]:
-        if picture.data is not None:
-            return picture.data, await asyncio.to_thread(inspect_image, picture.data)
-        transport = await self.purchase_context.transport(record)
-
-        async def fetched() -> tuple[bytes, ImageInfo]:
-            try:
-                data = await download(
-                    str(picture.url),
-                    max_bytes=MAX_PICTURE_BYTES,
-                    timeout=DOWNLOAD_SECONDS,
-                    exempt=transport.gateway.base_url,
-                    hold=lambda size: share.hold(before + size),
-                )
-            except GeminiImageError:
-                share.begin_again(before)
-                raise
-            return data, await asyncio.to_thread(inspect_image, data)
-
-        return await _patiently(fetched)
-
     async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
         digest = await asyncio.to_thread(sha256, data)
         files = self.purchase_context.files
@@ -259,7 +139,7 @@ class ImageWriter:
             uri = await written(stem)
         except (BadRequestError, StorageError) as error:
             if not error.retryable:
-                error.hint = f"{error.hint} {ELSEWHERE}".strip()
+                error.hint = f"{error.hint} {_ELSEWHERE}".strip()
             raise
         if uri is None:
             self.log.warning("%s is taken by another picture; writing beside it.", stem)
@@ -320,7 +200,7 @@ class ImageWriter:
 
         ledger = self.purchase_context.ledger
         try:
-            kept = await _patiently(lambda: asyncio.to_thread(ledger.change, record.key, landed))
+            kept = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
             # The picture is safe in storage; failing the task now would only hide it.
             self.log.error(
@@ -393,20 +273,6 @@ def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha25
         return False
     files.put(uri, body, media_type=media_type)
     return True
-
-
-async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have a turn."""
-    retrying = AsyncRetrying(
-        stop=stop_after_attempt(3) | stop_after_delay(DOWNLOAD_SECONDS),
-        wait=wait_random_exponential(multiplier=0.5, max=5),
-        retry=retry_if_exception(lambda e: isinstance(e, GeminiImageError) and e.retryable),
-        reraise=True,
-    )
-    async for attempt in retrying:
-        with attempt:
-            result = await step()
-    return result
 
 
 def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:

@@ -25,6 +25,7 @@ from airflow_provider_geminiimg.core.ledger.job_index import another_records_job
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, new_claim, process_identity
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
@@ -43,7 +44,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
     is_cleared,
 )
 from airflow_provider_geminiimg.core.purchase.inputs import handles_of, input_digests, public_uri, read_inputs
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext, paid
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, paid
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
 from airflow_provider_geminiimg.core.purchase.sharing import Buy, DagReuse, copy_of
 from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Submission
@@ -73,7 +74,7 @@ class Purchase:
     """One attempt at one picture.
 
     :param order: what is asked for.
-    :param workshop: the surroundings.
+    :param purchase_context: what it needs from outside.
     :param guard: whether this process may still pay.
     :param marker: the task state store's memory, where there is one.
     :param turn: makes what is entered from the reading of the inputs to the answer, where many pictures share one

@@ -22,6 +22,7 @@ from typing import Any
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, point_to, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, task_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import Intact, land_copy, read_back
 from airflow_provider_geminiimg.core.purchase.decision import (
     Policy,
@@ -30,7 +31,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
     WaitForRecord,
     is_out_of_reach,
 )
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import Store
@@ -189,7 +190,7 @@ class DagReuse:
     """One attempt's dealings with the other tasks of its DAG.
 
     :param order: what is asked for.
-    :param workshop: the surroundings.
+    :param purchase_context: what it needs from outside.
     :param marker: the task state store's memory, where there is one.
     """
 

@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.http.exchange import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
 from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.sharing import Buy
 from airflow_provider_geminiimg.core.purchase.task_state import remember
@@ -38,7 +38,7 @@ class Submission:
     """What one attempt at one picture pays with.
 
     :param order: what is asked for.
-    :param workshop: the surroundings.
+    :param purchase_context: what it needs from outside.
     :param guard: whether this process may still pay.
     :param marker: the task state store's memory, where there is one.
     """

@@ -17,14 +17,8 @@ from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
 from airflow_provider_geminiimg.core.gateways.polling import VANISHED_GRACE, End, PollSchedule, follow
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record, with_error
-from airflow_provider_geminiimg.core.purchase.landing import (
-    UNFETCHED,
-    ConnectionChangedError,
-    ImageWriter,
-    changed_since,
-    connection_changed,
-    paid,
-)
+from airflow_provider_geminiimg.core.purchase.context import ConnectionChangedError, changed_since, connection_changed
+from airflow_provider_geminiimg.core.purchase.landing import UNFETCHED, ImageWriter, paid
 from airflow_provider_geminiimg.core.storage import Blob
 from airflow_provider_geminiimg.exceptions import (
     Billed,
@@ -47,7 +41,7 @@ class VanishedError(OutcomeUnknownError):
 class JobCollector:
     """Collects what was paid for.
 
-    :param lander: puts its pictures where they belong.
+    :param writer: puts its pictures where they belong.
     :param prompt: the prompt that was sent, where it is known here: lets a gateway's message through without it.
     """
 

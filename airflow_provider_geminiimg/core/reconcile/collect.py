@@ -17,8 +17,9 @@ from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, PurchaseContext
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.reconcile.scan import SETTLE, RecordEntry, Scope, batches
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError

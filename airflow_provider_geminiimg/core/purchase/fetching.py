@@ -1,0 +1,65 @@
+"""A result that was paid for, from its link into memory: downloaded within limits, and looked at.
+
+What must stay true: nothing here costs money; bytes that are no image never count as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
+from airflow_provider_geminiimg.core.gateways.base import Picture
+from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
+from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, ImageInfo, inspect_image
+from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
+from airflow_provider_geminiimg.exceptions import GeminiImageError
+
+T = TypeVar("T")
+
+
+async def fetch(
+    context: PurchaseContext, record: Record, picture: Picture, share: Share, before: int
+) -> tuple[bytes, ImageInfo]:
+    """The bytes of a result, and what they are. Nothing that is not an image is returned.
+
+    :param share: memory, which is charged while they come.
+    :param before: what of `share` is held already.
+    """
+    if picture.data is not None:
+        return picture.data, await asyncio.to_thread(inspect_image, picture.data)
+    transport = await context.transport(record)
+
+    async def fetched() -> tuple[bytes, ImageInfo]:
+        try:
+            data = await download(
+                str(picture.url),
+                max_bytes=MAX_IMAGE_BYTES,
+                timeout=DOWNLOAD_SECONDS,
+                exempt=transport.gateway.base_url,
+                hold=lambda size: share.hold(before + size),
+            )
+        except GeminiImageError:
+            share.begin_again(before)
+            raise
+        return data, await asyncio.to_thread(inspect_image, data)
+
+    return await with_retries(fetched)
+
+
+async def with_retries(step: Callable[[], Awaitable[T]]) -> T:
+    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have a turn."""
+    retrying = AsyncRetrying(
+        stop=stop_after_attempt(3) | stop_after_delay(DOWNLOAD_SECONDS),
+        wait=wait_random_exponential(multiplier=0.5, max=5),
+        retry=retry_if_exception(lambda e: isinstance(e, GeminiImageError) and e.retryable),
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            result = await step()
+    return result
