@@ -64,7 +64,7 @@ def copied(*, root: str, count: int) -> None:
 
 def _names(count: int) -> list[tuple[str, ...]]:
     """What a picture is known by in its record, from the longest to the shortest."""
-    from airflow_provider_geminiimg.core.batch.executor import fingerprints_of
+    from airflow_provider_geminiimg.core.batch.plan import fingerprints_of
     from airflow_provider_geminiimg.core.batch.rows import image_specs
     from airflow_provider_geminiimg.core.request import prompt_sha256
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook

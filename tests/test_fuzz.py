@@ -60,7 +60,7 @@ from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
 from airflow_provider_geminiimg.core.execution.task_log import SteadyLogs
 from airflow_provider_geminiimg.core.gateways import GATEWAYS
@@ -79,8 +79,7 @@ from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, is_re
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Policy, decide
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
-from airflow_provider_geminiimg.core.purchase.saved_requests import RecordFilter as KeptRequest
-from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
+from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
@@ -546,7 +545,7 @@ def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes
     folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
     files = Files(Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))))
     store = Memory({f"{PLANS}/{folder}/0.json": data, f"{RETURNED}/{folder}/0.json": data})
-    for model, kind in ((Plan, PLANS), (KeptRequest, RETURNED)):
+    for model, kind in ((Plan, PLANS), (SavedRequest, RETURNED)):
         try:
             assert SavedRequestStore(model, store, kind, ITEM, None).read(0) is not None
         except LedgerError as error:

@@ -21,7 +21,7 @@ from harness.golden import FOLDER, INPUT, ROOT, Stable, joined, make_bucket, par
 from harness.golden_stories import FILES, STORIES, Story, capped, landed
 from harness.records import make_record
 
-from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.ledger.budget import Day
 from airflow_provider_geminiimg.core.ledger.file_names import NameClaim, is_sidecar_of, read_claim
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, PLANS, folder_of, is_record_key, task_instance_of
 from airflow_provider_geminiimg.core.ledger.manifest import iso
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record

@@ -11,8 +11,12 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.core.batch.executor import BatchExecutor, Plan, PlannedImage, destination_of
+from airflow_provider_geminiimg.core.batch.executor import BatchExecutor
 from airflow_provider_geminiimg.core.batch.forecast import Forecast, refusals
+from airflow_provider_geminiimg.core.batch.known_images import TaskRecords, with_known_images
+from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
+from airflow_provider_geminiimg.core.batch.planner import PlanHeader, log_twins, plan
+from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
 from airflow_provider_geminiimg.core.batch.summary import GOOD, BatchSummary
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
@@ -20,13 +24,14 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import PLANS
 from airflow_provider_geminiimg.core.purchase.decision import Policy
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
+from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT, DEFAULT_WIDTH
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
-from airflow_provider_geminiimg.runtime.batch_planning import make_plan
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
@@ -106,7 +111,7 @@ async def _live(
     async with attempt.purchase_context() as purchase_context:
         await asyncio.to_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await make_plan(task.arguments, attempt, connection, purchase_context, requests)
+            planned = await _planned(task.arguments, attempt, connection, purchase_context, requests)
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
@@ -135,6 +140,42 @@ async def _live(
     if refusal is not None and tally.collected:
         refusal.hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
     return planned, tally, manifest, failure or refusal
+
+
+async def _planned(
+    arguments: TaskArguments,
+    attempt: TaskRun,
+    connection: GatewayConnection,
+    purchase_context: PurchaseContext,
+    requests: Any,
+) -> Plan:
+    """Read the rows and plan an image for each.
+
+    :raises BadRequestError: rows are wrong.
+    :raises GeminiImageError: the store failed, or a record can't be read.
+    """
+    checked = arguments.checked
+    encoding, delimiter = checked("encoding"), checked("delimiter")
+    most = settings.max_batch_images()
+    rows = await asyncio.to_thread(
+        lambda: read_rows(requests, purchase_context.files, most=most, encoding=encoding, delimiter=delimiter)
+    )
+    specs = image_specs(
+        rows,
+        {name: arguments[name] for name in SHARED},
+        checked("n") or 1,
+        gateway=connection.gateway,
+        default_model=connection.model,
+        most=most,
+        file_name=checked("file_name"),
+    )
+    directory = checked("output_path")
+    header = PlanHeader(attempt.generation, directory or attempt.folder, attempt.destination(directory, None).stem)
+    planned = await plan(specs, connection, purchase_context, header)
+    records = TaskRecords(attempt.ledger, attempt.item.path, of_dag=checked("reuse") == "dag")
+    planned = await with_known_images(planned, specs, connection, records)
+    log_twins(planned, attempt.log)
+    return planned
 
 
 def _write_down(
@@ -188,7 +229,7 @@ def _orders(
         return Order(
             item=dataclasses.replace(attempt.item, item=item.key),
             request=item.request(connection),
-            destination=destination_of(planned, item),
+            destination=planned.destination(item),
             input_sha256=item.input_sha256,
             fingerprint=item.fingerprint,
             **usual,

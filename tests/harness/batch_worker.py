@@ -8,7 +8,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.executor import BatchExecutor, PlannedImage, destination_of, plan
+from airflow_provider_geminiimg.core.batch.executor import BatchExecutor
+from airflow_provider_geminiimg.core.batch.plan import PlannedImage
+from airflow_provider_geminiimg.core.batch.planner import PlanHeader, plan
 from airflow_provider_geminiimg.core.batch.rows import image_specs
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
@@ -71,10 +73,7 @@ async def _work(job: Work) -> None:
             wanted,
             connection,
             purchase_context,
-            generation=job.generation,
-            directory=join_uri(job.root, f"pictures/{job.task_id}"),
-            stems=[None] * len(wanted),
-            prefix="fox",
+            PlanHeader(job.generation, join_uri(job.root, f"pictures/{job.task_id}"), "fox"),
         )
 
         def order(item: PlannedImage) -> Order:
@@ -82,7 +81,7 @@ async def _work(job: Work) -> None:
                 item=replace(task, item=item.key),
                 request=item.request(connection),
                 connection=connection,
-                destination=destination_of(planned, item),
+                destination=planned.destination(item),
                 policy=Policy(job.generation, on_unknown="resubmit"),
                 poll_interval=0.05,
                 input_sha256=(),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.executor import Plan, PlannedImage
+from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, Item, record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from airflow_provider_geminiimg.core.batch.executor import READERS, PlannedImage
+from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedImage
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
@@ -75,8 +75,8 @@ async def refusals(
         return {}
     distinct = list({item.fingerprint: item for item in items}.values())
     wanted: list[PlannedImage] = []
-    for start in range(0, len(distinct), READERS):
-        some = distinct[start : start + READERS]
+    for start in range(0, len(distinct), READS_AT_ONCE):
+        some = distinct[start : start + READS_AT_ONCE]
         wanted += itertools.compress(some, await asyncio.gather(*(forecast(item).would_buy() for item in some)))
     requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
     try:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from airflow_provider_geminiimg.core.batch.executor import Plan
+from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.file_names import release_names
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
