@@ -64,14 +64,14 @@ def copied(*, root: str, count: int) -> None:
 
 def _names(count: int) -> list[tuple[str, ...]]:
     """What a picture is known by in its record, from the longest to the shortest."""
+    from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
     from airflow_provider_geminiimg.core.batch.plan import fingerprints_of
-    from airflow_provider_geminiimg.core.batch.rows import image_specs
     from airflow_provider_geminiimg.core.request import prompt_sha256
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 
     connection = GeminiImageHook(CONNECTION).connection()
     rows = [{"prompt": prompt} for prompt in prompts(count)]
-    found = image_specs(rows, SHARED, 1, gateway=connection.gateway, default_model=connection.model)
+    found = image_specs(rows, RowDefaults(SHARED, connection.gateway, connection.model))
     prints = [fingerprints_of(wish.request, (), connection)[0] for wish in found]
     return [
         (print_, prompt_sha256(wish.request.prompt), print_[:16], print_[:12])

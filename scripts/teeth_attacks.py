@@ -180,8 +180,8 @@ ATTACKED = (
     # Rows
     Tooth(
         "A batch asks for no more images than are allowed",
-        "core/batch/rows.py",
-        "    _refuse_too_many(rows, variants, most)\n",
+        "core/batch/image_specs.py",
+        "    _refuse_too_many(rows, defaults.variants, most)\n",
         "    pass\n",
         tests={"test_attacks_texts.py": "million_images or own_n_counts or raises_and_lowers"},
     ),

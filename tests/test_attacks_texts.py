@@ -25,8 +25,10 @@ from harness.patterns import attacks as texts_against
 from harness.patterns import every_pattern
 from test_batch import FILES, batch, why
 
-from airflow_provider_geminiimg.core.batch.columns import MAX_COLUMNS, MAX_NAME, columns_in, filled, name_key, tidy
-from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
+from airflow_provider_geminiimg.core.batch.columns import MAX_COLUMNS, MAX_NAME, name_key, tidy
+from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
+from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in, filled
+from airflow_provider_geminiimg.core.batch.rows import read_rows
 from airflow_provider_geminiimg.core.gateways.base import Reply
 from airflow_provider_geminiimg.core.gateways.intermediaries import turned_away
 from airflow_provider_geminiimg.core.gateways.responses import GatewayResponse
@@ -265,7 +267,7 @@ def test_rows_of_a_function_with_numbers_that_can_not_be_written_are_the_rows_ow
     rows = [{"prompt": "a fox", "sku": 10**5_000}, {"prompt": 10**5_000}, {"prompt": "a fox", "n": 10**5_000}]
     rows += [{"prompt": "a fox", "variant": Decimal("1e999999999")}, {"prompt": "a fox", "sku": Decimal("sNaN")}]
     with pytest.raises(BadRequestError) as caught:
-        image_specs(rows, {}, 1, gateway="1min", default_model=None)
+        image_specs(rows, RowDefaults({}, "1min"))
     said = str(caught.value)
     assert all(f"row {number}" in said for number in range(3)), said
     assert len(said) < 1500
@@ -411,7 +413,7 @@ def answered(text: str) -> None:
 def rows_of(text: str) -> None:
     for row in ({"prompt": text}, {"prompt": "a", "sku": text}, {"prompt": "a", text: "1"}, {"aspect_ratio": text}):
         with contextlib.suppress(BadRequestError):
-            image_specs([row], {"prompt": text}, 1, gateway="1min", default_model=None, file_name="{sku}")
+            image_specs([row], RowDefaults({"prompt": text}, "1min", file_name="{sku}"))
 
 
 def braces(text: str) -> None:
@@ -478,7 +480,7 @@ def test_the_first_line_of_a_table_is_read_in_a_time_that_adds_up(
 
 def test_a_name_longer_than_any_is_refused() -> None:
     with pytest.raises(BadRequestError, match=f"more than {MAX_NAME} characters"):
-        image_specs([{"prompt": "a", "b" * (MAX_NAME + 1): 1}], {}, 1, gateway="1min", default_model=None)
+        image_specs([{"prompt": "a", "b" * (MAX_NAME + 1): 1}], RowDefaults({}, "1min"))
 
 
 @pytest.mark.parametrize("text", ["&#" + "9" * 5_000 + ";", "&#x" + "f" * 5_000, "&#" + "0" * 5_000 + "97;"])
@@ -506,5 +508,5 @@ def test_a_batch_that_fails_over_its_rows_has_bought_nothing(
 def test_a_table_of_half_a_million_labels_is_read_in_seconds() -> None:
     row = {"prompt": "a fox", **{f"column {number}": "é" for number in range(500)}}
     began = time.process_time()
-    assert len(image_specs([dict(row) for _ in range(1_000)], {}, 1, gateway="1min", default_model=None)) == 1_000
+    assert len(image_specs([dict(row) for _ in range(1_000)], RowDefaults({}, "1min"))) == 1_000
     assert time.process_time() - began < 10

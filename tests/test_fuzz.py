@@ -60,8 +60,9 @@ from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.plan import Plan
-from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
+from airflow_provider_geminiimg.core.batch.rows import read_rows
 from airflow_provider_geminiimg.core.execution.task_log import SteadyLogs
 from airflow_provider_geminiimg.core.gateways import GATEWAYS
 from airflow_provider_geminiimg.core.gateways.base import Call, CheckResult, InputImage, JobState, JobStatus, Reply
@@ -605,7 +606,7 @@ def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None)
 def are_wished_or_refused(rows: Any, template: str | None) -> None:
     for gateway, shared in itertools.product(GATEWAYS, ({}, {"prompt": "a {sku} in {x}"})):
         try:
-            wanted = image_specs(rows, shared, 1, gateway=gateway, default_model=None, file_name=template)
+            wanted = image_specs(rows, RowDefaults(shared, gateway, file_name=template))
         except BadRequestError as error:
             is_short(error)
             continue

@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.core.batch.columns import columns_in, tidy
-from airflow_provider_geminiimg.core.batch.rows import ImageSpec, image_specs, name_part, read_rows, records_of
+from airflow_provider_geminiimg.core.batch.columns import tidy
+from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec, RowDefaults, image_specs
+from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in
+from airflow_provider_geminiimg.core.batch.row_file_names import name_part
+from airflow_provider_geminiimg.core.batch.rows import read_rows, records_of
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.validation.arguments import delimiter, encoding, stem, whole
 from airflow_provider_geminiimg.exceptions import BadRequestError
@@ -42,7 +45,7 @@ def read(tmp_path: Path) -> Callable[..., list[Mapping[str, Any]]]:
 def wanted(
     rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any
 ) -> list[ImageSpec]:
-    return image_specs(rows, shared, n, gateway="apimaster", default_model=None, file_name=file_name)
+    return image_specs(rows, RowDefaults(shared, "apimaster", variants=n, file_name=file_name))
 
 
 def refusal(rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any) -> str:
@@ -344,7 +347,7 @@ def test_a_ratio_that_a_spreadsheet_took_for_a_time_is_a_ratio(value: Any) -> No
 
 def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() -> None:
     row = {"prompt": "a fox", "temperature": "0,7", "top_p": "0,95"}
-    [wish] = image_specs([row], {}, 1, gateway="1min", default_model="gemini-3.1-flash-image-preview")
+    [wish] = image_specs([row], RowDefaults({}, "1min", "gemini-3.1-flash-image-preview"))
     assert (wish.request.temperature, wish.request.top_p) == (0.7, 0.95)
     for word, flag in (("WAHR", True), ("FALSCH", False), ("vrai", True), ("TRUE", True), ("0", False)):
         assert wanted([{"prompt": "a fox", "google_search": word}])[0].request.google_search is flag

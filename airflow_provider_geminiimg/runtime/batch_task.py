@@ -13,10 +13,11 @@ from airflow.sdk import Context
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.batch.executor import BatchExecutor
 from airflow_provider_geminiimg.core.batch.forecast import Forecast, refusals
+from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.known_images import TaskRecords, with_known_images
 from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
 from airflow_provider_geminiimg.core.batch.planner import PlanHeader, log_twins, plan
-from airflow_provider_geminiimg.core.batch.rows import image_specs, read_rows
+from airflow_provider_geminiimg.core.batch.rows import read_rows
 from airflow_provider_geminiimg.core.batch.summary import GOOD, BatchSummary
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
@@ -160,15 +161,14 @@ async def _planned(
     rows = await asyncio.to_thread(
         lambda: read_rows(requests, purchase_context.files, most=most, encoding=encoding, delimiter=delimiter)
     )
-    specs = image_specs(
-        rows,
-        {name: arguments[name] for name in SHARED},
-        checked("n") or 1,
+    defaults = RowDefaults(
+        shared={name: arguments[name] for name in SHARED},
         gateway=connection.gateway,
         default_model=connection.model,
-        most=most,
+        variants=checked("n") or 1,
         file_name=checked("file_name"),
     )
+    specs = image_specs(rows, defaults, most=most)
     directory = checked("output_path")
     header = PlanHeader(attempt.generation, directory or attempt.folder, attempt.destination(directory, None).stem)
     planned = await plan(specs, connection, purchase_context, header)

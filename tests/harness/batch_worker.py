@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_geminiimg.core.batch.executor import BatchExecutor
+from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.plan import PlannedImage
 from airflow_provider_geminiimg.core.batch.planner import PlanHeader, plan
-from airflow_provider_geminiimg.core.batch.rows import image_specs
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
@@ -64,10 +64,7 @@ async def _work(job: Work) -> None:
         stack.push_async_callback(purchase_context.budgets.close)
         wanted = image_specs(
             [{"prompt": prompt} for prompt in job.prompts],
-            {"resolution": "512"},
-            1,
-            gateway=connection.gateway,
-            default_model=connection.model,
+            RowDefaults({"resolution": "512"}, connection.gateway, connection.model),
         )
         planned = await plan(
             wanted,

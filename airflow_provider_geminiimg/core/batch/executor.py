@@ -19,7 +19,8 @@ from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 from airflow_provider_geminiimg.core.ledger.budget import DailyBudgetSpentError
-from airflow_provider_geminiimg.core.purchase.landing import PurchaseContext, mismatch_error
+from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.exceptions import (

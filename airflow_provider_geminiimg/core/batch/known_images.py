@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from urllib.parse import urlsplit
 
+from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, Plan, PlannedImage, fingerprints_of, host_of
-from airflow_provider_geminiimg.core.batch.rows import ImageSpec
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import index_key, is_record_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger

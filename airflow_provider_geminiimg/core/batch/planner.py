@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import pydantic_core
 
+from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, Plan, PlannedImage, fingerprints_of, places_of
-from airflow_provider_geminiimg.core.batch.rows import ImageSpec
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.purchase.inputs import input_digests

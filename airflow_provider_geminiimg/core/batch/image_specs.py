@@ -1,0 +1,316 @@
+"""What a batch is asked for: its rows turned into checked requests, one for each image.
+
+What must stay true: everything that can be wrong with a row is found before anything is paid for, and names the row;
+one spec is one image, and the first of a row's several is the one that the row alone would ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from airflow_provider_geminiimg.core.batch.cells import (
+    BLANK,
+    cell,
+    field_value,
+    label,
+    refuse_nothing,
+    variant_spellings,
+)
+from airflow_provider_geminiimg.core.batch.columns import (
+    MAX_COLUMNS,
+    field_of,
+    find_column,
+    listed,
+    place_of,
+    refuse_twins,
+    tidy,
+)
+from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in, filled
+from airflow_provider_geminiimg.core.batch.row_file_names import file_name
+from airflow_provider_geminiimg.core.batch.rows import too_many
+from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
+from airflow_provider_geminiimg.core.validation.arguments import MAX_IMAGES, MAX_VARIANTS, names_of, stem, whole
+from airflow_provider_geminiimg.core.validation.texts import given
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+MAX_WRONG_ROWS = 5  # that one message names
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """One image that is wanted.
+
+    :param row: number of the row, from 0.
+    :param request: what to make, checked.
+    :param labels: the row's columns that are no field of a request, and its place; file names are made of them.
+    :param line: where the row begins in its file, as an editor shows it; ``None``: it is from no file.
+    :param stem: name of its file, without an extension; ``None``: the usual one.
+    :param earlier_variant: what versions before told the first of a row's several images apart by.
+    :param earlier_spellings: other spellings of its variant, and of the earlier one, that versions before told apart.
+    """
+
+    row: int
+    request: CheckedRequest
+    labels: Mapping[str, str]
+    line: int | None = None
+    stem: str | None = None
+    earlier_variant: str | None = None
+    earlier_spellings: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where its row stands, for a message."""
+        return place_of(self.row, self.line, self.labels)
+
+    def name_values(self) -> dict[str, str | None]:
+        """What its file name can be made of, by what stands between the braces of a template."""
+        request = self.request
+        values: dict[str, str | None] = {**self.labels, "model": request.model, "variant": request.variant or "1"}
+        return values | {"resolution": request.resolution, "aspect_ratio": request.aspect_ratio}
+
+
+@dataclass(frozen=True, slots=True)
+class RowDefaults:
+    """What holds for every row that says nothing else.
+
+    :param shared: values by field; the prompt may name columns in braces.
+    :param gateway: the connection's.
+    :param default_model: the connection's.
+    :param variants: images a row, where it does not say ``n``.
+    :param file_name: names columns in braces; ``None``: the usual names.
+    """
+
+    shared: Mapping[str, Any]
+    gateway: str
+    default_model: str | None = None
+    variants: int = 1
+    file_name: str | None = None
+
+
+def image_specs(rows: Sequence[Mapping[str, Any]], defaults: RowDefaults, *, most: int = MAX_IMAGES) -> list[ImageSpec]:
+    """All images that the rows ask for, in order; a row with ``n`` gives that many.
+
+    :param most: images that one batch makes. They are counted before the first of them is looked at.
+    :raises BadRequestError: rows are wrong, and the message names the first few; or they ask for too many images.
+    """
+    names = _names_of(rows)
+    _refuse_too_many(rows, defaults.variants, most)
+    maker = _Maker(defaults, names)
+    found: list[ImageSpec] = []
+    wrong: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        try:
+            found += maker.of_row(number, row)
+        except BadRequestError as error:
+            said = " ".join(filter(None, (error.message, error.hint)))
+            wrong.setdefault(said, []).append(place_of(number, getattr(row, "line", None), maker.labels(row)))
+    if wrong:
+        raise _wrong_rows(wrong, len(rows))
+    _refuse_shared_variants(found)
+    return found
+
+
+def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of all columns that rows have."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(map(tidy, row)))
+        if len(names) > MAX_COLUMNS:
+            raise BadRequestError(
+                f"requests: the rows have more than {MAX_COLUMNS} columns.", hint="Remove those that are not used."
+            )
+    return list(names)
+
+
+def _refuse_too_many(rows: Sequence[Mapping[str, Any]], variants: int, most: int) -> None:
+    """:raises BadRequestError: the rows ask for more than `most` images in all."""
+    total = 0
+    for row in rows:
+        own = next((cell(value) for name, value in row.items() if tidy(name).casefold() == "n"), None)
+        try:
+            total += whole("n", field_value("n", own), MAX_VARIANTS) or variants
+        except BadRequestError:  # named with its row
+            total += 1
+    if total > most:
+        raise too_many(f"{len(rows)} rows ask for {total} pictures", most)
+
+
+def _refuse_shared_variants(specs: Sequence[ImageSpec]) -> None:
+    """A further image of one row that is another row's only one would be made once, and fewer than were asked for.
+
+    :raises BadRequestError: there is such a pair.
+    """
+    own: dict[str, ImageSpec] = {}
+    further: dict[str, ImageSpec] = {}
+    for before, spec in zip([None, *specs], specs, strict=False):
+        if spec.request.variant is not None:
+            is_further = before is not None and before.row == spec.row
+            (further if is_further else own).setdefault(_identity(spec.request), spec)
+    for key, spec in further.items():
+        if key in own and own[key].row != spec.row:
+            variant = given(spec.request.variant)
+            raise BadRequestError(
+                f"{spec.place}: one of its n pictures has the variant{variant}, and so has {own[key].place}, which "
+                "asks for the same otherwise.",
+                hint="Give one of them another variant, or ask for all in one row.",
+            )
+
+
+def _identity(request: CheckedRequest) -> str:
+    parts = (request.row.fingerprint_model, request.operation, request.prompt, request.input_images, request.fields())
+    return repr(parts)
+
+
+def _wrong_rows(wrong: Mapping[str, Sequence[str]], total: int) -> BadRequestError:
+    """One error for all rows that are wrong; rows with the same fault are named together."""
+    count = sum(map(len, wrong.values()))
+    said = []
+    for message, places in list(wrong.items())[:MAX_WRONG_ROWS]:
+        more = f" and {len(places) - MAX_WRONG_ROWS} more" if len(places) > MAX_WRONG_ROWS else ""
+        named = f"all {total} rows" if len(places) == total > 1 else f"{', '.join(places[:MAX_WRONG_ROWS])}{more}"
+        said.append(f"{named}: {message}")
+    rest = f" There are {len(wrong) - MAX_WRONG_ROWS} other faults." if len(wrong) > MAX_WRONG_ROWS else ""
+    return BadRequestError(
+        f"{count} of {total} requests can't be made: {' '.join(said)}{rest}",
+        hint="Lines are those of the file; rows of a list are counted from 0. Correct them, then clear the task.",
+    )
+
+
+class _Maker:
+    """Makes specs of rows.
+
+    :param names: of all columns that the rows have.
+    """
+
+    def __init__(self, defaults: RowDefaults, names: Sequence[str]) -> None:
+        self.defaults = defaults
+        self.shared = {name: value for name, value in defaults.shared.items() if value is not None}
+        self.names = names
+        self._fields: dict[str, str | None] = {}
+        self._prompt_columns: dict[str, str] | None = None
+        self._shapes: set[tuple[str, ...]] = set()
+
+    def of_row(self, number: int, row: Mapping[str, Any]) -> Iterator[ImageSpec]:
+        self._check_shape(tuple(row))
+        cells = _cells(row)
+        labels = {**self._labels(cells), "row": str(number)}
+        fields = {**self.shared, **self._own(cells)}
+        fields["prompt"] = self._prompt(cells, fields)
+        count = whole("n", fields.pop("n", None), MAX_VARIANTS) or self.defaults.variants
+        fields["operation"] = "edit" if fields.get("image") not in BLANK else "generate"
+        line = getattr(row, "line", None)
+        prefix = fields.get("variant")
+        written = next((value for name, value in cells.items() if self._field(name) == "variant"), None)
+        written = written if written is not None else prefix
+        spellings = variant_spellings(written)[1:]
+        for index in range(count):
+            if index:
+                fields["variant"] = f"{prefix}-{index + 1}" if prefix not in BLANK else str(index + 1)
+            request = ImageRequest.build(**fields).check(self.defaults.gateway, self.defaults.default_model)
+            earlier = None if index or count == 1 else f"{written}-1".strip() if request.variant else "1"
+            others = [f"{each}-{index + 1}" for each in spellings if count > 1]
+            spec = ImageSpec(number, request, labels, line, None, earlier, (*(() if index else spellings), *others))
+            if (template := self.defaults.file_name) is not None:
+                spec = replace(spec, stem=stem("file_name", file_name(template, spec.place, spec.name_values())))
+            yield spec
+
+    def labels(self, row: Mapping[str, Any]) -> Mapping[str, str]:
+        """A wrong row's labels, as far as there are such: its message names them."""
+        try:
+            self._check_shape(tuple(row))
+            return self._labels(_cells(row))
+        except BadRequestError:
+            return {}
+
+    def _check_shape(self, names: tuple[str, ...]) -> None:
+        """Whether the columns of a row are what columns can be. Rows of a file have the same ones."""
+        if names in self._shapes:
+            return
+        refuse_twins(names)
+        owners: dict[str, str] = {}
+        for name in map(tidy, names):
+            field = self._field(name)
+            if field is not None and owners.setdefault(field, name) != name:
+                raise BadRequestError(
+                    f"{owners[field]!r} and {name!r}: both columns are {field}.", hint="Rename or remove one of them."
+                )
+        self._shapes.add(names)
+
+    def _field(self, name: str) -> str | None:
+        if name not in self._fields:
+            in_prompt = name in self.prompt_columns.values()
+            try:
+                self._fields[name] = field_of(name)
+            except BadRequestError:
+                if not in_prompt:  # else it is plain what the column is for
+                    raise
+                self._fields[name] = None
+        return self._fields[name]
+
+    @property
+    def prompt_columns(self) -> Mapping[str, str]:
+        """The columns that the operator's prompt names, by what stands between its braces."""
+        if self._prompt_columns is None:
+            has_labels = not all(map(_is_field, self.names))
+            self._prompt_columns = columns_in(self.shared.get("prompt"), self.names, has_labels)
+        return self._prompt_columns
+
+    def _own(self, cells: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row says itself, by field."""
+        named = {self._field(name): value for name, value in cells.items() if value is not None}
+        return {field: field_value(field, value) for field, value in named.items() if field is not None}
+
+    def _labels(self, cells: Mapping[str, Any]) -> dict[str, str]:
+        """A row's labels, those of file names first. What only the prompt is made of is prompt, and no label."""
+        template = self.defaults.file_name
+        of_names = {find_column(name, cells) for name in names_of(template)} if template else set()
+        prompt = set(self.prompt_columns.values()) - of_names
+        names = [name for name in cells if self._field(name) is None and name not in prompt]
+        return {name: label(name, cells[name]) for name in sorted(names, key=lambda name: name not in of_names)}
+
+    def _prompt(self, cells: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+        own = next((name for name in cells if self._field(name) == "prompt"), None)
+        columns = self.prompt_columns
+        if own is not None and cells[own] is not None and own not in columns.values():
+            return fields["prompt"]
+        if "prompt" not in fields:
+            raise self._no_prompt(own)
+        values = {}
+        for inner, column in columns.items():
+            values[inner] = label(column, cells.get(column))
+            if not values[inner]:
+                raise BadRequestError(f"prompt: has no {column!r}, which it names.", hint="Fill the cell.")
+            refuse_nothing(column, values[inner])
+        return filled(self.shared["prompt"], values) if columns else self.shared["prompt"]
+
+    def _no_prompt(self, own: str | None) -> BadRequestError:
+        if own is not None:
+            return BadRequestError(f"{own}: is empty; it must say what to draw.")
+        others = [name for name in self.names if not _is_field(name)]
+        example = others[0] if others else "product"
+        return BadRequestError(
+            f"prompt: there is no such column. Found: {listed(self.names)}.",
+            hint=f"Call the column that says what to draw prompt, or give the operator a prompt that names columns in "
+            f'braces, such as prompt="Photo of {{{example}}}".',
+        )
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's cells by the tidy names of their columns; nameless ones are one column.
+
+    :raises BadRequestError: several columns without a name hold something.
+    """
+    found = {tidy(name): cell(value) for name, value in row.items() if tidy(name)}
+    nameless = [value for name, value in row.items() if not tidy(name) and cell(value) is not None]
+    if len(nameless) > 1:
+        raise BadRequestError(f"{len(nameless)} columns without a name hold something.", hint="Name each of them.")
+    return {**found, **({"": cell(nameless[0])} if nameless else {})}
+
+
+def _is_field(name: str) -> bool:
+    try:
+        return field_of(name) is not None
+    except BadRequestError:
+        return False

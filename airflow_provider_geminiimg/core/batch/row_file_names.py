@@ -1,0 +1,59 @@
+"""The file name of each image, made of the template ``file_name`` and its row.
+
+What must stay true: what is in a name is on every file system the same name; a template that names what a row has not
+is an error that names the row.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+
+from airflow_provider_geminiimg.core.batch.cells import BLANK
+from airflow_provider_geminiimg.core.batch.columns import find_column, listed
+from airflow_provider_geminiimg.core.validation.arguments import names_of
+from airflow_provider_geminiimg.core.validation.texts import given, normalized, shown
+from airflow_provider_geminiimg.exceptions import BadRequestError
+
+MAX_IN_NAME = 1_000  # characters of one label that go into a file's name, which takes 120 bytes of them
+
+
+def file_name(template: str, place: str, values: Mapping[str, str | None]) -> str:
+    """The template with what the braces stand for, as `name_part` writes it.
+
+    :param place: where the row stands, for a message.
+    :param values: what a name can be made of.
+    :raises BadRequestError: there is nothing of a name in the template.
+    """
+    parts: dict[str, str] = {}
+    for name in names_of(template):
+        column = find_column(name, values)
+        value = values[column] if column is not None else None
+        if value is None or value == "":
+            known = listed(sorted(name for name, value in values.items() if value not in BLANK))
+            raise BadRequestError(
+                f"file_name{given(template)}: {place} has no {name}. It has: {known}.",
+                hint="" if column else "Of a column Product Name write {Product_Name}.",
+            )
+        if len(value) > MAX_IN_NAME:
+            raise BadRequestError(f"file_name{given(template)}: {shown(name)} has more than {MAX_IN_NAME} characters.")
+        parts[name] = name_part(value)
+        if not parts[name]:
+            raise BadRequestError(f"file_name{given(template)}: {name}{given(value)} has no letter or digit.")
+    return template.format_map(parts).rstrip(".")  # a value's; Windows drops them, and the template has none there
+
+
+def name_part(text: str) -> str:
+    """What of a text goes into a file's name: letters and digits of any script with their marks, and ``_.~+-``.
+
+    In Unicode's composed form, as two spellings of one letter would be two files, or one, by the file system. Joiners
+    go, as nobody sees them; any other character becomes ``-``.
+    """
+    found: list[str] = []
+    for char in normalized("NFC", text):
+        is_mark = unicodedata.category(char)[0] == "M" and bool(found) and found[-1] != "-"
+        if char.isalnum() or char in "_.~+" or is_mark:
+            found.append(char)
+        elif char not in "\u200c\u200d" and found[-1:] != ["-"]:
+            found.append("-")
+    return normalized("NFC", "".join(found)).strip("-")
