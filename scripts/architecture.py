@@ -23,7 +23,6 @@ VERSION_WORDS = ("AIRFLOW_V_", "airflow.__version__", "importlib.metadata", "pac
 EXCEPTIONS: Mapping[str, str] = {
     "core.purchase.lifecycle": "is being split",
     "core.purchase.submission._send": "is being split",
-    "core.storage.uris.locate": "is being split",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

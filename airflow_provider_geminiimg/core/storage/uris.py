@@ -137,21 +137,13 @@ def same_place(uri: str) -> str:
 def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
     """Take a URI apart.
 
-    :param landed: a picture is on record there. Versions that took more addresses may have written it: one of these is
+    :param landed: an image is on record there. Versions that took more addresses may have written it: one of these is
         no error where it can't lead out of its folder.
     :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character,
         or what another parser of such addresses reads in another way.
     """
     refuse_half_characters(what, uri)
-    is_path = uri.startswith("/") and not uri.startswith("//")  # web pages write //host/name?query
-    scheme, separator, rest = ("file", "://", uri) if is_path else uri.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme.lower()):
-        raise BadRequestError(
-            f"{what}: {scrub(uri.partition('?')[0][:4_000], limit=80)!r} is neither a URI nor an absolute path.",
-            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only a "
-            "picture that goes in) https://host/name.",
-        )
-    scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
+    scheme, rest = _scheme_and_rest(uri, what)
     authority = re.split("[/?#]" if scheme in WEB_SCHEMES else "/", rest, maxsplit=1)[0]
     path = rest[len(authority) :].removeprefix("/")
     conn_id, _, bucket = authority.rpartition("@")
@@ -160,21 +152,46 @@ def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
             raise BadRequestError(f"{what}: a file URI names no host; write file:///folder/name (three slashes).")
         conn_id, bucket, path = "", "", f"/{path}"
     place = Location(scheme, conn_id or None, bucket.lower() if scheme in WEB_SCHEMES else bucket, path, uri)
-    if ":" in conn_id and scheme not in WEB_SCHEMES:
+    _refuse_ambiguous(place, authority, what)
+    if scheme not in (*WEB_SCHEMES, *_LITERAL_SCHEMES):
+        _refuse_rereading(place, what, _IN_ITS_FOLDER if landed else ())
+    return place
+
+
+def _scheme_and_rest(uri: str, what: str) -> tuple[str, str]:
+    """The scheme, by its one name, and what follows ``://``.
+
+    :raises BadRequestError: it is neither a URI nor an absolute path.
+    """
+    is_path = uri.startswith("/") and not uri.startswith("//")  # web pages write //host/name?query
+    scheme, separator, rest = ("file", "://", uri) if is_path else uri.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme.lower()):
+        raise BadRequestError(
+            f"{what}: {scrub(uri.partition('?')[0][:4_000], limit=80)!r} is neither a URI nor an absolute path.",
+            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only a "
+            "picture that goes in) https://host/name.",
+        )
+    return _SAME_SCHEME.get(scheme.lower(), scheme.lower()), rest
+
+
+def _refuse_ambiguous(place: Location, authority: str, what: str) -> None:
+    """Refuse a password, a missing bucket, a query in the bucket's place, and a path that leads out of its folder.
+
+    :raises BadRequestError: there is such a thing.
+    """
+    scheme, path = place.scheme, place.path
+    if ":" in (place.conn_id or "") and scheme not in WEB_SCHEMES:
         raise BadRequestError(
             f"{what}: {scheme}:// URIs take no password.",
             hint=f"Put it into an Airflow connection, and name that one: {scheme}://conn_id@bucket/key.",
         )
-    if scheme != "file" and not bucket:
+    if scheme != "file" and not place.bucket:
         raise BadRequestError(f"{what}: {place.shown} names no bucket.")
     if "?" in authority or "#" in authority:
         raise BadRequestError(f"{what}: a {scheme}:// URI holds a query where its bucket should be.")
     climbs = _climbs(path.partition("?")[0]) if scheme in WEB_SCHEMES else ".." in path.split("/") or "\0" in path
     if climbs:
         raise BadRequestError(f'{what}: {place.shown!r} holds ".." or a null byte, which no path may.')
-    if scheme not in (*WEB_SCHEMES, *_LITERAL_SCHEMES):
-        _refuse_rereading(place, what, _IN_ITS_FOLDER if landed else ())
-    return place
 
 
 def refuse_chain(uri: str, what: str) -> None:
