@@ -36,7 +36,13 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, 
 from airflow_provider_geminiimg.core.purchase import thumbnails
 from airflow_provider_geminiimg.core.purchase.copying import copy_to
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
-from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, render
+from airflow_provider_geminiimg.core.purchase.thumbnails import (
+    WORKER,
+    ImageCache,
+    ThumbnailJob,
+    make_thumbnails,
+    render,
+)
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector
 from airflow_provider_geminiimg.core.storage import LocalStore, Store, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -469,7 +475,8 @@ def store(tmp_path: Path) -> LocalStore:
 class Slow:
     """Pillow, once it takes forever to shrink a picture."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+        self.store = store
         self.begun, self.go_on = threading.Event(), threading.Event()
         shrink = Image.Image.thumbnail
 
@@ -483,14 +490,12 @@ class Slow:
     def end(self) -> None:
         """Let it come to its end after all, and wait for that."""
         self.go_on.set()
-        over = threading.Event()
-        thumbnails._shrinker().take(over.set)
-        assert over.wait(20)
+        WORKER.submit(ThumbnailJob(self.store, {})).result(20)
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
-    slow = Slow(monkeypatch)
+def slow(monkeypatch: pytest.MonkeyPatch, store: LocalStore) -> Iterator[Slow]:
+    slow = Slow(monkeypatch, store)
     yield slow
     slow.end()
 

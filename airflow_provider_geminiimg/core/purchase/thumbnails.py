@@ -1,4 +1,4 @@
-"""Small WebP copies of what has landed, so that a page of a hundred pictures loads in a blink.
+"""Small WebP copies of what has landed, so that a page of a hundred images loads fast.
 
 A thumbnail is made once its record has landed, with the extra ``thumbnails`` (Pillow); where there is none, whoever
 shows pictures shows the picture itself. What must stay true:
@@ -21,7 +21,8 @@ import io
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
@@ -48,7 +49,7 @@ MAX_KEPT = 64 * 1024 * 1024
 SECONDS = 20.0
 """How long the thumbnails of one record may take; a 4K picture takes about half a second."""
 
-_LOOK = 0.01  # seconds between looks at the thread
+_BEAT = 0.5  # seconds between looks at the guard, which a signal changes and nothing tells of
 _SMALLER = ("RGB", "RGBA", "CMYK", "L")  # modes that shrink well as they are, which saves a copy at full size
 _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
@@ -99,26 +100,32 @@ async def make_thumbnails(store: Store, record: Record, kept: ImageCache, *, log
 
 
 async def _make(store: Store, record: Record, kept: ImageCache, log: Logs, guard: SubmitGuard) -> None:
-    before = _at_work
-    if before is not None and before.abandoned:  # it would only be waited for
+    if WORKER.is_stuck:  # it would only be waited for
         log.warning("Record %s gets no thumbnail: an earlier one is still being made.", record.key)
         return
     images = (record.manifest or {})["images"]
     wanted = {
         key: kept.pictures.get(image["sha256"]) for key, image in zip(thumbnail_keys(record), images, strict=True)
     }
-    work = _Work(store, {key: data for key, data in wanted.items() if data is not None})
+    job = ThumbnailJob(store, {key: data for key, data in wanted.items() if data is not None})
+    made = asyncio.wrap_future(WORKER.submit(job))
     deadline = time.monotonic() + SECONDS
     try:
-        _shrinker().take(work.run)
-        while not work.over and not guard.stopped:
-            if time.monotonic() > deadline:
+        while not made.done() and not guard.stopped:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 log.warning("Record %s gets no thumbnail: it took longer than %.0f s.", record.key, SECONDS)
                 return
-            await asyncio.sleep(_LOOK)
+            await asyncio.wait([made], timeout=min(left, _BEAT))
     finally:
-        work.abandoned = True
-    for key, failure in list(work.failures.items()):
+        job.abandoned = True
+        made.cancel()
+    if not made.cancelled():
+        _tell_failures(made.result(), log)
+
+
+def _tell_failures(failures: Mapping[str, type[Exception]], log: Logs) -> None:
+    for key, failure in failures.items():
         if issubclass(failure, ModuleNotFoundError):
             log.debug("No thumbnails are made without Pillow: pip install 'airflow-provider-geminiimg[thumbnails]'")
             return
@@ -126,64 +133,85 @@ async def _make(store: Store, record: Record, kept: ImageCache, log: Logs, guard
         log.warning("There is no thumbnail %s (%s). The picture itself is stored.", key, failure.__name__)
 
 
-class _Work:
-    """One record's thumbnails, made as long as somebody waits for them."""
+class ThumbnailJob:
+    """One record's thumbnails, made as long as somebody waits for them.
 
-    def __init__(self, store: Store, pictures: Mapping[str, bytes]) -> None:
-        self.abandoned = self.over = False
-        self.failures: dict[str, type[Exception]] = {}  # the exceptions themselves would hold on to the bytes
+    :param images: the bytes of its images, by the key of the thumbnail.
+    """
+
+    def __init__(self, store: Store, images: Mapping[str, bytes]) -> None:
+        self.abandoned = False
         self._store = store
-        self._pictures = pictures
+        self._images = images
 
-    def run(self) -> None:
-        global _at_work
-        _at_work = self
-        try:
-            for key, data in self._pictures.items():
-                self._make(key, data)
-        finally:
-            _at_work = None
-            self.over = True
+    def run(self) -> dict[str, type[Exception]]:
+        """Make them.
 
-    def _make(self, key: str, data: bytes) -> None:
+        :returns: why some are not there, by key. The exceptions themselves would hold on to the bytes.
+        """
+        failures = {key: self._make(key, data) for key, data in self._images.items()}
+        return {key: failure for key, failure in failures.items() if failure is not None}
+
+    def _make(self, key: str, data: bytes) -> type[Exception] | None:
         try:
             thumbnail = b"" if self.abandoned else render(data)
             if not self.abandoned:
                 create_or_read(self._store, key, thumbnail)
         except Exception as error:  # whatever is in a picture, and whatever becomes of a disk or a bucket
-            self.failures[key] = type(error)
+            return type(error)
+        return None
 
 
-class _Shrinker(threading.Thread):
-    """Does all of a process's work, one after the other, and always the same thread: what a decoder gives back stays
-    with its thread's share of the memory, of which a process with many threads has many."""
+class ThumbnailWorker:
+    """A daemon thread that does one job after the other.
+
+    It is always the same thread: what a decoder gives back stays with its thread's share of the memory, of which a
+    process with many threads has many. No pool of the standard library: a process waits for those when it ends.
+    """
 
     def __init__(self) -> None:
-        super().__init__(name="geminiimg-thumbnails", daemon=True)
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._queue: queue.SimpleQueue[tuple[ThumbnailJob, Future[dict[str, type[Exception]]]]] = queue.SimpleQueue()
+        self._job: ThumbnailJob | None = None
 
-    def take(self, work: Callable[[], None]) -> None:
-        """Have it done when all that came before is."""
-        self._queue.put(work)
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it is still at a job for which nobody waits any more."""
+        return self._is_alive and self._job is not None and self._job.abandoned
 
-    def run(self) -> None:
+    def submit(self, job: ThumbnailJob) -> Future[dict[str, type[Exception]]]:
+        """Have a job done when all that came before are. One that is cancelled before its turn is not begun."""
+        future: Future[dict[str, type[Exception]]] = Future()
+        with self._starting:
+            if not self._is_alive:  # the thread does not come along into a forked process
+                self._job, self._queue = None, queue.SimpleQueue()
+                self._thread = threading.Thread(target=self._run, name="geminiimg-thumbnails", daemon=True)
+                self._thread.start()
+            self._queue.put((job, future))
+        return future
+
+    @property
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self) -> None:
         while True:
-            self._queue.get()()
+            self._do(*self._queue.get())  # nothing here holds on to a job while the next one is waited for
+
+    def _do(self, job: ThumbnailJob, future: Future[dict[str, type[Exception]]]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        self._job = job
+        try:
+            failures = job.run()
+        finally:
+            self._job = None  # before anybody is told, who may bring the next one at once
+        future.set_result(failures)
 
 
-_STARTING = threading.Lock()
-_at_work: _Work | None = None
-_thread: _Shrinker | None = None
-
-
-def _shrinker() -> _Shrinker:
-    global _thread
-    with _STARTING:
-        if _thread is None or not _thread.is_alive():  # it does not come along into a forked process
-            starting = _Shrinker()
-            starting.start()
-            _thread = starting
-        return _thread
+WORKER = ThumbnailWorker()
+"""Of the process, and so in a module: it bounds the memory that decoders take to what one of them needs."""
 
 
 def render(data: bytes) -> bytes:
