@@ -164,8 +164,8 @@ TEETH = (
     Tooth(
         "Airflow remembers each image of a batch",
         "core/batch/executor.py",
-        "self.guard, self.marker(item.key), turn)",
-        "self.guard, None, turn)",
+        "batch.guard, batch.marker(item.key), turn)",
+        "batch.guard, None, turn)",
     ),
     Tooth(
         "A plan that Airflow was never told of is kept to",

@@ -11,8 +11,8 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_provider_geminiimg import settings
-from airflow_provider_geminiimg.core.batch.executor import BatchExecutor
-from airflow_provider_geminiimg.core.batch.forecast import Forecast, refusals
+from airflow_provider_geminiimg.core.batch.executor import BatchContext, BatchExecutor, BatchOptions
+from airflow_provider_geminiimg.core.batch.forecast import refusals
 from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.known_images import TaskRecords, with_known_images
 from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
@@ -118,28 +118,19 @@ async def _live(
             task.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
         await asyncio.to_thread(attempt.ledger.prefetch, attempt.item)
         orders = _orders(task.arguments, attempt, connection, planned)
-        refused = await refusals(
-            lambda item: Forecast(orders(item), purchase_context, task.guard, attempt.item_marker(item.key)),
-            planned.items,
-            connection,
-            task.arguments.checked("max_cost"),
-        )
-        window = BatchExecutor(
-            orders,
-            purchase_context,
-            task.guard,
-            connection,
-            attempt.item_marker,
-            width=task.arguments.checked("max_concurrency") or DEFAULT_WIDTH,
+        batch = BatchContext(orders, purchase_context, task.guard, connection, attempt.item_marker)
+        refused = await refusals(batch, planned.items, task.arguments.checked("max_cost"))
+        options = BatchOptions(
+            max_concurrency=task.arguments.checked("max_concurrency") or DEFAULT_WIDTH,
             fail_fast=task.arguments.checked("on_item_failure") == "fail_fast",
             fail_on_mismatch=task.arguments.checked("on_mismatch") == "fail",
-            refused=refused,
         )
-        tally = await window.run(planned.items)
+        tally = await BatchExecutor(batch, options, refused).run(planned.items)
         manifest, failure = await asyncio.to_thread(_write_down, attempt, plans, planned, tally)
     refusal = next(iter(refused.values()), None)
     if refusal is not None and tally.collected:
-        refusal.hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
+        hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
+        refusal = refusal.evolve(hint=hint)
     return planned, tally, manifest, failure or refusal
 
 
@@ -201,10 +192,8 @@ def _write_manifest(files: Files, uri: str, tally: BatchSummary, planned: Plan) 
     try:
         files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
     except StorageError as error:
-        error.billed = tally.billed
-        error.of_many = True
-        error.hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
-        raise
+        hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
+        raise error.evolve(billed=tally.billed, of_many=True, hint=hint) from error.__cause__
 
 
 def _orders(

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.executor import BatchExecutor
+from airflow_provider_geminiimg.core.batch.executor import BatchContext, BatchExecutor, BatchOptions
 from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.plan import PlannedImage
 from airflow_provider_geminiimg.core.batch.planner import PlanHeader, plan
@@ -84,15 +84,5 @@ async def _work(job: Work) -> None:
                 input_sha256=(),
             )
 
-        window = BatchExecutor(
-            order,
-            purchase_context,
-            SubmitGuard(),
-            connection,
-            width=8,
-            fail_fast=False,
-            fail_on_mismatch=False,
-            refused={},
-            marker=lambda key: None,
-        )
-        await window.run(planned.items)
+        batch = BatchContext(order, purchase_context, SubmitGuard(), connection, lambda key: None)
+        await BatchExecutor(batch, BatchOptions(max_concurrency=8), {}).run(planned.items)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from airflow_provider_geminiimg.core.batch.plan import PlannedImage
@@ -45,71 +46,122 @@ class _Skip(Exception):
     """No further picture is started, and this one was not."""
 
 
-class BatchExecutor:
-    """Makes the pictures of a plan, some at a time.
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """What each image of a batch is made with.
 
-    :param order: gives what a picture needs, when its turn comes.
-    :param workshop: the surroundings.
+    :param order: gives what an image needs, when its turn comes.
+    :param purchase_context: what a purchase needs from outside.
     :param guard: whether this process may still pay.
     :param connection: through which gateway; its limits say how many requests are sent at once.
     :param marker: gives what Airflow remembers of an image, by its key; ``None`` where it has no task state store.
-    :param width: pictures that are under way at once.
-    :param fail_fast: the first failure stops new pictures.
-    :param fail_on_mismatch: a picture that is not what was asked for is a failure.
+    """
+
+    order: Callable[[PlannedImage], Order]
+    purchase_context: PurchaseContext
+    guard: SubmitGuard
+    connection: GatewayConnection
+    marker: Callable[[str], Marker | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How a batch is made.
+
+    :param max_concurrency: images that are under way at once.
+    :param fail_fast: the first failure stops new images.
+    :param fail_on_mismatch: an image that is not what was asked for is a failure.
+    """
+
+    max_concurrency: int
+    fail_fast: bool = False
+    fail_on_mismatch: bool = False
+
+
+class CircuitBreaker:
+    """Stops new images where going on would be a waste or a bet.
+
+    :param fail_fast: the first failure does.
+    """
+
+    def __init__(self, fail_fast: bool) -> None:
+        self.fail_fast = fail_fast
+        self.reason: str | None = None
+        """Why no further image is started; ``None``: further ones are."""
+
+        self._unknowns = 0
+        self._unstored = 0
+
+    def add(self, result: Result, sent: bool) -> bool:
+        """Take in what became of an image.
+
+        :param sent: whether this attempt may have sent its request; what an earlier one left unknown says nothing of
+            the gateway now.
+        :returns: whether it is this one that stops new images.
+        """
+        error = result.error
+        if sent:
+            self._unknowns = self._unknowns + 1 if result.status == "unknown" else 0
+        if isinstance(error, StorageError) and error.billed is Billed.YES:
+            self._unstored += 1 if error.retryable else UNSTORED
+        elif result.status == "landed":
+            self._unstored = 0
+        if self.reason is None:
+            self.reason = self._reason(error)
+            return self.reason is not None
+        return False
+
+    def _reason(self, error: GeminiImageError | None) -> str | None:
+        if isinstance(error, _ACCOUNT):
+            return error.message
+        if self._unstored >= UNSTORED:
+            return "What is paid for can't be stored."
+        if self._unknowns >= UNKNOWNS:
+            return f"{UNKNOWNS} outcomes in a row are unknown."
+        return 'on_item_failure is "fail_fast".' if error is not None and self.fail_fast else None
+
+
+class BatchExecutor:
+    """Makes the images of a plan, some at a time.
+
+    :param batch: what each is made with.
+    :param options: how they are made.
     :param refused: why some are not bought, by fingerprint.
     """
 
-    def __init__(
-        self,
-        order: Callable[[PlannedImage], Order],
-        purchase_context: PurchaseContext,
-        guard: SubmitGuard,
-        connection: GatewayConnection,
-        marker: Callable[[str], Marker | None],
-        *,
-        width: int,
-        fail_fast: bool,
-        fail_on_mismatch: bool,
-        refused: Mapping[str, GeminiImageError],
-    ) -> None:
-        self.order = order
-        self.purchase_context = purchase_context
-        self.guard = guard
-        self.marker = marker
-        self.width = width
-        self.fail_fast = fail_fast
-        self.fail_on_mismatch = fail_on_mismatch
+    def __init__(self, batch: BatchContext, options: BatchOptions, refused: Mapping[str, GeminiImageError]) -> None:
+        self.batch = batch
+        self.options = options
         self.refused = refused
-        self._turn = asyncio.Semaphore(_requests_at_once(connection))
-        self._tally = BatchSummary()
+        self._log = batch.purchase_context.log
+        self._turn = asyncio.Semaphore(_requests_at_once(batch.connection))
+        self._breaker = CircuitBreaker(options.fail_fast)
+        self._summary = BatchSummary()
         self._since = time.monotonic()
         self._in_flight = 0
-        self._unknowns = 0
-        self._unstored = 0
-        self._stopped: str | None = None
 
     async def run(self, items: Sequence[PlannedImage]) -> BatchSummary:
         """Make them all.
 
-        :param items: the plan's; those of one fingerprint are one picture.
+        :param items: the plan's; those of one fingerprint are one image.
         :returns: what became of each fingerprint.
         """
         first = {item.fingerprint: item for item in reversed(items)}
         queue = (item for item in items if first[item.fingerprint] is item)
-        self.purchase_context.budgets.expect(len(first))
+        self.batch.purchase_context.budgets.expect(len(first))
         reporter = asyncio.create_task(self._report(len(first)))
         try:
-            await asyncio.gather(*(self._work(queue) for _ in range(min(self.width, len(first)))))
+            await asyncio.gather(*(self._work(queue) for _ in range(min(self.options.max_concurrency, len(first)))))
         finally:
             reporter.cancel()
         self._say(len(first))
-        return self._tally
+        return self._summary
 
     async def _work(self, queue: Iterator[PlannedImage]) -> None:
         for item in queue:
             if item.fingerprint in self.refused:
                 result = Result("failed", error=self.refused[item.fingerprint])
-            elif self._stopped is not None or self.guard.stopped:
+            elif self._breaker.reason is not None or self.batch.guard.stopped:
                 result = self._skipped()
             else:
                 self._in_flight += 1
@@ -119,66 +171,44 @@ class BatchExecutor:
 
     def _add(self, item: PlannedImage, result: Result) -> None:
         try:
-            self._tally.add(item.fingerprint, result)
+            self._summary.add(item.fingerprint, result)
         except Exception as error:  # what its record says can't be counted
-            self._tally.add(item.fingerprint, Result("unknown", error=as_outcome(error)))
+            self._summary.add(item.fingerprint, Result("unknown", error=as_outcome(error)))
 
     async def _one(self, item: PlannedImage) -> Result:
-        asked = asyncio.Event()
-        result = await self._make(item, asked)
-        self._heed(result, asked.is_set())
+        sent = asyncio.Event()  # once the request may have been sent by this attempt
+        made = await closed(self._made(item, sent))  # what is under way elsewhere in the batch goes on
+        result = Result(_status(made, self.batch.guard), error=made) if isinstance(made, GeminiImageError) else made
+        if self._breaker.add(result, sent.is_set()):
+            self._log.error("No further picture is started: %s What is under way is landed.", self._breaker.reason)
         return result
 
-    async def _make(self, item: PlannedImage, asked: asyncio.Event) -> Result:
-        """One picture; `asked` is set once its request may have been sent by this attempt."""
-        made = await closed(self._made(item, asked))  # what is under way elsewhere in the window goes on
-        return Result(_status(made, self.guard), error=made) if isinstance(made, GeminiImageError) else made
-
-    async def _made(self, item: PlannedImage, asked: asyncio.Event) -> Result:
+    async def _made(self, item: PlannedImage, sent: asyncio.Event) -> Result:
+        batch = self.batch
         try:
-            turn = partial(self._paying, asked)
-            purchase = Purchase(self.order(item), self.purchase_context, self.guard, self.marker(item.key), turn)
+            turn = partial(self._paying, sent)
+            purchase = Purchase(batch.order(item), batch.purchase_context, batch.guard, batch.marker(item.key), turn)
             record, manifest = await purchase.start()
             if manifest is None:
                 record, manifest = await purchase.finish(record)
         except _Skip:
             return self._skipped()
         difference = mismatch_error(manifest)
-        if difference is not None and self.fail_on_mismatch:
+        if difference is not None and self.options.fail_on_mismatch:
             return Result("failed", manifest, difference)
         return Result("reused" if manifest.get("reused") else "landed", manifest)
 
     def _skipped(self) -> Result:
-        why = self._stopped or "The task was told to stop."
+        why = self._breaker.reason or "The task was told to stop."
         return Result("skipped", error=NotSentError(f"Not started: {why}", hint="A retry or a Clear makes it."))
 
     @contextlib.asynccontextmanager
-    async def _paying(self, asked: asyncio.Event) -> AsyncIterator[Callable[[], None]]:
+    async def _paying(self, sent: asyncio.Event) -> AsyncIterator[Callable[[], None]]:
         """Who waits for its turn must hear of what happened meanwhile."""
         async with self._turn:
-            if self._stopped is not None:
+            if self._breaker.reason is not None:
                 raise _Skip
-            yield asked.set
-
-    def _heed(self, result: Result, asked: bool) -> None:
-        """Stop new pictures where going on would be a waste or a bet."""
-        error = result.error
-        if asked:  # what an earlier attempt left unknown says nothing of the gateway now
-            self._unknowns = self._unknowns + 1 if result.status == "unknown" else 0
-        if isinstance(error, StorageError) and error.billed is Billed.YES:
-            self._unstored += 1 if error.retryable else UNSTORED
-        elif result.status == "landed":
-            self._unstored = 0
-        why = (
-            f"{error.message}" if isinstance(error, _ACCOUNT)
-            else "What is paid for can't be stored." if self._unstored >= UNSTORED
-            else f"{UNKNOWNS} outcomes in a row are unknown." if self._unknowns >= UNKNOWNS
-            else "on_item_failure is \"fail_fast\"." if error is not None and self.fail_fast
-            else None
-        )  # fmt: skip
-        if why is not None and self._stopped is None:
-            self._stopped = why
-            self.purchase_context.log.error("No further picture is started: %s What is under way is landed.", why)
+            yield sent.set
 
     async def _report(self, total: int) -> None:
         while True:
@@ -186,14 +216,14 @@ class BatchExecutor:
             self._say(total)
 
     def _say(self, total: int) -> None:
-        ended = self._tally.ended
+        ended = self._summary.ended
         done = ended.total()
         seconds = time.monotonic() - self._since
         rate = done / seconds if seconds > 0 else 0.0
         left = f"{(total - done) / rate:.0f} s" if rate and done < total else "none" if done >= total else "not known"
         counts = ", ".join(f"{ended[status]} {status}" for status in STATUSES if ended[status])
-        cost = ", ".join(f"{amount:.6g} {currency}" for currency, amount in self._tally.cost.items())
-        self.purchase_context.log.info(
+        cost = ", ".join(f"{amount:.6g} {currency}" for currency, amount in self._summary.cost.items())
+        self._log.info(
             "%s of %s pictures (%s), %s under way, %.1f a second, cost: %s, time left: %s.",
             done, total, counts or "none yet", self._in_flight, rate, cost or "none yet", left,
         )  # fmt: skip

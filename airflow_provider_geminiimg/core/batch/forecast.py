@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
+from airflow_provider_geminiimg.core.batch.executor import BatchContext
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedImage
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
@@ -59,25 +59,22 @@ class Forecast(Purchase):
 
 
 async def refusals(
-    forecast: Callable[[PlannedImage], Forecast],
-    items: Sequence[PlannedImage],
-    connection: GatewayConnection,
-    max_cost: Decimal | None,
+    batch: BatchContext, items: Sequence[PlannedImage], max_cost: Decimal | None
 ) -> dict[str, GeminiImageError]:
-    """Why nothing is bought, for each of the pictures that would be: all of them together cost more than `max_cost`, or
+    """Why nothing is bought, for each of the images that would be: all of them together cost more than `max_cost`, or
     there is a cap and a price is not known. What has landed or is under way costs nothing now, and is not among them.
 
-    :param forecast: of a picture.
     :param items: the plan's.
     :returns: by fingerprint.
     """
+    connection = batch.connection
     if max_cost is None and connection.daily_budget is None:
         return {}
     distinct = list({item.fingerprint: item for item in items}.values())
     wanted: list[PlannedImage] = []
     for start in range(0, len(distinct), READS_AT_ONCE):
         some = distinct[start : start + READS_AT_ONCE]
-        wanted += itertools.compress(some, await asyncio.gather(*(forecast(item).would_buy() for item in some)))
+        wanted += itertools.compress(some, await asyncio.gather(*(_forecast(batch, item).would_buy() for item in some)))
     requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
     try:
         total = price_of_all(requests, connection, max_cost)
@@ -85,3 +82,7 @@ async def refusals(
     except (BadRequestError, OverBudgetError) as error:
         return dict.fromkeys((item.fingerprint for item in wanted), error)
     return {}
+
+
+def _forecast(batch: BatchContext, item: PlannedImage) -> Forecast:
+    return Forecast(batch.order(item), batch.purchase_context, batch.guard, batch.marker(item.key))

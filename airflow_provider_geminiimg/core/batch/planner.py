@@ -53,8 +53,8 @@ async def plan(
             try:
                 return await input_digests(spec.request, purchase_context.files, purchase_context.room)
             except GeminiImageError as error:
-                error.message = f"{spec.place[0].upper()}{spec.place[1:]}: {error.message}"
-                raise
+                message = f"{spec.place[0].upper()}{spec.place[1:]}: {error.message}"
+                raise error.evolve(message=message) from error.__cause__
 
     found = iter(await asyncio.gather(*(digests(spec) for spec in specs if spec.request.input_images)))
     items = []
