@@ -24,8 +24,8 @@ from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import PLANS
-from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.request import SHARED

@@ -16,8 +16,8 @@ from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, Plan, PlannedImage, fingerprints_of, places_of
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.purchase.inputs import input_digests
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.inputs import input_digests
 from airflow_provider_geminiimg.core.validation.texts import normalized
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 
