@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.architecture import broken
+from scripts.architecture import PACKAGE, broken
 
 Check = Callable[..., list[str]]
 NUMBERS = count()
@@ -103,3 +104,27 @@ def test_an_exception_excuses_what_it_names_and_is_an_error_once_nothing_needs_i
     assert check({"a.py": ""}, a="for a reason", b="for a reason") == [
         "a needs no exception any more: take it out of EXCEPTIONS"
     ]
+
+
+REPOSITORY = PACKAGE.parent
+MAPS = ("docs/architecture.md", "CONTRIBUTING.md")
+PATH = re.compile(r"(?<![\w/.…<])([\w-]+(?:/[\w-]+)*(?:/|\.(?:py|md|toml|json)))(?![\w<*])")
+NAMES = re.compile(r"`([\w/]+\.py)` \(((?:`[\w.]+`(?:, )?)+)\)")
+
+
+@pytest.mark.parametrize("page", MAPS)
+def test_each_path_that_a_map_of_the_code_names_is_there(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    inside = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    paths = {path for code in inside for path in PATH.findall(code)}
+    assert len(paths) > 20
+    assert not [path for path in sorted(paths) if not any((base / path).exists() for base in (REPOSITORY, PACKAGE))]
+
+
+@pytest.mark.parametrize("page", MAPS)
+def test_each_name_that_a_map_of_the_code_gives_for_a_module_is_in_it(page: str) -> None:
+    lost = []
+    for path, names in NAMES.findall((REPOSITORY / page).read_text()):
+        source = next(base / path for base in (PACKAGE, REPOSITORY) if (base / path).exists()).read_text()
+        lost += [f"{path}: {name}" for name in re.findall(r"[\w.]+", names) if name.split(".")[-1] not in source]
+    assert not lost
