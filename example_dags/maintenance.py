@@ -20,13 +20,13 @@ with DAG(
     max_active_runs=1,
     params={
         "resolve": Param({}, type="object", description='{"ledger/...": "unpaid", "lost" or {"job": "its id"}}'),
-        "look_only": Param(False, type="boolean", description="only say what would be done"),
+        "dry_run": Param(False, type="boolean", description="only say what would be done"),
     },
 ):
     GeminiImageCollectOperator(
         task_id="collect",
         resolve="{{ params.resolve | tojson }}",
-        look_only="{{ params.look_only }}",
+        dry_run="{{ params.dry_run }}",
         # A gateway or a bucket that was down for a moment.
         retries=2,
         retry_delay=timedelta(minutes=5),

@@ -47,8 +47,10 @@ def poll() -> Call[JobStatus]:
     return GATEWAY.status(TASK, model=FLASH)
 
 
-BOTH_SUBMITS = pytest.mark.parametrize("call", [submit(), submit(wait=True)], ids=["async", "sync"])
-EVERYWHERE = pytest.mark.parametrize("call", [submit(), submit(wait=True), poll()], ids=["async", "sync", "poll"])
+BOTH_SUBMITS = pytest.mark.parametrize("call", [submit(), submit(synchronous=True)], ids=["async", "sync"])
+EVERYWHERE = pytest.mark.parametrize(
+    "call", [submit(), submit(synchronous=True), poll()], ids=["async", "sync", "poll"]
+)
 
 
 def read(call: Call[Any], status: int = 200, body: Any = None, headers: dict[str, str] | None = None) -> Any:
@@ -83,7 +85,7 @@ def test_a_submit_goes_to_the_async_endpoint() -> None:
 
 
 def test_a_submit_that_waits_goes_to_the_sync_endpoint() -> None:
-    assert str(submit(wait=True).request.url) == "https://apimaster.ai/v1/images/generations"
+    assert str(submit(synchronous=True).request.url) == "https://apimaster.ai/v1/images/generations"
 
 
 def test_another_address_keeps_its_path() -> None:
@@ -133,7 +135,7 @@ def test_a_reference_without_a_public_address_is_a_data_uri() -> None:
 
 
 def test_a_submit_is_billable_and_holds_its_prompt() -> None:
-    for call in (submit(), submit(wait=True)):
+    for call in (submit(), submit(synchronous=True)):
         assert call.billable
         assert call.prompt == "a red fox"
 
@@ -141,7 +143,7 @@ def test_a_submit_is_billable_and_holds_its_prompt() -> None:
 def test_a_submit_waits_180_seconds_or_as_long_as_the_gateway_does() -> None:
     wish = asked(resolution="4K")
     assert GATEWAY.submit(wish, ()).read_timeout == 180
-    assert GATEWAY.submit(wish, (), wait=True).read_timeout == wish.row.read_timeout("4K") > 900
+    assert GATEWAY.submit(wish, (), synchronous=True).read_timeout == wish.row.read_timeout("4K") > 900
 
 
 def test_a_poll_always_names_the_model_and_is_free() -> None:
@@ -463,7 +465,7 @@ def test_a_missing_code_is_replaced_by_the_type(call: Call[JobStatus]) -> None:
     assert outcome(call, 400, error_body(None, "x", "invalid_request_error")).code == "invalid_request_error"
 
 
-@pytest.mark.parametrize("call", [submit(), submit(wait=True), GATEWAY.check()], ids=["async", "sync", "check"])
+@pytest.mark.parametrize("call", [submit(), submit(synchronous=True), GATEWAY.check()], ids=["async", "sync", "check"])
 @pytest.mark.parametrize("body", [error_body(None, "Invalid token"), b"Unauthorized", b"<html></html>", None])
 def test_401_is_a_bad_key_and_unpaid(call: Call[Any], body: Any) -> None:
     error = outcome(call, 401, body)

@@ -165,7 +165,7 @@ def test_arguments_of_the_tasks_that_buy_nothing_are_refused_as_clearly(target: 
     for operator, arguments in (
         (GeminiImageCollectOperator, {"resolve": FromTask(DEEP)}),
         (GeminiImageCollectOperator, {"resolve": FromTask(f'{{"a": {DIGITS}}}')}),
-        (GeminiImageCollectOperator, {"look_only": FromTask(DIGITS)}),
+        (GeminiImageCollectOperator, {"dry_run": FromTask(DIGITS)}),
     ):
         assert isinstance(target.refused_unsent(target.run_as_is(operator, **arguments), ""), BadRequestError)
     for wrong in ({"job_id": HALF}, {"job_id": "1", "model": HALF}, {"job_id": "1", "output_path": HALF}):

@@ -188,8 +188,8 @@ def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shel
 
 def test_forget_asks_for_a_word_where_something_may_have_been_paid_for(shell: Shell) -> None:
     record = asyncio.run(shell.left.submitted())
-    assert "--lose-it" in shell.refused("forget", record.key)
-    assert f"job {record.job_id}" in shell("forget", record.key, "--lose-it")
+    assert "--force" in shell.refused("forget", record.key)
+    assert f"job {record.job_id}" in shell("forget", record.key, "--force")
     assert shell.left.records() == []
     for n in (1, 2):
         shell.left.ledger.create(landed(n=n))
@@ -365,7 +365,7 @@ def test_no_command_prints_what_moves_a_cursor_or_begins_a_line(shell: Shell) ->
         ["resolve", NASTY, "--lost"],
         ["purge", "--older-than", "0", "--dry-run"],
         ["forget", record.key],
-        ["forget", record.key, "--lose-it"],
+        ["forget", record.key, "--force"],
     )
     for words in commands:
         _, out, err = shell.run(*words)

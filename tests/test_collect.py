@@ -250,20 +250,26 @@ def test_a_verdict_that_is_rendered_as_python_text_is_refused_and_no_retry_touch
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"resolve": {"k": "paid"}}, {"look_only": "perhaps"}, {"only_dag_id": ["a"]}], ids=str
+    "wrong", [{"resolve": {"k": "paid"}}, {"dry_run": "perhaps"}, {"external_dag_id": ["a"]}], ids=str
 )
 def test_arguments_that_are_wrong_are_refused_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
     with DAG("maintenance", schedule=None), pytest.raises(BadRequestError, match=next(iter(wrong))):
         GeminiImageCollectOperator(task_id="collect", **wrong)
 
 
-@pytest.mark.parametrize("look_only", [True, "{{ 1 == 1 }}"])
-def test_a_look_only_calls_no_gateway_and_writes_nothing(works: Works, look_only: Any) -> None:
+@pytest.mark.parametrize("name", ["look_only", "only_dag_id", "only_run_id", "only_task_id"])
+def test_a_name_from_before_the_first_release_is_refused_when_the_dag_is_parsed_and_named(name: str) -> None:
+    with DAG("maintenance", schedule=None), pytest.raises(TypeError, match=name):
+        GeminiImageCollectOperator(task_id="collect", **{name: "a"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dry_run", [True, "{{ 1 == 1 }}"])
+def test_a_dry_run_calls_no_gateway_and_writes_nothing(works: Works, dry_run: Any) -> None:
     works.dies("a")
     works.dies_sending("b")
     key = works.record("b").key
     before, calls = works.left.everything(), len(works.sandbox.calls())
-    run = works.collect(look_only=look_only, resolve={key: "lost"})
+    run = works.collect(dry_run=dry_run, resolve={key: "lost"})
     assert collected(run) == {
         "to_collect": 1,
         "unknown": 1,
@@ -278,10 +284,10 @@ def test_only_what_the_filters_name_is_looked_at_and_a_filter_that_is_unset_name
     works = disk_works
     for run_id in ("a", "b"):
         works.dies(run_id)
-    assert collected(works.collect(only_dag_id="another")) == {}
-    assert collected(works.collect(only_run_id="{{ 'a' }}", only_task_id="made"))["landed"] == 1
+    assert collected(works.collect(external_dag_id="another")) == {}
+    assert collected(works.collect(external_run_id="{{ 'a' }}", external_task_id="made"))["landed"] == 1
     assert works.record("b").state == "submitted"
-    assert collected(works.collect(only_dag_id="{{ 'unset' }}"))["landed"] == 1
+    assert collected(works.collect(external_dag_id="{{ 'unset' }}"))["landed"] == 1
 
 
 def test_a_result_of_many_records_stays_small(disk_works: Works) -> None:
@@ -317,7 +323,7 @@ def test_the_log_and_the_result_of_a_collect_hold_no_link_and_no_prompt(
 
 def test_what_a_person_removed_is_bought_again_by_a_clear_although_airflow_remembers_it(works: Works) -> None:
     run = works.dies_sending()
-    reconcile.forget(works.left.ledger, works.record().key, lose_it=True)
+    reconcile.forget(works.left.ledger, works.record().key, force=True)
     made = run.clear("made").task("made")
     assert made.state == "success", made.log
     assert works.left.picture(works.record())[1] == 2

@@ -136,7 +136,7 @@ def calls(gateway: str, base_url: str = "https://gateway.test") -> dict[str, Cal
     image = InputImage(b"\x89PNG", "image/png", "0" * 64)
     found = {
         "submit": adapter.submit(asked, ()),
-        "submit that waits": adapter.submit(asked, (), wait=True),
+        "submit that waits": adapter.submit(asked, (), synchronous=True),
         "poll": adapter.status("job-1", model=asked.model),
         "check": adapter.check(),
         "upload": adapter.reference(image),

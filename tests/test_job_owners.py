@@ -234,7 +234,7 @@ async def test_a_further_job_that_is_another_records_own_is_not_adopted(left: Le
 
 async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_records(left: LeftBehind) -> None:
     gone = await left.submitted("gone")
-    reconcile.forget(left.ledger, gone.key, lose_it=True)
+    reconcile.forget(left.ledger, gone.key, force=True)
     record = left.old(await left.attempt("hero"))
     left.change(record, extra_jobs=[gone.job_id])
     assert (await left.collect()).counts()["landed"] == 1
@@ -246,7 +246,7 @@ async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_
 
 async def test_a_removed_record_hands_its_job_back(left: LeftBehind) -> None:
     record = await left.submitted("gone")
-    reconcile.forget(left.ledger, record.key, lose_it=True)
+    reconcile.forget(left.ledger, record.key, force=True)
     assert list(left.store.keys("jobs/")) == []
     unknown = await left.unknown("unknown", charge="before")
     assert reconcile.resolve(left.ledger, unknown.key, job(record.job_id)) is True

@@ -831,9 +831,9 @@ async def test_a_record_that_was_removed_on_purpose_is_bought_again_also_where_a
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
-    with pytest.raises(BadRequestError, match="--lose-it"):
+    with pytest.raises(BadRequestError, match="--force"):
         reconcile.forget(left.ledger, record.key)
-    reconcile.forget(left.ledger, record.key, lose_it=True)
+    reconcile.forget(left.ledger, record.key, force=True)
     assert left.records() == []
     bought = await left.attempt(generation=1, marker=memory)
     assert (bought.n, left.picture(bought)) == (1, (f"{left.folder}/hero.png", 2))
@@ -844,7 +844,7 @@ async def test_a_record_that_is_missing_beside_one_that_was_removed_on_purpose_i
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
-    reconcile.forget(left.ledger, record.key, lose_it=True)
+    reconcile.forget(left.ledger, record.key, force=True)
     again = await left.attempt(generation=1, marker=memory)
     assert again.key == record.key
     left.store.delete(again.key)
@@ -874,7 +874,7 @@ def test_what_may_hold_something_paid_for_is_removed_only_by_a_word_that_says_so
         reconcile.forget(disk_left.ledger, record.key)
     assert "No money was spent" not in str(caught.value)
     assert disk_left.everything() == before
-    reconcile.forget(disk_left.ledger, record.key, lose_it=True)
+    reconcile.forget(disk_left.ledger, record.key, force=True)
     assert disk_left.records() == []
 
 
@@ -898,7 +898,7 @@ def test_only_the_record_that_decides_can_be_removed(disk_left: LeftBehind) -> N
 def test_an_unreadable_record_is_not_removed(disk_left: LeftBehind) -> None:
     disk_left.store.create(record_key(ITEM, 1), b"{")
     with pytest.raises(LedgerError, match="not JSON"):
-        reconcile.forget(disk_left.ledger, record_key(ITEM, 1), lose_it=True)
+        reconcile.forget(disk_left.ledger, record_key(ITEM, 1), force=True)
 
 
 async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_be_done_again(left: LeftBehind) -> None:
@@ -907,7 +907,7 @@ async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_
     wire = Wire(left.store, "ledger/")
     wire.always["delete"] = "before"
     with pytest.raises(StorageError):
-        reconcile.forget(Ledger(wire), record.key, lose_it=True)
+        reconcile.forget(Ledger(wire), record.key, force=True)
     assert left.at(record).state == "failed"
     with pytest.raises(LinkExpiredError):
         await left.attempt(marker=memory)

@@ -159,7 +159,7 @@ def test_the_25_editor_goes_out_under_its_own_id() -> None:
 
 
 def test_waiting_leaves_async_out() -> None:
-    assert "async" not in sent(submit(wait=True))
+    assert "async" not in sent(submit(synchronous=True))
 
 
 def test_a_variant_is_never_sent() -> None:
@@ -218,11 +218,11 @@ def test_an_immediate_success_of_an_async_submit_is_taken() -> None:
 
 
 def test_a_synchronous_answer_that_still_processes_is_polled() -> None:
-    assert read(submit(wait=True), 200, record("PROCESSING", None, None)).state is JobState.RUNNING
+    assert read(submit(synchronous=True), 200, record("PROCESSING", None, None)).state is JobState.RUNNING
 
 
 def test_a_synchronous_answer_that_processes_without_a_uuid_is_outcome_unknown() -> None:
-    error = outcome(submit(wait=True), 200, {"aiRecord": {"status": "PROCESSING"}})
+    error = outcome(submit(synchronous=True), 200, {"aiRecord": {"status": "PROCESSING"}})
     assert isinstance(error, OutcomeUnknownError)
     assert error.billed is Billed.UNKNOWN
 

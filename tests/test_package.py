@@ -114,7 +114,7 @@ ours.GeminiImageEditOperator(task_id="b", prompt="a fox", image="/fox.png", outp
 ours.GeminiImageBatchOperator(task_id="c", requests=["a fox"], file_name="{{sku}}", n=2, max_cost="1.5")
 ours.GeminiImageSubmitOperator(task_id="d", prompt="a fox", poll_interval="5")
 ours.GeminiImageJobSensor(task_id="e", job_id="1", on_mismatch="fail")
-ours.GeminiImageCollectOperator(task_id="f", only_dag_id="dag", resolve={{"key": "lost"}})
+ours.GeminiImageCollectOperator(task_id="f", external_dag_id="dag", resolve={{"key": "lost"}})
 ours.GeminiImageReviewOperator(task_id="g", subject="Foxes", images=[])""",
 }
 ONLY_TO_RUN = (

@@ -325,7 +325,7 @@ def test_what_says_where_and_what_is_complete_too(
         "submit": ("file_name", {"file_name": f"fox-{nothing}"}),
         "edit": ("image", {"image": f"s3://in/{nothing}.png"}),
         "sensor": ("job_id", {"job_id": f"job-{nothing}"}),
-        "collect": ("only_dag_id", {"only_dag_id": f"dag-{nothing}"}),
+        "collect": ("external_dag_id", {"external_dag_id": f"dag-{nothing}"}),
         "review": ("subject", {"subject": f"Look at {nothing}"}),
         "batch": ("requests[0].sku", {"requests": [{"prompt": "a fox", "sku": f"A-{nothing}"}], "file_name": "{sku}"}),
     }

@@ -111,7 +111,7 @@ class Session:
             images = await read_inputs(checked, _files(), share)
             handles = await handles_of(images, self.transport, share, prompt=checked.prompt)
         try:
-            call = await asyncio.to_thread(lambda: self.gateway.submit(checked, handles, wait=synchronous))
+            call = await asyncio.to_thread(lambda: self.gateway.submit(checked, handles, synchronous=synchronous))
             return await self.transport.send(call)
         except GeminiImageError as error:
             raise await self.transport.explain(error, checked.operation) from error.__cause__

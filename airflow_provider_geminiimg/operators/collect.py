@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "only_dag_id": text,
-    "only_run_id": text,
-    "only_task_id": text,
+    "external_dag_id": text,
+    "external_run_id": text,
+    "external_task_id": text,
     "resolve": lambda _, value: read_resolutions(value),
-    "look_only": lambda name, value: flag(name, value) or False,
+    "dry_run": lambda name, value: flag(name, value) or False,
 }
 
 
@@ -34,14 +34,14 @@ class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
     Returns how many records were ``landed``, ``running``, ``failed``, ``unknown``, ``skipped``, ``errors`` and
     ``to_collect``, and under ``keys`` as many of their keys as fit.
 
-    :param only_dag_id: look only at what this DAG left behind.
-    :param only_run_id: likewise, this DAG run.
-    :param only_task_id: likewise, this task.
+    :param external_dag_id: look only at what this DAG left behind. Default: at everything.
+    :param external_run_id: likewise, this DAG run.
+    :param external_task_id: likewise, this task.
     :param resolve: what a person found out about unknown outcomes: a mapping from a record's key to ``"unpaid"``
         (submit again), ``"lost"`` (paid, and the picture can't be had), ``"resubmit"`` (buy again, whatever became of
         it) or ``{"job": id}`` (it is this job); also as JSON text. Done before collecting. What is settled in this way
         already stays so.
-    :param look_only: only say what would be done: no call to a gateway, nothing written.
+    :param dry_run: only say what would be done: no call to a gateway, nothing written.
     :raises LedgerError: something that may be paid for could not be looked at, or settled; after all else was done.
     """
 
@@ -49,23 +49,24 @@ class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
     native_fields = ("resolve",)
     template_fields: Sequence[str] = tuple(_CHECKS)
     ui_color = "#e8f0fe"
+    dry_run: bool | str  # type: ignore[assignment] # instead of a method that nothing in Airflow 3 calls
 
     def __init__(
         self,
         *,
-        only_dag_id: str | None = None,
-        only_run_id: str | None = None,
-        only_task_id: str | None = None,
+        external_dag_id: str | None = None,
+        external_run_id: str | None = None,
+        external_task_id: str | None = None,
         resolve: Any = None,
-        look_only: bool | str = False,
+        dry_run: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.only_dag_id = only_dag_id
-        self.only_run_id = only_run_id
-        self.only_task_id = only_task_id
+        self.external_dag_id = external_dag_id
+        self.external_run_id = external_run_id
+        self.external_task_id = external_task_id
         self.resolve = resolve
-        self.look_only = look_only
+        self.dry_run = dry_run
         if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
             self._check_literals()
 

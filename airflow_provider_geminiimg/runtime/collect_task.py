@@ -32,18 +32,18 @@ def run_task(arguments: TaskArguments, log: Logs) -> dict[str, Any]:
 
 
 async def _collect(arguments: TaskArguments, environment: Environment) -> Report:
-    scope = Scope(environment.namespace, *(arguments.checked(f"only_{name}_id") for name in ("dag", "run", "task")))
-    look_only = arguments.checked("look_only")
+    scope = Scope(environment.namespace, *(arguments.checked(f"external_{name}_id") for name in ("dag", "run", "task")))
+    dry_run = arguments.checked("dry_run")
     log, refused = environment.log, []
     for key, verdict in arguments.checked("resolve").items():
-        done = await closed(asyncio.to_thread(resolve, environment.ledger, key, verdict, dry_run=look_only))
+        done = await closed(asyncio.to_thread(resolve, environment.ledger, key, verdict, dry_run=dry_run))
         if isinstance(done, GeminiImageError):
             log.error("Not settled: %s. %s", key, done)
             refused.append(key)
         else:
-            said = "Would be settled" if look_only else "Settled, by this task's `resolve`"
+            said = "Would be settled" if dry_run else "Settled, by this task's `resolve`"
             log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
     async with environment.purchase_context() as purchase_context:
-        report = await collect(purchase_context, scope, dry_run=look_only)
+        report = await collect(purchase_context, scope, dry_run=dry_run)
     report.keys["errors"] += refused
     return report

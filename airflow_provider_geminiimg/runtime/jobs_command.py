@@ -121,7 +121,7 @@ def _resolve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _forget_arguments(parser: argparse.ArgumentParser) -> None:
     _key(parser)
-    parser.add_argument("--lose-it", action="store_true", help="also where something paid for is not in storage yet")
+    parser.add_argument("--force", action="store_true", help="also where something paid for is not in storage yet")
 
 
 def _purge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +227,7 @@ def _resolve(arguments: argparse.Namespace, environment: Environment) -> int:
 def _forget(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
 
-    removed = reconcile.forget(environment.ledger, arguments.key, lose_it=arguments.lose_it)
+    removed = reconcile.forget(environment.ledger, arguments.key, force=arguments.force)
     _print(f"{removed.key} is removed (job {removed.job_id}).")
     earlier = environment.ledger.numbers_in(folder_of(removed.key))
     if earlier:

@@ -359,7 +359,7 @@ def submitted(story: Story) -> None:
 
 def from_elsewhere(story: Story) -> None:
     left_alone(story)
-    story.jobs("forget", RECORD, "--lose-it")
+    story.jobs("forget", RECORD, "--force")
     _, job = story.box.jobs.popitem()
     job.job_id = "task_FOX" if story.conn == "apimaster" else "00000000-0000-0000-0000-0000000000f0"
     story.box.jobs[job.job_id] = job

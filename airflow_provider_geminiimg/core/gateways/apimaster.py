@@ -1,8 +1,8 @@
 """APIMaster.ai: an images endpoint in OpenAI's manner, in front of several channels that answer each in its own shape.
 
-What must stay true: the asynchronous endpoint is used unless a caller asks to wait; every poll names the model,
-because the gateway assumes another one by default; a 5xx counts as "not charged" only where the gateway itself says
-so in its own JSON; a bad answer to a poll says nothing about the job.
+What must stay true: the asynchronous endpoint is used unless a caller asks for a synchronous answer; every poll names
+the model, because the gateway assumes another one by default; a 5xx counts as "not charged" only where the gateway
+itself says so in its own JSON; a bad answer to a poll says nothing about the job.
 
 Sources: APIMaster.ai's guide of the model and its getting-started page, and what public clients show of its answers.
 """
@@ -96,7 +96,7 @@ class ApiMaster(Gateway):
         """The picture's own public address, else its bytes as a data URI."""
         return image.url or f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
-    def submit(self, request: CheckedRequest, handles: Sequence[str], *, wait: bool = False) -> Call[JobStatus]:
+    def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
         fields = {wire: getattr(request, neutral) for neutral, wire in _FIELDS.items()}
         fields["resolution"] = _RESOLUTIONS.get(fields["resolution"], fields["resolution"])
         body = {
@@ -107,10 +107,10 @@ class ApiMaster(Gateway):
             **({"image_urls": list(handles)} if handles else {}),
         }
         return Call(
-            paid_request(f"{self.base_url}/images/generations{'' if wait else '/async'}", body),
+            paid_request(f"{self.base_url}/images/generations{'' if synchronous else '/async'}", body),
             model_refusals.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
             billable=True,
-            read_timeout=request.row.read_timeout(request.resolution) if wait else ASYNC_READ_TIMEOUT,
+            read_timeout=request.row.read_timeout(request.resolution) if synchronous else ASYNC_READ_TIMEOUT,
             prompt=request.prompt,
         )
 
@@ -257,7 +257,7 @@ def _without_image(answer: GatewayResponse, body: Mapping[str, Any]) -> bool:
     word = states.status_word(task) or _word(body)
     if not answer.ok and (answer.reason.code or answer.reason.message):
         return states.state_of(word) is not JobState.DONE
-    # A list of images without a job is the answer of the endpoint that waits.
+    # A list of images without a job is the answer of the synchronous endpoint.
     of_a_job = not isinstance(body.get("data"), list) or any(source.get(key) for source in (task, body) for key in _IDS)
     return of_a_job and states.without_image(word)
 

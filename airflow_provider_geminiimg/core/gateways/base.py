@@ -172,12 +172,12 @@ class Gateway(abc.ABC):
         """The handle by which a submit names an input picture: at once, or from a free call (an upload)."""
 
     @abc.abstractmethod
-    def submit(self, request: CheckedRequest, handles: Sequence[str], *, wait: bool = False) -> Call[JobStatus]:
+    def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
         """The call that costs money.
 
         :param request: what to make.
         :param handles: one handle an input picture, in the order of `CheckedRequest.input_images`.
-        :param wait: ask the gateway to answer with the finished picture instead of a job id.
+        :param synchronous: ask the gateway to answer with the finished picture instead of a job id.
         """
 
     @abc.abstractmethod

@@ -80,7 +80,7 @@ class OneMin(Gateway):
         request.read()  # so that it may be sent more than once
         return Call(request, self._uploaded, read_timeout=UPLOAD_TIMEOUT)
 
-    def submit(self, request: CheckedRequest, handles: Sequence[str], *, wait: bool = False) -> Call[JobStatus]:
+    def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
         names = [f"referenceImage{number}" for number in range(1, len(handles) + 1)]
         if request.image is not None:
             names.insert(0, "imageUrl")
@@ -92,7 +92,7 @@ class OneMin(Gateway):
             "promptObject": {name: value for name, value in content.items() if value is not None},
         }
         return Call(
-            paid_request(f"{self.base_url}/api/features", body if wait else {**body, "async": True}),
+            paid_request(f"{self.base_url}/api/features", body if synchronous else {**body, "async": True}),
             model_refusals.explained(functools.partial(self._submitted, request), self.name, request.row.wire_model),
             billable=True,
             read_timeout=request.row.read_timeout(request.resolution),

@@ -50,12 +50,12 @@ _FINISHED = ("landed", "failed")
 _NAMED = 3  # task instances that an error names
 
 
-def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
+def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
     """Remove the record at `key`, so that its task submits again.
 
-    :param lose_it: also where something may have been paid for that is not in storage.
+    :param force: also where something may have been paid for that is not in storage.
     :returns: what was removed.
-    :raises BadRequestError: there is no such record, a later one of its item decides, or `lose_it` is needed.
+    :raises BadRequestError: there is no such record, a later one of its item decides, or `force` is needed.
     :raises GeminiImageError: it can't be read or removed.
     """
     entry = entry_at(ledger, key)
@@ -64,9 +64,9 @@ def forget(ledger: Ledger, key: str, *, lose_it: bool = False) -> Record:
     last = max(ledger.numbers_in(folder), default=record.n)
     if last > record.n:
         raise _refusal(record, f"Record {folder}/{last}.json decides for its item.", "Forget that one first.")
-    if not lose_it and record.state not in _FINISHED:
-        raise _refusal(record, STANDINGS[entry.standing], "To give it up all the same, add --lose-it.")
-    if not lose_it and _left_behind(ledger, record):
+    if not force and record.state not in _FINISHED:
+        raise _refusal(record, STANDINGS[entry.standing], "To give it up all the same, add --force.")
+    if not force and _left_behind(ledger, record):
         raise _refusal(record, "Jobs that were perhaps paid for, too, are kept on it.", "`jobs collect` lands them.")
     removed = ledger.change(key, _given_up)
     ledger.add_tombstone(removed)
