@@ -464,9 +464,7 @@ class Memory(Store):
 
 
 def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop: asyncio.AbstractEventLoop) -> None:
-    files = Files(
-        Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))), allowed_roots=["s3://bucket/allowed"]
-    )
+    files = Files(Openers(s3_client=lambda conn_id: None), allowed_roots=["s3://bucket/allowed"])
     fine = record_key(replace(ITEM, task_id="zzz"), 1)
     other = RECORD.dump_json(make_record(replace(ITEM, task_id="zzz"), state="failed"))
 
@@ -524,9 +522,7 @@ def as_json(value: Any) -> None:
 def test_any_plan_asks_for_images_or_is_refused(data: bytes) -> None:
     folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
     store = Memory({f"{PLANS}/{folder}/0.json": data})
-    seen = GalleryShelf(
-        Ledger(store), "default", Files(Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))))
-    )
+    seen = GalleryShelf(Ledger(store), "default", Files(Openers(s3_client=lambda conn_id: None)))
     as_json(seen.summary(RecordFilter(ITEM.dag_id, ITEM.run_id)))
     try:
         planned = SavedRequestStore(Plan, store, PLANS, ITEM, None).read(0)
@@ -544,7 +540,7 @@ def test_any_plan_asks_for_images_or_is_refused(data: bytes) -> None:
 @given(DOCUMENTS)
 def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes) -> None:
     folder = ITEM.path.removeprefix("ledger/").rpartition("/")[0]
-    files = Files(Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))))
+    files = Files(Openers(s3_client=lambda conn_id: None))
     store = Memory({f"{PLANS}/{folder}/0.json": data, f"{RETURNED}/{folder}/0.json": data})
     for model, kind in ((Plan, PLANS), (SavedRequest, RETURNED)):
         try:
@@ -566,7 +562,7 @@ def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes
 
 @warned
 def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
-    files = Files(Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))))
+    files = Files(Openers(s3_client=lambda conn_id: None))
 
     @fuzz
     @given(
@@ -593,7 +589,7 @@ def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
 @fuzz
 @given(ROWS, TEMPLATES)
 def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None) -> None:
-    files = Files(Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))))
+    files = Files(Openers(s3_client=lambda conn_id: None))
     for given_ in (value, json.dumps(value)):
         try:
             rows = read_rows(given_, files)
@@ -719,7 +715,7 @@ def test_any_mapping_is_an_outcome_or_none(values: dict[str, Any]) -> None:
 @example("HTTP://0?/..")
 def test_any_address_is_a_place_or_refused(address: str) -> None:
     files = Files(
-        Openers(Openers(Openers(Openers(s3_client=lambda conn_id: None)))),
+        Openers(s3_client=lambda conn_id: None),
         allowed_roots=["s3://bucket/allowed", "https://in.test/allowed"],
     )
     with contextlib.suppress(BadRequestError):

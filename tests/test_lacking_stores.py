@@ -211,7 +211,7 @@ def test_what_somebody_else_wrote_over_a_file_is_left_there(
             write_over()
 
     client.meta.events.register("after-call.s3.PutObject", after_our_put, unique_id="over")
-    files, uri = Files(Openers(Openers(Openers(Openers(s3_client=lambda _: client))))), f"{out}/a.png"
+    files, uri = Files(Openers(s3_client=lambda _: client)), f"{out}/a.png"
     with pytest.raises(StorageError, match="left there"):
         files.write(uri, b"ours", media_type="image/png", sha256=_digest(b"ours"))
     assert files.read(uri, max_bytes=99) == b"somebody else's"
@@ -450,7 +450,7 @@ def test_a_store_that_accepts_and_never_answers_is_a_failure_that_may_pass(s3: s
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         config = Config(read_timeout=0.1, retries={"max_attempts": 0})
         client = boto3.client("s3", endpoint_url=address, config=config)
-        files = Files(Openers(Openers(Openers(Openers(s3_client=lambda _: client)))))
+        files = Files(Openers(s3_client=lambda _: client))
         for call in (
             lambda: files.check_writable(f"{s3}/out"),
             lambda: files.write(f"{s3}/out/a.png", b"one", media_type="image/png", sha256=_digest(b"one")),

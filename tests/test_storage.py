@@ -174,7 +174,7 @@ def test_more_keys_than_a_page_holds_are_all_listed(s3: str) -> None:
 
     with start_moto(short_pages) as url:
         client = boto3.client("s3", endpoint_url=url)
-        store = open_store(f"{s3}/root", lambda _: client)
+        store = open_store(f"{s3}/root", Openers(s3_client=lambda _: client))
         for key in "abcde":
             store.create(key, b"")
         assert list(store.keys("")) == list("abcde")
@@ -199,7 +199,7 @@ def test_age_is_counted_by_the_disks_clock_and_never_below_zero(local: Store, tm
 
 def test_age_on_s3_is_counted_by_the_date_of_the_answer(answers: Any) -> None:
     told, factory, bucket = answers
-    store = open_store(f"{bucket}/root", factory)
+    store = open_store(f"{bucket}/root", Openers(s3_client=factory))
     store.create("a", b"1")
     client = factory(None)
     client.meta.events.register_last(
@@ -249,7 +249,7 @@ def test_a_root_that_creates_the_same_key_twice_is_refused(s3: str) -> None:
 
     with start_moto(deaf) as url:
         client = boto3.client("s3", endpoint_url=url)
-        store = open_store(f"{s3}/deaf", lambda _: client)
+        store = open_store(f"{s3}/deaf", Openers(s3_client=lambda _: client))
         for _ in range(2):
             with pytest.raises(StorageError, match="creates the same object twice") as caught:
                 store.probe()
@@ -267,15 +267,15 @@ def test_a_root_that_replaces_whatever_is_there_is_refused(s3: str) -> None:
     with start_moto(deaf) as url:
         client = boto3.client("s3", endpoint_url=url)
         with pytest.raises(StorageError, match="ignores conditions"):
-            open_store(f"{s3}/deaf", lambda _: client).probe()
+            open_store(f"{s3}/deaf", Openers(s3_client=lambda _: client)).probe()
 
 
 def test_a_root_is_probed_once_per_process(answers: Any) -> None:
     told, factory, bucket = answers
-    store = open_store(f"{bucket}/once", factory)
+    store = open_store(f"{bucket}/once", Openers(s3_client=factory))
     store.probe()
     asked = len(told.methods)
-    open_store(f"{bucket}/once/", factory).probe()
+    open_store(f"{bucket}/once/", Openers(s3_client=factory)).probe()
     assert len(told.methods) == asked
 
 
@@ -351,7 +351,7 @@ def test_four_processes_on_one_disk_have_one_winner_and_lose_no_update(tmp_path:
 
 def test_a_creation_whose_answer_was_lost_comes_back_as_taken_with_our_own_claim(answers: Any) -> None:
     told, factory, bucket = answers
-    store = open_store(f"{bucket}/root", factory)
+    store = open_store(f"{bucket}/root", Openers(s3_client=factory))
     told.after = [("PUT", 500, "InternalError")]
     assert store.create("a", b"our claim") is None
     found = store.read("a")
@@ -372,7 +372,7 @@ def test_a_link_whose_answer_was_lost_counts_as_ours(local: Store, monkeypatch: 
 
 def test_a_conflict_with_another_write_is_asked_again(answers: Any) -> None:
     told, factory, bucket = answers
-    store = open_store(f"{bucket}/root", factory)
+    store = open_store(f"{bucket}/root", Openers(s3_client=factory))
     told.before = [("PUT", 409, "ConditionalRequestConflict")] * 2
     assert store.create("a", b"1")
 
@@ -380,7 +380,7 @@ def test_a_conflict_with_another_write_is_asked_again(answers: Any) -> None:
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (501, "NotImplemented")])
 def test_a_refusal_on_reading_is_never_nothing(answers: Any, status: int, code: str) -> None:
     told, factory, bucket = answers
-    store = open_store(f"{bucket}/root", factory)
+    store = open_store(f"{bucket}/root", Openers(s3_client=factory))
     told.before = [("GET", status, code)]
     with pytest.raises(StorageError, match=code) as caught:
         store.read("a")
@@ -406,7 +406,7 @@ def test_an_unreachable_store_is_a_storage_error() -> None:
         config=Config(retries={"total_max_attempts": 1}),
     )
     with pytest.raises(StorageError, match="EndpointConnectionError"):
-        open_store("s3://bucket/root", lambda _: client).read("a")
+        open_store("s3://bucket/root", Openers(s3_client=lambda _: client)).read("a")
 
 
 def test_an_unreadable_object_on_disk_is_never_nothing(local: Store, tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_an_object_without_a_checksum_is_compared_by_its_bytes(files: Files, s3:
 def test_a_write_whose_answer_was_lost_counts_as_written(answers: Any) -> None:
     told, factory, bucket = answers
     told.after = [("PUT", 500, "InternalError")]
-    assert write(Files(Openers(Openers(Openers(Openers(s3_client=factory))))), f"{bucket}/p.png", b"one")
+    assert write(Files(Openers(s3_client=factory)), f"{bucket}/p.png", b"one")
 
 
 def test_a_file_on_disk_gets_the_mode_of_the_users_umask(files: Files, tmp_path: Path) -> None:
@@ -545,7 +545,7 @@ def test_state_tells_there_from_gone(files: Files, folder: str) -> None:
 def test_state_is_unknown_where_s3_would_not_say(answers: Any, before: list[tuple[str, int, str]]) -> None:
     told, factory, bucket = answers
     told.before = before
-    assert Files(Openers(Openers(Openers(Openers(s3_client=factory))))).state(f"{bucket}/p.png") == "unknown"
+    assert Files(Openers(s3_client=factory)).state(f"{bucket}/p.png") == "unknown"
 
 
 def test_which_of_some_files_are_there(files: Files, folder: str) -> None:
@@ -561,7 +561,7 @@ def test_a_bucket_says_which_files_are_there_also_to_who_may_not_list_it(
     answers: Any, before: list[tuple[str, int, str]]
 ) -> None:
     told, factory, bucket = answers
-    files = Files(Openers(Openers(Openers(Openers(s3_client=factory)))))
+    files = Files(Openers(s3_client=factory))
     write(files, f"{bucket}/p.json", b"x")
     told.before = before
     assert files.there([f"{bucket}/p.png", f"{bucket}/p.json"]) == [f"{bucket}/p.json"]
@@ -665,10 +665,10 @@ def test_the_connection_of_a_uri_reaches_the_client_factory(s3: str) -> None:
         return default_s3_client(None)
 
     bucket = s3.removeprefix("s3://")
-    files = Files(Openers(Openers(Openers(Openers(s3_client=factory)))))
+    files = Files(Openers(s3_client=factory))
     files.state(f"s3://my_aws@{bucket}/a")
     files.state(f"{s3}/a")
-    open_store(f"s3://team@{bucket}/root", factory).read("a")
+    open_store(f"s3://team@{bucket}/root", Openers(s3_client=factory)).read("a")
     assert set(asked) == {"my_aws", None, "team"}
 
 
