@@ -112,6 +112,15 @@ def _lines(node: ast.stmt) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
+def contents(modules: Sequence[Module]) -> Iterator[str]:
+    """Modules of a room in core that its own table of contents does not name."""
+    rooms = {module.name.removesuffix(".__init__"): module for module in modules if module.name.endswith(".__init__")}
+    for module in modules:
+        room, _, name = module.name.rpartition(".")
+        if room.startswith("core.") and name != "__init__" and f"`{name}`" not in rooms[room].text:
+            yield f"{module.name} is not named in the docstring of {room}"
+
+
 def broken(package: Path, exceptions: Mapping[str, str]) -> list[str]:
     """What breaks a rule in a package that can be imported, one line each; but for the exceptions."""
     modules = list(read(package))
@@ -121,6 +130,7 @@ def broken(package: Path, exceptions: Mapping[str, str]) -> list[str]:
         *private_names(package.name, modules),
         *versions(modules),
         *lengths(modules),
+        *contents(modules),
     ]
     unused = exceptions.keys() - {line.split()[0] for line in found}
     lines = [line for line in found if line.split()[0] not in exceptions]

@@ -98,6 +98,12 @@ def test_a_long_function_is_named_but_an_init_and_what_is_inside_others_is_not(c
     assert check(modules) == ["a.long has 41 lines, more than 40"]
 
 
+def test_each_module_of_a_room_is_named_in_the_rooms_docstring(check: Check) -> None:
+    modules = {"core/room/__init__.py": '"""A room.\n\n- `named`: it is\n"""', "core/room/named.py": ""}
+    assert check(modules) == []
+    assert check({"core/room/other.py": ""}) == ["core.room.other is not named in the docstring of core.room"]
+
+
 def test_an_exception_excuses_what_it_names_and_is_an_error_once_nothing_needs_it(check: Check) -> None:
     modules = {"a.py": "x = 1\n" * 401, "b.py": "x = 1\n" * 401}
     assert check(modules, a="for a reason") == ["b has 401 lines, more than 400"]

@@ -1,6 +1,22 @@
 """The gateways that this package speaks to, by the name that a connection writes.
 
 Adding one is one adapter file, its rows in the catalogue and a line here.
+
+In reading order:
+
+- `base`: what every adapter looks like
+- `onemin`: 1min.ai
+- `apimaster`: APIMaster.ai
+- `responses`: reads an answer
+- `results`: finds the images in it
+- `reasons`: finds what went wrong in it
+- `states`: the words for how a job stands
+- `rules`: what an answer means for the money
+- `intermediaries`: answers of what stands before a gateway
+- `model_refusals`: refusals of a model
+- `connection`: an Airflow connection, checked
+- `prices`: what an account pays
+- `polling`: when to ask again
 """
 
 from __future__ import annotations

@@ -7,6 +7,14 @@ and ``python -m airflow_provider_geminiimg jobs``. What must stay true:
 - All records count, not only those that decide: what was paid for before a Clear is collected too.
 - One record's trouble is its own. What can't be read is reported, and never taken for "no record".
 - What may hold something that was paid for is removed only where a person says so in so many words.
+
+In reading order:
+
+- `scan`: how each record stands
+- `collect`: lands what was left behind
+- `resolution`: what a person found out
+- `resolve`: settles an unknown outcome by it
+- `purge`: removes records
 """
 
 from __future__ import annotations

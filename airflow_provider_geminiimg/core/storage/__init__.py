@@ -10,6 +10,18 @@ bucket. What must stay true:
 - An answer can get lost, and then the caller's own write comes back as "taken". So nothing outside calls `Store.create`
   or `Store.replace` itself: `create_or_read`, `replace_or_read` and `update` know their own writes again.
 - Nothing here knows Airflow: what opens its connections is handed in (`Openers`).
+
+In reading order:
+
+- `base`: what every kind of storage has to do
+- `uris`: names and addresses
+- `cas`: create-or-read and update, which know a lost answer
+- `local`: a disk
+- `s3`: the ledger's objects on S3
+- `s3_files`: users' files on S3
+- `object_storage`: everything else that Airflow serves
+- `files`: which kind serves a URI
+- `write_checks`: whether a place takes what an image needs
 """
 
 from __future__ import annotations
