@@ -81,13 +81,9 @@ def some_of(fields: Mapping[str, Make]) -> Make:
     return lambda by: {name: make(by) for name, make in fields.items() if by.below(2)}
 
 
-_ALPHABETS = [range(0x61, 0x7B), range(0x20, 0x7F), range(0x80, 0x100), range(0x2000, 0x2070), range(0x4E00, 0x4F00)]
-_ALPHABETS += [
-    range(0x20),
-    range(0xD7F0, 0xE010),
-    range(0xFF00, 0x10010),
-    range(0x1F300, 0x1F500),
-    range(0x10FF00, 0x110000),
+_ALPHABETS = [
+    *(range(0x61, 0x7B), range(0x20, 0x7F), range(0x80, 0x100), range(0x2000, 0x2070), range(0x4E00, 0x4F00)),
+    *(range(0x20), range(0xD7F0, 0xE010), range(0xFF00, 0x10010), range(0x1F300, 0x1F500), range(0x10FF00, 0x110000)),
 ]
 _FLOATS = [0.0, -0.0, 0.5, -1.0, 1e16, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]
 
