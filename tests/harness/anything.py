@@ -424,9 +424,9 @@ _PLANNED = mappings(sampled(list(_ITEM)), one_of(_VALUES, mappings(texts(9), _VA
 _WHOLE = one_of(just({}), mappings(sampled(list(_PLAN)), _VALUES, 1))
 SAVED_PLANS = written(lambda by: {**_PLAN, "items": [{**_ITEM, **_PLANNED(by)}, _ITEM], **_WHOLE(by)})
 
-_PARTS = st.one_of(
-    st.text(max_size=12),
-    st.sampled_from(
+_PARTS = one_of(
+    lambda by: texts(12)(by).encode("utf-8", "replace").decode(),
+    sampled(
         [
             "campaign",
             "manual__2026-01-01T00:00:00+00:00",
@@ -442,34 +442,29 @@ _PARTS = st.one_of(
         ]
     ),
 )
-GALLERY_PATHS = st.one_of(
-    st.builds(lambda parts: "/" + "/".join(parts), st.lists(_PARTS, max_size=9)),
-    st.builds(
-        lambda kind, parts: f"/{kind}/{'/'.join(parts)}",
-        st.sampled_from(["f", "thumbs"]),
-        st.lists(_PARTS, min_size=7, max_size=7),
-    ),
-    st.builds(
-        lambda dag, run, what: f"/api/dags/{dag}/runs/{run}/{what}",
-        st.one_of(_PARTS, st.just("campaign")),
-        st.one_of(_PARTS, st.just("manual__2026-01-01T00:00:00+00:00")),
-        st.sampled_from(["pictures", "summary", "sources"]),
-    ),
-    st.sampled_from(["/", "/static/gallery.js", "/static/..", "/api/dags"]),
+_DAGS = one_of(just("campaign"), _PARTS)
+_RUNS = one_of(just("manual__2026-01-01T00:00:00+00:00"), _PARTS)
+GALLERY_PATHS = decided(
+    one_of(
+        lambda by: "/" + "/".join(lists(_PARTS, 9)(by)),
+        lambda by: "/".join(["", by.one(["f", "thumbs"]), *[_PARTS(by) for _ in range(7)]]),
+        lambda by: f"/api/dags/{_DAGS(by)}/runs/{_RUNS(by)}/{by.one(['pictures', 'summary', 'sources'])}",
+        sampled(["/", "/static/gallery.js", "/static/..", "/api/dags"]),
+    )
 )
-_QUERY_NAMES = st.sampled_from(
-    ["task_id", "map_index", "item", "n", "model", "standing", "after", "limit", "dag_id", "x"]
+_QUERY_NAMES = sampled(
+    [b"task_id", b"map_index", b"item", b"n", b"model", b"standing", b"after", b"limit", b"dag_id", b"x"]
 )
-_QUERY_VALUES = st.one_of(
-    st.binary(max_size=8).map(lambda value: b"".join(b"%%%02x" % byte for byte in value)),
-    st.text(max_size=10).map(lambda value: value.encode("utf-8", "surrogatepass")),
-    st.sampled_from(
+_QUERY_VALUES = one_of(
+    lambda by: b"".join(b"%%%02x" % byte for byte in by.bytes(by.below(9))),
+    lambda by: texts(10)(by).encode("utf-8", "surrogatepass"),
+    sampled(
         [
             *(b"hero", b"-1", b"0", b"1", b"landed", b"9" * 5_000, b"%00", b"%ed%a0%80", b"1e400", b"nan", b"", b"%zz"),
             *(b"ledger/a/b/c/d/" + b"9" * 5_000 + b"/0/1.json", b"ledger/default/campaign/r/hero/-1/0/1.json"),
         ]
     ),
 )
-GALLERY_QUERIES = st.lists(st.tuples(_QUERY_NAMES, _QUERY_VALUES), max_size=5).map(
-    lambda pairs: b"&".join(b"%b=%b" % (name.encode(), value) for name, value in pairs)
+GALLERY_QUERIES = decided(
+    lambda by: b"&".join(b"%b=%b" % pair for pair in lists(tuples(_QUERY_NAMES, _QUERY_VALUES), 5)(by))
 )
