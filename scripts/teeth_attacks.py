@@ -47,7 +47,7 @@ ATTACKED = (
     # Announced lengths are not sizes
     Tooth(
         "What arrives of a result is charged to the memory that all share",
-        "core/http/download.py",
+        "core/http/download_buffer.py",
         "        if self._hold is not None:\n",
         "        if False:\n",
         tests={"test_attacks_memory.py": "large_pictures_behind_a_small_one"},

@@ -25,7 +25,7 @@ from harness.forbidden import Host, Route, answer, as_json, done
 from airflow_provider_geminiimg.core import storage
 from airflow_provider_geminiimg.core.execution import byte_semaphore
 from airflow_provider_geminiimg.core.gateways import apimaster
-from airflow_provider_geminiimg.core.http import download, exchange, transport
+from airflow_provider_geminiimg.core.http import download_buffer, exchange, transport
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
@@ -303,7 +303,7 @@ def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_
     api.routes |= {"/trickle.png": trickle, "/p.png": small}
     api.otherwise = answered
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_WINDOW", 1.0)
+        patch.setattr(download_buffer, "_WINDOW", 1.0)
         patch.setattr(byte_semaphore, "EXPECTED_SECONDS", 1.0)
         ran = target.run_as_is(
             GeminiImageBatchOperator,
@@ -329,7 +329,7 @@ def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_
 def test_a_slow_host_whose_picture_goes_on_is_waited_for(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_WINDOW", 1.0)  # 30 s as 1 s, so that this link is one of 100 kB/s
+    monkeypatch.setattr(download_buffer, "_WINDOW", 1.0)  # 30 s as 1 s, so that this link is one of 100 kB/s
     body = picture((16, 16)) + bytes(10 * MB)
 
     def slow(handler: BaseHTTPRequestHandler) -> None:

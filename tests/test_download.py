@@ -12,8 +12,9 @@ import pytest
 from harness import forbidden as web
 from harness.forbidden import Forbidden, Host, Internet, answer
 
-from airflow_provider_geminiimg.core.http.download import MAX_REDIRECTS, download, is_public
+from airflow_provider_geminiimg.core.http.download import MAX_REDIRECTS, download
 from airflow_provider_geminiimg.core.http.log_filter import quiet_http
+from airflow_provider_geminiimg.core.http.public_addresses import is_public
 from airflow_provider_geminiimg.exceptions import (
     Billed,
     GeminiImageError,

@@ -13,22 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import ipaddress
 import logging
-import math
-import socket
-import weakref
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import anyio
 import httpx
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
+from airflow_provider_geminiimg.core.http.download_buffer import DownloadBuffer, Hold, Pace
 from airflow_provider_geminiimg.core.http.log_filter import quiet_http
+from airflow_provider_geminiimg.core.http.public_addresses import is_public, look_up
 from airflow_provider_geminiimg.core.http.tls import DEFAULT_PORTS, Origin, origin_of, tls_context
 from airflow_provider_geminiimg.core.validation.hosts import is_usable
 from airflow_provider_geminiimg.exceptions import (
@@ -48,25 +42,10 @@ _RETRY_LATER = {408, 425, 429}
 # What the network or the worker may have got over by the next try. What else is raised, the link or its host causes.
 _MAY_PASS = (httpx.TimeoutException, httpx.NetworkError, OSError, MemoryError)
 _SHOWN = 100  # characters of a host that is none
-_FIRST_BYTES = 64 * 1024  # of memory for a body, which doubles as often as it is full
 _FREE_PIECES, _BYTES_A_PIECE = 10_000, 256  # a body in smaller pieces on the whole costs more CPU than it is worth
 _PIECES_AT_ONCE = 32  # after which others have their turn in the event loop
-_WINDOW = 30.0  # seconds in which a body has to go on
-_TENTH = (
-    0.1  # of itself by which it has to: a steady link that is done within 300 seconds brings that, however slow it is
-)
-_LEAST = 128 * 1024  # bytes by which it has to: at less, a picture of 1K would take more than 300 seconds
-_LOOK_UPS = 32  # at once; a name server that does not answer holds each for as long as the resolver waits
-
-_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_AZURE = ipaddress.ip_address("168.63.129.16")  # a public address by its number, and each machine's own host there
 
 _log = logging.getLogger(__name__)
-
-_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-Hold: TypeAlias = Callable[[int], Awaitable[None]]
-"""Waits until so many bytes may be held, and is told before they are taken."""
 
 
 async def download(
@@ -119,7 +98,7 @@ async def _followed(
             target = _parse(url, own)
             for _ in range(MAX_REDIRECTS + 1):
                 where.host = target.host
-                found = await _hop(target, _Buffer(max_bytes, hold, _Pace(limit)), own)
+                found = await _hop(target, DownloadBuffer(max_bytes, hold, Pace(limit)), own)
                 if isinstance(found, bytes):
                     return found
                 target = found
@@ -163,7 +142,7 @@ def _parse(link: str | httpx.URL, own: Origin | None) -> _Target:
     return target
 
 
-async def _hop(target: _Target, buffer: _Buffer, own: Origin | None) -> bytes | _Target:
+async def _hop(target: _Target, buffer: DownloadBuffer, own: Origin | None) -> bytes | _Target:
     """One request: the body, or where it redirects to."""
     addresses = await _resolve(target)
     context = await asyncio.to_thread(tls_context)
@@ -189,43 +168,12 @@ async def _resolve(target: _Target) -> list[str]:
     """The addresses of a host, in the resolver's order; all of them public unless the host is exempt."""
     name = target.host.strip("[]")
     try:
-        found = await asyncio.get_running_loop().run_in_executor(
-            _resolvers(), lambda: socket.getaddrinfo(name, target.port, type=socket.SOCK_STREAM)
-        )
+        addresses = await look_up(name, target.port)
     except OSError:
         raise _failed(f"The link's host {target.host} is not known here.") from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not target.exempt and not all(is_public(address) for address in addresses):
         raise _failed(f"The link leads to {target.host}, which is not a public address. Not followed.", False)
     return addresses
-
-
-_RESOLVERS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
-
-
-def _resolvers() -> ThreadPoolExecutor:
-    """Threads of the running loop for look-ups alone: those that hang must not keep records from being written."""
-    loop = asyncio.get_running_loop()
-    if loop not in _RESOLVERS:
-        _RESOLVERS[loop] = ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="geminiimg-names")
-    return _RESOLVERS[loop]
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, and so is every address that is wrapped up in it."""
-    ip: _Address = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64:
-            return _is_public_v4(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is not None:
-            return _is_public_v4(inner)
-        return ip in _GLOBAL_V6 and ip.is_global and ip.scope_id is None
-    return _is_public_v4(ip)
-
-
-def _is_public_v4(ip: ipaddress.IPv4Address) -> bool:
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip != _AZURE
 
 
 def _request(target: _Target, address: str) -> httpx.Request:
@@ -252,80 +200,7 @@ def _check_status(response: httpx.Response, host: str) -> None:
     raise _failed(f"{host} answered the link without a body (HTTP {status}).")
 
 
-class _Pace:
-    """How long a body may take: all of it, and until it has grown by what it has to.
-
-    :param limit: of all of it.
-    """
-
-    def __init__(self, limit: anyio.CancelScope) -> None:
-        self.window = anyio.CancelScope()
-        self._limits = (limit, self.window)
-        self._needed = 0
-
-    def went_on(self, size: int) -> None:
-        """Tell how large the body is, as it grows."""
-        if size >= self._needed:
-            self._needed = size + max(_LEAST, int(size * _TENTH))
-            self.window.deadline = anyio.current_time() + _WINDOW
-
-    @contextlib.contextmanager
-    def stands_still(self) -> Iterator[None]:
-        """Within this block no time passes."""
-        since = anyio.current_time()
-        deadlines = [limit.deadline for limit in self._limits]
-        for limit in self._limits:
-            limit.deadline = math.inf
-        try:
-            yield
-        finally:
-            for limit, deadline in zip(self._limits, deadlines, strict=True):
-                limit.deadline = deadline + anyio.current_time() - since
-
-
-class _Buffer:
-    """A body in memory, which grows with what has arrived, and not by what was announced.
-
-    :param most: bytes that it may be large.
-    :param hold: see `download`.
-    :param pace: stands still while `hold` is waited for.
-    """
-
-    def __init__(self, most: int, hold: Hold | None, pace: _Pace) -> None:
-        self.most = most
-        self.size = self.announced = 0
-        self.pace = pace
-        self._hold = hold
-        self._capacity = 0
-        self._body = io.BytesIO()  # gives its bytes away without a copy of them
-
-    async def add(self, piece: bytes) -> None:
-        """Take what has arrived; nothing of it is kept if it is too much."""
-        needed = self.size + len(piece)
-        if needed <= self.most and needed > self._capacity:
-            await self._grow(needed)
-        self.size = needed
-        if needed <= self.most:
-            self._body.write(piece)
-        self.pace.went_on(needed)
-
-    def getvalue(self) -> bytes:
-        """All of it."""
-        self._body.truncate(self.size)
-        return self._body.getvalue()
-
-    async def _grow(self, needed: int) -> None:
-        # In steps: growing piece by piece took a third of a download's CPU, and left holes in the memory.
-        self._capacity = max(needed, min(max(2 * needed, _FIRST_BYTES), self.announced or self.most))
-        if self._hold is not None:
-            with self.pace.stands_still():
-                await self._hold(self._capacity)
-        self._body.seek(self._capacity - 1)
-        self._body.write(b"\0")
-        self._body.seek(self.size)
-
-
-async def _body(response: httpx.Response, body: _Buffer, host: str) -> bytes:
+async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise InvalidImageError(
@@ -347,9 +222,8 @@ async def _body(response: httpx.Response, body: _Buffer, host: str) -> bytes:
     except httpx.RemoteProtocolError:
         raise InvalidImageError(f"The download from {host} broke off after {body.size} bytes.") from None
     if body.pace.window.cancelled_caught:
-        raise _failed(
-            f"{host} sends the picture too slowly: {body.size} bytes, and hardly any in the last {_WINDOW:g} s."
-        )
+        lately = f"{body.size} bytes, and hardly any in the last {body.pace.seconds:g} s"
+        raise _failed(f"{host} sends the picture too slowly: {lately}.")
     if announced is not None and announced != body.size:
         raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.size}.")
     if not body.size:
@@ -357,7 +231,7 @@ async def _body(response: httpx.Response, body: _Buffer, host: str) -> bytes:
     return body.getvalue()
 
 
-async def _read(response: httpx.Response, body: _Buffer, host: str, too_large: InvalidImageError) -> None:
+async def _read(response: httpx.Response, body: DownloadBuffer, host: str, too_large: InvalidImageError) -> None:
     body.pace.went_on(0)
     pieces = 0
     async for piece in response.aiter_raw():
