@@ -12,7 +12,7 @@ MONEY  := $(addprefix test_,$(addsuffix .py,account answers attempt_cap clears l
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos teeth \
+.PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos mutation \
   bench test-compat test-wheel clean
 
 help: ## Show the targets
@@ -64,8 +64,8 @@ fuzz: $(READY) ## Feed whatever reads what others wrote with 100,000 examples ea
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
 	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),12)
 
-teeth: $(READY) postgres ## Take out one protection at a time, and see which rows and tests turn red
-	@$(BIN)/python -m scripts.teeth
+mutation: $(READY) postgres ## Take out one protection at a time, and see which rows and tests turn red
+	@$(BIN)/python -m scripts.mutation
 
 bench: $(BENCH)/.ready ## Measure the package beside what one would otherwise write; NAMES='poll parse' QUICK=1
 	@$(BENCH)/bin/python -m benchmarks $(NAMES) $(if $(QUICK),--quick)

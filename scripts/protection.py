@@ -1,4 +1,4 @@
-"""One protection that ``make teeth`` takes out."""
+"""One protection that ``make mutation`` takes out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Tooth:
+class Protection:
     """One protection, and how it is taken out.
 
     :param name: what it promises.

@@ -1,4 +1,4 @@
-"""``make teeth``: take out one protection at a time, and see which tests turn red.
+"""``make mutation``: take out one protection at a time, and see which tests turn red.
 
 A test that stays green whatever is taken out proves nothing. Each protection is taken out of a copy of the tree; there
 the rows of the failure matrix run, until enough of them are red; or the tests of an attack, file by file.
@@ -20,8 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.teeth_attacks import ATTACKED
-from scripts.tooth import Tooth
+from scripts.mutation_attacks import ATTACKED
+from scripts.protection import Protection
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "airflow_provider_geminiimg"
@@ -33,14 +33,14 @@ ENOUGH = 3  # that are red, after which the others need not run
 OPTIONS = ["-q", "-rfE", f"--maxfail={ENOUGH}", "-p", "no:cacheprovider"]
 
 
-TEETH = (
-    Tooth(
+PROTECTIONS = (
+    Protection(
         "The intent is on record before the request is sent",
         "core/purchase/submission.py",
         "        claimed = self.ledger.create(wanted)\n",
         '        claimed = StoredRecord(wanted, "", 0.0)\n',
     ),
-    Tooth(
+    Protection(
         "A record is created exclusively",
         "core/ledger/records.py",
         "        stored = create_or_read(\n            self.store,\n            record.key,\n",
@@ -50,62 +50,62 @@ TEETH = (
         "            return StoredRecord(record, done['ETag'], 0.0)\n"
         "        stored = create_or_read(\n            self.store,\n            record.key,\n",
     ),
-    Tooth(
+    Protection(
         "Who loses the race for a record reads again, and does not send",
         "core/purchase/submission.py",
         "                if claimed is None:\n",
         '                claimed = claimed or StoredRecord(wanted, "", 0.0)\n                if claimed is None:\n',
     ),
-    Tooth(
+    Protection(
         "The gateway's answer is on record before anything else happens",
         "core/purchase/submission.py",
         "            await asyncio.to_thread(self._record_answer, answer, inline)\n        except",
         "            pass\n        except",
     ),
-    Tooth(
+    Protection(
         "A paid request goes over a fresh connection",
         "core/http/transport.py",
         "            if not call.billable:\n                return await exchange.run(",
         "            if True:\n                return await exchange.run(",
     ),
-    Tooth(
+    Protection(
         "A paid request that was written is never taken for unsent",
         "core/http/exchange.py",
         '            return OutcomeUnknownError(f"The request was sent, and the contact broke off',
         '            return NotSentError(f"The request was sent, and the contact broke off',
     ),
-    Tooth(
+    Protection(
         "An attempt waits for another one's answer until that is overdue",
         "core/purchase/decision.py",
         "if found.record.outcome is None and found.age < found.record.answer_within:",
         "if False:",
     ),
-    Tooth(
+    Protection(
         "What nobody knows is not bought again by itself",
         "core/purchase/decision.py",
         'if policy.on_unknown == "resubmit" and not spent:',
         "if not spent:",
     ),
-    Tooth(
+    Protection(
         "Only a Clear compares what is asked for now",
         "core/purchase/decision.py",
         "    return policy.anew or policy.generation > record.generation\n",
         "    return True\n",
     ),
-    Tooth(
+    Protection(
         "The trigger's first event is its last",
         "triggers/job.py",
         "        settled = time.monotonic() + SETTLE\n",
         '        yield TriggerEvent({"status": "running", "job_id": self.job_id, "code": None})\n'
         "        settled = time.monotonic() + SETTLE\n",
     ),
-    Tooth(
+    Protection(
         "A job that the gateway does not know yet is given ten minutes",
         "core/gateways/polling.py",
         "VANISHED_GRACE = 600.0",
         "VANISHED_GRACE = 0.0",
     ),
-    Tooth(
+    Protection(
         "A record that can't be read is never taken for no record",
         "core/ledger/records.py",
         "        blob = self.store.read(key, MAX_BYTES)\n"
@@ -113,147 +113,147 @@ TEETH = (
         "        blob = self.store.read(key, MAX_BYTES)\n        try:\n            return self._found(key, blob)\n"
         "        except Exception:\n            return None\n",
     ),
-    Tooth(
+    Protection(
         "A ledger that workers do not share is noticed",
         "core/purchase/task_state.py",
         "    if await asyncio.to_thread(ledger.has_tombstone, key, claim):\n        return\n",
         "    return\n",
     ),
-    Tooth(
+    Protection(
         "Airflow remembers a job whose record could not be written",
         "core/purchase/task_state.py",
         '        job = {} if record.job_id is None else {"job_id": record.job_id}\n',
         "        job: dict[str, str] = {}\n",
     ),
-    Tooth(
+    Protection(
         "A file name belongs to one item",
         "core/ledger/file_names.py",
         "    if found.released or not found.same_task(wanted):\n        return found.released\n",
         "    if found.released or not found.same_task(wanted):\n        return True\n",
     ),
-    Tooth(
+    Protection(
         "Of the tasks that want one picture, one claims it",
         "core/ledger/fingerprint_index.py",
         "    return stored is not None and (stored.ours or ",
         "    return True or (",
     ),
-    Tooth(
+    Protection(
         "What is copied is, byte by byte, what landed",
         "core/purchase/copying.py",
         'if await asyncio.to_thread(sha256, data) != image["sha256"]:',
         "if False:",
     ),
-    Tooth(
+    Protection(
         "What was downloaded is looked at before it counts as a picture",
         "core/purchase/fetching.py",
         "        return data, await asyncio.to_thread(inspect_image, data)\n",
         "        return data, ImageInfo('image/png', 'png', 1, 1)\n",
     ),
-    Tooth(
+    Protection(
         "An error after the payment says that it was paid",
         "core/purchase/landing.py",
         "            error.billed = Billed.YES\n",
         "            pass\n",
     ),
-    Tooth(
+    Protection(
         "An older record that asked for the same is asked before anything is bought",
         "core/purchase/lifecycle.py",
         "            found, step = await self._ask_older(latest, replace(step, n=record.n + 1), cleared, vanished)\n",
         "            found, step = latest, replace(step, n=record.n + 1)\n",
     ),
-    Tooth(
+    Protection(
         "Airflow remembers each image of a batch",
         "core/batch/executor.py",
         "batch.guard, batch.marker(item.key), turn)",
         "batch.guard, None, turn)",
     ),
-    Tooth(
+    Protection(
         "A plan that Airflow was never told of is kept to",
         "core/purchase/saved_requests.py",
         "if self.marker is None or saved.told in (None, self.marker.token()):",
         "if self.marker is None or saved.told == self.marker.token():",
     ),
-    Tooth(
+    Protection(
         "A record that Airflow was never told of is of this run",
         "core/purchase/task_state.py",
         "if marker is None or record.told is None or record.told == await asyncio.to_thread(marker.token):",
         "if marker is None or record.told == await asyncio.to_thread(marker.token):",
     ),
-    Tooth(
+    Protection(
         "A DAG run that was made again is a new one",
         "core/purchase/task_state.py",
         "    if mark is None or _is_later(mark, record):",
         "    if mark is None:\n        return False\n    if _is_later(mark, record):",
     ),
-    Tooth(
+    Protection(
         "Another Airflow in the same namespace is noticed",
         "core/purchase/task_state.py",
         '    if mark.get("claim") == record.claim:\n        return False\n    raise',
         "    return False\n    raise",
     ),
-    Tooth(
+    Protection(
         "Another image of a task instance gets a name beside the first",
         "core/ledger/file_names.py",
         "        if same_place(wanted.stem) in own:\n            continue\n",
         "",
     ),
-    Tooth(
+    Protection(
         "Every intact place of an image counts",
         "core/purchase/copying.py",
         "    for place in image_places(record, asked):\n        states.append(",
         "    for place in image_places(record)[:1]:\n        states.append(",
     ),
-    Tooth(
+    Protection(
         "A job that another account does not know is not lost",
         "core/purchase/context.py",
         "    return [said for said, then, now in pairs if then is not None and then != now]\n",
         "    return [said for said, then, now in pairs if False]\n",
     ),
-    Tooth(
+    Protection(
         "An answer that names another job says nothing about this one",
         "core/gateways/responses.py",
         "    return bool(ids) and job_id.casefold() not in ids\n",
         "    return False\n",
     ),
-    Tooth(
+    Protection(
         "A job belongs to one record",
         "core/reconcile/resolve.py",
         "    if verdict.job_id is not None:\n        _refuse_anothers_job(",
         "    if False:\n        _refuse_anothers_job(",
     ),
-    Tooth(
+    Protection(
         "A whole answer counts, whatever becomes of its frame",
         "core/http/json_limits.py",
         "                self.ended = True\n",
         "                self.ended = False\n",
     ),
-    Tooth(
+    Protection(
         "What has landed is copied to where a Clear asks for it",
         "core/purchase/decision.py",
         "    moved = asked.destination if cleared and asked and asked.destination != record.destination else None\n",
         "    moved = None\n",
     ),
-    Tooth(
+    Protection(
         "A directory is written to before anything that shall land there is paid for",
         "core/storage/write_checks.py",
         "            left = self._write_samples(backend, directory, size, length)\n",
         "            left: list[Location] = []\n",
     ),
-    Tooth(
+    Protection(
         "A line that can't be logged keeps no answer from its record",
         "core/purchase/context.py",
         'object.__setattr__(self, "log", SteadyLogs(self.log))',
         "pass",
         live="supervisor_sent_paid",
     ),
-    Tooth(
+    Protection(
         "A task process whose supervisor is gone sends nothing",
         "core/execution/runner.py",
         "if os.getppid() != self._parent:",
         "if False:",
         live="disk_orphan_intent",
     ),
-    Tooth(
+    Protection(
         "A task that was told to stop sends nothing",
         "core/execution/runner.py",
         '        """From now on no paid request is started. Takes no lock: signal handlers call it."""\n'
@@ -274,16 +274,18 @@ def copy_tree(target: Path) -> None:
             shutil.copy(source, target / name)
 
 
-def take_out(tooth: Tooth, tree: Path) -> None:
+def take_out(protection: Protection, tree: Path) -> None:
     """Remove a protection from a copy of the tree.
 
     :raises SystemExit: its code is not there, or not only there.
     """
-    path = tree / PACKAGE / tooth.file
+    path = tree / PACKAGE / protection.file
     source = path.read_text()
-    if source.count(tooth.code) != 1:
-        raise SystemExit(f"{tooth.name}: its code stands {source.count(tooth.code)} times in {tooth.file}, not once.")
-    path.write_text(source.replace(tooth.code, tooth.without))
+    if source.count(protection.code) != 1:
+        raise SystemExit(
+            f"{protection.name}: its code stands {source.count(protection.code)} times in {protection.file}, not once."
+        )
+    path.write_text(source.replace(protection.code, protection.without))
 
 
 def red(tree: Path, tests: Sequence[str]) -> list[str]:
@@ -317,31 +319,31 @@ def of_attack(file: str, chosen: str) -> list[str]:
     return [f"tests/{file}", "-k", chosen, "--maxfail=1"]
 
 
-def runs(tooth: Tooth) -> list[list[str]]:
+def runs(protection: Protection) -> list[list[str]]:
     """What is run without a protection. Each must turn red."""
-    if tooth.tests:
-        return [of_attack(file, chosen) for file, chosen in tooth.tests.items()]
-    return [[*LIVE, tooth.live] if tooth.live else HERE]
+    if protection.tests:
+        return [of_attack(file, chosen) for file, chosen in protection.tests.items()]
+    return [[*LIVE, protection.live] if protection.live else HERE]
 
 
-def sound(chosen: Sequence[Tooth]) -> list[list[str]]:
+def sound(chosen: Sequence[Protection]) -> list[list[str]]:
     """What must be green with every protection in place."""
-    live, files = [tooth.live for tooth in chosen if tooth.live], dict[str, list[str]]()
-    for tooth in chosen:
-        for file, named in tooth.tests.items():
+    live, files = [protection.live for protection in chosen if protection.live], dict[str, list[str]]()
+    for protection in chosen:
+        for file, named in protection.tests.items():
             files.setdefault(file, []).append(named)
-    rows = [HERE] if any(not (tooth.live or tooth.tests) for tooth in chosen) else []
+    rows = [HERE] if any(not (protection.live or protection.tests) for protection in chosen) else []
     rows += [[*LIVE, " or ".join(live)]] if live else []
     return [*rows, *(of_attack(file, " or ".join(named)) for file, named in files.items())]
 
 
-def pull(tooth: Tooth | None, tests: Sequence[str]) -> list[str]:
+def red_without(protection: Protection | None, tests: Sequence[str]) -> list[str]:
     """The tests that turn red without a protection; ``None``: with all of them."""
-    with tempfile.TemporaryDirectory(prefix="geminiimg-teeth-") as folder:
+    with tempfile.TemporaryDirectory(prefix="geminiimg-mutation-") as folder:
         tree = Path(folder)
         copy_tree(tree)
-        if tooth is not None:
-            take_out(tooth, tree)
+        if protection is not None:
+            take_out(protection, tree)
         return red(tree, tests)
 
 
@@ -351,27 +353,27 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only the protections whose name holds this")
     parser.add_argument("--attacks", action="store_true", help="only those that attacks try, and no rows of the matrix")
     given = parser.parse_args()
-    teeth = ATTACKED if given.attacks else (*TEETH, *ATTACKED)
-    chosen = [tooth for tooth in teeth if given.only.lower() in tooth.name.lower()]
+    protections = ATTACKED if given.attacks else (*PROTECTIONS, *ATTACKED)
+    chosen = [protection for protection in protections if given.only.lower() in protection.name.lower()]
     for tests in sound(chosen):
-        if failed := pull(None, tests):
+        if failed := red_without(None, tests):
             print(f"Red with every protection in place: {', '.join(failed)}")
             return 1
         print(f"Green with every protection in place: {tests[0]}.", flush=True)
-    loose = 0
-    for tooth in chosen:
-        for tests in runs(tooth):
+    unnoticed = 0
+    for protection in chosen:
+        for tests in runs(protection):
             start = time.monotonic()
-            failed = pull(tooth, tests)
-            loose += not failed
+            failed = red_without(protection, tests)
+            unnoticed += not failed
             print(
-                f"\n{tooth.name}: {len(failed)} of {tests[0]} turned red in {time.monotonic() - start:.0f} s",
+                f"\n{protection.name}: {len(failed)} of {tests[0]} turned red in {time.monotonic() - start:.0f} s",
                 flush=True,
             )
             for name in failed:
                 print(f"    {name}", flush=True)
-    print(f"\n{len(chosen)} protections were taken out; {loose} times all stayed green.")
-    return int(loose > 0)
+    print(f"\n{len(chosen)} protections were taken out; {unnoticed} times all stayed green.")
+    return int(unnoticed > 0)
 
 
 if __name__ == "__main__":
