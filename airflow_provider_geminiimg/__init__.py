@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from airflow_provider_geminiimg import exceptions
     from airflow_provider_geminiimg.core.request import ImageRequest
     from airflow_provider_geminiimg.gallery.markdown import review_markdown
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
@@ -38,6 +39,7 @@ __all__ = [
     "GeminiImageSubmitOperator",
     "ImageRequest",
     "__version__",
+    "exceptions",
     "review_markdown",
 ]
 
@@ -58,6 +60,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "exceptions":
+        return import_module(f"{__name__}.exceptions")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,12 +1,15 @@
-"""``python -m airflow_provider_geminiimg``: the package's commands, one table row each."""
+"""The package's commands: ``python -m airflow_provider_geminiimg``, and in Airflow 3.2 and later ``airflow geminiimg``.
+
+Every ``airflow`` command imports this module, so that nothing heavy may be imported here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.exceptions import GeminiImageError
@@ -50,22 +53,43 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter gets its escape
-            stream.reconfigure(errors="backslashreplace")
     parser = _Parser(prog="python -m airflow_provider_geminiimg")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, (text, add_arguments, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         add_arguments(command)
         command.set_defaults(run=run)
+    _prepare_streams()
     arguments = parser.parse_args(argv)
+    return _status(arguments.run, arguments)
+
+
+def airflow_commands() -> list[Any]:
+    """``airflow geminiimg jobs``, for Airflow's own command line."""
+    from airflow.cli.cli_config import GroupCommand
+
+    text = _COMMANDS["jobs"][0]
+    jobs = GroupCommand("jobs", text, jobs_command.for_airflow(_run_in_airflow))
+    return [GroupCommand("geminiimg", "Gemini images: what was paid for", [jobs])]
+
+
+def _run_in_airflow(arguments: argparse.Namespace) -> NoReturn:
+    _prepare_streams()
+    sys.exit(_status(jobs_command.run, arguments))
+
+
+def _prepare_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter gets its escape
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _status(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
-        status: int = arguments.run(arguments)
+        return run(arguments)
     except (ImportError, OSError, GeminiImageError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
-    return status
 
 
 if __name__ == "__main__":

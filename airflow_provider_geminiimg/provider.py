@@ -11,6 +11,12 @@ from typing import Any
 _PACKAGE = "airflow_provider_geminiimg"
 _INTEGRATION = "Gemini Images"
 
+_INTEGRATIONS = (
+    (_INTEGRATION, "https://ai.google.dev/", ["/docs/quickstart.md", "/docs/operators.md", "/docs/batch.md"]),
+    ("1min.ai", "https://docs.1min.ai/docs/api/ai-feature-api", ["/docs/connection.md"]),
+    ("APIMaster.ai", "https://apimaster.ai/docs/en/api/images", ["/docs/connection.md"]),
+)
+
 _OPTIONAL_TEXT = ["string", "null"]
 _OPTIONAL_COUNT = {"type": ["integer", "null"], "minimum": 1}
 
@@ -181,7 +187,8 @@ def get_provider_info() -> dict[str, Any]:
         "name": _INTEGRATION,
         "description": "Pictures from Gemini image models, through the gateways 1min.ai and APIMaster.ai.",
         "integrations": [
-            {"integration-name": _INTEGRATION, "external-doc-url": "https://ai.google.dev/", "tags": ["ai", "service"]}
+            {"integration-name": name, "external-doc-url": url, "how-to-guide": guides, "tags": ["ai", "service"]}
+            for name, url, guides in _INTEGRATIONS
         ],
         "operators": at(
             *(f"operators.{name}" for name in ("generate", "edit", "submit", "batch", "collect", "review")),
@@ -194,8 +201,9 @@ def get_provider_info() -> dict[str, Any]:
             for name in ("gemini_image", "gemini_image_batch")
         ],
         "connection-types": [_CONNECTION_TYPE],
-        "extra-links": [f"{_PACKAGE}.links.ImagesLink"],
-        "plugins": [{"name": "geminiimg_gallery", "plugin-class": f"{_PACKAGE}.plugins.gallery.plugin.GalleryPlugin"}],
+        "extra-links": [f"{_PACKAGE}.gallery.link.ImagesLink"],
+        "plugins": [{"name": "geminiimg_gallery", "plugin-class": f"{_PACKAGE}.gallery.plugin.GalleryPlugin"}],
+        "cli": [f"{_PACKAGE}.__main__.airflow_commands"],  # Airflow 3.2 and later look for it
         "config": {
             "geminiimg": {
                 "description": "Settings of the Gemini Images provider.",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers_manager import ProvidersManager
 from airflow.sdk import DAG
 from harness.canaries import Canaries, Text
 from harness.left_behind import LeftBehind
@@ -46,6 +47,27 @@ def connections_test(conn_id: str, connection: dict[str, object], home: Path) ->
     }
     command = [sys.executable, "-m", "airflow", "connections", "test", conn_id]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(
+    not hasattr(ProvidersManager, "cli_command_functions"), reason="Airflow 3.1 asks no provider for commands"
+)
+def test_airflow_has_the_jobs_commands_too(shell: Shell) -> None:
+    record = asyncio.run(shell.left.submitted())
+    assert "[geminiimg] root" in " ".join(airflow_jobs("list", "--help").stdout.split())
+    listed = airflow_jobs("list", "--dag", ITEM.dag_id, "--json").stdout
+    [line] = _without_logs(listed).splitlines()  # of Airflow 3.2, which has them there
+    assert json.loads(line)["key"] == record.key
+    refused = airflow_jobs("forget", record.key)
+    assert refused.returncode == 1
+    assert "add --force" in refused.stderr
+    airflow_jobs("forget", record.key, "--force")
+    assert shell.left.records() == []
+
+
+def airflow_jobs(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "airflow", "geminiimg", "jobs", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("gateway", ["1min", "apimaster"])

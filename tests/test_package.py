@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from importlib import metadata, resources
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -30,8 +31,10 @@ def modules_after(code: str) -> set[str]:
     [
         "import airflow_provider_geminiimg as package; package.__version__; dir(package)",
         "from airflow_provider_geminiimg.provider import get_provider_info; get_provider_info()",
+        "from airflow_provider_geminiimg.__main__ import airflow_commands",
+        "import airflow_provider_geminiimg as package; package.exceptions.BadRequestError",
     ],
-    ids=["package", "provider info"],
+    ids=["package", "provider info", "command line", "exceptions"],
 )
 def test_discovery_imports_nothing_heavy(code: str) -> None:
     assert modules_after(code).isdisjoint(HEAVY)
@@ -81,11 +84,20 @@ def test_everything_that_the_provider_info_names_can_be_imported() -> None:
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 importlib.import_module(module)
+    classes = [*info["extra-links"], *info["cli"], *(entry["plugin-class"] for entry in info["plugins"])]
+    for module, _, name in (each.rpartition(".") for each in classes):
+        assert callable(getattr(importlib.import_module(module), name))
     [connection] = info["connection-types"]
     module, _, name = connection["hook-class-name"].rpartition(".")
     hook = getattr(importlib.import_module(module), name)
     assert hook.conn_type == connection["connection-type"]
     assert hook.hook_name == connection["hook-name"]
+
+
+def test_every_guide_of_the_provider_info_is_a_page_of_the_docs() -> None:
+    guides = [guide for entry in get_provider_info()["integrations"] for guide in entry["how-to-guide"]]
+    assert guides
+    assert all(Path(__file__).resolve().parents[1].joinpath(guide.lstrip("/")).is_file() for guide in guides)
 
 
 def test_the_task_decorators_of_the_provider_info_are_airflows() -> None:

@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_geminiimg jobs``: the ledger from the command line.
+"""The ledger from the command line: ``python -m airflow_provider_geminiimg jobs``, or ``airflow geminiimg jobs``.
 
 What must stay true: no line holds a link or a prompt, but for `show`, which has the prompt where prompts are recorded;
 Airflow is imported only once a command runs.
@@ -10,7 +10,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
@@ -57,10 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``jobs`` its commands."""
     parser.epilog = _WHERE
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, (text, add, run_it) in _JOBS.items():
-        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_WHERE)
-        add(command)
-        command.set_defaults(job=run_it)
+    for name, job in _JOBS.items():
+        job.add_arguments(commands.add_parser(name, help=job.help, description=job.description, epilog=_WHERE))
+
+
+def for_airflow(run: Callable[[argparse.Namespace], None]) -> list[Any]:
+    """The commands as Airflow's own command line takes them.
+
+    :param run: what ends the process with the exit status of the command.
+    """
+    from airflow.cli.cli_config import ActionCommand
+
+    # Airflow asks an argument for its name and to add itself. Ours are all added by one, so that they are said once.
+    arguments = {name: SimpleNamespace(flags=(name,), add_to_parser=job.add_arguments) for name, job in _JOBS.items()}
+    where = _WHERE.replace("[", r"\[")  # or Airflow takes what stands in brackets for a style
+    return [
+        ActionCommand(name, job.help, run, [cast("Any", arguments[name])], job.description, where)
+        for name, job in _JOBS.items()
+    ]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -257,16 +272,25 @@ def _purge(arguments: argparse.Namespace, environment: Environment) -> int:
     return 0
 
 
-_Command = tuple[
-    str,
-    Callable[[argparse.ArgumentParser], None],
-    "Callable[[argparse.Namespace, Environment], int]",
-]
-_JOBS: dict[str, _Command] = {
-    "list": ("show what the ledger holds, one line a record", _list_arguments, _list),
-    "show": ("show one record, and what to do about it", _key, _show),
-    "collect": ("land what was paid for and left behind; never submits", _collect_arguments, _collect),
-    "resolve": ("settle a request of which nobody knows whether it was paid for", _resolve_arguments, _resolve),
-    "forget": ("remove a record, so that its task submits again", _forget_arguments, _forget),
-    "purge": ("remove old records of which everything has ended; pictures stay", _purge_arguments, _purge),
+class _Job(NamedTuple):
+    help: str
+    own_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Environment], int]
+
+    @property
+    def description(self) -> str:
+        return f"{self.help[0].upper()}{self.help[1:]}."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        self.own_arguments(parser)
+        parser.set_defaults(job=self.run, output=None)  # for a command with an `output` Airflow logs to standard error
+
+
+_JOBS = {
+    "list": _Job("show what the ledger holds, one line a record", _list_arguments, _list),
+    "show": _Job("show one record, and what to do about it", _key, _show),
+    "collect": _Job("land what was paid for and left behind; never submits", _collect_arguments, _collect),
+    "resolve": _Job("settle a request of which nobody knows whether it was paid for", _resolve_arguments, _resolve),
+    "forget": _Job("remove a record, so that its task submits again", _forget_arguments, _forget),
+    "purge": _Job("remove old records of which everything has ended; pictures stay", _purge_arguments, _purge),
 }
