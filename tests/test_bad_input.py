@@ -167,6 +167,8 @@ LONG = "x" * 121
 
 CASES = [
     # what every gateway refuses
+    Case("a model of 5 MB", "model", "x" * 5_000_000, ("200 characters",)),
+    Case("a model with NUL", "model", "gemini\0", ("can be printed",)),
     Case("an empty prompt", "prompt", "", ["is empty", "what to draw"]),
     Case("a prompt of blanks", "prompt", " \n", ["is empty"]),
     Case("a list where the prompt is meant", "prompt", [PROMPT], ["takes one text, not list"]),

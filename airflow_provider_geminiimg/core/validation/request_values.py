@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError
 
 BOUNDS: Mapping[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
 MAX_PROMPT = 1_000_000  # characters, several times what the largest model reads
+MAX_MODEL = 200  # characters of a model's id; the longest that a gateway lists has 32
 MAX_INPUTS = 1_000  # pictures that are read of a value before the model's own limit is asked
 _RESOLUTIONS = {"512": "512", "0.5k": "512", "1k": "1K", "2k": "2K", "4k": "4K"}
 _REPR = re.compile(r"\s*(?:[\[{]|\(\s*['\"{]|LazyXComSequence\()")
@@ -60,6 +61,14 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         refuse(name, given(value), f"takes one text, not {type(value).__name__}.")
     return value.strip()
+
+
+def _model(name: str, value: Any) -> str:
+    """The id of a model: also of one that this package does not know, and sends as it is."""
+    model = _text(name, value)
+    if len(model) > MAX_MODEL or not model.isprintable():
+        refuse(name, given(value), f"is no model's id, which has up to {MAX_MODEL} characters that can be printed.")
+    return model
 
 
 WHOLE_VARIANT = re.compile(r"\s*(-?(?:0|[1-9]\d*))(?:\.0+)?\s*", re.ASCII)
@@ -153,7 +162,7 @@ def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
 
 _CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
-    "model": _text,
+    "model": _model,
     "image": _picture,
     "reference_images": _pictures,
     "resolution": _resolution,
