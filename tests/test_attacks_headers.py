@@ -167,7 +167,7 @@ def test_who_looks_at_such_a_picture_costs_the_server_no_more_than_to_read_it(
     assert item["images"][0]["sha256"] == manifest["images"][0]["sha256"]
     for thumb in target.root.glob("thumbs/**/*.webp"):
         thumb.unlink()  # so that the picture itself comes in its place
-    at = address_of(manifest["record"]).path(0)
+    at = address_of(manifest["record"]).picture(0).removeprefix("f/")
     for path in (f"f/{at}", f"thumbs/{at}"):
         whole, seconds = measured(get, path)
         if changed:  # what took the place of an image is not shown for it

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
+import re
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,11 +17,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from airflow.sdk import DAG as Dag
-from harness.api_server import USERS, api_server
+from fastapi.routing import APIRoute
+from harness.api_server import USERS, api_server, gallery_app
 from harness.left_behind import LeftBehind
 from harness.odd_records import put_all
 from harness.records import ITEM, landed, make_record, plan_of, submitted
 
+import airflow_provider_geminiimg
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 DAG, RUN = ITEM.dag_id, ITEM.run_id
+STATIC = Path(airflow_provider_geminiimg.__file__).parent / "gallery" / "static"
 LISTING = f"api/dags/{DAG}/runs/{quote(RUN)}/pictures"
 SUMMARY = f"api/dags/{DAG}/runs/{quote(RUN)}/summary"
 
@@ -84,14 +89,19 @@ def left(root: str, sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPat
 
 
 def picture_of(record: Record, index: int = 0) -> str:
-    return f"f/{address_of(record.key).path(index)}"
+    return address_of(record.key).picture(index)
+
+
+def files_of(page: str) -> list[str]:
+    """The addresses of what the page loads."""
+    return sorted(set(re.findall(r'(?:href|src)="(static/[^"]+)"', page)))
 
 
 # --- who may look -----------------------------------------------------------------------------------------------------
 
 
 def addresses(record: Record) -> list[str]:
-    path = address_of(record.key).path(0)
+    path = address_of(record.key).picture(0).removeprefix("f/")
     sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id=hero&map_index=-1&item=0&n=1"
     return [LISTING, SUMMARY, sources, f"f/{path}", f"thumbs/{path}"]
 
@@ -116,13 +126,49 @@ def test_the_page_itself_is_open_and_holds_nothing(get: Callable[..., Any], loca
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    for name, kind in (("gallery.js", "javascript"), ("gallery.css", "css")):
-        file = get(f"static/{name}", user=None)
+    assert answer.headers["content-type"].startswith("text/html")
+    loaded = files_of(answer.text)
+    assert {path.rpartition("/")[2] for path in loaded} == {path.name for path in STATIC.iterdir()} - {"index.html"}
+    for path in loaded:
+        file = get(path, user=None)
         assert file.status_code == 200
-        assert kind in file.headers["content-type"]
+        kind = "text/css" if path.endswith(".css") else "text/javascript"
+        assert file.headers["content-type"].partition(";")[0] == kind
         assert file.headers["x-content-type-options"] == "nosniff"
+        assert file.content == (STATIC / path.rpartition("/")[2]).read_bytes()
+    folder = loaded[0].rpartition("/")[0]
     for name in ("index.html", "%2e%2e%2fapp.py", "..%2fapp.py", "%2e%2e"):
-        assert get(f"static/{name}").status_code == 404
+        assert get(f"static/{name}").status_code == get(f"{folder}/{name}").status_code == 404
+
+
+def test_a_browser_keeps_the_files_of_one_version_and_never_gets_those_of_another(
+    get: Callable[..., Any], local_root: str
+) -> None:
+    page = get("", user=None)
+    assert page.headers["cache-control"] == "private, no-store"
+    loaded = files_of(page.text)
+    [folder] = {path.rpartition("/")[0] for path in loaded}
+    for path in loaded:
+        assert "immutable" in get(path, user=None).headers["cache-control"]
+        other = get(path.replace(folder, "static/0123456789abcdef"), user=None)
+        assert (other.status_code, other.headers["cache-control"]) == (404, "private, no-store")
+    for module in STATIC.glob("*.js"):  # so that what a module imports has the address of the same version
+        assert set(re.findall(r'^import .* from "(.*/)', module.read_text(), re.MULTILINE)) <= {"./"}, module
+
+
+def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any], local_root: str) -> None:
+    [said] = re.findall(r'<body data-gallery="([^"]*)">', get("", user=None).text)
+    told = json.loads(html.unescape(said))
+    served = {
+        route.path: {param.name for param in route.dependant.query_params}
+        for route in gallery_app().routes
+        if isinstance(route, APIRoute)
+    }
+    assert told["routes"].keys() == {"dags", "pictures", "summary", "sources"}
+    for route in told["routes"].values():
+        assert served[f"/{route['path']}"] == set(route["query"])
+    assert get(LISTING + f"?limit={told['max_page_size']}").status_code == 200
+    assert get(LISTING + f"?limit={told['max_page_size'] + 1}").status_code == 422
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
@@ -137,7 +183,7 @@ def test_where_there_are_teams_a_deleted_dag_is_shown_to_nobody(
     from airflow.models.dag import DagModel
     from airflow.utils.session import create_session
 
-    path = address_of(put(left, ITEM, prompt="a secret fox").key).path(0)
+    path = address_of(put(left, ITEM, prompt="a secret fox").key).picture(0).removeprefix("f/")
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
     for address in (LISTING, SUMMARY, f"f/{path}", f"thumbs/{path}"):
         answer = get(address)
@@ -260,7 +306,7 @@ async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_c
     for answer in kept:
         assert answer.headers["cache-control"].startswith("private")
         assert {"cookie", "authorization"} <= set(answer.headers["vary"].lower().replace(",", " ").split())
-    pages = [get(""), get("static/gallery.js"), get(LISTING), get("api/dags", user=None), get("f/nowhere")]
+    pages = [get(""), get(files_of(get("").text)[0]), get(LISTING), get("api/dags", user=None), get("f/nowhere")]
     for answer in (*kept, *pages):
         assert answer.headers["cross-origin-resource-policy"] == "same-origin", answer.url
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -519,7 +565,7 @@ def test_records_that_can_not_be_shown_are_shown_as_unreadable_beside_the_others
     for key in odd.values():
         at = address_of(key)
         sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id={at.task_id}&map_index=-1&item=0&n=1"
-        for path in (f"f/{at.path(0)}", f"thumbs/{at.path(0)}", sources):
+        for path in (at.picture(0), at.thumbnail(0), sources):
             refused = get(path)
             assert (refused.status_code, key in refused.json()["detail"]) == (409, True), (path, refused.text)
 

@@ -7,10 +7,10 @@ lies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, names_of
 from airflow_provider_geminiimg.core.storage import encode_segment, is_cut
+from airflow_provider_geminiimg.gallery.routes import PICTURE, THUMBNAIL
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,13 @@ class Address:
         parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
         return "/".join((LEDGER, *parts, f"{self.n}.json"))
 
-    def path(self, index: int) -> str:
-        """The last part of the address of one of its pictures."""
-        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.item, str(self.n), str(index))
-        return "/".join(quote(part, safe="") for part in parts)
+    def picture(self, index: int) -> str:
+        """Where the gallery serves one of its pictures."""
+        return PICTURE.at(**vars(self), index=index)
+
+    def thumbnail(self, index: int) -> str:
+        """Where the gallery serves the thumbnail of one of its pictures."""
+        return THUMBNAIL.at(**vars(self), index=index)
 
 
 def segment(name: str) -> str:

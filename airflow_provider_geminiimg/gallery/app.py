@@ -1,8 +1,8 @@
-"""The gallery's addresses.
+"""The gallery as an application: what is served at each of its routes, and to whom.
 
 What must stay true:
 
-- All but the page itself and its script ask Airflow, for the very DAG in their path, whether this user may read its
+- All but the page itself and its files ask Airflow, for the very DAG in their path, whether this user may read its
   XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
 - A DAG that Airflow knows no more is no team's, and so everybody's to Airflow: where there are teams, it is nobody's.
 - Nothing is changed from here: GET and HEAD only.
@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -26,7 +26,7 @@ from airflow.models.dag import DagModel
 from airflow.providers.common.compat.sdk import conf
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.base import RequestResponseEndpoint
 
 from airflow_provider_geminiimg import settings
@@ -42,15 +42,15 @@ from airflow_provider_geminiimg.exceptions import (
     LedgerError,
     StorageError,
 )
+from airflow_provider_geminiimg.gallery import page, routes
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
 from airflow_provider_geminiimg.gallery.queries import GalleryQueries, RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
-STATIC = Path(__file__).parent / "static"
-PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
 MAX_THUMBNAIL_BYTES = 4 << 20  # one of ours has less than 1 MB
 MAX_SOURCES = 32  # that are looked for at once; no model takes more than 14
 READ = ["GET", "HEAD"]
+_FOR_EVER = "public, max-age=31536000, immutable"  # what lies at this address never changes
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -96,7 +96,7 @@ _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
     "standing": (re.compile("|".join(STANDINGS)), f"one of {', '.join(STANDINGS)}"),
     "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
-    "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {MAX_PAGE_SIZE}"),
+    "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {page.MAX_PAGE_SIZE}"),
 }
 
 
@@ -113,7 +113,7 @@ def _known(request: Request) -> None:
             raise HTTPException(422, f"{name} can't be {given[0][:80]!r}. Allowed: {allowed}.")
 
 
-def _shelf() -> GalleryQueries:
+def _gallery_queries() -> GalleryQueries:
     root = settings.root()
     files = Files(AIRFLOW_OPENERS, allowed_roots=[root, *settings.gallery_roots()])
     return GalleryQueries(Ledger(open_store(root, AIRFLOW_OPENERS)), settings.namespace(), files)
@@ -141,61 +141,62 @@ def _may_read(request: Request, user: Any, dag_id: str) -> bool:
     return True
 
 
-ShelfDep = Annotated[GalleryQueries, Depends(_shelf)]
+QueriesDep = Annotated[GalleryQueries, Depends(_gallery_queries)]
 per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known), Depends(_has_its_team)])
 pages = APIRouter()
 
 
 @pages.api_route("/", methods=READ)
-def page() -> Response:
-    """The page. It holds nothing of anybody's; what it shows it asks for as the user who looks at it."""
-    return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+def index() -> Response:
+    """The page."""
+    return HTMLResponse(page.PAGE, headers={"Content-Security-Policy": _PAGE_POLICY})
 
 
-@pages.api_route("/static/{name}", methods=READ)
-def static(name: str) -> Response:
-    """The page's script and style."""
-    if name not in ("gallery.js", "gallery.css"):
+@pages.api_route(f"/{routes.STATIC.path}", methods=READ)
+def static(version: str, name: str) -> Response:
+    """A module of the page's script, or its style, of the version that is installed."""
+    if version != page.VERSION or name not in page.FILES:
         raise HTTPException(404, _NOTHING)
-    return FileResponse(STATIC / name, headers={"Cache-Control": "no-cache"})
+    kind = page.MEDIA_TYPES[PurePath(name).suffix]
+    return Response(page.FILES[name], media_type=kind, headers={"Cache-Control": _FOR_EVER})
 
 
-@pages.api_route("/api/dags", methods=READ)
-def dags(request: Request, user: GetUserDep, shelf: ShelfDep) -> dict[str, Any]:
+@pages.api_route(f"/{routes.DAGS.path}", methods=READ)
+def dags(request: Request, user: GetUserDep, queries: QueriesDep) -> dict[str, Any]:
     """The DAGs that have pictures, or will have, and that this user may read."""
-    return {"dags": [dag_id for dag_id in shelf.dags() if _may_read(request, user, dag_id)]}
+    return {"dags": [dag_id for dag_id in queries.dags() if _may_read(request, user, dag_id)]}
 
 
-@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/pictures", methods=READ)
+@per_dag.api_route(f"/{routes.PICTURES.path}", methods=READ)
 def pictures(
     dag_id: str,
     run_id: str,
-    shelf: ShelfDep,
+    queries: QueriesDep,
     task_id: str | None = None,
     map_index: int | None = None,
     model: str | None = None,
     standing: str | None = None,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = PAGE_SIZE,
+    limit: Annotated[int, Query(ge=1, le=page.MAX_PAGE_SIZE)] = page.PAGE_SIZE,
 ) -> dict[str, Any]:
     """A run's records, some at a time."""
-    items, following = shelf.page(RecordFilter(dag_id, run_id, task_id, map_index, model, standing), after, limit)
+    items, following = queries.page(RecordFilter(dag_id, run_id, task_id, map_index, model, standing), after, limit)
     return {"items": items, "next": following}
 
 
-@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/summary", methods=READ)
+@per_dag.api_route(f"/{routes.SUMMARY.path}", methods=READ)
 def summary(
-    dag_id: str, run_id: str, shelf: ShelfDep, task_id: str | None = None, map_index: int | None = None
+    dag_id: str, run_id: str, queries: QueriesDep, task_id: str | None = None, map_index: int | None = None
 ) -> dict[str, Any]:
     """What a run's records come to."""
-    return shelf.summary(RecordFilter(dag_id, run_id, task_id, map_index))
+    return queries.summary(RecordFilter(dag_id, run_id, task_id, map_index))
 
 
-@per_dag.api_route("/api/dags/{dag_id}/runs/{run_id}/sources", methods=READ)
+@per_dag.api_route(f"/{routes.SOURCES.path}", methods=READ)
 def sources(
     request: Request,
     user: GetUserDep,
-    shelf: ShelfDep,
+    queries: QueriesDep,
     dag_id: str,
     run_id: str,
     task_id: str,
@@ -204,27 +205,27 @@ def sources(
     n: int,
 ) -> dict[str, Any]:
     """The pictures that one was made from; those of another DAG only where the user may read that DAG, too."""
-    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
 
     def shown(place: int, source: Mapping[str, str]) -> dict[str, Any]:
         role = "source" if place == 0 and record.operation == "edit" else "reference"
         about = {"role": role, "name": source["uri"].rpartition("/")[2], "picture": None, "why": None}
-        made = shelf.made(source)
+        made = queries.made(source)
         if made is None:
             return {**about, "why": "It was not made here, or lies where the gallery may not read."}
         of = address_of(made[0].key)
         if of.dag_id != dag_id and not _may_read(request, user, of.dag_id):
             return {**about, "why": "It belongs to a DAG that you may not read."}
         names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, "map_index": of.map_index}
-        return {**about, "picture": {**names, **shelf.picture(*made)}}
+        return {**about, "picture": {**names, **queries.picture(*made)}}
 
     return {"sources": [shown(place, source) for place, source in enumerate(record.inputs[:MAX_SOURCES])]}
 
 
-@per_dag.api_route("/f/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)
+@per_dag.api_route(f"/{routes.PICTURE.path}", methods=READ)
 def picture(
     request: Request,
-    shelf: ShelfDep,
+    queries: QueriesDep,
     dag_id: str,
     run_id: str,
     task_id: str,
@@ -234,14 +235,14 @@ def picture(
     index: int,
 ) -> Response:
     """A picture's bytes, as they are in storage."""
-    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
-    return _picture(request, shelf, record, index)
+    record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    return _picture(request, queries, record, index)
 
 
-@per_dag.api_route("/thumbs/{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}", methods=READ)
+@per_dag.api_route(f"/{routes.THUMBNAIL.path}", methods=READ)
 def thumbnail(
     request: Request,
-    shelf: ShelfDep,
+    queries: QueriesDep,
     dag_id: str,
     run_id: str,
     task_id: str,
@@ -251,24 +252,24 @@ def thumbnail(
     index: int,
 ) -> Response:
     """A picture's thumbnail; the picture itself where there is none."""
-    record = shelf.record(Address(dag_id, run_id, task_id, map_index, item, n))
-    shelf.image(record, index)
-    blob = shelf.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
+    record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    queries.image(record, index)
+    blob = queries.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
     if blob is None or len(blob.data) > MAX_THUMBNAIL_BYTES:
-        return _picture(request, shelf, record, index)
+        return _picture(request, queries, record, index)
     return _answer(request, blob.data, blob.version)
 
 
-def _picture(request: Request, shelf: GalleryQueries, record: Record, index: int) -> Response:
-    *places, last = shelf.places(record, index)
+def _picture(request: Request, queries: GalleryQueries, record: Record, index: int) -> Response:
+    *places, last = queries.places(record, index)
     for image in places:
         with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
-            return _landed(request, shelf, image)
-    return _landed(request, shelf, last)
+            return _landed(request, queries, image)
+    return _landed(request, queries, last)
 
 
-def _landed(request: Request, shelf: GalleryQueries, image: Mapping[str, Any]) -> Response:
-    data = shelf.files.read(str(image["uri"]), max_bytes=MAX_IMAGE_BYTES)
+def _landed(request: Request, queries: GalleryQueries, image: Mapping[str, Any]) -> Response:
+    data = queries.files.read(str(image["uri"]), max_bytes=MAX_IMAGE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != image.get("sha256"):
         raise InvalidImageError("The file is not the picture that landed there: somebody replaced it.")

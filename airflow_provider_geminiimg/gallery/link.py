@@ -10,10 +10,10 @@ from urllib.parse import quote, urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
+from airflow_provider_geminiimg.gallery.routes import FRAME, NAV_ROUTE, VIEW
+
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
-
-GALLERY = "plugin/images"  # Airflow's page around the gallery: its own prefix, and the route of the gallery's view
 
 
 class ImagesLink(BaseOperatorLink):
@@ -27,7 +27,7 @@ class ImagesLink(BaseOperatorLink):
         :param operator: the operator; not looked at.
         :param ti_key: which task instance.
         """
-        names = {"dag_id": ti_key.dag_id, "run_id": ti_key.run_id, "task_id": ti_key.task_id}
-        which = {"map_index": ti_key.map_index} if ti_key.map_index >= 0 else {}
+        names = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, *([ti_key.map_index] if ti_key.map_index >= 0 else []))
+        query = urlencode(list(zip(VIEW, names, strict=False)), quote_via=quote)
         base = conf.get("api", "base_url", fallback="/") or "/"
-        return f"{base.rstrip('/')}/{GALLERY}?{urlencode({**names, **which}, quote_via=quote)}"
+        return f"{base.rstrip('/')}/{FRAME}/{NAV_ROUTE}?{query}"

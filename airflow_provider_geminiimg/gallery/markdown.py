@@ -18,8 +18,9 @@ from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
+from airflow_provider_geminiimg.gallery.routes import PREFIX
 
-GALLERY = "geminiimg"
+_GALLERY = PREFIX.lstrip("/")  # relative: Airflow may live under a path
 _MAX_TEXT = 120  # characters of one fact: a cell of a table is no place for more
 _ALLOWED = "Allowed: what a task of this package returned, or a list of such: images=my_task.output."
 
@@ -92,8 +93,8 @@ def _cells(number: int, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str,
             label += f" ({index + 1} of {len(images)})"
         picture = "No preview"
         if address is not None:
-            at = address.path(index)
-            picture = f"[![Picture {number}]({GALLERY}/thumbs/{at})]({GALLERY}/f/{at})"
+            preview, whole = address.thumbnail(index), address.picture(index)
+            picture = f"[![Picture {number}]({_GALLERY}/{preview})]({_GALLERY}/{whole})"
         yield _text(label), picture, " · ".join(map(_text, _facts(manifest, image)))
 
 
@@ -121,7 +122,7 @@ def _address(key: Any) -> Address | None:
         return None
     try:
         address = address_of(key)
-        address.path(0)
+        address.picture(0)
     except ValueError:  # a map index that is no number, half a character
         return None
     if address.key(settings.namespace()) != key:

@@ -12,17 +12,12 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.gallery.routes import NAV_ROUTE, PREFIX, VIEW
 
-PREFIX = "/geminiimg"
-NAV_ROUTE = "images"
 NAME = "Images"
 
-_TABS = {
-    "dag": ("dag_id",),
-    "dag_run": ("dag_id", "run_id"),
-    "task": ("dag_id", "task_id"),
-    "task_instance": ("dag_id", "run_id", "task_id", "map_index"),
-}
+_DAG, _RUN, _TASK, _ = VIEW
+_TABS = {"dag": (_DAG,), "dag_run": (_DAG, _RUN), "task": (_DAG, _TASK), "task_instance": VIEW}
 
 
 def views() -> list[dict[str, Any]]:

@@ -213,14 +213,14 @@ class GalleryQueries:
         return self._picture(record, index, self.image(record, index))
 
     def _picture(self, record: Record, index: int, image: Mapping[str, Any]) -> dict[str, Any]:
-        path = address_of(record.key).path(index)
+        address = address_of(record.key)
         known = ("uri", "media_type", "width", "height", "size", "sha256")
         why = self._hidden(image["uri"])
         return {
             **{name: image.get(name) for name in known},
             "name": image["uri"].rpartition("/")[2],
-            "href": None if why else f"f/{path}",
-            "thumb": f"thumbs/{path}",
+            "href": None if why else address.picture(index),
+            "thumb": address.thumbnail(index),
             "why": why,
         }
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -228,7 +229,9 @@ def test_the_gallery_is_in_this_airflows_pages_and_shows_what_a_task_made_to_who
     ]  # fmt: skip
     [item] = browser.get(listing).json()["items"]
     assert browser.get(f"/geminiimg/{item['images'][0]['href']}").content == picture(made)
-    assert [browser.get(f"/geminiimg/{name}").status_code for name in ("", "static/gallery.js")] == [200, 200]
+    loaded = re.findall(r'(?:href|src)="(static/[^"]+)"', browser.get("/geminiimg/").text)
+    assert {path.rpartition("/")[2] for path in loaded} >= {"main.js", "gallery.css"}
+    assert {browser.get(f"/geminiimg/{path}").status_code for path in loaded} == {200}
 
 
 def api_path(manifest: Mapping[str, Any]) -> str:

@@ -449,7 +449,7 @@ GALLERY_PATHS = decided(
         lambda by: "/" + "/".join(lists(_PARTS, 9)(by)),
         lambda by: "/".join(["", by.one(["f", "thumbs"]), *[_PARTS(by) for _ in range(7)]]),
         lambda by: f"/api/dags/{_DAGS(by)}/runs/{_RUNS(by)}/{by.one(['pictures', 'summary', 'sources'])}",
-        sampled(["/", "/static/gallery.js", "/static/..", "/api/dags"]),
+        sampled(["/", "/static/0/main.js", "/static/..", "/api/dags"]),
     )
 )
 _QUERY_NAMES = sampled(

@@ -1,0 +1,33 @@
+/* A run's filters by task, model and state. */
+
+import { h } from "./dom.js";
+import { STANDINGS } from "./records.js";
+
+export const FILTERS = [
+  { name: "task", label: "Task", all: "All tasks", options: (seen) => seen.tasks.map((task) => [task, task]) },
+  { name: "model", label: "Model", all: "All models", options: (seen) => seen.models.map((model) => [model, model]) },
+  {
+    name: "state", label: "State", all: "All states",
+    options: (seen) => Object.entries(seen.standings).map(
+      ([standing, count]) => [standing, `${STANDINGS[standing].label} (${count.toLocaleString()})`],
+    ),
+  },
+];
+
+/** The filters, as far as there is something to choose. */
+export function showFilters(bar, seen, filters, choose) {
+  for (const { name: which, label: text, all, options } of FILTERS) {
+    const list = [["", all], ...options(seen)];
+    const worth = list.length > 2 || filters[which];
+    let select = bar.querySelector(`select[name=${which}]`);
+    if (!select && worth) {
+      select = h("select", { name: which, onchange: () => choose(which, select.value) });
+      bar.append(h("label", null, h("span", { class: "spoken" }, text), select));
+    }
+    if (!select || select.dataset.seen === JSON.stringify(list)) continue;
+    select.dataset.seen = JSON.stringify(list);
+    const now = filters[which] ?? "";
+    if (!list.some(([value]) => value === now)) list.push([now, now]);
+    select.replaceChildren(...list.map(([value, shown]) => h("option", { value, selected: value === now }, shown)));
+  }
+}

@@ -1,0 +1,257 @@
+/* The pictures of one run: read in pages, looked at again while something is under way. */
+
+import { LOOK, PAGE, viewAddress } from "./addresses.js";
+import { ask, beginnings, runOf } from "./api.js";
+import { otherCard, pictureCard, troubleRow } from "./cards.js";
+import { chip, h, say } from "./dom.js";
+import { counted } from "./format.js";
+import { setShape, totalsOf, walk } from "./grid.js";
+import { emptyNote, notice } from "./messages.js";
+import { BUSY, keyOf, labelOf, originChip, RUN_TONES, TROUBLES, workOf } from "./records.js";
+import { listings } from "./state.js";
+
+const PAUSE = 3000; // milliseconds between two looks at what is under way
+const LONGEST_PAUSE = 60_000;
+const FEW = 2; // troubles that are shown without being asked for
+
+export class Listing {
+  /**
+   * @param where its `dag`, `run`, `task` and `index`, as far as the page is about them
+   * @param filters what a person chose among them
+   * @param limit how many to show at most; `null`: all, in pages
+   */
+  constructor(where, filters = {}, limit = null) {
+    Object.assign(this, { where, filters, limit, items: [], next: null, entries: [], cards: new Map() });
+    Object.assign(this, { summary: null, run: null, began: new Map(), pause: PAUSE, visible: true });
+    this.totals = h("div", { class: "totals" });
+    this.grid = h("ul", { class: "grid", "aria-label": `Pictures of ${where.run}` });
+    this.grid.addEventListener("keydown", walk);
+    this.troubles = h("ul", { class: "troubles", "aria-label": `Requests of ${where.run} that made no picture` });
+    this.attention = h("details", { class: "attention", hidden: true }, h("summary"), this.troubles);
+    this.below = h("div", { class: "below" });
+    this.element = h("div", { class: "listing" }, this.attention, this.grid, this.below);
+    listings.push(this);
+  }
+
+  get names() {
+    return { dag_id: this.where.dag, run_id: this.where.run };
+  }
+
+  get query() {
+    return { task_id: this.filters.task ?? this.where.task, map_index: this.where.index };
+  }
+
+  get isBusy() {
+    const standings = this.summary?.standings ?? {};
+    return BUSY.some((each) => standings[each]) || RUN_TONES[this.run?.state] === "busy";
+  }
+
+  page(after, limit) {
+    const { model, state } = this.filters;
+    return ask("pictures", { ...this.names, ...this.query, model, standing: state, after, limit });
+  }
+
+  readSummary() {
+    return ask("summary", { ...this.names, task_id: this.where.task, map_index: this.where.index });
+  }
+
+  /** The first page, and all that surrounds it. */
+  async load() {
+    this.grid.setAttribute("aria-busy", "true");
+    const surroundings = Promise.all([this.readSummary(), runOf(this.where.dag, this.where.run)]);
+    surroundings.catch(() => {}); // said below, where it is waited for
+    try {
+      this.take(await this.page(null, this.limit ?? PAGE));
+      [this.summary, this.run] = await surroundings;
+      this.surround();
+      this.readBeginnings();
+    } catch (error) {
+      this.below.replaceChildren(notice(error));
+      if (error.status !== 0) return;
+    } finally {
+      this.grid.removeAttribute("aria-busy");
+    }
+    this.schedule();
+  }
+
+  async more() {
+    if (!this.next) return false;
+    this.reading ??= this.readMore().finally(() => { this.reading = null; });
+    return this.reading;
+  }
+
+  /** The page after those that are shown, once for all who ask for it; whether another one follows. */
+  async readMore() {
+    try {
+      const { items, next } = await this.page(this.next, PAGE);
+      this.next = next;
+      this.show([...this.items, ...items]);
+      this.surround();
+    } catch (error) {
+      this.below.replaceChildren(notice(error));
+      return false;
+    }
+    return this.next !== null;
+  }
+
+  take({ items, next }) {
+    this.next = next;
+    this.show(items);
+  }
+
+  async readBeginnings() {
+    if (!this.items.some((item) => item.landed_at)) return;
+    const { dag, run, task } = this.where;
+    this.began = await beginnings(dag, run, task);
+    this.showOrigins();
+  }
+
+  schedule() {
+    clearTimeout(this.timer);
+    if (this.summary === null || this.isBusy) this.timer = setTimeout(() => this.look(), this.pause);
+  }
+
+  /** What has changed since the last look, as long as somebody may see it. */
+  async look() {
+    if (document.hidden || !this.visible || !this.element.isConnected) {
+      this.asleep = true;
+      return;
+    }
+    this.asleep = false;
+    const since = performance.now();
+    try {
+      const { dag, run } = this.where;
+      const [summary, state] = await Promise.all([this.readSummary(), runOf(dag, run)]);
+      const changed = JSON.stringify(summary) !== JSON.stringify(this.summary);
+      const ended = state !== null && state.state !== this.run?.state;
+      [this.summary, this.run] = [summary, state ?? this.run];
+      if (changed) await this.again();
+      this.surround();
+      if (changed || ended) this.readBeginnings();
+      // A long list takes long to read: looking at it never takes more than a part of anybody's time.
+      this.pause = Math.min(Math.max(PAUSE, 4 * (performance.now() - since)), LONGEST_PAUSE);
+    } catch (error) {
+      this.below.replaceChildren(notice(error));
+      if (error.status !== 0) return;
+      this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
+    }
+    this.schedule();
+  }
+
+  wake() {
+    if (this.asleep) this.look();
+  }
+
+  /** Read again what is shown; what is new among it is said. */
+  async again() {
+    const wanted = Math.max(this.items.length, this.limit ?? PAGE);
+    let [items, next] = [[], null];
+    do {
+      const page = await this.page(next, Math.min(this.limit ?? LOOK, LOOK));
+      items = [...items, ...page.items];
+      next = page.next;
+    } while (next && items.length < wanted);
+    const before = new Set(this.entries.filter((entry) => entry.image).map((entry) => entry.key));
+    this.take({ items, next });
+    const arrived = this.entries.filter((entry) => entry.image && !before.has(entry.key));
+    for (const { key } of arrived) this.cards.get(key).element.classList.add("arrived");
+    if (!arrived.length) return;
+    const names = arrived.slice(0, 3).map((entry) => labelOf(entry.item)).join(", ");
+    say(`${counted(arrived.length, "picture")} arrived: ${names}${arrived.length > 3 ? " and more" : ""}.`);
+  }
+
+  /** Make the grid show these items, in this order, leaving alone what has not changed. */
+  show(items) {
+    this.items = items;
+    const pictures = (item) => (item.images.length ? item.images : [null]);
+    this.entries = items.flatMap((item) => pictures(item).map((image, i) => (
+      { key: [this.where.dag, this.where.run, keyOf(item), i].join("/"), item, image, where: this.where, listing: this }
+    )));
+    if (this.entries.length) setShape(this.grid, this.entries);
+    const wanted = new Set(this.entries.map((entry) => entry.key));
+    for (const [key, { element }] of this.cards) {
+      if (!wanted.has(key)) {
+        element.remove();
+        this.cards.delete(key);
+      }
+    }
+    const isTrouble = ({ item }) => TROUBLES.includes(item.standing);
+    const troubles = this.entries.filter(isTrouble);
+    this.arrange(this.grid, this.entries.filter((entry) => !isTrouble(entry)));
+    this.arrange(this.troubles, troubles);
+    if (this.attention.hidden) this.attention.open = troubles.length <= FEW;
+    this.attention.hidden = !troubles.length;
+    this.attention.firstChild.textContent = `${counted(troubles.length, "request")} made no picture`;
+    this.showOrigins();
+  }
+
+  arrange(list, entries) {
+    let at = list.firstElementChild;
+    for (const entry of entries) {
+      const element = this.card(entry, (old, fresh) => { if (at === old) at = fresh; });
+      if (at === element) at = at.nextElementSibling;
+      else list.insertBefore(element, at);
+    }
+  }
+
+  card(entry, replaced) {
+    const known = this.cards.get(entry.key);
+    if (known?.item === entry.item) return known.element;
+    const text = JSON.stringify([entry.item, entry.image]);
+    if (known?.text === text) {
+      known.item = entry.item;
+      return known.element;
+    }
+    const make = TROUBLES.includes(entry.item.standing) ? troubleRow : entry.image?.href ? pictureCard : otherCard;
+    const element = make(entry);
+    this.cards.set(entry.key, { item: entry.item, text, element });
+    if (known) {
+      const focused = known.element.contains(document.activeElement);
+      known.element.replaceWith(element);
+      replaced(known.element, element);
+      if (focused) (element.querySelector(".frame") ?? this.grid).focus();
+    }
+    return element;
+  }
+
+  showOrigins() {
+    const last = new Map(this.items.map((item) => [workOf(item), item.n]));
+    for (const entry of this.entries) {
+      const place = this.cards.get(entry.key).element.querySelector(".origin");
+      const origin = this.originOf(entry.item, last);
+      if (!place || place.dataset.origin === origin) continue;
+      place.dataset.origin = origin;
+      place.replaceChildren(...originChip(origin));
+    }
+  }
+
+  /** @param last the number of the last submission of each item of work */
+  originOf(item, last = new Map()) {
+    if (last.get(workOf(item)) > item.n) return "earlier";
+    if (item.reused_from) return "reused";
+    const began = this.began.get(`${item.task_id}/${item.map_index}`);
+    if (!began || !item.landed_at) return "";
+    return new Date(item.landed_at) < new Date(began) ? "reused" : "new";
+  }
+
+  /** Totals, and what to say below the pictures. */
+  surround() {
+    const seen = this.summary;
+    if (!seen) return;
+    const state = this.run?.state && chip(RUN_TONES[this.run.state] ?? "plain", `Run ${this.run.state}`);
+    this.totals.replaceChildren(...totalsOf(seen), ...(state ? [state] : []));
+    this.below.replaceChildren(...this.rest(seen));
+    this.changed?.();
+  }
+
+  rest(seen) {
+    if (!seen.looked_at && !this.limit) return [emptyNote(this)];
+    if (!seen.looked_at) return [h("p", { class: "quiet" }, this.isBusy ? "No picture yet." : "No pictures.")];
+    const nothing = "No picture here is like that. Choose other filters to see more.";
+    if (!this.items.length && this.next) return [h("p", { class: "quiet" }, "None so far. Looking further.")];
+    if (!this.items.length) return [h("p", { class: "notice plain" }, nothing)];
+    if (!this.limit || !this.next) return [];
+    const { dag, run, task } = this.where;
+    return [h("a", { class: "button", href: viewAddress(dag, run, task) }, "All pictures of this run")];
+  }
+}

@@ -1,0 +1,55 @@
+/* What a record is called, and how it stands. */
+
+import { chip } from "./dom.js";
+import { BASES, priceOf } from "./format.js";
+
+export const STANDINGS = {
+  landed: { label: "Landed", tone: "good" },
+  waiting: { label: "Being sent", tone: "busy" },
+  "in-flight": { label: "In flight", tone: "busy" },
+  "to-collect": { label: "Paid, to collect", tone: "warn" },
+  unknown: { label: "Outcome unknown", tone: "bad" },
+  failed: { label: "Failed", tone: "bad" },
+  unreadable: { label: "Record unreadable", tone: "bad" },
+};
+
+const REFUSED = { label: "Refused", tone: "bad" };
+export const BUSY = ["waiting", "in-flight"];
+export const TROUBLES = ["unknown", "failed", "unreadable"];
+
+const ORIGINS = {
+  new: ["good", "New", "The task's last attempt made it."],
+  reused: ["plain", "Reused", "It was there before, and the task's last attempt paid nothing for it."],
+  earlier: ["plain", "Earlier", "A later picture has taken its place."],
+};
+
+export const BILLED = { no: "No money was spent.", yes: "It was paid for.", unknown: "Money may have been spent." };
+export const RUN_TONES = { success: "good", failed: "bad", running: "busy", queued: "busy" };
+
+export function nameOf(image) {
+  try {
+    return decodeURIComponent(image.name);
+  } catch {
+    return image.name;
+  }
+}
+
+export const labelOf = (item) => item.task_id + (item.map_index >= 0 ? ` [${item.map_index}]` : "");
+export const workOf = (item) => [item.task_id, item.map_index, item.item].join("/");
+export const keyOf = (item) => `${workOf(item)}/${item.n}`;
+export const standingOf = (item) => (item.error?.code === "content_refused" ? REFUSED : STANDINGS[item.standing]);
+export const originChip = (origin) => (ORIGINS[origin] ? [chip(...ORIGINS[origin])] : []);
+
+export function describe(item, image) {
+  return item.prompt || `${nameOf(image)}, made by ${labelOf(item)}`;
+}
+
+export function askedFor(item) {
+  const settings = Object.entries(item.requested ?? {}).map(([what, value]) => `${what.replaceAll("_", " ")} ${value}`);
+  return settings.join(", ") || "nothing special";
+}
+
+export function paidFor({ cost, images }) {
+  const whole = images.length > 1 && `for ${images.length} pictures`;
+  return [priceOf(cost), BASES[cost?.basis], whole].filter(Boolean).join(" ");
+}

@@ -1,0 +1,76 @@
+/* A picture that can be zoomed and moved. */
+
+const MARGIN = 16; // pixels around a picture that fits
+
+/** A picture in a box that it fits into, or is larger than and moves about in. */
+export class Stage {
+  constructor(box, changed) {
+    Object.assign(this, { box, changed, image: box.querySelector("img"), factor: 1 });
+    new ResizeObserver(() => this.draw()).observe(box);
+    this.image.addEventListener("load", () => this.draw());
+    this.image.addEventListener("dblclick", () => this.zoom(this.factor > 1 ? 1 : this.actual));
+    box.addEventListener("pointerdown", (event) => this.grab(event));
+  }
+
+  /** @param picture with its `href` and, where known, `thumb`, `width` and `height` */
+  show(picture, alt) {
+    this.picture = picture;
+    this.image.alt = alt;
+    this.image.src = picture.thumb ?? picture.href;
+    this.box.classList.add("waits");
+    const full = new Image();
+    full.src = picture.href;
+    full.decode().catch(() => {}).then(() => {
+      if (this.picture !== picture) return;
+      this.image.src = picture.href; // where it can't be shown, the browser says so itself
+      this.box.classList.remove("waits");
+    });
+    this.zoom(1);
+  }
+
+  get width() {
+    return this.picture?.width ?? this.image.naturalWidth;
+  }
+
+  get height() {
+    return this.picture?.height ?? this.image.naturalHeight;
+  }
+
+  get fit() {
+    const [width, height] = [this.box.clientWidth - 2 * MARGIN, this.box.clientHeight - 2 * MARGIN];
+    return Math.min(Math.max(width, 1) / this.width, Math.max(height, 1) / this.height, 1) || 1;
+  }
+
+  get actual() {
+    return Math.max(1, 1 / this.fit);
+  }
+
+  zoom(factor) {
+    this.factor = Math.min(Math.max(factor, 1), Math.max(8, 4 * this.actual));
+    this.draw();
+  }
+
+  draw() {
+    if (!this.picture || !this.width) return;
+    const { box, image } = this;
+    const [halfWidth, halfHeight] = [box.clientWidth / 2, box.clientHeight / 2];
+    const across = (box.scrollLeft + halfWidth) / box.scrollWidth;
+    const down = (box.scrollTop + halfHeight) / box.scrollHeight;
+    box.classList.toggle("zoomed", this.factor > 1);
+    image.style.width = `${Math.floor(this.width * this.fit * this.factor)}px`;
+    image.style.height = `${Math.floor(this.height * this.fit * this.factor)}px`;
+    box.scrollTo(across * box.scrollWidth - halfWidth, down * box.scrollHeight - halfHeight);
+    this.changed?.(Math.round(100 * this.fit * this.factor));
+  }
+
+  grab(event) {
+    if (this.factor === 1 || event.button !== 0) return;
+    const { box } = this;
+    const [x, y] = [event.clientX + box.scrollLeft, event.clientY + box.scrollTop];
+    const drag = (moved) => box.scrollTo(x - moved.clientX, y - moved.clientY);
+    const drop = () => box.removeEventListener("pointermove", drag);
+    box.setPointerCapture(event.pointerId);
+    box.addEventListener("pointermove", drag);
+    for (const end of ["pointerup", "pointercancel"]) box.addEventListener(end, drop, { once: true });
+  }
+}
