@@ -68,8 +68,8 @@ async def _land(directory: str, count: int) -> dict[str, float]:
                 policy=Policy(generation=0),
             )
             async with turn:
-                record, _ = await Purchase(order, purchase_context, SubmitGuard(), None).start()
-            return record
+                submitted = await Purchase(order, purchase_context, SubmitGuard(), None).start()
+            return submitted.record
 
         async def land(record: Record) -> None:
             async with turn:

@@ -21,7 +21,6 @@ KNOWS_VERSIONS = "_compat"
 VERSION_WORDS = ("AIRFLOW_V_", "airflow.__version__", "importlib.metadata", "packaging.version")
 # What breaks a rule for now, by the name that its line begins with, and why that is better than keeping the rule.
 EXCEPTIONS: Mapping[str, str] = {
-    "core.purchase.lifecycle": "is being split",
     "core.purchase.submission._send": "is being split",
 }
 

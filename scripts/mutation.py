@@ -157,7 +157,7 @@ PROTECTIONS = (
     ),
     Protection(
         "An older record that asked for the same is asked before anything is bought",
-        "core/purchase/lifecycle.py",
+        "core/purchase/history.py",
         "            found, step = await self._ask_older(latest, replace(step, n=record.n + 1), cleared, vanished)\n",
         "            found, step = latest, replace(step, n=record.n + 1)\n",
     ),

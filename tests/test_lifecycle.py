@@ -39,6 +39,7 @@ from airflow_provider_geminiimg.core.purchase.context import CLAIMS_AT_ONCE, Pur
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
+from airflow_provider_geminiimg.core.purchase.results import JobInFlight, LandedImage
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import Files, Store, join_uri, open_store
 from airflow_provider_geminiimg.exceptions import (
@@ -161,17 +162,17 @@ class Shop:
     async def buy(self, **more: Any) -> dict[str, Any]:
         """The manifest of an attempt that waits for its picture."""
         async with self.attempt(**more) as purchase:
-            record, manifest = await purchase.start()
-            if manifest is None:
-                _, manifest = await purchase.finish(record)
-            return manifest
+            result = await purchase.start()
+            if isinstance(result, JobInFlight):
+                result = await purchase.finish(result.record)
+            return result.manifest
 
     async def submit(self, **more: Any) -> Record:
         """The record of an attempt that died as soon as its submit was recorded."""
         async with self.attempt(**more) as purchase:
-            record, manifest = await purchase.start()
-            assert manifest is None
-            return record
+            result = await purchase.start()
+            assert isinstance(result, JobInFlight)
+            return result.record
 
     async def refused(self, kind: type[GeminiImageError], **more: Any) -> GeminiImageError:
         """The outcome of an attempt that fails with exactly this kind."""
@@ -1239,16 +1240,17 @@ async def test_a_store_that_fails_right_after_the_answer_does_not_lose_the_pictu
     wire.always["replace"] = "before"
     shop.store = wire
     async with shop.attempt() as purchase:
-        record, manifest = await asyncio.wait_for(started(purchase, wire), 10)
-        assert manifest is None
+        result = await asyncio.wait_for(started(purchase, wire), 10)
+        assert isinstance(result, JobInFlight)
+        record = result.record
         assert f"Job {record.job_id} was paid for, but its record {record.key} could not be written" in caplog.text
-        _, manifest = await purchase.finish(record)
+        manifest = (await purchase.finish(record)).manifest
     assert shop.submission(manifest) == 1
     assert shop.paid() == shop.submits() == 1
     assert shop.record.state == "landed"
 
 
-async def started(purchase: Purchase, wire: Wire) -> tuple[Record, dict[str, Any] | None]:
+async def started(purchase: Purchase, wire: Wire) -> LandedImage | JobInFlight:
     """Start, and mend the line as soon as recording has failed once."""
 
     async def mend() -> None:
@@ -1499,7 +1501,8 @@ async def test_a_picture_that_is_not_what_was_asked_for_lands_and_says_so(disk_s
 async def test_a_trigger_event_lands_its_job(shop: Shop) -> None:
     record = await shop.submit()
     async with shop.attempt() as purchase:
-        landed, manifest = await purchase.resume(str(record.job_id))
+        result = await purchase.resume(str(record.job_id))
+        landed, manifest = result.record, result.manifest
     assert shop.submission(manifest) == 1
     assert landed.state == "landed"
 
@@ -1510,7 +1513,7 @@ async def test_a_trigger_event_lands_its_job_even_without_a_record(
     record = await shop.submit()
     shop.real.delete(record.key)
     async with shop.attempt() as purchase:
-        _, manifest = await purchase.resume(str(record.job_id))
+        manifest = (await purchase.resume(str(record.job_id))).manifest
     assert shop.submission(manifest) == 1
     assert f"Job {record.job_id} is not in the ledger" in caplog.text
     assert shop.record.state == "landed"
@@ -1522,7 +1525,7 @@ async def test_a_trigger_event_lands_its_job_where_the_record_is_still_an_intent
     shop.real.delete(record.key)
     shop.put(dataclasses.replace(record, state="intent", job_id=None))
     async with shop.attempt() as purchase:
-        _, manifest = await purchase.resume(str(record.job_id))
+        manifest = (await purchase.resume(str(record.job_id))).manifest
     assert shop.submission(manifest) == 1
     assert (shop.record.state, shop.record.job_id) == ("landed", record.job_id)
     assert shop.submits() == 1
@@ -1533,7 +1536,8 @@ async def test_a_trigger_event_never_lands_its_job_on_the_record_of_another_subm
     first = await shop.submit()
     shop.put(make_record(n=2, generation=1))
     async with shop.attempt() as purchase:
-        landed, manifest = await asyncio.wait_for(purchase.resume(str(first.job_id)), 10)
+        result = await asyncio.wait_for(purchase.resume(str(first.job_id)), 10)
+        landed, manifest = result.record, result.manifest
     assert (landed.key, landed.state) == (first.key, "landed")
     assert shop.submission(manifest) == 1
     assert (shop.record.state, shop.record.job_id) == ("intent", None)
@@ -1543,7 +1547,7 @@ async def test_a_trigger_event_of_a_job_that_has_landed_meanwhile_returns_it(dis
     shop = disk_shop
     first = await shop.buy()
     async with shop.attempt() as purchase:
-        _, manifest = await purchase.resume(first["job_id"])
+        manifest = (await purchase.resume(first["job_id"])).manifest
     assert manifest == {**first, "reused": True}
 
 
@@ -1643,9 +1647,9 @@ async def test_a_slow_store_is_given_few_claims_at_once_however_many_images_wait
                 prompt=f"fox {number}",
                 destination=Destination(shop.folder, f"fox-{number}"),
             )
-            record, manifest = await (purchase := Purchase(order, purchase_context, SubmitGuard(), None)).start()
-            if manifest is None:
-                await purchase.finish(record)
+            result = await (purchase := Purchase(order, purchase_context, SubmitGuard(), None)).start()
+            if isinstance(result, JobInFlight):
+                await purchase.finish(result.record)
 
         images = asyncio.gather(*(one(number) for number in range(7)))
         assert await asyncio.to_thread(slow.full.wait, 30)

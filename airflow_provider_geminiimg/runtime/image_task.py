@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.core.purchase.copying import asked_last
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
+from airflow_provider_geminiimg.core.purchase.results import JobInFlight, LandedImage
 from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
@@ -65,25 +66,24 @@ def run_task(
     """
     attempt, order = _prepare(task, context)
 
-    async def lived() -> tuple[Record, dict[str, Any] | None]:
+    async def lived() -> LandedImage | JobInFlight:
         async with attempt.purchase_context() as purchase_context:
             purchase = Purchase(order, purchase_context, task.guard, attempt.marker)
             if job_id is not None:
                 return await purchase.resume(job_id)
-            record, manifest = await purchase.start()
-            if manifest is None and wait:
-                return await purchase.finish(record, at_once=at_once)
-            return record, manifest
+            result = await purchase.start()
+            if isinstance(result, JobInFlight) and wait:
+                return await purchase.finish(result.record, at_once=at_once)
+            return result
 
     found = run(lambda: closed(lived()), task.guard)
     if isinstance(found, GeminiImageError):
         raise_outcome(found)
-    record, manifest = found
-    if manifest is None:
-        return _pending(attempt, record, order)
+    if isinstance(found, JobInFlight):
+        return _pending(attempt, found.record, order)
     if task.function is not None:
         returned_request.forget(attempt)
-    return Landed(record, finished(manifest, task.arguments.checked("on_mismatch")))
+    return Landed(found.record, finished(found.manifest, task.arguments.checked("on_mismatch")))
 
 
 def wait_again(task: ImageTask, context: Context) -> Pending | None:

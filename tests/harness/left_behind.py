@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
+from airflow_provider_geminiimg.core.purchase.results import JobInFlight
 from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import join_uri
@@ -80,10 +81,10 @@ class LeftBehind:
         )
         async with self.environment.purchase_context() as purchase_context:
             purchase = Purchase(order, purchase_context, guard or SubmitGuard(), marker)
-            record, manifest = await purchase.start()
-            if manifest is None and land:
-                record, _ = await purchase.finish(record)
-        return record
+            result = await purchase.start()
+            if isinstance(result, JobInFlight) and land:
+                result = await purchase.finish(result.record)
+        return result.record
 
     async def submitted(self, task_id: str = "hero", **more: Any) -> Record:
         """An attempt died once its job was recorded, long ago; the job has ended."""

@@ -24,6 +24,7 @@ from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
+from airflow_provider_geminiimg.core.purchase.results import LandedImage
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
     Billed,
@@ -188,9 +189,8 @@ class BatchExecutor:
         try:
             turn = partial(self._paying, sent)
             purchase = Purchase(batch.order(item), batch.purchase_context, batch.guard, batch.marker(item.key), turn)
-            record, manifest = await purchase.start()
-            if manifest is None:
-                record, manifest = await purchase.finish(record)
+            made = await purchase.start()
+            manifest = (made if isinstance(made, LandedImage) else await purchase.finish(made.record)).manifest
         except _Skip:
             return self._skipped()
         difference = mismatch_error(manifest)

@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
+from airflow_provider_geminiimg.core.purchase.history import ImageHistory
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.task_state import look
 from airflow_provider_geminiimg.core.request import CheckedRequest
@@ -26,8 +27,20 @@ _MAY_BE_RECALLED = ("intent", "failed")  # Airflow may know more of these
 _THERE: PictureState = "there"  # whether it still is makes nobody buy
 
 
+class _UnchangedHistory(ImageHistory):
+    """What is known of an image, where nothing may be written, and nobody looks whether what has landed is there."""
+
+    async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
+        return decide(found, policy, asked, picture=_THERE, vanished=found.record.key == vanished)
+
+    async def settle(self, record: Record, *, plain: bool = False) -> None:
+        """Leave the records as they are."""
+
+
 class Forecast(Purchase):
     """A purchase that only says whether it would buy."""
+
+    knows = _UnchangedHistory
 
     async def would_buy(self) -> bool:
         """Whether a paid request would be sent, as far as the ledger and the gateway know now.
@@ -40,22 +53,16 @@ class Forecast(Purchase):
         latest = await asyncio.to_thread(self.ledger.latest, self.order.item)
         if latest is not None and latest.record.state in _MAY_BE_RECALLED:
             latest = await look(self.ledger, self.order.item, self.marker)
-        found, step = await self._decide(latest, None)
-        if found is not None and isinstance(step, Poll) and await self._is_still_unknown(found.record):
-            _, step = await self._decide(latest, found.record.key)
-        return isinstance(step, Submit) and not await self._may_be_copied(step)
-
-    async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
-        return decide(found, policy, asked, picture=_THERE, vanished=found.record.key == vanished)
-
-    async def _settle(self, record: Record, *, plain: bool = False) -> None:
-        """Leave the records as they are."""
+        decision = await self.history.decided(latest)
+        if isinstance(decision.step, Poll) and await self._is_still_unknown(decision.record):
+            decision = await self.history.decided(latest, decision.record.key)
+        return isinstance(decision.step, Submit) and not await self._may_be_copied(decision.step)
 
     async def _may_be_copied(self, step: Submit) -> bool:
         """Whether another task of the DAG has the picture or is making it."""
         if self.order.policy.reuse == "task" or step.regenerate:
             return False
-        return await self.sharing.is_anothers(await self._fingerprint())
+        return await self.sharing.is_anothers(await self.history.fingerprint())
 
 
 async def refusals(
