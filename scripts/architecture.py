@@ -20,9 +20,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 40
 KNOWS_VERSIONS = "_compat"
 VERSION_WORDS = ("AIRFLOW_V_", "airflow.__version__", "importlib.metadata", "packaging.version")
 # What breaks a rule for now, by the name that its line begins with, and why that is better than keeping the rule.
-EXCEPTIONS: Mapping[str, str] = {
-    "core.purchase.submission._send": "is being split",
-}
+EXCEPTIONS: Mapping[str, str] = {}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

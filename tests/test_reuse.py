@@ -28,9 +28,16 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry
 from airflow_provider_geminiimg.core.ledger.layout import index_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
-from airflow_provider_geminiimg.core.purchase import lifecycle, sharing, submission
+from airflow_provider_geminiimg.core.purchase import lifecycle, reuse_decision, submission
 from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord
-from airflow_provider_geminiimg.core.purchase.sharing import Buy, ReuseDecision, Take, copy_of, share
+from airflow_provider_geminiimg.core.purchase.reuse_decision import (
+    Buy,
+    IndexedImage,
+    ReuseDecision,
+    Take,
+    copy_of,
+    decide_reuse,
+)
 from airflow_provider_geminiimg.core.reconcile.scan import Scope
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import (
@@ -72,8 +79,8 @@ def decided(
     record: Record | None, step: Submit = FIRST, policy: Policy | None = None, *, age: float = 1.0, **more: Any
 ) -> ReuseDecision:
     found = None if record is None else StoredRecord(record, "version", age)
-    values = {"own": False, "timeout": 100.0, "waited": 10.0, **more}
-    return share(step, values.pop("entry", ENTRY), found, policy or Policy(0, reuse="dag"), **values)
+    known = IndexedImage(**{"entry": ENTRY, "found": found, "waited": 10.0, **more})
+    return decide_reuse(step, known, policy or Policy(0, reuse="dag"), 100.0)
 
 
 def failed(error: GeminiImageError) -> Record:
@@ -91,35 +98,35 @@ def test_an_entry_of_the_tasks_own_is_written_anew_so_that_nobody_else_takes_it_
 @pytest.mark.parametrize("record", [landed(), submitted(), make_record()], ids=lambda record: record.state)
 def test_a_clear_that_asks_for_a_new_picture_gets_one_whatever_the_index_says(record: Record) -> None:
     step = dataclasses.replace(FIRST, regenerate=True)
-    assert decided(record, step, picture="there") == Buy(step, ENTRY)
+    assert decided(record, step, intact="there") == Buy(step, ENTRY)
 
 
 def test_an_entry_without_its_record_is_waited_for_and_then_taken_over() -> None:
-    assert decided(None) == WaitForRecord(sharing.ENTRY_SECONDS - 1.0)
-    lot = decided(None, entry=dataclasses.replace(ENTRY, age=sharing.ENTRY_SECONDS))
+    assert decided(None) == WaitForRecord(reuse_decision.ENTRY_SECONDS - 1.0)
+    lot = decided(None, entry=dataclasses.replace(ENTRY, age=reuse_decision.ENTRY_SECONDS))
     assert isinstance(lot, Buy)
     assert lot.over is not None
 
 
 def test_nobody_sends_as_long_after_its_entry_as_it_takes_to_be_given_up() -> None:
-    assert submission.CLAIM_SECONDS < sharing.ENTRY_SECONDS / 2
+    assert submission.CLAIM_SECONDS < reuse_decision.ENTRY_SECONDS / 2
 
 
 def test_what_has_landed_is_taken() -> None:
     record = landed()
-    assert decided(record, picture="there") == Take(record)
+    assert decided(record, intact="there") == Take(record)
 
 
 @pytest.mark.parametrize("picture", ["gone", "changed"])
 def test_what_is_not_there_as_it_landed_is_bought_and_the_reason_names_the_record(picture: Any) -> None:
     record = landed()
-    lot = decided(record, picture=picture)
+    lot = decided(record, intact=picture)
     assert isinstance(lot, Buy)
     assert record.key in lot.step.why
 
 
 def test_a_picture_of_which_nobody_can_tell_is_a_storage_error() -> None:
-    error = refused(decided(landed(), picture="unknown"))
+    error = refused(decided(landed(), intact="unknown"))
     assert isinstance(error, StorageError)
     assert error.billed is Billed.NO
 
@@ -393,7 +400,7 @@ async def test_an_entry_whose_buyer_died_before_its_record_is_taken_over_after_a
     asked = asyncio.create_task(disk_tasks.want("third"))
     await waiting(caplog, 1)
     assert disk_tasks.paid() == 2
-    monkeypatch.setattr(sharing, "ENTRY_SECONDS", 0.0)
+    monkeypatch.setattr(reuse_decision, "ENTRY_SECONDS", 0.0)
     third = await asked
     assert disk_tasks.entry(third).record == third.key
     assert disk_tasks.paid() == 3

@@ -4,7 +4,9 @@ In reading order:
 
 - `order`: what one attempt asks for
 - `decision`: what to do about what the ledger holds: a pure function, a table
+- `history`: what is known of the image, and which record decides
 - `lifecycle`: joins the stages: look, decide, do
+- `results`: what a step comes to
 - `context`: what the stages need from outside
 - `task_state`: what Airflow remembers beside the ledger
 - `inputs`: input images, read and checked before anything is sent
@@ -13,6 +15,7 @@ In reading order:
 - `fetching`: from a link into memory
 - `landing`: verifies and writes an image, then its record
 - `copying`: returns or copies what has landed before
+- `reuse_decision`: what to do about what other tasks have: a pure function
 - `sharing`: images that the tasks of one DAG have in common
 - `saved_requests`: what the first attempt wanted, for retries
 - `thumbnails`: small copies for the gallery

@@ -40,7 +40,8 @@ from airflow_provider_geminiimg.core.purchase.inputs import handles_of, public_u
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, paid
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight, LandedImage, LookAgain
-from airflow_provider_geminiimg.core.purchase.sharing import Buy, DagReuse, copy_of
+from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy, copy_of
+from airflow_provider_geminiimg.core.purchase.sharing import DagReuse
 from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Submission
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.request import CheckedRequest, prompt_sha256

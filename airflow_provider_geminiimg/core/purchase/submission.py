@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome, closed
@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
-from airflow_provider_geminiimg.core.purchase.sharing import Buy
+from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import create_or_read
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError, StorageError
@@ -104,36 +104,39 @@ class Submission:
         :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
         :param claiming: is closed as soon as the request is on its way, so that others may claim.
         """
-        started = False
-        try:
+        async with self._noting_failure(record, _unsent):
             await remember(self.marker, record)
             self.guard.check()
             if time.monotonic() - since > CLAIM_SECONDS:
                 raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
             await claiming.aclose()
-            started = True
+        async with self._noting_failure(record, _broken_off):
             status = await send()
-        except asyncio.CancelledError:
-            error = OutcomeUnknownError(
-                f"The task was interrupted while the request was under way. Record {record.key}."
-            )
-            await self._write_failure(record, error if started else NotSentError("Interrupted before sending."))
-            raise
-        except GeminiImageError as error:
-            error.message = f"{error.message} Record {record.key}."
-            await self._write_failure(record, error)
-            raise
-        except Exception as error:
-            if started:
-                unknown = OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
-                await self._write_failure(record, unknown)
-                raise unknown from None
-            await self._write_failure(record, NotSentError(f"Nothing was sent ({type(error).__name__})."))
-            raise
         if status.error is not None:
             await self._write_failure(record, status.error)
             raise status.error
         return status
+
+    @contextlib.asynccontextmanager
+    async def _noting_failure(
+        self, record: Record, meaning: Callable[[Record, BaseException], GeminiImageError]
+    ) -> AsyncIterator[None]:
+        """Write onto the record what is raised within.
+
+        :param meaning: what to write where that is no outcome.
+        """
+        try:
+            yield
+        except GeminiImageError as error:
+            noted = error.evolve(message=f"{error.message} Record {record.key}.")
+            await self._write_failure(record, noted)
+            raise noted from error.__cause__
+        except (asyncio.CancelledError, Exception) as error:
+            outcome = meaning(record, error)
+            await self._write_failure(record, outcome)
+            if isinstance(error, Exception) and isinstance(outcome, OutcomeUnknownError):
+                raise outcome from None
+            raise
 
     async def _write_failure(self, record: Record, error: GeminiImageError) -> None:
         await asyncio.to_thread(self._note_failure, record, error)
@@ -251,3 +254,17 @@ class Submission:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(self._record_answer, answer, inline)
                 return
+
+
+def _unsent(_: Record, error: BaseException) -> GeminiImageError:
+    """What an exception means before the request is sent."""
+    if isinstance(error, asyncio.CancelledError):
+        return NotSentError("Interrupted before sending.")
+    return NotSentError(f"Nothing was sent ({type(error).__name__}).")
+
+
+def _broken_off(record: Record, error: BaseException) -> GeminiImageError:
+    """What an exception means while the request is under way."""
+    if isinstance(error, asyncio.CancelledError):
+        return OutcomeUnknownError(f"The task was interrupted while the request was under way. Record {record.key}.")
+    return OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
