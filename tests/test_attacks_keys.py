@@ -74,9 +74,9 @@ HELD: list[Any] = []
 class Held(GeminiImageGenerateOperator):
     """Keeps itself, so that the test can look at it after its run."""
 
-    def _live(self, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         HELD.append(self)
-        return super()._live(*args, **kwargs)
+        return super()._run(*args, **kwargs)
 
 
 @pytest.fixture
