@@ -294,12 +294,6 @@ def _given_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[str]:
     return set(operator._BaseOperator__init_kwargs) - set(mapped.partial_kwargs)
 
 
-def marker(context: Mapping[str, Any], name: str) -> StateStoreMarker | None:
-    """A marker of the running task; ``None`` where Airflow has no task state store."""
-    store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
-    return None if store is None else StateStoreMarker(store, name)
-
-
 def shown_request(**request: Any) -> Any:
     """Have Airflow show a request to a person, and say what it shows: an earlier try's, where there was one.
 

@@ -19,7 +19,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.core.batch.plan import Plan
-from airflow_provider_geminiimg.core.ledger.layout import LEDGER, PLANS, folder_of, is_record_key, task_instance_of
+from airflow_provider_geminiimg.core.ledger.layout import (
+    LEDGER,
+    PLANS,
+    folder_of,
+    is_record_key,
+    plan_of,
+    saved_key,
+    task_instance_of,
+)
 from airflow_provider_geminiimg.core.ledger.manifest import iso
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
@@ -38,7 +46,6 @@ MAX_PLACES = 8  # of one image that are looked at
 MAX_PLAN_BYTES = 64 << 20
 MAX_SIDECAR_BYTES = 1 << 20
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a longer one is no number of ours, and may be too long for Python
-_PLAN = re.compile(rf"{PLANS}/(?P<of_task>.+/(?P<map_index>-?[0-9]{{1,18}}))/(?P<generation>[0-9]{{1,18}})\.json")
 
 
 @dataclass(frozen=True)
@@ -240,11 +247,10 @@ class GalleryQueries:
             begun[task_instance_of(key)].add(key.split("/")[-2])
         latest: dict[str, int] = {}
         for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
-            found = _PLAN.fullmatch(key)
-            if found and wanted.map_index in (None, int(found["map_index"])):
-                latest[found["of_task"]] = max(int(found["generation"]), latest.get(found["of_task"], 0))
+            if (plan := plan_of(key)) is not None and wanted.map_index in (None, plan[1]):
+                latest[plan[0]] = max(plan[2], latest.get(plan[0], 0))
         some = itertools.islice(latest.items(), MAX_PLANS)
-        plans = [self._plan(f"{PLANS}/{of_task}/{n}.json", begun[of_task]) for of_task, n in some]
+        plans = [self._plan(saved_key(PLANS, of_task, n), begun[of_task]) for of_task, n in some]
         return sum(filter(None, plans)), plans.count(None), len(latest) > MAX_PLANS
 
     def _plan(self, key: str, begun: set[str]) -> int | None:

@@ -32,6 +32,8 @@ SHOWN = "shown"
 
 _NUMBER = "[1-9][0-9]{0,8}"
 _NUMBERED = re.compile(rf"({_NUMBER})\.json")
+_SAVED = re.compile(r"(\d+)\.json", re.ASCII)
+_PLAN_KEY = re.compile(rf"{PLANS}/(.+/(-?[0-9]{{1,18}}))/([0-9]{{1,18}})\.json")
 _RECORD_KEY = re.compile(rf"ledger(?:/(?!\.{{1,2}}/)[\w.~+%:=-]+){{6}}/{_NUMBER}\.json", re.ASCII)
 
 
@@ -161,6 +163,18 @@ def saved_key(folder: str, task_instance: str, generation: int) -> str:
     :param folder: `PLANS` or `RETURNED`.
     """
     return f"{folder}/{task_instance}/{generation}.json"
+
+
+def generation_of(name: str) -> int | None:
+    """For which Clear something was saved, by the last part of its key; ``None``: nothing of ours."""
+    found = _SAVED.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def plan_of(key: str) -> tuple[str, int, int] | None:
+    """The task instance, as it stands in keys, the map index and the generation of a plan; ``None``: it is none."""
+    found = _PLAN_KEY.fullmatch(key)
+    return None if found is None else (found[1], int(found[2]), int(found[3]))
 
 
 def shown_prefix(item: Item, try_id: str) -> str:

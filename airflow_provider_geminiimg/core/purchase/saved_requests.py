@@ -7,21 +7,18 @@ only a Clear asks anew; the prompts in it go as soon as all of it has landed, wh
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Generic, Literal, TypeVar
 
 import pydantic
 import pydantic_core
 
-from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, Item, saved_key
+from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, Item, generation_of, saved_key
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.core.purchase.task_state import other_namespace
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import Blob, Store, update
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
-
-_NUMBERED = re.compile(r"(\d+)\.json", re.ASCII)
 
 
 class Saved(pydantic.BaseModel):
@@ -114,7 +111,7 @@ class SavedRequestStore(Generic[T]):
     def _keys(self, folder: str) -> dict[str, int]:
         """Where something is kept in a folder, each with its generation."""
         names = [(key, key.rpartition("/")[2]) for key in self.store.keys(f"{folder}/")]
-        return {key: int(found[1]) for key, name in names if (found := _NUMBERED.fullmatch(name))}
+        return {key: number for key, name in names if (number := generation_of(name)) is not None}
 
     def finish(self, generation: int, rest: T) -> None:
         """Everything of it is in storage: forget the prompts, those of earlier generations too.
