@@ -21,6 +21,8 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 if TYPE_CHECKING:
     from conftest import Outcome
 
+WAITING = ("awaiting_input", "deferred")
+
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -66,9 +68,11 @@ def person(_database: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., th
     def answer(chosen: tuple[str, ...], params: dict[str, Any]) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            waiting = browser.get("/api/v2/dags/look/dagRuns/~/hitlDetails").json()["hitl_details"]
+            asked = browser.get("/api/v2/dags/look/dagRuns/~/hitlDetails").json()["hitl_details"]
+            # SQLite locks no rows: an answer that comes while Airflow writes that the task waits is not seen.
+            waiting = [each["task_instance"] for each in asked if each["task_instance"]["state"] in WAITING]
             if waiting:
-                at = waiting[0]["task_instance"]
+                [at] = waiting
                 where = f"/api/v2/dags/look/dagRuns/{at['dag_run_id']}/taskInstances/review/-1/hitlDetails"
                 said = browser.patch(where, json={"chosen_options": list(chosen), "params_input": params})
                 assert said.status_code == 200, said.text
