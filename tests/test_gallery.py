@@ -296,6 +296,20 @@ async def test_a_picture_comes_as_it_lies_in_storage(left: LeftBehind, get: Call
     assert (again.status_code, again.content) == (304, b"")
 
 
+async def test_a_browser_may_name_several_copies_that_it_has_or_weak_ones_or_any(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    record = await left.attempt()
+    for path in (picture_of(record), picture_of(record).replace("f/", "thumbs/", 1)):
+        tag = get(path).headers["etag"]
+        for known in (f"W/{tag}", f'"a", {tag}', f'W/"a",W/{tag} , "b"', "*", " * "):
+            for method in ("GET", "HEAD"):
+                answer = get(path, method=method, **{"If-None-Match": known})
+                assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag), known
+        for other in ('"a", W/"b"', '"*"', "W/*", tag.strip('"'), f'"{tag}"', '"', ""):
+            assert get(path, **{"If-None-Match": other}).status_code == 200, other
+
+
 async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_copy(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
@@ -344,7 +358,10 @@ async def test_a_picture_outside_the_gallerys_folders_is_named_and_not_served(
 ) -> None:
     record = await left.attempt()
     monkeypatch.delenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS")
-    assert get(picture_of(record)).status_code == 404
+    answer = get(picture_of(record))
+    assert answer.status_code == 404
+    assert "is outside [geminiimg] gallery_roots. Allowed: " in answer.json()["detail"]
+    assert "allowed_roots" not in answer.text
     [item] = get(LISTING).json()["items"]
     assert item["images"][0]["href"] is None
     assert "gallery_roots" in item["images"][0]["why"]

@@ -75,6 +75,7 @@ _NOTHING = "There is nothing at this address."
 _NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
 # What a run's id may hold an administrator says ([scheduler] allowed_run_id_pattern), and a timetable.
 _RUN = re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]{1,250}")
+_TAG = re.compile('"[^"]*"')
 _COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
 _PARTS: Mapping[str, re.Pattern[str]] = {
     "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # and so no "~", which means any DAG
@@ -115,7 +116,7 @@ def _known(request: Request) -> None:
 
 def _gallery_queries() -> GalleryQueries:
     root = settings.root()
-    files = Files(AIRFLOW_OPENERS, allowed_roots=[root, *settings.gallery_roots()])
+    files = Files(AIRFLOW_OPENERS, allowed_roots=[root, *settings.gallery_roots()], setting="gallery_roots")
     return GalleryQueries(Ledger(open_store(root, AIRFLOW_OPENERS)), settings.namespace(), files)
 
 
@@ -281,9 +282,14 @@ def _answer(request: Request, data: bytes, version: str) -> Response:
     # Whoever logs in next in the same browser asks anew.
     headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
     headers["ETag"] = f'"{version.strip(chr(34))}"'
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if _is_known(headers["ETag"], ",".join(request.headers.getlist("if-none-match"))):
         return Response(status_code=304, headers=headers)
     return Response(data, media_type=media_type_of(data) or inspect_image(data).media_type, headers=headers)
+
+
+def _is_known(tag: str, known: str) -> bool:
+    """Whether `tag` is one of those that a client has: several, weak ones, or any (RFC 9110, 13.1.2)."""
+    return known.strip() == "*" or tag in _TAG.findall(known)
 
 
 async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:

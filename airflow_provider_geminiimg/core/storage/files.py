@@ -57,15 +57,24 @@ class Files:
     :param openers: open what the URI's connection leads to.
     :param allowed_roots: URI prefixes, connection part included, within which every URI must lie; compared by whole
         path segments after symbolic links are resolved. Default: anywhere.
+    :param setting: which setting names them, for the message.
     :param root: URI of the root; what is written under it on disk is its owner's alone. Default: nothing is written.
     """
 
-    def __init__(self, openers: Openers, *, allowed_roots: Sequence[str] = (), root: str | None = None) -> None:
+    def __init__(
+        self,
+        openers: Openers,
+        *,
+        allowed_roots: Sequence[str] = (),
+        setting: str = "allowed_roots",
+        root: str | None = None,
+    ) -> None:
         self._openers = openers
+        self._setting = setting
         self._warned: set[str] = set()
         self._modes = PutModes(self._warn)
         self._checks = WritingChecks(self._warn)
-        fences = [locate(fence, "allowed_roots") for fence in allowed_roots]
+        fences = [locate(fence, setting) for fence in allowed_roots]
         self._roots = {fence.shown: _without_empty_end(fence.segments()) for fence in fences}
         at = None if root is None else locate(root, "root")
         self._private = Path(os.path.normpath(at.path)) if at is not None and at.scheme == "file" else None
@@ -183,7 +192,7 @@ class Files:
             segments = place.segments()
             if not any(segments[: len(root)] == root for root in self._roots.values()):
                 raise BadRequestError(
-                    f"{field}: {place.shown} is outside [geminiimg] allowed_roots.",
+                    f"{field}: {place.shown} is outside [geminiimg] {self._setting}.",
                     hint=f"Allowed: {', '.join(self._roots)}.",
                 )
         return place
