@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
 
-demo: $(READY) ## Make pictures with a real Airflow, no API key needed
+demo: $(READY) ## Make images with a real Airflow, no API key needed
 	@$(BIN)/python -m scripts.demo
 
 ui: $(READY) ## Open Airflow's pages with sample runs at http://localhost:8080, no API key needed; PORT=8081
@@ -32,7 +32,7 @@ test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow
 	rm -rf $(addprefix build/matrix/,gateway storage time)
 	$(BIN)/python -m pytest -n 4 --dist load tests/matrix tests/test_attacks_*.py $(addprefix tests/,$(MONEY))
 
-test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand pictures; ITEMS=100 for a tenth of it
+test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand images; ITEMS=100 for a tenth of it
 	ITEMS=$(or $(ITEMS),1000) $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/heavy
 
 check: $(READY) ## Run the linters, the type checker, the rules of the structure and the docs

@@ -1,7 +1,7 @@
-"""The closed tree of outcomes: everything that can go wrong with one picture, and what it means for the money.
+"""The closed tree of outcomes: everything that can go wrong with one image, and what it means for the money.
 
 What must stay true: every failure that leaves this package is one of these; each knows whether money was spent,
-whether a retry can help and whose fault it is; none carries a key, a signed link, a prompt or picture bytes
+whether a retry can help and whose fault it is; none carries a key, a signed link, a prompt or image bytes
 (`scrubbed` takes them out of what a gateway said). Nothing here knows Airflow, HTTP or a gateway.
 
     GeminiImageError
@@ -11,16 +11,16 @@ whether a retry can help and whose fault it is; none carries a key, a signed lin
     ├── OverBudgetError            a cap of the user's own does not cover it; nothing was sent
     ├── RateLimitedError           too many requests; wait and ask again
     ├── ContentRefusedError        the model or the gateway refused the content
-    ├── NoPictureError             the job ended well and brought no picture
+    ├── NoImageError               the job ended well and brought no image
     ├── UpstreamFailedError        the gateway or the model behind it failed
     │   └── NotSentError           no byte of the request was written (DNS, connect, TLS)
     ├── LostContactError           polling failed too often; the job itself may be fine
     ├── TimedOutError              the job was still running at the deadline
     ├── OutcomeUnknownError        a paid request went out and nobody knows what became of it
     ├── LinkExpiredError           paid for, and the result link no longer answers
-    ├── InvalidImageError          what was downloaded is not a picture
-    ├── MismatchError              the picture is stored, but is not what was asked for
-    ├── IncompleteError            of many pictures, fewer landed than must
+    ├── InvalidImageError          what was downloaded is not an image
+    ├── MismatchError              the image is stored, but is not what was asked for
+    ├── IncompleteError            of many images, fewer landed than must
     ├── StorageError               the bucket or the disk failed
     ├── LedgerError                the record of what was paid for can't be read or trusted
     └── UnexpectedError            something was raised that is none of these
@@ -66,7 +66,7 @@ _WRITTEN = (
 )
 _MONEY = {
     Billed.NO: "No money was spent.",
-    Billed.YES: "The picture was paid for.",
+    Billed.YES: "The image was paid for.",
     Billed.UNKNOWN: "Money may have been spent.",
 }
 _MONEY_OF_MANY = {
@@ -76,7 +76,7 @@ _MONEY_OF_MANY = {
 
 
 class GeminiImageError(Exception):
-    """Base of every outcome that is not a picture.
+    """Base of every outcome that is not an image.
 
     :param message: what happened, in one or two sentences, free of secrets.
     :param billed: whether money was spent; default: the class's own answer.
@@ -95,7 +95,7 @@ class GeminiImageError(Exception):
     default_retryable: ClassVar[bool] = False
     fault: ClassVar[Fault] = Fault.GATEWAY
     default_hint: ClassVar[str] = ""
-    of_many = False  # whether it is about many pictures
+    of_many = False  # whether it is about many images
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class GeminiImageError(Exception):
 
 
 class BadRequestError(GeminiImageError):
-    """What was asked is wrong: a field, a value, an input picture, a connection, a path."""
+    """What was asked is wrong: a field, a value, an input image, a connection, a path."""
 
     kind = "bad_request"
     default_billed = Billed.NO
@@ -200,7 +200,7 @@ class AuthenticationError(GeminiImageError):
 
 
 class InsufficientBalanceError(GeminiImageError):
-    """The account's balance or quota does not cover the picture."""
+    """The account's balance or quota does not cover the image."""
 
     kind = "insufficient_balance"
     default_billed = Billed.NO
@@ -209,7 +209,7 @@ class InsufficientBalanceError(GeminiImageError):
 
 
 class OverBudgetError(GeminiImageError):
-    """The user's own cap, `max_cost` or the connection's `daily_budget`, does not cover the picture."""
+    """The user's own cap, `max_cost` or the connection's `daily_budget`, does not cover the image."""
 
     kind = "over_budget"
     default_billed = Billed.NO
@@ -228,19 +228,19 @@ class RateLimitedError(GeminiImageError):
 
 
 class ContentRefusedError(GeminiImageError):
-    """Safety, prohibited content, recitation or moderation: no picture of this prompt will be made."""
+    """Safety, prohibited content, recitation or moderation: no image of this prompt will be made."""
 
     kind = "content_refused"
     fault = Fault.AUTHOR
-    default_hint = "Change the prompt or the input pictures, then clear the task."
+    default_hint = "Change the prompt or the input images, then clear the task."
 
 
-class NoPictureError(GeminiImageError):
-    """The job ended well, without a picture in it (text only, an empty list)."""
+class NoImageError(GeminiImageError):
+    """The job ended well, without an image in it (text only, an empty list)."""
 
-    kind = "no_picture"
+    kind = "no_picture"  # the word that records have
     fault = Fault.GATEWAY
-    default_hint = 'Ask for a picture in the prompt, or clear the task with on_clear="regenerate" to buy again.'
+    default_hint = 'Ask for an image in the prompt, or clear the task with on_clear="regenerate" to buy again.'
 
 
 class UpstreamFailedError(GeminiImageError):
@@ -283,14 +283,14 @@ class OutcomeUnknownError(GeminiImageError):
     kind = "outcome_unknown"
     fault = Fault.OPERATIONS
     default_hint = (
-        "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
+        "Look at the gateway's console whether the image was made and charged, then settle it: `jobs resolve`, or "
         "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear "
         'the task with on_unknown="resubmit".'
     )
 
 
 class LinkExpiredError(GeminiImageError):
-    """The picture was made and paid for, but its link no longer answers, nor does the gateway give a fresh one."""
+    """The image was made and paid for, but its link no longer answers, nor does the gateway give a fresh one."""
 
     kind = "link_expired"
     default_billed = Billed.YES
@@ -298,7 +298,7 @@ class LinkExpiredError(GeminiImageError):
 
 
 class InvalidImageError(GeminiImageError):
-    """What the result link brought is empty, cut, too large, or not a picture."""
+    """What the result link brought is empty, cut, too large, or not an image."""
 
     kind = "invalid_image"
     default_billed = Billed.YES
@@ -307,7 +307,7 @@ class InvalidImageError(GeminiImageError):
 
 
 class MismatchError(GeminiImageError):
-    """The picture is stored and recorded, but its shape or size is not what was asked for."""
+    """The image is stored and recorded, but its shape or size is not what was asked for."""
 
     kind = "mismatch"
     default_billed = Billed.YES
@@ -316,7 +316,7 @@ class MismatchError(GeminiImageError):
 
 
 class IncompleteError(GeminiImageError):
-    """Of the pictures of a batch, fewer landed than `min_success` asks for; its manifest says what became of each."""
+    """Of the images of a batch, fewer landed than `min_success` asks for; its manifest says what became of each."""
 
     kind = "incomplete"
     of_many = True

@@ -63,7 +63,7 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "price_base": {
         "label": "Base price",
         "description": (
-            "What one 1K picture of the default model costs you. Other models: see the prices by model. Empty: an "
+            "What one 1K image of the default model costs you. Other models: see the prices by model. Empty: an "
             "estimate by Google's list price."
         ),
         "schema": {"type": ["number", "null"], "minimum": 0},
@@ -71,7 +71,7 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "prices": {
         "label": "Prices by model",
         "description": (
-            'What one picture costs you, by model, and by size where you want: {"gemini-3-pro-image": {"1K": 0.14, '
+            'What one image costs you, by model, and by size where you want: {"gemini-3-pro-image": {"1K": 0.14, '
             '"4K": 0.25}}; one number alone is the price at 1K. Goes before the base price.'
         ),
         "schema": {"type": ["object", "null"]},
@@ -120,7 +120,7 @@ _CONNECTION_TYPE: dict[str, Any] = {
 _OPTIONS: dict[str, dict[str, Any]] = {
     "root": {
         "description": (
-            "Folder URI of what the provider keeps: the ledger of what was paid for, and pictures of tasks without an\n"
+            "Folder URI of what the provider keeps: the ledger of what was paid for, and images of tasks without an\n"
             "output path. Every worker must see the same folder, so use ``s3://`` where workers share no disk.\n"
             "``file://`` and ``s3://`` are supported; ``s3://conn_id@bucket/prefix`` names an AWS connection.\n"
         ),
@@ -140,13 +140,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
             "recorded URI must lie. Unset: any.\n"
         ),
         "type": "string",
-        "example": "s3://aws_default@my-bucket/,file:///data/pictures",
+        "example": "s3://aws_default@my-bucket/,file:///data/images",
         "default": None,
     },
     "gallery_roots": {
         "description": (
-            "Comma-separated URI prefixes, connection part included, from which the gallery may show pictures,\n"
-            "besides the root. Whoever may read a DAG sees the pictures of its tasks there. Unset: the root alone.\n"
+            "Comma-separated URI prefixes, connection part included, from which the gallery may show images,\n"
+            "besides the root. Whoever may read a DAG sees the images of its tasks there. Unset: the root alone.\n"
         ),
         "type": "string",
         "example": "s3://aws_default@my-bucket/campaigns",
@@ -185,7 +185,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-geminiimg",
         "name": _INTEGRATION,
-        "description": "Pictures from Gemini image models, through the gateways 1min.ai and APIMaster.ai.",
+        "description": "Images from Gemini image models, through the gateways 1min.ai and APIMaster.ai.",
         "integrations": [
             {"integration-name": name, "external-doc-url": url, "how-to-guide": guides, "tags": ["ai", "service"]}
             for name, url, guides in _INTEGRATIONS

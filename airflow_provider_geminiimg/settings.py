@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def root() -> str:
-    """URI of the folder that holds the ledger and, unless told otherwise, the pictures.
+    """URI of the folder that holds the ledger and, unless told otherwise, the images.
 
     Default: ``geminiimg`` in ``AIRFLOW_HOME``, on local disk.
     """
@@ -52,12 +52,12 @@ def allowed_roots() -> list[str]:
 
 
 def gallery_roots() -> list[str]:
-    """URI prefixes, besides the root, from which the gallery may show pictures. Default: none."""
+    """URI prefixes, besides the root, from which the gallery may show images. Default: none."""
     return _list("gallery_roots")
 
 
 def gallery_tabs() -> bool:
-    """Whether DAGs, runs, tasks and task instances have a tab with their pictures. Default: true."""
+    """Whether DAGs, runs, tasks and task instances have a tab with their images. Default: true."""
     return bool(conf.getboolean(SECTION, "gallery_tabs", fallback=True))
 
 

@@ -10,11 +10,11 @@ sandbox, in a process of its own; what is measured are the real parts, never a c
 BENCHMARKS = {
     "poll": "CPU of one poll, with 1,000 jobs in flight in one event loop",
     "triggerer": "5,000 triggers in one trigger runner: gaps of its event loop, and memory",
-    "detection": "polls of a picture, and the time from done to known",
+    "detection": "polls of an image, and the time from done to known",
     "parse": "what a DAG file pays for importing the operators",
-    "batch": "a batch of 1,000 pictures, beside a simulation that costs nothing",
-    "end_to_end": "200 pictures in one Airflow, beside mapped tasks",
-    "landing": "200 pictures of 8 MB from the gateway into S3, 16 at a time",
-    "reuse": "a batch all of whose pictures have landed before",
-    "growth": "what a batch of 100, 1,000 and 10,000 pictures costs",
+    "batch": "a batch of 1,000 images, beside a simulation that costs nothing",
+    "end_to_end": "200 images in one Airflow, beside mapped tasks",
+    "landing": "200 images of 8 MB from the gateway into S3, 16 at a time",
+    "reuse": "a batch all of whose images have landed before",
+    "growth": "what a batch of 100, 1,000 and 10,000 images costs",
 }

@@ -1,4 +1,4 @@
-"""A batch of 1,000 pictures beside what no code could beat: the same latencies, polled at the same times, at no cost.
+"""A batch of 1,000 images beside what no code could beat: the same latencies, polled at the same times, at no cost.
 
 Latencies are a tenth of a gateway's (log-normal, median 1 s instead of 10 s), and so are the pauses between polls. That
 makes whatever the package adds ten times as visible as it is in life.
@@ -43,10 +43,10 @@ def run(quick: bool) -> list[Row]:
     for pillow, name, repeats in ((False, "", 2), (True, ", thumbnails too", 1)):
         runs = [_once(seconds, pillow) for _ in range(1 if quick else repeats)]
         took, cpu = (statistics.median(found[part] for found in runs) for part in ("seconds", "cpu"))
-        said = f"{count:,} pictures, {WIDTH} wide{name}"
+        said = f"{count:,} images, {WIDTH} wide{name}"
         rows += [
             Row("batch", said, "s", took, "event simulation", floor, reach=REACH),
-            Row("batch", f"CPU a picture{name}", "ms", cpu / count * 1000),
+            Row("batch", f"CPU an image{name}", "ms", cpu / count * 1000),
         ]
     return rows
 

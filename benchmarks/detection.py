@@ -1,6 +1,6 @@
-"""How soon a finished picture is noticed, and how many polls that takes: the real `PollSchedule` on a virtual clock.
+"""How soon a finished image is noticed, and how many polls that takes: the real `PollSchedule` on a virtual clock.
 
-The pictures' times are log-normal with a median of 10 s, from a seed. The schedule does not know them: it has the
+The images' times are log-normal with a median of 10 s, from a seed. The schedule does not know them: it has the
 catalogue's figures alone.
 """
 
@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterator
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS, default_model, lookup
-from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, ResultImage
 from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollSchedule
 from benchmarks.results import Row
 
@@ -21,13 +21,13 @@ MEDIAN, SPREADS = 10.0, (0.3, 0.4, 0.5)  # seconds; sigma of their logarithm
 FIXED = 4.0  # seconds between the peer's polls
 FEWER, DELAY = 0.7, 1.0  # reaches
 RUNNING = JobStatus(JobState.RUNNING)
-DONE = JobStatus(JobState.DONE, pictures=(Picture(url="https://example.com/a.png"),))
+DONE = JobStatus(JobState.DONE, images=(ResultImage(url="https://example.com/a.png"),))
 
 Seen = tuple[int, float]  # polls, and the seconds from done to known
 
 
 def planned(took: float, rng: random.Random) -> Seen:
-    """A picture that takes `took` seconds, polled as `PollSchedule` says."""
+    """An image that takes `took` seconds, polled as `PollSchedule` says."""
     plan = PollSchedule(
         submitted_at=0.0,
         deadline=1800.0,
@@ -52,7 +52,7 @@ def fixed(took: float) -> Seen:
 
 
 def summed(seen: Iterator[Seen]) -> tuple[float, float]:
-    """Polls of a picture, and the median delay."""
+    """Polls of an image, and the median delay."""
     polls, delays = zip(*seen, strict=True)
     return statistics.mean(polls), statistics.median(delays)
 
@@ -66,7 +66,7 @@ def run(quick: bool) -> list[Row]:
         ours, peer = summed(planned(took, rng) for took in times), summed(map(fixed, times))
         title, name = f"times' sigma {sigma}", f"a poll every {FIXED:g} s"
         rows += [
-            Row("detection", f"polls of a picture, {title}", "", ours[0], name, peer[0], reach=FEWER),
+            Row("detection", f"polls of an image, {title}", "", ours[0], name, peer[0], reach=FEWER),
             Row("detection", f"median seconds from done to known, {title}", "s", ours[1], name, peer[1], reach=DELAY),
         ]
     return rows

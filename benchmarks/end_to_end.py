@@ -1,8 +1,8 @@
-"""Two hundred pictures in one whole Airflow: our batch beside what a user would otherwise write.
+"""Two hundred images in one whole Airflow: our batch beside what a user would otherwise write.
 
-All of them wait for the same gateway, whose pictures take 2 s, and put them into the same bucket. A mapped task costs a
-round of the scheduler and a process for every picture, so its time grows with their number: the mapped ones make fewer
-pictures, and are compared by the seconds that a picture takes. The start and the end of a run weigh more on fewer.
+All of them wait for the same gateway, whose images take 2 s, and put them into the same bucket. A mapped task costs a
+round of the scheduler and a process for every image, so its time grows with their number: the mapped ones make fewer
+images, and are compared by the seconds that an image takes. The start and the end of a run weigh more on fewer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.results import Row
 from scripts.live_airflow import LiveAirflow
 
 LATENCY, REACH = 2.0, 10.0
-COUNT, MAPPED = 200, 30  # pictures of our batch, and of each mapped contestant
+COUNT, MAPPED = 200, 30  # images of our batch, and of each mapped contestant
 QUICK = 4
 PEERS = {
     "python_operator": "mapped PythonOperator",
@@ -50,7 +50,7 @@ from airflow_provider_geminiimg import GeminiImageBatchOperator, GeminiImageGene
 COUNT, MAPPED = {count}, {mapped}
 BUCKET, URL, MODEL = "{bucket}", "{url}", "gemini-3.1-flash-image-preview"
 HEADERS = {{"Authorization": "Bearer sandbox-key", "Content-Type": "application/json"}}
-PROMPTS = [f"picture number {{number}}" for number in range(MAPPED)]
+PROMPTS = [f"image number {{number}}" for number in range(MAPPED)]
 LIMITS = {{"max_active_tasks": 64, "schedule": None}}
 
 
@@ -85,17 +85,17 @@ def made(prompt):
 
 with DAG("ours", **LIMITS):
     GeminiImageBatchOperator(
-        task_id="pictures", requests=[f"picture number {{number}}" for number in range(COUNT)], resolution="512",
+        task_id="images", requests=[f"image number {{number}}" for number in range(COUNT)], resolution="512",
         output_path=f"s3://{{BUCKET}}/ours", poll_interval=1.0, max_concurrency=100,
     )
 
 with DAG("ours_mapped", **LIMITS):
     GeminiImageGenerateOperator.partial(
-        task_id="picture", resolution="512", output_path=f"s3://{{BUCKET}}/mapped", poll_interval=1.0
+        task_id="image", resolution="512", output_path=f"s3://{{BUCKET}}/mapped", poll_interval=1.0
     ).expand(prompt=PROMPTS)
 
 with DAG("python_operator", **LIMITS):
-    PythonOperator.partial(task_id="picture", python_callable=made).expand(op_args=[[prompt] for prompt in PROMPTS])
+    PythonOperator.partial(task_id="image", python_callable=made).expand(op_args=[[prompt] for prompt in PROMPTS])
 
 with DAG("http_operator", **LIMITS):
     submitted = HttpOperator.partial(
@@ -128,8 +128,8 @@ def run(quick: bool) -> list[Row]:
             ours = _seconds(airflow, "ours") / count
             theirs = {name: _seconds(airflow, name) / mapped for name in PEERS}
         made = len(client.ledger())
-    assert made == count + len(PEERS) * mapped, f"{made} pictures were paid for"
-    figure = f"seconds a picture, of {count} in one Airflow (the mapped ones: of {mapped})"
+    assert made == count + len(PEERS) * mapped, f"{made} images were paid for"
+    figure = f"seconds an image, of {count} in one Airflow (the mapped ones: of {mapped})"
     speed = "times as fast as the peer"
     return [
         *(Row("end_to_end", figure, "s", ours, PEERS[name], took) for name, took in theirs.items()),

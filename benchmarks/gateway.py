@@ -1,7 +1,7 @@
 """The gateway of the benchmarks: the sandbox in a process of its own, as slow as a gateway and as quick as the wire.
 
 What must stay true: latencies come from a seed, so that a simulation knows them and the code that is measured does
-not; every picture is the same ready-made one, because drawing is the gateway's work and would be most of the time.
+not; every image is the same ready-made one, because drawing is the gateway's work and would be most of the time.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def latencies(count: int, *, median: float, seed: int) -> list[float]:
     return [rng.lognormvariate(math.log(median), SIGMA) for _ in range(count)]
 
 
-def picture(size: int) -> bytes:
-    """A drawn picture of 512 x 512 pixels, as a PNG of so many bytes.
+def image_bytes(size: int) -> bytes:
+    """A drawn image of 512 x 512 pixels, as a PNG of so many bytes.
 
     :param size: bytes; what is missing is noise in a chunk that readers skip. 0: as large as it is drawn.
     """
-    from airflow_provider_geminiimg.sandbox.pictures import Sketch, draw, shape
+    from airflow_provider_geminiimg.sandbox.images import Sketch, draw, shape
 
     drawn = draw(Sketch(1, "benchmark", "a lighthouse at dawn", shape("512", "1:1", "png")))
     spare = size - len(drawn) - 12
@@ -40,7 +40,7 @@ def picture(size: int) -> bytes:
         return drawn
     body = random.Random(size).randbytes(spare)
     chunk = struct.pack(">I", spare) + b"fiLl" + body + struct.pack(">I", zlib.crc32(b"fiLl" + body))
-    return drawn[:-12] + chunk + drawn[-12:]  # before the chunk that ends the picture
+    return drawn[:-12] + chunk + drawn[-12:]  # before the chunk that ends the image
 
 
 class _Box(Box):
@@ -55,22 +55,22 @@ class _Box(Box):
 
 
 def _serve(ready: Connection, seconds: Sequence[float], size: int) -> None:
-    from airflow_provider_geminiimg.sandbox import pictures
+    from airflow_provider_geminiimg.sandbox import images
     from airflow_provider_geminiimg.sandbox.server import LOCAL_HOSTS, _listen, _Server, _url
 
-    same = picture(size)
-    pictures.draw = lambda sketch: same
+    same = image_bytes(size)
+    images.draw = lambda sketch: same
     sock = _listen("127.0.0.1", 0)
     ready.send(_url("127.0.0.1", sock))
     _Server(_Box(seconds), LOCAL_HOSTS).run([sock])
 
 
 @contextlib.contextmanager
-def gateway(seconds: Sequence[float] = (0.0,), *, picture_bytes: int = 0) -> Iterator[SandboxClient]:
+def gateway(seconds: Sequence[float] = (0.0,), *, image_bytes: int = 0) -> Iterator[SandboxClient]:
     """Both gateways in a process of their own.
 
     :param seconds: the latency of each job, in the order of the submits; they begin anew at the end.
-    :param picture_bytes: of every picture; 0: about 13 KB.
+    :param image_bytes: of every image; 0: about 13 KB.
     """
-    with beside(_serve, list(seconds), picture_bytes) as url, contextlib.closing(SandboxClient(url)) as client:
+    with beside(_serve, list(seconds), image_bytes) as url, contextlib.closing(SandboxClient(url)) as client:
         yield client

@@ -1,4 +1,4 @@
-"""How a batch's cost grows with its size: seconds beside what the gateway takes, and memory, of 100 to 10,000 pictures.
+"""How a batch's cost grows with its size: seconds beside what the gateway takes, and memory, of 100 to 10,000 images.
 
 The gateway answers at once, so all that is left is the package's own. The plot in the docs is drawn from these rows.
 """
@@ -17,7 +17,7 @@ SIZES = (100, 1_000, 10_000)
 QUICK = (20, 100)
 WIDTH, POLL = 50, 0.05
 PLOT = ROOT / "docs" / "images" / "growth.svg"
-SECONDS, MEMORY = "overhead a picture", "peak memory above idle"
+SECONDS, MEMORY = "overhead an image", "peak memory above idle"
 
 
 def run(quick: bool) -> list[Row]:
@@ -46,11 +46,11 @@ def plot(rows: list[Row]) -> None:
     mpl.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none", "font.size": 10})
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for axes, (name, label) in zip(
-        figure.subplots(1, 2), ((SECONDS, "ms a picture"), (MEMORY, "MB above idle")), strict=True
+        figure.subplots(1, 2), ((SECONDS, "ms an image"), (MEMORY, "MB above idle")), strict=True
     ):
         points = {int(row.figure.split(", of ")[1].replace(",", "")): row.ours for row in rows if name in row.figure}
         axes.plot(list(points), list(points.values()), marker="o", color="#1a73e8")
-        axes.set(xscale="log", xlabel="pictures in the batch", ylabel=label, ylim=(0, None))
+        axes.set(xscale="log", xlabel="images in the batch", ylabel=label, ylim=(0, None))
         axes.set_xticks(list(points), [f"{count:,}" for count in points])
         axes.minorticks_off()
         axes.grid(visible=True, alpha=0.3)

@@ -1,8 +1,8 @@
-"""Two hundred pictures of 8 MB from the gateway into a bucket, 16 at a time: poll, download, write.
+"""Two hundred images of 8 MB from the gateway into a bucket, 16 at a time: poll, download, write.
 
 What each does is what it would do in a task: the package checks the bytes, names them by their checksum, writes a
 sidecar and moves the record forward; the others move bytes. Submits come before, and are not measured. The ledger is
-on disk, the pictures go to S3; nobody has Pillow, because nobody else makes thumbnails.
+on disk, the images go to S3; nobody has Pillow, because nobody else makes thumbnails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.measure import fresh
 from benchmarks.results import Row
 
 COUNT, WIDTH, SIZE = 200, 16, 8_000_000
-WARM = 2  # pictures that land first, so that no import is measured
+WARM = 2  # images that land first, so that no import is measured
 MODEL = "gemini-3.1-flash-image-preview"
 OVERLAY = Path(__file__).parents[1] / ".venvs" / "s3fs"
 THROUGHPUT, MEMORY = 1.0, 0.3
@@ -64,7 +64,7 @@ async def _land(directory: str, count: int) -> dict[str, float]:
                     connection.gateway, connection.model
                 ),
                 connection=connection,
-                destination=Destination(directory, f"picture-{number}"),
+                destination=Destination(directory, f"image-{number}"),
                 policy=Policy(generation=0),
             )
             async with turn:
@@ -164,7 +164,7 @@ def run(quick: bool) -> list[Row]:
         name: SIZE / 1e6 * count / statistics.median(run["seconds"] for run in runs) for name, runs in found.items()
     }
     peak = {name: statistics.median(run["bytes"] for run in runs) / 1e6 for name, runs in found.items()}
-    figure = f"{count} pictures of {SIZE / 1e6:.0f} MB into S3, {WIDTH} wide"
+    figure = f"{count} images of {SIZE / 1e6:.0f} MB into S3, {WIDTH} wide"
     first, *peers = contestants
     return [
         *(Row("landing", figure, "MB/s", rate[first], peer, rate[peer], THROUGHPUT, at_least=True) for peer in peers),
@@ -176,6 +176,6 @@ def run(quick: bool) -> list[Row]:
 
 
 def _once(function: Callable[..., Any], env: dict[str, str], count: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as root, bucket() as (uri, keys), gateway(picture_bytes=SIZE) as client:
+    with tempfile.TemporaryDirectory() as root, bucket() as (uri, keys), gateway(image_bytes=SIZE) as client:
         given = {**keys, **environment(client, Path(root).as_uri()), **env}
-        return dict(fresh(function, env=given, url=client.apimaster_url, directory=f"{uri}/pictures", count=count))
+        return dict(fresh(function, env=given, url=client.apimaster_url, directory=f"{uri}/images", count=count))

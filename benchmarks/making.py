@@ -13,12 +13,12 @@ from airflow_provider_geminiimg.sandbox.client import SandboxClient
 
 CONNECTION = "bench"
 SHARED = {"resolution": "512"}
-WARM = 4  # pictures that are made first, so that no import and no first connection is measured
+WARM = 4  # images that are made first, so that no import and no first connection is measured
 
 
 def prompts(count: int) -> list[str]:
     """What is asked for."""
-    return [f"picture number {number}" for number in range(count)]
+    return [f"image number {number}" for number in range(count)]
 
 
 def environment(client: SandboxClient, root: str, **extra: Any) -> dict[str, str]:
@@ -36,15 +36,15 @@ def environment(client: SandboxClient, root: str, **extra: Any) -> dict[str, str
 
 
 def make(
-    *, count: int, width: int, poll_interval: float, thumbnails: bool = True, warm: int = WARM, task: str = "pictures"
+    *, count: int, width: int, poll_interval: float, thumbnails: bool = True, warm: int = WARM, task: str = "images"
 ) -> dict[str, Any]:
     """Run one batch to its end.
 
-    :param count: pictures.
+    :param count: images.
     :param width: of its window.
     :param poll_interval: seconds.
     :param thumbnails: whether the worker has Pillow.
-    :param warm: pictures of another batch before, which is not measured.
+    :param warm: images of another batch before, which is not measured.
     :param task: whose batch it is: a second run of the same task finds what the first one has landed.
     :returns: its `counts`; `seconds` and `cpu` seconds that it took; `idle` and `peak`, the bytes that were in memory
         before it and at the most.

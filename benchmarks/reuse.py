@@ -1,6 +1,6 @@
-"""A batch all of whose pictures have landed before: a retry, or a DAG run again. It reads and looks, and pays nothing.
+"""A batch all of whose images have landed before: a retry, or a DAG run again. It reads and looks, and pays nothing.
 
-One picture is made, and its record and file copied for the other rows: buying ten thousand here would take longer than
+One image is made, and its record and file copied for the other rows: buying ten thousand here would take longer than
 all else, and it is what comes after that is measured.
 """
 
@@ -37,7 +37,7 @@ def _root(place: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def copied(*, root: str, count: int) -> None:
-    """Make the first picture of a batch, and write down that the others have landed likewise."""
+    """Make the first image of a batch, and write down that the others have landed likewise."""
     from airflow_provider_geminiimg.core.storage import Files, open_store
 
     make(count=1, width=1, poll_interval=0.01, warm=0)
@@ -51,19 +51,19 @@ def copied(*, root: str, count: int) -> None:
     assert blob is not None
     record = blob.data.decode()
     uri = json.loads(record)["manifest"]["images"][0]["uri"]
-    picture = Files(AIRFLOW_OPENERS).read(uri, max_bytes=1_000_000)
+    image = Files(AIRFLOW_OPENERS).read(uri, max_bytes=1_000_000)
     first, *others = _names(count)
 
     def copy(names: tuple[str, ...]) -> None:
         _write(f"{root}/{_renamed(key, first, names)}", _renamed(record, first, names).encode())
-        _write(_renamed(uri, first, names), picture)
+        _write(_renamed(uri, first, names), image)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(copy, others))
 
 
 def _names(count: int) -> list[tuple[str, ...]]:
-    """What a picture is known by in its record, from the longest to the shortest."""
+    """What an image is known by in its record, from the longest to the shortest."""
     from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
     from airflow_provider_geminiimg.core.batch.plan import fingerprints_of
     from airflow_provider_geminiimg.core.request import prompt_sha256
@@ -86,7 +86,7 @@ def _renamed(text: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
 
 
 def _write(uri: str, data: bytes) -> None:
-    """As it would lie there; without the care that a paid picture takes."""
+    """As it would lie there; without the care that a paid image takes."""
 
     if uri.startswith("s3://"):
         name, _, key = uri.removeprefix("s3://").partition("/")

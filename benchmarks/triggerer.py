@@ -53,7 +53,7 @@ class Fed:
                 "ti": {
                     "id": str(UUID(int=number)),
                     "dag_version_id": str(UUID(int=1)),
-                    "task_id": "picture",
+                    "task_id": "image",
                     "dag_id": "catalogue",
                     "run_id": "manual__2026-01-01",
                     "try_number": 1,

@@ -89,7 +89,7 @@ def _inputs(row: lookup.ModelSpec) -> str:
     if "image" not in row.fields:
         return "–"
     each, total = (size // 1_000_000 for size in (row.max_input_bytes, row.max_total_input_bytes))
-    return f"{row.max_reference_images}; {each} MB a picture, {total} MB together"
+    return f"{row.max_reference_images}; {each} MB an image, {total} MB together"
 
 
 def limits() -> Iterator[tuple[str, ...]]:
@@ -117,7 +117,7 @@ def settings() -> Iterator[tuple[str, ...]]:
 
 
 def rows_of(group: str) -> Iterator[tuple[str, ...]]:
-    shown = [failure_matrix.COUNTS.index(name) for name in ("submitted", "paid", "landed", "unknown", "no_picture")]
+    shown = [failure_matrix.COUNTS.index(name) for name in ("submitted", "paid", "landed", "unknown", "no_image")]
     for line in failure_matrix.lines(row for row in MATRIX if row["group"] == group):
         row, counts = line.row, line.counts
         yield (row["event"], row["moment"], line.where, *(counts[at] for at in shown), row["state"], row["then"])
@@ -129,7 +129,7 @@ def figures(rows: Iterable[results.Row]) -> Iterator[tuple[str, ...]]:
 
 
 MATRIX = failure_matrix.read_committed()
-MATRIX_HEAD = ("What happens", "When", "Where", "Submitted", "Paid", "Landed", "Unknown", "No picture", "Task", "Then")
+MATRIX_HEAD = ("What happens", "When", "Where", "Submitted", "Paid", "Landed", "Unknown", "No image", "Task", "Then")
 
 MACHINE, MEASURED = results.read()
 GROWTH = HERE / "images" / "growth.svg"
@@ -156,8 +156,8 @@ myst_substitutions = {
             "Resolutions",
             "Aspect ratios",
             "Also",
-            "References, input pictures",
-            "Price of a picture",
+            "References, input images",
+            "Price of an image",
             "Basis",
         ),
         models(),

@@ -1,4 +1,4 @@
-"""One picture from APIMaster.ai, with the fields that this gateway takes.
+"""One image from APIMaster.ai, with the fields that this gateway takes.
 
 The connection ``apimaster``: type ``geminiimg``, password = API key, extra ``{"gateway": "apimaster"}``.
 """

@@ -1,6 +1,6 @@
-"""A campaign: three variants of one idea, then one final picture made from them.
+"""A campaign: three variants of one idea, then one final image made from them.
 
-Picture 0 is edited; picture 1 is the reference for its colours. All waiting is done by the triggerer. Clear the run,
+Image 0 is edited; image 1 is the reference for its colours. All waiting is done by the triggerer. Clear the run,
 and everything is answered from what was paid for before.
 """
 
@@ -31,7 +31,7 @@ with DAG(
         "retry_delay": timedelta(seconds=5),
     },
 ):
-    # `variant` is never sent. It tells the three pictures apart, which otherwise would be the same purchase.
+    # `variant` is never sent. It tells the three images apart, which otherwise would be the same purchase.
     variants = GeminiImageGenerateOperator.partial(
         task_id="variants",
         prompt="{{ params.idea }}, photographed for a billboard",
@@ -39,13 +39,13 @@ with DAG(
     ).expand(variant=["calm", "bold", "playful"])
 
     @task(multiple_outputs=False)
-    def pick(pictures: list[dict], number: int) -> dict:
+    def pick(images: list[dict], number: int) -> dict:
         """Take one manifest: in real life a person or a model chooses here."""
-        return pictures[number]
+        return images[number]
 
     GeminiImageEditOperator(
         task_id="final",
-        prompt="Add the line 'Good morning.' in the sky, in the colours of the second picture",
+        prompt="Add the line 'Good morning.' in the sky, in the colours of the second image",
         image=pick.override(task_id="pick")(variants.output, 0),
         reference_images=pick.override(task_id="pick_colours")(variants.output, 1),
     )

@@ -1,4 +1,4 @@
-"""A product catalogue: one picture for every row of ``products.csv``, named by its SKU."""
+"""A product catalogue: one image for every row of ``products.csv``, named by its SKU."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ with DAG(
                 for row in csv.DictReader(file)
             ]
 
-    pictures = GeminiImageGenerateOperator.partial(
-        task_id="pictures",
+    images = GeminiImageGenerateOperator.partial(
+        task_id="images",
         aspect_ratio="1:1",
         resolution="1K",
         # A folder for each run: a file name that is taken is an error, and nothing is ever replaced.
@@ -37,8 +37,8 @@ with DAG(
 
     @task
     def index(manifests: list[dict]) -> dict[str, str]:
-        """Where every picture is, by file name."""
+        """Where every image is, by file name."""
         uris = [image["uri"] for manifest in manifests for image in manifest["images"]]
         return {uri.rsplit("/", 1)[-1]: uri for uri in uris}
 
-    index(pictures.output)
+    index(images.output)

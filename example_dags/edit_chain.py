@@ -12,7 +12,7 @@ with DAG("geminiimg_edit_chain", tags=["geminiimg"], default_args={"deferrable":
     sofa = GeminiImageEditOperator(task_id="sofa", prompt="Put a green sofa under the window", image=room.output)
     GeminiImageEditOperator(
         task_id="evening",
-        prompt="Make it evening; keep the room as it was in the second picture",
+        prompt="Make it evening; keep the room as it was in the second image",
         image=sofa.output,
         reference_images=[room.output],
     )

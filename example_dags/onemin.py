@@ -1,4 +1,4 @@
-"""One picture from 1min.ai, with the fields that this gateway takes.
+"""One image from 1min.ai, with the fields that this gateway takes.
 
 The connection ``onemin``: type ``geminiimg``, password = API key, extra ``{"gateway": "1min"}``.
 """

@@ -1,4 +1,4 @@
-"""Five variants of one picture; a person picks two, says what to change, and the finished ones are published to S3.
+"""Five variants of one image; a person picks two, says what to change, and the finished ones are published to S3.
 
 Open the run's task ``review`` and its tab "Required Actions". What is picked is edited through the connection
 ``apimaster``, with the comment, and lands in ``folder``; the asset event says where. A rejection skips all of that.
@@ -56,7 +56,7 @@ with DAG(
 
     @task(outlets=[published])
     def publish(manifests: list[dict]):
-        """Tell whoever waits for the asset where the pictures are."""
-        yield Metadata(published, {"pictures": [image["uri"] for each in manifests for image in each["images"]]})
+        """Tell whoever waits for the asset where the images are."""
+        yield Metadata(published, {"images": [image["uri"] for each in manifests for image in each["images"]]})
 
     publish(finished.output)

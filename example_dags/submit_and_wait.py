@@ -1,6 +1,6 @@
-"""Order a picture, do something else, then wait for it.
+"""Order an image, do something else, then wait for it.
 
-The submit task ends as soon as the gateway has the job. The sensor knows where the picture belongs; either may be
+The submit task ends as soon as the gateway has the job. The sensor knows where the image belongs; either may be
 retried or cleared without buying again.
 """
 
@@ -16,13 +16,13 @@ with DAG("geminiimg_submit_and_wait", tags=["geminiimg"]):
 
     @task
     def write_caption() -> str:
-        """Whatever takes its time while the picture is being made."""
+        """Whatever takes its time while the image is being made."""
         return "Set sail."
 
-    picture = GeminiImageJobSensor(task_id="picture", job=order.output, mode="reschedule", timeout=1800)
+    image = GeminiImageJobSensor(task_id="image", job=order.output, mode="reschedule", timeout=1800)
 
     @task
     def publish(manifest: dict, caption: str) -> str:
         return f"{caption} {manifest['images'][0]['uri']}"
 
-    publish(picture.output, write_caption())
+    publish(image.output, write_caption())

@@ -178,7 +178,7 @@ class Round:
 
     :param halves: in the order of `ROUTES`.
     :param cleared: tasks that had to be cleared, because their retries were used up or their outcome is unknown.
-    :param collected: pictures that such tasks had left behind.
+    :param collected: images that such tasks had left behind.
     """
 
     airflow: LiveAirflow
@@ -470,7 +470,7 @@ def main() -> int:
             for count in range(1, wanted.rounds + 1):
                 say(chaos.round(count))
     except ChaosError as error:
-        say(f"{error}\nFAILED. Ledgers, pictures and logs: {home}")
+        say(f"{error}\nFAILED. Ledgers, images and logs: {home}")
         return 1
     except SystemExit:
         shutil.rmtree(home, ignore_errors=True)

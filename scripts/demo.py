@@ -35,9 +35,9 @@ from scripts.playground import (
 
 DEMO = REPOSITORY / ".demo"
 FINISHED = DEMO / "finished"  # there exactly when the last demo came to its end
-PICTURES = DEMO / "pictures"
+IMAGES = DEMO / "images"
 DAG_ID, RUN_ID = "geminiimg_campaign", "demo"
-PICTURE_TASKS = ("variants", "final")
+IMAGE_TASKS = ("variants", "final")
 STATES = {None: "waits", "deferred": "waits for the gateway, in the triggerer", "success": "done"}
 COLUMNS = ("file", "pixels", "model", "seconds", "cost", "reused")
 
@@ -59,7 +59,7 @@ def main() -> int:
         with sandbox() as box, campaign_airflow(box) as airflow:
             say(f"Airflow is up after {time.monotonic() - began:.0f} s.")
             run_campaign(airflow, again=again)
-            rows = [row(airflow, ti) for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] in PICTURE_TASKS]
+            rows = [row(airflow, ti) for ti in airflow.task_instances(DAG_ID, RUN_ID) if ti["task_id"] in IMAGE_TASKS]
             bill = box.ledger()
             reason = why(airflow) if again else ""
     except (PlaygroundError, RuntimeError, TimeoutError, httpx.HTTPError) as error:
@@ -89,14 +89,14 @@ def run_campaign(airflow: LiveAirflow, *, again: bool) -> None:
         say(f"The run {RUN_ID!r} of the first demo is there. Clearing all of its tasks ...")
         airflow.clear(DAG_ID, RUN_ID)
     else:
-        say(f"Running {DAG_ID}: three variants, then a final picture made from them ...")
-        airflow.trigger(DAG_ID, RUN_ID, {"folder": PICTURES.as_uri(), "poll_interval": 1})
+        say(f"Running {DAG_ID}: three variants, then a final image made from them ...")
+        airflow.trigger(DAG_ID, RUN_ID, {"folder": IMAGES.as_uri(), "poll_interval": 1})
     state = airflow.wait(DAG_ID, RUN_ID, timeout=180, watch=Progress())
     expect_success(airflow, DAG_ID, RUN_ID, state)
 
 
 class Progress:
-    """Prints a line whenever a picture's task changes its state."""
+    """Prints a line whenever an image's task changes its state."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -105,7 +105,7 @@ class Progress:
     def __call__(self, task_instances: Sequence[Mapping[str, Any]]) -> None:
         for ti in task_instances:
             name, state = label(ti), ti["state"]
-            if ti["task_id"] in PICTURE_TASKS and state is not None and self.seen.get(name) != state:
+            if ti["task_id"] in IMAGE_TASKS and state is not None and self.seen.get(name) != state:
                 self.seen[name] = state
                 say(f"  {time.monotonic() - self.began:4.0f} s  {name:<12} {STATES.get(state, state)}")
 
@@ -152,14 +152,14 @@ def report(
         say("Why: Clear keeps Airflow's run, and the ledger knows what was paid for in it. The task's own words:")
         say(f"  {reason}")
     wanted = 0 if again else len(rows)
-    # The first one may have a reused picture, too: where Airflow failed a task that had paid, and its retry did not.
+    # The first one may have a reused image, too: where Airflow failed a task that had paid, and its retry did not.
     if len(rows) != 4 or len(bill) != wanted or (again and any(each["reused"] != "yes" for each in rows)):
-        say(f"That is wrong: it should be {wanted} for {len(rows)} of 4 pictures" + (", all reused." if again else "."))
+        say(f"That is wrong: it should be {wanted} for {len(rows)} of 4 images" + (", all reused." if again else "."))
         return 1
     FINISHED.touch()
     say("\nOpen:")
-    say(f"  {next(each['file'] for each in rows if '/final' in each['file'])}   the final picture")
-    say(f"  {relative(PICTURES)}   all pictures, each with what is known of it beside it (.json)")
+    say(f"  {next(each['file'] for each in rows if '/final' in each['file'])}   the final image")
+    say(f"  {relative(IMAGES)}   all images, each with what is known of it beside it (.json)")
     say(f"  {relative(DEMO / 'airflow' / 'geminiimg' / 'ledger')}   what was paid for")
     say(f"  {relative(DEMO / 'airflow' / 'logs')}   what Airflow said")
     say(

@@ -20,7 +20,7 @@ RESULTS = ROOT / "build" / "matrix"
 COMMITTED = ROOT / "docs" / "failure-matrix.json"
 GROUPS = ("processes", "airflow", "gateway", "storage", "time")
 GATEWAYS, MODES = ("1min", "apimaster"), ("waiting", "deferred", "batch", "collect", "sensor")
-COUNTS = ("submitted", "paid", "landed", "unknown", "no_picture", "lost", "paid_twice")
+COUNTS = ("submitted", "paid", "landed", "unknown", "no_image", "lost", "paid_twice")
 HEAD = ("row", "gateway", "mode", *(name.replace("_", " ") for name in COUNTS), "state")
 
 Row = dict[str, Any]

@@ -132,7 +132,7 @@ PROTECTIONS = (
         "    if found.released or not found.same_task(wanted):\n        return True\n",
     ),
     Protection(
-        "Of the tasks that want one picture, one claims it",
+        "Of the tasks that want one image, one claims it",
         "core/ledger/fingerprint_index.py",
         "    return stored is not None and (stored.ours or ",
         "    return True or (",
@@ -144,7 +144,7 @@ PROTECTIONS = (
         "if False:",
     ),
     Protection(
-        "What was downloaded is looked at before it counts as a picture",
+        "What was downloaded is looked at before it counts as an image",
         "core/purchase/fetching.py",
         "        return data, await asyncio.to_thread(inspect_image, data)\n",
         "        return data, ImageInfo('image/png', 'png', 1, 1)\n",

@@ -26,8 +26,8 @@ ATTACKED = (
     Protection(
         "Whatever landing raises is noted on the record",
         "core/purchase/landing.py",
-        "            landed = await closed(self._land(record, pictures, reported_cost, share), _broken)\n",
-        "            landed = await self._land(record, pictures, reported_cost, share)\n",
+        "            landed = await closed(self._land(record, images, reported_cost, share), _broken)\n",
+        "            landed = await self._land(record, images, reported_cost, share)\n",
         tests={"test_attacks_boundary.py": "nobody_foresaw_is_noted_after_the_payment"},
     ),
     Protection(
@@ -50,7 +50,7 @@ ATTACKED = (
         "core/http/download_buffer.py",
         "        if self._hold is not None:\n",
         "        if False:\n",
-        tests={"test_attacks_memory.py": "large_pictures_behind_a_small_one"},
+        tests={"test_attacks_memory.py": "large_images_behind_a_small_one"},
     ),
     Protection(
         "What arrives of an answer is charged to the memory that all share",

@@ -21,7 +21,7 @@ from scripts.live_airflow import LiveAirflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "example_dags"
-LATENCY = 2.0  # seconds that the sandbox takes for a picture
+LATENCY = 2.0  # seconds that the sandbox takes for an image
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -117,7 +117,10 @@ def uv(*arguments: str) -> None:
 
 def run_tests(python: Path, suite: Path, tests: list[str]) -> tuple[bool, str]:
     """Whether they passed, and pytest's last line; all its lines are printed where they did not."""
-    stuck = [f"-ofaulthandler_timeout={SECONDS * 0.6}", "-ofaulthandler_exit_on_timeout=true"]  # one test, with its lines
+    stuck = [
+        f"-ofaulthandler_timeout={SECONDS * 0.6}",
+        "-ofaulthandler_exit_on_timeout=true",
+    ]  # one test, with its lines
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:logging", *stuck, *tests]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTEST_"))}
     try:

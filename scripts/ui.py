@@ -1,7 +1,7 @@
-"""``make ui``: Airflow's pages with pictures in them, at http://localhost:8080. No login, no key, no money.
+"""``make ui``: Airflow's pages with images in them, at http://localhost:8080. No login, no key, no money.
 
 What must stay true: everything lies in ``.ui``, which lives until ``make clean``; one such Airflow at a time, because
-they would share its database; a second start finds the runs and pictures of the first; nothing outlives the script.
+they would share its database; a second start finds the runs and images of the first; nothing outlives the script.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONNECTIONS = {"geminiimg_default": "1min", "onemin": "1min", "apimaster": "apim
 RUN_ID = "sample"
 SAMPLES = {"geminiimg_campaign": {"poll_interval": 1}, "geminiimg_edit_chain": {}, "geminiimg_apimaster": {}}
 SAMPLE_SECONDS = 300
-EXAMPLE_FOLDERS = ("file:///tmp/geminiimg", "s3://aws_default@my-bucket")  # where the examples put their pictures
+EXAMPLE_FOLDERS = ("file:///tmp/geminiimg", "s3://aws_default@my-bucket")  # where the examples put their images
 
 
 def main(arguments: Sequence[str] | None = None, home: Path = UI) -> int:
@@ -109,13 +109,13 @@ def serve(home: Path, port: int) -> int:
     """
     began, done = time.monotonic(), home / "finished"
     if not done.exists():
-        for name in ("airflow", "pictures"):  # of a first start that did not come to its end
+        for name in ("airflow", "images"):  # of a first start that did not come to its end
             shutil.rmtree(home / name, ignore_errors=True)
-    pictures = (home / "pictures").as_uri()
-    copy_examples(home / "dags", pictures)
+    images = (home / "images").as_uri()
+    copy_examples(home / "dags", images)
     env = {
         "AIRFLOW__API__BASE_URL": address(port),
-        "AIRFLOW__GEMINIIMG__GALLERY_ROOTS": pictures,
+        "AIRFLOW__GEMINIIMG__GALLERY_ROOTS": images,
         "AIRFLOW__GEMINIIMG__RECORD_PROMPTS": "True",
     }
     with sandbox() as box:
@@ -130,14 +130,14 @@ def serve(home: Path, port: int) -> int:
             raise PlaygroundError(first_to_end(airflow))
 
 
-def copy_examples(folder: Path, pictures: str) -> None:
-    """Put the example DAGs into `folder`, with `pictures` as the place of what they make."""
+def copy_examples(folder: Path, images: str) -> None:
+    """Put the example DAGs into `folder`, with `images` as the place of what they make."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path in folder.glob("*.py"):
         text = path.read_text()
         for theirs in EXAMPLE_FOLDERS:
-            text = text.replace(theirs, pictures)
+            text = text.replace(theirs, images)
         path.write_text(text)
 
 
@@ -187,10 +187,10 @@ def guide(port: int) -> str:
     runs = "\n".join(f"  {url}/dags/{dag_id}/runs/{RUN_ID}" for dag_id in SAMPLES)
     return f"""
 Open, without a login:
-  {url}/plugin/images   all pictures
+  {url}/plugin/images   all images
 {runs}
   {url}/connections   the connections, each with a button that tests it
-Trigger any of the DAGs: the sandbox makes the pictures, at no cost.
+Trigger any of the DAGs: the sandbox makes the images, at no cost.
 Ctrl-C ends it."""
 
 

@@ -130,7 +130,7 @@ def test_a_key_is_told_from_another_and_not_by_its_spelling_of_the_host() -> Non
     assert connection("http://[::1]:8080").api_host == "[::1]:8080"
 
 
-# One picture, in every way in which a job is asked for
+# One image, in every way in which a job is asked for
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -145,7 +145,7 @@ async def test_a_job_whose_account_is_another_one_now_is_not_lost_and_not_bought
             await account.left().attempt(generation=generation, on_unknown="resubmit")
         said = str(caught.value)
         assert "Point the connection back" in said
-        assert "The picture was paid for." in said
+        assert "The image was paid for." in said
         assert ("API key" in said, "the host was" in said) == (
             "key" in change or change == "both",
             change in ("host", "both"),
@@ -153,7 +153,7 @@ async def test_a_job_whose_account_is_another_one_now_is_not_lost_and_not_bought
     assert account.left().record().key == record.key
     account.point_back()
     landed = await account.left().attempt(generation=generation, on_unknown="resubmit")
-    assert account.left().picture(landed)[1] == 1
+    assert account.left().image(landed)[1] == 1
     assert account.paid() == 1
 
 
@@ -165,7 +165,7 @@ async def test_a_cleared_task_whose_connection_names_its_host_in_another_way_buy
     connect("acct", **{**account.sandbox.connection(account.gateway, **NO_LIMIT), "host": url})
     for generation in (1, 2):
         landed = await account.left().attempt(generation=generation)
-        assert account.left().picture(landed)[1] == 1
+        assert account.left().image(landed)[1] == 1
     assert account.paid() == 1
 
 
@@ -183,7 +183,7 @@ async def test_a_new_key_of_the_same_account_collects_the_job(account: Account) 
     record = await long_submitted(account)
     account.left().change(record, key_digest="01234567")  # submitted with the key before, of this very account
     landed = await account.left().attempt()
-    assert account.left().picture(landed)[1] == 1
+    assert account.left().image(landed)[1] == 1
     assert account.paid() == 1
 
 
@@ -196,11 +196,11 @@ async def test_a_record_of_before_that_knows_no_account_is_compared_with_nothing
     assert account.paid() == 1
 
 
-async def test_a_landed_picture_that_is_gone_is_not_given_up_where_the_account_is_another_one_now(
+async def test_a_landed_image_that_is_gone_is_not_given_up_where_the_account_is_another_one_now(
     account: Account,
 ) -> None:
     left = account.left()
-    uri, _ = left.picture(await left.attempt())
+    uri, _ = left.image(await left.attempt())
     account.point("key")
     remove(uri)
     with pytest.raises(BadRequestError, match="Point the connection back"):
@@ -252,7 +252,7 @@ DEFERRED = {"deferrable": True, "poll_interval": 0.02}
 WAITING = {"deferrable": False, "poll_interval": 0.02}
 
 
-def picture(mode: dict[str, Any], **more: Any) -> DAG:
+def one_image(mode: dict[str, Any], **more: Any) -> DAG:
     with DAG("pictures", schedule=None) as dag:
         GeminiImageGenerateOperator(
             **{
@@ -308,12 +308,12 @@ def failed_with(run: Run, text: str) -> BaseException:
     return error
 
 
-def dies(account: Account, airflow: AirflowHarness, dag: DAG, pictures: int = 1) -> Run:
+def dies(account: Account, airflow: AirflowHarness, dag: DAG, images: int = 1) -> Run:
     """A run whose task paid, and failed before anything was in storage; long ago."""
-    account.sandbox.faults(route="download", status=500, times=3 * pictures)
+    account.sandbox.faults(route="download", status=500, times=3 * images)
     run = airflow.run_dag(dag)
     assert run.task("made").state == "failed", run.log
-    assert account.paid() == pictures
+    assert account.paid() == images
     left = account.left()
     for key in left.records():
         found = left.ledger.read(key)
@@ -323,8 +323,8 @@ def dies(account: Account, airflow: AirflowHarness, dag: DAG, pictures: int = 1)
 
 
 KINDS: dict[str, tuple[Callable[..., DAG], dict[str, Any], int]] = {
-    "waiting": (picture, WAITING, 1),
-    "deferred": (picture, DEFERRED, 1),
+    "waiting": (one_image, WAITING, 1),
+    "deferred": (one_image, DEFERRED, 1),
     "batch": (batch, {}, 2),
     "sensor": (pair, {}, 1),
     "deferred sensor": (pair, DEFERRED, 1),
@@ -337,14 +337,14 @@ KINDS: dict[str, tuple[Callable[..., DAG], dict[str, Any], int]] = {
 def test_no_task_buys_again_where_its_connection_leads_to_another_account(
     airflow: AirflowHarness, account: Account, kind: str, change: str
 ) -> None:
-    make, mode, pictures = KINDS[kind]
-    run = dies(account, airflow, make({**mode, "timeout": 100_000}), pictures)
+    make, mode, images = KINDS[kind]
+    run = dies(account, airflow, make({**mode, "timeout": 100_000}), images)
     account.point(change)
     failed_with(run.retry("made"), "was changed")
     assert all("another-key" not in str(kwargs) for _, kwargs in run.task("made").triggers)
     account.point_back()
     assert run.retry("made").task("made").state == "success", run.log
-    assert account.paid() == pictures
+    assert account.paid() == images
 
 
 @pytest.mark.parametrize("gateway", ["apimaster"])
@@ -370,7 +370,7 @@ def test_a_job_whose_account_changes_while_a_trigger_waits_is_not_bought_again(
 
     monkeypatch.setattr(GeminiImageJobTrigger, "run", changed)
     account.sandbox.settings(latency=0.5)
-    run = airflow.run_dag(picture(DEFERRED))
+    run = airflow.run_dag(one_image(DEFERRED))
     assert run.task("made").events[0]["status"] == "vanished"
     error = failed_with(run, "was changed")
     assert isinstance(error, BadRequestError)
@@ -384,8 +384,8 @@ def test_a_job_whose_account_changes_while_a_trigger_waits_is_not_bought_again(
 def test_a_retry_after_its_connection_was_renamed_says_that_it_is_gone_and_what_to_do(
     airflow: AirflowHarness, account: Account, kind: str, monkeypatch: pytest.MonkeyPatch, connect: Callable[..., str]
 ) -> None:
-    make, mode, pictures = KINDS[kind]
-    run = dies(account, airflow, make(mode), pictures)
+    make, mode, images = KINDS[kind]
+    run = dies(account, airflow, make(mode), images)
     connect("renamed", **account.sandbox.connection("1min", **NO_LIMIT))
     monkeypatch.delenv("AIRFLOW_CONN_ACCT")
     for dag in (make(mode), make(mode, geminiimg_conn_id="renamed")):
@@ -394,7 +394,7 @@ def test_a_retry_after_its_connection_was_renamed_says_that_it_is_gone_and_what_
         assert "No money was spent" not in str(error)
     account.point_back()
     assert run.retry("made", dag=make(mode)).task("made").state == "success", run.log
-    assert account.paid() == pictures
+    assert account.paid() == images
 
 
 async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_can_be_settled(

@@ -62,7 +62,7 @@ async def test_while_it_is_noted_whose_job_it_is_the_next_attempt_finds_the_job(
     assert record.job_id == left.sandbox.ledger()[0]["job_id"]
     first.cancel()
     landed = await left.attempt()
-    assert left.picture(landed)[1] == 1
+    assert left.image(landed)[1] == 1
     assert left.paid() == 1
     assert [key.rpartition("/")[2] for key in left.store.keys("jobs/")] == [f"{record.job_id}.json"]
     held.let_go()
@@ -75,7 +75,7 @@ async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorde
     first = asyncio.create_task(left.attempt())
     await asyncio.to_thread(held.reached)
     landed = await first
-    assert left.picture(landed)[1] == 1
+    assert left.image(landed)[1] == 1
     held.let_go()
 
 
@@ -99,9 +99,9 @@ async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_re
             await left.attempt("hero")
         assert left.paid() == 2
     else:
-        assert left.picture(await left.attempt("hero", on_unknown="resubmit"))[1] == 3
+        assert left.image(await left.attempt("hero", on_unknown="resubmit"))[1] == 3
         assert left.paid() == 3
-    assert left.picture(await left.attempt("other"))[1] == 1
+    assert left.image(await left.attempt("other"))[1] == 1
 
 
 async def test_a_job_that_was_never_noted_is_noted_by_the_attempt_that_collects_it(
@@ -110,7 +110,7 @@ async def test_a_job_that_was_never_noted_is_noted_by_the_attempt_that_collects_
     first = await left.submitted("first")
     for key in list(left.store.keys("jobs/")):  # its process was killed before
         left.store.delete(key)
-    assert left.picture(await left.attempt("first"))[1] == 1
+    assert left.image(await left.attempt("first"))[1] == 1
     answers_with(left, str(first.job_id))
     with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
         await left.attempt("second")

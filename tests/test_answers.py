@@ -17,7 +17,7 @@ import httpx
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
-from harness.attacks import picture
+from harness.attacks import image_bytes
 from harness.matrix import read_records
 
 from airflow_provider_geminiimg.core.gateways import get_gateway, polling
@@ -213,7 +213,7 @@ def test_of_several_tasks_in_an_answer_only_the_own_one_counts() -> None:
         {"id": 7, "task_id": "JOB-1", "status": "SUCCESS", "url": "https://cdn.example/1.png"},
     ]
     status = call.parse(Reply(200, httpx.Headers(), json.dumps({"data": rows}).encode()))
-    assert [image.url for image in status.pictures] == ["https://cdn.example/1.png"]
+    assert [image.url for image in status.images] == ["https://cdn.example/1.png"]
 
 
 def answer_of(sandbox: Sandbox, conn_id: str, job_id: str) -> Any:
@@ -511,7 +511,7 @@ def test_an_input_that_comes_back_beside_the_result_is_not_landed(
     first: bool,
     tmp_path: Path,
 ) -> None:
-    given, result = picture((64, 64)), picture((512, 512))
+    given, result = image_bytes((64, 64)), image_bytes((512, 512))
     (tmp_path / "in.png").write_bytes(given)
     images = [as_data_uri(given), as_data_uri(result)][:: 1 if first else -1]
     sandbox.faults(route="apimaster.status", body={"data": {"status": "SUCCESS", "output": images}})
@@ -526,7 +526,7 @@ def test_an_input_that_comes_back_beside_the_result_is_not_landed(
 def test_an_input_that_comes_back_alone_is_landed_and_is_not_what_was_asked_for(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, tmp_path: Path
 ) -> None:
-    given = picture((512, 512))
+    given = image_bytes((512, 512))
     (tmp_path / "in.png").write_bytes(given)
     sandbox.faults(route="apimaster.status", body={"data": {"status": "SUCCESS", "output": [as_data_uri(given)]}})
     run = airflow.run_dag(edit(geminiimg_conn_id, on_mismatch="fail", image=str(tmp_path / "in.png")))

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_geminiimg.core.gateways import get_gateway
 from airflow_provider_geminiimg.core.gateways.apimaster import ApiMaster
-from airflow_provider_geminiimg.core.gateways.base import Call, InputImage, JobState, JobStatus, Picture, Reply
+from airflow_provider_geminiimg.core.gateways.base import Call, InputImage, JobState, JobStatus, Reply, ResultImage
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.exceptions import (
     ContentRefusedError,
     GeminiImageError,
     InsufficientBalanceError,
-    NoPictureError,
+    NoImageError,
     OutcomeUnknownError,
     RateLimitedError,
     UpstreamFailedError,
@@ -118,7 +118,7 @@ def test_512_is_called_half_a_k() -> None:
     assert sent(GATEWAY.submit(asked(resolution="512"), ()))["resolution"] == "0.5K"
 
 
-def test_an_edit_sends_its_pictures_as_image_urls_the_image_first() -> None:
+def test_an_edit_sends_its_images_as_image_urls_the_image_first() -> None:
     wish = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png"])
     call = GATEWAY.submit(wish, ("https://example.com/a.png", "data:image/png;base64,AA=="))
     assert sent(call)["image_urls"] == ["https://example.com/a.png", "data:image/png;base64,AA=="]
@@ -194,18 +194,18 @@ def test_a_task_envelope_is_a_running_job(call: Call[JobStatus], body: Any) -> N
 
 @BOTH_SUBMITS
 @pytest.mark.parametrize("data", [[{"url": LINK}], {"url": LINK}, {"url": [LINK]}, [{"url": [LINK]}], [LINK]], ids=repr)
-def test_pictures_at_once_are_taken(call: Call[JobStatus], data: Any) -> None:
-    assert read(call, 200, {"created": 1782633696, "data": data}) == JobStatus(JobState.DONE, (Picture(url=LINK),))
+def test_images_at_once_are_taken(call: Call[JobStatus], data: Any) -> None:
+    assert read(call, 200, {"created": 1782633696, "data": data}) == JobStatus(JobState.DONE, (ResultImage(url=LINK),))
 
 
 @BOTH_SUBMITS
-def test_pictures_at_once_with_a_task_keep_the_task(call: Call[JobStatus]) -> None:
+def test_images_at_once_with_a_task_keep_the_task(call: Call[JobStatus]) -> None:
     status = read(call, 200, {"data": [{"status": "completed", "task_id": TASK, "url": LINK}]})
-    assert (status.state, status.job_id, status.pictures) == (JobState.DONE, TASK, (Picture(url=LINK),))
+    assert (status.state, status.job_id, status.images) == (JobState.DONE, TASK, (ResultImage(url=LINK),))
 
 
 @BOTH_SUBMITS
-def test_pictures_without_a_task_are_taken_whatever_the_status_word(call: Call[JobStatus]) -> None:
+def test_images_without_a_task_are_taken_whatever_the_status_word(call: Call[JobStatus]) -> None:
     assert read(call, 200, {"data": [{"status": "submitted", "url": LINK}]}).state is JobState.DONE
 
 
@@ -215,8 +215,8 @@ def test_pictures_without_a_task_are_taken_whatever_the_status_word(call: Call[J
     [{"b64_json": "iVBORw=="}, {"url": "data:image/png;base64,iVBORw=="}, {"b64_json": "iVBORw==", "url": LINK}],
     ids=["b64_json", "data uri", "both"],
 )
-def test_inline_pictures_are_taken_as_bytes(call: Call[JobStatus], image: Any) -> None:
-    assert read(call, 200, {"data": [image]}).pictures == (Picture(data=b"\x89PNG"),)
+def test_inline_images_are_taken_as_bytes(call: Call[JobStatus], image: Any) -> None:
+    assert read(call, 200, {"data": [image]}).images == (ResultImage(data=b"\x89PNG"),)
 
 
 @EVERYWHERE
@@ -244,7 +244,7 @@ def test_a_task_that_failed_at_once_is_refunded(call: Call[JobStatus]) -> None:
         b'{"data": [{"url": "ftp://host/x.png"}]}',
     ],
 )
-def test_a_200_that_names_neither_task_nor_picture_is_outcome_unknown(call: Call[JobStatus], body: bytes) -> None:
+def test_a_200_that_names_neither_task_nor_image_is_outcome_unknown(call: Call[JobStatus], body: bytes) -> None:
     error = outcome(call, 200, body)
     assert isinstance(error, OutcomeUnknownError)
     assert "ftp" not in str(error)
@@ -257,7 +257,7 @@ def test_a_finished_task_without_a_usable_link_is_polled(call: Call[JobStatus]) 
 
 
 @BOTH_SUBMITS
-def test_a_finished_picture_without_link_and_task_is_outcome_unknown_and_paid(call: Call[JobStatus]) -> None:
+def test_a_finished_image_without_link_and_task_is_outcome_unknown_and_paid(call: Call[JobStatus]) -> None:
     error = outcome(call, 200, {"data": [{"status": "succeeded", "url": "/imgs/1.jpg"}]})
     assert isinstance(error, OutcomeUnknownError)
     assert error.billed is Billed.YES
@@ -274,7 +274,7 @@ def test_every_other_status_word_is_running(word: str) -> None:
 @pytest.mark.parametrize("word", ["succeeded", "success", "completed", "Succeeded", "COMPLETED"])
 def test_every_word_of_success_is_done(word: str) -> None:
     status = read(poll(), 200, {"data": {"status": word, "result": {"images": [{"url": LINK}]}}})
-    assert (status.state, status.pictures) == (JobState.DONE, (Picture(url=LINK),))
+    assert (status.state, status.images) == (JobState.DONE, (ResultImage(url=LINK),))
 
 
 @pytest.mark.parametrize("word", ["failed", "error", "cancelled", "FAILED"])
@@ -306,7 +306,7 @@ def test_the_other_poll_shape_is_read_whole() -> None:
         "result": {"images": [{"url": [LINK]}]},
     }
     assert read(poll(), 200, {"code": 200, "data": task}) == JobStatus(
-        JobState.DONE, (Picture(url=LINK),), job_id=TASK, cost=0.0672, progress=100.0, expires_at=1782720096.0
+        JobState.DONE, (ResultImage(url=LINK),), job_id=TASK, cost=0.0672, progress=100.0, expires_at=1782720096.0
     )
 
 
@@ -335,14 +335,14 @@ def test_progress_is_read_as_number_or_text(said: Any, progress: float | None) -
     ids=repr,
 )
 def test_links_are_found_wherever_a_channel_puts_them(task: Any) -> None:
-    assert read(poll(), 200, {"data": {"status": "completed", **task}}).pictures == (Picture(url=LINK),)
-    assert read(poll(), 200, {"status": "completed", **task}).pictures == (Picture(url=LINK),)
+    assert read(poll(), 200, {"data": {"status": "completed", **task}}).images == (ResultImage(url=LINK),)
+    assert read(poll(), 200, {"status": "completed", **task}).images == (ResultImage(url=LINK),)
 
 
 def test_several_links_are_taken_each_once() -> None:
     images = [{"url": [LINK, LINK]}, {"url": "https://cdn.example/2.png"}]
     status = read(poll(), 200, {"data": {"status": "success", "result": {"images": images}}})
-    assert status.pictures == (Picture(url=LINK), Picture(url="https://cdn.example/2.png"))
+    assert status.images == (ResultImage(url=LINK), ResultImage(url="https://cdn.example/2.png"))
 
 
 def test_a_poll_in_the_sync_shape_is_done() -> None:
@@ -350,15 +350,15 @@ def test_a_poll_in_the_sync_shape_is_done() -> None:
 
 
 @pytest.mark.parametrize("result", [None, {}, {"images": []}, {"images": [{"url": []}]}, {"images": [{"url": ""}]}])
-def test_success_without_a_picture_is_no_picture(result: Any) -> None:
+def test_success_without_an_image_is_no_image(result: Any) -> None:
     status = read(poll(), 200, {"data": {"status": "completed", "result": result}})
     assert status.state is JobState.FAILED
-    assert isinstance(status.error, NoPictureError)
+    assert isinstance(status.error, NoImageError)
 
 
-def test_success_with_words_instead_of_a_picture_is_no_picture() -> None:
+def test_success_with_words_instead_of_an_image_is_no_image() -> None:
     status = read(poll(), 200, {"data": {"status": "completed", "result": "I would rather describe a fox."}})
-    assert isinstance(status.error, NoPictureError)
+    assert isinstance(status.error, NoImageError)
     assert status.error.gateway_message == "I would rather describe a fox."
 
 
@@ -662,7 +662,7 @@ def test_an_error_that_names_a_job_is_polled(call: Call[JobStatus], status: int,
 @pytest.mark.parametrize("status", [400, 429, 502])
 def test_an_error_that_holds_the_image_lands_it(call: Call[JobStatus], status: int) -> None:
     body = {"error": {"message": "late"}, "data": {"status": "succeeded", "result": {"images": [{"url": LINK}]}}}
-    assert read(call, status, body).pictures == (Picture(url=LINK),)
+    assert read(call, status, body).images == (ResultImage(url=LINK),)
     body = {"error": {"message": "bad input"}, "image_url": LINK}
     with pytest.raises(GeminiImageError):
         read(call, status, body)
@@ -700,14 +700,14 @@ def test_an_input_beside_a_failed_job_is_no_image_and_a_result_is() -> None:
     body = {"data": {"task_id": TASK, "status": "FAILURE", "images": ["https://shop.example/in.png"]}}
     assert read(poll(), 200, body).state is JobState.FAILED
     body["data"]["output"] = [LINK]
-    assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+    assert read(poll(), 200, body).images == (ResultImage(url=LINK),)
 
 
 @pytest.mark.parametrize("key", ["result", "results", "output", "outputs", "result_url"])
 @pytest.mark.parametrize("beside", ["image", "images", "image_url", "url"])
 def test_a_result_comes_before_an_input(key: str, beside: str) -> None:
     body = {"data": {"task_id": TASK, "status": "SUCCESS", beside: "https://shop.example/in.png", key: LINK}}
-    assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+    assert read(poll(), 200, body).images == (ResultImage(url=LINK),)
 
 
 INPUT = "https://shop.example/in.png"
@@ -738,13 +738,13 @@ def test_the_link_of_an_old_row_comes_before_what_may_be_an_input(beside: Any, k
         {"code": "success", "data": {"task_id": TASK, "status": "SUCCESS", key: LINK, **beside}},
         {"task_id": TASK, "status": "SUCCESS", key: LINK, **beside},
     ):
-        assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+        assert read(poll(), 200, body).images == (ResultImage(url=LINK),)
 
 
 def test_a_reason_beside_a_result_is_no_result() -> None:
     told = {"fail_reason": "see https://status.example/a.png", "result": {"images": [{"url": LINK}]}}
     body = {"data": {"task_id": TASK, "status": "SUCCESS", **told}}
-    assert read(poll(), 200, body).pictures == (Picture(url=LINK),)
+    assert read(poll(), 200, body).images == (ResultImage(url=LINK),)
 
 
 @pytest.mark.parametrize("call", [polled_with_input, submitted_with_input], ids=["poll", "submit"])
@@ -761,7 +761,7 @@ def test_a_reason_beside_a_result_is_no_result() -> None:
 )
 def test_an_input_that_an_answer_repeats_is_no_result(call: Callable[[], Call[JobStatus]], said: Any) -> None:
     body = {"data": {"task_id": TASK, "status": "SUCCESS", **said}}
-    assert read(call(), 200, body).pictures == (Picture(url=LINK),)
+    assert read(call(), 200, body).images == (ResultImage(url=LINK),)
 
 
 def test_a_job_that_names_its_input_alone_is_asked_for_the_link_again() -> None:

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import FromTask, Target, every_write, outcome, picture, returned
+from harness.attacks import FromTask, Target, every_write, image_bytes, outcome, returned
 from harness.forbidden import answer
 
 from airflow_provider_geminiimg.core.ledger.records import Ledger
@@ -104,7 +104,7 @@ def test_an_address_that_fsspec_reads_in_another_way_is_refused_before_anything_
 ) -> None:
     uri = TWO_READINGS[name]
     for key in ("/bucket/a.png", "/bucket/b.png", "/bucket/ab.png", "/bucket/a/b.png", "/other/a.png"):
-        put(key, picture())
+        put(key, image_bytes())
     before = dict(store)
     target.refused_unsent(target.generate(output_path="{{ params.given }}", file_name="fox", given=uri), "output_path")
     target.refused_unsent(target.edit(f"{uri}.png"), "image")
@@ -116,7 +116,7 @@ def test_such_an_address_is_refused_wherever_an_input_comes_from(
     target: Target, store: dict[str, Any], name: str
 ) -> None:
     uri = TWO_READINGS[name]
-    put("/bucket/a", picture())
+    put("/bucket/a", image_bytes())
     for more in ({"image": FromTask({"images": [{"uri": uri}]})}, {"image": "/x.png", "reference_images": [uri]}):
         assert "image" in str(target.refused_unsent(target.run_as(GeminiImageEditOperator, **more), ""))
     wait = {"job_id": "job-1", "geminiimg_conn_id": target.conn_id, "output_path": uri, "timeout": 5.0}
@@ -223,13 +223,13 @@ def test_what_is_written_through_fsspec_lies_at_the_very_key_of_its_uri(
 def test_a_destination_that_was_changed_by_hand_gets_nothing_written_elsewhere(
     target: Target, store: dict[str, Any], uri: str, how: str
 ) -> None:
-    target.pictures.routes["/p.png"] = answer(body=b"<svg/>")
+    target.images.routes["/p.png"] = answer(body=b"<svg/>")
     target.polls_answer(target.link(), times=2)
     run = target.generate(output_path=OUT, file_name="fox", retries=0)
     assert run.state == "failed"
     [record] = target.root.glob("ledger/**/1.json")
     record.write_text(record.read_text().replace(json.dumps(OUT), json.dumps(uri)))
-    target.pictures.routes["/p.png"] = answer(body=picture())
+    target.images.routes["/p.png"] = answer(body=image_bytes())
     before = dict(store)
     if how == "collect":
         os.utime(record, (1e9, 1e9))  # whoever it belonged to is long gone
@@ -250,7 +250,7 @@ REFUSED_NOW = [("disk", "sale: red"), ("store", "a::b"), ("store", "a?b")]
 
 def paid_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch, out: str, name: str) -> Run:
     """A task of an earlier version, whose image is paid for and has not landed, under a name that was allowed then."""
-    target.pictures.routes["/p.png"] = answer(body=b"<svg/>")
+    target.images.routes["/p.png"] = answer(body=b"<svg/>")
     target.polls_answer(target.link(), times=2)
     with monkeypatch.context() as then:
         then.setattr(arguments, "_WINDOWS_CHARACTERS", "\0")
@@ -258,7 +258,7 @@ def paid_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch, 
         then.setattr(object_storage, "_is_at", lambda *_: True)
         run = target.generate(output_path=out, file_name="{{ params.given }}", given=name, retries=0)
     assert (run.state, [record.state for record in target.records()]) == ("failed", ["submitted"]), run.log
-    target.pictures.routes["/p.png"] = answer(body=picture())
+    target.images.routes["/p.png"] = answer(body=image_bytes())
     return run
 
 
@@ -269,7 +269,7 @@ def test_what_was_paid_for_under_a_name_that_is_refused_now_lands_on_a_retry(
     run = paid_before_it_was_refused(target, monkeypatch, str(out), "sale: red")
     run.retry("made")
     assert run.state == "success", run.log
-    assert (out / "sale: red.png").read_bytes() == picture()
+    assert (out / "sale: red.png").read_bytes() == image_bytes()
     assert len(target.sandbox.ledger()) == 1
 
 
@@ -330,7 +330,7 @@ def test_another_image_at_an_address_that_is_refused_now_is_not_copied(
 ) -> None:
     run, _, _ = landed_before_it_was_refused(target, monkeypatch, out)
     [key] = [key for key in store if key.endswith("/fox.png")]
-    put(key, picture())
+    put(key, image_bytes())
     error = outcome(run.clear("made", dag=target.dag(output_path=OUT, file_name="fox")))
     assert "is not the one that landed" in str(error)
     assert "/bucket/out/fox.png" not in store
@@ -346,9 +346,9 @@ def test_an_image_at_an_address_that_leads_elsewhere_is_not_looked_for_and_not_b
     before = dict(store)
     run.clear("made", dag=target.dag(output_path=OUT, file_name="fox", retries=0) if moved else dag)
     error = outcome(run)
-    assert "Can't tell whether the picture of record" in str(error)
+    assert "Can't tell whether the image of record" in str(error)
     assert (error.billed, "copy the file by hand" in error.hint) == (Billed.YES, True)
-    assert "Can't look at a picture that landed: uri: " in run.log
+    assert "Can't look at an image that landed: uri: " in run.log
     assert store == before
     assert [path.read_text() for path in target.root.glob("ledger/**/*.json")] == [record]
     assert len(target.sandbox.ledger()) == 1

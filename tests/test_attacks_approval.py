@@ -39,12 +39,12 @@ EVIL = manifest("evil.png", key_of(map_index=9))
 ASSIGNED = {"id": "admin", "name": "admin"}
 
 
-def reviewing(pictures: Any, **arguments: Any) -> DAG:
+def reviewing(images: Any, **arguments: Any) -> DAG:
     with DAG("look") as dag:
 
         @task
         def drafts() -> Any:
-            return pictures
+            return images
 
         review = GeminiImageReviewOperator(task_id="review", subject="Which?", images=drafts(), **arguments)
 
@@ -58,11 +58,11 @@ def reviewing(pictures: Any, **arguments: Any) -> DAG:
 
 @pytest.fixture
 def ask(airflow: AirflowHarness, local_root: str) -> Callable[..., Run]:
-    """Run such a DAG, with pictures that have landed, until it waits for a person."""
+    """Run such a DAG, with images that have landed, until it waits for a person."""
 
-    def start(pictures: Any = ABC, **arguments: Any) -> Run:
+    def start(images: Any = ABC, **arguments: Any) -> Run:
         land(local_root, [*ABC, EVIL])
-        return airflow.run_dag(reviewing(pictures, **arguments))
+        return airflow.run_dag(reviewing(images, **arguments))
 
     return start
 
@@ -147,7 +147,7 @@ def test_an_xcom_that_is_removed_while_a_person_is_asked_lets_nothing_go_on(
     refused(run.go_on(), "XCom")
 
 
-def test_a_retry_after_an_edit_asks_about_the_pictures_again_and_they_go_on(
+def test_a_retry_after_an_edit_asks_about_the_images_again_and_they_go_on(
     ask: Callable[..., Run], people: People
 ) -> None:
     run = ask(retries=1, retry_delay=dt.timedelta(0))
@@ -160,9 +160,7 @@ def test_a_retry_after_an_edit_asks_about_the_pictures_again_and_they_go_on(
     assert run.go_on().task("after").value == ABC, run.log
 
 
-def test_mapped_reviews_are_bound_to_their_own_pictures(
-    airflow: AirflowHarness, people: People, local_root: str
-) -> None:
+def test_mapped_reviews_are_bound_to_their_own_images(airflow: AirflowHarness, people: People, local_root: str) -> None:
     land(local_root, [*ABC, EVIL])
     with DAG("look") as dag:
         mapped = GeminiImageReviewOperator.partial(task_id="review", subject="Good?", trigger_rule="all_done")

@@ -1,7 +1,7 @@
-"""Bodies that have no end, that claim to be larger than they are, or that are no pictures.
+"""Bodies that have no end, that claim to be larger than they are, or that are no images.
 
 Each attack goes through an operator. What must stay true of each: time and memory have an end, nothing but the bytes of
-a picture is stored, and a picture that was paid for is still there for the next attempt.
+an image is stored, and an image that was paid for is still there for the next attempt.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, answers, outcome, picture, returned
+from harness.attacks import Target, answers, image_bytes, outcome, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 
 from airflow_provider_geminiimg.core.catalog.lookup import default_model, lookup
 from airflow_provider_geminiimg.core.gateways.apimaster import ASYNC_READ_TIMEOUT
-from airflow_provider_geminiimg.core.gateways.results import MAX_PICTURES
+from airflow_provider_geminiimg.core.gateways.results import MAX_IMAGES
 from airflow_provider_geminiimg.core.http import exchange
 from airflow_provider_geminiimg.core.purchase import fetching, inputs
 from airflow_provider_geminiimg.exceptions import BadRequestError, OutcomeUnknownError, StorageError
@@ -47,7 +47,7 @@ def never(piece: bytes) -> Route:
 
 def result(target: Target, route: Route) -> Any:
     """A run whose result is what the hostile host answers; only the next attempt gets the true one."""
-    target.pictures.routes["/p.png"] = route
+    target.images.routes["/p.png"] = route
     target.polls_answer(target.link())
     return target.generate()
 
@@ -61,10 +61,10 @@ def test_a_result_without_an_end_is_cut_at_the_limit(
     target: Target, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
     monkeypatch.setattr(fetching, "MAX_IMAGE_BYTES", 1_000_000)
-    run = result(target, target.pictures.pour(start * 1000))
+    run = result(target, target.images.pour(start * 1000))
     target.kept(run, "larger than the 1000000 bytes")
-    assert len(target.pictures.requests) == 1
-    assert target.pictures.sent < MUCH
+    assert len(target.images.requests) == 1
+    assert target.images.sent < MUCH
     target.lands(run.retry())
 
 
@@ -88,7 +88,7 @@ def test_a_result_that_only_trickles_is_given_up_in_time(target: Target, monkeyp
 
     def trickle(handler: BaseHTTPRequestHandler) -> None:
         asked.append(handler.path)
-        target.pictures.pour(b"x", 0.02)(handler)
+        target.images.pour(b"x", 0.02)(handler)
 
     with monkeypatch.context() as patch:
         patch.setattr(fetching, "DOWNLOAD_SECONDS", 0.3)
@@ -100,7 +100,7 @@ def test_a_result_that_only_trickles_is_given_up_in_time(target: Target, monkeyp
 
 @ONE_GATEWAY
 def test_a_result_that_breaks_off_does_not_land(target: Target) -> None:
-    whole = picture()
+    whole = image_bytes()
     run = result(target, answer(body=whole[:-100], Content_Length=str(len(whole))))
     target.kept(run, "broke off after")
     target.lands(run.retry())
@@ -115,15 +115,15 @@ def test_a_result_that_is_a_gzip_bomb_is_not_unpacked(target: Target) -> None:
 
 @ONE_GATEWAY
 def test_an_input_without_an_end_is_cut_at_the_limit(target: Target) -> None:
-    target.pictures.routes["/p.png"] = target.pictures.pour(b"x" * 65_536)
+    target.images.routes["/p.png"] = target.images.pour(b"x" * 65_536)
     target.refused_unsent(target.edit(target.link()), "larger than the 7000000 bytes")
-    assert target.pictures.sent < MUCH
+    assert target.images.sent < MUCH
 
 
 @ONE_GATEWAY
 def test_an_input_that_only_trickles_is_given_up_in_time(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "DOWNLOAD_SECONDS", 0.3)
-    target.pictures.routes["/p.png"] = target.pictures.pour(b"x", 0.02)
+    target.images.routes["/p.png"] = target.images.pour(b"x", 0.02)
     error = target.refused_unsent(target.edit(target.link()), "took longer than 0.3 s")
     assert isinstance(error, StorageError)
     assert error.retryable
@@ -137,7 +137,7 @@ def test_an_input_that_is_a_device_is_not_read(target: Target, device: str) -> N
 
 @ONE_GATEWAY
 def test_an_input_that_is_a_gzip_bomb_is_not_unpacked(target: Target) -> None:
-    target.pictures.routes["/p.png"] = answer(body=gzip.compress(bytes(100_000_000)), Content_Encoding="gzip")
+    target.images.routes["/p.png"] = answer(body=gzip.compress(bytes(100_000_000)), Content_Encoding="gzip")
     target.refused_unsent(target.edit(target.link()), "encoded although that was refused")
 
 
@@ -218,18 +218,18 @@ def test_a_submit_that_is_answered_in_a_trickle_is_given_up_in_time_and_never_se
     assert len(api.requests) == 1
 
 
-def test_an_answer_that_names_thousands_of_pictures_fills_no_disk(target: Target, api: Host) -> None:
+def test_an_answer_that_names_thousands_of_images_fills_no_disk(target: Target, api: Host) -> None:
     links = [f"{api.url}/p.png?{number}" for number in range(5_000)]
     both = done(links[0], *links)
     both["data"]["result"]["images"] = [{"url": link} for link in links]
     answers(api, poll=answer(body=json.dumps(both).encode(), Content_Type="application/json"))
     run = target.generate()
-    assert len(returned(run)["images"]) == MAX_PICTURES
-    assert len([path for path, _ in api.requests if path.startswith("/p.png")]) == MAX_PICTURES
+    assert len(returned(run)["images"]) == MAX_IMAGES
+    assert len([path for path, _ in api.requests if path.startswith("/p.png")]) == MAX_IMAGES
 
 
 @pytest.mark.parametrize("further", ["inwards", "gone", "HTML", "busy"])
-def test_a_further_picture_that_can_not_be_fetched_does_not_keep_the_first_from_landing(
+def test_a_further_image_that_can_not_be_fetched_does_not_keep_the_first_from_landing(
     target: Target, api: Host, further: str
 ) -> None:
     api.routes |= {"/gone": answer(404), "/HTML": answer(body=b"<html>"), "/busy": answer(503)}
@@ -242,12 +242,12 @@ def test_a_further_picture_that_can_not_be_fetched_does_not_keep_the_first_from_
     answers(api, poll=as_json(both))
     run = target.generate()
     [image] = returned(run)["images"]
-    assert Path(image["uri"].removeprefix("file://")).read_bytes() == picture()
-    assert "A further picture of record" in run.log
+    assert Path(image["uri"].removeprefix("file://")).read_bytes() == image_bytes()
+    assert "A further image of record" in run.log
     assert [record.state for record in target.records()] == ["landed"]
 
 
-# What is no picture
+# What is no image
 
 
 def png(width: int, height: int) -> bytes:
@@ -259,7 +259,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    data = bytearray(picture(kind="JPEG"))
+    data = bytearray(image_bytes(kind="JPEG"))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", height, width)
     return bytes(data)
@@ -278,7 +278,7 @@ HUGE = {
     "webp": webp(100_000, 100_000),
 }
 SCRIPT = b"<html><script>alert(1)</script></html>"
-NO_PICTURES = {
+NO_IMAGES = {
     "nothing": (b"", "empty"),
     "HTML": (b"<!DOCTYPE html>" + SCRIPT, "an HTML page"),
     "HTML after a byte order mark": (b"\xef\xbb\xbf  " + SCRIPT, "an HTML page"),
@@ -316,9 +316,9 @@ def test_an_input_that_claims_to_be_huge_is_refused_before_anything_is_sent(targ
 
 
 @ONE_GATEWAY
-@pytest.mark.parametrize("name", NO_PICTURES)
-def test_a_result_that_only_calls_itself_a_picture_does_not_land(target: Target, name: str) -> None:
-    body, said = NO_PICTURES[name]
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_a_result_that_only_calls_itself_an_image_does_not_land(target: Target, name: str) -> None:
+    body, said = NO_IMAGES[name]
     run = result(target, answer(body=body, Content_Type="image/png"))
     error = target.kept(run, said)
     assert "alert(1)" not in str(error)
@@ -326,11 +326,9 @@ def test_a_result_that_only_calls_itself_a_picture_does_not_land(target: Target,
 
 
 @ONE_GATEWAY
-@pytest.mark.parametrize("name", NO_PICTURES)
-def test_an_input_that_only_calls_itself_a_picture_is_refused_before_anything_is_sent(
-    target: Target, name: str
-) -> None:
-    body, said = NO_PICTURES[name]
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_an_input_that_only_calls_itself_an_image_is_refused_before_anything_is_sent(target: Target, name: str) -> None:
+    body, said = NO_IMAGES[name]
     (target.folder / "in.png").write_bytes(body)
     target.refused_unsent(target.edit(str(target.folder / "in.png")), said)
 
@@ -338,26 +336,30 @@ def test_an_input_that_only_calls_itself_a_picture_is_refused_before_anything_is
 COMMENT = b"\xff\xfe" + struct.pack(">H", 2 + len(SCRIPT)) + SCRIPT
 TEXT = b"tEXtComment\0<?php system($_GET['c']); ?>"
 POLYGLOTS = {
-    "PNG and HTML": (picture() + SCRIPT, "png", "image/png"),
-    "PNG and ZIP": (picture() + b"PK\x05\x06" + bytes(18), "png", "image/png"),
+    "PNG and HTML": (image_bytes() + SCRIPT, "png", "image/png"),
+    "PNG and ZIP": (image_bytes() + b"PK\x05\x06" + bytes(18), "png", "image/png"),
     "PNG and PHP": (
-        picture()[:33] + struct.pack(">I", len(TEXT) - 4) + TEXT + struct.pack(">I", zlib.crc32(TEXT)) + picture()[33:],
+        image_bytes()[:33]
+        + struct.pack(">I", len(TEXT) - 4)
+        + TEXT
+        + struct.pack(">I", zlib.crc32(TEXT))
+        + image_bytes()[33:],
         *("png", "image/png"),
     ),
-    "JPEG and HTML": (picture(kind="JPEG")[:2] + COMMENT + picture(kind="JPEG")[2:], "jpg", "image/jpeg"),
-    "WebP and HTML": (picture(kind="WEBP") + SCRIPT, "webp", "image/webp"),
+    "JPEG and HTML": (image_bytes(kind="JPEG")[:2] + COMMENT + image_bytes(kind="JPEG")[2:], "jpg", "image/jpeg"),
+    "WebP and HTML": (image_bytes(kind="WEBP") + SCRIPT, "webp", "image/webp"),
 }
 
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", POLYGLOTS)
-def test_a_picture_that_is_something_else_too_lands_as_a_picture_and_as_nothing_else(
+def test_an_image_that_is_something_else_too_lands_as_an_image_and_as_nothing_else(
     target: Target, s3: str, name: str
 ) -> None:
     import boto3
 
     body, extension, media_type = POLYGLOTS[name]
-    target.pictures.routes["/page.html"] = answer(body=body, Content_Type="text/html")
+    target.images.routes["/page.html"] = answer(body=body, Content_Type="text/html")
     target.polls_answer(target.link("/page.html"))
     run = target.generate(output_path=f"{s3}/out", file_name="page.html")
     [image] = returned(run)["images"]

@@ -106,7 +106,7 @@ LINK = "/p.png?X-Amz-Signature=SECRET"
 
 def hostile(target: Target, name: str, times: int = 1) -> None:
     """Let the next polls name a link at a host that answers so."""
-    target.pictures.routes["/p.png"] = HOSTS[name]
+    target.images.routes["/p.png"] = HOSTS[name]
     target.polls_answer(target.link(LINK), times=times)
 
 
@@ -120,7 +120,7 @@ def holds_nothing_secret(run: Run) -> None:
     assert "SECRET" not in run.log
 
 
-# One picture
+# One image
 
 
 @ONE_GATEWAY
@@ -169,7 +169,7 @@ def test_a_deferred_task_and_a_sensor_end_in_an_outcome_too(target: Target, name
 def test_a_result_without_a_job_whose_host_breaks_a_parser_is_noted_and_bought_again_only_when_told(
     target: Target,
 ) -> None:
-    target.pictures.routes["/p.png"] = HOSTS["a redirect to Punycode of nothing"]
+    target.images.routes["/p.png"] = HOSTS["a redirect to Punycode of nothing"]
     link = target.link(LINK)
     body = {"aiRecord": {"status": "SUCCESS", "temporaryUrl": link}, "data": [{"url": link}]}
     target.sandbox.faults(route=f"{target.conn_id}.submit", body=body, charge="after")
@@ -214,7 +214,7 @@ def test_what_nobody_foresaw_before_the_payment_is_an_outcome_too_and_buys_nothi
 
 
 def _breaking(raised: Exception, when: Callable[[], bool] = lambda: True) -> Callable[..., int]:
-    """An `os.open` that raises so where something is to be written beside the pictures."""
+    """An `os.open` that raises so where something is to be written beside the images."""
     usual = os.open
 
     def broken(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
@@ -235,7 +235,7 @@ def _breaking_after_the_payment(target: Target, raised: Exception) -> Callable[.
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", HOSTS)
 def test_an_input_whose_host_breaks_a_parser_is_refused_before_anything_is_sent(target: Target, name: str) -> None:
-    target.pictures.routes["/p.png"] = HOSTS[name]
+    target.images.routes["/p.png"] = HOSTS[name]
     run = target.edit(target.link(LINK))
     target.refused_unsent(run, "image=")
     assert "SECRET" not in run.log.partition("Updating RenderedTaskInstanceFields")[2]
@@ -254,7 +254,7 @@ def test_an_input_address_that_breaks_a_parser_is_one_clear_error(target: Target
 def test_an_upload_that_is_redirected_to_nowhere_costs_nothing_and_says_so(
     target: Target, name: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "in.png").write_bytes(attacks.picture())
+    (tmp_path / "in.png").write_bytes(attacks.image())
     target.sandbox.faults(route="onemin.upload", status=307, headers={"Location": NOWHERE[name]})
     run = target.edit(str(tmp_path / "in.png"))
     error = outcome(run)
@@ -275,7 +275,7 @@ def test_a_submit_that_is_redirected_to_nowhere_is_an_unknown_outcome_and_never_
     holds_nothing_secret(run)
 
 
-# Many pictures
+# Many images
 
 
 def _lines(target: Target) -> list[dict[str, Any]]:
@@ -345,7 +345,7 @@ SPOILT: dict[str, dict[str, Any]] = {
 
 
 def _left_behind(target: Target, count: int) -> None:
-    """Leave jobs behind that were paid for, and whose pictures wait at the gateway."""
+    """Leave jobs behind that were paid for, and whose images wait at the gateway."""
     with DAG("attacked", schedule=None) as dag:
         for number in range(count):
             GeminiImageGenerateOperator(**target.arguments({"task_id": f"made-{number}"}))

@@ -1,7 +1,7 @@
 """Fences: `[geminiimg] allowed_roots` against symbolic links, other connections, and addresses that look alike.
 
 Each attack goes through an operator. What must stay true of each: nothing outside is read, written or connected to, and
-a picture that was paid for is still there for the next attempt.
+an image that was paid for is still there for the next attempt.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import FromTask, Target, every_write, outcome, picture
+from harness.attacks import FromTask, Target, every_write, image_bytes, outcome
 from harness.forbidden import Forbidden, answer
 
 from airflow_provider_geminiimg.exceptions import Billed
@@ -24,11 +24,11 @@ ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["onemin"], indirect=
 
 @pytest.fixture
 def inside(target: Target, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The one folder that is allowed. Beside it lies a secret picture."""
+    """The one folder that is allowed. Beside it lies a secret image."""
     folder = target.folder / "inside"
     folder.mkdir()
     (target.folder / "outside").mkdir()
-    (target.folder / "outside" / "secret.png").write_bytes(picture())
+    (target.folder / "outside" / "secret.png").write_bytes(image_bytes())
     roots = f"{folder}, s3://bucket/allowed, s3://ours@bucket/allowed, https://pictures.test/allowed"
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ALLOWED_ROOTS", roots)
     return folder
@@ -75,9 +75,9 @@ def test_a_symbolic_link_that_appears_while_the_job_runs_is_not_written_through(
     def plant(handler: BaseHTTPRequestHandler) -> None:
         for end in ("png", "json"):
             (inside / f"fox.{end}").symlink_to(target.folder / "outside" / f"planted.{end}")
-        answer(body=picture())(handler)
+        answer(body=image_bytes())(handler)
 
-    target.pictures.routes["/p.png"] = plant
+    target.images.routes["/p.png"] = plant
     target.polls_answer(target.link())
     run = target.generate(output_path=str(inside), file_name="fox")
     assert {path.name for path in (target.folder / "outside").iterdir()} == {"secret.png"}
@@ -99,9 +99,9 @@ def test_a_folder_that_becomes_a_symbolic_link_while_the_job_runs_is_not_written
     def swap(handler: BaseHTTPRequestHandler) -> None:
         (inside / "out").rename(inside / "moved")
         (inside / "out").symlink_to(target.folder / "outside")
-        answer(body=picture())(handler)
+        answer(body=image_bytes())(handler)
 
-    target.pictures.routes["/p.png"] = swap
+    target.images.routes["/p.png"] = swap
     target.polls_answer(target.link())
     run = target.generate(output_path=str(inside / "out"), file_name="fox")
     error = outcome(run)
@@ -172,7 +172,7 @@ def test_no_other_connection_bucket_or_prefix_passes_for_an_allowed_root(target:
     target.refused_unsent(target.edit(uri), "image")
     target.refused_unsent(target.edit(FromTask({"images": [{"uri": uri}]})), "image")
     target.refused_unsent(target.generate(output_path=uri.rpartition("/")[0], file_name="p"), "output_path")
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
 
 
 @ONE_GATEWAY
@@ -181,12 +181,12 @@ def test_escapes_and_parameters_that_lead_nowhere_else_are_fetched_as_they_are(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AIRFLOW__GEMINIIMG__ALLOWED_ROOTS")
-    target.pictures.otherwise = answer(body=picture())
+    target.images.otherwise = answer(body=image_bytes())
     paths = ("/allowed/100%25/p.png", "/allowed/a;b=..c/p.png", "/allowed/%252f/..p/...%20x/p.png", "/a%2520b/p..png")
     for path in paths:
         run = target.edit(target.link(f"{path}?sig=..%2f..%2f%00"))
         assert run.state == "success", run.log
-    assert [path.partition("?")[0] for path, _ in target.pictures.requests] == list(paths)
+    assert [path.partition("?")[0] for path, _ in target.images.requests] == list(paths)
 
 
 @ONE_GATEWAY
@@ -197,7 +197,7 @@ def test_a_record_that_was_changed_by_hand_reads_nothing_outside_the_allowed_roo
     [record] = target.root.glob("ledger/**/1.json")
     record.write_text(record.read_text().replace(f"{inside}/fox.png", f"{target.folder}/outside/secret.png"))
     error = outcome(run.clear("made", dag=target.dag(output_path=str(inside), file_name="copy")))
-    assert "Can't tell whether the picture" in str(error)
+    assert "Can't tell whether the image" in str(error)
     assert error.billed is Billed.YES
     assert OUTSIDE in run.log
     assert not (inside / "copy.png").exists()

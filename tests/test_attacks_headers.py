@@ -1,4 +1,4 @@
-"""Pictures whose headers have no end, or that decoders stumble over: in tasks, and in the gallery.
+"""Images whose headers have no end, or that decoders stumble over: in tasks, and in the gallery.
 
 What must stay true of each: it lands, as it came and paid for once; no event loop stands still for it; who looks at it
 does not make the server follow its header again.
@@ -19,7 +19,7 @@ import pytest
 import test_gallery
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, outcome, picture, returned
+from harness.attacks import Target, image_bytes, outcome, returned
 from harness.forbidden import answer
 from harness.hostile_images import BOMBS, LONG, SIZE, UNKNOWN_SIZE, plain
 from PIL import Image
@@ -58,8 +58,8 @@ def stalls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def result(target: Target, data: bytes) -> None:
-    """Let the next job end with this picture."""
-    target.pictures.routes["/p.png"] = answer(body=data)
+    """Let the next job end with this image."""
+    target.images.routes["/p.png"] = answer(body=data)
     target.polls_answer(target.link())
 
 
@@ -108,7 +108,7 @@ def test_such_an_input_is_read_and_no_loop_stands_still(target: Target, stalls: 
 def test_an_input_whose_size_can_not_be_told_is_refused_before_anything_is_sent(target: Target) -> None:
     path = target.folder / "in.jpg"
     path.write_bytes(LONG["JPEG, empty segments"](6_900_000))
-    target.refused_unsent(target.edit(str(path)), "How large the picture is can't be told")
+    target.refused_unsent(target.edit(str(path)), "How large the image is can't be told")
 
 
 @ONE_GATEWAY
@@ -118,7 +118,7 @@ def test_a_result_whose_size_can_not_be_told_is_a_mismatch_and_is_never_bought_a
     run = target.generate(aspect_ratio="16:9", on_mismatch="fail")
     error = outcome(run)
     assert isinstance(error, MismatchError)
-    assert "How large the picture is can't be told; 16:9" in str(error)
+    assert "How large the image is can't be told; 16:9" in str(error)
     [record] = target.records()
     check(target, (record.manifest or {})["images"][0], data)
     assert record.state == "landed"
@@ -128,7 +128,7 @@ def test_a_result_whose_size_can_not_be_told_is_a_mismatch_and_is_never_bought_a
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_picture_that_decoders_stumble_over_lands_and_has_a_thumbnail(target: Target, name: str) -> None:
+def test_an_image_that_decoders_stumble_over_lands_and_has_a_thumbnail(target: Target, name: str) -> None:
     data = BOMBS[name]()
     result(target, data)
     run = target.generate()
@@ -156,18 +156,18 @@ def measured(get: Callable[..., Any], path: str, **more: Any) -> tuple[Any, floa
     "name", ["PNG, empty chunks", "JPEG, empty segments", "JPEG, fill bytes", "WebP, empty chunks"]
 )
 @pytest.mark.parametrize("changed", [False, True], ids=["as it landed", "changed since"])
-def test_who_looks_at_such_a_picture_costs_the_server_no_more_than_to_read_it(
+def test_who_looks_at_such_an_image_costs_the_server_no_more_than_to_read_it(
     target: Target, get: Callable[..., Any], name: str, changed: bool
 ) -> None:
     data = LONG[name](LARGEST)
-    result(target, picture() if changed else data)
+    result(target, image_bytes() if changed else data)
     manifest = returned(target.generate())
     Path(manifest["images"][0]["uri"].removeprefix("file://")).write_bytes(data)
-    [item] = get("api/dags/attacked/runs/run-1/pictures").json()["items"]
+    [item] = get("api/dags/attacked/runs/run-1/images").json()["items"]
     assert item["images"][0]["sha256"] == manifest["images"][0]["sha256"]
     for thumb in target.root.glob("thumbs/**/*.webp"):
-        thumb.unlink()  # so that the picture itself comes in its place
-    at = address_of(manifest["record"]).picture(0).removeprefix("f/")
+        thumb.unlink()  # so that the image itself comes in its place
+    at = address_of(manifest["record"]).image(0).removeprefix("f/")
     for path in (f"f/{at}", f"thumbs/{at}"):
         whole, seconds = measured(get, path)
         if changed:  # what took the place of an image is not shown for it

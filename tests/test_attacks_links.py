@@ -1,7 +1,7 @@
 """Links that lead where they must not: named by a gateway, a redirect, a name server, or an upstream task.
 
 Each attack goes through an operator. What must stay true of each: nobody inside is connected to, the key leaves for
-nobody but the API's own host, and a picture that was paid for is still there for the next attempt.
+nobody but the API's own host, and an image that was paid for is still there for the next attempt.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import OTHER, PICTURES, FromTask, Target, outcome
+from harness.attacks import IMAGES, OTHER, FromTask, Target, outcome
 from harness.forbidden import PUBLIC, answer
 
 from airflow_provider_geminiimg.exceptions import (
@@ -74,7 +74,7 @@ def inwards(target: Target, name: str) -> str:
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", INWARDS)
-def test_a_result_link_that_leads_inwards_is_not_followed_and_the_picture_not_lost(target: Target, name: str) -> None:
+def test_a_result_link_that_leads_inwards_is_not_followed_and_the_image_not_lost(target: Target, name: str) -> None:
     target.polls_answer(inwards(target, name))
     run = target.generate()
     error = target.kept(run, NOT_FOLLOWED)
@@ -128,11 +128,11 @@ ODD_RESULTS = {
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", ODD_RESULTS)
-def test_an_odd_result_link_is_not_followed_and_the_picture_not_lost(target: Target, name: str) -> None:
+def test_an_odd_result_link_is_not_followed_and_the_image_not_lost(target: Target, name: str) -> None:
     target.polls_answer(ODD_RESULTS[name].format(port=target.forbidden.port))
     run = target.generate()
     target.kept(run, "The link")
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
     target.lands(run.retry())
 
 
@@ -158,10 +158,10 @@ def test_a_result_with_another_scheme_is_no_link_and_is_asked_for_again(target: 
 
 @pytest.mark.parametrize("body", [b"<html><script>alert(1)</script>", b"<svg onload='alert(1)'/>"], ids=["html", "svg"])
 @pytest.mark.parametrize("media_type", ["image/png", "text/html"])
-def test_a_data_uri_that_holds_no_picture_does_not_land(target: Target, body: bytes, media_type: str) -> None:
+def test_a_data_uri_that_holds_no_image_does_not_land(target: Target, body: bytes, media_type: str) -> None:
     target.polls_answer(f"data:{media_type};base64,{base64.b64encode(body).decode()}")
     run = target.generate()
-    target.kept(run, "not a PNG, JPEG or WebP picture")
+    target.kept(run, "not a PNG, JPEG or WebP image")
     target.lands(run.retry())
 
 
@@ -194,7 +194,7 @@ def test_a_sensor_follows_no_link_inwards_either(target: Target) -> None:
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", SOME)
-def test_a_download_that_is_redirected_inwards_is_not_followed_and_the_picture_not_lost(
+def test_a_download_that_is_redirected_inwards_is_not_followed_and_the_image_not_lost(
     target: Target, name: str
 ) -> None:
     target.sandbox.faults(route="download", status=302, headers={"Location": inwards(target, name)})
@@ -216,7 +216,7 @@ def test_a_download_that_is_redirected_to_an_odd_link_is_not_followed(target: Ta
 @ONE_GATEWAY
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/p.png", "gopher://127.0.0.1/", "data:,x"])
 def test_a_download_that_is_redirected_to_another_scheme_is_not_followed(target: Target, location: str) -> None:
-    target.pictures.routes["/p.png"] = answer(302, b"", Location=location)
+    target.images.routes["/p.png"] = answer(302, b"", Location=location)
     target.polls_answer(target.link())
     run = target.generate()
     target.kept(run, "The link is not an https address")
@@ -224,11 +224,11 @@ def test_a_download_that_is_redirected_to_another_scheme_is_not_followed(target:
 
 
 def test_redirects_that_go_round_in_circles_end(target: Target) -> None:
-    target.pictures.routes["/p.png"] = answer(302, b"", Location=target.link(name=OTHER))
+    target.images.routes["/p.png"] = answer(302, b"", Location=target.link(name=OTHER))
     target.polls_answer(target.link())
     run = target.generate()
     target.kept(run, "from one redirect to the next")
-    assert len(target.pictures.requests) == 6
+    assert len(target.images.requests) == 6
     target.lands(run.retry())
 
 
@@ -239,11 +239,11 @@ def test_neither_key_nor_cookie_follows_a_download_to_another_host(target: Targe
     first = {"Location": target.link("/a"), "Set-Cookie": "session=SECRET; Domain=pictures.test; Path=/"}
     target.sandbox.faults(route="download", status=302, headers=first)
     target.sandbox.faults(route=f"{target.conn_id}.status", headers={"Set-Cookie": "session=SECRET"}, times=2)
-    target.pictures.routes["/a"] = answer(302, b"", Location=target.link("/p.png", OTHER), Set_Cookie="session=SECRET")
-    target.pictures.routes["/p.png"] = answer(body=attacks.picture())
+    target.images.routes["/a"] = answer(302, b"", Location=target.link("/p.png", OTHER), Set_Cookie="session=SECRET")
+    target.images.routes["/p.png"] = answer(body=attacks.image())
     assert target.generate().state == "success"
-    assert [path for path, _ in target.pictures.requests] == ["/a", "/p.png"]
-    assert all(set(headers) == PLAIN for _, headers in target.pictures.requests)
+    assert [path for path, _ in target.images.requests] == ["/a", "/p.png"]
+    assert all(set(headers) == PLAIN for _, headers in target.images.requests)
     assert [call["with_key"] for call in target.sandbox.calls("download")] == [False]
 
 
@@ -259,13 +259,13 @@ def test_a_submit_that_is_redirected_takes_the_key_nowhere_and_is_never_sent_aga
     run = target.generate()
     for again in (lambda: run, lambda: run.retry("made")):
         assert type(outcome(again())) is kind
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
     assert len(target.sandbox.ledger()) == 1
 
 
 @pytest.mark.parametrize("status", [302, 307])
 @pytest.mark.parametrize("to", ["inside", "outside"])
-def test_a_poll_that_is_redirected_takes_the_key_nowhere_and_the_picture_is_not_lost(
+def test_a_poll_that_is_redirected_takes_the_key_nowhere_and_the_image_is_not_lost(
     target: Target, status: int, to: str
 ) -> None:
     location = target.forbidden.url if to == "inside" else target.link()
@@ -273,19 +273,19 @@ def test_a_poll_that_is_redirected_takes_the_key_nowhere_and_the_picture_is_not_
     target.sandbox.faults(times=5, **fault)
     run = target.generate()
     target.kept(run, "could not be asked about", noted=False)
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
     target.lands(run.retry())
 
 
 @ONE_GATEWAY
-def test_an_upload_that_is_redirected_takes_neither_key_nor_picture_anywhere(target: Target, tmp_path: Path) -> None:
-    (tmp_path / "in.png").write_bytes(attacks.picture())
+def test_an_upload_that_is_redirected_takes_neither_key_nor_image_anywhere(target: Target, tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(attacks.image())
     target.sandbox.faults(route="onemin.upload", status=307, headers={"Location": target.link()}, times=3)
     run = target.edit(str(tmp_path / "in.png"))
     error = outcome(run)
     assert isinstance(error, UpstreamFailedError)
     assert error.billed is Billed.NO
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
     assert target.records() == []
 
 
@@ -293,41 +293,41 @@ def test_an_upload_that_is_redirected_takes_neither_key_nor_picture_anywhere(tar
 
 
 def test_a_name_that_is_public_first_and_loopback_second_is_looked_up_once(target: Target) -> None:
-    target.internet.names[PICTURES] = [[PUBLIC], ["127.0.0.1"]]
-    target.pictures.routes["/p.png"] = answer(body=attacks.picture())
+    target.internet.names[IMAGES] = [[PUBLIC], ["127.0.0.1"]]
+    target.images.routes["/p.png"] = answer(body=attacks.image())
     target.polls_answer(target.link())
     assert target.generate().state == "success"
-    assert target.internet.asked == [PICTURES]
+    assert target.internet.asked == [IMAGES]
 
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("inside", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254"])
 def test_a_name_that_is_public_first_and_inside_at_the_redirect_is_not_followed(target: Target, inside: str) -> None:
-    target.internet.names[PICTURES] = [[PUBLIC], [inside]]
-    target.pictures.routes["/p.png"] = answer(302, b"", Location="/next.png")
+    target.internet.names[IMAGES] = [[PUBLIC], [inside]]
+    target.images.routes["/p.png"] = answer(302, b"", Location="/next.png")
     target.polls_answer(target.link())
     run = target.generate()
-    target.kept(run, f"{PICTURES}, which is {NOT_FOLLOWED}")
-    assert target.internet.asked == [PICTURES, PICTURES]
+    target.kept(run, f"{IMAGES}, which is {NOT_FOLLOWED}")
+    assert target.internet.asked == [IMAGES, IMAGES]
     target.lands(run.retry())
 
 
 def test_a_name_that_is_public_first_and_inside_at_the_next_try_is_not_followed(target: Target) -> None:
-    target.internet.names[PICTURES] = [[PUBLIC], ["127.0.0.1"]]
-    target.pictures.routes["/p.png"] = answer(503, b"")
+    target.internet.names[IMAGES] = [[PUBLIC], ["127.0.0.1"]]
+    target.images.routes["/p.png"] = answer(503, b"")
     target.polls_answer(target.link())
     run = target.generate()
-    target.kept(run, f"{PICTURES}, which is {NOT_FOLLOWED}")
+    target.kept(run, f"{IMAGES}, which is {NOT_FOLLOWED}")
     target.lands(run.retry())
 
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("inside", ["127.0.0.1", "::1", "::ffff:169.254.169.254", "fd00:ec2::254"])
 def test_a_name_with_a_public_address_and_one_inside_is_not_followed(target: Target, inside: str) -> None:
-    target.internet.names[PICTURES] = [[PUBLIC, inside]]
+    target.internet.names[IMAGES] = [[PUBLIC, inside]]
     target.polls_answer(target.link())
     run = target.generate()
-    target.kept(run, f"{PICTURES}, which is {NOT_FOLLOWED}")
+    target.kept(run, f"{IMAGES}, which is {NOT_FOLLOWED}")
     target.lands(run.retry())
 
 
@@ -344,7 +344,7 @@ def test_an_input_address_that_leads_inwards_is_refused_before_anything_is_sent(
 def test_a_reference_that_leads_inwards_is_refused_before_anything_is_sent(
     target: Target, name: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "in.png").write_bytes(attacks.picture())
+    (tmp_path / "in.png").write_bytes(attacks.image())
     run = target.edit(str(tmp_path / "in.png"), reference_images=[inwards(target, name)])
     target.refused_unsent(run, NOT_FOLLOWED)
     assert "SECRET" not in run.task("made").log.partition("Updating RenderedTaskInstanceFields")[2]
@@ -355,23 +355,23 @@ def test_a_reference_that_leads_inwards_is_refused_before_anything_is_sent(
 def test_an_input_address_that_is_redirected_inwards_is_refused_before_anything_is_sent(
     target: Target, name: str
 ) -> None:
-    target.pictures.routes["/p.png"] = answer(302, b"", Location=inwards(target, name))
+    target.images.routes["/p.png"] = answer(302, b"", Location=inwards(target, name))
     target.refused_unsent(target.edit(target.link()), NOT_FOLLOWED)
-    assert [set(headers) for _, headers in target.pictures.requests] == [PLAIN]
+    assert [set(headers) for _, headers in target.images.requests] == [PLAIN]
 
 
 def test_an_input_address_that_is_public_first_and_loopback_second_is_looked_up_once(target: Target) -> None:
-    target.internet.names[PICTURES] = [[PUBLIC], ["127.0.0.1"]]
-    target.pictures.routes["/p.png"] = answer(body=attacks.picture())
+    target.internet.names[IMAGES] = [[PUBLIC], ["127.0.0.1"]]
+    target.images.routes["/p.png"] = answer(body=attacks.image())
     target.lands(target.edit(target.link()))
-    assert target.internet.asked == [PICTURES]
+    assert target.internet.asked == [IMAGES]
 
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_input_address_is_refused_before_anything_is_sent(target: Target, name: str) -> None:
     target.refused_unsent(target.edit(ODD[name].format(port=target.forbidden.port)), "image=")
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
 
 
 def test_the_apis_own_host_is_no_input_either(target: Target) -> None:
@@ -401,7 +401,7 @@ def test_an_input_of_a_scheme_that_airflow_does_not_serve_connects_to_nobody(tar
 
 
 def test_an_input_that_is_a_data_uri_is_refused(target: Target) -> None:
-    inline = f"data:image/png;base64,{base64.b64encode(attacks.picture()).decode()}"
+    inline = f"data:image/png;base64,{base64.b64encode(attacks.image()).decode()}"
     target.refused_unsent(target.edit(inline), "image")
 
 

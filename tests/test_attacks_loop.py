@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, answers, outcome, picture, returned
+from harness.attacks import Target, answers, image_bytes, outcome, returned
 from harness.forbidden import Host, Route, answer, as_json, done
 from harness.stalls import Stalls, stalls
 
@@ -133,7 +133,7 @@ def test_a_poll_of_a_size_that_is_read_does_not_stop_the_triggerer(
 def test_an_image_that_came_inline_and_is_too_large_for_the_triggerer_lands_from_the_worker(
     target: Target, api: Host, watched: Stalls
 ) -> None:
-    data = picture() + bytes(2_000_000)
+    data = image_bytes() + bytes(2_000_000)
     inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     both = done(inline)
     both["data"]["result"]["images"] = [{"url": inline}]
@@ -270,7 +270,7 @@ def test_name_servers_that_do_not_answer_keep_nothing_from_being_written(
             writing.cancel()
 
     def small(handler: Any) -> None:
-        answer(body=picture((16, 16)))(handler)
+        answer(body=image_bytes((16, 16)))(handler)
         landed.set()  # from now on many are fetched at once
 
     def route(handler: Any) -> None:

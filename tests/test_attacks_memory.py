@@ -19,7 +19,7 @@ import psutil
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, picture
+from harness.attacks import Target, image_bytes
 from harness.forbidden import Host, Route, answer, as_json, done
 
 from airflow_provider_geminiimg.core import storage
@@ -34,9 +34,7 @@ target, api, internet, forbidden, host = attacks.target, attacks.api, web.intern
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
 AT_ONCE = 50
 MB = 1024 * 1024
-BUDGET = (
-    250 * MB
-)  # what the process may grow by: room for landing, one picture more, sockets, and whatever else it does
+BUDGET = 250 * MB  # what the process may grow by: room for landing, one image more, sockets, and whatever else it does
 
 
 class Growth:
@@ -68,7 +66,7 @@ def growth() -> Iterator[Growth]:
 
 
 class Crowd:
-    """A gateway whose first job has a small picture, and whose others have what `/crowd` sends once that has landed.
+    """A gateway whose first job has a small image, and whose others have what `/crowd` sends once that has landed.
 
     `arrived` is set when all of them are being fetched at once, or are never going to be.
     """
@@ -96,7 +94,7 @@ class Crowd:
                 as_json({"data": {"status": "in_progress"}})(handler)
 
     def _first(self, handler: BaseHTTPRequestHandler) -> None:
-        answer(body=picture((16, 16)))(handler)
+        answer(body=image_bytes((16, 16)))(handler)
         self._small.set()
 
     def _others(self, route: Route) -> Route:
@@ -144,10 +142,10 @@ def test_fifty_bodies_of_one_byte_that_announce_64_MiB_take_what_arrived(target:
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("framing", ["length", "chunked", "none"])
-def test_fifty_large_pictures_behind_a_small_one_share_the_budget_and_all_land(
+def test_fifty_large_images_behind_a_small_one_share_the_budget_and_all_land(
     target: Target, api: Host, framing: str
 ) -> None:
-    body = picture((16, 16)) + bytes(14 * MB)
+    body = image_bytes((16, 16)) + bytes(14 * MB)
 
     def route(handler: BaseHTTPRequestHandler) -> None:
         handler.protocol_version = "HTTP/1.1" if framing == "chunked" else "HTTP/1.0"
@@ -178,7 +176,7 @@ def test_fifty_large_answers_to_submits_share_a_budget_and_each_is_paid_once(
     monkeypatch.setattr(exchange, "ANSWER_PATIENCE", 600.0)  # on a busy machine 30 s pass while others are read
     extra = {"gateway": "apimaster", "requests_per_minute": 100_000, "max_concurrency": AT_ONCE}
     connect(target.conn_id, host=f"{api.url}/v1", password="key", extra=extra)
-    crowd = Crowd(api, answer(body=picture()))
+    crowd = Crowd(api, answer(body=image_bytes()))
     padding = "x" * 24_000_000
 
     def answered(handler: BaseHTTPRequestHandler) -> None:
@@ -206,7 +204,7 @@ def test_fifty_large_answers_to_submits_share_a_budget_and_each_is_paid_once(
 
 
 @ONE_GATEWAY
-def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_picture(
+def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_image(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name, value in (
@@ -216,7 +214,7 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_p
         (apimaster, "ASYNC_READ_TIMEOUT", 5.0),
     ):
         monkeypatch.setattr(module, name, value)
-    crowd, stands_still, over = Crowd(api, answer(body=picture())), threading.Event(), threading.Event()
+    crowd, stands_still, over = Crowd(api, answer(body=image_bytes())), threading.Event(), threading.Event()
 
     def answered(handler: BaseHTTPRequestHandler) -> None:
         if handler.command != "POST":
@@ -251,9 +249,9 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_p
 
 
 class Trickle:
-    """A host that sends `first` bytes, and from then on hardly any, whenever it is asked for one picture.
+    """A host that sends `first` bytes, and from then on hardly any, whenever it is asked for one image.
 
-    `full` is set once the first of them are there; `others` when the gateway's other pictures have been fetched.
+    `full` is set once the first of them are there; `others` when the gateway's other images have been fetched.
     """
 
     def __init__(self, first: int) -> None:
@@ -277,13 +275,13 @@ class Trickle:
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("first", [0, 36 * MB], ids=["from the first byte", "once it has filled the room"])
-def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_picture_is_fetched_again(
+def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_image_is_fetched_again(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     trickle, fetched, lock = Trickle(first), [], threading.Lock()
 
     def small(handler: BaseHTTPRequestHandler) -> None:
-        answer(body=picture())(handler)
+        answer(body=image_bytes())(handler)
         with lock:
             fetched.append(handler.path)
         if len(fetched) == 7:
@@ -319,19 +317,19 @@ def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_
     assert (waiting.state, waiting.job_id) == ("submitted", "job-1")
     assert waiting.error is not None
     assert waiting.error.retryable
-    assert "sends the picture too slowly" in waiting.error.message
-    api.routes["/trickle.png"] = answer(body=picture())
+    assert "sends the image too slowly" in waiting.error.message
+    api.routes["/trickle.png"] = answer(body=image_bytes())
     assert ran.retry("made").state == "success", ran.log
     assert {record.state for record in target.records()} == {"landed"}
     assert len(submits) == 8
 
 
 @ONE_GATEWAY
-def test_a_slow_host_whose_picture_goes_on_is_waited_for(
+def test_a_slow_host_whose_image_goes_on_is_waited_for(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_buffer, "_WINDOW", 1.0)  # 30 s as 1 s, so that this link is one of 100 kB/s
-    body = picture((16, 16)) + bytes(10 * MB)
+    body = image_bytes((16, 16)) + bytes(10 * MB)
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -355,7 +353,7 @@ def inputs(target: Target, count: int) -> dict[str, Any]:
     uris = []
     for number in range(count):
         path = target.folder / f"in-{number}.png"
-        path.write_bytes(picture((64, 64)) + bytes([number]) * 6_900_000)
+        path.write_bytes(image_bytes((64, 64)) + bytes([number]) * 6_900_000)
         uris.append(str(path))
     return {"image": uris[0], "reference_images": uris[1:]}
 
@@ -399,7 +397,7 @@ def test_a_batch_of_edits_holds_the_inputs_of_few_at_a_time_and_makes_each_once(
 def test_a_batch_of_large_images_that_come_inline_holds_few_at_a_time_and_loses_none(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = picture((16, 16)) + bytes(12 * MB)
+    data = image_bytes((16, 16)) + bytes(12 * MB)
     body = json.dumps({"data": [{"b64_json": base64.b64encode(data).decode()}]}).encode()
     write, over = storage.Files.write, threading.Event()
 

@@ -16,7 +16,7 @@ import pytest
 from airflow.sdk import DAG
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import FromTask, Target, answers, every_write, outcome, picture, returned
+from harness.attacks import FromTask, Target, answers, every_write, image_bytes, outcome, returned
 from harness.forbidden import Host, answer, as_json
 
 from airflow_provider_geminiimg.core.catalog.lookup import DEFAULT_MODELS
@@ -123,7 +123,7 @@ def test_names_in_headers_and_fields_that_nobody_asked_for_are_no_paths_of_ours(
     headers = {"X_Request_Id": evil, "X_Oneapi_Request_Id": evil, "Content_Location": evil}
     answers(api, poll=as_json(poll, **headers))
     disposition = f'attachment; filename="{evil}.sh"'
-    api.routes["/p.png"] = answer(body=picture(), Content_Disposition=disposition, Content_Location=evil)
+    api.routes["/p.png"] = answer(body=image_bytes(), Content_Disposition=disposition, Content_Location=evil)
     with every_write() as seen:
         run = target.generate()
     assert returned(run)["model"] in DEFAULT_MODELS.values()
@@ -170,7 +170,7 @@ def test_no_end_of_a_job_forges_a_line_in_the_log(target: Target, api: Host) -> 
     no_line_is_forged(target, target.generate())
 
 
-def test_no_text_instead_of_a_picture_forges_a_line_in_the_log(target: Target, api: Host) -> None:
+def test_no_text_instead_of_an_image_forges_a_line_in_the_log(target: Target, api: Host) -> None:
     said = f"p.png{FORGED}"
     record = {"status": "SUCCESS", "aiRecordDetail": {"resultObject": [said]}}
     answers(api, poll=as_json({"aiRecord": record, "data": {"status": "succeeded", "result": {"images": [said]}}}))
@@ -267,7 +267,7 @@ def test_an_output_path_that_leads_elsewhere_is_refused_before_anything_is_sent(
         run = target.generate(output_path="{{ params.given }}", given=given)
     target.refused_unsent(run, "output_path")
     stays_inside(target, seen) if seen else None
-    assert target.pictures.connections == 0
+    assert target.images.connections == 0
 
 
 @ONE_GATEWAY

@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.core.batch.rows import read_rows
 from airflow_provider_geminiimg.core.gateways.base import Reply
 from airflow_provider_geminiimg.core.gateways.intermediaries import turned_away
 from airflow_provider_geminiimg.core.gateways.responses import GatewayResponse
-from airflow_provider_geminiimg.core.gateways.results import pictures_in
+from airflow_provider_geminiimg.core.gateways.results import images_in
 from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed
@@ -58,7 +58,7 @@ for _ in range(400):
     NESTED = [NESTED]
 
 
-# One picture
+# One image
 
 
 IN_A_FUNCTION: list[tuple[str, Any]] = [
@@ -218,7 +218,7 @@ ROWS: dict[str, tuple[str, str]] = {
     "by an encoding": ("a.csv", "prompt,sku\na fox,\\ud800\n"),
     "nested list": ("a.json", DEEP),
     "nested line": ("a.jsonl", DEEP),
-    "nested pictures": ("a.json", json.dumps([{"prompt": "a fox", "reference_images": NESTED}])),
+    "nested images": ("a.json", json.dumps([{"prompt": "a fox", "reference_images": NESTED}])),
     "nested text": ("a.jsonl", json.dumps({"prompt": "a fox", "image": DEEP})),
     "nested label": ("a.jsonl", json.dumps({"prompt": "a fox", "sku": NESTED})),
     "digits": ("a.jsonl", f'{{"prompt": "a fox", "n": {DIGITS}}}'),
@@ -292,7 +292,7 @@ def test_rows_that_ask_for_a_million_images_are_refused_with_the_setting_that_sa
     error = why(airflow.run_dag(batch(rows if text is None else str(table), geminiimg_conn_id=onemin)))
     assert time.process_time() - began < 10
     assert isinstance(error, BadRequestError)
-    assert "9999 rows ask for 999900 pictures; [geminiimg] max_batch_images is 10000" in str(error)
+    assert "9999 rows ask for 999900 images; [geminiimg] max_batch_images is 10000" in str(error)
     assert sandbox.calls() == []
 
 
@@ -300,7 +300,7 @@ def test_an_operators_own_n_counts_for_each_row(
     airflow: AirflowHarness, sandbox: Sandbox, onemin: str, local_root: str
 ) -> None:
     error = why(airflow.run_dag(batch(["a fox"] * 101, n=100, geminiimg_conn_id=onemin)))
-    assert "101 rows ask for 10100 pictures" in str(error)
+    assert "101 rows ask for 10100 images" in str(error)
 
 
 def test_the_setting_raises_and_lowers_what_a_batch_may_ask_for(
@@ -312,7 +312,7 @@ def test_the_setting_raises_and_lowers_what_a_batch_may_ask_for(
     assert run.state == "success", run.log
     assert len(sandbox.ledger()) == 3
     more = airflow.run_dag(batch([*rows, "a hare"], geminiimg_conn_id=onemin), run_id="more")
-    assert "3 rows ask for 4 pictures; [geminiimg] max_batch_images is 3" in str(why(more))
+    assert "3 rows ask for 4 images; [geminiimg] max_batch_images is 3" in str(why(more))
     many = airflow.run_dag(batch(["a fox"] * 4, geminiimg_conn_id=onemin), run_id="many")
     assert "there are more than 3 rows; [geminiimg] max_batch_images is 3" in str(why(many))
     for wrong in ("0", "-1", "many", "1e9", DIGITS):
@@ -332,7 +332,7 @@ def test_a_plan_that_was_made_under_a_higher_limit_is_carried_out(
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__MAX_BATCH_IMAGES", "1")
     run.retry("pictures")
     assert "max_batch_images" not in run.log
-    assert "Keeping to what the first attempt planned: 3 pictures" in run.log
+    assert "Keeping to what the first attempt planned: 3 images" in run.log
 
 
 def test_a_generator_without_an_end_is_read_to_the_limit_and_refused(
@@ -343,11 +343,11 @@ def test_a_generator_without_an_end_is_read_to_the_limit_and_refused(
     with DAG("many", schedule=None) as dag:
 
         @task.gemini_image_batch(geminiimg_conn_id=apimaster)
-        def pictures() -> Iterator[str]:
+        def images() -> Iterator[str]:
             for number in given_out:
                 yield f"fox {number}"
 
-        pictures()
+        images()
     error = why(airflow.run_dag(dag))
     assert "max_batch_images is 50" in str(error)
     assert next(given_out) <= 52
@@ -436,7 +436,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "scrub with a prompt": lambda text: scrub(text, prompt=text[::2], secrets=["a" * 40, "\\" * 12 + "x", "%25" * 9]),
     "given": given,
     "tidy": lambda text: (tidy.__wrapped__(text), name_key.__wrapped__(text)),
-    "pictures": lambda text: (pictures_in(text), pictures_in(f"https://a/{text}"), pictures_in(f"](data:{text}")),
+    "pictures": lambda text: (images_in(text), images_in(f"https://a/{text}"), images_in(f"](data:{text}")),
     "answer": answered,
     "rows": rows_of,
     "braces": braces,
@@ -498,10 +498,10 @@ def test_a_batch_that_fails_over_its_rows_has_bought_nothing(
     with DAG("many", schedule=None) as dag:
 
         @task.gemini_image_batch(geminiimg_conn_id=apimaster)
-        def pictures() -> list[Any]:
+        def images() -> list[Any]:
             return ["a fox", {"prompt": HALF}, {"prompt": "a fox", "sku": 10**5_000}]
 
-        pictures()
+        images()
     error = why(airflow.run_dag(dag))
     assert "row 1" in str(error)
     assert "row 2" in str(error)

@@ -1,7 +1,7 @@
-"""Pictures that take a decoder's memory or time, each given to what makes thumbnails in a process of its own.
+"""Images that take a decoder's memory or time, each given to what makes thumbnails in a process of its own.
 
 `scripts/test_compat` runs this with the oldest Pillow that the extra ``thumbnails`` allows, too, and so nothing of
-Airflow is needed here. `test_attacks_headers` sends the same pictures through a task.
+Airflow is needed here. `test_attacks_headers` sends the same images through a task.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ print(json.dumps(said))
 
 
 def rendered(*names: str) -> dict[str, list[float]]:
-    """Of each picture the size of its thumbnail, megabytes, seconds, and how many warnings there were."""
+    """Of each image the size of its thumbnail, megabytes, seconds, and how many warnings there were."""
     done = subprocess.run(
         [sys.executable, "-c", RENDER, str(HERE), *names], capture_output=True, text=True, timeout=120, check=False
     )
@@ -71,7 +71,7 @@ def test_whatever_lies_beside_its_pixels_costs_a_thumbnail_nothing(bombs: dict[s
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_a_picture_that_is_too_much_work_gets_no_thumbnail_before_any_work_is_done(
+def test_an_image_that_is_too_much_work_gets_no_thumbnail_before_any_work_is_done(
     bombs: dict[str, list[float]], name: str
 ) -> None:
     size, megabytes, seconds, _ = bombs[name]
@@ -81,7 +81,7 @@ def test_a_picture_that_is_too_much_work_gets_no_thumbnail_before_any_work_is_do
 
 
 @pytest.mark.parametrize("name", LARGEST)
-def test_the_largest_picture_of_each_kind_takes_less_than_is_promised(name: str) -> None:
+def test_the_largest_image_of_each_kind_takes_less_than_is_promised(name: str) -> None:
     [(size, megabytes, _, _)] = rendered(name).values()
     assert size > 0
     assert megabytes < 400

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 PROMPTS = ["a fox", "a wolf", "a bear"]
-ONE = "0.1"  # a picture costs 0.0672 here
+ONE = "0.1"  # an image costs 0.0672 here
 
 
 def batch(conn_id: str, prompts: Any = PROMPTS, dag_id: str = "many", **more: Any) -> DAG:
@@ -120,7 +120,7 @@ def test_what_is_under_way_is_collected_after_the_cap_was_reached(
     gone = {"code": "task_not_exist", "message": "task_not_exist"}
     sandbox.settings(latency=0)
     sandbox.faults(route="apimaster.status", status=404, body=gone)
-    sandbox.faults(route="apimaster.status")  # of the picture that is bought again
+    sandbox.faults(route="apimaster.status")  # of the image that is bought again
     sandbox.faults(route="apimaster.status", status=404, body=gone)
     run.retry(
         "made", dag=batch(apimaster, max_cost=ONE, on_unknown="resubmit", timeout=30, max_concurrency=1)
@@ -163,7 +163,7 @@ async def test_what_is_being_sent_counts_before_its_answer(tmp_path: Path) -> No
 # What costs nothing is not refused
 
 
-def test_pictures_that_an_older_record_has_are_returned_under_any_cap(
+def test_images_that_an_older_record_has_are_returned_under_any_cap(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, local_root: str
 ) -> None:
     run = airflow.run_dag(batch(apimaster))
@@ -175,7 +175,7 @@ def test_pictures_that_an_older_record_has_are_returned_under_any_cap(
     assert len(sandbox.ledger()) == 3
 
 
-def test_pictures_that_another_run_has_are_copied_under_any_cap(
+def test_images_that_another_run_has_are_copied_under_any_cap(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, local_root: str
 ) -> None:
     airflow.run_dag(batch(apimaster, reuse="dag"))

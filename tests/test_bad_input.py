@@ -41,7 +41,7 @@ GENERATE, EDIT = GeminiImageGenerateOperator, GeminiImageEditOperator
 PROMPT = "canary prompt that stands in no error"
 SIGNATURE = "X-Amz-Signature=canary"
 PRO, FLASH_25 = "gemini-3-pro-image-preview", "gemini-2.5-flash-image"
-LIMIT = 7_000_000  # bytes of one input picture
+LIMIT = 7_000_000  # bytes of one input image
 
 
 @dataclass
@@ -82,8 +82,8 @@ class World:
             assert self.sandbox.calls() == []
             assert list(self.root.glob("ledger/**/*.json")) == []
 
-    def picture(self, name: str = "cat.png", size: int = 0) -> str:
-        """A picture on disk, of at least `size` bytes."""
+    def image_file(self, name: str = "cat.png", size: int = 0) -> str:
+        """An image on disk, of at least `size` bytes."""
         path = self.folder / name
         path.write_bytes(png(size))
         return str(path)
@@ -198,7 +198,7 @@ CASES = [
         ["needs google_search=True, given: False"],
         beside={**ON_APIMASTER, "google_search": False},
     ),
-    Case("a picture to edit where there is none", "image", "s3://in/cat.png", ["is not taken by", "EditOperator"]),
+    Case("an image to edit where there is none", "image", "s3://in/cat.png", ["is not taken by", "EditOperator"]),
     Case(
         "a signed reference where there is none",
         "reference_images",
@@ -239,20 +239,20 @@ CASES = [
     Case("a top_p on APIMaster", "top_p", 0.5, ["0.5", "which takes: prompt"], beside=ON_APIMASTER, at_parse=False),
     Case("a ratio for 3-pro on 1min", "aspect_ratio", "1:1", ["'1:1'", PRO], beside={"model": PRO}, at_parse=False),
     Case("a size for 2.5", "resolution", "1K", ["'1K'", FLASH_25, "which takes: prompt."], beside={"model": FLASH_25}),
-    # pictures that go in
-    an_edit("an edit without its picture", "image", None, "not given", "as a URI or a manifest"),
-    an_edit("an edit whose picture renders to nothing", "image", "", "not given", "as a URI or a manifest"),
-    an_edit("a list where the picture is meant", "image", ["/cat.png"], "list of 1", "takes one picture"),
-    an_edit("the text of a list where the picture is meant", "image", "['/cat.png']", "['/cat.png']", REPR),
-    an_edit("a number where the picture is meant", "image", 5, "=5", "takes one picture, as a URI or as a manifest"),
+    # images that go in
+    an_edit("an edit without its image", "image", None, "not given", "as a URI or a manifest"),
+    an_edit("an edit whose image renders to nothing", "image", "", "not given", "as a URI or a manifest"),
+    an_edit("a list where the image is meant", "image", ["/cat.png"], "list of 1", "takes one image"),
+    an_edit("the text of a list where the image is meant", "image", "['/cat.png']", "['/cat.png']", REPR),
+    an_edit("a number where the image is meant", "image", 5, "=5", "takes one image, as a URI or as a manifest"),
     an_edit(
-        "a manifest with two pictures where one is meant",
+        "a manifest with two images where one is meant",
         "image",
         {"images": [{"uri": f"https://in.test/1.png?{SIGNATURE}"}, {"uri": "s3://in/2.png"}]},
-        "takes exactly one picture, this manifest has 2",
+        "takes exactly one image, this manifest has 2",
     ),
-    an_edit("a manifest without pictures", "image", {"images": []}, "dict of 1", "a manifest with pictures"),
-    an_edit("a mapping that is no manifest", "reference_images", {"a": 1}, "dict of 1", "a manifest with pictures"),
+    an_edit("a manifest without images", "image", {"images": []}, "dict of 1", "a manifest with images"),
+    an_edit("a mapping that is no manifest", "reference_images", {"a": 1}, "dict of 1", "a manifest with images"),
     an_edit("the text of a list of references", "reference_images", f"['https://a.test/?{SIGNATURE}']", REPR),
     an_edit("a number among references", "reference_images", ["s3://in/1.png", 5], "[1]=5", "takes URIs"),
     an_edit(
@@ -372,7 +372,7 @@ def test_the_model_of_the_connection_decides_what_a_request_may_say(world: World
         "a top_p out of bounds",
         "a field that an edit does not take",
         "references alone",
-        "a picture to edit that renders to nothing",
+        "an image to edit that renders to nothing",
     ],
 )
 def test_a_submit_refuses_like_the_others(world: World, arguments: dict[str, Any], says: list[str]) -> None:
@@ -450,9 +450,9 @@ def test_a_missing_or_unsendable_key_is_an_authentication_error(
     world.paid(0)
 
 
-# --- input pictures ---------------------------------------------------------------------------------------------------
+# --- input images ---------------------------------------------------------------------------------------------------
 
-ALLOWED = "Allowed: a picture that the worker can read, image/png, image/jpeg, image/webp, of at most 7000000 bytes"
+ALLOWED = "Allowed: an image that the worker can read, image/png, image/jpeg, image/webp, of at most 7000000 bytes"
 CONTENTS = {
     "an empty file": (b"", "is empty (0 bytes)"),
     "a web page": (b"<!doctype html><title>Sign in</title>", "is an HTML page"),
@@ -460,14 +460,14 @@ CONTENTS = {
     "a GIF": (b"GIF89a" + bytes(40), "is a GIF"),
     "a HEIC": (b"\0\0\0\x18ftypheic" + bytes(40), "is HEIC or AVIF"),
     "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
-    "a picture that is cut": (png()[:60], "is cut or damaged"),
-    "a picture that is too large": (png(LIMIT + 1), f"is larger than the {LIMIT} bytes"),
+    "an image that is cut": (png()[:60], "is cut or damaged"),
+    "an image that is too large": (png(LIMIT + 1), f"is larger than the {LIMIT} bytes"),
 }
 
 
 @pytest.mark.parametrize("place", ["a disk", "S3"])
 @pytest.mark.parametrize(("content", "said"), CONTENTS.values(), ids=CONTENTS)
-def test_what_is_no_usable_picture_is_refused(
+def test_what_is_no_usable_image_is_refused(
     world: World, request: pytest.FixtureRequest, content: bytes, said: str, place: str
 ) -> None:
     uri = str(world.folder / "cat.png")
@@ -511,25 +511,25 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("uri", "said"), UNREADABLE.values(), ids=UNREADABLE)
-def test_a_picture_that_can_not_be_read_is_refused(world: World, places: Places, uri: str, said: str) -> None:
+def test_an_image_that_can_not_be_read_is_refused(world: World, places: Places, uri: str, said: str) -> None:
     world.refused(EDIT, "image", said, image=uri.format_map(places))
 
 
 def test_a_wrong_reference_is_named_by_its_place_and_no_other_is_uploaded(world: World) -> None:
-    references = [world.picture("a.png"), str(world.folder / "absent.png")]
+    references = [world.image_file("a.png"), str(world.folder / "absent.png")]
     world.refused(
-        EDIT, "reference_images[1]=", "does not exist", ALLOWED, image=world.picture(), reference_images=references
+        EDIT, "reference_images[1]=", "does not exist", ALLOWED, image=world.image_file(), reference_images=references
     )
 
 
-def test_pictures_that_are_too_large_together_are_refused(world: World) -> None:
-    references = [world.picture(f"{number}.png", 5_100_000) for number in range(2)]
-    picture = world.picture("cat.png", 5_100_000)
+def test_images_that_are_too_large_together_are_refused(world: World) -> None:
+    references = [world.image_file(f"{number}.png", 5_100_000) for number in range(2)]
+    image = world.image_file("cat.png", 5_100_000)
     says = "image, reference_images[0], reference_images[1]", "bytes together", "Allowed: 15000000"
-    world.refused(EDIT, *says, image=picture, reference_images=references, **ON_APIMASTER)
+    world.refused(EDIT, *says, image=image, reference_images=references, **ON_APIMASTER)
 
 
-def test_a_picture_that_can_not_be_read_just_now_is_tried_again(world: World, places: Places) -> None:
+def test_an_image_that_can_not_be_read_just_now_is_tried_again(world: World, places: Places) -> None:
     run = world.run(EDIT, image=f"{places['refusing']}/busy.png")
     made = run.task("made")
     assert (made.state, made.try_number) == ("failed", 2)
@@ -562,7 +562,7 @@ def refusing_s3() -> Iterator[str]:
 
 
 class Places(dict[str, str]):
-    """Where pictures are, by name, made when a test asks for it: ``folder``, ``s3``, and ``refusing``, a bucket."""
+    """Where images are, by name, made when a test asks for it: ``folder``, ``s3``, and ``refusing``, a bucket."""
 
     def __init__(self, world: World, request: pytest.FixtureRequest) -> None:
         super().__init__(folder=str(world.folder))
@@ -587,7 +587,7 @@ def places(world: World, request: pytest.FixtureRequest) -> Places:
     return Places(world, request)
 
 
-# --- where the picture goes -------------------------------------------------------------------------------------------
+# --- where the image goes -------------------------------------------------------------------------------------------
 
 FOLDERS = {
     "a folder below a file": ("{folder}/file/out", ["/file/out", "Not a directory", "Check that the disk is"]),
@@ -642,7 +642,7 @@ BOUNDS = "is outside [geminiimg] allowed_roots"
 def test_what_lies_outside_the_allowed_roots_is_neither_read_nor_written(
     world: World, fence: Path, places: Places, uri: str
 ) -> None:
-    world.picture()
+    world.image_file()
     uri = uri.format_map(places)
     allowed = f"Allowed: {fence}, s3://in/pictures"
     world.refused(GENERATE, "output_path: ", uri.rpartition("/")[2], BOUNDS, allowed, output_path=uri, file_name="fox")
@@ -652,7 +652,7 @@ def test_what_lies_outside_the_allowed_roots_is_neither_read_nor_written(
 
 
 def test_dots_lead_out_of_no_allowed_root(world: World, fence: Path) -> None:
-    world.picture()
+    world.image_file()
     world.refused(GENERATE, "output_path", 'holds ".."', output_path=f"{fence}/../elsewhere")
     world.refused(EDIT, "image", 'holds ".."', image=f"{fence}/../cat.png")
     world.refused(EDIT, "image", 'holds ".."', image=f"https://in.test/a/%2e%2e/cat.png?{SIGNATURE}")
@@ -699,7 +699,7 @@ def test_a_name_that_another_task_claimed_is_taken_however_its_folder_is_written
     assert sorted(path.name for path in world.folder.iterdir()) == ["fox.json", "fox.png", "link"]
 
 
-def test_a_name_is_taken_from_the_claim_on_not_only_when_a_picture_has_it(world: World, places: Places) -> None:
+def test_a_name_is_taken_from_the_claim_on_not_only_when_an_image_has_it(world: World, places: Places) -> None:
     world.sandbox.faults(route="download", status=500, times=3)
     with DAG("bad", schedule=None) as dag:
         named("first", places["folder"], retries=0) >> named("made", places["folder"], trigger_rule="all_done")
@@ -772,22 +772,22 @@ def test_a_number_where_the_prompt_is_meant_becomes_its_text(world: World, promp
     ids=["a JSON array", "a list, natively", "a JSON array, natively"],
 )
 def test_a_list_of_references_may_come_out_of_a_template(world: World, template: str, native: bool) -> None:
-    paths = [world.picture("a.png", 5_000), world.picture("b.png", 6_000)]
-    picture = world.picture()
+    paths = [world.image_file("a.png", 5_000), world.image_file("b.png", 6_000)]
+    image = world.image_file()
     with DAG("good", schedule=None, params={"refs": paths}, render_template_as_native_obj=native) as dag:
-        EDIT(**{**usual(), "image": picture, "reference_images": template})
+        EDIT(**{**usual(), "image": image, "reference_images": template})
     entry = submission(world, world.airflow.run_dag(dag))
-    assert [item["sha256"] for item in entry["inputs"]] == digests(picture, *paths)
+    assert [item["sha256"] for item in entry["inputs"]] == digests(image, *paths)
 
 
 def test_a_list_that_a_template_renders_to_its_python_text_is_refused_with_the_way_out(world: World) -> None:
-    paths = [world.picture("a.png"), world.picture("b.png")]
+    paths = [world.image_file("a.png"), world.image_file("b.png")]
     with DAG("bad", schedule=None, params={"refs": paths}) as dag:
-        EDIT(**{**usual(), "image": world.picture(), "reference_images": "{{ params.refs }}"})
+        EDIT(**{**usual(), "image": world.image_file(), "reference_images": "{{ params.refs }}"})
     world.is_refused(world.airflow.run_dag(dag), "reference_images=", "a.png", REPR)
 
 
-def test_pictures_go_from_task_to_task_as_manifests_lists_and_mapped_outputs(world: World) -> None:
+def test_images_go_from_task_to_task_as_manifests_lists_and_mapped_outputs(world: World) -> None:
     shared = {**usual(), "resolution": "512"}
 
     @task
@@ -826,8 +826,8 @@ def test_pictures_go_from_task_to_task_as_manifests_lists_and_mapped_outputs(wor
     assert len(world.sandbox.ledger()) == 5
 
 
-def test_a_mapped_output_with_too_many_pictures_is_refused_by_the_number_it_turned_out_to_have(world: World) -> None:
-    paths = [world.picture(f"{number}.png") for number in range(3)]
+def test_a_mapped_output_with_too_many_images_is_refused_by_the_number_it_turned_out_to_have(world: World) -> None:
+    paths = [world.image_file(f"{number}.png") for number in range(3)]
 
     @task
     def reference(path: str) -> str:
@@ -838,11 +838,11 @@ def test_a_mapped_output_with_too_many_pictures_is_refused_by_the_number_it_turn
     world.is_refused(world.airflow.run_dag(dag), "reference_images", "3 given", "at most 2")
 
 
-def test_a_mapped_output_where_one_picture_is_meant_is_refused(world: World) -> None:
+def test_a_mapped_output_where_one_image_is_meant_is_refused(world: World) -> None:
     @task
-    def picture(path: str) -> str:
+    def image_file(path: str) -> str:
         return path
 
     with DAG("bad", schedule=None) as dag:
-        EDIT(**{**usual(), "image": picture.expand(path=["s3://in/1.png", "s3://in/2.png"])})
-    world.is_refused(world.airflow.run_dag(dag), "image", "takes one picture")
+        EDIT(**{**usual(), "image": image_file.expand(path=["s3://in/1.png", "s3://in/2.png"])})
+    world.is_refused(world.airflow.run_dag(dag), "image", "takes one image")

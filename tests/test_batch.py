@@ -1,4 +1,4 @@
-"""Many pictures in one task, in a real Airflow, against the sandbox over HTTP."""
+"""Many images in one task, in a real Airflow, against the sandbox over HTTP."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def lines(run: Run) -> list[dict[str, Any]]:
 
 
 def counts(run: Run) -> dict[str, int]:
-    """What became of the pictures, by the manifest."""
+    """What became of the images, by the manifest."""
     return dict(Counter(line["status"] for line in lines(run)))
 
 
@@ -90,7 +90,7 @@ def test_a_list_of_prompts_lands_in_order_each_paid_once_and_the_summary_is_smal
     assert not any(prompt in json.dumps(found) for prompt in ANIMALS)
 
 
-def test_a_manifest_that_can_not_be_written_says_that_the_pictures_were_paid_for_and_a_retry_pays_nothing(
+def test_a_manifest_that_can_not_be_written_says_that_the_images_were_paid_for_and_a_retry_pays_nothing(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk()
@@ -101,7 +101,7 @@ def test_a_manifest_that_can_not_be_written_says_that_the_pictures_were_paid_for
     error = why(run)
     assert isinstance(error, StorageError)
     assert error.billed is Billed.YES
-    assert "The picture was paid for." not in str(error), "there are three"
+    assert "The image was paid for." not in str(error), "there are three"
     assert str(error).endswith("What has landed stays, and a retry writes the manifest anew, at no cost.")
     summary = run.task("pictures").value
     assert (summary["items"], summary["counts"]["landed"], summary["manifest"]) == (3, 3, None)
@@ -142,13 +142,13 @@ def test_two_tasks_of_one_prompt_are_told_apart_and_what_stands_twice_is_made_on
     assert found[2]["images"] == found[3]["images"]
     assert len({line["images"][0]["uri"] for line in found}) == 3
     assert run.task("pictures").value["cost"] == {"USD (google_list, estimate)": 0.1344}
-    assert re.search(r"3 of 3 pictures \(3 landed\), 0 under way, [0-9.]+ a second, cost: 0\.1344 USD", run.log)
+    assert re.search(r"3 of 3 images \(3 landed\), 0 under way, [0-9.]+ a second, cost: 0\.1344 USD", run.log)
 
 
 def test_a_table_makes_and_edits_and_names_each_file_after_its_columns(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, tmp_path: Path
 ) -> None:
-    source = airflow.run_dag(one_picture(apimaster)).task("source").value["images"][0]
+    source = airflow.run_dag(one_image(apimaster)).task("source").value["images"][0]
     table = tmp_path / "products.csv"
     table.write_text(
         "sku,title,prompt,image,aspect_ratio\n"
@@ -174,7 +174,7 @@ def test_a_table_makes_and_edits_and_names_each_file_after_its_columns(
     assert [each["sha256"] for each in edit["inputs"]] == [source["sha256"]]
 
 
-def one_picture(conn_id: str) -> DAG:
+def one_image(conn_id: str) -> DAG:
     with DAG("source", schedule=None) as dag:
         GeminiImageGenerateOperator(
             task_id="source", prompt="a chair", geminiimg_conn_id=conn_id, poll_interval=0.05, resolution="512"
@@ -191,9 +191,9 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a column that is nearly a field": ([{"prompt": "x", "aspect_ration": "1:1"}], {}, "Did you mean 'aspect_ratio'"),
     "a ratio that no model takes": (["x", {"prompt": "x", "aspect_ratio": "7:3"}], {}, "row 1: aspect_ratio"),
     "too many variants": ([{"prompt": "x", "n": 101}], {}, "n=101"),
-    "a picture that is not there": ([{"prompt": "x", "image": "/nowhere/a.png"}], {}, "Row 0: image"),
+    "an image that is not there": ([{"prompt": "x", "image": "/nowhere/a.png"}], {}, "Row 0: image"),
     "a name without its column": (["x"], {"file_name": "{sku}"}, "row 0 has no sku"),
-    "two pictures of one name": (["x", "y"], {"file_name": "same"}, "rows 0 and 1"),
+    "two images of one name": (["x", "y"], {"file_name": "same"}, "rows 0 and 1"),
     "one name for all variants": (["x"], {"file_name": "{row}", "n": 2}, "rows 0 and 0"),
     "a file that is not there": ("/nowhere/rows.csv", {}, "does not exist"),
 }
@@ -226,7 +226,7 @@ def test_a_failure_leaves_the_others_alone_and_a_clear_makes_only_what_is_missin
     run = airflow.run_dag(dag)
     error = why(run)
     assert isinstance(error, IncompleteError)
-    assert "2 of 3 pictures landed" in str(error)
+    assert "2 of 3 images landed" in str(error)
     assert "Row 0, refused" in str(error)
     assert run.task("pictures").try_number == 1, "no retry can help"
     assert counts(run) == {"refused": 1, "landed": 2}
@@ -304,7 +304,7 @@ def test_an_account_without_money_ends_it_at_once_and_a_retry_goes_on_when_there
     assert len(sandbox.ledger()) == 20
 
 
-def test_three_unknown_outcomes_in_a_row_start_no_further_picture(
+def test_three_unknown_outcomes_in_a_row_start_no_further_image(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str
 ) -> None:
     sandbox.faults(route=f"{geminiimg_conn_id}.submit", drop=True, charge="after", times=20)
@@ -319,7 +319,7 @@ def test_three_unknown_outcomes_in_a_row_start_no_further_picture(
 def test_what_a_kill_left_unknown_is_not_sent_again_and_keeps_nothing_else_from_landing(
     sandbox: Sandbox, apimaster: str, tmp_path: Path
 ) -> None:
-    """`make test-heavy` does this to a thousand pictures."""
+    """`make test-heavy` does this to a thousand images."""
     prompts_ = [f"animal {number}" for number in range(60)]
     unanswered: set[str] = set()
     with Attempts(tmp_path) as attempts:
@@ -344,7 +344,7 @@ def test_what_a_kill_left_unknown_is_not_sent_again_and_keeps_nothing_else_from_
     assert prompts(sandbox) == sorted(prompts_)
 
 
-def test_fail_fast_starts_no_further_picture_and_lands_what_is_under_way(
+def test_fail_fast_starts_no_further_image_and_lands_what_is_under_way(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
 ) -> None:
     sandbox.faults({"route": "apimaster.submit"}, {"route": "apimaster.submit", "outcome": "refused"})
@@ -372,11 +372,11 @@ def test_so_many_must_land_for_the_task_to_succeed(
     assert counts(run) == {"refused": 1, "landed": 2}
 
 
-def test_a_picture_that_changed_since_the_plan_is_not_bought(
+def test_an_image_that_changed_since_the_plan_is_not_bought(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, connect: Callable[..., str], tmp_path: Path
 ) -> None:
     conn_id = connect("told_to_wait", **sandbox.connection("apimaster"))  # all that share an account would wait
-    source = airflow.run_dag(one_picture(apimaster)).task("source").value["images"][0]["uri"]
+    source = airflow.run_dag(one_image(apimaster)).task("source").value["images"][0]["uri"]
     copy = tmp_path / "source.png"
     copy.write_bytes(FILES.read(source, max_bytes=64_000_000))
     made = len(sandbox.ledger())

@@ -71,10 +71,10 @@ def test_a_function_may_return_a_data_frame(airflow: AirflowHarness, sandbox: Sa
     with DAG("many", schedule=None) as dag:
 
         @task.gemini_image_batch(geminiimg_conn_id=apimaster, poll_interval=0.05, resolution="512")
-        def pictures() -> Any:
+        def images() -> Any:
             return Frame()
 
-        pictures()
+        images()
     assert airflow.run_dag(dag).state == "success"
     assert prompts(sandbox) == ["a fox"]
 
@@ -85,11 +85,11 @@ def test_an_encoding_or_a_delimiter_that_is_none_is_refused_when_the_dag_is_pars
         batch("/data/rows.csv", **argument)
 
 
-# Several pictures of a row
+# Several images of a row
 
 
 @pytest.mark.parametrize("row", [{"prompt": "a fox"}, {"prompt": "a fox", "variant": "bold"}], ids=["plain", "variant"])
-def test_more_pictures_of_a_row_buy_only_the_further_ones_and_fewer_buy_none(
+def test_more_images_of_a_row_buy_only_the_further_ones_and_fewer_buy_none(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, row: dict[str, Any]
 ) -> None:
     def rows(n: int) -> DAG:
@@ -104,7 +104,7 @@ def test_more_pictures_of_a_row_buy_only_the_further_ones_and_fewer_buy_none(
 
 
 @pytest.mark.parametrize("variant", [None, "bold"])
-def test_several_pictures_that_a_version_before_made_are_found_after_a_clear_and_by_other_runs(
+def test_several_images_that_a_version_before_made_are_found_after_a_clear_and_by_other_runs(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, variant: str | None
 ) -> None:
     prefix = "" if variant is None else f"{variant}-"
@@ -122,7 +122,7 @@ def test_several_pictures_that_a_version_before_made_are_found_after_a_clear_and
     assert len(sandbox.ledger()) == 3
 
 
-def test_a_first_picture_of_its_own_is_not_taken_for_another_rows(
+def test_a_first_image_of_its_own_is_not_taken_for_another_rows(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
 ) -> None:
     rows = [{"prompt": "a fox", "variant": "1"}]
@@ -133,7 +133,7 @@ def test_a_first_picture_of_its_own_is_not_taken_for_another_rows(
     assert len(sandbox.ledger()) == 3
 
 
-def test_a_whole_variant_is_one_picture_whether_a_library_made_a_float_of_it_or_not(
+def test_a_whole_variant_is_one_image_whether_a_library_made_a_float_of_it_or_not(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
 ) -> None:
     def rows(*values: Any, **row: Any) -> DAG:
@@ -234,7 +234,7 @@ def test_rows_that_hardly_differ_are_named_in_the_log(
     assert re.search(
         r"white space or the way in which their letters are encoded: rows 0 and 1; rows 2, 3 and 4\.", run.log
     )
-    assert "the rows ask for the same picture: rows 6 and 7." in run.log
+    assert "the rows ask for the same image: rows 6 and 7." in run.log
     assert "a fox" not in run.log
 
 
@@ -258,9 +258,9 @@ def test_a_batch_that_fails_names_lines_and_labels_and_its_summary_is_the_xcom(
     run = airflow.run_dag(failing(tmp_path, geminiimg_conn_id=apimaster))
     error = why(run)
     assert isinstance(error, IncompleteError)
-    assert "2 of 3 pictures landed (1 refused)" in str(error)
+    assert "2 of 3 images landed (1 refused)" in str(error)
     assert "Line 7 (sku='RT-3'), refused: " in str(error)
-    assert "The picture was paid for." not in str(error)
+    assert "The image was paid for." not in str(error)
     assert "What landed was paid for" in str(error)
     made = run.task("pictures")
     assert (made.state, made.try_number) == ("failed", 1)

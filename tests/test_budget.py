@@ -60,9 +60,9 @@ def account(daily_budget: Any, **extra: Any) -> GatewayConnection:
 
 
 @asynccontextmanager
-async def worker(store: Store, pictures: int = 1) -> AsyncIterator[Budgets]:
+async def worker(store: Store, images: int = 1) -> AsyncIterator[Budgets]:
     budgets = Budgets(store, LOG)
-    budgets.expect(pictures)
+    budgets.expect(images)
     yield budgets
     await budgets.close()
 
@@ -81,7 +81,7 @@ async def raising(error: BaseException) -> JobStatus:
 
 
 async def buy_all(store: Store, connection: GatewayConnection, wanted: int) -> int:
-    """How many pictures one worker could buy, until it was refused."""
+    """How many images one worker could buy, until it was refused."""
     async with worker(store, wanted) as budgets:
         for bought in range(wanted):
             try:
@@ -139,7 +139,7 @@ async def test_workers_at_once_never_pass_it_and_leave_nothing_unspent(store: St
     assert document(store) == {"version": 1, "currency": "USD", "spent": 24 * CENT, "leases": {}}
 
 
-async def test_pictures_of_one_worker_that_are_bought_at_once_share_its_leases(store: Store) -> None:
+async def test_images_of_one_worker_that_are_bought_at_once_share_its_leases(store: Store) -> None:
     connection = account("0.09")
     async with worker(store, 100) as budgets:
         ended = await asyncio.gather(*(buy(budgets, connection) for _ in range(12)), return_exceptions=True)
@@ -165,7 +165,7 @@ async def test_a_worker_writes_far_less_often_than_it_buys_and_gives_the_rest_ba
     assert store.writes == 2  # the second lease, and the end
 
 
-async def test_who_buys_one_picture_leases_the_price_of_one(store: Store) -> None:
+async def test_who_buys_one_image_leases_the_price_of_one(store: Store) -> None:
     async with worker(store) as budgets, budgets.reserved(account(100), "default", CENT):
         assert list(document(store)["leases"].values()) == [CENT]
 
@@ -354,7 +354,7 @@ async def test_the_day_is_the_one_of_the_buckets_clock(s3: str) -> None:
     assert [key.rpartition("/")[2] for key in documents(store)] == ["2049-12-31.json"]
 
 
-# What a picture costs
+# What an image costs
 
 
 def request(gateway: str = "apimaster", **values: Any) -> Any:
@@ -423,7 +423,7 @@ def test_a_cap_that_is_no_positive_number_is_refused_when_the_dag_is_parsed(
 
 @pytest.fixture
 def capped(sandbox: Sandbox, connect: Callable[..., str]) -> Callable[..., str]:
-    """Make a connection with these extras to the sandbox's APIMaster.ai, where a 1K picture costs 0.0672."""
+    """Make a connection with these extras to the sandbox's APIMaster.ai, where a 1K image costs 0.0672."""
 
     def make(**extra: Any) -> str:
         return connect("capped", **sandbox.connection("apimaster", requests_per_minute=100_000, **extra))
@@ -457,7 +457,7 @@ def why(run: Run) -> GeminiImageError:
 
 
 @pytest.mark.parametrize("cls", [GeminiImageGenerateOperator, GeminiImageSubmitOperator])
-def test_a_picture_over_its_cap_is_refused_before_anything_is_sent(
+def test_an_image_over_its_cap_is_refused_before_anything_is_sent(
     airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str, cls: Any
 ) -> None:
     run = airflow.run_dag(one(capped(), cls, max_cost="{{ params.most }}"))
@@ -485,7 +485,7 @@ def test_a_batch_over_its_cap_buys_nothing_and_names_the_sum(
     run = airflow.run_dag(many(capped(), max_cost=0.6))
     error = why(run)
     assert type(error) is OverBudgetError
-    assert "Buying 10 pictures would cost 0.672 USD; max_cost is 0.6 USD. No money was spent." in str(error)
+    assert "Buying 10 images would cost 0.672 USD; max_cost is 0.6 USD. No money was spent." in str(error)
     assert not sandbox.calls()
     run.clear("pictures", dag=many("capped", max_cost="0.672"))
     assert run.state == "success", run.log
@@ -501,7 +501,7 @@ def test_a_batchs_cap_counts_what_is_bought_now_and_what_is_under_way_is_collect
     run.clear("pictures", dag=many("capped", 5, max_cost=0.13))
     error = why(run)
     assert type(error) is OverBudgetError
-    assert "Buying 2 pictures would cost 0.1344 USD; max_cost is 0.13 USD." in str(error)
+    assert "Buying 2 images would cost 0.1344 USD; max_cost is 0.13 USD." in str(error)
     assert lines(run) == ["landed", "landed", "reused", "failed", "failed"]
     assert len(sandbox.ledger()) == 3
     run.clear("pictures", dag=many("capped", 5, max_cost=0.1344))
@@ -589,7 +589,7 @@ def test_a_base_price_does_not_make_other_models_cheap_under_a_cap(
         assert len(sandbox.ledger()) == bought
 
 
-def test_input_pictures_count_in_the_estimate_and_in_a_cap() -> None:
+def test_input_images_count_in_the_estimate_and_in_a_cap() -> None:
     edit = ImageRequest.build(operation="edit", prompt="x", image="s3://a", reference_images=["s3://b", "s3://c"])
     for gateway in ("1min", "apimaster"):
         connection = parse_connection(conn_id="shop", password="key", extra={"gateway": gateway, "daily_budget": 1})
@@ -598,7 +598,7 @@ def test_input_pictures_count_in_the_estimate_and_in_a_cap() -> None:
     assert price_of(edit.check("1min"), own) == 1_000_000
 
 
-def test_pictures_of_single_tasks_share_the_daily_budget_and_the_refused_ones_cost_nothing(
+def test_images_of_single_tasks_share_the_daily_budget_and_the_refused_ones_cost_nothing(
     airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
 ) -> None:
     conn_id = capped(daily_budget="0.14")

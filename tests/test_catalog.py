@@ -31,7 +31,7 @@ TEN = "1:1 3:2 2:3 3:4 4:3 4:5 5:4 9:16 16:9 21:9"
 FOURTEEN = "1:1 1:4 1:8 2:3 3:2 3:4 4:1 4:3 4:5 5:4 8:1 9:16 16:9 21:9"
 FOUR, THREE = "512 1K 2K 4K", "1K 2K 4K"
 SHAPE, LIST = "resolution aspect_ratio", "google_list"
-SAMPLING, SEARCH, PICTURES = "temperature top_p", "google_search google_image_search", "image reference_images"
+SAMPLING, SEARCH, IMAGES = "temperature top_p", "google_search google_image_search", "image reference_images"
 FLASH_LIST, PRO_LIST = "0.0448 0.0672 0.1008 0.1512", "0.134 0.134 0.24"
 LITE_LIST, BANANA_LIST = "0.0336", "0.0336 0.0504 0.1134"
 APIMASTER = "0.0672 0.0672 0.0896 0.1344"
@@ -39,28 +39,28 @@ APIMASTER = "0.0672 0.0672 0.0896 0.1344"
 # gateway, model, operation, wire id, fields, resolutions, ratios, references, prices, basis, verified
 DOCUMENTED = [
     ("1min", FLASH, "generate", FLASH, f"{SHAPE} {SAMPLING}", FOUR, FOURTEEN, 0, FLASH_LIST, LIST, True),
-    ("1min", FLASH, "edit", FLASH, f"{PICTURES} {SHAPE} {SAMPLING}", FOUR, FOURTEEN, 2, FLASH_LIST, LIST, True),
+    ("1min", FLASH, "edit", FLASH, f"{IMAGES} {SHAPE} {SAMPLING}", FOUR, FOURTEEN, 2, FLASH_LIST, LIST, True),
     ("1min", PRO, "generate", PRO, f"resolution {SAMPLING}", THREE, "", 0, PRO_LIST, LIST, True),
-    ("1min", PRO, "edit", PRO, f"{PICTURES} resolution {SAMPLING}", THREE, "", 2, PRO_LIST, LIST, True),
+    ("1min", PRO, "edit", PRO, f"{IMAGES} resolution {SAMPLING}", THREE, "", 2, PRO_LIST, LIST, True),
     ("1min", FLASH_25, "generate", FLASH_25, "", "", "", 0, "0.039", LIST, True),
-    ("1min", FLASH_25, "edit", f"{FLASH_25}-preview", PICTURES, "", "", 2, "0.039", LIST, True),
+    ("1min", FLASH_25, "edit", f"{FLASH_25}-preview", IMAGES, "", "", 2, "0.039", LIST, True),
     ("1min", LITE, "generate", LITE, f"{SHAPE} {SAMPLING}", "1K", TEN, 0, LITE_LIST, LIST, False),
-    ("1min", LITE, "edit", LITE, f"{PICTURES} {SHAPE} {SAMPLING}", "1K", TEN, 2, LITE_LIST, LIST, False),
+    ("1min", LITE, "edit", LITE, f"{IMAGES} {SHAPE} {SAMPLING}", "1K", TEN, 2, LITE_LIST, LIST, False),
     ("1min", BANANA, "generate", BANANA, f"{SHAPE} {SAMPLING}", THREE, FOURTEEN, 0, BANANA_LIST, LIST, False),
-    ("1min", BANANA, "edit", BANANA, f"{PICTURES} {SHAPE} {SAMPLING}", THREE, FOURTEEN, 2, BANANA_LIST, LIST, False),
+    ("1min", BANANA, "edit", BANANA, f"{IMAGES} {SHAPE} {SAMPLING}", THREE, FOURTEEN, 2, BANANA_LIST, LIST, False),
     ("apimaster", FLASH, "generate", FLASH, f"{SHAPE} {SEARCH}", FOUR, FOURTEEN, 0, APIMASTER, LIST, True),
-    ("apimaster", FLASH, "edit", FLASH, f"{PICTURES} {SHAPE} {SEARCH}", FOUR, FOURTEEN, 13, APIMASTER, LIST, True),
+    ("apimaster", FLASH, "edit", FLASH, f"{IMAGES} {SHAPE} {SEARCH}", FOUR, FOURTEEN, 13, APIMASTER, LIST, True),
     ("apimaster", PRO, "generate", PRO, SHAPE, THREE, TEN, 0, PRO_LIST, LIST, False),
-    ("apimaster", PRO, "edit", PRO, f"{PICTURES} {SHAPE}", THREE, TEN, 13, PRO_LIST, LIST, False),
+    ("apimaster", PRO, "edit", PRO, f"{IMAGES} {SHAPE}", THREE, TEN, 13, PRO_LIST, LIST, False),
     ("apimaster", LITE, "generate", LITE, SHAPE, "1K", TEN, 0, LITE_LIST, LIST, False),
-    ("apimaster", LITE, "edit", LITE, f"{PICTURES} {SHAPE}", "1K", TEN, 13, LITE_LIST, LIST, False),
+    ("apimaster", LITE, "edit", LITE, f"{IMAGES} {SHAPE}", "1K", TEN, 13, LITE_LIST, LIST, False),
     ("apimaster", BANANA, "generate", BANANA, f"{SHAPE} {SEARCH}", THREE, FOURTEEN, 0, BANANA_LIST, LIST, False),
     (
         "apimaster",
         BANANA,
         "edit",
         BANANA,
-        f"{PICTURES} {SHAPE} {SEARCH}",
+        f"{IMAGES} {SHAPE} {SEARCH}",
         THREE,
         FOURTEEN,
         13,
@@ -159,7 +159,7 @@ def test_the_first_poll_comes_when_apimaster_asks_for_it_and_a_little_sooner_on_
 
 
 @every_row
-def test_input_pictures_are_limited_as_google_limits_them(row: ModelSpec) -> None:
+def test_input_images_are_limited_as_google_limits_them(row: ModelSpec) -> None:
     assert row.max_input_bytes == 7_000_000
     assert row.max_total_input_bytes == {"1min": 21_000_000, "apimaster": 15_000_000}[row.gateway]
     assert row.input_media_types == ("image/png", "image/jpeg", "image/webp")

@@ -460,7 +460,7 @@ def test_the_command_line_collects_in_a_shell_of_its_own_with_the_configuration_
         f"Landed: {record.key}. {left.folder}/hero.png",
         "errors: 0, unknown: 0, failed: 0, landed: 1, running: 0, skipped: 0, to collect: 0",
     ]
-    assert left.picture(record)[1] == 1
+    assert left.image(record)[1] == 1
     assert left.calls("submit") == 1
     assert "[geminiimg] root" in jobs("collect", "--help").stdout
 

@@ -31,7 +31,7 @@ ROUTES = {"1min": "onemin", "apimaster": "apimaster"}
 
 
 class Works:
-    """A DAG with one picture, whose task dies in some way, and a DAG that collects."""
+    """A DAG with one image, whose task dies in some way, and a DAG that collects."""
 
     def __init__(self, airflow: AirflowHarness, sandbox: Sandbox, conn_id: str) -> None:
         self.airflow = airflow
@@ -41,7 +41,7 @@ class Works:
         self.route = ROUTES[self.left.gateway]
         self._runs = 0
 
-    def picture(self, **more: Any) -> DAG:
+    def image(self, **more: Any) -> DAG:
         with DAG("pictures", schedule=None) as dag:
             GeminiImageGenerateOperator(
                 **{"task_id": "made", "prompt": "a red fox", "geminiimg_conn_id": self.conn_id, "poll_interval": 0.02}
@@ -50,7 +50,7 @@ class Works:
         return dag
 
     def dies(self, run_id: str = "run", **more: Any) -> Run:
-        """A run whose task paid, and failed before its picture was in storage."""
+        """A run whose task paid, and failed before its image was in storage."""
         self.sandbox.faults(route="download", status=500, times=3)
         return self._failed(run_id, **more)
 
@@ -60,7 +60,7 @@ class Works:
         return self._failed(run_id, **more)
 
     def _failed(self, run_id: str, **more: Any) -> Run:
-        run = self.airflow.run_dag(self.picture(**more), run_id=run_id)
+        run = self.airflow.run_dag(self.image(**more), run_id=run_id)
         assert run.task("made").state == "failed", run.log
         self.left.old(self.record(run_id))
         return run
@@ -115,13 +115,13 @@ def failed(run: Run, kind: type[BaseException]) -> Task:
     return task
 
 
-def test_a_dead_tasks_picture_lands_where_it_was_meant_to_and_the_task_returns_it_once_it_is_cleared(
+def test_a_dead_tasks_image_lands_where_it_was_meant_to_and_the_task_returns_it_once_it_is_cleared(
     works: Works,
 ) -> None:
     run = works.dies(output_path=works.left.folder, file_name="fox")
     record = works.record()
     assert collected(works.collect()) == {"landed": 1, "keys": {"landed": [record.key]}}
-    assert works.left.picture(record) == (f"{works.left.folder}/fox.png", 1)
+    assert works.left.image(record) == (f"{works.left.folder}/fox.png", 1)
     calls = len(works.sandbox.calls())
     made = run.clear("made").task("made")
     assert made.state == "success", made.log
@@ -311,7 +311,7 @@ def test_the_log_and_the_result_of_a_collect_hold_no_link_and_no_prompt(
     works.dies_sending("b", prompt=canaries.prompt)
     sandbox.settings(latency=3.0)  # the task gives up long before
     sandbox.faults(route="onemin.submit", outcome="refused_echo")
-    works.airflow.run_dag(works.picture(prompt=canaries.prompt, timeout=0.01), run_id="c")
+    works.airflow.run_dag(works.image(prompt=canaries.prompt, timeout=0.01), run_id="c")
     works.left.old(works.record("c"))
     asyncio.run(works.left.ended())
     run = works.collect()
@@ -326,11 +326,11 @@ def test_what_a_person_removed_is_bought_again_by_a_clear_although_airflow_remem
     reconcile.forget(works.left.ledger, works.record().key, force=True)
     made = run.clear("made").task("made")
     assert made.state == "success", made.log
-    assert works.left.picture(works.record())[1] == 2
+    assert works.left.image(works.record())[1] == 2
 
 
 async def test_what_was_purged_is_not_bought_again_by_a_clear_where_airflow_remembers_it(works: Works) -> None:
-    run = works.airflow.run_dag(works.picture())
+    run = works.airflow.run_dag(works.image())
     scope = reconcile.Scope("default")
     assert len([key async for key in reconcile.purge(works.left.ledger, scope, days=0.0)]) == 1
     made = run.clear("made").task("made")

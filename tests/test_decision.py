@@ -135,7 +135,7 @@ def test_a_job_that_the_gateway_does_not_know_is_bought_once_more_where_on_unkno
 @pytest.mark.parametrize(("record", "step"), [(landed(), Reuse()), (answered(), Fetch())])
 def test_a_record_that_moved_on_while_its_job_seemed_unknown_is_believed(record: Record, step: Step) -> None:
     policy = Policy(0, on_unknown="resubmit")
-    assert decide(found(record), policy, picture="there", vanished=True) == step
+    assert decide(found(record), policy, image="there", vanished=True) == step
 
 
 def test_an_answered_link_is_fetched_and_never_submitted() -> None:
@@ -143,28 +143,28 @@ def test_an_answered_link_is_fetched_and_never_submitted() -> None:
         assert decide(found(answered(), LATE), policy, SAME) == Fetch()
 
 
-def test_a_landed_picture_that_is_there_is_returned() -> None:
-    assert decide(found(landed()), RETRY, picture="there") == Reuse()
-    assert decide(found(landed()), CLEAR, SAME, picture="there") == Reuse()
+def test_a_landed_image_that_is_there_is_returned() -> None:
+    assert decide(found(landed()), RETRY, image="there") == Reuse()
+    assert decide(found(landed()), CLEAR, SAME, image="there") == Reuse()
 
 
-def test_a_landed_picture_that_is_gone_is_asked_for_again_at_the_gateway() -> None:
-    assert decide(found(landed()), RETRY, picture="gone") == Refetch()
-    assert decide(found(landed()), CLEAR, SAME, picture="gone") == Refetch()
+def test_a_landed_image_that_is_gone_is_asked_for_again_at_the_gateway() -> None:
+    assert decide(found(landed()), RETRY, image="gone") == Refetch()
+    assert decide(found(landed()), CLEAR, SAME, image="gone") == Refetch()
 
 
-def test_a_picture_gone_at_the_gateway_too_is_an_error_until_a_clear_with_regenerate() -> None:
+def test_an_image_gone_at_the_gateway_too_is_an_error_until_a_clear_with_regenerate() -> None:
     record = with_error(landed(), LinkExpiredError("gone from storage and from the gateway"))
     for policy in (RETRY, CLEAR, Policy(0, on_clear="regenerate")):
-        error = refused(decide(found(record), policy, SAME, picture="gone"))
+        error = refused(decide(found(record), policy, SAME, image="gone"))
         assert isinstance(error, LinkExpiredError)
         assert 'on_clear="regenerate"' in str(error)
-    step = submit(decide(found(record), Policy(1, on_clear="regenerate"), SAME, picture="gone"))
+    step = submit(decide(found(record), Policy(1, on_clear="regenerate"), SAME, image="gone"))
     assert (step.n, step.resubmission) == (2, False)
 
 
-def test_a_landed_picture_that_storage_will_not_tell_about_is_a_storage_error() -> None:
-    error = refused(decide(found(landed()), RETRY, picture="unknown"))
+def test_a_landed_image_that_storage_will_not_tell_about_is_a_storage_error() -> None:
+    error = refused(decide(found(landed()), RETRY, image="unknown"))
     assert isinstance(error, StorageError)
     assert error.billed is Billed.YES
 
@@ -205,7 +205,7 @@ class TestAFailurePaidOrPerhapsPaid:
     submitted(), answered(), landed(), failed(ContentRefusedError("blocked", billed=Billed.YES)),
 ], ids=lambda record: record.state)  # fmt: skip
 def test_another_fingerprint_after_a_clear_is_submitted_and_what_it_replaces_is_named(record: Record) -> None:
-    step = submit(decide(found(record), CLEAR, OTHER, picture="there"))
+    step = submit(decide(found(record), CLEAR, OTHER, image="there"))
     assert (step.n, step.replaces) == (2, record)
 
 
@@ -217,21 +217,21 @@ def test_another_fingerprint_after_a_clear_settles_an_intent_first() -> None:
 
 
 def test_another_destination_after_a_clear_is_a_copy_without_a_call() -> None:
-    assert decide(found(landed()), CLEAR, MOVED, picture="there") == Copy()
+    assert decide(found(landed()), CLEAR, MOVED, image="there") == Copy()
 
 
-def test_every_place_of_a_landed_picture_counts_and_only_a_clear_copies_it() -> None:
-    for picture in ("asked", "elsewhere"):
-        assert decide(found(landed()), RETRY, picture=picture) == Reuse()
-    assert decide(found(landed()), CLEAR, MOVED, picture="asked") == Reuse()
-    assert decide(found(landed()), CLEAR, SAME, picture="elsewhere") == Copy()
-    assert decide(found(landed()), CLEAR, MOVED, picture="elsewhere") == Copy()
+def test_every_place_of_a_landed_image_counts_and_only_a_clear_copies_it() -> None:
+    for image in ("asked", "elsewhere"):
+        assert decide(found(landed()), RETRY, image=image) == Reuse()
+    assert decide(found(landed()), CLEAR, MOVED, image="asked") == Reuse()
+    assert decide(found(landed()), CLEAR, SAME, image="elsewhere") == Copy()
+    assert decide(found(landed()), CLEAR, MOVED, image="elsewhere") == Copy()
 
 
-def test_a_picture_that_is_gone_is_fetched_to_where_a_clear_asks_for_it() -> None:
-    assert decide(found(landed()), CLEAR, MOVED, picture="gone") == Refetch(MOVED.destination)
-    assert decide(found(landed()), CLEAR, SAME, picture="gone") == Refetch()
-    assert decide(found(landed()), RETRY, picture="gone") == Refetch()
+def test_an_image_that_is_gone_is_fetched_to_where_a_clear_asks_for_it() -> None:
+    assert decide(found(landed()), CLEAR, MOVED, image="gone") == Refetch(MOVED.destination)
+    assert decide(found(landed()), CLEAR, SAME, image="gone") == Refetch()
+    assert decide(found(landed()), RETRY, image="gone") == Refetch()
 
 
 # The rules at its edges
@@ -245,18 +245,18 @@ def test_a_clear_alone_never_settles_an_intent() -> None:
 @pytest.mark.parametrize("record", [submitted(), answered(), landed()], ids=lambda record: record.state)
 @pytest.mark.parametrize("asked", [OTHER, MOVED])
 def test_in_the_same_generation_the_recorded_request_wins(record: Record, asked: Asked) -> None:
-    assert decide(found(record), RETRY, asked, picture="there") == decide(found(record), RETRY, picture="there")
-    assert not isinstance(decide(found(record), RETRY, asked, picture="there"), (Submit, Copy))
+    assert decide(found(record), RETRY, asked, image="there") == decide(found(record), RETRY, image="there")
+    assert not isinstance(decide(found(record), RETRY, asked, image="there"), (Submit, Copy))
 
 
 def test_a_lower_generation_than_the_recorded_one_is_a_retry() -> None:
-    assert decide(found(landed(generation=3)), Policy(2, on_clear="regenerate"), OTHER, picture="there") == Reuse()
+    assert decide(found(landed(generation=3)), Policy(2, on_clear="regenerate"), OTHER, image="there") == Reuse()
 
 
 def test_regenerate_buys_once_per_clear_and_returns_what_it_bought_on_a_retry() -> None:
     policy = Policy(1, on_clear="regenerate")
-    assert submit(decide(found(landed()), policy, SAME, picture="there")).n == 2
-    assert decide(found(landed(n=2, generation=1)), policy, SAME, picture="there") == Reuse()
+    assert submit(decide(found(landed()), policy, SAME, image="there")).n == 2
+    assert decide(found(landed(n=2, generation=1)), policy, SAME, image="there") == Reuse()
 
 
 def test_regenerate_leaves_a_job_alone_that_has_not_ended() -> None:
@@ -267,7 +267,7 @@ def test_regenerate_leaves_a_job_alone_that_has_not_ended() -> None:
 
 @pytest.mark.parametrize("error", [
     LinkExpiredError("gone"), InvalidImageError("HTML"),
-    UpstreamFailedError("no such picture", billed=Billed.YES, retryable=False),
+    UpstreamFailedError("no such image", billed=Billed.YES, retryable=False),
 ], ids=lambda e: e.kind)  # fmt: skip
 @pytest.mark.parametrize("make", [submitted, answered])
 def test_a_result_that_can_no_longer_be_fetched_is_tried_again_until_a_clear_with_regenerate(
@@ -331,7 +331,7 @@ BELONGS = {
 }
 
 
-PICTURES = ("there", "asked", "elsewhere", "gone", "unknown")
+IMAGES = ("there", "asked", "elsewhere", "gone", "unknown")
 
 
 def situations() -> Iterator[tuple[Record, float, Policy, Asked | None, Any, bool]]:
@@ -342,7 +342,7 @@ def situations() -> Iterator[tuple[Record, float, Policy, Asked | None, Any, boo
         for error in ERRORS
     ]
     policies = [Policy(*values) for values in itertools.product((0, 1), ("fail", "resubmit"), ("reuse", "regenerate"))]
-    yield from itertools.product(records, (0.0, LATE), policies, (SAME, OTHER, MOVED), PICTURES, (False, True))
+    yield from itertools.product(records, (0.0, LATE), policies, (SAME, OTHER, MOVED), IMAGES, (False, True))
 
 
 def may_buy(record: Record, policy: Policy, asked: Asked | None, vanished: bool) -> bool:
@@ -363,9 +363,9 @@ def may_buy(record: Record, policy: Policy, asked: Asked | None, vanished: bool)
 
 def test_in_every_situation_only_what_may_not_have_been_paid_for_or_is_asked_for_again_is_submitted() -> None:
     count = bought = 0
-    for record, age, policy, asked, picture, vanished in situations():
-        step = decide(found(record, age), policy, asked, picture=picture, vanished=vanished)
-        situation = (record.state, record.outcome, record.resubmission, age, policy, asked, picture, vanished)
+    for record, age, policy, asked, image, vanished in situations():
+        step = decide(found(record, age), policy, asked, image=image, vanished=vanished)
+        situation = (record.state, record.outcome, record.resubmission, age, policy, asked, image, vanished)
         assert isinstance(step, BELONGS[record.state]), situation
         if isinstance(step, Submit):
             assert may_buy(record, policy, asked, vanished), situation
@@ -374,14 +374,14 @@ def test_in_every_situation_only_what_may_not_have_been_paid_for_or_is_asked_for
         if isinstance(step, WaitForRecord):
             assert step.seconds > 0, situation
         count += 1
-    assert count == 5 * 2 * len(ERRORS) * 2 * 8 * 3 * len(PICTURES) * 2
+    assert count == 5 * 2 * len(ERRORS) * 2 * 8 * 3 * len(IMAGES) * 2
     assert bought
 
 
 def test_in_every_situation_of_a_retry_what_is_asked_for_changes_nothing() -> None:
-    for record, age, policy, asked, picture, vanished in situations():
+    for record, age, policy, asked, image, vanished in situations():
         if policy.generation == record.generation:
-            more = {"picture": picture, "vanished": vanished}
+            more = {"image": image, "vanished": vanished}
             with_it, without = decide(found(record, age), policy, asked, **more), decide(
                 found(record, age), policy, **more
             )  # fmt: skip
@@ -431,7 +431,7 @@ def test_in_any_history_a_generation_buys_at_most_once_more_after_an_unknown_out
             found(record, LATE) if record else None,
             Policy(generation, on_unknown),
             SAME,
-            picture="there",
+            image="there",
             vanished=vanished and record is not None and record.state == "submitted",
         )
         if not isinstance(step, Submit):

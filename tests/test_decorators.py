@@ -103,7 +103,7 @@ def test_what_the_function_returns_is_made_with_the_arguments_that_it_leaves_ope
 
 
 @waiting_and_deferred
-def test_a_picture_that_the_function_names_is_edited(
+def test_an_image_that_the_function_names_is_edited(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, deferrable: bool
 ) -> None:
     shared = fast(geminiimg_conn_id, deferrable=deferrable)
@@ -114,8 +114,8 @@ def test_a_picture_that_the_function_names_is_edited(
             return f"a red {animal}"
 
         @task.gemini_image(prompt="make it {{ 'winter' }}", **shared)
-        def edited(picture: dict[str, Any], ti: Any = None) -> dict[str, Any]:
-            return {"image": picture, "variant": ti.task_id}
+        def edited(image: dict[str, Any], ti: Any = None) -> dict[str, Any]:
+            return {"image": image, "variant": ti.task_id}
 
         edited(made("{{ 'fox' }}"))
     run = airflow.run_dag(dag)
@@ -224,8 +224,8 @@ def test_braces_in_what_a_function_takes_from_a_task_and_returns_are_not_rendere
     run = airflow.run_dag(dag)
     assert run.state == "success", run.log
     assert prompts(sandbox) == [ASKING]
-    [picture] = run.tasks("made")
-    assert picture.value["requested"]["variant"] == f"x {ASKING}"
+    [image] = run.tasks("made")
+    assert image.value["requested"]["variant"] == f"x {ASKING}"
 
 
 @pytest.mark.parametrize("returned", ["list", "generator"])
@@ -236,7 +236,7 @@ def test_a_batch_is_made_of_what_a_function_returns_or_yields_and_a_retry_does_n
     body = Says(*(rows if returned == "list" else (row for row in rows) for rows in said))
     sandbox.faults(BUSY)
     run = airflow.run_dag(asks(MANY, body, apimaster, max_concurrency=1))
-    assert "2 of 3 pictures landed" in str(why(run))
+    assert "2 of 3 images landed" in str(why(run))
     run.retry("made")
     assert run.state == "success", run.log
     assert run.task("made").value["counts"]["reused"] == 2
@@ -277,9 +277,9 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "a dict without a prompt": (ONE, {"aspect_ratio": "1:1"}, "prompt: is empty"),
     "a field that is not there": (ONE, {"prompt": "secret fox", "aspect_ration": "1:1"}, "Did you mean 'aspect_ratio'"),
     "a ratio that no model takes": (ONE, {"prompt": "secret fox", "aspect_ratio": "7:3"}, "aspect_ratio='7:3'"),
-    "an edit without a picture": (ONE, {"prompt": "secret fox", "operation": "edit"}, "image: not given"),
+    "an edit without an image": (ONE, {"prompt": "secret fox", "operation": "edit"}, "image: not given"),
     "no rows": (MANY, [], "requests: is empty"),
-    "one prompt for many": (MANY, "secret fox", "returned str: .* For one picture there is @task.gemini_image"),
+    "one prompt for many": (MANY, "secret fox", "returned str: .* For one image there is @task.gemini_image"),
     "a mapping for many": (MANY, {"prompt": "secret fox"}, "returned dict: "),
     "nothing for many": (MANY, None, "returned NoneType: "),
     "a row that is a number": (MANY, ["secret fox", 7], r"requests\[1\] \(given: int\)"),
@@ -316,5 +316,5 @@ def test_an_argument_that_is_wrong_is_refused_when_the_dag_is_parsed(kind: str, 
         asks(kind, Says("a red fox"), "apimaster", **argument)
 
 
-def test_pictures_to_go_by_may_be_an_argument_where_the_function_names_the_picture_to_edit() -> None:
+def test_images_to_go_by_may_be_an_argument_where_the_function_names_the_image_to_edit() -> None:
     assert asks(ONE, Says("a red fox"), "apimaster", reference_images=["a.png"]).task_ids == ["made"]

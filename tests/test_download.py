@@ -82,7 +82,7 @@ async def test_a_link_that_no_longer_answers_is_expired_and_was_paid_for(host: H
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 522])
-async def test_a_host_that_fails_may_be_asked_again_and_the_picture_was_paid_for(host: Host, status: int) -> None:
+async def test_a_host_that_fails_may_be_asked_again_and_the_image_was_paid_for(host: Host, status: int) -> None:
     host.routes["/p.png"] = answer(status, b"oops")
     with pytest.raises(UpstreamFailedError, match=str(status)) as caught:
         await fetch(host)
@@ -91,13 +91,13 @@ async def test_a_host_that_fails_may_be_asked_again_and_the_picture_was_paid_for
 
 
 @pytest.mark.parametrize("status", [204, 206, 304])
-async def test_an_answer_without_the_whole_body_is_no_picture(host: Host, status: int) -> None:
+async def test_an_answer_without_the_whole_body_is_no_image(host: Host, status: int) -> None:
     host.routes["/p.png"] = answer(status, b"")
     with pytest.raises(UpstreamFailedError, match=str(status)):
         await fetch(host)
 
 
-async def test_an_empty_body_is_no_picture(host: Host) -> None:
+async def test_an_empty_body_is_no_image(host: Host) -> None:
     host.routes["/p.png"] = answer(body=b"")
     with pytest.raises(InvalidImageError, match="empty"):
         await fetch(host)
@@ -218,7 +218,7 @@ async def test_a_name_is_refused_unless_all_its_addresses_are_public(
     forbidden: Forbidden, internet: Internet, addresses: list[str]
 ) -> None:
     internet.names["pictures.test"] = [addresses]
-    with pytest.raises(UpstreamFailedError, match=r"pictures\.test, which is not a public address"):
+    with pytest.raises(UpstreamFailedError, match=r"images\.test, which is not a public address"):
         await download(f"https://pictures.test:{forbidden.port}/p.png", max_bytes=10, timeout=20)
     assert internet.asked == ["pictures.test"]
 

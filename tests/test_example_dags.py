@@ -109,7 +109,7 @@ def test_edit_chain_edits_what_was_made_before(
 
 
 @both_gateways
-def test_submit_and_wait_publishes_the_picture(
+def test_submit_and_wait_publishes_the_image(
     airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
 ) -> None:
     run = airflow.run_dag(load("submit_and_wait"))
@@ -118,7 +118,7 @@ def test_submit_and_wait_publishes_the_picture(
     assert len(sandbox.ledger()) == 1
 
 
-def test_catalogue_makes_one_picture_a_row_named_by_its_sku(
+def test_catalogue_makes_one_image_a_row_named_by_its_sku(
     airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str, tmp_path: Path
 ) -> None:
     run = airflow.run_dag(load("catalogue"), conf={"folder": tmp_path.as_uri()})
@@ -138,7 +138,7 @@ def test_maintenance_lands_what_was_left_behind_and_settles_what_it_is_told(
     run = airflow.run_dag(dag)
     assert run.state == "success", run.log
     assert (run.task("collect").value["landed"], run.task("collect").value["unknown"]) == (1, 1)
-    assert left.picture(record)[1] == 1
+    assert left.image(record)[1] == 1
     run = airflow.run_dag(dag, run_id="by-hand", conf={"resolve": {unknown.key: "lost"}})
     assert run.state == "success", run.log
     assert left.at(unknown).state == "failed"
@@ -160,11 +160,11 @@ def test_review_publishes_what_a_person_picks_with_the_comment_in_the_prompt(
     names = [each["images"][0]["uri"].rsplit("/", 1)[1] for each in variants]
     request = people.request(run, "review")
     assert request["options"] == [*(f"{number}: {name}" for number, name in enumerate(names, 1)), "Reject"]
-    thumbs, pictures = (re.findall(rf"\((geminiimg/{kind}/[^)]*)\)", request["body"]) for kind in ("thumbs", "f"))
+    thumbs, images = (re.findall(rf"\((geminiimg/{kind}/[^)]*)\)", request["body"]) for kind in ("thumbs", "f"))
     assert [people.call("vera", "GET", f"/{address}").status_code for address in thumbs] == [200] * 5
-    shown = [people.call("vera", "GET", f"/{address}").content for address in pictures]
+    shown = [people.call("vera", "GET", f"/{address}").content for address in images]
     sums = [each["images"][0]["sha256"] for each in variants]
-    assert [hashlib.sha256(picture).hexdigest() for picture in shown] == sums
+    assert [hashlib.sha256(image).hexdigest() for image in shown] == sums
 
     people.answer(run, "review", request["options"][3], request["options"][1], comment="Warmer light.")
     run.go_on()

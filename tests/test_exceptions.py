@@ -86,7 +86,7 @@ def test_every_kind_survives_a_pickle(kind: str) -> None:
 def test_every_kind_says_what_became_of_the_money_and_whose_turn_it_is(kind: str) -> None:
     sentences = {
         Billed.NO: "No money was spent.",
-        Billed.YES: "What landed was paid for" if KINDS[kind].of_many else "The picture was paid for.",
+        Billed.YES: "What landed was paid for" if KINDS[kind].of_many else "The image was paid for.",
         Billed.UNKNOWN: "Money may have been spent.",
     }
     assert isinstance(KINDS[kind].fault, Fault)
@@ -134,7 +134,7 @@ def test_unset_values_are_not_written_down() -> None:
     assert set(NotSentError("?").to_dict()) == {"kind", "message", "billed", "retryable", "hint"}
 
 
-# Scrubbing: links, keys, pictures
+# Scrubbing: links, keys, images
 
 
 @pytest.mark.parametrize("text", [
@@ -294,11 +294,11 @@ def test_an_empty_secret_changes_nothing() -> None:
     "data:;base64,iVBORw0KGgoCANARY",
     "data:image/png;base64,iVBORw0K%2BGgoCANARY",
 ])  # fmt: skip
-def test_picture_bytes_in_a_data_uri_are_taken_out(uri: str) -> None:
-    assert scrub(f'in "{uri}" there') == 'in "[picture]" there'
+def test_image_bytes_in_a_data_uri_are_taken_out(uri: str) -> None:
+    assert scrub(f'in "{uri}" there') == 'in "[image]" there'
 
 
-def test_picture_bytes_without_a_data_uri_are_taken_out() -> None:
+def test_image_bytes_without_a_data_uri_are_taken_out() -> None:
     assert scrub(f'{{"b64_json": "{"iVBORw0KGgo/" * 40}=="}}') == '{"b64_json": "[bytes]"}'
 
 
@@ -389,7 +389,7 @@ def outcome() -> ContentRefusedError:
     )
 
 
-def test_an_outcome_goes_out_without_key_link_picture_and_prompt() -> None:
+def test_an_outcome_goes_out_without_key_link_image_and_prompt() -> None:
     error = outcome().scrubbed(secrets=[KEY], prompt=PROMPT)
     assert type(error) is ContentRefusedError
     written = json.dumps(error.to_dict()) + str(error) + repr(error)

@@ -164,11 +164,11 @@ def is_fit(found: Any, *, billable: bool, known: bool) -> None:
         assert vars(from_dict(json.loads(written))) == vars(found)
         assert found.retry_after is None or found.retry_after >= 0
     elif isinstance(found, JobStatus):
-        assert bool(found.pictures) == (found.state is JobState.DONE)
+        assert bool(found.images) == (found.state is JobState.DONE)
         assert (found.error is not None) == (found.state is JobState.FAILED)
         if found.error is not None:
             is_fit(found.error, billable=True, known=known)
-        links = [each.url for each in found.pictures if each.url is not None]
+        links = [each.url for each in found.images if each.url is not None]
         for link in links:
             with contextlib.suppress(GeminiImageError):
                 download_module._parse(link, None)
@@ -303,7 +303,7 @@ def test_any_bytes_that_an_api_sends_are_a_value_or_an_outcome(
     answered()
 
 
-def test_any_bytes_that_a_pictures_host_sends_are_a_body_or_an_outcome(
+def test_any_bytes_that_an_images_host_sends_are_a_body_or_an_outcome(
     wire: Wire, loop: asyncio.AbstractEventLoop
 ) -> None:
     @fuzz
@@ -330,7 +330,7 @@ def test_any_bytes_that_a_pictures_host_sends_are_a_body_or_an_outcome(
 
 @fuzz
 @given(BYTES)
-def test_any_bytes_are_a_picture_or_an_invalid_one(data: bytes) -> None:
+def test_any_bytes_are_an_image_or_an_invalid_one(data: bytes) -> None:
     try:
         info = inspect_image(data)
     except InvalidImageError as error:
@@ -396,7 +396,7 @@ def test_any_record_is_read_or_refused_and_decided_about(
     for on_clear in ("reuse", "regenerate"):
         policy = Policy(generation, on_clear=on_clear)  # type: ignore[arg-type]
         asked = Asked(record.fingerprint, Destination("file:///elsewhere", "fox"))
-        assert decide(found, policy, asked, picture=seen, vanished=vanished)
+        assert decide(found, policy, asked, image=seen, vanished=vanished)
     assert record.error is None or str(record.error)
     for manifest in ([record.manifest] if record.state == "landed" else []) + [
         copy["manifest"] for copy in record.copies

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 DAG, RUN = ITEM.dag_id, ITEM.run_id
 STATIC = Path(airflow_provider_geminiimg.__file__).parent / "gallery" / "static"
-LISTING = f"api/dags/{DAG}/runs/{quote(RUN)}/pictures"
+LISTING = f"api/dags/{DAG}/runs/{quote(RUN)}/images"
 SUMMARY = f"api/dags/{DAG}/runs/{quote(RUN)}/summary"
 
 
@@ -82,14 +82,14 @@ def _asker(server: TestClient, how: str) -> Callable[..., Any]:
 
 @pytest.fixture
 def left(root: str, sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch) -> LeftBehind:
-    """On disk and on S3; the pictures lie where the gallery may read."""
+    """On disk and on S3; the images lie where the gallery may read."""
     left = LeftBehind(sandbox, onemin)
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS", f"s3://elsewhere/x, {left.folder}")
     return left
 
 
-def picture_of(record: Record, index: int = 0) -> str:
-    return address_of(record.key).picture(index)
+def image_of(record: Record, index: int = 0) -> str:
+    return address_of(record.key).image(index)
 
 
 def files_of(page: str) -> list[str]:
@@ -101,7 +101,7 @@ def files_of(page: str) -> list[str]:
 
 
 def addresses(record: Record) -> list[str]:
-    path = address_of(record.key).picture(0).removeprefix("f/")
+    path = address_of(record.key).image(0).removeprefix("f/")
     sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id=hero&map_index=-1&item=0&n=1"
     return [LISTING, SUMMARY, sources, f"f/{path}", f"thumbs/{path}"]
 
@@ -164,7 +164,7 @@ def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any],
         for route in gallery_app().routes
         if isinstance(route, APIRoute)
     }
-    assert told["routes"].keys() == {"dags", "pictures", "summary", "sources"}
+    assert told["routes"].keys() == {"dags", "images", "summary", "sources"}
     for route in told["routes"].values():
         assert served[f"/{route['path']}"] == set(route["query"])
     assert get(LISTING + f"?limit={told['max_page_size']}").status_code == 200
@@ -173,7 +173,7 @@ def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any],
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_nothing_can_be_changed_from_here(get: Callable[..., Any], local_root: str, method: str) -> None:
-    for path in ("", "api/dags", LISTING, SUMMARY, picture_of(landed())):
+    for path in ("", "api/dags", LISTING, SUMMARY, image_of(landed())):
         assert get(path, user="admin", method=method).status_code == 405
 
 
@@ -183,7 +183,7 @@ def test_where_there_are_teams_a_deleted_dag_is_shown_to_nobody(
     from airflow.models.dag import DagModel
     from airflow.utils.session import create_session
 
-    path = address_of(put(left, ITEM, prompt="a secret fox").key).picture(0).removeprefix("f/")
+    path = address_of(put(left, ITEM, prompt="a secret fox").key).image(0).removeprefix("f/")
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
     for address in (LISTING, SUMMARY, f"f/{path}", f"thumbs/{path}"):
         answer = get(address)
@@ -208,8 +208,8 @@ def test_a_run_of_any_name_that_an_administrator_allows_is_shown(left: LeftBehin
     for run_id in RUN_IDS:
         put(left, replace(ITEM, run_id=run_id))
         of_run = f"api/dags/{DAG}/runs/{quote(run_id, safe='')}"
-        [item] = get(f"{of_run}/pictures").json()["items"]
-        assert get(f"{of_run}/summary").json()["pictures"] == 1, run_id
+        [item] = get(f"{of_run}/images").json()["items"]
+        assert get(f"{of_run}/summary").json()["images"] == 1, run_id
         answer = get(item["images"][0]["thumb"])
         assert "outside" in answer.json()["detail"], run_id  # the record was found; its image lies nowhere
 
@@ -239,16 +239,16 @@ NOWHERE = [
     "f/{dag}/{run}/hero%0a/-1/0/1/0",
     "f/{dag}%2fx/{run}/hero/-1/0/1/0",
     "f/other/{run}/hero/-1/0/1/0",
-    "api/dags/~/runs/{run}/pictures",
-    "api/dags//runs/{run}/pictures",
-    "api/dags/%2e%2e/runs/{run}/pictures",
+    "api/dags/~/runs/{run}/images",
+    "api/dags//runs/{run}/images",
+    "api/dags/%2e%2e/runs/{run}/images",
     "api/dags/{dag}/runs/~%2f~/summary",
 ]
 
 
 async def test_an_address_that_no_record_has_is_not_found(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = await left.attempt()
-    assert get(picture_of(record), user="admin").status_code == 200
+    assert get(image_of(record), user="admin").status_code == 200
     for path in NOWHERE:
         for address in {path, path.replace("f/", "thumbs/", 1)}:
             assert get(address.format(dag=DAG, run=quote(RUN)), user="admin").status_code in (404, 307), address
@@ -256,8 +256,8 @@ async def test_an_address_that_no_record_has_is_not_found(left: LeftBehind, get:
 
 async def test_a_run_by_that_name_of_any_dag_holds_nothing(left: LeftBehind, get: Callable[..., Any]) -> None:
     await left.attempt()
-    assert get(f"api/dags/{DAG}/runs/~/pictures").json() == {"items": [], "next": None}
-    assert get(f"api/dags/other/runs/{quote(RUN)}/pictures").json() == {"items": [], "next": None}
+    assert get(f"api/dags/{DAG}/runs/~/images").json() == {"items": [], "next": None}
+    assert get(f"api/dags/other/runs/{quote(RUN)}/images").json() == {"items": [], "next": None}
 
 
 def test_a_user_who_edits_what_a_task_returned_sees_nothing_new(
@@ -269,7 +269,7 @@ def test_a_user_who_edits_what_a_task_returned_sees_nothing_new(
     run = airflow.run_dag(dag)
     manifest = run.task("hero").value
     secret.write_bytes(Path(unquote(urlsplit(manifest["images"][0]["uri"]).path)).read_bytes() + b"canary")
-    listing = f"api/dags/{dag.dag_id}/runs/{quote(run.run_id)}/pictures"
+    listing = f"api/dags/{dag.dag_id}/runs/{quote(run.run_id)}/images"
     before = get(listing).json()
     forged = {**manifest, "images": [{**manifest["images"][0], "uri": secret.as_uri()}], "record": landed().key}
     xcom = f"http://testserver/api/v2/dags/{dag.dag_id}/dagRuns/{quote(run.run_id)}/taskInstances/hero/xcomEntries"
@@ -283,16 +283,16 @@ def test_a_user_who_edits_what_a_task_returned_sees_nothing_new(
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_picture_comes_as_it_lies_in_storage(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_image_comes_as_it_lies_in_storage(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = await left.attempt()
     image = (record.manifest or {})["images"][0]
-    answer = get(picture_of(record))
+    answer = get(image_of(record))
     assert hashlib.sha256(answer.content).hexdigest() == image["sha256"]
     assert answer.headers["content-type"] == image["media_type"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
-    assert get(picture_of(record), method="HEAD").status_code == 200
-    again = get(picture_of(record), **{"If-None-Match": answer.headers["etag"]})
+    assert get(image_of(record), method="HEAD").status_code == 200
+    again = get(image_of(record), **{"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 
@@ -300,7 +300,7 @@ async def test_a_browser_may_name_several_copies_that_it_has_or_weak_ones_or_any
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
-    for path in (picture_of(record), picture_of(record).replace("f/", "thumbs/", 1)):
+    for path in (image_of(record), image_of(record).replace("f/", "thumbs/", 1)):
         tag = get(path).headers["etag"]
         for known in (f"W/{tag}", f'"a", {tag}', f'W/"a",W/{tag} , "b"', "*", " * "):
             for method in ("GET", "HEAD"):
@@ -314,7 +314,7 @@ async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_c
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
-    path = picture_of(record)
+    path = image_of(record)
     etag = {"If-None-Match": get(path).headers["etag"]}
     kept = [get(path), get(path, method="HEAD"), get(path, **etag), get(path.replace("f/", "thumbs/", 1))]
     for answer in kept:
@@ -328,11 +328,11 @@ async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_c
         assert answer.headers["cache-control"] == "private, no-store"
 
 
-async def test_a_thumbnail_is_small_and_where_there_is_none_the_picture_comes(
+async def test_a_thumbnail_is_small_and_where_there_is_none_the_image_comes(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
-    path = picture_of(record).replace("f/", "thumbs/", 1)
+    path = image_of(record).replace("f/", "thumbs/", 1)
     small = get(path)
     assert small.headers["content-type"] == "image/webp"
     assert max(inspect_image(small.content).width, inspect_image(small.content).height) <= 512
@@ -341,24 +341,24 @@ async def test_a_thumbnail_is_small_and_where_there_is_none_the_picture_comes(
     assert hashlib.sha256(whole.content).hexdigest() == (record.manifest or {})["images"][0]["sha256"]
 
 
-async def test_a_page_of_html_by_the_name_of_a_picture_is_not_served(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_a_page_of_html_by_the_name_of_an_image_is_not_served(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = await left.attempt()
     left.environment.files.put(
         (record.manifest or {})["images"][0]["uri"], b"<!doctype html><script>alert(1)</script>", media_type="image/png"
     )
-    answer = get(picture_of(record))
+    answer = get(image_of(record))
     assert answer.status_code == 415
     assert b"alert" not in answer.content
     left.store.delete(thumbnail_key(record.key, 0))
-    assert get(picture_of(record).replace("f/", "thumbs/", 1)).status_code == 415
+    assert get(image_of(record).replace("f/", "thumbs/", 1)).status_code == 415
 
 
-async def test_a_picture_outside_the_gallerys_folders_is_named_and_not_served(
+async def test_an_image_outside_the_gallerys_folders_is_named_and_not_served(
     left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = await left.attempt()
     monkeypatch.delenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS")
-    answer = get(picture_of(record))
+    answer = get(image_of(record))
     assert answer.status_code == 404
     assert "is outside [geminiimg] gallery_roots. Allowed: " in answer.json()["detail"]
     assert "allowed_roots" not in answer.text
@@ -368,16 +368,16 @@ async def test_a_picture_outside_the_gallerys_folders_is_named_and_not_served(
     assert item["images"][0]["uri"] == (record.manifest or {})["images"][0]["uri"]
 
 
-async def test_a_picture_that_is_gone_is_an_error_that_says_so(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_image_that_is_gone_is_an_error_that_says_so(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = await left.attempt()
     uri = str((record.manifest or {})["images"][0]["uri"])
     left.change(record, manifest={**(record.manifest or {}), "images": [{"uri": f"{uri}x", "sha256": "0" * 64}]})
-    answer = get(picture_of(record))
+    answer = get(image_of(record))
     assert answer.status_code == 404
     assert "does not exist" in answer.json()["detail"]
 
 
-async def test_a_picture_of_which_only_a_copy_is_left_is_shown_all_the_same(
+async def test_an_image_of_which_only_a_copy_is_left_is_shown_all_the_same(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
@@ -390,10 +390,10 @@ async def test_a_picture_of_which_only_a_copy_is_left_is_shown_all_the_same(
         left.change(record, manifest=gone, destination=destination, copies=[copy], asked=Destination(**asked))
         [item] = get(LISTING).json()["items"]
         assert [each["name"] for each in item["images"]] == [{"hero": name}.get(asked["stem"], "gone.png")]
-        assert hashlib.sha256(get(picture_of(record)).content).hexdigest() == image["sha256"]
+        assert hashlib.sha256(get(image_of(record)).content).hexdigest() == image["sha256"]
 
 
-async def test_a_picture_in_the_place_of_the_one_that_landed_is_not_shown_for_it(
+async def test_an_image_in_the_place_of_the_one_that_landed_is_not_shown_for_it(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     record, other = await left.attempt(), await left.attempt("other")
@@ -402,7 +402,7 @@ async def test_a_picture_in_the_place_of_the_one_that_landed_is_not_shown_for_it
     good, bad = (files.read(each["uri"], max_bytes=1 << 24) for each in (image, evil))
     assert good != bad
     files.put(image["uri"], bad, media_type="image/png")
-    answer = get(picture_of(record))
+    answer = get(image_of(record))
     assert answer.status_code == 415
     assert "somebody replaced it" in answer.json()["detail"]
 
@@ -410,13 +410,13 @@ async def test_a_picture_in_the_place_of_the_one_that_landed_is_not_shown_for_it
     there = {**(record.manifest or {}), "images": [{**image, "uri": f"{folder}/copy.png"}]}
     files.put(f"{folder}/copy.png", good, media_type="image/png")
     left.change(record, copies=[{"destination": {"directory": folder, "stem": "copy"}, "manifest": there}])
-    assert get(picture_of(record)).content == good  # from where it still is what landed
+    assert get(image_of(record)).content == good  # from where it still is what landed
 
 
 # --- what is listed ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_picture_is_listed_with_all_that_is_known_of_it(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_image_is_listed_with_all_that_is_known_of_it(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = await left.attempt(prompt="a secret fox")
     [item] = get(LISTING).json()["items"]
     image = (record.manifest or {})["images"][0]
@@ -429,7 +429,7 @@ async def test_a_picture_is_listed_with_all_that_is_known_of_it(left: LeftBehind
     assert item["seconds"] >= 0
     [shown] = item["images"]
     assert {name: shown[name] for name in image} == image
-    assert (shown["href"], shown["why"]) == (picture_of(record), None)
+    assert (shown["href"], shown["why"]) == (image_of(record), None)
     assert item["prompt"] is None
     assert "secret fox" not in json.dumps(get(LISTING).json())
 
@@ -439,7 +439,7 @@ async def test_a_prompt_is_listed_where_prompts_are_recorded(left: LeftBehind, g
     assert get(LISTING).json()["items"][0]["prompt"] == "<b>fox</b>"
 
 
-async def test_what_is_not_a_picture_is_listed_with_its_reason(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_what_is_not_an_image_is_listed_with_its_reason(left: LeftBehind, get: Callable[..., Any]) -> None:
     await left.attempt("a", land=False)
     await left.submitted("b")
     await left.unknown("c")
@@ -501,7 +501,7 @@ def test_a_listing_is_narrowed_by_task_map_index_and_model(left: LeftBehind, get
     assert found("task_id=eac") == []
     assert len(found("model=fine")) == 7
     summary = get(f"{SUMMARY}?task_id=each").json()
-    assert (summary["pictures"], summary["tasks"], summary["models"]) == (12, ["each"], ["fast", "fine"])
+    assert (summary["images"], summary["tasks"], summary["models"]) == (12, ["each"], ["fast", "fine"])
 
 
 def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
@@ -519,7 +519,7 @@ def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
     assert (summary["without_price"], summary["looked_at"], summary["more"]) == (1, 4, False)
 
 
-def test_a_summary_says_how_many_pictures_of_a_batch_have_not_been_started(
+def test_a_summary_says_how_many_images_of_a_batch_have_not_been_started(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     fingerprints = [f"{number:064x}"[::-1] for number in range(10)]
@@ -533,7 +533,7 @@ def test_a_summary_says_how_many_pictures_of_a_batch_have_not_been_started(
 
     def seen(query: str = "") -> tuple[int, int, int]:
         summary = get(f"{SUMMARY}{query}").json()
-        return summary["pictures"], summary["not_started"], summary["wanted"]
+        return summary["images"], summary["not_started"], summary["wanted"]
 
     assert seen() == (4, 6, 11)
     assert seen("?task_id=catalogue&map_index=-1") == (3, 6, 10)
@@ -582,7 +582,7 @@ def test_records_that_can_not_be_shown_are_shown_as_unreadable_beside_the_others
     for key in odd.values():
         at = address_of(key)
         sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id={at.task_id}&map_index=-1&item=0&n=1"
-        for path in (at.picture(0), at.thumbnail(0), sources):
+        for path in (at.image(0), at.thumbnail(0), sources):
             refused = get(path)
             assert (refused.status_code, key in refused.json()["detail"]) == (409, True), (path, refused.text)
 
@@ -686,7 +686,7 @@ def test_an_image_in_thousands_of_places_is_looked_for_in_some(
     looked: list[str] = []
     really = Files.read
     monkeypatch.setattr(Files, "read", lambda files, uri, **more: looked.append(uri) or really(files, uri, **more))
-    assert get(picture_of(record)).status_code == 404
+    assert get(image_of(record)).status_code == 404
     assert 1 < len(looked) < 20
 
 
@@ -730,7 +730,7 @@ def test_no_question_that_makes_no_sense_is_an_error_of_the_server(left: LeftBeh
     for name, values in BAD_QUESTIONS.items():
         asked = {**good, name: "%s"} if name in good else {name: "%s"}
         query = "&".join(f"{each}={value}" for each, value in asked.items())
-        path = f"api/dags/{DAG}/runs/{quote(RUN)}/{'sources' if name in ('item', 'n') else 'pictures'}"
+        path = f"api/dags/{DAG}/runs/{quote(RUN)}/{'sources' if name in ('item', 'n') else 'images'}"
         for value in values:
             answer = get(f"{path}?{query.replace('%s', value)}")
             assert answer.status_code == 422, (name, value[:40], answer.text)
@@ -750,7 +750,7 @@ def test_a_root_that_can_not_be_read_is_an_error_that_says_what_to_do(
     assert "Create the bucket" in answer.json()["detail"]
 
 
-# --- where a picture comes from ---------------------------------------------------------------------------------------
+# --- where an image comes from ---------------------------------------------------------------------------------------
 
 
 async def sources_of(get: Callable[..., Any], record: Record, user: str = "vera") -> list[dict[str, Any]]:
@@ -770,11 +770,11 @@ async def test_the_source_of_an_edit_is_shown_beside_it(left: LeftBehind, get: C
     source = await left.attempt()
     [shown] = await sources_of(get, edited(left, source))
     assert shown["role"] == "source"
-    assert shown["picture"]["href"] == picture_of(source)
-    assert shown["picture"]["task_id"] == "hero"
+    assert shown["image"]["href"] == image_of(source)
+    assert shown["image"]["task_id"] == "hero"
 
 
-async def test_a_sidecar_that_names_a_record_of_another_picture_is_not_believed(
+async def test_a_sidecar_that_names_a_record_of_another_image_is_not_believed(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
     source, other = await left.attempt(), await left.attempt("other")
@@ -785,7 +785,7 @@ async def test_a_sidecar_that_names_a_record_of_another_picture_is_not_believed(
         image = (source.manifest or {})["images"][0]
         record = put(left, task, operation="edit", inputs=[{"uri": image["uri"], "sha256": image["sha256"]}])
         [shown] = await sources_of(get, record)
-        assert shown["picture"] is None
+        assert shown["image"] is None
         assert "not made here" in shown["why"]
 
 
@@ -795,7 +795,7 @@ async def test_a_source_outside_the_gallerys_folders_is_not_looked_at(
     source = await left.attempt()
     record = edited(left, source)
     monkeypatch.delenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS")
-    assert [shown["picture"] for shown in await sources_of(get, record)] == [None]
+    assert [shown["image"] for shown in await sources_of(get, record)] == [None]
 
 
 # --- Airflow's side ---------------------------------------------------------------------------------------------------

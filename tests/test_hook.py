@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from airflow_provider_geminiimg.core.gateways.base import JobState, Picture
+from airflow_provider_geminiimg.core.gateways.base import JobState, ResultImage
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.exceptions import (
@@ -42,14 +42,14 @@ def png(width: int = 64, height: int = 36) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_picture_is_submitted_waited_for_and_downloaded(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
+def test_an_image_is_submitted_waited_for_and_downloaded(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
     hook = GeminiImageHook(geminiimg_conn_id)
     job = hook.submit(prompt="a lighthouse", aspect_ratio="16:9", resolution="1K")
     assert job.state is JobState.RUNNING
     assert job.job_id
     done = hook.wait(job.job_id, poll_interval=0.05)
     assert hook.status(job.job_id).state is JobState.DONE
-    info = inspect_image(hook.download(done.pictures[0]))
+    info = inspect_image(hook.download(done.images[0]))
     assert info.width / info.height == pytest.approx(16 / 9, rel=0.03)
     assert len(sandbox.ledger()) == 1
 
@@ -63,15 +63,15 @@ async def test_the_asynchronous_twins_do_the_same(sandbox: Sandbox, geminiimg_co
     assert job.job_id is not None
     done = await hook.await_job(job.job_id, poll_interval=0.05)
     assert (await hook.astatus(job.job_id)).state is JobState.DONE
-    assert inspect_image(await hook.adownload(done.pictures[0])).width > 0
+    assert inspect_image(await hook.adownload(done.images[0])).width > 0
     assert await hook.aconnection() == hook.connection()
 
 
-def test_a_synchronous_submit_brings_the_finished_picture(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
+def test_a_synchronous_submit_brings_the_finished_image(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
     hook = GeminiImageHook(geminiimg_conn_id)
     job = hook.submit(prompt="a lighthouse", synchronous=True)
     assert job.state is JobState.DONE
-    assert inspect_image(hook.download(job.pictures[0])).width > 0
+    assert inspect_image(hook.download(job.images[0])).width > 0
     [call] = [call["route"] for call in sandbox.calls() if "submit" in call["route"]]
     assert call in ("onemin.submit", "apimaster.submit_sync")
 
@@ -86,13 +86,13 @@ def test_a_synchronous_submit_that_the_gateway_gives_up_is_outcome_unknown_and_s
     assert len(sandbox.calls("apimaster.submit_sync")) == 1
 
 
-def test_an_edit_uploads_its_pictures_first(sandbox: Sandbox, geminiimg_conn_id: str, tmp_path: Path) -> None:
-    picture = tmp_path / "in.png"
-    picture.write_bytes(png())
+def test_an_edit_uploads_its_images_first(sandbox: Sandbox, geminiimg_conn_id: str, tmp_path: Path) -> None:
+    image = tmp_path / "in.png"
+    image.write_bytes(png())
     hook = GeminiImageHook(geminiimg_conn_id)
-    job = hook.submit(prompt="make it night", image=picture.as_uri(), reference_images=[str(picture)])
+    job = hook.submit(prompt="make it night", image=image.as_uri(), reference_images=[str(image)])
     assert job.job_id is not None
-    assert hook.wait(job.job_id, poll_interval=0.05).pictures
+    assert hook.wait(job.job_id, poll_interval=0.05).images
     routes = [call["route"] for call in sandbox.calls() if call["route"].endswith(("upload", "submit"))]
     assert routes in (["onemin.upload", "onemin.upload", "onemin.submit"], ["apimaster.submit"])
 
@@ -100,19 +100,19 @@ def test_an_edit_uploads_its_pictures_first(sandbox: Sandbox, geminiimg_conn_id:
 def test_the_key_goes_to_the_api_and_not_to_the_result_link(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
     hook = GeminiImageHook(geminiimg_conn_id)
     job = hook.submit(prompt="a lighthouse")
-    hook.download(hook.wait(str(job.job_id), poll_interval=0.05).pictures[0])
+    hook.download(hook.wait(str(job.job_id), poll_interval=0.05).images[0])
     assert {call["with_key"] for call in sandbox.calls() if call["route"] != "download"} == {True}
     assert [call["with_key"] for call in sandbox.calls("download")] == [False]
 
 
-def test_an_upload_takes_bytes_or_a_uri_and_refuses_what_is_no_picture(
+def test_an_upload_takes_bytes_or_a_uri_and_refuses_what_is_no_image(
     sandbox: Sandbox, geminiimg_conn_id: str, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "in.png"
-    picture.write_bytes(png())
+    image = tmp_path / "in.png"
+    image.write_bytes(png())
     hook = GeminiImageHook(geminiimg_conn_id)
     assert hook.upload(png())
-    assert hook.upload(picture.as_uri())
+    assert hook.upload(image.as_uri())
     before = len(sandbox.calls())
     for wrong in (b"<html>", b"", (tmp_path / "absent.png").as_uri()):
         with pytest.raises(BadRequestError):
@@ -191,25 +191,25 @@ def test_five_failed_polls_are_lost_contact_and_four_are_not(sandbox: Sandbox, g
     hook = GeminiImageHook(geminiimg_conn_id)
     job = hook.submit(prompt="a lighthouse")
     sandbox.faults(route=f"{geminiimg_conn_id}.status", drop=True, times=4)
-    assert hook.wait(str(job.job_id), poll_interval=0.02).pictures
+    assert hook.wait(str(job.job_id), poll_interval=0.02).images
     sandbox.faults(route=f"{geminiimg_conn_id}.status", status=503, times=5)
     with pytest.raises(LostContactError, match=str(job.job_id)):
         hook.wait(str(job.job_id), poll_interval=0.02)
 
 
-def test_a_link_that_no_longer_answers_and_a_page_instead_of_a_picture_are_told_apart(
+def test_a_link_that_no_longer_answers_and_a_page_instead_of_an_image_are_told_apart(
     sandbox: Sandbox, onemin: str
 ) -> None:
     hook = GeminiImageHook(onemin)
-    picture = hook.wait(str(hook.submit(prompt="a lighthouse").job_id), poll_interval=0.05).pictures[0]
+    image = hook.wait(str(hook.submit(prompt="a lighthouse").job_id), poll_interval=0.05).images[0]
     sandbox.faults(route="download", status=403)
     with pytest.raises(LinkExpiredError):
-        hook.download(picture)
+        hook.download(image)
     sandbox.faults(route="download", body="<html>maintenance</html>")
     with pytest.raises(InvalidImageError):
-        hook.download(picture)
+        hook.download(image)
     with pytest.raises(InvalidImageError):
-        hook.download(Picture(data=b"inline, and no picture"))
+        hook.download(ResultImage(data=b"inline, and no image"))
 
 
 def test_the_connection_test_says_who_answered_where_how_fast_and_what_the_key_sees(

@@ -1,4 +1,4 @@
-"""Bytes are told apart by their headers; a cut, empty or foreign body never passes for a picture."""
+"""Bytes are told apart by their headers; a cut, empty or foreign body never passes for an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect
 from airflow_provider_geminiimg.exceptions import Billed, InvalidImageError
 
 
-def picture(kind: str, size: tuple[int, int] = (97, 61), **options: object) -> bytes:
+def image_bytes(kind: str, size: tuple[int, int] = (97, 61), **options: object) -> bytes:
     buffer = io.BytesIO()
     mode = "RGBA" if options.pop("alpha", False) else "RGB"
     Image.effect_noise(size, 80).convert(mode).save(buffer, kind, **options)
@@ -36,24 +36,24 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_picture_is_measured_from_its_header(name: str) -> None:
+def test_every_kind_of_image_is_measured_from_its_header(name: str) -> None:
     kind, options, media_type, extension = KINDS[name]
-    info = inspect_image(picture(kind, (97, 61), **options))
+    info = inspect_image(image_bytes(kind, (97, 61), **options))
     assert info == ImageInfo(media_type, extension, 97, 61)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
+def test_an_image_cut_anywhere_is_refused(name: str) -> None:
     kind, options, _, _ = KINDS[name]
-    whole = picture(kind, (40, 30), **options)
+    whole = image_bytes(kind, (40, 30), **options)
     for length in (*range(40), *range(40, len(whole), 41), len(whole) - 2):
         with pytest.raises(InvalidImageError):
             inspect_image(whole[:length])
 
 
-def test_bytes_after_the_end_of_a_picture_do_not_matter() -> None:
+def test_bytes_after_the_end_of_an_image_do_not_matter() -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
-        assert inspect_image(picture(kind) + b"\0signed provenance").width == 97
+        assert inspect_image(image_bytes(kind) + b"\0signed provenance").width == 97
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_bytes_after_the_end_of_a_picture_do_not_matter() -> None:
         (b"just words", "unknown"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name_and_never_quoted(body: bytes, called: str) -> None:
+def test_what_is_no_image_is_refused_by_name_and_never_quoted(body: bytes, called: str) -> None:
     with pytest.raises(InvalidImageError) as caught:
         inspect_image(body)
     assert called in str(caught.value)
@@ -93,11 +93,11 @@ def test_impossible_dimensions_are_refused(size: tuple[int, int]) -> None:
         inspect_image(png(*size))
 
 
-def test_the_largest_picture_that_the_models_make_is_taken() -> None:
+def test_the_largest_image_that_the_models_make_is_taken() -> None:
     assert inspect_image(png(12_288, 1_536)).width == 12_288
 
 
-def test_a_picture_of_nothing_but_small_parts_takes_no_memory() -> None:
+def test_an_image_of_nothing_but_small_parts_takes_no_memory() -> None:
     parts = b"".join(bytes(4) + number.to_bytes(4, "big") + bytes(4) for number in range(200_000))
     whole = png(10, 10)
     body = whole[:33] + parts + whole[33:]
@@ -110,14 +110,14 @@ def test_a_picture_of_nothing_but_small_parts_takes_no_memory() -> None:
 
 
 def test_a_jpeg_that_ends_before_its_scan_is_refused_although_its_thumbnail_has_an_end() -> None:
-    whole = picture("JPEG", exif=b"Exif\0\0" + b"\xff\xd8\xff\xd9" * 10)
+    whole = image_bytes("JPEG", exif=b"Exif\0\0" + b"\xff\xd8\xff\xd9" * 10)
     scan = whole.index(b"\xff\xda")
     with pytest.raises(InvalidImageError, match="breaks off"):
         inspect_image(whole[: scan + 20])
 
 
 @given(st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBPVP8", b""]), st.binary(max_size=80))
-def test_any_bytes_are_a_picture_or_an_invalid_one(magic: bytes, rest: bytes) -> None:
+def test_any_bytes_are_an_image_or_an_invalid_one(magic: bytes, rest: bytes) -> None:
     with contextlib.suppress(InvalidImageError):
         assert inspect_image(magic + rest).width > 0
 
@@ -161,7 +161,7 @@ def test_a_ratio_may_be_off_by_three_percent(width: int, fits: bool) -> None:
 def test_a_mismatch_is_one_sentence_with_both_differences() -> None:
     said = mismatch(ImageInfo("image/png", "png", 1024, 1024), resolution="2K", aspect_ratio="16:9")
     assert said == (
-        "The picture has 1024 x 1024 pixels: aspect_ratio 16:9 was asked, which is 1.778, and 1.000 came; "
+        "The image has 1024 x 1024 pixels: aspect_ratio 16:9 was asked, which is 1.778, and 1.000 came; "
         "resolution 2K was asked, the area of a 1024 pixel square came."
     )
 
@@ -177,13 +177,13 @@ def turned(kind: str, orientation: int, size: tuple[int, int] = (1376, 768), *, 
     data = exif.tobytes()
     if motorola:
         data = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HH", orientation, 0) + bytes(4)
-    return picture(kind, size, exif=data)
+    return image_bytes(kind, size, exif=data)
 
 
 @pytest.mark.parametrize("motorola", [False, True], ids=["little-endian", "big-endian"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_measured_as_it_is_displayed(kind: str, orientation: int, motorola: bool) -> None:
+def test_an_image_is_measured_as_it_is_displayed(kind: str, orientation: int, motorola: bool) -> None:
     data = turned(kind, orientation, motorola=motorola)
     info = inspect_image(data)
     with Image.open(io.BytesIO(data)) as opened:
@@ -209,12 +209,12 @@ def test_a_picture_is_measured_as_it_is_displayed(kind: str, orientation: int, m
     ids=["nothing", "cut", "far away", "too many entries", "an orientation of 9", "words"],
 )
 def test_damaged_exif_turns_nothing(kind: str, exif: bytes) -> None:
-    info = inspect_image(picture(kind, (97, 61), exif=b"Exif\0\0" + exif))
+    info = inspect_image(image_bytes(kind, (97, 61), exif=b"Exif\0\0" + exif))
     assert (info.width, info.height, info.orientation) == (97, 61, 1)
 
 
 @given(st.binary(max_size=200))
-def test_any_exif_at_all_leaves_a_picture_a_picture(exif: bytes) -> None:
+def test_any_exif_at_all_leaves_an_image_an_image(exif: bytes) -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
-        info = inspect_image(picture(kind, (40, 30), exif=b"Exif\0\0" + exif))
+        info = inspect_image(image_bytes(kind, (40, 30), exif=b"Exif\0\0" + exif))
         assert {info.width, info.height} == {40, 30}

@@ -169,10 +169,10 @@ async def test_an_answer_that_names_the_job_of_another_record_says_nothing_about
     with pytest.raises(OutcomeUnknownError):
         await left.attempt("second")
     assert left.paid() == 2
-    assert left.picture(await left.attempt("first"))[1] == 1
+    assert left.image(await left.attempt("first"))[1] == 1
 
 
-async def test_a_store_that_can_not_note_whose_a_job_is_keeps_no_picture_from_landing(
+async def test_a_store_that_can_not_note_whose_a_job_is_keeps_no_image_from_landing(
     local_root: str, sandbox: Sandbox, onemin: str
 ) -> None:
     from pathlib import Path
@@ -181,7 +181,7 @@ async def test_a_store_that_can_not_note_whose_a_job_is_keeps_no_picture_from_la
     root = Path(local_root.removeprefix("file://"))
     await asyncio.to_thread(root.mkdir, parents=True, exist_ok=True)
     await asyncio.to_thread((root / "jobs").write_text, "no folder")
-    assert left.picture(await left.attempt())[1] == 1
+    assert left.image(await left.attempt())[1] == 1
     assert left.paid() == 1
 
 
@@ -344,7 +344,7 @@ async def test_an_answer_that_comes_before_the_next_attempt_is_taken_and_nothing
     reconcile.resolve(left.ledger, record.key, RESUBMIT)
     left.sandbox.release()
     await first
-    assert left.picture(await left.attempt(generation=1))[1] == 1
+    assert left.image(await left.attempt(generation=1))[1] == 1
     assert left.paid() == 1
 
 
@@ -413,7 +413,7 @@ async def test_a_collect_notes_whose_a_job_is_where_its_submit_could_not(left: L
     first = await left.submitted("first")
     left.store.delete(job_key(first.gateway, str(first.job_id)))
     await left.collect()
-    assert left.picture(first)[1] == 1
+    assert left.image(first)[1] == 1
     same_job(left, str(first.job_id))
     with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
         await left.attempt("second")
@@ -434,7 +434,7 @@ async def test_a_collect_lands_a_job_that_two_records_hold_for_one_of_them(
     assert reconcile.resolve(left.ledger, first.key, RESUBMIT) is True
 
 
-async def test_a_collect_lands_a_picture_though_whose_its_job_is_can_not_be_read(left: LeftBehind) -> None:
+async def test_a_collect_lands_an_image_though_whose_its_job_is_can_not_be_read(left: LeftBehind) -> None:
     record = await left.submitted()
     key = job_key(record.gateway, str(record.job_id))
     left.store.delete(key)
@@ -454,7 +454,7 @@ async def test_a_note_that_fails_leaves_nothing_of_the_failures_text_in_the_log(
     events = default_s3_client(None).meta.events
     events.register("before-call.s3.PutObject", fail, unique_id="fail")
     try:
-        assert left.picture(await left.attempt())[1] == 1
+        assert left.image(await left.attempt())[1] == 1
     finally:
         events.unregister("before-call.s3.PutObject", unique_id="fail")
     [said] = [line for line in lines.messages if "Could not note that job" in line]

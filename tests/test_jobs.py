@@ -123,7 +123,7 @@ NOT_KNOWN = OutcomeUnknownError("Nobody knows.").to_dict()
         (make_record(outcome=NOT_KNOWN), 0.0, "unknown"),
         (submitted(), 239.0, "in-flight"),
         (submitted(), 240.0, "to-collect"),
-        (submitted(outcome=InvalidImageError("No picture.").to_dict()), 240.0, "to-collect"),
+        (submitted(outcome=InvalidImageError("No image.").to_dict()), 240.0, "to-collect"),
         (submitted(outcome=NOT_KNOWN), 0.0, "unknown"),
         (make_record(state="answered", links=["https://link"]), 0.0, "in-flight"),
         (make_record(state="answered", links=["https://link"]), 240.0, "to-collect"),
@@ -223,7 +223,7 @@ async def test_what_was_left_behind_lands_where_it_was_meant_to_and_its_task_ret
     report = await left.collect()
     assert nonzero(report) == {"landed": 1}
     assert report.keys["landed"] == [record.key]
-    assert left.picture(record) == (f"{left.folder}/hero.png", 1)
+    assert left.image(record) == (f"{left.folder}/hero.png", 1)
     calls = len(left.sandbox.calls())
     for generation in (0, 1):
         assert (await left.attempt(generation=generation)).manifest == left.at(record).manifest
@@ -283,12 +283,12 @@ async def test_links_that_came_without_a_job_id_are_fetched(link_left: LeftBehin
     record = await link_left.failed()
     assert (record.state, record.job_id) == ("answered", None)
     assert nonzero(await link_left.collect()) == {"landed": 1}
-    assert link_left.picture(record)[1] == 1
+    assert link_left.image(record)[1] == 1
     assert link_left.at(record).links == []
     assert (link_left.paid(), link_left.calls("status")) == (1, 0)
 
 
-async def test_pictures_that_came_inline_are_landed_from_the_spool(
+async def test_images_that_came_inline_are_landed_from_the_spool(
     local_root: str, sandbox: Sandbox, apimaster: str
 ) -> None:
     from PIL import Image
@@ -308,22 +308,22 @@ async def test_pictures_that_came_inline_are_landed_from_the_spool(
     assert list(left.store.keys("spool/")) == []
 
 
-async def test_what_was_paid_for_before_a_clear_that_asked_for_another_picture_is_collected_too(
+async def test_what_was_paid_for_before_a_clear_that_asked_for_another_image_is_collected_too(
     left: LeftBehind,
 ) -> None:
     first = await left.submitted(prompt="a red fox")
     second = await left.attempt(prompt="a blue fox", generation=1)
     assert (second.n, second.state) == (2, "landed")
     assert nonzero(await left.collect()) == {"landed": 1}
-    assert left.picture(first) == (f"{left.folder}/hero.png", 1)
-    assert left.picture(second) == (f"{left.folder}/hero-2.png", 2)
+    assert left.image(first) == (f"{left.folder}/hero.png", 1)
+    assert left.image(second) == (f"{left.folder}/hero-2.png", 2)
 
 
 async def test_two_collects_at_once_do_as_one(left: LeftBehind) -> None:
     records = [await left.submitted(f"task-{number}") for number in range(3)]
     reports = await asyncio.gather(left.collect(), left.collect())
     assert all(report.counts()["errors"] == 0 for report in reports)
-    assert sorted(left.picture(record) for record in records) == [
+    assert sorted(left.image(record) for record in records) == [
         (f"{left.folder}/task-{number}.png", number + 1) for number in range(3)
     ]
     assert (left.paid(), left.calls("submit")) == (3, 3)
@@ -347,9 +347,9 @@ async def test_a_job_that_was_paid_for_beside_the_records_own_gets_a_record_and_
     digest = hashlib.sha256(f"{left.gateway}\n{job_id}".encode()).hexdigest()[:16]
     assert key == record_key(dataclasses.replace(ITEM, item=f"x{digest}"), 1)
     extra = reconcile.entry_at(left.ledger, key).readable().record
-    assert (extra.job_id, left.picture(extra)) == (job_id, (f"{left.folder}/hero-x{digest}.png", 2))
+    assert (extra.job_id, left.image(extra)) == (job_id, (f"{left.folder}/hero-x{digest}.png", 2))
     assert f"Perhaps paid twice: job {job_id}" in lines.text
-    assert left.picture(kept) == (f"{left.folder}/hero.png", 1)
+    assert left.image(kept) == (f"{left.folder}/hero.png", 1)
     left.change(extra, answer_within=0.0)
     before = left.everything()
     assert nonzero(await left.collect()) == {}
@@ -454,8 +454,8 @@ async def test_a_link_that_is_gone_for_good_is_told_and_its_record_stays(each_le
     assert isinstance(left.at(gone).error, LinkExpiredError)
     assert left.at(gone).state == "submitted"
     assert nonzero(await left.collect()) == {"landed": 2}
-    assert left.picture(gone)[1] == 1
-    assert left.picture(fine)[1] == 2
+    assert left.image(gone)[1] == 1
+    assert left.image(fine)[1] == 2
 
 
 # What one record's trouble does to the others
@@ -505,7 +505,7 @@ async def test_one_records_trouble_is_told_and_the_others_land_and_a_later_colle
     at_fault(left, one, report, lines)
     mend()
     assert nonzero(await left.collect()) == {"landed": 1}
-    assert left.picture(one)[1] == 1
+    assert left.image(one)[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ async def test_one_records_trouble_is_told_and_the_others_land_and_a_later_colle
     ],
     ids=str,
 )
-async def test_a_gateway_that_is_down_is_told_and_a_later_collect_lands_the_picture(
+async def test_a_gateway_that_is_down_is_told_and_a_later_collect_lands_the_image(
     left: LeftBehind, fault: dict[str, Any], lines: pytest.LogCaptureFixture
 ) -> None:
     record = await left.submitted()
@@ -527,7 +527,7 @@ async def test_a_gateway_that_is_down_is_told_and_a_later_collect_lands_the_pict
     assert nonzero(report) == {"errors": 1}
     at_fault(left, record, report, lines)
     assert nonzero(await left.collect()) == {"landed": 1}
-    assert left.picture(record)[1] == 1
+    assert left.image(record)[1] == 1
 
 
 async def test_a_record_that_can_not_be_read_does_not_keep_the_others_from_landing(left: LeftBehind) -> None:
@@ -641,7 +641,7 @@ async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_s
     record = await left.unknown(marker=memory)
     reconcile.resolve(left.ledger, record.key, UNPAID)
     memory.set({**(memory.get() or {}), "job_id": left.sandbox.ledger()[0]["job_id"]})
-    assert left.picture(await left.attempt(generation=1, marker=memory)) == (f"{left.folder}/hero.png", 1)
+    assert left.image(await left.attempt(generation=1, marker=memory)) == (f"{left.folder}/hero.png", 1)
     assert left.calls("submit") == 1
 
 
@@ -654,7 +654,7 @@ async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_rege
     assert left.calls("submit") == 1
     assert nonzero(await left.collect()) == {}
     bought = await left.attempt(generation=1, on_clear="regenerate")
-    assert left.picture(bought)[1] == 2
+    assert left.image(bought)[1] == 2
 
 
 @pytest.mark.parametrize("by", ["collect", "retry", "clear"])
@@ -670,7 +670,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
         assert nonzero(await left.collect()) == {"landed": 1}
     else:
         await left.attempt(generation=int(by == "clear"))
-    assert left.picture(record) == (f"{left.folder}/hero.png", 1)
+    assert left.image(record) == (f"{left.folder}/hero.png", 1)
     assert left.calls("submit") == 1
 
 
@@ -691,7 +691,7 @@ async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_se
     assert nonzero(await left.collect()) == {"landed": 1}
 
 
-async def test_a_picture_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_and_not_as_unpaid(
+async def test_an_image_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_and_not_as_unpaid(
     link_left: LeftBehind,
 ) -> None:
     left = link_left
@@ -740,7 +740,7 @@ async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: 
     ("record", "said"),
     [
         (make_record(), "may still be waiting for its answer. Money may have been spent."),
-        (submitted(), "is not lost. The picture was paid for. Nothing was changed. `jobs collect` lands it."),
+        (submitted(), "is not lost. The image was paid for. Nothing was changed. `jobs collect` lands it."),
         (submitted(answer_within=0.0), "is not lost"),
         (make_record(state="answered", links=["https://x"]), "is not lost"),
         (landed(), "has landed"),
@@ -836,7 +836,7 @@ async def test_a_record_that_was_removed_on_purpose_is_bought_again_also_where_a
     reconcile.forget(left.ledger, record.key, force=True)
     assert left.records() == []
     bought = await left.attempt(generation=1, marker=memory)
-    assert (bought.n, left.picture(bought)) == (1, (f"{left.folder}/hero.png", 2))
+    assert (bought.n, left.image(bought)) == (1, (f"{left.folder}/hero.png", 2))
 
 
 async def test_a_record_that_is_missing_beside_one_that_was_removed_on_purpose_is_still_missed(
@@ -915,7 +915,7 @@ async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_
     assert (await left.attempt(marker=memory)).state == "landed"
 
 
-async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_picture_and_the_name_stay(
+async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_image_and_the_name_stay(
     left: LeftBehind,
 ) -> None:
     kept, gone = await left.attempt("kept"), await left.attempt("gone")
@@ -971,10 +971,10 @@ async def purged(left: LeftBehind, days: float = 0.0, **more: Any) -> list[str]:
     return [key async for key in reconcile.purge(left.ledger, SCOPE, days=days, **more)]
 
 
-async def test_old_records_of_which_everything_has_ended_go_and_all_pictures_stay(left: LeftBehind) -> None:
+async def test_old_records_of_which_everything_has_ended_go_and_all_images_stay(left: LeftBehind) -> None:
     first = await left.attempt("old", prompt="a red fox")
     second = await left.attempt("old", prompt="a blue fox", generation=1)
-    pictures = {name: data for name, data in left.everything().items() if name.endswith((".png", ".json"))}
+    images = {name: data for name, data in left.everything().items() if name.endswith((".png", ".json"))}
     assert await purged(left, 1.0) == []
     assert await purged(left, dry_run=True) == [first.key, second.key]
     assert left.records() == [first.key, second.key]
@@ -983,7 +983,7 @@ async def test_old_records_of_which_everything_has_ended_go_and_all_pictures_sta
     assert list(left.store.keys("index/")) == list(left.store.keys("forgotten/")) == []
     assert list(left.store.keys("thumbs/")) == []
     folder = left.folder.rpartition("/")[2]
-    assert {name for name in pictures if f"{folder}/" in name} == {
+    assert {name for name in images if f"{folder}/" in name} == {
         name for name in left.everything() if f"{folder}/" in name
     }
 
@@ -1096,7 +1096,7 @@ def returned(left: LeftBehind, generation: int, prompt: str | None) -> str:
     return list(left.store.keys(f"{RETURNED}/"))[-1]
 
 
-async def test_what_a_function_returned_goes_together_with_the_record_of_its_picture(left: LeftBehind) -> None:
+async def test_what_a_function_returned_goes_together_with_the_record_of_its_image(left: LeftBehind) -> None:
     kept = [returned(left, 0, None)]
     blob = left.store.read(kept[0])
     kept.append(returned(left, 1, "a red fox"))
@@ -1108,7 +1108,7 @@ async def test_what_a_function_returned_goes_together_with_the_record_of_its_pic
     assert list(left.store.keys(f"{RETURNED}/")) == left.records() == []
 
 
-async def test_what_a_function_returned_stays_while_its_picture_is_not_made_or_nobody_can_tell(
+async def test_what_a_function_returned_stays_while_its_image_is_not_made_or_nobody_can_tell(
     left: LeftBehind,
 ) -> None:
     other = await left.attempt(prompt="a red fox")

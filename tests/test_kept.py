@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 ITEM = Item("default", "many", "run", "pictures", -1)
-LANDED = "The picture was paid for. All of it has landed. A retry returns it, at no cost."
+LANDED = "The image was paid for. All of it has landed. A retry returns it, at no cost."
 
 
 class Wanted(Saved):

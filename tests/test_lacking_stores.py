@@ -375,7 +375,7 @@ def test_what_may_pass_is_retryable(lacking: LackingStore, out: str, status: int
 
 
 class _Png:
-    """Uploads of pictures, told by their bytes; samples of the check are none."""
+    """Uploads of images, told by their bytes; samples of the check are none."""
 
     def __call__(self, request: dict[str, Any], size: int) -> bool:
         body = request["wsgi.input"].getvalue()
@@ -431,13 +431,13 @@ def test_a_clear_with_another_output_path_lands_there_what_was_paid_for(
 
 
 @pytest.mark.usefixtures("local_root")
-def test_a_clear_to_another_place_that_can_not_be_written_either_says_that_the_picture_was_paid_for(
+def test_a_clear_to_another_place_that_can_not_be_written_either_says_that_the_image_was_paid_for(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, out: str, take_away: Callable[[Lack], None]
 ) -> None:
     take_away(Lack(_Png(), 403, "AccessDenied"))
     run = airflow.run_dag(single(apimaster, out))
     run.clear("made", dag=single(apimaster, "s3://no-such-bucket-here/x"))
-    assert "The picture was paid for." in str(cause(run))
+    assert "The image was paid for." in str(cause(run))
     assert len(sandbox.ledger()) == 1
 
 

@@ -243,11 +243,11 @@ WRONG: dict[str, Callable[[Record], Any]] = {
     "of no schema at all": lambda record: {**values_of(record), "schema": "1"},
     "with a field missing": lambda record: {k: v for k, v in values_of(record).items() if k != "claim"},
     "with a state that does not exist": lambda record: {**values_of(record), "state": "lost"},
-    "landed without a picture": lambda record: {**values_of(record), "state": "landed", "manifest": {"images": []}},
-    "landed with a picture that is nowhere": lambda record: {
+    "landed without an image": lambda record: {**values_of(record), "state": "landed", "manifest": {"images": []}},
+    "landed with an image that is nowhere": lambda record: {
         **values_of(record), "state": "landed", "manifest": {"images": [{"sha256": "0" * 64}]},
     },
-    "landed with pictures that are none": lambda record: {
+    "landed with images that are none": lambda record: {
         **values_of(record), "state": "landed", "manifest": {"images": "all of them"},
     },
     "with a copy that is nowhere": lambda record: {

@@ -1,4 +1,4 @@
-"""One picture's life over HTTP and real storage: what an attempt does about what earlier ones left behind.
+"""One image's life over HTTP and real storage: what an attempt does about what earlier ones left behind.
 
 Each test is an attempt or two at a sandbox's gateway, with the root on disk and on S3. The sandbox's own ledger says
 what was paid for.
@@ -160,7 +160,7 @@ class Shop:
             yield Purchase(self.order(**more), purchase_context, guard or SubmitGuard(), marker)
 
     async def buy(self, **more: Any) -> dict[str, Any]:
-        """The manifest of an attempt that waits for its picture."""
+        """The manifest of an attempt that waits for its image."""
         async with self.attempt(**more) as purchase:
             result = await purchase.start()
             if isinstance(result, JobInFlight):
@@ -205,12 +205,12 @@ class Shop:
         self.sandbox.faults(route=route if route == "download" else f"{ROUTES[self.gateway]}.{route}", **values)
 
     def submission(self, manifest: Mapping[str, Any]) -> int:
-        """Which paid submission the manifest's picture is."""
+        """Which paid submission the manifest's image is."""
         data = self.files.read(manifest["images"][0]["uri"], max_bytes=10_000_000)
         return int(read_submission(data))
 
     def names(self, folder: str | None = None) -> list[str]:
-        """The files in the folder of the pictures."""
+        """The files in the folder of the images."""
         return [name.rpartition("/")[2] for name in self.objects(folder or self.folder)]
 
     def objects(self, uri: str) -> dict[str, bytes]:
@@ -531,7 +531,7 @@ async def test_an_interrupted_request_is_outcome_unknown(disk_shop: Shop) -> Non
     assert shop.submits() == 1
 
 
-async def test_an_attempt_that_comes_back_from_the_dead_keeps_its_picture_and_says_perhaps_paid_twice(
+async def test_an_attempt_that_comes_back_from_the_dead_keeps_its_image_and_says_perhaps_paid_twice(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop.fault("submit", hold=True, charge="after")
@@ -593,7 +593,7 @@ async def test_an_answer_never_goes_into_the_record_of_another_claim(shop: Shop)
     assert shop.record == dataclasses.replace(other, extra_jobs=[record.job_id])
 
 
-async def test_a_record_with_two_jobs_keeps_the_one_whose_picture_has_not_landed(
+async def test_a_record_with_two_jobs_keeps_the_one_whose_image_has_not_landed(
     shop: Shop,
 ) -> None:
     shop.fault("submit", hold=True, charge="after")
@@ -606,7 +606,7 @@ async def test_a_record_with_two_jobs_keeps_the_one_whose_picture_has_not_landed
     assert (shop.record.job_id, shop.record.extra_jobs) == (manifest["job_id"], ["another"])
 
 
-async def test_a_picture_that_has_landed_keeps_its_record_when_another_job_of_that_record_lands(shop: Shop) -> None:
+async def test_an_image_that_has_landed_keeps_its_record_when_another_job_of_that_record_lands(shop: Shop) -> None:
     shop.fault("submit", hold=True, charge="after")
     second = asyncio.create_task(shop.buy())
     await asyncio.to_thread(shop.sandbox.held)
@@ -673,14 +673,14 @@ async def test_a_clear_collects_the_job_even_where_its_input_is_gone(disk_shop: 
     assert shop.submits() == 1
 
 
-@pytest.mark.parametrize("between", ["nothing", "another picture", "a refusal"])
+@pytest.mark.parametrize("between", ["nothing", "another image", "a refusal"])
 async def test_a_clear_returns_what_has_landed_even_where_its_input_is_gone(
     disk_shop: Shop, tmp_path: Path, between: str
 ) -> None:
     shop, edit = disk_shop, {"operation": "edit", "image": str(tmp_path / "in.png")}
     (tmp_path / "in.png").write_bytes(png())
     first = await shop.buy(**edit)
-    if between == "another picture":
+    if between == "another image":
         await shop.buy(generation=1, prompt="a cat", **edit)
     elif between == "a refusal":
         shop.sandbox.faults(route="onemin.submit", outcome="refused")
@@ -695,7 +695,7 @@ async def test_a_clear_returns_what_has_landed_even_where_its_input_is_gone(
     assert shop.paid() == paid
 
 
-async def test_a_clear_that_asks_for_another_picture_buys_it_and_keeps_the_first_to_collect(
+async def test_a_clear_that_asks_for_another_image_buys_it_and_keeps_the_first_to_collect(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await shop.submit()
@@ -895,7 +895,7 @@ def png(colour: str = "red") -> bytes:
 
 
 def answers_inline(shop: Shop, data: bytes) -> bytes:
-    """Let the gateway's next answer have the picture's bytes in it."""
+    """Let the gateway's next answer have the image's bytes in it."""
     shop.fault("submit", charge="after", body={"data": [{"b64_json": base64.b64encode(data).decode()}]})
     return data
 
@@ -963,7 +963,7 @@ async def test_inline_bytes_that_could_not_be_spooled_at_once_are_spooled_before
 # It had landed
 
 
-async def test_a_landed_picture_is_returned_without_a_call(shop: Shop) -> None:
+async def test_a_landed_image_is_returned_without_a_call(shop: Shop) -> None:
     first = await shop.buy()
     calls = shop.calls()
     for generation in (0, 1):
@@ -971,7 +971,7 @@ async def test_a_landed_picture_is_returned_without_a_call(shop: Shop) -> None:
     assert shop.calls() == calls
 
 
-async def test_regenerate_after_a_clear_buys_once_more_and_keeps_both_pictures(shop: Shop) -> None:
+async def test_regenerate_after_a_clear_buys_once_more_and_keeps_both_images(shop: Shop) -> None:
     await shop.buy()
     second = await shop.buy(generation=1, on_clear="regenerate")
     assert shop.submission(second) == 2
@@ -980,7 +980,7 @@ async def test_regenerate_after_a_clear_buys_once_more_and_keeps_both_pictures(s
     assert shop.names() == ["hero-2.json", "hero-2.png", "hero.json", "hero.png"]
 
 
-async def test_a_landed_picture_that_is_gone_comes_back_from_the_gateway_without_cost(shop: Shop) -> None:
+async def test_a_landed_image_that_is_gone_comes_back_from_the_gateway_without_cost(shop: Shop) -> None:
     first = await shop.buy()
     uri = first["images"][0]["uri"]
     shop.delete(uri)
@@ -990,7 +990,7 @@ async def test_a_landed_picture_that_is_gone_comes_back_from_the_gateway_without
     assert shop.paid() == shop.submits() == 1
 
 
-async def test_a_picture_gone_at_the_gateway_too_is_an_error_until_regenerate_buys_again(shop: Shop) -> None:
+async def test_an_image_gone_at_the_gateway_too_is_an_error_until_regenerate_buys_again(shop: Shop) -> None:
     first = await shop.buy()
     shop.delete(first["images"][0]["uri"])
     shop.sandbox.reset()
@@ -1005,7 +1005,7 @@ async def test_a_picture_gone_at_the_gateway_too_is_an_error_until_regenerate_bu
     assert shop.paid() == 1
 
 
-async def test_a_link_picture_that_is_gone_has_no_job_to_ask_for(link_shop: Shop) -> None:
+async def test_a_link_image_that_is_gone_has_no_job_to_ask_for(link_shop: Shop) -> None:
     manifest = await link_shop.buy()
     link_shop.delete(manifest["images"][0]["uri"])
     calls = link_shop.calls()
@@ -1013,7 +1013,7 @@ async def test_a_link_picture_that_is_gone_has_no_job_to_ask_for(link_shop: Shop
     assert link_shop.calls() == calls
 
 
-async def test_a_disk_that_will_not_tell_whether_the_picture_is_there_is_a_storage_error(disk_shop: Shop) -> None:
+async def test_a_disk_that_will_not_tell_whether_the_image_is_there_is_a_storage_error(disk_shop: Shop) -> None:
     manifest = await disk_shop.buy()
     make_unreadable(manifest["images"][0]["uri"])
     calls = disk_shop.calls()
@@ -1022,7 +1022,7 @@ async def test_a_disk_that_will_not_tell_whether_the_picture_is_there_is_a_stora
     assert disk_shop.calls() == calls
 
 
-async def test_a_bucket_that_will_not_tell_whether_the_picture_is_there_is_a_storage_error(
+async def test_a_bucket_that_will_not_tell_whether_the_image_is_there_is_a_storage_error(
     s3_root: str, sandbox: Sandbox
 ) -> None:
     shop = Shop(s3_root, sandbox)
@@ -1209,7 +1209,7 @@ async def test_a_directory_that_can_not_be_written_is_refused_before_anything_is
 
 
 @pytest.mark.parametrize("wrong", [b"", b"<html>", b"\x89PNG\r\n\x1a\n"], ids=["empty", "HTML", "cut"])
-async def test_an_input_that_is_no_picture_is_refused_before_anything_is_sent(
+async def test_an_input_that_is_no_image_is_refused_before_anything_is_sent(
     disk_shop: Shop, tmp_path: Path, wrong: bytes
 ) -> None:
     (tmp_path / "in.png").write_bytes(wrong)
@@ -1232,7 +1232,7 @@ async def test_an_upload_that_fails_leaves_no_record(disk_shop: Shop, tmp_path: 
 # The store fails
 
 
-async def test_a_store_that_fails_right_after_the_answer_does_not_lose_the_picture(
+async def test_a_store_that_fails_right_after_the_answer_does_not_lose_the_image(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.to_thread(shop.real.probe)
@@ -1264,7 +1264,7 @@ async def started(purchase: Purchase, wire: Wire) -> LandedImage | JobInFlight:
         await mending
 
 
-async def test_a_store_that_never_comes_back_does_not_keep_the_picture_from_landing(
+async def test_a_store_that_never_comes_back_does_not_keep_the_image_from_landing(
     link_shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop = link_shop
@@ -1429,7 +1429,7 @@ async def test_a_link_that_expires_between_poll_and_download_is_asked_for_again(
     assert each_shop.paid() == each_shop.submits() == 1
 
 
-async def test_a_result_that_is_no_picture_is_downloaded_again_and_never_bought_again(disk_shop: Shop) -> None:
+async def test_a_result_that_is_no_image_is_downloaded_again_and_never_bought_again(disk_shop: Shop) -> None:
     shop = disk_shop
     shop.fault("download", status=200, body=HTML, times=3)
     await shop.refused(InvalidImageError)
@@ -1439,7 +1439,7 @@ async def test_a_result_that_is_no_picture_is_downloaded_again_and_never_bought_
     assert shop.submits() == 1
 
 
-async def test_a_result_that_never_becomes_a_picture_is_bought_again_by_a_clear_with_regenerate(
+async def test_a_result_that_never_becomes_an_image_is_bought_again_by_a_clear_with_regenerate(
     disk_shop: Shop,
 ) -> None:
     shop = disk_shop
@@ -1477,7 +1477,7 @@ async def test_a_reported_cost_is_in_the_gateways_currency_whatever_the_connecti
     assert cost(record, 0.05) == {"amount": 0.05, "currency": "USD", "basis": "gateway", "estimate": False}
 
 
-async def test_a_picture_that_can_not_be_stored_is_stored_by_the_next_attempt(shop: Shop) -> None:
+async def test_an_image_that_can_not_be_stored_is_stored_by_the_next_attempt(shop: Shop) -> None:
     shop.files.full = True
     await shop.refused(StorageError)
     assert shop.record.state == "submitted"
@@ -1486,7 +1486,7 @@ async def test_a_picture_that_can_not_be_stored_is_stored_by_the_next_attempt(sh
     assert shop.paid() == 1
 
 
-async def test_a_picture_that_is_not_what_was_asked_for_lands_and_says_so(disk_shop: Shop) -> None:
+async def test_an_image_that_is_not_what_was_asked_for_lands_and_says_so(disk_shop: Shop) -> None:
     shop = disk_shop
     shop.fault("submit", outcome="wrong_size")
     manifest = await shop.buy(aspect_ratio="16:9", resolution="2K")

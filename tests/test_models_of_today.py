@@ -302,7 +302,7 @@ def test_what_the_gateway_reports_goes_before_the_estimate_and_a_difference_is_s
     run = airflow.run_dag(dag(connect("p", **sandbox.connection("apimaster", **extra)), None))
     reported = {"amount": 0.0672, "currency": "USD", "basis": "gateway", "estimate": False}
     assert run.task("picture").value["cost"] == reported
-    assert ("The gateway reports that the picture" in run.log) == warns
+    assert ("The gateway reports that the image" in run.log) == warns
 
 
 # The sandbox

@@ -220,7 +220,7 @@ def test_claims_that_earlier_versions_wrote_are_the_task_instances_too(shop: Sho
 REFUSALS: dict[str, dict[str, Any]] = {
     "refused": {"outcome": "refused"},
     "failed after it was accepted": {"outcome": "bare_failed"},
-    "no image": {"outcome": "no_picture"},
+    "no image": {"outcome": "no_image"},
     "busy": {"status": 503},
     "wrong": {"status": 400},
 }
@@ -237,7 +237,7 @@ def test_rows_that_got_no_image_are_corrected_and_get_the_name_that_they_asked_f
     assert shop.many(corrected).state == "success", shop.error()
     assert shop.manifest() == {"0": "RT-1.png", "1": "RT-2.png"}
     assert shop.paid() == before + 2
-    if fault.get("outcome") != "no_picture":  # which was paid for, so the first prompts are not bought again
+    if fault.get("outcome") != "no_image":  # which was paid for, so the first prompts are not bought again
         assert shop.many(SKUS).state == "success"
         assert shop.manifest() == {"0": "RT-1-2.png", "1": "RT-2-2.png"}
 
@@ -269,19 +269,19 @@ def forget_all(shop: Shop) -> None:
         reconcile.forget(shop.ledger, key)
 
 
-@pytest.mark.parametrize("outcome", ["refused", "picture"])
+@pytest.mark.parametrize("outcome", ["refused", "image"])
 def test_forgetting_a_record_frees_its_name_for_its_own_task(shop: Shop, outcome: str) -> None:
     shop.sandbox.faults(route="apimaster.submit", times=2, outcome=outcome)
     shop.many(SKUS)
     forget_all(shop)
     assert shop.many(SKUS).state == "success", shop.error()
-    ending = "-2.png" if outcome == "picture" else ".png"  # a file that is there stays
+    ending = "-2.png" if outcome == "image" else ".png"  # a file that is there stays
     assert shop.manifest() == {"0": f"RT-1{ending}", "1": f"RT-2{ending}"}
     assert shop.many(SKUS).state == "success"
     assert shop.manifest() == {"0": f"RT-1{ending}", "1": f"RT-2{ending}"}
 
 
-@pytest.mark.parametrize("outcome", ["refused", "picture"])
+@pytest.mark.parametrize("outcome", ["refused", "image"])
 def test_forgetting_a_record_frees_its_name_for_other_tasks_once_there_is_no_file(shop: Shop, outcome: str) -> None:
     shop.sandbox.faults(route="apimaster.submit", outcome=outcome)
     shop.many(SKUS[:1])
@@ -289,7 +289,7 @@ def test_forgetting_a_record_frees_its_name_for_other_tasks_once_there_is_no_fil
     assert shop.one("a stool", "other").state == "failed"
     assert "claimed it" in shop.error()
     forget_all(shop)
-    if outcome == "picture":
+    if outcome == "image":
         assert shop.run.clear("made").state == "failed"
         assert "RT-1.png exists" in shop.error()
         for path in list(shop.folder.iterdir()):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from airflow_provider_geminiimg.core.gateways import get_gateway
-from airflow_provider_geminiimg.core.gateways.base import Call, InputImage, JobState, JobStatus, Picture, Reply
+from airflow_provider_geminiimg.core.gateways.base import Call, InputImage, JobState, JobStatus, Reply, ResultImage
 from airflow_provider_geminiimg.core.gateways.onemin import OneMin
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import (
@@ -20,7 +20,7 @@ from airflow_provider_geminiimg.exceptions import (
     ContentRefusedError,
     GeminiImageError,
     InsufficientBalanceError,
-    NoPictureError,
+    NoImageError,
     OutcomeUnknownError,
     RateLimitedError,
     UpstreamFailedError,
@@ -132,7 +132,7 @@ def test_a_model_without_sizes_gets_none() -> None:
     assert sent(call)["promptObject"] == {"prompt": "a red fox"}
 
 
-def test_edit_sends_the_picture_first_and_the_references_by_number() -> None:
+def test_edit_sends_the_image_first_and_the_references_by_number() -> None:
     wish = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png", "s3://b/c.png"], resolution="2K")
     assert sent(GATEWAY.submit(wish, ("p/a", "p/b", "p/c"))) == {
         "type": "IMAGE_EDITOR",
@@ -214,7 +214,7 @@ def test_an_accepted_job_is_running_under_its_uuid() -> None:
 
 def test_an_immediate_success_of_an_async_submit_is_taken() -> None:
     status = read(submit(), 200, record())
-    assert (status.state, status.pictures, status.job_id) == (JobState.DONE, (Picture(url=SIGNED),), UUID)
+    assert (status.state, status.images, status.job_id) == (JobState.DONE, (ResultImage(url=SIGNED),), UUID)
 
 
 def test_a_synchronous_answer_that_still_processes_is_polled() -> None:
@@ -253,11 +253,11 @@ def test_the_expiry_is_read_from_the_link() -> None:
 
 def test_a_link_of_another_host_without_an_expiry_is_taken() -> None:
     status = read(poll(), 200, record(link="https://storage.1min.ai/x.png"))
-    assert (status.pictures, status.expires_at) == ((Picture(url="https://storage.1min.ai/x.png"),), None)
+    assert (status.images, status.expires_at) == ((ResultImage(url="https://storage.1min.ai/x.png"),), None)
 
 
 def test_the_link_may_stand_at_the_top_level() -> None:
-    assert read(poll(), 200, {**record(link=None), "temporaryUrl": SIGNED}).pictures == (Picture(url=SIGNED),)
+    assert read(poll(), 200, {**record(link=None), "temporaryUrl": SIGNED}).images == (ResultImage(url=SIGNED),)
 
 
 @pytest.mark.parametrize(
@@ -276,17 +276,17 @@ def test_the_link_may_stand_at_the_top_level() -> None:
 )
 def test_every_shape_of_the_result_gives_the_one_signed_link(result: Any) -> None:
     status = read(poll(), 200, record(result=result))
-    assert (status.state, status.pictures) == (JobState.DONE, (Picture(url=SIGNED),))
+    assert (status.state, status.images) == (JobState.DONE, (ResultImage(url=SIGNED),))
 
 
 def test_a_result_that_is_itself_a_link_is_taken() -> None:
     status = read(poll(), 200, record(result=["https://cdn.example/x.png"], link=None))
-    assert status.pictures == (Picture(url="https://cdn.example/x.png"),)
+    assert status.images == (ResultImage(url="https://cdn.example/x.png"),)
 
 
-def test_a_picture_inline_as_data_uri_is_taken() -> None:
+def test_an_image_inline_as_data_uri_is_taken() -> None:
     status = read(poll(), 200, record(result=["data:image/png;base64,iVBORw=="], link=None))
-    assert status.pictures == (Picture(data=b"\x89PNG"),)
+    assert status.images == (ResultImage(data=b"\x89PNG"),)
 
 
 def test_keys_without_a_link_on_a_submit_are_polled_for() -> None:
@@ -310,15 +310,15 @@ def test_keys_without_a_link_and_without_a_uuid_are_outcome_unknown_and_paid() -
 
 
 @pytest.mark.parametrize("call", [submit(), poll()], ids=["submit", "poll"])
-def test_success_without_keys_and_link_is_no_picture(call: Call[JobStatus]) -> None:
+def test_success_without_keys_and_link_is_no_image(call: Call[JobStatus]) -> None:
     status = read(call, 200, record(result=[], link=None))
     assert status.state is JobState.FAILED
-    assert isinstance(status.error, NoPictureError)
+    assert isinstance(status.error, NoImageError)
 
 
-def test_success_with_words_instead_of_a_picture_is_no_picture() -> None:
+def test_success_with_words_instead_of_an_image_is_no_image() -> None:
     status = read(poll(), 200, record(result=["Here is what a fox looks like."], link=None))
-    assert isinstance(status.error, NoPictureError)
+    assert isinstance(status.error, NoImageError)
     assert status.error.gateway_message == "Here is what a fox looks like."
 
 
@@ -330,10 +330,10 @@ def test_success_that_the_model_ended_for_its_content_is_refused(reason: str) ->
     assert status.error.code == reason
 
 
-def test_success_that_the_model_ended_with_no_image_is_no_picture() -> None:
+def test_success_that_the_model_ended_with_no_image_is_no_image() -> None:
     detail = {"resultObject": [], "responseObject": {"candidates": [{"finishReason": "NO_IMAGE"}]}}
     status = read(poll(), 200, record(link=None, aiRecordDetail=detail))
-    assert isinstance(status.error, NoPictureError)
+    assert isinstance(status.error, NoImageError)
     assert status.error.code == "NO_IMAGE"
 
 
@@ -639,7 +639,7 @@ def test_an_error_that_names_a_job_is_polled(status: int, word: str | None) -> N
 
 @pytest.mark.parametrize("status", [400, 429, 500])
 def test_an_error_that_holds_the_image_lands_it(status: int) -> None:
-    assert read(submit(), status, record()).pictures == (Picture(url=SIGNED),)
+    assert read(submit(), status, record()).images == (ResultImage(url=SIGNED),)
 
 
 @pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "PENDING", "SUBMITTED"])
@@ -673,7 +673,7 @@ def test_a_link_of_an_input_is_no_result_and_the_other_one_is_taken(name: str, d
     told = {"promptObject": {"prompt": "a cat", "imageSize": "1K", name: given}, "resultObject": [], **detail}
     body = record("SUCCESS", [], INPUT_LINK, aiRecordDetail=told)
     for call in (submit(), poll()):
-        assert read(call, 200, body).pictures == (Picture(url=SIGNED),)
+        assert read(call, 200, body).images == (ResultImage(url=SIGNED),)
 
 
 def test_a_job_with_the_link_of_its_input_alone_is_asked_for_the_link_again() -> None:
@@ -692,7 +692,7 @@ def test_an_input_with_whose_key_the_results_own_key_ends_hides_no_result(
 ) -> None:
     link = "https://storage.1min.ai/one/images/cat/in.png?X-Amz-Signature=b"
     told = {"promptObject": {"imageUrl": key}, "resultObject": [there]}
-    assert read(call(), 200, record("SUCCESS", [], link, aiRecordDetail=told)).pictures == (Picture(url=link),)
+    assert read(call(), 200, record("SUCCESS", [], link, aiRecordDetail=told)).images == (ResultImage(url=link),)
 
 
 def test_the_link_of_an_input_with_whose_key_the_results_key_ends_is_no_result() -> None:

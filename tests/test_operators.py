@@ -1,4 +1,4 @@
-"""Operators in a real Airflow, against the sandbox over HTTP: one task, one picture, one payment."""
+"""Operators in a real Airflow, against the sandbox over HTTP: one task, one image, one payment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bytes_of(manifest: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
-def test_the_same_dag_gives_the_same_manifest_on_each_gateway_and_storage_and_pays_once_a_picture(
+def test_the_same_dag_gives_the_same_manifest_on_each_gateway_and_storage_and_pays_once_an_image(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, root: str, deferrable: bool
 ) -> None:
     shared = {"geminiimg_conn_id": geminiimg_conn_id, "deferrable": deferrable, "poll_interval": 0.05}

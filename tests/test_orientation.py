@@ -1,4 +1,4 @@
-"""A picture that an orientation tag turns, on its way in and out, in a real Airflow against the sandbox over HTTP."""
+"""An image that an orientation tag turns, on its way in and out, in a real Airflow against the sandbox over HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow.sdk import DAG
 from PIL import Image
 
 from airflow_provider_geminiimg import GeminiImageBatchOperator, GeminiImageEditOperator, GeminiImageGenerateOperator
-from airflow_provider_geminiimg.sandbox import pictures
+from airflow_provider_geminiimg.sandbox import images
 
 if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("local_root")
 
 
 def turned(data: bytes, orientation: int, kind: str) -> bytes:
-    """The same picture, stored on its side and displayed upright by its tag."""
+    """The same image, stored on its side and displayed upright by its tag."""
     with Image.open(io.BytesIO(data)) as image:
         exif = image.getexif()
         exif[0x0112] = orientation
@@ -33,7 +33,7 @@ def turned(data: bytes, orientation: int, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
-def test_a_picture_that_its_tag_displays_as_asked_is_no_mismatch_and_stays_as_it_came(
+def test_an_image_that_its_tag_displays_as_asked_is_no_mismatch_and_stays_as_it_came(
     airflow: AirflowHarness,
     sandbox: Sandbox,
     apimaster: str,
@@ -41,13 +41,13 @@ def test_a_picture_that_its_tag_displays_as_asked_is_no_mismatch_and_stays_as_it
     kind: str,
 ) -> None:
     served: list[bytes] = []
-    upright = pictures.draw
+    upright = images.draw
 
     def draw(sketch: Any) -> bytes:
         served.append(turned(upright(sketch), 6, kind))
         return served[-1]
 
-    monkeypatch.setattr(pictures, "draw", draw)
+    monkeypatch.setattr(images, "draw", draw)
     with DAG("turned", schedule=None) as dag:
         GeminiImageGenerateOperator(
             task_id="made",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, ResultImage
 from airflow_provider_geminiimg.core.gateways.polling import End, Pause, PollSchedule
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -20,7 +20,7 @@ from airflow_provider_geminiimg.exceptions import (
 START = 1_000_000.0
 RUNNING = JobStatus(JobState.RUNNING)
 VANISHED = JobStatus(JobState.VANISHED)
-DONE = JobStatus(JobState.DONE, pictures=(Picture(url="https://example.com/a.png"),))
+DONE = JobStatus(JobState.DONE, images=(ResultImage(url="https://example.com/a.png"),))
 FAILED = JobStatus(JobState.FAILED, error=UpstreamFailedError("It failed."))
 BROKEN = UpstreamFailedError("No answer.")
 
@@ -84,7 +84,7 @@ def test_a_wait_that_begins_past_the_deadline_polls_once_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "end"), [(DONE, End("done")), (FAILED, End("failed"))], ids=["a picture", "a failed job"]
+    ("result", "end"), [(DONE, End("done")), (FAILED, End("failed"))], ids=["an image", "a failed job"]
 )
 def test_what_the_gateway_says_of_a_job_ends_the_wait_even_at_the_deadline(result: JobStatus, end: End) -> None:
     assert plan().after(START + 30, result) == end

@@ -94,7 +94,7 @@ class Watch:
         return run
 
     def noise(self, *, argument: bool = False) -> Path:
-        """An input picture none of whose bytes may turn up anywhere.
+        """An input image none of whose bytes may turn up anywhere.
 
         :param argument: a task takes the bytes themselves as an argument.
         """
@@ -193,7 +193,7 @@ def outcome(run: Run, task_id: str = "made") -> GeminiImageError:
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
-def test_pictures_made_and_edited_leave_no_canary(
+def test_images_made_and_edited_leave_no_canary(
     request: pytest.FixtureRequest, watch: Watch, gateway: str, mode: dict[str, Any], place: str
 ) -> None:
     if place == "s3":
@@ -243,7 +243,7 @@ def test_what_a_function_asks_for_is_kept_until_it_has_landed_and_leaves_no_cana
     watch.clean()
 
 
-def test_the_query_of_an_input_pictures_address_goes_to_its_host_and_to_the_gateway_alone(
+def test_the_query_of_an_input_images_address_goes_to_its_host_and_to_the_gateway_alone(
     watch: Watch,
     gateway: str,
     tls_host: tuple[web.Host, list[str | None]],
@@ -325,7 +325,7 @@ def test_a_refusal_that_a_sensor_sees_leaves_no_canary(watch: Watch, gateway: st
     watch.clean()
 
 
-@pytest.mark.parametrize("kind", ["failed", "bare_failed", "no_picture", "wrong_size"])
+@pytest.mark.parametrize("kind", ["failed", "bare_failed", "no_image", "wrong_size"])
 def test_other_ends_of_a_job_leave_no_canary(watch: Watch, gateway: str, kind: str) -> None:
     watch.sandbox.faults(route=f"{gateway}.submit", outcome=kind)
     run = watch.run(one_task(watch, gateway, on_mismatch="fail"))
@@ -435,7 +435,7 @@ def test_a_download_that_fails_leaves_no_canary(watch: Watch, gateway: str, faul
     watch.clean()
 
 
-def test_the_link_of_an_answer_without_a_job_id_lies_in_its_record_until_the_picture_has_landed(watch: Watch) -> None:
+def test_the_link_of_an_answer_without_a_job_id_lies_in_its_record_until_the_image_has_landed(watch: Watch) -> None:
     conn_id = watch.connection("apimaster")
     watch.sandbox.settings(honour_async=False, latency=0)
     watch.sandbox.faults(route="download", status=503, times=3)
@@ -457,8 +457,8 @@ def test_the_link_of_an_answer_without_a_job_id_lies_in_its_record_until_the_pic
 
 def wrong_arguments(watch: Watch) -> list[dict[str, Any]]:
     query, prompt = watch.canaries.query, watch.canaries.prompt
-    picture = watch.noise(argument=True).read_bytes()
-    inline = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    image = watch.noise(argument=True).read_bytes()
+    inline = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     addresses = [
         f"https://127.0.0.1:9/a.png?{query}",
         f"https://no-such-host.invalid/a.png?{query}",
@@ -478,10 +478,10 @@ def wrong_arguments(watch: Watch) -> list[dict[str, Any]]:
         inline,
     ]
     uris = [{"uri": f"https://example.com/{number}.png?{query}"} for number in (1, 2)]
-    pictures = [*addresses, {"images": uris}, {"images": [], "note": query}, {"uri": [query]}, addresses[:1], {query}]
+    images = [*addresses, {"images": uris}, {"images": [], "note": query}, {"uri": [query]}, addresses[:1], {query}]
     prompts = ["", [prompt], {"text": prompt}, prompt.encode(), prompt + "\ud800", object()]
     return [
-        *({"image": value} for value in pictures),
+        *({"image": value} for value in images),
         *({"reference_images": [value]} for value in addresses),
         *({"prompt": value} for value in prompts),
         {"image": str(watch.folder / "absent.png")},
@@ -555,7 +555,7 @@ def test_the_hook_alone_leaves_no_canary(watch: Watch, gateway: str) -> None:
             job = hook.submit(prompt=prompt, image=noise, reference_images=[noise])
             done = hook.wait(str(job.job_id), poll_interval=0.02)
             print(job, done, hook, hook.connection())
-            return len(hook.download(done.pictures[0]))
+            return len(hook.download(done.images[0]))
 
         made()
     run = watch.run(dag)

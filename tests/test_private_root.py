@@ -46,7 +46,7 @@ def modes(top: Path) -> tuple[set[int], set[int]]:
 
 @pytest.fixture
 def make(airflow: AirflowHarness, local_root: str) -> Callable[..., Run]:
-    """Run a DAG with a picture and a batch of two."""
+    """Run a DAG with an image and a batch of two."""
 
     def start(conn_id: str, **arguments: Any) -> Run:
         with DAG("private", default_args={"geminiimg_conn_id": conn_id, "poll_interval": 0.05, **arguments}) as dag:

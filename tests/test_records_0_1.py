@@ -12,7 +12,7 @@ import pytest
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 from harness.matrix import read_records, weigh
-from harness.old_records import PICTURES, ROOT, kept_by_airflow, put_back, take_away, take_up
+from harness.old_records import IMAGES, ROOT, kept_by_airflow, put_back, take_away, take_up
 
 from airflow_provider_geminiimg.__main__ import main
 from airflow_provider_geminiimg.exceptions import (
@@ -20,7 +20,7 @@ from airflow_provider_geminiimg.exceptions import (
     GeminiImageError,
     IncompleteError,
     LinkExpiredError,
-    NoPictureError,
+    NoImageError,
     OutcomeUnknownError,
 )
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
@@ -67,7 +67,7 @@ def single(name: str, conn: str = "onemin", **arguments: Any) -> DAG:
 
 def edited(name: str, conn: str) -> DAG:
     with DAG(name, schedule=None) as dag:
-        given = {"prompt": "make it winter", "image": f"{PICTURES}/landed.png", "geminiimg_conn_id": conn, **FAST}
+        given = {"prompt": "make it winter", "image": f"{IMAGES}/landed.png", "geminiimg_conn_id": conn, **FAST}
         GeminiImageEditOperator(task_id="made", **given)
     return dag
 
@@ -136,14 +136,14 @@ def never(states: str, error: type[GeminiImageError], **more: Any) -> Left:
 
 
 LEFT = {
-    "landed": Left("landed", arguments={"output_path": PICTURES, "file_name": "landed"}),
+    "landed": Left("landed", arguments={"output_path": IMAGES, "file_name": "landed"}),
     "landed_by_apimaster": Left("landed", "apimaster"),
     "mismatched": Left("landed"),
     "with_prompt": Left("landed"),
-    "copied": Left("landed", arguments={"output_path": f"{PICTURES}/again", "file_name": "copied-again"}),
+    "copied": Left("landed", arguments={"output_path": f"{IMAGES}/again", "file_name": "copied-again"}),
     "renamed": Left(
         "landed landed",
-        arguments={"output_path": PICTURES, "file_name": "renamed", "prompt": "a wolf, renamed"},
+        arguments={"output_path": IMAGES, "file_name": "renamed", "prompt": "a wolf, renamed"},
     ),
     "reused": Left("landed landed", make=reused),
     "edited": Left("landed", "apimaster", edited),
@@ -156,7 +156,7 @@ LEFT = {
     "returned_and_landed": Left("landed", make=returned, buys=(0, 1)),
     "refused_for_free": Left("failed", after_retry=AuthenticationError, buys=(0, 1)),
     "busy": Left("failed", "apimaster", buys=(1, 1)),
-    "paid_for_nothing": never("failed", NoPictureError),
+    "paid_for_nothing": never("failed", NoImageError),
     "intent": never("unknown", OutcomeUnknownError),
     "unknown": never("unknown", OutcomeUnknownError),
     "bought_again": Left("unknown landed"),
@@ -169,7 +169,7 @@ LEFT = {
     "batch_landed": Left(
         "landed landed",
         make=batch,
-        arguments={"requests": named_rows(), "file_name": "{sku}", "output_path": PICTURES},
+        arguments={"requests": named_rows(), "file_name": "{sku}", "output_path": IMAGES},
     ),
     "batch_twice": Left("landed landed", "apimaster", batch, {"requests": [{"prompt": "a fox, twice", "n": 2}]}),
     "batch_broken": never(
@@ -224,32 +224,32 @@ def test_a_clear_goes_on_where_the_old_version_stopped(airflow: AirflowHarness, 
     goes_on(name, sandbox, left.after_clear, left.buys[1], cleared=True)
 
 
-def test_a_picture_that_is_asked_for_elsewhere_is_copied(airflow: AirflowHarness, sandbox: Sandbox) -> None:
+def test_an_image_that_is_asked_for_elsewhere_is_copied(airflow: AirflowHarness, sandbox: Sandbox) -> None:
     before = submits(sandbox)
-    dag = dag_of("landed", output_path=f"{PICTURES}/elsewhere", file_name="copy")
+    dag = dag_of("landed", output_path=f"{IMAGES}/elsewhere", file_name="copy")
     value = take_up(dag, cleared=True).task("made").value
-    assert value["images"][0]["uri"] == f"{PICTURES}/elsewhere/copy.png"
+    assert value["images"][0]["uri"] == f"{IMAGES}/elsewhere/copy.png"
     assert submits(sandbox) == before
 
 
-def test_another_prompt_after_a_clear_is_bought_and_takes_no_name_of_an_older_picture(
+def test_another_prompt_after_a_clear_is_bought_and_takes_no_name_of_an_older_image(
     airflow: AirflowHarness, sandbox: Sandbox
 ) -> None:
     before = submits(sandbox)
     value = take_up(dag_of("landed", prompt="a bear, landed"), cleared=True).task("made").value
-    assert value["images"][0]["uri"] == f"{PICTURES}/landed-2.png"
+    assert value["images"][0]["uri"] == f"{IMAGES}/landed-2.png"
     assert submits(sandbox) == before + 1
 
 
 def test_a_name_that_an_old_task_has_claimed_stays_its_own(airflow: AirflowHarness, sandbox: Sandbox) -> None:
     before = submits(sandbox)
-    taken = dag_of("landed_by_apimaster", output_path=PICTURES, file_name="landed", prompt="another picture")
+    taken = dag_of("landed_by_apimaster", output_path=IMAGES, file_name="landed", prompt="another image")
     run = take_up(taken, cleared=True)
     assert "is taken" in run.log
     assert (errors(run) != [], submits(sandbox)) == (True, before)
 
 
-def test_another_task_of_the_dag_finds_an_old_picture_in_the_index(airflow: AirflowHarness, sandbox: Sandbox) -> None:
+def test_another_task_of_the_dag_finds_an_old_image_in_the_index(airflow: AirflowHarness, sandbox: Sandbox) -> None:
     before = submits(sandbox)
     dag = single("reused", task_id="third", prompt="a fox, reused", reuse="dag")
     value = airflow.run_dag(dag, run_id="another").task("third").value
@@ -306,12 +306,12 @@ def test_jobs_resolve_and_purge_take_old_records(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("_airflow_home")
-def test_the_gallery_shows_each_old_record_and_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gallery_shows_each_old_record_and_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.api_fastapi.app import create_app, get_auth_manager, purge_cached_app
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from starlette.testclient import TestClient
 
-    monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS", PICTURES)
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS", IMAGES)
     monkeypatch.setenv("AIRFLOW__API__SECRET_KEY", "s" * 32)
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
     purge_cached_app()
@@ -321,7 +321,7 @@ def test_the_gallery_shows_each_old_record_and_its_picture(monkeypatch: pytest.M
     for name, left in LEFT.items():
         if not left.states:
             continue
-        page = client.get(f"api/dags/{name}/runs/run/pictures").json()["items"]
+        page = client.get(f"api/dags/{name}/runs/run/images").json()["items"]
         assert sorted(item["standing"] for item in page) == sorted(left.states.split()), name
         counted = client.get(f"api/dags/{name}/runs/run/summary").json()
         assert counted["standings"] == dict(Counter(left.states.split()))

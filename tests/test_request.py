@@ -148,14 +148,14 @@ class TestValuesAsPeopleWriteThem:
         assert ImageRequest(operation="generate", prompt="a", resolution="4k").resolution == "4K"
         refused(lambda: ImageRequest(operation="generate", prompt=" "), "prompt: is empty")
 
-    def test_prompt_and_pictures_stay_out_of_the_repr(self) -> None:
+    def test_prompt_and_images_stay_out_of_the_repr(self) -> None:
         request = edit(reference_images=["s3://in/ref.png"])
         for text in (repr(request), str(request), repr(request.check("1min"))):
             assert CANARY not in text
             assert "s3://" not in text
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize(
         "written",
         [
@@ -201,7 +201,7 @@ class TestPictures:
         refused(lambda: edit(**{field: written}), field, "| tojson")
 
     @pytest.mark.parametrize("written", [5, True, b"s3://a", {"s3://a"}, {}, {"images": []}, {"images": "s3://a"}])
-    def test_references_that_are_no_pictures_are_refused(self, written: Any) -> None:
+    def test_references_that_are_no_images_are_refused(self, written: Any) -> None:
         refused(lambda: edit(reference_images=written), "reference_images")
 
     @pytest.mark.parametrize("item", [None, "", 5, {"uri": 5}, {"images": [{}]}, {"images": [{"uri": " "}]}])
@@ -213,25 +213,25 @@ class TestPictures:
         ["s3://a", " s3://a ", manifest("s3://a"), json.dumps(manifest("s3://a")), {"uri": "s3://a"}],
         ids=shown,
     )
-    def test_an_image_is_a_uri_or_a_manifest_with_one_picture(self, written: Any) -> None:
+    def test_an_image_is_a_uri_or_a_manifest_with_one_image(self, written: Any) -> None:
         assert edit(image=written).image == "s3://a"
 
-    def test_a_manifest_with_two_pictures_is_no_image(self) -> None:
-        refused(lambda: edit(image=manifest("s3://a", "s3://b")), "image", "exactly one picture, this manifest has 2")
+    def test_a_manifest_with_two_images_is_no_image(self) -> None:
+        refused(lambda: edit(image=manifest("s3://a", "s3://b")), "image", "exactly one image, this manifest has 2")
 
     @pytest.mark.parametrize("written", [["s3://a"], Lazy("s3://a"), '["s3://a"]', 5, [manifest("s3://a")]], ids=shown)
     def test_a_list_is_no_image(self, written: Any) -> None:
-        refused(lambda: edit(image=written), "image", "takes one picture")
+        refused(lambda: edit(image=written), "image", "takes one image")
 
     def test_a_refusal_shows_no_query_of_a_link(self) -> None:
         error = refused(lambda: build(image="https://bucket/cat.png?X-Amz-Signature=s3cr3t").check("1min"), "cat.png")
         assert "s3cr3t" not in str(error)
 
-    def test_a_refusal_shows_no_picture_bytes(self) -> None:
+    def test_a_refusal_shows_no_image_bytes(self) -> None:
         error = refused(lambda: build(image="data:image/png;base64,iVBORw0KGgo").check("1min"), "image")
         assert "iVBORw0KGgo" not in str(error)
 
-    def test_the_input_pictures_are_the_image_and_then_the_references(self) -> None:
+    def test_the_input_images_are_the_image_and_then_the_references(self) -> None:
         checked = edit(reference_images=["s3://a", "s3://b"]).check("1min")
         assert checked.input_images == ("s3://in/cat.png", "s3://a", "s3://b")
         assert build().check("1min").input_images == ()
@@ -277,7 +277,7 @@ class TestWhatAGatewayTakes:
 
     @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
     @pytest.mark.parametrize("field", ["image", "reference_images"])
-    def test_pictures_for_generate_are_refused_with_a_pointer_to_edit(self, gateway: str, field: str) -> None:
+    def test_images_for_generate_are_refused_with_a_pointer_to_edit(self, gateway: str, field: str) -> None:
         refused(lambda: build(**{field: FIELD_VALUES[field]}).check(gateway), field, "GeminiImageEditOperator")
 
     @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
@@ -358,7 +358,7 @@ class TestWhatAGatewayTakes:
     def test_a_variant_is_taken_everywhere(self) -> None:
         assert build(model=FLASH_25, variant=2).check("1min").fields() == {"variant": "2"}
 
-    def test_the_settings_for_records_hold_neither_prompt_nor_pictures_nor_what_is_unset(self) -> None:
+    def test_the_settings_for_records_hold_neither_prompt_nor_images_nor_what_is_unset(self) -> None:
         checked = edit(resolution="2k", temperature="0.3", variant="b", reference_images="s3://a").check("1min")
         assert checked.fields() == {"resolution": "2K", "temperature": 0.3, "variant": "b"}
         assert json.loads(json.dumps(checked.fields())) == checked.fields()
@@ -556,7 +556,7 @@ class TestFingerprint:
         digits += [fingerprint(checked()), fingerprint(checked("apimaster"))]
         assert len(set(digits)) == len(digits) == 12
 
-    def test_the_order_of_input_pictures_counts_and_their_place_does_not(self) -> None:
+    def test_the_order_of_input_images_counts_and_their_place_does_not(self) -> None:
         here = checked(**EDIT, reference_images=["s3://r"])
         there = dataclasses.replace(here, image="file:///cat.png", reference_images=("file:///r.png",))
         one, two = "0" * 64, "1" * 64
@@ -566,8 +566,8 @@ class TestFingerprint:
     def test_the_hosts_case_does_not_count(self) -> None:
         assert fingerprint(checked(), base_url_host="API.1min.ai") == fingerprint(checked())
 
-    def test_as_many_digests_as_input_pictures_are_needed(self) -> None:
-        with pytest.raises(ValueError, match="1 input pictures need as many digests, got 0"):
+    def test_as_many_digests_as_input_images_are_needed(self) -> None:
+        with pytest.raises(ValueError, match="1 input images need as many digests, got 0"):
             fingerprint(checked(**EDIT), input_sha256=[])
 
     def test_the_prompts_hash_is_that_of_its_utf8_bytes(self) -> None:

@@ -18,20 +18,20 @@ import httpx
 import pytest
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, answer, answers, outcome, picture, returned
+from harness.attacks import Target, answer, answers, image_bytes, outcome, returned
 from harness.forbidden import Host, as_json, done
 from harness.hostile_images import png_chunk
 
 from airflow_provider_geminiimg.core.gateways import get_gateway
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Reply
-from airflow_provider_geminiimg.exceptions import NoPictureError, UpstreamFailedError, scrub
+from airflow_provider_geminiimg.exceptions import NoImageError, UpstreamFailedError, scrub
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
 GATEWAYS = pytest.mark.parametrize("gateway", ["1min", "apimaster"])
 
 LINK = "https://cdn.example/a/fox.png?X-Amz-Date=20260101T000000Z&X-Amz-Signature=cafe0123"
-PNG = picture((32, 32))
+PNG = image_bytes((32, 32))
 BASE64 = base64.b64encode(PNG).decode()
 
 
@@ -41,7 +41,7 @@ def poll(gateway: str, body: Any) -> JobStatus:
 
 
 def white(side: int) -> bytes:
-    """A picture that is not compressed, whose base64 is slashes."""
+    """An image that is not compressed, whose base64 is slashes."""
     pixels = zlib.compress((b"\0" + b"\xff" * 3 * side) * side, 0)
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
@@ -87,7 +87,7 @@ NO_RESULTS = [
 @pytest.mark.parametrize(("written", "asked"), LINKS.values(), ids=LINKS)
 def test_a_link_is_taken_however_it_is_written(gateway: str, written: str, asked: str) -> None:
     status = poll(gateway, done(written))
-    assert (status.state, [image.url for image in status.pictures]) == (JobState.DONE, [asked])
+    assert (status.state, [image.url for image in status.images]) == (JobState.DONE, [asked])
 
 
 @GATEWAYS
@@ -97,7 +97,7 @@ def test_an_address_beside_words_is_no_image(gateway: str, text: str) -> None:
         "aiRecord": {"status": "SUCCESS", "aiRecordDetail": {"resultObject": [text]}},
         "data": {"status": "success", "result": text},
     }
-    assert isinstance(poll(gateway, body).error, NoPictureError)
+    assert isinstance(poll(gateway, body).error, NoImageError)
 
 
 BYTES = {
@@ -121,7 +121,7 @@ BYTES = {
 @pytest.mark.parametrize("written", BYTES.values(), ids=BYTES)
 def test_inline_bytes_are_taken_however_they_are_written(gateway: str, written: str) -> None:
     status = poll(gateway, done(written, written))
-    assert [image.data for image in status.pictures] == [PNG]
+    assert [image.data for image in status.images] == [PNG]
 
 
 NESTED: dict[str, Any] = {
@@ -141,13 +141,13 @@ NESTED: dict[str, Any] = {
 @pytest.mark.parametrize("found", NESTED.values(), ids=NESTED)
 def test_inline_bytes_are_found_wherever_a_channel_puts_them(found: Any) -> None:
     status = poll("apimaster", {"data": {"status": "SUCCESS", "task_id": "job-1", "data": found}})
-    assert [image.data for image in status.pictures] == [PNG]
+    assert [image.data for image in status.images] == [PNG]
 
 
 def test_inline_bytes_in_the_raw_answer_that_1min_passes_on_are_taken() -> None:
     detail = {"resultObject": [], "responseObject": NESTED["Google's"]}
     status = poll("1min", {"aiRecord": {"status": "SUCCESS", "aiRecordDetail": detail}})
-    assert [image.data for image in status.pictures] == [PNG]
+    assert [image.data for image in status.images] == [PNG]
 
 
 @pytest.mark.parametrize("place", ["submit", "poll"])
@@ -166,11 +166,14 @@ def test_an_image_in_base64_of_escaped_slashes_lands_and_is_paid_once(target: Ta
 
 def test_an_input_with_whose_path_the_results_link_ends_hides_no_result(target: Target, api: Host) -> None:
     given = target.folder / "in.png"
-    given.write_bytes(picture((64, 64)))
-    api.routes |= {str(given): answer(body=picture()), "/api/assets": as_json({"fileContent": {"path": "up/in.png"}})}
+    given.write_bytes(image_bytes((64, 64)))
+    api.routes |= {
+        str(given): answer(body=image_bytes()),
+        "/api/assets": as_json({"fileContent": {"path": "up/in.png"}}),
+    }
     answers(api, poll=as_json(done(f"{api.url}{given}")))
     [image] = returned(target.edit(str(given)))["images"]
-    assert image["sha256"] == hashlib.sha256(picture()).hexdigest()
+    assert image["sha256"] == hashlib.sha256(image_bytes()).hexdigest()
 
 
 # Words and links
@@ -182,7 +185,7 @@ def test_a_usable_link_means_done_whatever_the_word(gateway: str, word: str | No
     body = done(LINK)
     body["aiRecord"]["status"] = body["data"]["status"] = word
     status = poll(gateway, body)
-    assert (status.state, [image.url for image in status.pictures]) == (JobState.DONE, [LINK])
+    assert (status.state, [image.url for image in status.images]) == (JobState.DONE, [LINK])
 
 
 def test_the_inputs_that_an_answer_repeats_are_no_result() -> None:
@@ -197,13 +200,13 @@ def test_a_word_of_success_without_an_image_ends_the_job_without_one(gateway: st
         "aiRecord": {"status": word, "aiRecordDetail": {"resultObject": []}},
         "data": {"status": word, "result": {"images": []}},
     }
-    assert isinstance(poll(gateway, body).error, NoPictureError)
+    assert isinstance(poll(gateway, body).error, NoImageError)
 
 
 @pytest.mark.parametrize("link", [LINK, f"![x]({LINK})"])
 def test_an_old_row_keeps_its_link_where_reasons_stand_now(link: str) -> None:
     status = poll("apimaster", {"code": "success", "data": {"status": "SUCCESS", "fail_reason": link}})
-    assert [image.url for image in status.pictures] == [LINK]
+    assert [image.url for image in status.images] == [LINK]
 
 
 REASONS: dict[str, Any] = {
@@ -251,12 +254,12 @@ def test_an_envelope_that_says_error_of_the_call_says_nothing_about_the_job() ->
     ids=["Markdown", "escaped", "broken into lines"],
 )
 def test_a_signed_link_with_raw_spaces_lands_its_image(target: Target, written: Callable[[str], str]) -> None:
-    target.pictures.routes["/p.png/a%20fox.png"] = answer(body=picture())
+    target.images.routes["/p.png/a%20fox.png"] = answer(body=image_bytes())
     target.polls_answer(written(target.link()))
     run = target.generate()
     [image] = returned(run)["images"]
-    assert Path(image["uri"].removeprefix("file://")).read_bytes() == picture()
-    assert [path.partition("?")[2] for path, _ in target.pictures.requests] == ["sig=se%20cret&x=1"]
+    assert Path(image["uri"].removeprefix("file://")).read_bytes() == image_bytes()
+    assert [path.partition("?")[2] for path, _ in target.images.requests] == ["sig=se%20cret&x=1"]
     assert len(target.sandbox.ledger()) == 1
     assert "cret" not in run.log
 

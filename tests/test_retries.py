@@ -1,4 +1,4 @@
-"""Attempts that fail part-way, and the attempts after them: pictures in storage = submissions paid for.
+"""Attempts that fail part-way, and the attempts after them: images in storage = submissions paid for.
 
 What becomes of the money in each failure is a row of the failure matrix (``matrix/``). Here is what is no row.
 """
@@ -51,7 +51,7 @@ def failed_with(run: Run, kind: type[BaseException]) -> Task:
 
 
 def landed(run: Run, sandbox: Sandbox, submissions: int = 1) -> dict[str, Any]:
-    """The manifest of a run that ended well, with its picture in storage and so many submissions paid for."""
+    """The manifest of a run that ended well, with its image in storage and so many submissions paid for."""
     made = run.task("made")
     assert made.state == "success", made.log
     assert len(sandbox.ledger()) == submissions
@@ -201,7 +201,7 @@ def test_a_clear_returns_what_has_landed_at_no_cost(
     assert len(sandbox.calls()) == calls
 
 
-def test_a_clear_with_another_prompt_buys_another_picture_beside_the_first(
+def test_a_clear_with_another_prompt_buys_another_image_beside_the_first(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
 ) -> None:
     run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
@@ -225,7 +225,7 @@ def test_a_clear_with_regenerate_buys_again_once_and_a_retry_after_it_does_not(
     landed(run.retry(), sandbox, 2)
 
 
-def test_a_clear_with_another_file_name_copies_the_picture_at_no_cost(
+def test_a_clear_with_another_file_name_copies_the_image_at_no_cost(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
 ) -> None:
     run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
@@ -236,7 +236,7 @@ def test_a_clear_with_another_file_name_copies_the_picture_at_no_cost(
     assert second["images"][0]["sha256"] == first["images"][0]["sha256"]
 
 
-def test_a_dag_run_that_is_made_again_under_the_same_id_finds_its_picture(
+def test_a_dag_run_that_is_made_again_under_the_same_id_finds_its_image(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
 ) -> None:
     landed(airflow.run_dag(one_task(geminiimg_conn_id, mode), run_id="same"), sandbox)
@@ -275,7 +275,7 @@ def test_a_task_that_was_told_to_stop_before_it_began_buys_nothing_until_its_ret
     landed(run.retry(), sandbox)
 
 
-def test_a_mapped_task_pays_once_for_each_of_its_pictures_also_when_some_fail(
+def test_a_mapped_task_pays_once_for_each_of_its_images_also_when_some_fail(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
 ) -> None:
     with DAG("mapped", schedule=None) as dag:

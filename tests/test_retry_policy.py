@@ -98,7 +98,7 @@ CASES = {
     "a wrong key": Case({}, (1, ALL), "failed", 0, key="bad-key"),
     "no balance": Case({"status": 402, "body": {"message": "no credit"}}, (1, ALL), "failed", 0),
     "refused content": Case({"outcome": "refused"}, (1, ALL), "failed", 0, gateways=("apimaster",)),
-    "no picture": Case({"outcome": "no_picture"}, (1, ALL), "failed", 1),
+    "no image": Case({"outcome": "no_image"}, (1, ALL), "failed", 1),
     "no channel": Case({"status": 503, "headers": AT_ONCE}, (2, 2), "success", 1, gateways=("apimaster",)),
     "a provider that is busy": Case(
         {"status": 400, "headers": AT_ONCE, "body": {"errorCode": "EXTERNAL_API_RESPONSE_WITH_ERROR"}},

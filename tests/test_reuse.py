@@ -1,4 +1,4 @@
-"""``reuse="dag"``: the tasks of one DAG buy a picture once between them, whatever becomes of each of them.
+"""``reuse="dag"``: the tasks of one DAG buy an image once between them, whatever becomes of each of them.
 
 First the decision, row by row; then attempts at a sandbox's gateway, with the root on disk and on S3; then operators in
 a real Airflow. The sandbox's own ledger says what was paid for.
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 FIRST = Submit(1, "nothing was submitted before")
 OTHER = dataclasses.replace(ITEM, task_id="other")
 ENTRY = Entry("ledger/default/campaign/run/hero/-1/0/1.json", "claim", "version", 1.0)
-OUT_OF_REACH = InvalidImageError("It is no picture.")
+OUT_OF_REACH = InvalidImageError("It is no image.")
 NOBODY_KNOWS = OutcomeUnknownError("The connection broke.")
 
 
@@ -96,7 +96,7 @@ def test_an_entry_of_the_tasks_own_is_written_anew_so_that_nobody_else_takes_it_
 
 
 @pytest.mark.parametrize("record", [landed(), submitted(), make_record()], ids=lambda record: record.state)
-def test_a_clear_that_asks_for_a_new_picture_gets_one_whatever_the_index_says(record: Record) -> None:
+def test_a_clear_that_asks_for_a_new_image_gets_one_whatever_the_index_says(record: Record) -> None:
     step = dataclasses.replace(FIRST, regenerate=True)
     assert decided(record, step, intact="there") == Buy(step, ENTRY)
 
@@ -118,14 +118,14 @@ def test_what_has_landed_is_taken() -> None:
 
 
 @pytest.mark.parametrize("picture", ["gone", "changed"])
-def test_what_is_not_there_as_it_landed_is_bought_and_the_reason_names_the_record(picture: Any) -> None:
+def test_what_is_not_there_as_it_landed_is_bought_and_the_reason_names_the_record(image: Any) -> None:
     record = landed()
-    lot = decided(record, intact=picture)
+    lot = decided(record, intact=image)
     assert isinstance(lot, Buy)
     assert record.key in lot.step.why
 
 
-def test_a_picture_of_which_nobody_can_tell_is_a_storage_error() -> None:
+def test_an_image_of_which_nobody_can_tell_is_a_storage_error() -> None:
     error = refused(decided(landed(), intact="unknown"))
     assert isinstance(error, StorageError)
     assert error.billed is Billed.NO
@@ -200,7 +200,7 @@ class Memory:
 
 
 class Tasks(LeftBehind):
-    """Tasks of one DAG that want one picture."""
+    """Tasks of one DAG that want one image."""
 
     async def want(self, task_id: str, **more: Any) -> Record:
         return await self.attempt(task_id, **{"prompt": "the same", "reuse": "dag", **more})
@@ -240,11 +240,11 @@ def make_unreadable(uri: str) -> None:
 
 
 async def waiting(caplog: pytest.LogCaptureFixture, tasks: int) -> None:
-    """Until so many tasks wait for another one's picture."""
+    """Until so many tasks wait for another one's image."""
 
     def wait() -> None:
         deadline = time.monotonic() + 30
-        while caplog.text.count("is for the same picture; waiting") < tasks:
+        while caplog.text.count("is for the same image; waiting") < tasks:
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
@@ -280,7 +280,7 @@ async def test_a_copy_costs_nothing_and_is_the_tasks_own_for_good(
     assert (manifest["record"], manifest["reused"], manifest["cost"]) == (copy.key, True, copy.cost)
     assert manifest["images"][0]["uri"].endswith("/second.png")
     assert tasks.bytes_of(copy) == tasks.bytes_of(first)
-    assert f"Record {first.key} has landed the same picture" in caplog.text
+    assert f"Record {first.key} has landed the same image" in caplog.text
     tasks.remove(first)
     reconcile.forget(tasks.ledger, first.key)
     calls = len(tasks.sandbox.calls())
@@ -290,7 +290,7 @@ async def test_a_copy_costs_nothing_and_is_the_tasks_own_for_good(
     assert len(tasks.sandbox.calls()) == calls
 
 
-async def test_without_it_and_for_another_picture_or_another_dag_each_buys(disk_tasks: Tasks) -> None:
+async def test_without_it_and_for_another_image_or_another_dag_each_buys(disk_tasks: Tasks) -> None:
     await disk_tasks.want("first")
     await disk_tasks.want("second", reuse="task")
     await disk_tasks.want("third", prompt="another")
@@ -299,7 +299,7 @@ async def test_without_it_and_for_another_picture_or_another_dag_each_buys(disk_
 
 
 @pytest.mark.parametrize("fate", ["gone", "changed"])
-async def test_a_picture_that_is_not_there_as_it_landed_is_bought(
+async def test_an_image_that_is_not_there_as_it_landed_is_bought(
     tasks: Tasks, fate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await tasks.want("first")
@@ -311,11 +311,11 @@ async def test_a_picture_that_is_not_there_as_it_landed_is_bought(
     second = await tasks.want("second")
     assert tasks.paid() == 2
     assert second.reused_from is None
-    assert f"the picture of record {first.key} is" in caplog.text
+    assert f"the image of record {first.key} is" in caplog.text
     assert tasks.entry(second).record == second.key
 
 
-async def test_a_picture_that_can_not_be_looked_at_is_a_storage_error_and_nothing_is_sent(disk_tasks: Tasks) -> None:
+async def test_an_image_that_can_not_be_looked_at_is_a_storage_error_and_nothing_is_sent(disk_tasks: Tasks) -> None:
     first = await disk_tasks.want("first")
     make_unreadable((first.manifest or {})["images"][0]["uri"])
     error = await disk_tasks.refused(StorageError, "second")
@@ -374,7 +374,7 @@ async def test_an_unknown_outcome_keeps_the_others_from_buying_unless_they_are_t
     assert disk_tasks.calls("submit") == 2
 
 
-async def test_a_clear_that_asks_for_a_new_picture_buys_it_and_from_then_on_that_one_is_copied(
+async def test_a_clear_that_asks_for_a_new_image_buys_it_and_from_then_on_that_one_is_copied(
     disk_tasks: Tasks,
 ) -> None:
     await disk_tasks.want("first")
@@ -445,7 +445,7 @@ async def test_a_copy_that_is_gone_is_fetched_from_the_gateway_and_still_costs_n
     assert disk_tasks.paid() == 1
 
 
-async def test_of_two_that_have_a_picture_in_common_either_gives_it_back_to_the_other(tasks: Tasks) -> None:
+async def test_of_two_that_have_an_image_in_common_either_gives_it_back_to_the_other(tasks: Tasks) -> None:
     first = await tasks.want("first")
     second = await tasks.want("second")
     tasks.sandbox.reset()
@@ -457,7 +457,7 @@ async def test_of_two_that_have_a_picture_in_common_either_gives_it_back_to_the_
     assert tasks.paid() == 0, "nor was the gateway, which has forgotten all, asked"
 
 
-async def test_another_picture_of_the_same_request_is_not_taken_for_one_that_is_gone(disk_tasks: Tasks) -> None:
+async def test_another_image_of_the_same_request_is_not_taken_for_one_that_is_gone(disk_tasks: Tasks) -> None:
     first = await disk_tasks.want("first")
     await disk_tasks.want("second", on_clear="regenerate", reuse="task")
     disk_tasks.remove(first)
@@ -479,7 +479,7 @@ async def remove(tasks: Tasks, record: Record) -> None:
 
 @pytest.mark.parametrize("goes", [remove, change, forget])
 @pytest.mark.parametrize("kept", [0, 1, 2])
-async def test_whatever_becomes_of_some_copies_nothing_is_bought_as_long_as_one_has_the_picture(
+async def test_whatever_becomes_of_some_copies_nothing_is_bought_as_long_as_one_has_the_image(
     disk_tasks: Tasks, goes: Any, kept: int
 ) -> None:
     tasks = disk_tasks
@@ -533,7 +533,7 @@ async def test_purged_copies_leave_the_original_to_the_others(disk_tasks: Tasks)
     assert len(disk_tasks.sandbox.ledger()) == 1
 
 
-async def test_a_new_picture_that_failed_unpaid_leaves_the_one_before_to_the_others(disk_tasks: Tasks) -> None:
+async def test_a_new_image_that_failed_unpaid_leaves_the_one_before_to_the_others(disk_tasks: Tasks) -> None:
     tasks = disk_tasks
     first = await tasks.want("first")
     await tasks.want("second")
@@ -605,7 +605,7 @@ def test_of_many_claimants_of_an_entry_one_gets_it(root: str, taken: bool) -> No
 # Operators
 
 
-def picture(conn_id: str, **arguments: Any) -> DAG:
+def one_image(conn_id: str, **arguments: Any) -> DAG:
     with DAG("shared", schedule=None) as dag:
         GeminiImageGenerateOperator(
             task_id="made",
@@ -637,7 +637,7 @@ def test_the_next_run_copies_and_a_clear_of_it_buys_only_where_it_says_so(
 ) -> None:
     geminiimg_conn_id = str(request.getfixturevalue(gateway))
     request.getfixturevalue(place)
-    dag = picture(geminiimg_conn_id, deferrable=deferrable)
+    dag = one_image(geminiimg_conn_id, deferrable=deferrable)
     first = manifest(airflow.run_dag(dag, run_id="monday"))
     run = airflow.run_dag(dag, run_id="tuesday")
     second = manifest(run)
@@ -645,12 +645,12 @@ def test_the_next_run_copies_and_a_clear_of_it_buys_only_where_it_says_so(
     assert "/tuesday/" in second["images"][0]["uri"]
     assert first["record"] in run.log
     assert second["images"][0]["sha256"] == first["images"][0]["sha256"]
-    run.retry("made", dag=picture(geminiimg_conn_id, on_clear="regenerate"))
+    run.retry("made", dag=one_image(geminiimg_conn_id, on_clear="regenerate"))
     assert manifest(run)["record"] == second["record"]
     run.clear("made", dag=dag)
     assert manifest(run)["record"] == second["record"]
     assert len(sandbox.ledger()) == 1
-    run.clear("made", dag=picture(geminiimg_conn_id, on_clear="regenerate", deferrable=deferrable))
+    run.clear("made", dag=one_image(geminiimg_conn_id, on_clear="regenerate", deferrable=deferrable))
     assert manifest(run)["reused"] is False
     assert len(sandbox.ledger()) == 2
 
@@ -669,7 +669,7 @@ def test_mapped_tasks_of_one_prompt_buy_it_once(
     assert sorted(entry["prompt"] for entry in sandbox.ledger()) == ["a fox", "a wolf"]
 
 
-def test_the_pictures_of_a_batch_are_reused_in_the_next_run_and_cost_nothing(
+def test_the_images_of_a_batch_are_reused_in_the_next_run_and_cost_nothing(
     airflow: AirflowHarness, sandbox: Sandbox, onemin: str, root: str
 ) -> None:
     with DAG("shared", schedule=None) as dag:
@@ -712,17 +712,17 @@ def test_what_changed_since_the_last_run_is_named_the_bytes_of_an_input_too(
     first = manifest(airflow.run_dag(edit("make it winter"), run_id="monday"))
     Image.new("RGB", (64, 64), "blue").save(other)
     run = airflow.run_dag(edit("make it summer"), run_id="tuesday")
-    said = f"Since record {first['record']} changed: prompt, input picture 2 (other bytes under the same address)."
+    said = f"Since record {first['record']} changed: prompt, input image 2 (other bytes under the same address)."
     assert said in run.log
     Image.new("RGB", (64, 64), "green").save(source)
     run.clear("made")
-    assert "changed: input picture 1 (other bytes under the same address); submitting" in run.log
+    assert "changed: input image 1 (other bytes under the same address); submitting" in run.log
     assert len(sandbox.ledger()) == 3
 
 
 def test_a_word_that_it_does_not_know_is_refused_when_the_dag_is_parsed() -> None:
     for make in (
-        lambda: picture("x", reuse="run"),
+        lambda: one_image("x", reuse="run"),
         lambda: GeminiImageBatchOperator(task_id="x", requests=[], reuse=""),
     ):
         with pytest.raises(BadRequestError, match="'task' or 'dag'"):

@@ -96,7 +96,7 @@ def plain(text: str) -> str:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_opens_in_full_size_and_its_facts_stand_below() -> None:
+def test_an_image_opens_in_full_size_and_its_facts_stand_below() -> None:
     page = Page(review_markdown(manifest(mismatch="It is 4:3, not 16:9.")))
     page.assert_harmless()
     at = "look/run/drafts/-1/0/1/0"
@@ -107,7 +107,7 @@ def test_a_picture_opens_in_full_size_and_its_facts_stand_below() -> None:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(3, [3, 3, 1]), (1, [1] * 7), (9, [7])])
-def test_as_many_pictures_stand_side_by_side_as_columns_say(columns: int, rows: list[int]) -> None:
+def test_as_many_images_stand_side_by_side_as_columns_say(columns: int, rows: list[int]) -> None:
     page = Page(review_markdown(named(*"abcdefg"), columns))
     page.assert_harmless()
     tables = review_markdown(named(*"abcdefg"), columns).split("\n\n")
@@ -117,7 +117,7 @@ def test_as_many_pictures_stand_side_by_side_as_columns_say(columns: int, rows: 
     ]
 
 
-def test_every_picture_of_a_manifest_is_shown() -> None:
+def test_every_image_of_a_manifest_is_shown() -> None:
     two = manifest(images=[{"uri": "s3://b/a.png"}, {"uri": "s3://b/b.png"}], cost=None)
     page = Page(review_markdown([two, *named("c.png")]))
     assert [value[-1] for name, value in page.addresses if name == "src"] == ["0", "1", "0"]
@@ -210,7 +210,7 @@ BAD_IMAGES = [
 
 @pytest.mark.parametrize("value", BAD_IMAGES)
 def test_what_is_no_manifest_is_refused(value: Any) -> None:
-    with pytest.raises(BadRequestError, match=r"no manifest|neither|no picture") as refused:
+    with pytest.raises(BadRequestError, match=r"no manifest|neither|no image") as refused:
         review_markdown(value)
     assert "No money was spent" in str(refused.value)
 
@@ -223,13 +223,13 @@ def test_less_than_one_column_is_refused() -> None:
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def reviewing(pictures: Any, **arguments: Any) -> DAG:
-    """Somebody's DAG: pictures, a review of them, and a task that gets what came of it."""
+def reviewing(images: Any, **arguments: Any) -> DAG:
+    """Somebody's DAG: images, a review of them, and a task that gets what came of it."""
     with DAG("look") as dag:
 
         @task
         def drafts() -> Any:
-            return pictures
+            return images
 
         review = GeminiImageReviewOperator(task_id="review", subject="Which?", images=drafts(), **arguments)
 
@@ -243,11 +243,11 @@ def reviewing(pictures: Any, **arguments: Any) -> DAG:
 
 @pytest.fixture
 def ask(airflow: AirflowHarness, local_root: str) -> Callable[..., Run]:
-    """Run such a DAG, with pictures that have landed, until it waits for a person."""
+    """Run such a DAG, with images that have landed, until it waits for a person."""
 
-    def start(pictures: Any, **arguments: Any) -> Run:
-        land(local_root, [pictures] if isinstance(pictures, dict) else pictures)
-        return airflow.run_dag(reviewing(pictures, **arguments))
+    def start(images: Any, **arguments: Any) -> Run:
+        land(local_root, [images] if isinstance(images, dict) else images)
+        return airflow.run_dag(reviewing(images, **arguments))
 
     return start
 
@@ -319,28 +319,28 @@ def test_a_rejection_does_what_on_reject_says_and_keeps_the_comment(
         ("several", ["1: same.png", "2: same.png", "Reject"]),
     ],
 )
-def test_the_request_tells_the_pictures_apart_and_shows_them(
+def test_the_request_tells_the_images_apart_and_shows_them(
     ask: Callable[..., Run], people: People, choose: str, options: list[str]
 ) -> None:
-    pictures = named("same.png", "same.png")
-    request = people.request(ask(pictures, choose=choose), "review", user="vera")
+    images = named("same.png", "same.png")
+    request = people.request(ask(images, choose=choose), "review", user="vera")
     assert request["options"] == options
     assert (request["subject"], request["multiple"]) == ("Which?", choose == "several")
-    assert request["body"] == review_markdown(pictures)
+    assert request["body"] == review_markdown(images)
     assert list(request["params"]) == ["comment"]
     assert request["params"]["comment"]["schema"]["type"] == ["null", "string"]
 
 
 @pytest.mark.parametrize("markup", ["[a](javascript:x)|\n<b>", "\u202egnp.a", "Reject", "x" * 200])
-def test_an_option_is_one_line_of_text_and_chooses_its_picture(
+def test_an_option_is_one_line_of_text_and_chooses_its_image(
     ask: Callable[..., Run], people: People, markup: str
 ) -> None:
-    pictures = named(markup, "b.png")
-    run = ask(pictures, choose="one")
+    images = named(markup, "b.png")
+    run = ask(images, choose="one")
     options = people.request(run, "review")["options"]
     assert options == [f"1: {plain(markup)}", "2: b.png", "Reject"]
     people.answer(run, "review", options[0])
-    assert run.go_on().task("review").value == pictures[:1]
+    assert run.go_on().task("review").value == images[:1]
 
 
 def test_a_viewer_sees_the_request_and_only_a_user_answers_it(ask: Callable[..., Run], people: People) -> None:
@@ -399,7 +399,7 @@ def test_airflow_refuses_what_is_no_option(ask: Callable[..., Run], people: Peop
         ("several", ["1: a.png", "x"], "nobody could choose"),
         ("one", ["1: a.png", "2: b.png"], "more than one choice"),
         ("all", ["Approve", "Reject"], "more than one choice"),
-        ("several", ["1: a.png", "Reject"], "rejects the pictures, and chooses some"),
+        ("several", ["1: a.png", "Reject"], "rejects the images, and chooses some"),
         ("several", [], "is empty"),
     ],
 )
@@ -436,7 +436,7 @@ def test_a_comment_that_is_no_text_or_a_field_that_was_not_asked_for_fails_the_t
 
 
 @pytest.mark.parametrize("value", [each for each in BAD_IMAGES if not isinstance(each, bytes)])
-def test_nobody_is_asked_about_what_is_no_picture(airflow: AirflowHarness, value: Any) -> None:
+def test_nobody_is_asked_about_what_is_no_image(airflow: AirflowHarness, value: Any) -> None:
     with DAG("look") as dag:
         GeminiImageReviewOperator(task_id="review", subject="Which?", images=value, retries=2)
     review = airflow.run_dag(dag).task("review")
@@ -485,7 +485,7 @@ def test_a_cleared_review_asks_again(ask: Callable[..., Run], people: People) ->
     assert run.go_on().task("after").value == {"chosen": ABC, "comment": ""}
 
 
-def test_pictures_that_airflow_would_not_show_are_not_asked_about(
+def test_images_that_airflow_would_not_show_are_not_asked_about(
     ask: Callable[..., Run], people: People, local_root: str
 ) -> None:
     run = ask(ABC)
@@ -511,7 +511,7 @@ def test_pictures_that_airflow_would_not_show_are_not_asked_about(
     assert run.go_on().task("review").value == others
 
 
-# --- with real pictures -----------------------------------------------------------------------------------------------
+# --- with real images -----------------------------------------------------------------------------------------------
 
 
 def test_the_comment_of_a_rejection_is_what_the_edit_is_asked_for(
@@ -540,12 +540,12 @@ def test_the_comment_of_a_rejection_is_what_the_edit_is_asked_for(
 
 
 def test_the_body_is_one_for_airflows_own_operators(airflow: AirflowHarness, people: People) -> None:
-    pictures = named("{{ 1/0 }}.png")
+    images = named("{{ 1/0 }}.png")
     with DAG("look") as dag:
 
         @task
         def body() -> str:
-            return review_markdown(pictures)
+            return review_markdown(images)
 
         ApprovalOperator(task_id="review", subject="Publish?", body=body())
-    assert people.request(airflow.run_dag(dag), "review")["body"] == review_markdown(pictures)
+    assert people.request(airflow.run_dag(dag), "review")["body"] == review_markdown(images)

@@ -1,4 +1,4 @@
-"""The room that pictures share on their way into storage."""
+"""The room that images share on their way into storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemapho
 
 
 class Landing:
-    """One that lands a picture: inside the room until it is let go."""
+    """One that lands an image: inside the room until it is let go."""
 
     def __init__(self, room: ByteSemaphore, size: int) -> None:
         self.inside, self.leave = asyncio.Event(), asyncio.Event()
@@ -40,7 +40,7 @@ async def entered(*landings: Landing) -> list[bool]:
     return [landing.inside.is_set() for landing in landings]
 
 
-async def test_pictures_that_fit_land_at_once_and_the_next_one_waits_for_one_of_them() -> None:
+async def test_images_that_fit_land_at_once_and_the_next_one_waits_for_one_of_them() -> None:
     room = ByteSemaphore(100)
     first = Landing(room, 40)
     assert await entered(first) == [True]
@@ -52,7 +52,7 @@ async def test_pictures_that_fit_land_at_once_and_the_next_one_waits_for_one_of_
     await third.end()
 
 
-async def test_a_picture_larger_than_the_room_lands_alone() -> None:
+async def test_an_image_larger_than_the_room_lands_alone() -> None:
     room = ByteSemaphore(100)
     large = Landing(room, 5000)
     assert await entered(large) == [True]

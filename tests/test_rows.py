@@ -377,7 +377,7 @@ def test_columns_without_a_name_are_not_merged() -> None:
     assert wish.labels[""] == "a"
 
 
-def test_a_further_picture_is_not_merged_with_another_rows_own_variant() -> None:
+def test_a_further_image_is_not_merged_with_another_rows_own_variant() -> None:
     for own in ("2", 2.0):
         rows = [{"prompt": "x", "n": 2}, {"prompt": "x", "variant": own}]
         for each in (rows, rows[::-1]):
@@ -414,10 +414,10 @@ def test_a_data_frame_is_its_rows_and_not_its_columns_names() -> None:
         records_of(Frame(["prompt", "prompt"], [["a fox", "a wolf"]]))
 
 
-# Several pictures of a row
+# Several images of a row
 
 
-def test_the_first_of_several_is_the_picture_that_the_row_alone_asks_for() -> None:
+def test_the_first_of_several_is_the_image_that_the_row_alone_asks_for() -> None:
     for row in ({"prompt": "a fox"}, {"prompt": "a fox", "variant": "bold"}):
         one, three = wanted([row]), wanted([row], 3)
         assert three[0].request == one[0].request

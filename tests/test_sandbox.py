@@ -1,4 +1,4 @@
-"""The sandbox itself: both gateways' answers and bad manners, its ledger, its faults, its pictures."""
+"""The sandbox itself: both gateways' answers and bad manners, its ledger, its faults, its images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
-from airflow_provider_geminiimg.sandbox import Sandbox, SandboxClient, read_picture, read_submission
-from airflow_provider_geminiimg.sandbox import pictures as drawing
+from airflow_provider_geminiimg.sandbox import Sandbox, SandboxClient, read_image, read_submission
+from airflow_provider_geminiimg.sandbox import images as drawing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,18 +115,18 @@ def test_onemin_answers_processing_then_success_with_a_key_and_one_signed_link(c
     [key] = done["aiRecordDetail"]["resultObject"]
     assert not key.startswith("http")
     assert {"X-Amz-Date", "X-Amz-Expires", "X-Amz-Signature"} <= set(parse_qs(urlsplit(done["temporaryUrl"]).query))
-    picture = call.http.get(done["temporaryUrl"])
-    assert picture.headers["content-type"] == "image/png"
-    assert size_of(picture.content) == (1376, 768)
-    assert read_submission(picture.content) == 1
+    image = call.http.get(done["temporaryUrl"])
+    assert image.headers["content-type"] == "image/png"
+    assert size_of(image.content) == (1376, 768)
+    assert read_submission(image.content) == 1
 
 
-def test_onemin_without_async_answers_late_with_the_picture(call: Caller, sandbox: Sandbox) -> None:
+def test_onemin_without_async_answers_late_with_the_image(call: Caller, sandbox: Sandbox) -> None:
     assert call.features(wait=True, imageSize="512").json()["aiRecord"]["status"] == "SUCCESS"
     assert sandbox.ledger()[0]["mode"] == "sync"
 
 
-def test_a_gateway_that_ignores_async_answers_late_with_the_picture(call: Caller, sandbox: Sandbox) -> None:
+def test_a_gateway_that_ignores_async_answers_late_with_the_image(call: Caller, sandbox: Sandbox) -> None:
     sandbox.settings(honour_async=False)
     assert call.features().json()["aiRecord"]["status"] == "SUCCESS"
     assert call.generations().json()["data"][0]["url"].startswith(sandbox.url)
@@ -198,24 +198,24 @@ def test_an_edit_shows_its_inputs_and_is_a_jpeg_in_the_first_inputs_shape(call: 
     red = call.upload(png("red", (160, 90))).json()["fileContent"]["path"]
     blue = call.upload(png("blue")).json()["asset"]["key"]
     answer = call.features("IMAGE_EDITOR", imageUrl=red, referenceImage1=blue, imageSize="1K").json()
-    picture = call.http.get(answer["aiRecord"]["temporaryUrl"])
-    image = Image.open(io.BytesIO(picture.content)).convert("RGB")
-    assert (picture.headers["content-type"], image.size) == ("image/jpeg", (1376, 768))
+    image = call.http.get(answer["aiRecord"]["temporaryUrl"])
+    image = Image.open(io.BytesIO(image.content)).convert("RGB")
+    assert (image.headers["content-type"], image.size) == ("image/jpeg", (1376, 768))
     seen = [
         image.getpixel(((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)) for box in drawing.input_boxes(1376, 768, 2)
     ]
     assert [max(range(3), key=lambda n: pixel[n]) for pixel in seen] == [0, 2]
     [entry] = sandbox.ledger()
     assert len({item["sha256"] for item in entry["inputs"]}) == 2
-    assert read_submission(picture.content) == 1
+    assert read_submission(image.content) == 1
 
 
 def test_the_2_5_model_makes_webp(call: Caller, sandbox: Sandbox) -> None:
     sandbox.settings(latency=0)
     answer = call.features(model="gemini-2.5-flash-image").json()
-    picture = call.http.get(answer["aiRecord"]["temporaryUrl"])
-    assert picture.headers["content-type"] == "image/webp"
-    assert read_picture(picture.content) == {"submission": 1, "model": "gemini-2.5-flash-image", "prompt": "a fox"}
+    image = call.http.get(answer["aiRecord"]["temporaryUrl"])
+    assert image.headers["content-type"] == "image/webp"
+    assert read_image(image.content) == {"submission": 1, "model": "gemini-2.5-flash-image", "prompt": "a fox"}
 
 
 @pytest.mark.parametrize("shape", ["string", "images", "output", "mixed"])
@@ -251,10 +251,10 @@ def test_apimaster_polls_have_two_shapes(call: Caller, sandbox: Sandbox, shape: 
     assert isinstance(image["url"], list) == (shape == "completed")
     assert ("cost" in data) == (shape == "completed")
     link = image["url"][0] if shape == "completed" else image["url"]
-    picture = call.http.get(link)
-    assert size_of(picture.content) == (688, 384)
+    image = call.http.get(link)
+    assert size_of(image.content) == (688, 384)
     assert link.endswith(".jpg")
-    assert picture.headers["content-type"] == "image/png"
+    assert image.headers["content-type"] == "image/png"
 
 
 def test_apimaster_alternates_its_shapes_unless_told(call: Caller, sandbox: Sandbox) -> None:
@@ -417,10 +417,10 @@ def test_a_synchronous_failure_is_an_error_and_refunded(call: Caller, sandbox: S
     assert [entry["charged"] for entry in sandbox.ledger()] == [False, False]
 
 
-def test_a_job_can_end_well_without_a_picture(call: Caller, sandbox: Sandbox) -> None:
+def test_a_job_can_end_well_without_an_image(call: Caller, sandbox: Sandbox) -> None:
     sandbox.settings(latency=0)
     sandbox.faults(
-        {"route": "onemin.submit", "outcome": "no_picture"}, {"route": "apimaster.submit", "outcome": "no_picture"}
+        {"route": "onemin.submit", "outcome": "no_image"}, {"route": "apimaster.submit", "outcome": "no_picture"}
     )
     record = call.features().json()["aiRecord"]
     assert (record["status"], record["aiRecordDetail"]["resultObject"]) == ("SUCCESS", [])
@@ -429,7 +429,7 @@ def test_a_job_can_end_well_without_a_picture(call: Caller, sandbox: Sandbox) ->
     assert all(entry["charged"] for entry in sandbox.ledger())
 
 
-def test_a_picture_can_come_in_the_wrong_size(call: Caller, sandbox: Sandbox) -> None:
+def test_an_image_can_come_in_the_wrong_size(call: Caller, sandbox: Sandbox) -> None:
     sandbox.settings(latency=0)
     sandbox.faults(route="onemin.submit", outcome="wrong_size")
     link = call.features(imageSize="1K", aspectRatio="16:9").json()["aiRecord"]["temporaryUrl"]
@@ -606,7 +606,7 @@ def test_pixels_follow_ratio_and_resolution(ratio: str) -> None:
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
-def test_a_picture_is_the_same_every_time_and_tells_its_number(extension: str) -> None:
+def test_an_image_is_the_same_every_time_and_tells_its_number(extension: str) -> None:
     inputs = (drawing.read_input(png()), drawing.Input("0" * 64, "text/uri-list"))
     sketch = drawing.Sketch(42, FLASH, "ein Bär 🐻 im Wald\n" * 50, drawing.shape("512", "1:8", extension), inputs)
     data = drawing.draw(sketch)
@@ -617,7 +617,7 @@ def test_a_picture_is_the_same_every_time_and_tells_its_number(extension: str) -
 
 def test_bytes_of_another_origin_have_no_submission() -> None:
     for data in (b"", b"<html>", png()):
-        with pytest.raises(ValueError, match="not a picture of the sandbox"):
+        with pytest.raises(ValueError, match="not an image of the sandbox"):
             read_submission(data)
 
 

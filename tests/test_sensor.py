@@ -1,4 +1,4 @@
-"""A picture ordered by one task and landed by another, in a real Airflow, against the sandbox over HTTP."""
+"""An image ordered by one task and landed by another, in a real Airflow, against the sandbox over HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.exceptions import (
     LedgerError,
     LinkExpiredError,
     MismatchError,
-    NoPictureError,
+    NoImageError,
     OutcomeUnknownError,
     UpstreamFailedError,
 )
@@ -62,13 +62,13 @@ def root(local_root: str) -> Path:
     return Path(local_root.removeprefix("file://"))
 
 
-def pair(conn_id: str, mode: dict[str, Any], order: dict[str, Any] | None = None, **picture: Any) -> DAG:
-    """`order` submits, `picture` waits."""
+def pair(conn_id: str, mode: dict[str, Any], order: dict[str, Any] | None = None, **image: Any) -> DAG:
+    """`order` submits, `image` waits."""
     with DAG("pair", schedule=None) as dag:
         submit = GeminiImageSubmitOperator(
             **{"task_id": "order", "prompt": "a red fox", "geminiimg_conn_id": conn_id, **(order or {})}
         )
-        GeminiImageJobSensor(**{"task_id": "picture", "job": submit.output, **mode, **picture})
+        GeminiImageJobSensor(**{"task_id": "picture", "job": submit.output, **mode, **image})
     return dag
 
 
@@ -83,11 +83,11 @@ def path_of(manifest: dict[str, Any]) -> Path:
 
 
 def landed(run: Run, sandbox: Sandbox, submissions: int = 1) -> dict[str, Any]:
-    """The sensor's manifest, with its picture in storage and so many submissions paid for."""
-    picture = run.task("picture")
-    assert picture.state == "success", run.log
+    """The sensor's manifest, with its image in storage and so many submissions paid for."""
+    image = run.task("picture")
+    assert image.state == "success", run.log
     assert len(sandbox.ledger()) == submissions
-    manifest: dict[str, Any] = picture.value
+    manifest: dict[str, Any] = image.value
     assert read_submission(path_of(manifest).read_bytes()) == sandbox.ledger()[-1]["number"]
     return manifest
 
@@ -169,7 +169,7 @@ def test_an_edit_is_submitted_and_waited_for_alike(
     assert len(sandbox.ledger()[1]["inputs"]) == 1
 
 
-def test_a_picture_that_comes_at_once_is_landed_by_the_submit_and_found_by_the_sensor(
+def test_an_image_that_comes_at_once_is_landed_by_the_submit_and_found_by_the_sensor(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
 ) -> None:
     sandbox.settings(honour_async=False)
@@ -199,7 +199,7 @@ def test_a_mapped_sensor_waits_for_mapped_submits(
     polls_fail(sandbox, conn_id, 3)
     run = airflow.run_dag(dag)
     assert run.state == "success", run.log
-    manifests = [picture.value for picture in run.tasks("picture")]
+    manifests = [image.value for image in run.tasks("picture")]
     numbers = {read_submission(path_of(manifest).read_bytes()) for manifest in manifests}
     assert numbers == {1, 2, 3}
     assert len(sandbox.ledger()) == 3
@@ -241,7 +241,7 @@ def test_a_download_that_fails_fails_the_sensor_and_its_retry_lands(
     landed(run.retry("picture"), sandbox)
 
 
-def test_a_clear_of_both_with_another_prompt_or_with_regenerate_buys_and_lands_another_picture(
+def test_a_clear_of_both_with_another_prompt_or_with_regenerate_buys_and_lands_another_image(
     airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any]
 ) -> None:
     # The sensor's own retries must not hide the submit task's Clear.
@@ -320,7 +320,7 @@ def test_a_sensor_of_a_job_of_others_lands_in_and_gives_the_place_that_it_is_ask
     assert not (tmp_path / "a" / "wolf.png").exists()
 
 
-def test_a_picture_that_was_deleted_is_fetched_again_by_a_clear_of_the_sensor(
+def test_an_image_that_was_deleted_is_fetched_again_by_a_clear_of_the_sensor(
     airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any]
 ) -> None:
     run = airflow.run_dag(pair(conn_id, mode))
@@ -329,7 +329,7 @@ def test_a_picture_that_was_deleted_is_fetched_again_by_a_clear_of_the_sensor(
     assert landed(run.clear("picture"), sandbox)["images"] == first["images"]
 
 
-def test_a_picture_that_is_gone_everywhere_is_an_error_and_nothing_is_bought(
+def test_an_image_that_is_gone_everywhere_is_an_error_and_nothing_is_bought(
     airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any]
 ) -> None:
     run = airflow.run_dag(pair(conn_id, mode))
@@ -433,9 +433,9 @@ SOFT = [{}, {"soft_fail": True}, {"never_fail": True}, {"silent_fail": True}]
         ("refused", ContentRefusedError, SOFT),
         ("failed", UpstreamFailedError, SOFT[1:2]),
         ("bare_failed", UpstreamFailedError, SOFT[2:3]),
-        ("no_picture", NoPictureError, SOFT[3:]),
+        ("no_picture", NoImageError, SOFT[3:]),
     ],
-    ids=["refused", "failed", "bare_failed", "no_picture"],
+    ids=["refused", "failed", "bare_failed", "no_image"],
 )
 def test_a_job_that_failed_for_good_fails_the_sensor_whatever_the_soft_settings_say(
     airflow: AirflowHarness,
@@ -716,11 +716,11 @@ def test_default_arguments_for_all_tasks_reach_submit_and_sensor(
     assert len(run.task("picture").triggers) == 1
 
 
-# Pictures that are not what was asked for
+# Images that are not what was asked for
 
 
 def mismatched(run: Run, sandbox: Sandbox, root: Path, task_id: str) -> dict[str, Any]:
-    """The recorded manifest of a task that failed for a mismatch, once, with its picture stored."""
+    """The recorded manifest of a task that failed for a mismatch, once, with its image stored."""
     failed = failed_with(run, MismatchError, task_id)
     assert failed.try_number == 1
     [record] = record_files(root)
@@ -733,7 +733,7 @@ def mismatched(run: Run, sandbox: Sandbox, root: Path, task_id: str) -> dict[str
 
 @pytest.mark.parametrize("deferrable", [False, True])
 @pytest.mark.parametrize("edit", [False, True])
-def test_a_mismatch_fails_the_operator_without_a_retry_once_the_picture_is_stored(
+def test_a_mismatch_fails_the_operator_without_a_retry_once_the_image_is_stored(
     airflow: AirflowHarness,
     sandbox: Sandbox,
     geminiimg_conn_id: str,
@@ -777,7 +777,7 @@ def test_a_mismatch_is_accepted_with_a_warning_unless_told_otherwise(
     assert any("warning" in line.lower() and manifest["mismatch"] in line for line in run.log.splitlines())
 
 
-def test_a_mismatch_fails_the_sensor_without_a_retry_once_the_picture_is_stored(
+def test_a_mismatch_fails_the_sensor_without_a_retry_once_the_image_is_stored(
     airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any], root: Path
 ) -> None:
     polls_fail(sandbox, conn_id)
@@ -789,7 +789,7 @@ def test_a_mismatch_fails_the_sensor_without_a_retry_once_the_picture_is_stored(
     assert accepted == {**manifest, "reused": True}
 
 
-def test_a_mismatch_of_a_picture_that_came_at_once_fails_the_submit_that_was_told_so(
+def test_a_mismatch_of_an_image_that_came_at_once_fails_the_submit_that_was_told_so(
     airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, mode: dict[str, Any], root: Path
 ) -> None:
     sandbox.settings(honour_async=False)

@@ -1,4 +1,4 @@
-"""Objects and pictures on disk, on S3 (over HTTP) and elsewhere: exclusive, conditional, literal, and honest."""
+"""Objects and images on disk, on S3 (over HTTP) and elsewhere: exclusive, conditional, literal, and honest."""
 
 from __future__ import annotations
 
@@ -471,10 +471,10 @@ def test_bodies_do_not_reach_botocores_log(s3: str, caplog: pytest.LogCaptureFix
     assert "CANARY-BODY" not in caplog.text
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_written_once_and_the_same_bytes_are_fine(files: Files, folder: str) -> None:
+def test_an_image_is_written_once_and_the_same_bytes_are_fine(files: Files, folder: str) -> None:
     uri = join_uri(folder, "a/picture.png")
     assert write(files, uri, b"one")
     assert write(files, uri, b"one")

@@ -1,4 +1,4 @@
-"""Thumbnails: of whatever lands, however it lands; and of what is no picture to be trusted, nothing but one line."""
+"""Thumbnails: of whatever lands, however it lands; and of what is no image to be trusted, nothing but one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import pytest
 from airflow.sdk import DAG
 from harness import attacks
 from harness import forbidden as web
-from harness.attacks import Target, picture, returned
+from harness.attacks import Target, image_bytes, returned
 from harness.forbidden import answer
 from harness.left_behind import LOGGER, LeftBehind
 from harness.records import Wire, landed
@@ -85,7 +85,7 @@ def chunks(data: bytes) -> Iterator[bytes]:
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
-    """How far apart two pictures are: 0 is the same, 255 is black and white."""
+    """How far apart two images are: 0 is the same, 255 is black and white."""
     pair = [image.convert("RGBA").resize((64, 64)) for image in (one, other)]
     return max(ImageStat.Stat(ImageChops.difference(*pair)).mean)
 
@@ -102,7 +102,7 @@ def thumbs(store: Store) -> dict[str, bytes]:
 
 
 def check(store: Store, record: Record) -> None:
-    """That of a record that has landed there are thumbnails, which look like its pictures, and no others."""
+    """That of a record that has landed there are thumbnails, which look like its images, and no others."""
     images = (record.manifest or {})["images"]
     found = thumbs(store)
     assert list(found) == [thumbnail_key(record.key, index) for index, _ in enumerate(images)]
@@ -114,7 +114,7 @@ def check(store: Store, record: Record) -> None:
 # Ways to land
 
 
-def test_a_task_leaves_a_thumbnail_of_its_picture_under_the_root(
+def test_a_task_leaves_a_thumbnail_of_its_image_under_the_root(
     airflow: AirflowHarness, geminiimg_conn_id: str, root: str
 ) -> None:
     with DAG("shop", schedule=None) as dag:
@@ -181,30 +181,30 @@ async def test_a_copy_brings_a_thumbnail_that_is_missing(left: LeftBehind) -> No
     check(left.store, record)
 
 
-def remove_picture(record: Record) -> None:
+def remove_image(record: Record) -> None:
     Path((record.manifest or {})["images"][0]["uri"].removeprefix("file://")).unlink()
 
 
-async def test_a_picture_that_is_fetched_again_as_it_was_keeps_its_thumbnail(left: LeftBehind) -> None:
+async def test_an_image_that_is_fetched_again_as_it_was_keeps_its_thumbnail(left: LeftBehind) -> None:
     record = await left.attempt()
     key = thumbnail_key(record.key, 0)
     left.store.delete(key)
     left.store.create(key, b"the one that was there")
-    remove_picture(record)
+    remove_image(record)
     await left.attempt()
     assert thumbs(left.store) == {key: b"the one that was there"}
 
 
 def as_if_of_other_bytes(left: LeftBehind, record: Record) -> None:
-    """Let the record's picture and thumbnail be of other bytes than the gateway's are now."""
+    """Let the record's image and thumbnail be of other bytes than the gateway's are now."""
     [image] = (record.manifest or {})["images"]
     left.change(record, manifest={**(record.manifest or {}), "images": [{**image, "sha256": "0" * 64}]})
     left.store.delete(thumbnail_key(record.key, 0))
     left.store.create(thumbnail_key(record.key, 0), b"of other bytes")
-    remove_picture(record)
+    remove_image(record)
 
 
-async def test_a_picture_that_is_fetched_again_with_other_bytes_gets_a_new_thumbnail(left: LeftBehind) -> None:
+async def test_an_image_that_is_fetched_again_with_other_bytes_gets_a_new_thumbnail(left: LeftBehind) -> None:
     record = await left.attempt()
     as_if_of_other_bytes(left, record)
     check(left.store, await left.attempt())
@@ -260,7 +260,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line.getMessage() for line in caplog.records if line.name == LOGGER and line.levelno >= logging.WARNING]
 
 
-async def test_a_task_that_was_told_to_stop_lands_its_picture_and_waits_for_no_thumbnail(left: LeftBehind) -> None:
+async def test_a_task_that_was_told_to_stop_lands_its_image_and_waits_for_no_thumbnail(left: LeftBehind) -> None:
     record, guard = await left.submitted(), SubmitGuard()
     guard.stop()
     await left.attempt(guard=guard)
@@ -268,7 +268,7 @@ async def test_a_task_that_was_told_to_stop_lands_its_picture_and_waits_for_no_t
     assert thumbs(left.store) == {}
 
 
-# Kinds of pictures
+# Kinds of images
 
 
 def drawn(size: tuple[int, int] = (1000, 500)) -> Image.Image:
@@ -292,7 +292,7 @@ def palette_see_through() -> bytes:
 
 GREY = drawn().convert("L")
 KINDS: dict[str, tuple[bytes, Image.Image]] = {
-    # name: (the picture, what it looks like)
+    # name: (the image, what it looks like)
     "PNG": (saved(drawn()), drawn()),
     "JPEG": (saved(drawn(), "JPEG"), drawn()),
     "WebP": (saved(drawn(), "WEBP"), drawn()),
@@ -317,7 +317,7 @@ KINDS: dict[str, tuple[bytes, Image.Image]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_picture_becomes_a_thumbnail_that_looks_like_it(name: str) -> None:
+def test_every_kind_of_image_becomes_a_thumbnail_that_looks_like_it(name: str) -> None:
     data, looks = KINDS[name]
     small = opened(render(data))
     assert small.size == (512, 256)
@@ -353,7 +353,7 @@ def test_the_longer_side_is_at_most_512_pixels_and_nothing_is_enlarged(
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_that_lies_on_its_side_stands_up(kind: str, orientation: int) -> None:
+def test_an_image_that_lies_on_its_side_stands_up(kind: str, orientation: int) -> None:
     turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation: what undoes it, of Image.Transpose
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -393,8 +393,8 @@ def test_nothing_but_pixels_is_kept(kind: str) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A small picture that says that it is so large."""
-    whole = picture((8, 8))
+    """A small image that says that it is so large."""
+    whole = image_bytes((8, 8))
     header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
     return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
 
@@ -419,16 +419,16 @@ BROKEN = {
     "80 megapixels of JPEG": saved(Image.new("L", (10_000, 8_000)), "JPEG", quality=1),
     "a cut PNG": cut(),
     "a WebP of noise": webp_header(64, 64) + bytes(range(256)) * 4,
-    "a WebP that claims to be huge": webp_header(32_768, 32_768) + picture(kind="WEBP")[12:],
+    "a WebP that claims to be huge": webp_header(32_768, 32_768) + image_bytes(kind="WEBP")[12:],
 }
 
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_picture_that_can_not_be_trusted_lands_and_has_no_thumbnail_and_one_line_says_so(
+def test_an_image_that_can_not_be_trusted_lands_and_has_no_thumbnail_and_one_line_says_so(
     target: Target, name: str
 ) -> None:
-    target.pictures.routes["/p.png"] = answer(body=BROKEN[name])
+    target.images.routes["/p.png"] = answer(body=BROKEN[name])
     target.polls_answer(target.link())
     run = target.generate()
     manifest = returned(run)
@@ -439,10 +439,8 @@ def test_a_picture_that_can_not_be_trusted_lands_and_has_no_thumbnail_and_one_li
 
 @ONE_GATEWAY
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_of_a_picture_that_is_something_else_too_only_the_picture_is_in_the_thumbnail(
-    target: Target, kind: str
-) -> None:
-    target.pictures.routes["/p.png"] = answer(body=picture(kind=kind) + TEXT)
+def test_of_an_image_that_is_something_else_too_only_the_image_is_in_the_thumbnail(target: Target, kind: str) -> None:
+    target.images.routes["/p.png"] = answer(body=image_bytes(kind=kind) + TEXT)
     target.polls_answer(target.link())
     returned(target.generate())
     [data] = thumbs(open_store(target.root.as_uri(), AIRFLOW_OPENERS)).values()
@@ -450,19 +448,19 @@ def test_of_a_picture_that_is_something_else_too_only_the_picture_is_in_the_thum
     assert TEXT not in data
 
 
-def record_of(*pictures: bytes) -> tuple[Record, ImageCache]:
-    """A record of these pictures, which have just landed."""
+def record_of(*images: bytes) -> tuple[Record, ImageCache]:
+    """A record of these images, which have just landed."""
     kept, images = ImageCache(), []
-    for index, data in enumerate(pictures):
+    for index, data in enumerate(images):
         digest = hashlib.sha256(data).hexdigest()
         kept.add(digest, data)
         images.append({"uri": f"file:///pictures/{index}.png", "sha256": digest})
     return landed(manifest={"images": images}), kept
 
 
-async def made(store: Store, *pictures: bytes, guard: SubmitGuard | None = None) -> Record:
-    """The record of these pictures, once their thumbnails are made."""
-    record, kept = record_of(*pictures)
+async def made(store: Store, *images: bytes, guard: SubmitGuard | None = None) -> Record:
+    """The record of these images, once their thumbnails are made."""
+    record, kept = record_of(*images)
     await make_thumbnails(store, record, kept, log=logging.getLogger(LOGGER), guard=guard or SubmitGuard())
     return record
 
@@ -473,7 +471,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 class Slow:
-    """Pillow, once it takes forever to shrink a picture."""
+    """Pillow, once it takes forever to shrink an image."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
         self.store = store
@@ -500,7 +498,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, store: LocalStore) -> Iterator[Slow]:
     slow.end()
 
 
-async def test_each_of_several_pictures_has_its_own_and_a_broken_one_keeps_none_from_the_others(
+async def test_each_of_several_images_has_its_own_and_a_broken_one_keeps_none_from_the_others(
     store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = await made(store, saved(drawn()), BROKEN["a cut PNG"], saved(GREY))
@@ -571,12 +569,12 @@ async def test_a_process_makes_one_at_a_time(tmp_path: Path) -> None:
     assert Watched.most == 1
 
 
-def test_pictures_are_kept_in_memory_up_to_the_size_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_kept_in_memory_up_to_the_size_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "MAX_KEPT", 10)
     kept = ImageCache()
     for digest, data in (("a", b"123456"), ("b", b"12345"), ("c", b"1234")):
         kept.add(digest, data)
-    assert kept.pictures == {"a": b"123456", "c": b"1234"}
+    assert kept.images == {"a": b"123456", "c": b"1234"}
 
 
 # Processes of their own
@@ -593,7 +591,7 @@ from harness.records import landed
 logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(message)s", stream=sys.stdout)
 logging.getLogger("asyncio").setLevel(logging.WARNING)
 logging.getLogger("PIL").setLevel(logging.WARNING)
-data = Path({picture!r}).read_bytes()
+data = Path({image!r}).read_bytes()
 kept = thumbnails.ImageCache()
 kept.add("0" * 64, data)
 record = landed(manifest={{"images": [{{"uri": "file:///x.png", "sha256": "0" * 64}}]}})
@@ -606,7 +604,7 @@ print("peak", int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 def in_a_process(folder: Path, data: bytes, before: str = "", **environment: str) -> list[str]:
-    """What a process logs that makes the thumbnail of this picture, and its memory at most, in MB."""
+    """What a process logs that makes the thumbnail of this image, and its memory at most, in MB."""
     (folder / "picture").write_bytes(data)
     values = {"picture": str(folder / "picture"), "root": str(folder / "root"), "before": before}
     code = MAKE.format(tests=str(HERE), here=str(HERE.parent), **values)
@@ -621,14 +619,14 @@ WITHOUT_PILLOW = {"PYTHONPATH": str(HERE / "harness" / "site"), "GEMINIIMG_TEST_
 
 
 def test_without_pillow_nothing_is_made_and_one_line_at_debug_says_so(tmp_path: Path) -> None:
-    *lines, _ = in_a_process(tmp_path, picture(), **WITHOUT_PILLOW)
+    *lines, _ = in_a_process(tmp_path, image_bytes(), **WITHOUT_PILLOW)
     [line] = lines
     assert line.startswith("DEBUG No thumbnails are made without Pillow")
     assert "airflow-provider-geminiimg[thumbnails]" in line
     assert thumbs(LocalStore(str(tmp_path / "root"))) == {}
 
 
-async def test_without_pillow_pictures_land_all_the_same(left: LeftBehind) -> None:
+async def test_without_pillow_images_land_all_the_same(left: LeftBehind) -> None:
     record = await left.submitted()
     command = [sys.executable, "-m", "airflow_provider_geminiimg", "jobs", "collect"]
     environment = {**os.environ, **WITHOUT_PILLOW}
@@ -657,7 +655,7 @@ def test_pillow_is_not_imported_before_it_is_needed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_picture_of_4k_needs_less_than_400_mb(tmp_path: Path, kind: str) -> None:
+def test_an_image_of_4k_needs_less_than_400_mb(tmp_path: Path, kind: str) -> None:
     mode = "CMYK" if kind == "JPEG" else "RGBA"
     *lines, peak = in_a_process(tmp_path, saved(Image.new(mode, (4096, 4096)), kind))
     assert lines == []
@@ -683,6 +681,6 @@ def test_a_process_ends_although_a_decoder_still_works(tmp_path: Path) -> None:
         "PIL.Image.Image.thumbnail = lambda *args: threading.Event().wait()"
     )
     started = time.monotonic()
-    line, _ = in_a_process(tmp_path, picture(), before)
+    line, _ = in_a_process(tmp_path, image_bytes(), before)
     assert "it took longer" in line
     assert time.monotonic() - started < 30

@@ -66,19 +66,19 @@ def test_a_second_one_on_the_same_folder_is_refused_and_told_where_the_first_is(
         pass
 
 
-def test_the_examples_put_their_pictures_into_its_own_folder_and_each_can_be_parsed(tmp_path: Path) -> None:
+def test_the_examples_put_their_images_into_its_own_folder_and_each_can_be_parsed(tmp_path: Path) -> None:
     from airflow.dag_processing.dagbag import BundleDagBag
 
-    pictures = (tmp_path / "pictures").as_uri()
+    images = (tmp_path / "pictures").as_uri()
     (tmp_path / "dags").mkdir()
     (tmp_path / "dags" / "gone.py").touch()
-    copy_examples(tmp_path / "dags", pictures)
+    copy_examples(tmp_path / "dags", images)
     copies = sorted((tmp_path / "dags").glob("*.py"))
     assert [path.name for path in copies] == sorted(path.name for path in EXAMPLES.glob("*.py"))
     assert not [path.name for path in copies if re.search(r"/tmp/geminiimg|s3://\w", path.read_text())]
     bag = BundleDagBag(dag_folder=str(tmp_path / "dags"), bundle_path=tmp_path / "dags", bundle_name="dags-folder")
     assert not bag.import_errors
-    assert bag.dags["geminiimg_campaign"].params["folder"] == f"{pictures}/campaign"
+    assert bag.dags["geminiimg_campaign"].params["folder"] == f"{images}/campaign"
     assert set(SAMPLES) <= set(bag.dags)
     tasks = [task for dag in bag.dags.values() for task in dag.tasks]
     used = {

@@ -46,8 +46,8 @@ REQUEST_FIELDS = (
 SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")  # what all rows of a batch may have in common
 
 _SETTINGS = ("resolution", "aspect_ratio", "temperature", "top_p", "google_search", "google_image_search")
-_PICTURES = ("image", "reference_images")
-_EDIT_TAKES_PICTURES = 'Input pictures belong to the operation "edit" (GeminiImageEditOperator).'
+_IMAGES = ("image", "reference_images")
+_EDIT_TAKES_IMAGES = 'Input images belong to the operation "edit" (GeminiImageEditOperator).'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ class CheckedRequest:
     :param aspect_ratio: width to height, as in ``16:9``.
     :param temperature: 0.0 to 2.0.
     :param top_p: 0.0 to 1.0.
-    :param google_search: ground the picture in a web search.
+    :param google_search: ground the image in a web search.
     :param google_image_search: ground it in an image search too.
-    :param variant: tells two wanted pictures of one prompt apart; never sent.
-    :param image: URI of the picture to edit.
+    :param variant: tells two wanted images of one prompt apart; never sent.
+    :param image: URI of the image to edit.
     :param reference_images: URIs of the references.
     """
 
@@ -87,25 +87,25 @@ class CheckedRequest:
 
     @property
     def input_images(self) -> tuple[str, ...]:
-        """URIs of the pictures that go in: the one to edit first, then the references."""
+        """URIs of the images that go in: the one to edit first, then the references."""
         return (() if self.image is None else (self.image,)) + self.reference_images
 
     def fields(self) -> dict[str, Any]:
-        """The settings that are set, by their neutral names, without prompt and pictures: fit for logs and records."""
+        """The settings that are set, by their neutral names, without prompt and images: fit for logs and records."""
         values = {name: getattr(self, name) for name in (*_SETTINGS, "variant")}
         return {name: value for name, value in values.items() if value is not None}
 
     def fingerprint(self, *, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> str:
         """64 hex digits that are the same exactly for the same wish at the same place.
 
-        :param input_sha256: hex digests of the input pictures' bytes, in the order of `input_images`. The URIs
-            don't count: the same picture elsewhere is the same wish.
+        :param input_sha256: hex digests of the input images' bytes, in the order of `input_images`. The URIs
+            don't count: the same image elsewhere is the same wish.
         :param base_url_host: host of the API.
         :param conn_id: id of the Airflow connection.
-        :raises ValueError: when there are not as many digests as input pictures.
+        :raises ValueError: when there are not as many digests as input images.
         """
         if len(input_sha256) != len(self.input_images):
-            raise ValueError(f"{len(self.input_images)} input pictures need as many digests, got {len(input_sha256)}.")
+            raise ValueError(f"{len(self.input_images)} input images need as many digests, got {len(input_sha256)}.")
         return self._digest(self.row.fingerprint_model, input_sha256, base_url_host, conn_id)
 
     def fingerprints(self, *, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class ImageRequest(pydantic.BaseModel):
     :param operation: ``generate`` or ``edit``.
     :param prompt: what to draw; a number becomes its text.
     :param model: model id; unset = the connection's, else the gateway's, see `catalog.default_model`.
-    :param image: the picture to edit: a URI, or a manifest with exactly one picture.
+    :param image: the image to edit: a URI, or a manifest with exactly one image.
     :param reference_images: a list, a JSON array, one URI, a manifest, or a sequence of these.
     :param resolution: ``512`` ``1K`` ``2K`` ``4K`` in any case; ``0.5K`` means ``512``.
     :param aspect_ratio: as in ``16:9``.
@@ -149,7 +149,7 @@ class ImageRequest(pydantic.BaseModel):
     :param top_p: 0.0 to 1.0.
     :param google_search: true or false.
     :param google_image_search: true or false; needs `google_search`.
-    :param variant: any text or number; tells two wanted pictures of one prompt apart and is never sent.
+    :param variant: any text or number; tells two wanted images of one prompt apart and is never sent.
     :raises BadRequestError: for a value that can't be what its field means.
     """
 
@@ -168,7 +168,7 @@ class ImageRequest(pydantic.BaseModel):
     google_image_search: bool | None = None
     variant: str | None = None
 
-    @pydantic.field_validator("prompt", "model", "variant", *_PICTURES, *_SETTINGS, mode="before")
+    @pydantic.field_validator("prompt", "model", "variant", *_IMAGES, *_SETTINGS, mode="before")
     @classmethod
     def _as_written(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         return clean(str(info.field_name), value)
@@ -195,7 +195,7 @@ class ImageRequest(pydantic.BaseModel):
         """
         model = self.model or default_model(gateway, connection_model)
         row = lookup(gateway, model, self.operation)
-        values = {name: getattr(self, name) for name in (*_PICTURES, *_SETTINGS)}
+        values = {name: getattr(self, name) for name in (*_IMAGES, *_SETTINGS)}
         _obey(row, values, f"{model} ({self.operation} on {gateway})")
         values["resolution"] = self.resolution or row.default_resolution
         return CheckedRequest(
@@ -247,12 +247,12 @@ def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadR
 
 
 def _only_what_it_takes(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
-    for name in (*_PICTURES, *_SETTINGS):
+    for name in (*_IMAGES, *_SETTINGS):
         value = values.get(name)
         if value in (None, ()) or name in row.fields:
             continue
-        takes = ", ".join(("prompt", *(known for known in (*_PICTURES, *_SETTINGS) if known in row.fields)))
-        hint = _EDIT_TAKES_PICTURES if name in _PICTURES else ""
+        takes = ", ".join(("prompt", *(known for known in (*_IMAGES, *_SETTINGS) if known in row.fields)))
+        hint = _EDIT_TAKES_IMAGES if name in _IMAGES else ""
         shown = f" ({len(value)} given)" if isinstance(value, tuple) else given(value)
         refuse(name, shown, f"is not taken by {where}, which takes: {takes}.", hint)
 
@@ -286,7 +286,7 @@ def _number_of_references(row: ModelSpec, values: Mapping[str, Any], where: str)
 
 def _edit_needs_an_image(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     if "image" in row.fields and values.get("image", "") is None:
-        refuse("image", "", f"not given. {where} needs the picture to edit, as a URI or a manifest with exactly one.")
+        refuse("image", "", f"not given. {where} needs the image to edit, as a URI or a manifest with exactly one.")
 
 
 _RULES = (

@@ -32,7 +32,7 @@ _RETURN_NONE = "Where nothing is meant, return None, or leave the field out."
 
 
 class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
-    """Make the picture that a function asks for: what ``@task.gemini_image`` makes of it. Returns its manifest.
+    """Make the image that a function asks for: what ``@task.gemini_image`` makes of it. Returns its manifest.
 
     The function returns a prompt, a mapping of the fields of a request, or an `ImageRequest`. What it does not say, the
     arguments say; a field that it leaves empty counts as not said. It is an edit where there is an `image`.
@@ -58,7 +58,7 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
         image: Any = None,
         **kwargs: Any,
     ) -> None:
-        # What the author wrote decides: an image that renders to nothing is an error, not another picture to pay for.
+        # What the author wrote decides: an image that renders to nothing is an error, not another image to pay for.
         self._is_edit = image is not None
         super().__init__(
             python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, prompt=prompt, image=image, **kwargs
@@ -80,7 +80,7 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
 
     @property
     def operation(self) -> str:  # type: ignore[override]
-        """``edit`` if there is a picture to edit, else ``generate``; what the function returns may still change it."""
+        """``edit`` if there is an image to edit, else ``generate``; what the function returns may still change it."""
         return "edit" if self._is_edit else "generate"
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
@@ -95,7 +95,7 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
 
 
 class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOperator):
-    """Make the pictures that a function asks for: what ``@task.gemini_image_batch`` makes of it.
+    """Make the images that a function asks for: what ``@task.gemini_image_batch`` makes of it.
 
     The function returns, or yields, prompts and mappings: the rows of `GeminiImageBatchOperator`.
 
@@ -133,7 +133,7 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
             raise BadRequestError(
                 f"The function returned {_kind(returned)}: @task.gemini_image_batch takes a list, or a generator, of "
                 "prompts and of mappings, or a data frame.",
-                hint="For one picture there is @task.gemini_image.",
+                hint="For one image there is @task.gemini_image.",
             )
         return records_of(returned, max_batch_images() + 1)  # one more, so that it is refused
 
@@ -141,7 +141,7 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
 def gemini_image_task(
     python_callable: Callable[..., Any] | None = None, multiple_outputs: bool = False, **kwargs: Any
 ) -> TaskDecorator:
-    """``@task.gemini_image``: make the picture that the function asks for.
+    """``@task.gemini_image``: make the image that the function asks for.
 
     :param python_callable: the function; see `GeminiImageDecoratedOperator` for what it returns.
     :param multiple_outputs: also give each field of the manifest as an XCom of its own. Default: ``False``, whatever
@@ -159,7 +159,7 @@ def gemini_image_task(
 def gemini_image_batch_task(
     python_callable: Callable[..., Any] | None = None, multiple_outputs: bool = False, **kwargs: Any
 ) -> TaskDecorator:
-    """``@task.gemini_image_batch``: make the pictures that the function asks for.
+    """``@task.gemini_image_batch``: make the images that the function asks for.
 
     :param python_callable: the function; see `GeminiImageBatchDecoratedOperator` for what it returns.
     :param multiple_outputs: also give each field of the summary as an XCom of its own. Default: ``False``.
@@ -194,7 +194,7 @@ def _fields(returned: Any) -> Mapping[str, Any]:
     raise BadRequestError(
         f"The function returned {_kind(returned)}: @task.gemini_image takes a prompt, a dict with the fields of a "
         "request, or an ImageRequest.",
-        hint="For many pictures there is @task.gemini_image_batch.",
+        hint="For many images there is @task.gemini_image_batch.",
     )
 
 

@@ -1,6 +1,6 @@
 """The gallery's addresses: a record's key taken apart, and put together again.
 
-What must stay true: an address holds names alone, each quoted; it leads to one record, and never says where a picture
+What must stay true: an address holds names alone, each quoted; it leads to one record, and never says where an image
 lies.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, names_of
 from airflow_provider_geminiimg.core.storage import encode_segment, is_cut
-from airflow_provider_geminiimg.gallery.routes import PICTURE, THUMBNAIL
+from airflow_provider_geminiimg.gallery.routes import IMAGE, THUMBNAIL
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Address:
         parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
         return "/".join((LEDGER, *parts, f"{self.n}.json"))
 
-    def picture(self, index: int) -> str:
-        """Where the gallery serves one of its pictures."""
-        return PICTURE.at(**vars(self), index=index)
+    def image(self, index: int) -> str:
+        """Where the gallery serves one of its images."""
+        return IMAGE.at(**vars(self), index=index)
 
     def thumbnail(self, index: int) -> str:
-        """Where the gallery serves the thumbnail of one of its pictures."""
+        """Where the gallery serves the thumbnail of one of its images."""
         return THUMBNAIL.at(**vars(self), index=index)
 
 

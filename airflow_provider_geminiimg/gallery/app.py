@@ -6,8 +6,8 @@ What must stay true:
   XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
 - A DAG that Airflow knows no more is no team's, and so everybody's to Airflow: where there are teams, it is nobody's.
 - Nothing is changed from here: GET and HEAD only.
-- A picture's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
-  served as what they are; a body that is no picture, or not the one that landed, is not served. What has landed was
+- An image's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
+  served as what they are; a body that is no image, or not the one that landed, is not served. What has landed was
   inspected then: its header is not followed again for each who looks.
 """
 
@@ -128,7 +128,7 @@ def _reads(dag_id: str | None = None) -> Any:
 def _has_its_team(dag_id: str) -> None:
     """Refuse a DAG that was deleted, if teams decide who may read what."""
     if conf.getboolean("core", "multi_team", fallback=False) and DagModel.get_dagmodel(dag_id) is None:
-        raise HTTPException(404, "Airflow has no such DAG any more, so nobody can say which team may see its pictures.")
+        raise HTTPException(404, "Airflow has no such DAG any more, so nobody can say which team may see its images.")
 
 
 def _may_read(request: Request, user: Any, dag_id: str) -> bool:
@@ -164,12 +164,12 @@ def static(version: str, name: str) -> Response:
 
 @pages.api_route(f"/{routes.DAGS.path}", methods=READ)
 def dags(request: Request, user: GetUserDep, queries: QueriesDep) -> dict[str, Any]:
-    """The DAGs that have pictures, or will have, and that this user may read."""
+    """The DAGs that have images, or will have, and that this user may read."""
     return {"dags": [dag_id for dag_id in queries.dags() if _may_read(request, user, dag_id)]}
 
 
-@per_dag.api_route(f"/{routes.PICTURES.path}", methods=READ)
-def pictures(
+@per_dag.api_route(f"/{routes.IMAGES.path}", methods=READ)
+def images(
     dag_id: str,
     run_id: str,
     queries: QueriesDep,
@@ -205,12 +205,12 @@ def sources(
     item: str,
     n: int,
 ) -> dict[str, Any]:
-    """The pictures that one was made from; those of another DAG only where the user may read that DAG, too."""
+    """The images that one was made from; those of another DAG only where the user may read that DAG, too."""
     record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
 
     def shown(place: int, source: Mapping[str, str]) -> dict[str, Any]:
         role = "source" if place == 0 and record.operation == "edit" else "reference"
-        about = {"role": role, "name": source["uri"].rpartition("/")[2], "picture": None, "why": None}
+        about = {"role": role, "name": source["uri"].rpartition("/")[2], "image": None, "why": None}
         made = queries.made(source)
         if made is None:
             return {**about, "why": "It was not made here, or lies where the gallery may not read."}
@@ -218,13 +218,13 @@ def sources(
         if of.dag_id != dag_id and not _may_read(request, user, of.dag_id):
             return {**about, "why": "It belongs to a DAG that you may not read."}
         names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, "map_index": of.map_index}
-        return {**about, "picture": {**names, **queries.picture(*made)}}
+        return {**about, "image": {**names, **queries.shown(*made)}}
 
     return {"sources": [shown(place, source) for place, source in enumerate(record.inputs[:MAX_SOURCES])]}
 
 
-@per_dag.api_route(f"/{routes.PICTURE.path}", methods=READ)
-def picture(
+@per_dag.api_route(f"/{routes.IMAGE.path}", methods=READ)
+def image(
     request: Request,
     queries: QueriesDep,
     dag_id: str,
@@ -235,9 +235,9 @@ def picture(
     n: int,
     index: int,
 ) -> Response:
-    """A picture's bytes, as they are in storage."""
+    """An image's bytes, as they are in storage."""
     record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
-    return _picture(request, queries, record, index)
+    return _image(request, queries, record, index)
 
 
 @per_dag.api_route(f"/{routes.THUMBNAIL.path}", methods=READ)
@@ -252,16 +252,16 @@ def thumbnail(
     n: int,
     index: int,
 ) -> Response:
-    """A picture's thumbnail; the picture itself where there is none."""
+    """An image's thumbnail; the image itself where there is none."""
     record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
     queries.image(record, index)
     blob = queries.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
     if blob is None or len(blob.data) > MAX_THUMBNAIL_BYTES:
-        return _picture(request, queries, record, index)
+        return _image(request, queries, record, index)
     return _answer(request, blob.data, blob.version)
 
 
-def _picture(request: Request, queries: GalleryQueries, record: Record, index: int) -> Response:
+def _image(request: Request, queries: GalleryQueries, record: Record, index: int) -> Response:
     *places, last = queries.places(record, index)
     for image in places:
         with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
@@ -273,7 +273,7 @@ def _landed(request: Request, queries: GalleryQueries, image: Mapping[str, Any])
     data = queries.files.read(str(image["uri"]), max_bytes=MAX_IMAGE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != image.get("sha256"):
-        raise InvalidImageError("The file is not the picture that landed there: somebody replaced it.")
+        raise InvalidImageError("The file is not the image that landed there: somebody replaced it.")
     return _answer(request, data, digest)
 
 

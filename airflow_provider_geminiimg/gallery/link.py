@@ -1,4 +1,4 @@
-"""The link from a task instance to its pictures in the gallery.
+"""The link from a task instance to its images in the gallery.
 
 Airflow keeps what is made here, so what must stay true: the address is stable, and holds nothing but names.
 """

@@ -1,4 +1,4 @@
-"""Pictures for a person to look at: the Markdown body of Airflow's `ApprovalOperator`, `HITLOperator`, and of ours.
+"""Images for a person to look at: the Markdown body of Airflow's `ApprovalOperator`, `HITLOperator`, and of ours.
 
 What must stay true: every address is made here, from a record's key that was taken apart, and leads to the gallery,
 which asks whether the reader may see it. Whatever else a manifest says is shown as text, whatever it holds.
@@ -32,14 +32,14 @@ _UNSEEN = "\u2060"
 
 
 def review_markdown(manifest: Any, columns: int = 3) -> str:
-    """Markdown tables of pictures: above each its number and file name, below it pixels, model, cost, and a mismatch.
+    """Markdown tables of images: above each its number and file name, below it pixels, model, cost, and a mismatch.
 
-    A picture opens in full size. It and its preview come from the gallery, which shows them to those who may read the
-    DAG. Where a picture has no address there (its record is of another ``[geminiimg] namespace``, or its ids are very
+    An image opens in full size. It and its preview come from the gallery, which shows them to those who may read the
+    DAG. Where an image has no address there (its record is of another ``[geminiimg] namespace``, or its ids are very
     long), the table says "No preview".
 
     :param manifest: what a task returned, or a list of such; also what a mapped task returned, and JSON text.
-    :param columns: pictures side by side. Airflow shows them up to 300 pixels wide.
+    :param columns: images side by side. Airflow shows them up to 300 pixels wide.
     :raises BadRequestError: it is no manifest, or `columns` is below 1.
     """
     if columns < 1:
@@ -66,10 +66,10 @@ def manifests(value: Any, name: str = "manifest") -> list[dict[str, Any]]:
         raise BadRequestError(f"{name}{given(value)}: is no manifest.", hint=_ALLOWED)
     found = list(value)
     if not found:
-        raise BadRequestError(f"{name}{given(value)}: there is no picture to look at.", hint=_ALLOWED)
+        raise BadRequestError(f"{name}{given(value)}: there is no image to look at.", hint=_ALLOWED)
     for index, each in enumerate(found):
         if not _is_manifest(each):
-            raise BadRequestError(f"{name}[{index}]{given(each)}: is no manifest with pictures.", hint=_ALLOWED)
+            raise BadRequestError(f"{name}[{index}]{given(each)}: is no manifest with images.", hint=_ALLOWED)
     return [dict(each) for each in found]
 
 
@@ -91,11 +91,11 @@ def _cells(number: int, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str,
         label = f"{number}: {_name(image)}"
         if len(images) > 1:
             label += f" ({index + 1} of {len(images)})"
-        picture = "No preview"
+        shown = "No preview"
         if address is not None:
-            preview, whole = address.thumbnail(index), address.picture(index)
-            picture = f"[![Picture {number}]({_GALLERY}/{preview})]({_GALLERY}/{whole})"
-        yield _text(label), picture, " · ".join(map(_text, _facts(manifest, image)))
+            preview, whole = address.thumbnail(index), address.image(index)
+            shown = f"[![Image {number}]({_GALLERY}/{preview})]({_GALLERY}/{whole})"
+        yield _text(label), shown, " · ".join(map(_text, _facts(manifest, image)))
 
 
 def _table(cells: Sequence[tuple[str, str, str]]) -> str:
@@ -117,12 +117,12 @@ def _facts(manifest: Mapping[str, Any], image: Mapping[str, Any]) -> Iterator[st
 
 
 def _address(key: Any) -> Address | None:
-    """Where the gallery has the pictures of a record; ``None`` where that can't be said."""
+    """Where the gallery has the images of a record; ``None`` where that can't be said."""
     if not isinstance(key, str) or not is_record_key(key):
         return None
     try:
         address = address_of(key)
-        address.picture(0)
+        address.image(0)
     except ValueError:  # a map index that is no number, half a character
         return None
     if address.key(settings.namespace()) != key:
@@ -132,7 +132,7 @@ def _address(key: Any) -> Address | None:
 
 
 def _name(image: Mapping[str, Any]) -> str:
-    return _plain(public_uri(image["uri"]).rsplit("/", 1)[-1]) or "picture"
+    return _plain(public_uri(image["uri"]).rsplit("/", 1)[-1]) or "image"
 
 
 def _plain(text: str) -> str:

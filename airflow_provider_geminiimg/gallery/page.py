@@ -28,7 +28,7 @@ MEDIA_TYPES: Mapping[str, str] = {".js": "text/javascript", ".css": "text/css"}
 _FOLDER = Path(__file__).parent / "static"
 _HANDED_ON = {
     "dags": routes.DAGS,
-    "pictures": routes.PICTURES,
+    "images": routes.IMAGES,
     "summary": routes.SUMMARY,
     "sources": routes.SOURCES,
 }

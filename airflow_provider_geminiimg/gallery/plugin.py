@@ -51,7 +51,7 @@ class LateApp:
 
 
 class GalleryPlugin(AirflowPlugin):
-    """Pictures in Airflow's pages."""
+    """Images in Airflow's pages."""
 
     name = "geminiimg_gallery"
     fastapi_apps = [{"app": LateApp(), "url_prefix": PREFIX, "name": NAME}]

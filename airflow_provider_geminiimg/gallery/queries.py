@@ -1,6 +1,6 @@
 """What the ledger holds of a DAG's runs, in the words and the order in which the gallery shows it.
 
-What must stay true: an address names a record, and only that record says where its pictures lie; no value here holds a
+What must stay true: an address names a record, and only that record says where its images lie; no value here holds a
 link that was paid for, and none holds a prompt unless prompts are recorded; a record that can't be read is shown.
 """
 
@@ -69,11 +69,11 @@ class RecordFilter:
 
 
 class GalleryQueries:
-    """The records and pictures that the gallery may show.
+    """The records and images that the gallery may show.
 
     :param ledger: the root's.
     :param namespace: as ``[geminiimg] namespace`` says.
-    :param files: reads pictures, and only from where the gallery may.
+    :param files: reads images, and only from where the gallery may.
     """
 
     def __init__(self, ledger: Ledger, namespace: str, files: Files) -> None:
@@ -123,7 +123,7 @@ class GalleryQueries:
             "standings": dict(standings),
             "not_started": not_started,
             "wanted": len({folder_of(key) for key in keys}) + not_started,
-            "pictures": sum(len(_images(record)) for record in records),
+            "images": sum(len(_images(record)) for record in records),
             "costs": costs,
             "without_price": without_price,
             "tasks": sorted({address_of(key).task_id for key in keys}),
@@ -141,28 +141,28 @@ class GalleryQueries:
         key = address.key(self.namespace)
         entry = look(self.ledger, key) if _is_shown(key) else None
         if entry is None:
-            raise BadRequestError("There is no such picture.")
+            raise BadRequestError("There is no such image.")
         return entry.readable().record
 
     def image(self, record: Record, index: int) -> Mapping[str, Any]:
-        """One of the pictures that a record says have landed.
+        """One of the images that a record says have landed.
 
         :raises BadRequestError: it has none such.
         """
         return self.places(record, index)[0]
 
     def places(self, record: Record, index: int) -> list[Mapping[str, Any]]:
-        """One of the pictures that a record says have landed, in all its places, the one that was asked for last first.
+        """One of the images that a record says have landed, in all its places, the one that was asked for last first.
 
         :raises BadRequestError: it has none such.
         """
         found = [images[index] for images in _places(record) if index < len(images)]
         if not found:
-            raise BadRequestError("There is no such picture.")
+            raise BadRequestError("There is no such image.")
         return found
 
     def made(self, source: Mapping[str, str]) -> tuple[Record, int] | None:
-        """The record, and the number of its picture, that an input picture came from, if it is one of ours.
+        """The record, and the number of its image, that an input image came from, if it is one of ours.
 
         The sidecar beside it says which record; only what that record says of itself is believed.
 
@@ -207,26 +207,26 @@ class GalleryQueries:
             "reused_from": record.reused_from,
             "mismatch": manifest.get("mismatch"),
             "inputs": len(record.inputs),
-            "images": self._pictures(record),
+            "images": self._images(record),
         }
 
-    def _pictures(self, record: Record) -> list[dict[str, Any]]:
+    def _images(self, record: Record) -> list[dict[str, Any]]:
         places = _places(record)  # once: a record may have many images, and be in many places
         shown = range(min(MAX_IMAGES, len(_images(record)), max(map(len, places))))
-        return [self._picture(record, n, next(images[n] for images in places if n < len(images))) for n in shown]
+        return [self._shown(record, n, next(images[n] for images in places if n < len(images))) for n in shown]
 
-    def picture(self, record: Record, index: int) -> dict[str, Any]:
-        """One picture: what is known of it, and the addresses at which the gallery serves it."""
-        return self._picture(record, index, self.image(record, index))
+    def shown(self, record: Record, index: int) -> dict[str, Any]:
+        """One image: what is known of it, and the addresses at which the gallery serves it."""
+        return self._shown(record, index, self.image(record, index))
 
-    def _picture(self, record: Record, index: int, image: Mapping[str, Any]) -> dict[str, Any]:
+    def _shown(self, record: Record, index: int, image: Mapping[str, Any]) -> dict[str, Any]:
         address = address_of(record.key)
         known = ("uri", "media_type", "width", "height", "size", "sha256")
         why = self._hidden(image["uri"])
         return {
             **{name: image.get(name) for name in known},
             "name": image["uri"].rpartition("/")[2],
-            "href": None if why else address.picture(index),
+            "href": None if why else address.image(index),
             "thumb": address.thumbnail(index),
             "why": why,
         }
@@ -240,7 +240,7 @@ class GalleryQueries:
         return None
 
     def _not_started(self, wanted: RecordFilter, keys: Sequence[str]) -> tuple[int, int, bool]:
-        """How many pictures batches have planned and no record is of yet; how many plans can't be read; and whether
+        """How many images batches have planned and no record is of yet; how many plans can't be read; and whether
         there are more plans than are read here."""
         begun: dict[str, set[str]] = defaultdict(set)
         for key in keys:
@@ -254,7 +254,7 @@ class GalleryQueries:
         return sum(filter(None, plans)), plans.count(None), len(latest) > MAX_PLANS
 
     def _plan(self, key: str, begun: set[str]) -> int | None:
-        """How many pictures of a plan have not begun; ``None``: it can't be read."""
+        """How many images of a plan have not begun; ``None``: it can't be read."""
         blob = self.ledger.store.read(key, MAX_PLAN_BYTES)
         if blob is None:  # all of it has just landed
             return 0
@@ -309,7 +309,7 @@ def _said(error: GeminiImageError | None) -> dict[str, Any] | None:
 
 
 def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
-    """What was paid, by currency and by where the price is from; and for how many paid pictures no price is known."""
+    """What was paid, by currency and by where the price is from; and for how many paid images no price is known."""
     sums: dict[tuple[str, str], float] = {}
     without = 0
     for record in records:

@@ -37,9 +37,9 @@ class Route:
 _RUN = "api/dags/{dag_id}/runs/{run_id}"
 _IMAGE = "{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}"
 DAGS = Route("api/dags")
-PICTURES = Route(f"{_RUN}/pictures", ("task_id", "map_index", "model", "standing", "after", "limit"))
+IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "model", "standing", "after", "limit"))
 SUMMARY = Route(f"{_RUN}/summary", ("task_id", "map_index"))
 SOURCES = Route(f"{_RUN}/sources", ("task_id", "map_index", "item", "n"))
-PICTURE = Route(f"f/{_IMAGE}")
+IMAGE = Route(f"f/{_IMAGE}")
 THUMBNAIL = Route(f"thumbs/{_IMAGE}")
 STATIC = Route("static/{version}/{name}")

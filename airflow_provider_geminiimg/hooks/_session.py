@@ -13,7 +13,7 @@ import time
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS, default_model, knows, lookup, other_id
 from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore
-from airflow_provider_geminiimg.core.gateways.base import CheckResult, InputImage, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.base import CheckResult, InputImage, JobStatus, ResultImage
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, shown
 from airflow_provider_geminiimg.core.gateways.polling import End, PollSchedule, follow
@@ -132,11 +132,11 @@ class Session:
         end, result = await follow(plan, lambda: self.status(job_id, model))
         return _ended(job_id, end, result)
 
-    async def download(self, picture: Picture) -> bytes:
-        data = picture.data
+    async def download(self, image: ResultImage) -> bytes:
+        data = image.data
         if data is None:
             data = await download(
-                picture.url or "",
+                image.url or "",
                 max_bytes=MAX_IMAGE_BYTES,
                 timeout=DOWNLOAD_SECONDS,
                 exempt=self.connection.base_url,

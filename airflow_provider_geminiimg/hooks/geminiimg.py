@@ -16,7 +16,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_geminiimg.core.execution.runner import run
-from airflow_provider_geminiimg.core.gateways.base import CheckResult, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.base import CheckResult, JobStatus, ResultImage
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.request import ImageRequest
@@ -41,8 +41,8 @@ class GeminiImageHook(BaseHook):
 
         hook = GeminiImageHook()
         job = hook.submit(operation="generate", prompt="a lighthouse at dusk", aspect_ratio="16:9")
-        done = job if job.pictures else hook.wait(job.job_id)
-        data = hook.download(done.pictures[0])
+        done = job if job.images else hook.wait(job.job_id)
+        data = hook.download(done.images[0])
 
     The hook alone keeps no ledger and so does not protect from paying twice: a task that is retried submits, and pays,
     again. The operators keep one. `submit` is the only method that costs money.
@@ -93,12 +93,12 @@ class GeminiImageHook(BaseHook):
         return await self._arun(lambda session: session.check())
 
     def upload(self, image: str | bytes) -> str:
-        """Hand an input picture to the gateway. Free.
+        """Hand an input image to the gateway. Free.
 
         :param image: its bytes, or the URI of a file to read, no web address (within ``[geminiimg] allowed_roots``,
             where set).
         :returns: the gateway's own handle of it: a storage path, a URL or a data URI.
-        :raises BadRequestError: it can't be read, or is no picture, or too large.
+        :raises BadRequestError: it can't be read, or is no image, or too large.
         """
         return self._run(lambda session: session.upload(image))
 
@@ -107,14 +107,14 @@ class GeminiImageHook(BaseHook):
         return await self._arun(lambda session: session.upload(image))
 
     def submit(self, request: ImageRequest | None = None, *, synchronous: bool = False, **fields: Any) -> JobStatus:
-        """Ask for a picture. **This costs money**, and is sent once.
+        """Ask for an image. **This costs money**, and is sent once.
 
-        :param request: what to make; or give its fields by keyword. Input pictures are read and uploaded first.
+        :param request: what to make; or give its fields by keyword. Input images are read and uploaded first.
         :param fields: see `ImageRequest`; ``operation`` is ``edit`` where there is an ``image`` or a reference, else
             ``generate``.
-        :param synchronous: ask for the finished picture in the answer, which then takes as long as the picture does.
+        :param synchronous: ask for the finished image in the answer, which then takes as long as the image does.
             An answer that comes too late for the gateway is an unknown outcome, so the default is the safer one.
-        :returns: a job that runs (`JobStatus.job_id`), or the pictures at once.
+        :returns: a job that runs (`JobStatus.job_id`), or the images at once.
         :raises BadRequestError: a field or value that the model does not take; nothing was sent.
         :raises OutcomeUnknownError: it was sent, and nobody knows what became of it.
         :raises GeminiImageError: the gateway refused it.
@@ -153,7 +153,7 @@ class GeminiImageHook(BaseHook):
         :param model: see `status`.
         :param timeout: seconds to wait at most.
         :param poll_interval: seconds between polls; default: at once, then the catalogue's 3 to 5 s.
-        :returns: the job, with its pictures.
+        :returns: the job, with its images.
         :raises GeminiImageError: the job's own failure; or `TimedOutError`, `LostContactError`, or
             `OutcomeUnknownError` where the gateway does not know the job.
         """
@@ -169,18 +169,18 @@ class GeminiImageHook(BaseHook):
         """As `wait`."""
         return await self._arun(lambda session: session.wait(job_id, model, timeout, poll_interval))
 
-    def download(self, picture: Picture) -> bytes:
-        """The bytes of a result, exactly as they came, checked to be a picture. The key is not sent there.
+    def download(self, image: ResultImage) -> bytes:
+        """The bytes of a result, exactly as they came, checked to be an image. The key is not sent there.
 
-        :param picture: one of `JobStatus.pictures`.
+        :param image: one of `JobStatus.images`.
         :raises LinkExpiredError: the link no longer answers.
         :raises InvalidImageError: what it brought is no PNG, JPEG or WebP, or over 64 MiB.
         """
-        return self._run(lambda session: session.download(picture))
+        return self._run(lambda session: session.download(image))
 
-    async def adownload(self, picture: Picture) -> bytes:
+    async def adownload(self, image: ResultImage) -> bytes:
         """As `download`."""
-        return await self._arun(lambda session: session.download(picture))
+        return await self._arun(lambda session: session.download(image))
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the connection works, by the free check: for Airflow's "Test" button and ``connections test``.
@@ -283,8 +283,8 @@ def _request(request: ImageRequest | None, fields: dict[str, Any]) -> ImageReque
         if fields:
             raise BadRequestError("submit takes an ImageRequest or its fields, not both.")
         return request
-    pictures = fields.get("image") or fields.get("reference_images")
-    return ImageRequest.build(**{"operation": "edit" if pictures else "generate", **fields})
+    images = fields.get("image") or fields.get("reference_images")
+    return ImageRequest.build(**{"operation": "edit" if images else "generate", **fields})
 
 
 async def _async_extra(connection: Any) -> Any:

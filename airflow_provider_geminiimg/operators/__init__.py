@@ -1,1 +1,1 @@
-"""Operators that make and edit pictures."""
+"""Operators that make and edit images."""

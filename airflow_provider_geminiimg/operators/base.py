@@ -1,4 +1,4 @@
-"""What operators have in common, however many pictures they buy: checked arguments, and an end to buying."""
+"""What operators have in common, however many images they buy: checked arguments, and an end to buying."""
 
 from __future__ import annotations
 

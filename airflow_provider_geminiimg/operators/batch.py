@@ -1,4 +1,4 @@
-"""Many pictures in one task."""
+"""Many images in one task."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
-    """Make many pictures in one task, as fast as the gateway allows.
+    """Make many images in one task, as fast as the gateway allows.
 
-    Each picture has a record of its own, named by its fingerprint: a retry, a Clear or a change of the rows' order
+    Each image has a record of its own, named by its fingerprint: a retry, a Clear or a change of the rows' order
     makes only what is missing, and what stands twice among the rows is made once. What the first attempt planned is
     kept in the ledger until all of it has landed, and a retry keeps to it, whatever `requests` gives then.
 
     Returns ``items``, ``counts`` by status, ``cost`` of what this attempt landed, and ``manifest``, the URI of a file
-    with a JSON line for each picture. Statuses: ``landed``, ``reused``, ``refused``, ``failed``, ``unknown`` (perhaps
+    with a JSON line for each image. Statuses: ``landed``, ``reused``, ``refused``, ``failed``, ``unknown`` (perhaps
     paid), ``skipped`` (not started).
 
     :param requests: a list of prompts and of mappings, a data frame, or the URI of a ``.csv``, ``.tsv``, ``.jsonl`` or
@@ -98,28 +98,28 @@ class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
         other columns for `file_name` and `prompt`. A row with an ``image`` is an edit.
     :param prompt: and the other fields of a request: what holds for every row that says nothing else. The prompt may
         name columns in braces, such as ``Photo of {product}``.
-    :param n: pictures a row. The first is what the row alone would ask for, the others are variants. Default: 1.
+    :param n: images a row. The first is what the row alone would ask for, the others are variants. Default: 1.
     :param encoding: of a file without a byte order mark, such as ``cp1252``. Default: UTF-8.
     :param delimiter: what tells the cells of a CSV file apart. Default: what its header shows.
-    :param output_path: directory URI in which the pictures land; default: under ``[geminiimg] root``.
+    :param output_path: directory URI in which the images land; default: under ``[geminiimg] root``.
     :param file_name: name without extension, with columns in braces, such as ``{sku}-{aspect_ratio}``; also
         ``{row}``, ``{variant}``, ``{model}`` and ``{resolution}``. Other characters than letters and digits of any
-        script and ``_.~+-`` become ``-``. Default: as for one picture, and the beginning of the fingerprint.
+        script and ``_.~+-`` become ``-``. Default: as for one image, and the beginning of the fingerprint.
     :param geminiimg_conn_id: the Airflow connection.
-    :param max_concurrency: pictures under way at once, 1 to 1000. Default: 50. How many requests are sent at once and
+    :param max_concurrency: images under way at once, 1 to 1000. Default: 50. How many requests are sent at once and
         a minute, the connection says.
     :param requests_per_minute: instead of the connection's own, in this task's process.
     :param on_item_failure: ``"collect"`` (default) goes on with the others, ``"fail_fast"`` starts no further one.
         Either way a lack of balance, a wrong key, or three unknown outcomes in a row start no further one, and what is
         under way is landed.
-    :param min_success: how many pictures must land for the task to succeed: a count, or a ratio. Default: 1.0, all.
+    :param min_success: how many images must land for the task to succeed: a count, or a ratio. Default: 1.0, all.
     :param poll_interval: seconds between polls; default: the catalogue's schedule.
     :param timeout: seconds from its submit that a job may take, over all attempts. Default: 1800.
-    :param on_unknown: as for the operators of one picture, for each of them.
+    :param on_unknown: as for the operators of one image, for each of them.
     :param on_clear: likewise.
     :param reuse: likewise.
-    :param on_mismatch: likewise; ``"fail"`` counts such a picture as failed.
-    :param max_cost: what the pictures that an attempt has to buy may cost together by the estimate, above 0, in the
+    :param on_mismatch: likewise; ``"fail"`` counts such an image as failed.
+    :param max_cost: what the images that an attempt has to buy may cost together by the estimate, above 0, in the
         connection's price currency. If that is not enough, none of them is bought; what turns out only later to
         have to be bought, is as far as this reaches. What was paid for before is collected. Default: no cap.
     :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help. The

@@ -27,7 +27,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
     """Land what was paid for and is not in storage: what killed, failed or cleared tasks left behind. Buys nothing.
 
-    Walks the ledger of this Airflow (``[geminiimg] namespace``). Each picture lands where it was meant to, and the task
+    Walks the ledger of this Airflow (``[geminiimg] namespace``). Each image lands where it was meant to, and the task
     that it belongs to finds it, should it run again. What an attempt may be working on is left alone, and so is a job
     that still runs: the next collect comes by.
 
@@ -38,7 +38,7 @@ class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
     :param external_run_id: likewise, this DAG run.
     :param external_task_id: likewise, this task.
     :param resolve: what a person found out about unknown outcomes: a mapping from a record's key to ``"unpaid"``
-        (submit again), ``"lost"`` (paid, and the picture can't be had), ``"resubmit"`` (buy again, whatever became of
+        (submit again), ``"lost"`` (paid, and the image can't be had), ``"resubmit"`` (buy again, whatever became of
         it) or ``{"job": id}`` (it is this job); also as JSON text. Done before collecting. What is settled in this way
         already stays so.
     :param dry_run: only say what would be done: no call to a gateway, nothing written.

@@ -1,4 +1,4 @@
-"""A picture from a prompt."""
+"""An image from a prompt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from airflow_provider_geminiimg.operators.image import ImageOperator
 
 
 class GeminiImageGenerateOperator(ImageOperator):
-    """Generate a picture from a prompt and land it in storage. Returns its manifest.
+    """Generate an image from a prompt and land it in storage. Returns its manifest.
 
     Takes the arguments of `ImageOperator`; `image` and `reference_images` belong to `GeminiImageEditOperator`.
     """

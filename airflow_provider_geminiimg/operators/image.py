@@ -47,7 +47,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 class ImageOperator(PaidTaskMixin, BaseOperator):
-    """Base of the operators that buy one picture.
+    """Base of the operators that buy one image.
 
     :param prompt: what to make, or what to change.
     :param model: model id; default: the connection's, else the gateway's own.
@@ -55,10 +55,10 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
     :param aspect_ratio: such as ``16:9``; default: the model's choice.
     :param temperature: 0.0 to 2.0, where the gateway takes it.
     :param top_p: 0.0 to 1.0, where the gateway takes it.
-    :param google_search: ground the picture in Google's text search, where the gateway takes it.
+    :param google_search: ground the image in Google's text search, where the gateway takes it.
     :param google_image_search: ground it in Google's image search too; needs `google_search`.
-    :param variant: never sent; tells two wanted pictures of one prompt apart.
-    :param output_path: directory URI in which the picture lands; default: under ``[geminiimg] root``.
+    :param variant: never sent; tells two wanted images of one prompt apart.
+    :param output_path: directory URI in which the image lands; default: under ``[geminiimg] root``.
     :param file_name: its name without extension; default: the task's id, then a short hash of DAG and run where there
         is an `output_path`, then ``-<map_index>`` and ``-v<variant>`` where there are such.
     :param geminiimg_conn_id: the Airflow connection.
@@ -71,14 +71,14 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         ``"resubmit"``, at most once for each Clear.
     :param on_clear: whether a Clear may buy again what has landed, or failed after payment: ``"reuse"`` (default) or
         ``"regenerate"``.
-    :param reuse: whose pictures may be copied instead of buying one: ``"task"`` (default) this task instance's own,
+    :param reuse: whose images may be copied instead of buying one: ``"task"`` (default) this task instance's own,
         ``"dag"`` those of all tasks and runs of this DAG that asked for the very same. What another task is making at
         this moment is waited for, in this worker.
-    :param on_mismatch: a picture that is not what was asked for is stored, and ``"accept"`` (default) warns,
+    :param on_mismatch: an image that is not what was asked for is stored, and ``"accept"`` (default) warns,
         ``"fail"`` fails the task.
-    :param max_cost: what buying the picture may cost by the estimate, above 0, in the connection's price currency;
+    :param max_cost: what buying the image may cost by the estimate, above 0, in the connection's price currency;
         default: no cap. What was paid for before is collected all the same.
-    :raises GeminiImageError: the outcome, if it is not a picture. A bad request, an unknown outcome and a mismatch are
+    :raises GeminiImageError: the outcome, if it is not an image. A bad request, an unknown outcome and a mismatch are
         raised as ``AirflowFailException`` from it, so that no retry touches them.
     """
 
@@ -154,7 +154,7 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
             self._check_literals()
 
     def execute(self, context: Context) -> Any:
-        """Buy the picture, or collect what an earlier attempt paid for."""
+        """Buy the image, or collect what an earlier attempt paid for."""
         return self._run(context, wait=not self.deferrable)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -212,5 +212,5 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         super()._check_literals()
 
     def _check_asked(self) -> None:
-        """What can be known of the picture when the DAG is parsed."""
+        """What can be known of the image when the DAG is parsed."""
         check_literals(self.operation, **{name: getattr(self, name) for name in REQUEST_FIELDS})

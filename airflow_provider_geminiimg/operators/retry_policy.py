@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DELAYS: Mapping[Billed, timedelta] = {
-    # The job or its picture waits at the gateway, its link has an end, and asking again costs nothing.
+    # The job or its image waits at the gateway, its link has an end, and asking again costs nothing.
     Billed.YES: timedelta(seconds=30),
     # Whoever turned the request away needs time, and the attempt has waited a little already.
     Billed.NO: timedelta(minutes=3),

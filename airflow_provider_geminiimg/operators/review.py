@@ -1,4 +1,4 @@
-"""Asks a person which pictures may go on."""
+"""Asks a person which images may go on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DELETE_THE_REQUEST = (
 
 
 class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
-    """Show pictures to a person, who approves, rejects or picks some, and may leave a comment. Buys nothing.
+    """Show images to a person, who approves, rejects or picks some, and may leave a comment. Buys nothing.
 
     What is shown is what the records say landed, and only that goes on: a manifest that says something else, and what
     is edited or replaced until the answer is there, is an error.
@@ -79,7 +79,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         self.images = images
 
     def execute(self, context: Context) -> Any:
-        """Show the pictures, and wait for a person."""
+        """Show the images, and wait for a person."""
         from airflow_provider_geminiimg.gallery.markdown import manifests
 
         try:
@@ -101,7 +101,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
     def execute_complete(
         self, context: Context, event: dict[str, Any], shown: str | None = None, until: float | None = None
     ) -> Any:
-        """Return what was chosen of the pictures that were shown: `images` may have changed since.
+        """Return what was chosen of the images that were shown: `images` may have changed since.
 
         :param event: Airflow's: the answer, or what kept it from coming.
         :param shown: SHA-256 of what was shown.
@@ -140,7 +140,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         return Approval(attempt.ledger, attempt.files, attempt.item, str(context["ti"].id))
 
     def _show(self, shown: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Put the pictures into the request. Returns their manifests by label."""
+        """Put the images into the request. Returns their manifests by label."""
         from airflow_provider_geminiimg.gallery.markdown import labels, review_markdown
 
         named = dict(zip(labels(shown), shown, strict=True))
@@ -168,7 +168,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         request = shown_request(ti_id=context["ti"].id, subject=self.subject, params=self.serialized_params, **wanted)
         if (request.options, request.body) != (self.options, self.body):
             raise BadRequestError(
-                "The pictures are others than those that this task showed before, and Airflow goes on showing those.",
+                "The images are others than those that this task showed before, and Airflow goes on showing those.",
                 hint=_DELETE_THE_REQUEST,
             )
         asked = (request.defaults or None, bool(request.multiple), _ids(request.assigned_users or []))
@@ -190,7 +190,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
             "holds something that nobody could choose" if unknown
             else "is empty" if not chosen
             else "holds more than one choice" if len(set(chosen)) > 1 and not self.multiple
-            else "rejects the pictures, and chooses some" if len(set(chosen)) > 1 and self.REJECT in chosen
+            else "rejects the images, and chooses some" if len(set(chosen)) > 1 and self.REJECT in chosen
             else None
         )  # fmt: skip
 

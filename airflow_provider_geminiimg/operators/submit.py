@@ -1,4 +1,4 @@
-"""A picture ordered now and waited for elsewhere."""
+"""An image ordered now and waited for elsewhere."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 class GeminiImageSubmitOperator(ImageOperator):
     """Submit a job and return at once; `GeminiImageJobSensor` waits for it and lands it. An edit, if `image` is given.
 
-    Returns ``{record, gateway, model, job_id, conn_id}``. Where the gateway answers with the finished picture, that has
+    Returns ``{record, gateway, model, job_id, conn_id}``. Where the gateway answers with the finished image, that has
     landed already, and the sensor finds it; `on_mismatch` counts for it, too.
 
     Takes the arguments of `ImageOperator`, `deferrable` excepted: there is nothing to wait for.
     """
 
     def __init__(self, *, image: Any = None, **kwargs: Any) -> None:
-        # What the author wrote decides: an image that renders to nothing is an error, not another picture to pay for.
+        # What the author wrote decides: an image that renders to nothing is an error, not another image to pay for.
         self._is_edit = image is not None
         super().__init__(image=image, deferrable=False, **kwargs)
 
     @property
     def operation(self) -> str:  # type: ignore[override]
-        """``edit`` if there is a picture to edit, else ``generate``."""
+        """``edit`` if there is an image to edit, else ``generate``."""
         return "edit" if self._is_edit else "generate"
 
     def execute(self, context: Any) -> Any:

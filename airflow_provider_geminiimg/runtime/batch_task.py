@@ -1,4 +1,4 @@
-"""Many pictures in one task, as it runs: from its rows to its summary."""
+"""Many images in one task, as it runs: from its rows to its summary."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def _live(
             planned = await _planned(task.arguments, attempt, connection, purchase_context, requests)
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
-            task.log.info("Keeping to what the first attempt planned: %s pictures.", len(planned.items))
+            task.log.info("Keeping to what the first attempt planned: %s images.", len(planned.items))
         await asyncio.to_thread(attempt.ledger.prefetch, attempt.item)
         orders = _orders(task.arguments, attempt, connection, planned)
         batch = BatchContext(orders, purchase_context, task.guard, connection, attempt.item_marker)
@@ -199,7 +199,7 @@ def _write_manifest(files: Files, uri: str, tally: BatchSummary, planned: Plan) 
 def _orders(
     arguments: TaskArguments, attempt: TaskRun, connection: GatewayConnection, planned: Plan
 ) -> Callable[[PlannedImage], Order]:
-    """What gives the order of each picture. What all have in common is checked now, once."""
+    """What gives the order of each image. What all have in common is checked now, once."""
     usual: dict[str, Any] = {
         "connection": connection,
         "policy": Policy(
@@ -240,7 +240,7 @@ def _failure(task: BatchTask, planned: Plan, tally: BatchSummary, summary: Mappi
         f"{count} {status}" for status, count in summary["counts"].items() if count and status not in GOOD
     )
     return IncompleteError(
-        f"{good} of {total} pictures landed ({others}), min_success={wanted}. "
+        f"{good} of {total} images landed ({others}), min_success={wanted}. "
         f"All of them: {summary['manifest']}. {named}",
         billed=tally.billed,
         retryable=tally.retryable,

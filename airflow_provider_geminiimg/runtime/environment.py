@@ -60,7 +60,7 @@ class Environment:
 
     @asynccontextmanager
     async def purchase_context(self) -> AsyncIterator[PurchaseContext]:
-        """What a picture's life needs, open until the context ends."""
+        """What an image's life needs, open until the context ends."""
         async with AsyncExitStack() as stack:
             transports: dict[str, Transport] = {}
             connecting = asyncio.Lock()

@@ -129,7 +129,7 @@ def _resolve_arguments(parser: argparse.ArgumentParser) -> None:
     _key(parser)
     verdict = parser.add_mutually_exclusive_group(required=True)
     verdict.add_argument("--unpaid", action="store_true", help="nothing was charged: a retry or a Clear submits again")
-    verdict.add_argument("--lost", action="store_true", help="it was charged, and the picture can't be had any more")
+    verdict.add_argument("--lost", action="store_true", help="it was charged, and the image can't be had any more")
     verdict.add_argument("--resubmit", action="store_true", help="buy it again: the next retry or Clear does, once")
     verdict.add_argument("--job", metavar="ID", dest="job_id", help="it is this job: collect, or a Clear, lands it")
 
@@ -292,5 +292,5 @@ _JOBS = {
     "collect": _Job("land what was paid for and left behind; never submits", _collect_arguments, _collect),
     "resolve": _Job("settle a request of which nobody knows whether it was paid for", _resolve_arguments, _resolve),
     "forget": _Job("remove a record, so that its task submits again", _forget_arguments, _forget),
-    "purge": _Job("remove old records of which everything has ended; pictures stay", _purge_arguments, _purge),
+    "purge": _Job("remove old records of which everything has ended; images stay", _purge_arguments, _purge),
 }

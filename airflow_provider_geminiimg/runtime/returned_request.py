@@ -35,7 +35,7 @@ def request(attempt: TaskRun, connection: GatewayConnection, ask: Callable[[], I
 
 
 def forget(attempt: TaskRun) -> None:
-    """Keep no prompt any longer: the picture has landed."""
+    """Keep no prompt any longer: the image has landed."""
     try:
         _kept(attempt).finish(attempt.generation, SavedRequest(request=None))
     except GeminiImageError as error:

@@ -1,4 +1,4 @@
-"""A look at a job that was submitted elsewhere, the wait for it, and its picture's landing.
+"""A look at a job that was submitted elsewhere, the wait for it, and its image's landing.
 
 What must stay true: nothing here buys or cancels.
 """
@@ -46,7 +46,7 @@ from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Pending, 
 
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
-    "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve`, or "
+    "Look at the gateway's console whether the image was made and charged, then settle it: `jobs resolve`, or "
     "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear the "
     'submit task with on_unknown="resubmit".'
 )
@@ -134,7 +134,7 @@ def _wait_here(task: SensorTask, context: Context, seen: Record | GeminiImageErr
 def finish(task: SensorTask, seen: Record | GeminiImageError) -> dict[str, Any]:
     """What the task returns.
 
-    :raises GeminiImageError: why there will be no picture, as `raise_outcome` does.
+    :raises GeminiImageError: why there will be no image, as `raise_outcome` does.
     """
     if isinstance(seen, GeminiImageError):
         raise_outcome(seen)
@@ -156,7 +156,7 @@ def _tell_destination(task: SensorTask, record: Record) -> None:
 
 
 def look(task: SensorTask, context: Context, *, resumed: bool = False) -> Record | GeminiImageError:
-    """Ask once, and land the picture if it is ready.
+    """Ask once, and land the image if it is ready.
 
     :param resumed: a trigger waited for the job, so it is landed even without its record.
     :returns: the record: ``landed``, ``failed``, or ``submitted`` while the job runs; or why there is nothing to
@@ -326,8 +326,8 @@ async def _landed(
     :param again: the sensor has been run before.
     """
     record, writer = found.record, collector.writer
-    picture, _ = await find_image(writer.purchase_context.files, record, asked.destination)
-    step = decide(found, policy, asked, picture=picture)
+    image, _ = await find_image(writer.purchase_context.files, record, asked.destination)
+    step = decide(found, policy, asked, image=image)
     if isinstance(step, Refuse):
         raise step.error
     if isinstance(step, Refetch):

@@ -95,16 +95,16 @@ class TaskRun(Environment):
 
     @property
     def folder(self) -> str:
-        """This task instance's own folder for pictures, under the root."""
+        """This task instance's own folder for images, under the root."""
         return join_uri(self.root, self.item.images)
 
     def destination(self, output_path: str | None, file_name: str | None, variant: str | None = None) -> Destination:
-        """Where the picture shall land.
+        """Where the image shall land.
 
         :param output_path: directory URI; default: a folder of this task instance under the root.
         :param file_name: name without extension; default: tells variants, mapped tasks and, in a folder of the
             author's, runs apart.
-        :raises BadRequestError: for a file name that is a path, hidden, too long, or has a picture's extension.
+        :raises BadRequestError: for a file name that is a path, hidden, too long, or has an image's extension.
         """
         item = self.item
         mapped = "" if item.map_index < 0 else f"-{item.map_index}"
@@ -138,7 +138,7 @@ class TaskRun(Environment):
 def finished(manifest: dict[str, Any], on_mismatch: OnMismatch) -> dict[str, Any]:
     """What a task returns.
 
-    :raises AirflowFailException: the picture has landed, is not what was asked for, and `on_mismatch` is ``"fail"``.
+    :raises AirflowFailException: the image has landed, is not what was asked for, and `on_mismatch` is ``"fail"``.
     """
     error = mismatch_error(manifest)
     if error is not None and on_mismatch == "fail":

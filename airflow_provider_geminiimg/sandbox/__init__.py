@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox.client import SandboxClient
-    from airflow_provider_geminiimg.sandbox.pictures import read_picture, read_submission
+    from airflow_provider_geminiimg.sandbox.images import read_image, read_submission
     from airflow_provider_geminiimg.sandbox.server import Sandbox
 
-__all__ = ["Sandbox", "SandboxClient", "read_picture", "read_submission"]
+__all__ = ["Sandbox", "SandboxClient", "read_image", "read_submission"]
 
-_HOME = {"Sandbox": "server", "SandboxClient": "client", "read_picture": "pictures", "read_submission": "pictures"}
+_HOME = {"Sandbox": "server", "SandboxClient": "client", "read_image": "images", "read_submission": "images"}
 
 
 def __getattr__(name: str) -> Any:

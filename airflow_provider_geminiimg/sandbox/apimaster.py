@@ -23,7 +23,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from airflow_provider_geminiimg.sandbox.faults import outcome_of
-from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, Sketch, Studio, read_input, shape
+from airflow_provider_geminiimg.sandbox.images import PIXELS, Input, Sketch, Studio, read_input, shape
 from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of, json_object
 
 FIELDS = frozenset({"model", "prompt", "size", "resolution", "n", "image_urls", "google_search", "google_image_search"})
@@ -133,7 +133,7 @@ def _buy(box: Box, order: Order, *, hidden: bool = False) -> Job:
 
 
 async def _made(box: Box, order: Order) -> Job:
-    """The job of a call that waits for its picture; taking too long, it is hidden, and the answer a 408."""
+    """The job of a call that waits for its image; taking too long, it is hidden, and the answer a 408."""
     patience = box.settings.sync_gives_up
     job = _buy(box, replace(order, mode="sync"), hidden=box.settings.latency > patience)
     await job.finish(patience)
@@ -234,14 +234,14 @@ async def _input(box: Box, studio: Studio, url: str) -> Input:
     elif not url.startswith(("http://", "https://")):
         raise refused(400, "image_urls: neither a URL nor a data URI", param="image_urls")
     elif job := box.job_of_key(unquote(urlsplit(url).path).lstrip("/").removeprefix("asset.1min.ai/")):
-        data = await asyncio.to_thread(studio.picture, sketch(job))
+        data = await asyncio.to_thread(studio.image, sketch(job))
     if data is None:
-        # The sandbox fetches nothing from anywhere: the address itself stands for the picture.
+        # The sandbox fetches nothing from anywhere: the address itself stands for the image.
         return Input(hashlib.sha256(url.encode()).hexdigest(), "text/uri-list")
     try:
         return await asyncio.to_thread(read_input, data)
     except ValueError:
-        raise refused(400, "image_urls: not a picture", param="image_urls") from None
+        raise refused(400, "image_urls: not an image", param="image_urls") from None
 
 
 def sketch(job: Job) -> Sketch:
@@ -270,7 +270,7 @@ def _finished(box: Box, job: Job, base_url: str) -> list[dict[str, Any]]:
     if job.failed:
         error = failure(job) or {}
         raise refused(502, error.get("message"), code=error.get("code"))
-    return [] if job.order.outcome == "no_picture" else [{"url": box.plain_link(base_url, job.key)}]
+    return [] if job.order.outcome == "no_image" else [{"url": box.plain_link(base_url, job.key)}]
 
 
 def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
         return _envelope(rich, {**data, "status": "failed", **({"error": error} if error else {})})
     expires = int(job.ready_at) + box.settings.link_seconds
     images: list[dict[str, Any]] = []
-    if job.order.outcome != "no_picture":
+    if job.order.outcome != "no_image":
         url = box.plain_link(base_url, job.key)
         images = [{"url": [url], "expires_at": expires}] if rich else [{"url": url}]
     if rich:
@@ -303,7 +303,7 @@ def _task_row(box: Box, job: Job, base_url: str, link_field: str) -> dict[str, A
         error = failure(job) if job.failed else None
         row |= {"status": "FAILURE" if job.failed else "SUCCESS", "progress": "100%"}
         row["fail_reason"] = json.dumps({"error": error}) if error else ""
-    if job.done and not job.failed and job.order.outcome != "no_picture":
+    if job.done and not job.failed and job.order.outcome != "no_image":
         row[link_field] = box.plain_link(base_url, job.key)
     return {"code": "success", "message": "", "data": row}
 

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_provider_geminiimg.sandbox import apimaster, onemin
 from airflow_provider_geminiimg.sandbox.faults import Fault, Frame
-from airflow_provider_geminiimg.sandbox.pictures import Studio
+from airflow_provider_geminiimg.sandbox.images import Studio
 from airflow_provider_geminiimg.sandbox.routes import route_of
 from airflow_provider_geminiimg.sandbox.state import Box, Refused
 
@@ -265,11 +265,11 @@ def make_app(box: Box, hosts: Collection[str]) -> Front:
 def _downloads(box: Box, studio: Studio) -> APIRouter:
     routes = APIRouter()
 
-    async def picture(key: str) -> Response:
+    async def image(key: str) -> Response:
         job = box.job_of_key(key)
         if job is None or not job.done or job.failed:
             return Response("<html><body><h1>404 Not Found</h1></body></html>", 404, media_type="text/html")
-        data = await asyncio.to_thread(studio.picture, apimaster.sketch(job))
+        data = await asyncio.to_thread(studio.image, apimaster.sketch(job))
         return Response(data, media_type=job.order.shape.media_type)
 
     @routes.get("/asset.1min.ai/{key:path}")
@@ -281,14 +281,14 @@ def _downloads(box: Box, studio: Studio) -> APIRouter:
         start = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc).timestamp()
         if time.time() >= start + int(expires):
             return _s3_error("AccessDenied", "Request has expired")
-        return await picture(key)
+        return await image(key)
 
     @routes.get("/imgs/{name}")
     async def plain(name: str) -> Response:
         job = box.job_of_key(f"imgs/{name}")
         if job is not None and time.time() >= job.ready_at + box.settings.link_seconds:
             return Response("<html><body><h1>404 Not Found</h1></body></html>", 404, media_type="text/html")
-        return await picture(f"imgs/{name}")
+        return await image(f"imgs/{name}")
 
     return routes
 

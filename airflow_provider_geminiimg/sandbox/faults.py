@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-Outcome = Literal["picture", "refused", "refused_echo", "failed", "bare_failed", "no_picture", "wrong_size"]
+Outcome = Literal["image", "refused", "refused_echo", "failed", "bare_failed", "no_image", "wrong_size"]
 Frame = Literal["length", "reset", "open", "chunked", "gzip"]
 Route = Literal[
     "onemin.submit",
@@ -35,7 +35,7 @@ Route = Literal[
 def outcome_of(state: Any) -> Outcome:
     """How the job is to end that this request makes; `state` is the request's."""
     found: Outcome | None = getattr(state, "outcome", None)
-    return found or "picture"
+    return found or "image"
 
 
 class Fault(BaseModel):

@@ -20,24 +20,24 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
 from airflow_provider_geminiimg.sandbox.faults import outcome_of
-from airflow_provider_geminiimg.sandbox.pictures import PIXELS, Input, read_input, shape
+from airflow_provider_geminiimg.sandbox.images import PIXELS, Input, read_input, shape
 from airflow_provider_geminiimg.sandbox.state import Box, Job, Order, Refused, account_of, json_object
 
 GENERATE, EDIT = "IMAGE_GENERATOR", "IMAGE_EDITOR"
 OPERATIONS = {GENERATE: "generate", EDIT: "edit"}
 _COMMON = frozenset({"prompt", "imageSize", "temperature", "topP"})
-_PICTURES = ("imageUrl", "referenceImage1", "referenceImage2")
+_IMAGES = ("imageUrl", "referenceImage1", "referenceImage2")
 
 # (model family, operation) -> the promptObject fields that have an effect, by the contract's table.
 FIELDS: dict[tuple[str, str], frozenset[str]] = {
     ("3.1", GENERATE): _COMMON | {"aspectRatio"},
-    ("3.1", EDIT): _COMMON | {"aspectRatio", *_PICTURES},
+    ("3.1", EDIT): _COMMON | {"aspectRatio", *_IMAGES},
     ("3-pro", GENERATE): _COMMON,
-    ("3-pro", EDIT): _COMMON | set(_PICTURES),
+    ("3-pro", EDIT): _COMMON | set(_IMAGES),
     **{(new, GENERATE): _COMMON | {"aspectRatio"} for new in ("lite", "2.1")},
-    **{(new, EDIT): _COMMON | {"aspectRatio", *_PICTURES} for new in ("lite", "2.1")},
+    **{(new, EDIT): _COMMON | {"aspectRatio", *_IMAGES} for new in ("lite", "2.1")},
     ("2.5", GENERATE): frozenset({"prompt"}),
-    ("2.5", EDIT): frozenset({"prompt", *_PICTURES}),
+    ("2.5", EDIT): frozenset({"prompt", *_IMAGES}),
 }
 # (model id, operation) -> family. The editor of 2.5 has an id of its own.
 MODELS: dict[tuple[str, str], str] = {
@@ -256,7 +256,7 @@ def _check_values(family: str, fields: Mapping[str, Any]) -> str:
 
 async def _inputs(box: Box, fields: Mapping[str, Any]) -> tuple[Input, ...]:
     found = []
-    for name in _PICTURES:
+    for name in _IMAGES:
         if name not in fields:
             continue
         data = box.assets.get(str(fields[name]))
@@ -265,7 +265,7 @@ async def _inputs(box: Box, fields: Mapping[str, Any]) -> tuple[Input, ...]:
         try:
             found.append(await asyncio.to_thread(read_input, data))
         except ValueError:
-            raise upstream("Something went wrong, please try again", f"{name}: not a picture") from None
+            raise upstream("Something went wrong, please try again", f"{name}: not an image") from None
     return tuple(found)
 
 
@@ -295,7 +295,7 @@ def record(box: Box, job: Job, base_url: str) -> dict[str, Any]:
         "responseObject": {},
     }
     link = None
-    if status == "SUCCESS" and order.outcome != "no_picture":
+    if status == "SUCCESS" and order.outcome != "no_image":
         detail["resultObject"] = _result_object(box, job.key)
         link = box.signed_link(base_url, job.key)
     elif status == "FAILURE" and (why := reason(job)):

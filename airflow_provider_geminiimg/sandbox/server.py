@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from airflow_provider_geminiimg.sandbox.app import make_app
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
-from airflow_provider_geminiimg.sandbox.pictures import require_pillow
+from airflow_provider_geminiimg.sandbox.images import require_pillow
 from airflow_provider_geminiimg.sandbox.state import Box, Settings
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from airflow_provider_geminiimg.sandbox.faults import Faults, Outcome
-from airflow_provider_geminiimg.sandbox.pictures import Input, Shape
+from airflow_provider_geminiimg.sandbox.images import Input, Shape
 
 CALLS_KEPT = 100_000
 FAILURES: frozenset[str] = frozenset({"refused", "refused_echo", "failed", "bare_failed"})
@@ -34,12 +34,12 @@ class Settings(BaseModel):
     """How the sandbox behaves; ``POST /_sandbox/settings`` changes any of these.
 
     :param latency: seconds that a job takes (default 2; 0.2 for `Sandbox`).
-    :param honour_async: ``False``: the gateways ignore "async" and answer late, with the finished picture.
+    :param honour_async: ``False``: the gateways ignore "async" and answer late, with the finished image.
     :param credits: 1min credits that the team has in all; ``None`` (default) = without end.
     :param balance: USD that the APIMaster account has in all; ``None`` (default) = without end.
     :param balance_error: ``plain`` (default): 406 and 402; ``odd``: an error inside a 200, and 403.
     :param link_seconds: seconds that a result link works (default: seven days).
-    :param sync_gives_up: seconds after which a call that waits for its picture is answered without it (default 180).
+    :param sync_gives_up: seconds after which a call that waits for its image is answered without it (default 180).
         1min: ``PROCESSING``. APIMaster: a 408; the job goes on, and is charged when it ends.
     :param submit_code: whether APIMaster's submit answers carry ``code``: ``always``, ``never``, or ``alternate``
         (default), from submission to submission.
@@ -92,7 +92,7 @@ class Order:
     price: Decimal
     currency: str
     mode: str = "async"
-    outcome: Outcome = "picture"
+    outcome: Outcome = "image"
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Sensors that wait for a job which makes a picture."""
+"""Sensors that wait for a job which makes an image."""

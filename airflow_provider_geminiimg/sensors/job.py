@@ -1,4 +1,4 @@
-"""Waits for a job that was submitted elsewhere, and lands its picture.
+"""Waits for a job that was submitted elsewhere, and lands its image.
 
 What must stay true: the sensor buys nothing and cancels nothing. A job that failed for good fails the sensor, whatever
 ``soft_fail``, ``never_fail`` and ``silent_fail`` say: they are about waiting. So that outcome is looked at outside of
@@ -47,16 +47,16 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
-    """Wait for a job and land its picture. Returns the picture's manifest.
+    """Wait for a job and land its image. Returns the image's manifest.
 
     A poll that fails says nothing about the job, and the sensor goes on. When it gives up, the job is left alone: clear
     the sensor with a longer `timeout`, and it lands.
 
-    :param job: what `GeminiImageSubmitOperator` returned. The picture lands where that operator said.
+    :param job: what `GeminiImageSubmitOperator` returned. The image lands where that operator said.
     :param job_id: instead of `job`: a job that was submitted outside of this package. It lands under this task.
     :param model: the model of `job_id`; default: the connection's, else the gateway's own.
     :param geminiimg_conn_id: the connection of `job_id`; a `job` knows its own.
-    :param output_path: directory URI for the picture of `job_id`; default: under ``[geminiimg] root``.
+    :param output_path: directory URI for the image of `job_id`; default: under ``[geminiimg] root``.
     :param file_name: its name without extension; default: as for the operators.
     :param on_mismatch: as for the operators. What was asked for is not known of a `job_id`, so nothing mismatches.
     :param poll_interval: seconds between the trigger's polls, and before the first one; default: the catalogue's.
@@ -64,7 +64,7 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
     :param poke_interval: seconds between pokes in the modes ``poke`` and ``reschedule``. Default: 10.
     :param timeout: seconds after which the sensor gives up, without retries, from the start of its try (``reschedule``:
         from the first poke). Default: ``[sensors] default_timeout``, 7 days.
-    :raises GeminiImageError: why there will be no picture; as ``AirflowFailException`` where the job failed for good.
+    :raises GeminiImageError: why there will be no image; as ``AirflowFailException`` where the job failed for good.
     """
 
     checks = _CHECKS
@@ -110,7 +110,7 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         return sensor_task.finish(self._task(), super().execute(context))
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Ask once; land the picture if it is ready."""
+        """Ask once; land the image if it is ready."""
         from airflow_provider_geminiimg.runtime import sensor_task
 
         seen = sensor_task.look(self._task(), context)

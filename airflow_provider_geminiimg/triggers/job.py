@@ -242,7 +242,7 @@ class GeminiImageJobTrigger(BaseTrigger):
             poller.leave()
 
     async def _poll(self, poller: Poller) -> JobStatus:
-        # A mistake of ours must not end the wait for a picture that is paid for.
+        # A mistake of ours must not end the wait for an image that is paid for.
         found = await closed(poller.poll(self.job_id, self.model), lambda error: _lost("The poll failed", error))
         if not isinstance(found, GeminiImageError):
             return found

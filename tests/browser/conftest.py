@@ -49,7 +49,7 @@ class World:
     """What the tests look at.
 
     :param airflow: with the DAGs of ``dags.py``.
-    :param root: URI of the ledger and the pictures.
+    :param root: URI of the ledger and the images.
     :param held: the gateway of the DAG ``arriving``.
     """
 
@@ -213,6 +213,6 @@ def shot(page: Page, name: str) -> None:
 
     IMAGES.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(page.screenshot(animations="disabled"))) as image:
-        picture = image.convert("RGB")
-    palette = picture.quantize(256)  # a quarter of the bytes; skies stay smooth, because it is dithered
-    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(IMAGES / f"{name}.png", optimize=True)
+        image = image.convert("RGB")
+    palette = image.quantize(256)  # a quarter of the bytes; skies stay smooth, because it is dithered
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(IMAGES / f"{name}.png", optimize=True)

@@ -1,4 +1,4 @@
-"""The DAGs whose pictures the browser tests look at. Copied into the DAG folder of their Airflow."""
+"""The DAGs whose images the browser tests look at. Copied into the DAG folder of their Airflow."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ with DAG("campaign", default_args={**PATIENT, "geminiimg_conn_id": "onemin"}):
     ).expand(variant=["calm", "bold", "playful"])
 
     @task(multiple_outputs=False)
-    def first(pictures: list[dict]) -> dict:
-        return pictures[0]
+    def first(images: list[dict]) -> dict:
+        return images[0]
 
     GeminiImageEditOperator(
         task_id="evening",
-        prompt="Make it evening, in the colours of the second picture",
+        prompt="Make it evening, in the colours of the second image",
         image=hero.output,
         reference_images=first(variants.output),
     )

@@ -1,4 +1,4 @@
-"""Many pictures at once, written as the package itself writes them: by its ledger, its files and its thumbnails."""
+"""Many images at once, written as the package itself writes them: by its ledger, its files and its thumbnails."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, 
 from airflow_provider_geminiimg.core.purchase.thumbnails import render
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from airflow_provider_geminiimg.sandbox.pictures import Sketch, draw, shape
+from airflow_provider_geminiimg.sandbox.images import Sketch, draw, shape
 
 MODEL = "gemini-3.1-flash-image-preview"
 RATIOS = ("16:9", "1:1", "3:2", "9:16")
 
 
 def seed(root: str, dag_id: str, run_id: str, task_id: str, count: int) -> None:
-    """Put `count` landed pictures of a mapped task under a root.
+    """Put `count` landed images of a mapped task under a root.
 
     :param root: its URI.
     """

@@ -24,17 +24,17 @@ def question(page: Page, world: World, task_id: str, dag_id: str = "review") -> 
 
 
 def all_shown(body: Locator) -> bool:
-    return all(image.evaluate("e => e.decode().then(() => e.naturalWidth > 0)") for image in pictures(body))
+    return all(image.evaluate("e => e.decode().then(() => e.naturalWidth > 0)") for image in images(body))
 
 
-def pictures(body: Locator) -> list[Locator]:
+def images(body: Locator) -> list[Locator]:
     return body.locator("img[src*='geminiimg/']").all()
 
 
-def test_a_person_approves_all_pictures_with_a_comment(sign_in: SignIn, world: World) -> None:
+def test_a_person_approves_all_images_with_a_comment(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     body = question(page, world, "approved")
-    assert len(pictures(body)) == 3
+    assert len(images(body)) == 3
     assert all_shown(body)
     page.locator("[name=element_comment]").fill("Brighter, please.")
     page.get_by_role("button", name="Approve").click()

@@ -33,7 +33,7 @@ LANDED = [
 
 
 def run_page(page: Page, world: World, dag_id: str = "campaign", run_id: str = RUN) -> Frame:
-    """Open the pictures of a run from its page in Airflow."""
+    """Open the images of a run from its page in Airflow."""
     page.goto(f"{world.airflow.url}/dags/{dag_id}/runs/{run_id}")
     page.get_by_role("link", name="Images").click()
     return gallery(page)
@@ -47,11 +47,11 @@ def names(frame: Frame) -> list[str]:
     return frame.locator(".card .name").all_text_contents()
 
 
-def test_a_finished_run_shows_its_pictures_in_a_tab_of_its_page(sign_in: SignIn, world: World) -> None:
+def test_a_finished_run_shows_its_images_in_a_tab_of_its_page(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     frame = run_page(page, world)
     assert names(frame) == LANDED
-    expect(frame.locator(".totals")).to_contain_text(re.compile(r"6 pictures.*\$0.*1 failed.*Run failed"))
+    expect(frame.locator(".totals")).to_contain_text(re.compile(r"6 images.*\$0.*1 failed.*Run failed"))
 
     hero = card(frame, "hero.png")
     expect(hero.locator("img.loaded")).to_be_visible()
@@ -60,14 +60,14 @@ def test_a_finished_run_shows_its_pictures_in_a_tab_of_its_page(sign_in: SignIn,
         expect(hero).to_contain_text(fact)
 
     refused = frame.get_by_role("listitem").filter(has_text="Something that no gateway draws")
-    for text in ("Refused", "No money was spent.", "Change the prompt or the input pictures, then clear the task."):
+    for text in ("Refused", "No money was spent.", "Change the prompt or the input images, then clear the task."):
         expect(refused).to_contain_text(text)
     page.set_viewport_size(TALL)
     expect(frame.locator(".card img.loaded")).to_have_count(6)
     shot(page, "gallery-run")
 
 
-def test_pictures_in_flight_are_there_at_once_and_arrive_as_they_land(sign_in: SignIn, world: World) -> None:
+def test_images_in_flight_are_there_at_once_and_arrive_as_they_land(sign_in: SignIn, world: World) -> None:
     world.held.reset()
     world.held.faults(route="onemin.status", hold=True, times=2)
     world.airflow.trigger("arriving", "spring")
@@ -78,14 +78,14 @@ def test_pictures_in_flight_are_there_at_once_and_arrive_as_they_land(sign_in: S
     expect(waiting).to_have_count(2)
     expect(waiting.first).to_contain_text("In flight")
     expect(waiting.first).to_contain_text(f"{IDEA}, as a poster")
-    expect(frame.locator(".totals")).to_contain_text("0 pictures")
+    expect(frame.locator(".totals")).to_contain_text("0 images")
     shot(page, "gallery-in-flight")
 
     world.held.release()
     expect(frame.locator(".card img.loaded")).to_have_count(2)
     expect(frame.get_by_role("status")).to_contain_text("arrived: poster")
     expect(waiting).to_have_count(0)
-    expect(frame.locator(".totals")).to_contain_text(re.compile("2 pictures.*Run success"), timeout=60_000)
+    expect(frame.locator(".totals")).to_contain_text(re.compile("2 images.*Run success"), timeout=60_000)
 
 
 def test_a_settled_run_and_a_hidden_page_are_not_asked_about_again(sign_in: SignIn, world: World) -> None:
@@ -118,14 +118,14 @@ def test_a_settled_run_and_a_hidden_page_are_not_asked_about_again(sign_in: Sign
 
     world.held.release()
     assert world.airflow.wait("arriving", "hidden") == "success"
-    expect(page.locator(".totals")).to_contain_text(re.compile("2 pictures.*Run success"), timeout=60_000)
+    expect(page.locator(".totals")).to_contain_text(re.compile("2 images.*Run success"), timeout=60_000)
     asked.clear()
     for _ in range(5):
         page.clock.fast_forward(61_000)
     assert not asked
 
 
-def test_the_lightbox_goes_from_picture_to_picture_by_the_arrow_keys(sign_in: SignIn, world: World) -> None:
+def test_the_lightbox_goes_from_image_to_image_by_the_arrow_keys(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     frame = run_page(page, world)
     card(frame, "hero.png").get_by_role("button").focus()
@@ -151,7 +151,7 @@ def test_the_lightbox_goes_from_picture_to_picture_by_the_arrow_keys(sign_in: Si
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     expect(box.get_by_role("heading", name="evening.jpg")).to_be_visible()
-    expect(box.get_by_role("button", name="Previous picture")).to_be_disabled()
+    expect(box.get_by_role("button", name="Previous image")).to_be_disabled()
     expect(box.locator(".stage.waits")).to_have_count(0)
     expect(box.locator(".sources img")).to_have_count(2)
     shot(page, "gallery-lightbox")
@@ -163,7 +163,7 @@ def test_the_lightbox_goes_from_picture_to_picture_by_the_arrow_keys(sign_in: Si
     expect(card(frame, "hero.png").get_by_role("button")).to_be_focused()
 
 
-def test_the_lightbox_asks_once_for_pictures_that_can_not_be_read(sign_in: SignIn, world: World) -> None:
+def test_the_lightbox_asks_once_for_images_that_can_not_be_read(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada", quiet=False)
     asked: list[str] = []
 
@@ -171,7 +171,7 @@ def test_the_lightbox_asks_once_for_pictures_that_can_not_be_read(sign_in: SignI
         asked.append(route.request.url)
         route.fulfill(status=500, json={"detail": "The store is down."})
 
-    page.route(re.compile(r"/pictures\?.*after="), refuse)
+    page.route(re.compile(r"/images\?.*after="), refuse)
     page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}")
     last = page.locator(".card").last
     with page.expect_response(re.compile("after=")):  # the end of the page is near
@@ -204,7 +204,7 @@ def test_a_download_is_the_stored_file_byte_by_byte(sign_in: SignIn, world: Worl
     expect(frame.get_by_text(hashlib.sha256(stored).hexdigest())).to_be_visible()
 
 
-def test_the_address_of_a_picture_can_be_copied_also_where_the_browser_guards_the_clipboard(
+def test_the_address_of_an_image_can_be_copied_also_where_the_browser_guards_the_clipboard(
     sign_in: SignIn, world: World
 ) -> None:
     page = sign_in("ada", permissions=["clipboard-read", "clipboard-write"])
@@ -239,7 +239,7 @@ def test_an_edit_shows_what_it_was_made_from_beside_it(sign_in: SignIn, world: W
     expect(frame.get_by_role("button", name="hero.png Source Show it beside the result")).to_be_focused()
 
 
-def test_two_to_four_pictures_are_compared_side_by_side(sign_in: SignIn, world: World) -> None:
+def test_two_to_four_images_are_compared_side_by_side(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     frame = run_page(page, world)
     compare = frame.get_by_role("button", name="Compare", exact=True)
@@ -249,7 +249,7 @@ def test_two_to_four_pictures_are_compared_side_by_side(sign_in: SignIn, world: 
         frame.get_by_label(f"Compare {name}").check()
     frame.get_by_label("Compare evening.jpg").click()
     expect(frame.get_by_label("Compare evening.jpg")).not_to_be_checked()
-    expect(frame.get_by_role("status")).to_contain_text("4 pictures can be compared at once")
+    expect(frame.get_by_role("status")).to_contain_text("4 images can be compared at once")
     frame.get_by_role("button", name="Take out variants-1-vbold.png").click()
     expect(frame.get_by_label("Compare variants-1-vbold.png")).not_to_be_checked()
 
@@ -292,18 +292,18 @@ def test_filters_narrow_a_run_and_stay_in_its_address(sign_in: SignIn, world: Wo
     expect(page.locator(".trouble")).to_be_visible()
     expect(page.locator(".card")).to_have_count(0)
     page.get_by_label("Task").select_option("hero")
-    expect(page.get_by_text("No picture here is like that.")).to_be_visible()
+    expect(page.get_by_text("No image here is like that.")).to_be_visible()
     page.get_by_label("State").select_option("")
     expect(page.locator(".card")).to_have_count(1)
     assert urlsplit(page.url).query == f"dag_id=campaign&run_id={RUN}&task=hero"
 
 
-def test_a_task_without_pictures_says_how_to_get_some(sign_in: SignIn, world: World) -> None:
+def test_a_task_without_images_says_how_to_get_some(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     page.goto(f"{world.airflow.url}/dags/nothing/runs/{RUN}/tasks/idle")
     page.get_by_role("link", name="Images").click()
     frame = gallery(page)
-    expect(frame.get_by_role("heading", name="This task has made no pictures")).to_be_visible()
+    expect(frame.get_by_role("heading", name="This task has made no images")).to_be_visible()
     expect(frame.locator(".empty")).to_contain_text("GeminiImageGenerateOperator")
     expect(frame.locator(".empty")).to_contain_text("[geminiimg] gallery_tabs")
 
@@ -336,7 +336,7 @@ def test_the_dark_pages_of_the_docs(sign_in: SignIn, world: World) -> None:
     shot(page, "gallery-run-dark")
 
 
-def test_a_mapped_task_instance_shows_its_own_picture(sign_in: SignIn, world: World) -> None:
+def test_a_mapped_task_instance_shows_its_own_image(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     run = f"{world.airflow.url}/dags/campaign/runs/{RUN}/tasks"
     for place, expected in (("variants/mapped/1", LANDED[4:5]), ("hero", LANDED[1:2])):
@@ -346,7 +346,7 @@ def test_a_mapped_task_instance_shows_its_own_picture(sign_in: SignIn, world: Wo
         assert names(frame) == expected
 
 
-def test_a_task_shows_its_pictures_of_every_run(sign_in: SignIn, world: World) -> None:
+def test_a_task_shows_its_images_of_every_run(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     page.goto(f"{world.airflow.url}/dags/campaign/tasks/hero")
     page.get_by_role("link", name="Images").click()
@@ -362,7 +362,7 @@ def test_browse_lists_runs_and_opens_one_in_the_same_frame(sign_in: SignIn, worl
     page.get_by_role("menuitem", name="Images").click()
     frame = gallery(page)
     run = frame.locator(".run-card").filter(has_text="campaign")
-    for text in (RUN, "6 pictures", "1 failed"):
+    for text in (RUN, "6 images", "1 failed"):
         expect(run).to_contain_text(text)
     # Every other job of the sandbox's APIMaster reports its cost; what is reported is not added to estimates.
     expect(run).to_contain_text(re.compile(r"\$0\.(0672|3372)"))
@@ -374,7 +374,7 @@ def test_browse_lists_runs_and_opens_one_in_the_same_frame(sign_in: SignIn, worl
     expect(frame.locator(".run-card").filter(has_text="campaign")).to_be_visible()
 
 
-def test_the_link_on_a_task_instance_opens_its_pictures_inside_airflow(sign_in: SignIn, world: World) -> None:
+def test_the_link_on_a_task_instance_opens_its_images_inside_airflow(sign_in: SignIn, world: World) -> None:
     page = sign_in("ada")
     page.goto(f"{world.airflow.url}/dags/campaign/runs/{RUN}/tasks/variants/mapped/2/details")
     page.locator("a[href*='plugin/images?']").click()
@@ -384,7 +384,7 @@ def test_the_link_on_a_task_instance_opens_its_pictures_inside_airflow(sign_in: 
     assert names(gallery(page)) == LANDED[5:]
 
 
-def test_a_thousand_pictures_load_as_they_come_onto_the_screen(
+def test_a_thousand_images_load_as_they_come_onto_the_screen(
     sign_in: SignIn, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = sign_in("ada")
@@ -412,7 +412,7 @@ def test_a_thousand_pictures_load_as_they_come_onto_the_screen(
         page.wait_for_function("n => document.querySelectorAll('.card').length > n", arg=before)
     longest = page.evaluate("longest")  # before the selectors below walk over a thousand cards themselves
     with capsys.disabled():
-        print(f"\nof 1,000 pictures the first row is there after {first_row:.2f} s; longest task {longest:.0f} ms")
+        print(f"\nof 1,000 images the first row is there after {first_row:.2f} s; longest task {longest:.0f} ms")
     assert longest < 1000
     page.evaluate(bottom)
     expect(page.locator(".card").last.locator("img.loaded")).to_be_visible()
@@ -420,10 +420,10 @@ def test_a_thousand_pictures_load_as_they_come_onto_the_screen(
     # Seventeen screens were stopped at; what lay between them was never on the screen.
     assert len(set(asked)) < 17 * 3 * len(_on_screen(page))
     assert page.locator(".card img[src]").count() < 600
-    expect(page.locator(".totals")).to_contain_text("1,000 pictures")
+    expect(page.locator(".totals")).to_contain_text("1,000 images")
 
 
-def test_a_batch_says_how_many_of_its_pictures_are_there_and_how_many_are_not_started(
+def test_a_batch_says_how_many_of_its_images_are_there_and_how_many_are_not_started(
     sign_in: SignIn, world: World
 ) -> None:
     store = open_store(world.root, AIRFLOW_OPENERS)
@@ -432,11 +432,11 @@ def test_a_batch_says_how_many_of_its_pictures_are_there_and_how_many_are_not_st
     address = f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}"
     try:
         page.goto(address)
-        expect(page.locator(".totals")).to_contain_text(re.compile("1,000 of 1,012 pictures.*12 not started"))
+        expect(page.locator(".totals")).to_contain_text(re.compile("1,000 of 1,012 images.*12 not started"))
     finally:
         store.delete(plan)
     page.goto(address)
-    expect(page.locator(".totals")).to_contain_text("1,000 pictures")
+    expect(page.locator(".totals")).to_contain_text("1,000 images")
 
 
 def _tile(request: Request) -> str:
@@ -475,7 +475,7 @@ def test_under_a_path_everything_still_works(sign_in: SignIn, world: World, unde
     page.get_by_role("link", name="Images").click()
     frame = gallery(page)
     expect(frame.locator(".card img.loaded").first).to_be_visible()
-    expect(frame.locator(".totals")).to_contain_text(re.compile("6 pictures.*Run failed"))
+    expect(frame.locator(".totals")).to_contain_text(re.compile("6 images.*Run failed"))
     expect(card(frame, "hero.png")).to_contain_text("New")
     card(frame, "hero.png").get_by_role("button").click()
     expect(frame.locator(".stage:not(.waits) img")).to_be_visible()
@@ -490,7 +490,7 @@ def test_under_a_path_everything_still_works(sign_in: SignIn, world: World, unde
 def test_who_may_not_look_is_told_so_in_a_sentence(sign_in: SignIn, world: World) -> None:
     page = sign_in("nora", quiet=False)
     page.goto(f"{world.airflow.url}/geminiimg/?dag_id=campaign&run_id={RUN}")
-    expect(page.get_by_role("alert")).to_contain_text("You have no right to see these pictures.")
+    expect(page.get_by_role("alert")).to_contain_text("You have no right to see these images.")
     page.context.clear_cookies()
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("You are not signed in, or no longer.")

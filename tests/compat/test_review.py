@@ -25,8 +25,8 @@ WAITING = ("awaiting_input", "deferred")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Manifests of three pictures that have landed."""
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Manifests of three images that have landed."""
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", str(tmp_path / "root"))
     ledger = Ledger(open_store(str(tmp_path / "root"), AIRFLOW_OPENERS))
     return [_landed(ledger, index, tmp_path / f"{name}.png") for index, name in enumerate("abc")]
@@ -99,10 +99,10 @@ def _response(ti_id: Any) -> Any:  # of the one request that there is
 def test_what_a_person_picks_goes_on_with_the_comment(
     run_dag: Callable[[DAG], dict[str, Outcome]],
     person: Callable[..., threading.Thread],
-    pictures: list[dict[str, Any]],
+    images: list[dict[str, Any]],
 ) -> None:
     with DAG("look", schedule=None) as dag:
-        review = GeminiImageReviewOperator(task_id="review", subject="Which?", images=pictures, choose="several")
+        review = GeminiImageReviewOperator(task_id="review", subject="Which?", images=images, choose="several")
 
         @task
         def after(chosen: list[dict[str, Any]], comment: str) -> list[Any]:
@@ -112,4 +112,4 @@ def test_what_a_person_picks_goes_on_with_the_comment(
     answering = person("3: c.png", "1: a.png", comment="bluer")
     tasks = run_dag(dag)
     answering.join()
-    assert tasks["after"].value == [[pictures[0], pictures[2]], "bluer"]
+    assert tasks["after"].value == [[images[0], images[2]], "bluer"]

@@ -1,4 +1,4 @@
-"""What must hold on every supported Airflow and Python: the package is found, imported, and buys each picture once."""
+"""What must hold on every supported Airflow and Python: the package is found, imported, and buys each image once."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ NEEDS_3_3 = set() if AIRFLOW >= (3, 3) else {"IMAGE_RETRY_POLICY"}
 waiting_and_deferred = pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
 
 
-def picture(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest's one picture, after a look at its pixels."""
+def image_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest's one image, after a look at its pixels."""
     [image] = manifest["images"]
     data = Path(image["uri"].removeprefix("file://")).read_bytes()
     info = inspect_image(data)
@@ -108,7 +108,7 @@ def test_the_hook_checks_its_key(sandbox: Sandbox, onemin: str) -> None:
 
 
 @waiting_and_deferred
-def test_a_picture_is_made_and_edited_for_two_payments(
+def test_an_image_is_made_and_edited_for_two_payments(
     run_dag: RunDag, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, deferrable: bool
 ) -> None:
     shared = {"geminiimg_conn_id": geminiimg_conn_id, "deferrable": deferrable, "poll_interval": 0.05}
@@ -117,7 +117,7 @@ def test_a_picture_is_made_and_edited_for_two_payments(
         GeminiImageEditOperator(task_id="edited", prompt="make it winter", image=made.output, **shared)
     tasks = run_dag(dag)
     assert [tasks[task_id].state for task_id in ("made", "edited")] == ["success", "success"]
-    assert [read_submission(picture(tasks[task_id].value)) for task_id in ("made", "edited")] == [1, 2]
+    assert [read_submission(image_bytes(tasks[task_id].value)) for task_id in ("made", "edited")] == [1, 2]
     assert len(sandbox.ledger()) == 2
 
 
@@ -125,7 +125,7 @@ def test_a_picture_is_made_and_edited_for_two_payments(
 def test_what_was_submitted_is_waited_for_by_the_sensor(
     run_dag: RunDag, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, deferrable: bool
 ) -> None:
-    sandbox.settings(latency=0.5)  # the sensor must not find the picture at once
+    sandbox.settings(latency=0.5)  # the sensor must not find the image at once
     with DAG("submit_and_wait", schedule=None) as dag:
         order = GeminiImageSubmitOperator(
             task_id="order", prompt="a boat", variant="{{ 1 + 1 }}", geminiimg_conn_id=geminiimg_conn_id
@@ -141,12 +141,12 @@ def test_what_was_submitted_is_waited_for_by_the_sensor(
         )
     tasks = run_dag(dag)
     assert tasks["landed"].state == "success"
-    assert read_submission(picture(tasks["landed"].value)) == 1
+    assert read_submission(image_bytes(tasks["landed"].value)) == 1
     assert len(sandbox.ledger()) == 1
 
 
 @waiting_and_deferred
-def test_a_retry_collects_the_picture_without_paying_again(
+def test_a_retry_collects_the_image_without_paying_again(
     run_dag: RunDag, sandbox: Sandbox, geminiimg_conn_id: str, local_root: str, deferrable: bool
 ) -> None:
     sandbox.faults(route="download", status=500, times=3)
@@ -162,7 +162,7 @@ def test_a_retry_collects_the_picture_without_paying_again(
         )
     made = run_dag(dag)["made"]
     assert (made.state, made.try_number) == ("success", 2)
-    assert read_submission(picture(made.value)) == 1
+    assert read_submission(image_bytes(made.value)) == 1
     assert len(sandbox.ledger()) == 1
 
 
@@ -190,7 +190,7 @@ def test_functions_say_what_to_make_and_a_retry_does_not_ask_them_again(
     assert sorted(entry["prompt"] for entry in sandbox.ledger()) == ["a bear", "a fox {{ 1 + 1 }} 1", "a wolf"]
 
 
-def test_a_mapped_task_pays_once_for_each_of_its_pictures(
+def test_a_mapped_task_pays_once_for_each_of_its_images(
     run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str
 ) -> None:
     with DAG("mapped", schedule=None) as dag:
@@ -198,7 +198,7 @@ def test_a_mapped_task_pays_once_for_each_of_its_pictures(
             task_id="made", prompt="a fox", geminiimg_conn_id=apimaster, deferrable=True, poll_interval=0.05
         ).expand(variant=["calm", "bold"])
     tasks = run_dag(dag)
-    assert {read_submission(picture(tasks[f"made[{number}]"].value)) for number in range(2)} == {1, 2}
+    assert {read_submission(image_bytes(tasks[f"made[{number}]"].value)) for number in range(2)} == {1, 2}
     assert len(sandbox.ledger()) == 2
 
 
@@ -228,14 +228,14 @@ def test_the_gallery_is_in_this_airflows_pages_and_shows_what_a_task_made_to_who
         "nav", "dag", "dag_run", "task", "task_instance",
     ]  # fmt: skip
     [item] = browser.get(listing).json()["items"]
-    assert browser.get(f"/geminiimg/{item['images'][0]['href']}").content == picture(made)
+    assert browser.get(f"/geminiimg/{item['images'][0]['href']}").content == image_bytes(made)
     loaded = re.findall(r'(?:href|src)="(static/[^"]+)"', browser.get("/geminiimg/").text)
     assert {path.rpartition("/")[2] for path in loaded} >= {"main.js", "gallery.css"}
     assert {browser.get(f"/geminiimg/{path}").status_code for path in loaded} == {200}
 
 
 def api_path(manifest: Mapping[str, Any]) -> str:
-    """The gallery's address of the run that a picture was made in."""
+    """The gallery's address of the run that an image was made in."""
     at = address_of(manifest["record"])
     return f"api/dags/{at.dag_id}/runs/{quote(at.run_id)}"
 

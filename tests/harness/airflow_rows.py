@@ -16,10 +16,10 @@ TWO = Balance(submitted=2, paid=2, landed=2, unknown=0, lost=0, paid_twice=0)
 SUBMITTING = "while waiting for the gateway's answer"
 DEFERRED = "while deferred"
 DOWNLOADING = "while downloading"
-RUNS_ON = "The task runs on, records the answer and lands the picture."
-COLLECTED = "Nothing waits for the job any more. The collect operator lands its picture."
+RUNS_ON = "The task runs on, records the answer and lands the image."
+COLLECTED = "Nothing waits for the job any more. The collect operator lands its image."
 REPORTED = "Nobody knows, and nothing is sent again by itself. The collect operator reports it, a person settles it."
-BOTH = "The new picture is bought, the collect operator lands the earlier one."
+BOTH = "The new image is bought, the collect operator lands the earlier one."
 
 
 def while_held(strike: Act, then: Act, *, point: str) -> Act:
@@ -233,9 +233,9 @@ PLANS = [
     _plan("again_downloading", AGAIN, DOWNLOADING, "apimaster",
           while_held(deleted, triggered_again(SUCCESS), point="download"), LANDED, "success", POLLED),
     _plan("again_success", AGAIN, "after success", "1min", after_success(recreated, SUCCESS), LANDED, "success",
-          "The picture is returned, at no cost."),
+          "The image is returned, at no cost."),
     _plan("again_edited", OTHERWISE, "after success", "apimaster", after_success(after_edit(recreated), SUCCESS),
-          TWO, "success", "Counts as a Clear: the other picture is bought. Before Airflow 3.3 the first is returned."),
+          TWO, "success", "Counts as a Clear: the other image is bought. Before Airflow 3.3 the first is returned."),
     _plan("clear_submitting", CLEARED, SUBMITTING, "1min", while_held(cleared, waits_then_unknown, point="sent_paid"),
           UNKNOWN_PAID, "failed", UNKNOWN),
     _plan("clear_downloading", CLEARED, DOWNLOADING, "apimaster", while_held(cleared, SUCCESS, point="download"),
@@ -243,7 +243,7 @@ PLANS = [
     _plan("clear_deferred", CLEARED, DEFERRED, "1min", while_deferred(cleared, SUCCESS), LANDED, "success", POLLED,
           **IN_TRIGGERER),
     _plan("clear_success", CLEARED, "after success", "apimaster", after_success(cleared, SUCCESS), LANDED, "success",
-          "The picture is returned, at no cost."),
+          "The image is returned, at no cost."),
     _plan("clear_failure", CLEARED, "after it failed on the download", "1min", after_failure(cleared, SUCCESS),
           LANDED, "success", POLLED, **ONCE),
     _plan("edit_submitting", EDIT, SUBMITTING, "apimaster", while_held(EDITED, waits_then_unknown, point="sent_paid"),
@@ -253,13 +253,13 @@ PLANS = [
     _plan("edit_deferred", EDIT, DEFERRED, "apimaster", while_deferred(EDITED, collected("success")),
           TWO, "success", BOTH, **IN_TRIGGERER),
     _plan("edit_success", EDIT, "after success", "1min", after_success(EDITED, SUCCESS), TWO, "success",
-          "The new picture is bought and lands beside the first."),
+          "The new image is bought and lands beside the first."),
     _plan("edit_failure", EDIT, "after it failed on the download", "apimaster",
           after_failure(EDITED, collected("success")), TWO, "success", BOTH, **ONCE),
     _plan("anew_deferred", ANEW, DEFERRED, "1min", while_deferred(REGENERATED, SUCCESS), LANDED, "success",
           "The job still runs, and is waited for.", **IN_TRIGGERER),
     _plan("anew_success", ANEW, "after success", "apimaster", after_success(REGENERATED, SUCCESS),
-          TWO, "success", "A second picture is bought, as asked.", asked_again=1),
+          TWO, "success", "A second image is bought, as asked.", asked_again=1),
     _plan("anew_failure", ANEW, "after it failed on the download", "1min", after_failure(REGENERATED, SUCCESS),
           LANDED, "success", POLLED, **ONCE),
 ]  # fmt: skip

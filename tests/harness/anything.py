@@ -1,4 +1,4 @@
-"""Anything at all, as hypothesis strategies: what a gateway, a host of pictures, a disk or a user may come up with.
+"""Anything at all, as hypothesis strategies: what a gateway, a host of images, a disk or a user may come up with.
 
 What must stay true: nothing is left out because it could not happen. What is likely to be misread is made more often.
 """
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import KINDS
-from harness.attacks import picture
+from harness.attacks import image_bytes
 from harness.decided import (
     NUMBERS,
     Decider,
@@ -226,7 +226,7 @@ WIRE_ANSWERS = st.one_of(
     st.builds(response, st.just(b"HTTP/1.1 200 OK"), HEADERS, st.just([]), st.just("right"), BODIES, st.just(b"")),
 )
 
-PICTURES = {kind: picture((9, 7), kind) for kind in ("PNG", "JPEG", "WEBP")}
+IMAGES = {kind: image_bytes((9, 7), kind) for kind in ("PNG", "JPEG", "WEBP")}
 
 
 def mutated(data: bytes, at: int, cut: int, inserted: bytes) -> bytes:
@@ -238,12 +238,12 @@ BYTES = st.one_of(
     st.binary(max_size=80),
     st.builds(
         lambda magic, rest: magic + rest,
-        st.sampled_from([data[:n] for data in PICTURES.values() for n in (2, 4, 8, 16, 33)]),
+        st.sampled_from([data[:n] for data in IMAGES.values() for n in (2, 4, 8, 16, 33)]),
         st.binary(max_size=80),
     ),
     st.builds(
         mutated,
-        st.sampled_from(list(PICTURES.values())),
+        st.sampled_from(list(IMAGES.values())),
         st.integers(0, 1_000),
         st.integers(0, 60),
         st.binary(max_size=12),
@@ -448,7 +448,7 @@ GALLERY_PATHS = decided(
     one_of(
         lambda by: "/" + "/".join(lists(_PARTS, 9)(by)),
         lambda by: "/".join(["", by.one(["f", "thumbs"]), *[_PARTS(by) for _ in range(7)]]),
-        lambda by: f"/api/dags/{_DAGS(by)}/runs/{_RUNS(by)}/{by.one(['pictures', 'summary', 'sources'])}",
+        lambda by: f"/api/dags/{_DAGS(by)}/runs/{_RUNS(by)}/{by.one(['images', 'summary', 'sources'])}",
         sampled(["/", "/static/0/main.js", "/static/..", "/api/dags"]),
     )
 )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from harness.inprocess import AirflowHarness, Run
 
 PROMPT = "a red fox"
-PICTURES = "pictures.test"  # the host of hostile pictures, with a public address and a certificate
+IMAGES = "pictures.test"  # the host of hostile images, with a public address and a certificate
 OTHER = "other.test"  # another name that the same certificate is good for
 
 
@@ -67,7 +67,7 @@ class Target:
     sandbox: Sandbox
     internet: Internet
     forbidden: Forbidden
-    pictures: Host
+    images: Host
     conn_id: str
     folder: Path
     runs: int = 0
@@ -76,16 +76,16 @@ class Target:
     def root(self) -> Path:
         return self.folder / "root"
 
-    def link(self, path: str = "/p.png", name: str = PICTURES) -> str:
+    def link(self, path: str = "/p.png", name: str = IMAGES) -> str:
         """A link at the hostile host. At its port on this machine's own addresses stands the forbidden server."""
         return f"https://{name}:{self.forbidden.port}{path}"
 
     def polls_answer(self, link: str, times: int = 1) -> None:
-        """Let the next polls say that the job is done, and that its picture is behind `link`."""
+        """Let the next polls say that the job is done, and that its image is behind `link`."""
         self.sandbox.faults(route=f"{self.conn_id}.status", body=done(link), times=times)
 
     def generate(self, **more: Any) -> Run:
-        """The run of a DAG with one task, ``made``, that generates a picture. Arguments: see `dag`."""
+        """The run of a DAG with one task, ``made``, that generates an image. Arguments: see `dag`."""
         return self._run(self.dag(**more))
 
     def edit(self, image: Any, **more: Any) -> Run:
@@ -125,7 +125,7 @@ class Target:
         return [found.record for found in read_records(self.root.as_uri())]
 
     def kept(self, run: Run, said: str, *, noted: bool = True) -> GeminiImageError:
-        """Check that a picture was paid for and did not land, and that nothing about it is lost.
+        """Check that an image was paid for and did not land, and that nothing about it is lost.
 
         :param said: in the error.
         :param noted: whether the record says why, so that a Clear with ``regenerate`` may buy again.
@@ -133,7 +133,7 @@ class Target:
         error = outcome(run)
         assert said in str(error), error
         assert error.billed is Billed.YES
-        assert "The picture was paid for." in str(error)
+        assert "The image was paid for." in str(error)
         assert error.hint
         assert len(self.sandbox.ledger()) == 1
         [record] = self.records()
@@ -143,7 +143,7 @@ class Target:
         return error
 
     def lands(self, run: Run, submissions: int = 1) -> dict[str, Any]:
-        """Check that a run ended with the gateway's own picture in storage, and so many paid for."""
+        """Check that a run ended with the gateway's own image in storage, and so many paid for."""
         manifest = returned(run)
         assert len(self.sandbox.ledger()) == submissions
         path = Path(manifest["images"][0]["uri"].removeprefix("file://"))
@@ -196,12 +196,12 @@ def target(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Target]:
     """The test runs once for each gateway; afterwards nobody has been connected to who should not have been."""
-    with trusted(tmp_path, monkeypatch, PICTURES, OTHER) as context:
-        pictures = Host(context)
-        internet.names = {PICTURES: [[PUBLIC]], OTHER: [[PUBLIC]], "localhost.": [["127.0.0.1"]]}
-        internet.hosts[PUBLIC] = pictures.port
-        yield Target(airflow, sandbox, internet, forbidden, pictures, geminiimg_conn_id, tmp_path)
-        pictures.close()
+    with trusted(tmp_path, monkeypatch, IMAGES, OTHER) as context:
+        images = Host(context)
+        internet.names = {IMAGES: [[PUBLIC]], OTHER: [[PUBLIC]], "localhost.": [["127.0.0.1"]]}
+        internet.hosts[PUBLIC] = images.port
+        yield Target(airflow, sandbox, internet, forbidden, images, geminiimg_conn_id, tmp_path)
+        images.close()
     assert set(internet.reached) <= {"127.0.0.1", PUBLIC}
     assert forbidden.hits == 0
 
@@ -212,7 +212,7 @@ def api(target: Target, host: Host, connect: Callable[..., str]) -> Host:
     gateway, path = {"onemin": ("1min", ""), "apimaster": ("apimaster", "/v1")}[target.conn_id]
     extra = {"gateway": gateway, "requests_per_minute": 100_000}
     connect(target.conn_id, host=host.url + path, password="key", extra=extra)
-    host.routes["/p.png"] = answer(body=picture())
+    host.routes["/p.png"] = answer(body=image_bytes())
     return host
 
 
@@ -227,7 +227,7 @@ def answers(
     """Let the server in the gateway's place behave well, but for these answers.
 
     :param job_id: of every submit.
-    :param keys: the storage keys of the picture, where the gateway names them.
+    :param keys: the storage keys of the image, where the gateway names them.
     """
     submitted = {
         "aiRecord": {"uuid": job_id, "status": "PROCESSING"},
@@ -282,8 +282,8 @@ def every_write() -> Iterator[list[str]]:
         seen[:] = [path for path in seen if not path.startswith((home, "/dev/")) and "__pycache__" not in path]
 
 
-def picture(size: tuple[int, int] = (1024, 1024), kind: str = "PNG") -> bytes:
-    """A picture that the sandbox did not make."""
+def image_bytes(size: tuple[int, int] = (1024, 1024), kind: str = "PNG") -> bytes:
+    """An image that the sandbox did not make."""
     buffer = io.BytesIO()
     Image.new("RGB", size, "red").save(buffer, kind)
     return buffer.getvalue()

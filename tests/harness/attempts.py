@@ -140,7 +140,7 @@ class Attempts:
         return {status: len(prompts) for status, prompts in self.by_status().items()}
 
     def submissions(self) -> dict[str, int]:
-        """The number of the submission whose picture is in storage, by prompt: read from the pictures' own bytes."""
+        """The number of the submission whose image is in storage, by prompt: read from the images' own bytes."""
         return {
             self.prompts[line["row"]]: read_submission(Path(image["uri"].removeprefix("file://")).read_bytes())
             for line in self.manifest()

@@ -33,8 +33,8 @@ AIRFLOWS_COPIES = {
 }
 """Tables that hold operators' arguments by Airflow's design, and why. Keys and links are searched for there too."""
 
-PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
-"""How files begin that are not searched: the sandbox draws the prompt into its pictures, and into their metadata."""
+IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
+"""How files begin that are not searched: the sandbox draws the prompt into its images, and into their metadata."""
 
 THE_GATEWAYS_SIDE = ("PIL.", "werkzeug")
 """Loggers of the sandbox and of the S3 server, which run in the tests' process, and know what they were sent."""
@@ -83,7 +83,7 @@ class Canaries:
 
     :param key: the API key.
     :param prompt: the prompt, with all that encodings treat differently.
-    :param query: the query of an input picture's address.
+    :param query: the query of an input image's address.
     """
 
     key: str = field(default_factory=lambda: f"sk-{secrets.token_hex(16)}/+={secrets.token_hex(8)}")
@@ -182,23 +182,23 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def files(folder: Path) -> Iterator[Text]:
-    """Every file under a folder, and every name; pictures by their names only."""
+    """Every file under a folder, and every name; images by their names only."""
     for path in sorted(folder.rglob("*")):
         yield Text(f"name of {path}", str(path.relative_to(folder)).encode())
         if path.is_file():
             data = path.read_bytes()
-            if not data.startswith(PICTURES):
+            if not data.startswith(IMAGES):
                 yield Text(str(path), data)
 
 
 def bucket(client: Any, name: str) -> Iterator[Text]:
-    """Every object of a bucket, with its name and headers; pictures by these only."""
+    """Every object of a bucket, with its name and headers; images by these only."""
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
         for entry in page.get("Contents", ()):
             found = client.get_object(Bucket=name, Key=entry["Key"])
             data = found.pop("Body").read()
             yield Text(f"head of s3://{name}/{entry['Key']}", repr((entry["Key"], found)).encode())
-            if not data.startswith(PICTURES):
+            if not data.startswith(IMAGES):
                 yield Text(f"s3://{name}/{entry['Key']}", data)
 
 

@@ -12,7 +12,7 @@ from harness.stage import Plan, Scene
 Act = Callable[[Scene], None]
 TWO = Balance(submitted=2, paid=2, landed=2, unknown=0, lost=0, paid_twice=0)
 RECORD = "/ledger/default/{dag}/"
-PICTURE = "/images/{dag}/run/made/-1/made.png"
+IMAGE = "/images/{dag}/run/made/-1/made.png"
 SIDECAR = "/images/{dag}/run/made/-1/made.json"
 
 
@@ -43,7 +43,7 @@ def struck_before_the_record(scene: Scene) -> None:
 
 
 def while_polling(strike: Act) -> Act:
-    """Strike while the job's poll is held, then let it go; somebody lands the picture."""
+    """Strike while the job's poll is held, then let it go; somebody lands the image."""
 
     def act(scene: Scene) -> None:
         scene.hold_call("status")
@@ -101,8 +101,8 @@ PLANS = [
          struck("os.link", RECORD, "task"), LANDED, "success", BOUGHT),
     Plan("disk_answer", KILLED, "before the answer's file has its name", "apimaster",
          struck_before_the_record, UNKNOWN_PAID, "failed", UNKNOWN),
-    Plan("disk_picture", KILLED, "before the picture's file has its name", "1min",
-         struck("os.link", PICTURE, "task"), LANDED, "success", POLLED),
+    Plan("disk_picture", KILLED, "before the image's file has its name", "1min",
+         struck("os.link", IMAGE, "task"), LANDED, "success", POLLED),
     Plan("disk_sidecar", KILLED, "before the sidecar's file has its name", "apimaster",
          struck("os.link", SIDECAR, "task"), LANDED, "success", POLLED),
     Plan("disk_landing", KILLED, "before the landing's record has its name", "1min",

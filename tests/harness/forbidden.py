@@ -114,7 +114,7 @@ def as_json(value: Any, status: int = 200, **headers: str) -> Route:
 
 
 def done(link: str, *keys: str) -> dict[str, Any]:
-    """The answer of either gateway to a poll: the job is done, and its picture is behind `link`.
+    """The answer of either gateway to a poll: the job is done, and its image is behind `link`.
 
     :param keys: the storage keys beside it, where the gateway names them.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 BUCKET = "golden"
 ROOT = f"s3://{BUCKET}/geminiimg"
-PICTURES = f"s3://{BUCKET}/pictures"
+IMAGES = f"s3://{BUCKET}/pictures"
 INPUT = f"s3://{BUCKET}/inputs/tiny.png"
 TINY = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOpe
 from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from harness.golden import BUCKET, INPUT, PICTURES, TINY, Stable, stored
+from harness.golden import BUCKET, IMAGES, INPUT, TINY, Stable, stored
 from harness.moto import age_object, start_moto
 from harness.trouble import Bucket
 
@@ -143,7 +143,7 @@ def landed(story: Story) -> None:
 
 
 def described(story: Story) -> None:
-    more = {"aspect_ratio": "16:9", "variant": "b", "file_name": "fox ü", "output_path": PICTURES, "temperature": 0.5}
+    more = {"aspect_ratio": "16:9", "variant": "b", "file_name": "fox ü", "output_path": IMAGES, "temperature": 0.5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW__GEMINIIMG__RECORD_PROMPTS", "True")
         patch.setenv("AIRFLOW__GEMINIIMG__NAMESPACE", "Team A")
@@ -160,7 +160,7 @@ def mismatched(story: Story) -> None:
 
 
 def cleared(story: Story) -> None:
-    place = {"output_path": PICTURES, "file_name": "fox"}
+    place = {"output_path": IMAGES, "file_name": "fox"}
     run = story.run(**place)
     story.clear(run, **{**place, "file_name": "copy"})
     story.clear(run, **place, prompt="a wolf")
@@ -253,8 +253,8 @@ def refused(story: Story) -> None:
     failed(story, outcome="refused")
 
 
-def no_picture(story: Story) -> None:
-    failed(story, outcome="no_picture")
+def no_image(story: Story) -> None:
+    failed(story, outcome="no_image")
 
 
 def unknown(story: Story) -> None:
@@ -283,9 +283,9 @@ def settled_as_bought_again(story: Story) -> None:
 
 
 def forgotten(story: Story) -> None:
-    run = story.run(output_path=PICTURES, file_name="fox")
+    run = story.run(output_path=IMAGES, file_name="fox")
     story.jobs("forget", RECORD)
-    story.clear(run, output_path=PICTURES, file_name="fox", prompt="a wolf")
+    story.clear(run, output_path=IMAGES, file_name="fox", prompt="a wolf")
 
 
 def paid_twice(story: Story) -> None:
@@ -323,7 +323,7 @@ def batch_dag(story: Story, requests: Any, **arguments: Any) -> DAG:
 def batch(story: Story) -> None:
     fox, wolf = {"prompt": "a fox", "sku": "A-1"}, {"prompt": "a wolf", "sku": "B-2", "n": 2}
     edit = {"prompt": "make it winter", "image": INPUT, "sku": "C-3"}
-    dag = batch_dag(story, [fox, wolf, edit, fox], file_name="{sku}-{variant}", output_path=PICTURES)
+    dag = batch_dag(story, [fox, wolf, edit, fox], file_name="{sku}-{variant}", output_path=IMAGES)
     story.run(dag)
 
 
@@ -389,7 +389,7 @@ def reviewed(story: Story) -> None:
 
 
 BOTH = (
-    landed, described, edited, deferred, deferred_and_failed, answered, unauthorized, busy, refused, no_picture,
+    landed, described, edited, deferred, deferred_and_failed, answered, unauthorized, busy, refused, no_image,
     unknown, batch, from_elsewhere,
 )  # fmt: skip
 ONCE = (

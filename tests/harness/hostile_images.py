@@ -1,6 +1,6 @@
-"""Pictures that make whoever reads their headers, or decodes them, work or take memory without an end.
+"""Images that make whoever reads their headers, or decodes them, work or take memory without an end.
 
-Each is a whole picture of `SIZE` that any viewer shows, but for what its name says.
+Each is a whole image of `SIZE` that any viewer shows, but for what its name says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIFF = b"II*\0\x08\0\0\0"
 
 @functools.cache
 def plain(kind: str) -> bytes:
-    """A picture without metadata; the header of its WebP says that there is a profile and EXIF data."""
+    """An image without metadata; the header of its WebP says that there is a profile and EXIF data."""
     return _saved(Image.new("RGBA" if kind == "WEBP" else "RGB", SIZE, (200, 80, 20)), kind)
 
 
@@ -71,7 +71,7 @@ def _filled(make: Callable[[bytes], bytes], part: bytes) -> Callable[[int], byte
 
 
 LONG: Mapping[str, Callable[[int], bytes]] = {
-    # what the header is made of: the picture, with as many bytes of it
+    # what the header is made of: the image, with as many bytes of it
     "PNG, empty chunks": _filled(png, png_chunk(b"teSt")),
     "PNG, empty pixels": _filled(png, png_chunk(b"IDAT")),
     "PNG, chunks of a byte": _filled(png, png_chunk(b"tEXt", b"x")),
@@ -126,7 +126,7 @@ def _exif_jpeg() -> bytes:
 
 
 BOMBS: Mapping[str, Callable[[], bytes]] = {
-    # what decoders stumble over that read more than pixels: the picture
+    # what decoders stumble over that read more than pixels: the image
     "PNG, EXIF": lambda: png(png_chunk(b"eXIf", EXIF)),
     "PNG, EXIF after the pixels": lambda: png(png_chunk(b"eXIf", EXIF), at=-12),
     "PNG, EXIF as text": lambda: png(
@@ -139,7 +139,7 @@ BOMBS: Mapping[str, Callable[[], bytes]] = {
     "PNG, many frames": lambda: frames("PNG", 2_000),
     "JPEG, EXIF": _exif_jpeg,
     "JPEG, EXIF that leads to itself": lambda: jpeg(segment(0xE1, b"Exif\0\0" + LOOP)),
-    "JPEG, further pictures": lambda: jpeg(segment(0xE2, b"MPF\0" + SMALL_EXIF)),
+    "JPEG, further images": lambda: jpeg(segment(0xE2, b"MPF\0" + SMALL_EXIF)),
     "JPEG, Photoshop's": lambda: jpeg(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\0\0\0\0" * 5_000) * 100),
     "JPEG, a colour profile": lambda: jpeg(segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)) * 300),
     "JPEG, comments": lambda: jpeg(segment(0xFE, bytes(60_000)) * 300),

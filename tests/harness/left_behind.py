@@ -62,7 +62,7 @@ class LeftBehind:
         land: bool = True,
         **policy: Any,
     ) -> Record:
-        """An attempt at one task's picture; without `land` it dies as soon as its job is recorded.
+        """An attempt at one task's image; without `land` it dies as soon as its job is recorded.
 
         :param prompt: default: one of the task's own.
         :param policy: ``on_unknown``, ``on_clear``.
@@ -109,7 +109,7 @@ class LeftBehind:
         return record
 
     async def ended(self) -> None:
-        """Wait until the gateway has made all of its pictures."""
+        """Wait until the gateway has made all of its images."""
         deadline = time.monotonic() + 20
         while any(entry["outcome"] == "running" for entry in self.sandbox.ledger()):
             assert time.monotonic() < deadline
@@ -150,8 +150,8 @@ class LeftBehind:
         """The keys of all records."""
         return list(self.store.keys("ledger/"))
 
-    def picture(self, record: Record) -> tuple[str, int]:
-        """Where the picture of a landed record lies, and which submission it is."""
+    def image(self, record: Record) -> tuple[str, int]:
+        """Where the image of a landed record lies, and which submission it is."""
         manifest = self.at(record).manifest
         assert manifest is not None
         uri = str(manifest["images"][0]["uri"])
@@ -165,7 +165,7 @@ class LeftBehind:
         return len(self.sandbox.calls(f"{'onemin' if self.gateway == '1min' else 'apimaster'}.{name}"))
 
     def everything(self) -> dict[str, bytes]:
-        """All objects under the root and in the folder of the pictures, with their bytes."""
+        """All objects under the root and in the folder of the images, with their bytes."""
         root = self.environment.root.rpartition("/")[0]
         if root.startswith("file://"):
             paths = sorted(Path(root.removeprefix("file://")).rglob("*"))

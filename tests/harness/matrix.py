@@ -1,10 +1,10 @@
 """One row of the failure matrix: what was paid for, what became of it, and the sum that must come out.
 
 The truth is read where it can't be made up: what was paid from the gateway's own ledger, what has landed from the
-pictures themselves (each has the number of its submission drawn on it), what is unknown from the records.
+images themselves (each has the number of its submission drawn on it), what is unknown from the records.
 
 What must stay true: for every row, each submission that was paid for has landed, is reported as unknown, or ended
-without a picture by the gateway's own word; no item is paid for twice without its user's word.
+without an image by the gateway's own word; no item is paid for twice without its user's word.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Balance:
 
     :param submitted: submissions that the gateway accepted.
     :param paid: those of them that it charges for.
-    :param landed: those of them whose picture lies in storage, recorded.
+    :param landed: those of them whose image lies in storage, recorded.
     :param unknown: items that are reported as "outcome unknown".
-    :param lost: submissions that were paid for and are none of landed, unknown and without a picture.
+    :param lost: submissions that were paid for and are none of landed, unknown and without an image.
     :param paid_twice: submissions that were paid for beyond the first of an item, and that no user asked for.
-    :param no_picture: submissions that were paid for and of which the gateway itself gave no picture (a job that it
+    :param no_image: submissions that were paid for and of which the gateway itself gave no image (a job that it
         let fail, a link that it took away); the error says so.
     """
 
@@ -48,7 +48,7 @@ class Balance:
     unknown: int
     lost: int
     paid_twice: int
-    no_picture: int = 0
+    no_image: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def weigh(
     landed = Counter(number for found in records for number in _numbers(found))
     missing = Counter(_digest(entry["prompt"]) for entry in paid if entry["number"] not in landed)
     unknown = Counter(found.record.prompt_sha256 for found in records if is_unknown(found))
-    without = Counter(found.record.prompt_sha256 for found in records if has_no_picture(found)) & missing
+    without = Counter(found.record.prompt_sha256 for found in records if has_no_image(found)) & missing
     times = Counter(entry["prompt"] for entry in paid)
     allowed = asked_again or {}
     return Balance(
@@ -114,7 +114,7 @@ def weigh(
         unknown=sum(is_unknown(found) for found in latest(records)),
         lost=(missing - unknown - without).total(),
         paid_twice=sum(max(0, count - 1 - allowed.get(prompt, 0)) for prompt, count in times.items()),
-        no_picture=without.total(),
+        no_image=without.total(),
     )
 
 
@@ -144,15 +144,15 @@ def is_unknown(found: StoredRecord) -> bool:
     return record.state == "submitted" and isinstance(record.error, OutcomeUnknownError)
 
 
-def has_no_picture(found: StoredRecord) -> bool:
-    """Whether the gateway itself gives no picture for what was, or may have been, paid for, and the record says so."""
+def has_no_image(found: StoredRecord) -> bool:
+    """Whether the gateway itself gives no image for what was, or may have been, paid for, and the record says so."""
     record = found.record
     failed = record.state == "failed" and record.error is not None and record.error.billed is not Billed.NO
     return failed or (record.state != "landed" and isinstance(record.error, LinkExpiredError))
 
 
 def _numbers(found: StoredRecord) -> list[int]:
-    """The submissions whose pictures a record has landed, read from the pictures."""
+    """The submissions whose images a record has landed, read from the images."""
     record = found.record
     if record.state != "landed":
         return []
@@ -160,7 +160,7 @@ def _numbers(found: StoredRecord) -> list[int]:
     files = Files(AIRFLOW_OPENERS)
     images = [image for manifest in manifests for image in manifest["images"]]
     there = [image for image in images if files.state(image["uri"]) != "gone"]
-    assert there, f"no picture of {record.key} is left: {[image['uri'] for image in images]}"
+    assert there, f"no image of {record.key} is left: {[image['uri'] for image in images]}"
     numbers = []
     for image in there:
         data = files.read(image["uri"], max_bytes=64 * 1024 * 1024)

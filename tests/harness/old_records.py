@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "records_0_1"
 BUCKET = "records-0-1"
 ROOT = f"s3://{BUCKET}/geminiimg"
-PICTURES = f"s3://{BUCKET}/pictures"
+IMAGES = f"s3://{BUCKET}/pictures"
 GATEWAY = "http://gateway.invalid"
 WORKER = "worker"
 
@@ -65,7 +65,7 @@ def _put_jobs_back(sandbox: Sandbox) -> None:
     box = sandbox._server.box
     for entry in json.loads((FOLDER / "gateway.json").read_text()):
         route = "onemin" if entry["gateway"] == "1min" else "apimaster"
-        if entry["outcome"] != "picture":
+        if entry["outcome"] != "image":
             sandbox.faults(route=f"{route}.submit", outcome=entry["outcome"])
         _submit(sandbox, route, entry["prompt"])
         _, job = box.jobs.popitem()

@@ -40,7 +40,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Point:
-    """A moment in a picture's life at which a process can be held."""
+    """A moment in an image's life at which a process can be held."""
 
     name: str
     moment: str
@@ -70,7 +70,7 @@ POINTS = {
         Point("noted", "between the record of the answer and the note of whose job it is", _write("/jobs/", "/{dag}/")),
         Point("polling", "while polling", _call("status")),
         Point("download", "while downloading", _call("download")),
-        Point("sidecar", "between the picture and its sidecar", _write("/images/{dag}/run/made/-1/made.json")),
+        Point("sidecar", "between the image and its sidecar", _write("/images/{dag}/run/made/-1/made.json")),
         Point("landed", "after landing, before the task reports success", _write("/index/default/{dag}/")),
     )
 }
@@ -124,8 +124,8 @@ def stays_unknown(scene: Scene) -> None:
     assert scene.submits() == sent == 1
 
 
-POLLED = "The next attempt asks for the same job and lands its picture."
-BOUGHT = "Nothing was sent. The next attempt buys the picture."
+POLLED = "The next attempt asks for the same job and lands its image."
+BOUGHT = "Nothing was sent. The next attempt buys the image."
 UNKNOWN = "Nobody knows, and nothing is sent again by itself. A person settles it."
 
 PLANS = [

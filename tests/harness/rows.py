@@ -52,7 +52,7 @@ LANDED = Balance(submitted=1, paid=1, landed=1, unknown=0, lost=0, paid_twice=0)
 UNPAID = Balance(submitted=0, paid=0, landed=0, unknown=0, lost=0, paid_twice=0)
 UNKNOWN_PAID = dataclasses.replace(LANDED, landed=0, unknown=1)
 UNKNOWN_UNPAID = dataclasses.replace(UNPAID, unknown=1)
-NO_PICTURE = dataclasses.replace(LANDED, landed=0, no_picture=1)
+NO_IMAGE = dataclasses.replace(LANDED, landed=0, no_image=1)
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Case:
     :param prepare: what else is done before the first attempt.
     :param between: what is done between the first attempt and what follows it by itself.
     :param attempts: how many there are when nothing more happens by itself; a task may be retried once.
-    :param error: what the task fails with when nothing more happens by itself; ``None``: there is a picture.
+    :param error: what the task fails with when nothing more happens by itself; ``None``: there is an image.
     :param says: what that error says, among more.
     :param still: what changes nothing about that error: ``retry``, ``clear``.
-    :param mend: what a person then does, after which a Clear brings the picture; the row is weighed after that.
+    :param mend: what a person then does, after which a Clear brings the image; the row is weighed after that.
     :param buys: how many submits that Clear sends, of one image.
     :param holds: what must hold in the end, too.
-    :param again: the operator's arguments with which a Clear buys a picture; the row is weighed before that.
+    :param again: the operator's arguments with which a Clear buys an image; the row is weighed before that.
     :param images: of how many images a batch is.
     :param where: on which gateways in which modes, as pairs.
     """
@@ -267,7 +267,7 @@ class Play:
         assert self.task.state == "failed", self.error
         paid = any(entry["charged"] for entry in self.sandbox.ledger() if entry["prompt"] == self.prompt)
         said = str(self.error)
-        statements = {"No money was spent.": not paid, "The picture was paid for.": paid, "Money may have been": True}
+        statements = {"No money was spent.": not paid, "The image was paid for.": paid, "Money may have been": True}
         assert [true for statement, true in statements.items() if statement in said] == [True], (said, paid)
 
     def is_what_was_asked(self) -> None:

@@ -117,7 +117,7 @@ class Scene:
     def __init__(self, stage: Stage, plan: Plan, sandbox: Sandbox) -> None:
         self.stage, self.plan, self.sandbox = stage, plan, sandbox
         self.dag_id = plan.dag_id
-        self.prompt = f"a picture for {plan.dag_id}"
+        self.prompt = f"an image for {plan.dag_id}"
         self.airflow = stage.airflow
         self._route = {"1min": "onemin", "apimaster": "apimaster"}[plan.gateway]
 

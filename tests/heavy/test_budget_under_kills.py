@@ -2,7 +2,7 @@
 
 The sandbox says what was charged. A process is killed when the sandbox has counted so many requests, drawn by a seed.
 What it left under way counts as unknown at once and is bought again, so each kill costs the budget the most that it
-can: what was leased and not yet sent, which is at most the price of the two pictures that are sent at once.
+can: what was leased and not yet sent, which is at most the price of the two images that are sent at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from airflow_provider_geminiimg.sandbox import Sandbox
 
 RUNS = 20
 KILLS = 4
-PICTURES = 100  # that the budget pays for; each of the two batches wants three quarters of them
+IMAGES = 100  # that the budget pays for; each of the two batches wants three quarters of them
 PRICE = Decimal("0.0672")
-BUDGET = PICTURES * PRICE
+BUDGET = IMAGES * PRICE
 LONG_AGO = 3600.0  # seconds that a dead process's intents are made older, so that nobody waits for their answers
-CALLS_EACH = 3  # of one picture: submit, poll, download
+CALLS_EACH = 3  # of one image: submit, poll, download
 PATIENCE = 300.0
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -118,13 +118,13 @@ def run(seed: int, sandbox: Sandbox, root: Path) -> Outcome:
         },
     }
     workers = [
-        Worker(Work(connection, root.as_uri(), name, tuple(f"{name} {at}" for at in range(PICTURES * 3 // 4))), root)
+        Worker(Work(connection, root.as_uri(), name, tuple(f"{name} {at}" for at in range(IMAGES * 3 // 4))), root)
         for name in ("day", "night")
     ]
     for worker in workers:
         worker.start()
     outcome = Outcome(seed)
-    for moment in sorted(chance.sample(range(4, PICTURES * CALLS_EACH * 9 // 10), KILLS)):
+    for moment in sorted(chance.sample(range(4, IMAGES * CALLS_EACH * 9 // 10), KILLS)):
         victim = chance.choice(workers)
         until(sandbox, moment, workers)
         if victim.alive:

@@ -1,4 +1,4 @@
-"""A thousand pictures in one task, killed at random moments and tried again: what was paid for, and what came of it."""
+"""A thousand images in one task, killed at random moments and tried again: what was paid for, and what came of it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def anywhere(sandbox: Sandbox, attempts: Attempts, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("kill", [unanswered, anywhere])
-def test_a_batch_that_is_killed_five_times_pays_for_each_picture_once_and_lands_all_that_was_answered(
+def test_a_batch_that_is_killed_five_times_pays_for_each_image_once_and_lands_all_that_was_answered(
     sandbox: Sandbox, apimaster: str, tmp_path: Path, kill: Kill
 ) -> None:
     rng = random.Random(SEED)
-    prompts = [f"picture {number:04d}" for number in range(ITEMS)]
+    prompts = [f"image {number:04d}" for number in range(ITEMS)]
     open_at_a_kill: set[str] = set()
     with Attempts(tmp_path) as attempts:
         attempts.start("killed", prompts, geminiimg_conn_id=apimaster)
@@ -74,7 +74,7 @@ def test_a_batch_that_is_killed_five_times_pays_for_each_picture_once_and_lands_
             assert set(paid) == landed | unknown
         numbers = {entry["prompt"]: entry["number"] for entry in sandbox.ledger()}
         assert attempts.submissions() == {prompt: numbers[prompt] for prompt in landed}
-        assert f"{len(landed)} of {ITEMS} pictures landed" in str(result["error"]) if unknown else result["value"]
+        assert f"{len(landed)} of {ITEMS} images landed" in str(result["error"]) if unknown else result["value"]
         assert not result["again"], "no retry can tell what is unknown"
         print(f"{len(paid)} paid = {len(landed)} landed + {len(unknown & set(paid))} unknown;", end=" ")
         print(f"{len(unknown - set(paid))} claimed, and killed before the request was out; none twice")

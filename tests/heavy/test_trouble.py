@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 ITEMS = int(os.environ.get("ITEMS", "1000")) // 5
-PROMPTS = [f"picture {number:04d}" for number in range(ITEMS)]
+PROMPTS = [f"image {number:04d}" for number in range(ITEMS)]
 AT_ONCE = 8  # requests that a connection sends at once, where it says nothing else
-ACCOUNTS = {"onemin": ("credits", 4500), "apimaster": ("balance", 0.0672)}  # its setting, and a picture's price in it
+ACCOUNTS = {"onemin": ("credits", 4500), "apimaster": ("balance", 0.0672)}  # its setting, and an image's price in it
 OUTAGE = 60.0  # seconds
 
 
@@ -88,13 +88,13 @@ def door(sandbox: Sandbox) -> Iterator[Door]:
 
 
 def assert_paid_once(sandbox: Sandbox, wanted: int) -> None:
-    """So many different pictures were paid for, and none of them twice."""
+    """So many different images were paid for, and none of them twice."""
     paid = Counter(entry["prompt"] for entry in sandbox.ledger())
     assert set(paid.values()) <= {1}
     assert len(paid) == wanted
 
 
-def test_every_seventh_picture_is_refused_and_the_others_land(
+def test_every_seventh_image_is_refused_and_the_others_land(
     attempts: Attempts, sandbox: Sandbox, geminiimg_conn_id: str
 ) -> None:
     route, refused = f"{geminiimg_conn_id}.submit", ITEMS // 7
@@ -102,7 +102,7 @@ def test_every_seventh_picture_is_refused_and_the_others_land(
     attempts.start(f"refused_{geminiimg_conn_id}", PROMPTS, geminiimg_conn_id=geminiimg_conn_id)
     result = attempts.ended()
     assert attempts.counts() == {"refused": refused, "landed": ITEMS - refused}
-    assert f"{ITEMS - refused} of {ITEMS} pictures landed" in result["error"]
+    assert f"{ITEMS - refused} of {ITEMS} images landed" in result["error"]
     assert not result["again"], "a retry would be refused again"
     assert_paid_once(sandbox, ITEMS)
 

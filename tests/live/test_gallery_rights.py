@@ -51,7 +51,7 @@ def airflow(root: str, tmp_path: Path) -> Iterator[LiveAirflow]:
     """An API server with FAB's users, on disk and on S3; the scheduler has nothing to do here."""
     (tmp_path / "dags").mkdir()
     shared = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
-    pictures = f"{root.rpartition('/')[0]}/pictures"
+    images = f"{root.rpartition('/')[0]}/images"
     airflow = LiveAirflow(
         tmp_path / "airflow",
         tmp_path / "dags",
@@ -59,7 +59,7 @@ def airflow(root: str, tmp_path: Path) -> Iterator[LiveAirflow]:
             **shared,
             "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
             "AIRFLOW__GEMINIIMG__ROOT": root,
-            "AIRFLOW__GEMINIIMG__GALLERY_ROOTS": pictures,
+            "AIRFLOW__GEMINIIMG__GALLERY_ROOTS": images,
         },
         users={ADMIN: "ADMIN"},
     )
@@ -103,7 +103,7 @@ class Visitors:
 
 
 def listing(dag_id: str) -> str:
-    return f"api/dags/{dag_id}/runs/{quote(ITEM.run_id)}/pictures"
+    return f"api/dags/{dag_id}/runs/{quote(ITEM.run_id)}/images"
 
 
 async def test_who_may_read_one_dag_sees_nothing_of_another(
@@ -123,11 +123,11 @@ async def test_who_may_read_one_dag_sees_nothing_of_another(
     of_a, of_b = (
         {None: 401, "anna": a, "bert": b, "cleo": 200, "nils": 403, ADMIN: 200} for a, b in [(200, 403), (403, 200)]
     )
-    path_a, path_b = (address_of(record.key).picture(0).removeprefix("f/") for record in (first, second))
+    path_a, path_b = (address_of(record.key).image(0).removeprefix("f/") for record in (first, second))
     sources = f"api/dags/a/runs/{quote(ITEM.run_id)}/sources?task_id=edit&map_index=-1&item=0&n=1"
-    for path in (f"f/{path_a}", f"thumbs/{path_a}", listing("a"), listing("a").replace("pictures", "summary"), sources):
+    for path in (f"f/{path_a}", f"thumbs/{path_a}", listing("a"), listing("a").replace("images", "summary"), sources):
         assert visitors.statuses(path) == of_a, path
-    for path in (f"f/{path_b}", f"thumbs/{path_b}", listing("b"), listing("b").replace("pictures", "summary")):
+    for path in (f"f/{path_b}", f"thumbs/{path_b}", listing("b"), listing("b").replace("images", "summary")):
         assert visitors.statuses(path) == of_b, path
         assert visitors.statuses(f"{path}?dag_id=a") == of_b, path
         assert visitors.statuses(f"{path}?dag_id=~") == of_b, path
@@ -155,7 +155,7 @@ async def test_who_may_read_one_dag_sees_nothing_of_another(
     assert seen == {"anna": ["a"], "bert": ["b"], "cleo": ["a", "b"], "nils": [], ADMIN: ["a", "b"]}
 
     [hidden] = visitors.ask(sources, "anna").json()["sources"]
-    assert (hidden["picture"], hidden["why"]) == (None, "It belongs to a DAG that you may not read.")
+    assert (hidden["image"], hidden["why"]) == (None, "It belongs to a DAG that you may not read.")
     assert path_b not in json.dumps(hidden)
     [shown] = visitors.ask(sources, "cleo").json()["sources"]
-    assert shown["picture"]["href"] == f"f/{path_b}"
+    assert shown["image"]["href"] == f"f/{path_b}"

@@ -1,4 +1,4 @@
-"""Forty mapped pictures in a whole Airflow: one client and one look-up in the triggerer, each picture paid for once."""
+"""Forty mapped images in a whole Airflow: one client and one look-up in the triggerer, each image paid for once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SOURCE = f"""
             task_id="made", resolution="512", deferrable=True, poll_interval=1.0, timeout=600,
             # A busy scheduler may take a task that comes back from its trigger for a lost one.
             retries=2, retry_delay=timedelta(seconds=1),
-        ).expand(prompt=[f"picture number {{number}}" for number in range({COUNT})])
+        ).expand(prompt=[f"image number {{number}}" for number in range({COUNT})])
 """
 POOL = 10  # connections that one client keeps to a gateway at the most: max_concurrency and uploads
 
 
-def test_forty_mapped_pictures_share_one_client_and_one_look_up_and_block_no_event_loop(
+def test_forty_mapped_images_share_one_client_and_one_look_up_and_block_no_event_loop(
     live: Callable[..., LiveAirflow], tmp_path: Path
 ) -> None:
     with Sandbox(latency=40.0) as sandbox:

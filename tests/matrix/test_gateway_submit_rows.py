@@ -107,9 +107,9 @@ CASES = [
     ),
     unknown("408, and the job goes on unseen", SUBMIT, charged=True, where=AT_APIMASTER, between=job_ends,
             settings={"honour_async": False, "sync_gives_up": 0.02, "latency": 0.2}),
-    Case("PROCESSING after a long wait instead of the picture", SUBMIT, "The job is polled.", where=AT_1MIN,
+    Case("PROCESSING after a long wait instead of the image", SUBMIT, "The job is polled.", where=AT_1MIN,
          settings={"honour_async": False, "sync_gives_up": 0.02, "latency": 0.2}),
-    Case("The picture itself after a long wait instead of a job", SUBMIT, "The picture is taken as it is.",
+    Case("The image itself after a long wait instead of a job", SUBMIT, "The image is taken as it is.",
          where=STRAIGHT, settings={"honour_async": False}),
     *(Case(event, SUBMIT, "What came is a whole answer: it counts, and its job is polled.",
            faults=({"route": "submit", "frame": frame},), images=2, where=where)

@@ -23,11 +23,11 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, 
 MOMENTS: dict[str, Writes] = {
     "while the record is claimed": lambda path, body: b'"state":"intent"' in body,
     "while the answer is recorded": lambda path, body: b'"state":"submitted"' in body,
-    "while the picture is written": lambda path, body: "/images/" in path and body[1:4] == b"PNG",
+    "while the image is written": lambda path, body: "/images/" in path and body[1:4] == b"PNG",
     "while the sidecar is written": lambda path, body: "/images/" in path and body[:1] == b"{",
     "while the landing is recorded": lambda path, body: b'"state":"landed"' in body,
 }
-CLAIM, ANSWER, PICTURE, SIDECAR, LANDING = MOMENTS
+CLAIM, ANSWER, IMAGE, SIDECAR, LANDING = MOMENTS
 
 
 def from_the_answer_on(path: str, body: bytes) -> bool:
@@ -68,24 +68,24 @@ def mended(stage: Play) -> None:
     stage.trouble.end()
 
 
-# What becomes of a picture whose write fails at each moment, until a person mends the storage.
+# What becomes of an image whose write fails at each moment, until a person mends the storage.
 BEFORE = {
     "then": "No money was spent, nothing was sent. Mend the storage, then clear: it is bought.",
     "attempts": 2, "error": StorageError, "mend": mended, "buys": 1,
 }  # fmt: skip
-ALL_THE_SAME = {"then": "The picture lands all the same, and its record with it."}
+ALL_THE_SAME = {"then": "The image lands all the same, and its record with it."}
 AFTER = {
-    "then": "Each retry fails, and says that the picture was paid for. Mend the storage, then clear: it lands, at no "
+    "then": "Each retry fails, and says that the image was paid for. Mend the storage, then clear: it lands, at no "
     "cost.",
     "attempts": 2, "error": StorageError, "mend": mended,
 }  # fmt: skip
 UNRECORDED = {
-    "then": "The picture lies in storage, the task succeeds, and the log names the record. A Clear records it, at no "
+    "then": "The image lies in storage, the task succeeds, and the log names the record. A Clear records it, at no "
     "cost.",
     "mend": mended,
 }  # fmt: skip
 FAILING: dict[str, dict[str, Any]] = {
-    CLAIM: BEFORE, ANSWER: ALL_THE_SAME, PICTURE: AFTER, SIDECAR: AFTER, LANDING: UNRECORDED,
+    CLAIM: BEFORE, ANSWER: ALL_THE_SAME, IMAGE: AFTER, SIDECAR: AFTER, LANDING: UNRECORDED,
 }  # fmt: skip
 FROM_THE_ANSWER_ON = "from the gateway's answer on"
 SOON = (
@@ -102,7 +102,7 @@ BUCKET = [
          prepare=begin("denied", from_the_answer_on), patches=SOON, where=CROSSED),
     *(Case("The bucket is gone (NoSuchBucket)", moment, **{**FAILING[moment], **more},
            prepare=begin("missing", MOMENTS[moment]), patches=SOON, where=CROSSED)
-      for moment, more in {CLAIM: {}, ANSWER: AFTER, PICTURE: {}, SIDECAR: {}, LANDING: {}}.items()),
+      for moment, more in {CLAIM: {}, ANSWER: AFTER, IMAGE: {}, SIDECAR: {}, LANDING: {}}.items()),
     Case("The bucket refuses checksum headers (400)", "from the check before payment on",
          "Images and sidecars are written without, and compared after the write; the log says so.",
          prepare=begin("plain", lambda path, body: "/images/" in path), images=2, where=(*CROSSED, *IN_BATCHES)),
@@ -167,7 +167,7 @@ def shared(stage: Play) -> None:
     stage.folder.with_name("of-another-worker").rename(stage.folder)
 
 
-def delete_the_picture(stage: Play) -> None:
+def delete_the_image(stage: Play) -> None:
     Path(stage.task.value["images"][0]["uri"].removeprefix("file://")).unlink()
 
 
@@ -197,8 +197,8 @@ RECORDS = [
          "Nothing is sent, the error says so. Share the root, then clear: the job is collected at no cost.",
          prepare=download_fails, between=hide, attempts=2, error=LedgerError, still=("retry", "clear"), mend=shared,
          where=STRAIGHT),
-    Case("Somebody deletes the picture", "after it landed",
-         "A Clear asks the gateway for a fresh link, and lands it again at no cost.", mend=delete_the_picture,
+    Case("Somebody deletes the image", "after it landed",
+         "A Clear asks the gateway for a fresh link, and lands it again at no cost.", mend=delete_the_image,
          where=CROSSED),
 ]  # fmt: skip
 
@@ -227,7 +227,7 @@ def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play,
     claims = [gate.hold("PUT", "/ledger/", '"state":"intent"') for _ in range(2)]
     assert race(stage, stage.rival(), claims) is None
     case = Case("Two attempts claim one record at once", "before the submit",
-                "One of them submits. Both end with its picture.")  # fmt: skip
+                "One of them submits. Both end with its image.")  # fmt: skip
     assert stage.submits() == 1
     assert (stage.task.state, stage.balance()) == ("success", LANDED)
     stage.save("storage", case, stage.balance())

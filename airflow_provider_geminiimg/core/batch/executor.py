@@ -44,7 +44,7 @@ _ACCOUNT = (InsufficientBalanceError, DailyBudgetSpentError, AuthenticationError
 
 
 class _Skip(Exception):
-    """No further picture is started, and this one was not."""
+    """No further image is started, and this one was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class BatchExecutor:
         made = await closed(self._made(item, sent))  # what is under way elsewhere in the batch goes on
         result = Result(_status(made, self.batch.guard), error=made) if isinstance(made, GeminiImageError) else made
         if self._breaker.add(result, sent.is_set()):
-            self._log.error("No further picture is started: %s What is under way is landed.", self._breaker.reason)
+            self._log.error("No further image is started: %s What is under way is landed.", self._breaker.reason)
         return result
 
     async def _made(self, item: PlannedImage, sent: asyncio.Event) -> Result:
@@ -224,7 +224,7 @@ class BatchExecutor:
         counts = ", ".join(f"{ended[status]} {status}" for status in STATUSES if ended[status])
         cost = ", ".join(f"{amount:.6g} {currency}" for currency, amount in self._summary.cost.items())
         self._log.info(
-            "%s of %s pictures (%s), %s under way, %.1f a second, cost: %s, time left: %s.",
+            "%s of %s images (%s), %s under way, %.1f a second, cost: %s, time left: %s.",
             done, total, counts or "none yet", self._in_flight, rate, cost or "none yet", left,
         )  # fmt: skip
 

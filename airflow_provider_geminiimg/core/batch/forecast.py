@@ -1,4 +1,4 @@
-"""Which pictures of a batch would be bought, and what they would cost together, before the first one is.
+"""Which images of a batch would be bought, and what they would cost together, before the first one is.
 
 What must stay true: a forecast changes nothing, and decides as a purchase does. It refuses early what is certain;
 `Budgets` keeps to the cap whatever comes of the rest.
@@ -16,7 +16,7 @@ from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedIma
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
-from airflow_provider_geminiimg.core.purchase.decision import Asked, PictureState, Policy, Poll, Step, Submit, decide
+from airflow_provider_geminiimg.core.purchase.decision import Asked, ImageState, Policy, Poll, Step, Submit, decide
 from airflow_provider_geminiimg.core.purchase.history import ImageHistory
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.task_state import look
@@ -24,14 +24,14 @@ from airflow_provider_geminiimg.core.request import CheckedRequest
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, OverBudgetError
 
 _MAY_BE_RECALLED = ("intent", "failed")  # Airflow may know more of these
-_THERE: PictureState = "there"  # whether it still is makes nobody buy
+_THERE: ImageState = "there"  # whether it still is makes nobody buy
 
 
 class _UnchangedHistory(ImageHistory):
     """What is known of an image, where nothing may be written, and nobody looks whether what has landed is there."""
 
     async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
-        return decide(found, policy, asked, picture=_THERE, vanished=found.record.key == vanished)
+        return decide(found, policy, asked, image=_THERE, vanished=found.record.key == vanished)
 
     async def settle(self, record: Record, *, plain: bool = False) -> None:
         """Leave the records as they are."""
@@ -59,7 +59,7 @@ class Forecast(Purchase):
         return isinstance(decision.step, Submit) and not await self._may_be_copied(decision.step)
 
     async def _may_be_copied(self, step: Submit) -> bool:
-        """Whether another task of the DAG has the picture or is making it."""
+        """Whether another task of the DAG has the image or is making it."""
         if self.order.policy.reuse == "task" or step.regenerate:
             return False
         return await self.sharing.is_anothers(await self.history.fingerprint())
@@ -85,7 +85,7 @@ async def refusals(
     requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
     try:
         total = price_of_all(requests, connection, max_cost)
-        refuse_over(max_cost, total, connection, f"Buying {len(requests)} pictures")
+        refuse_over(max_cost, total, connection, f"Buying {len(requests)} images")
     except (BadRequestError, OverBudgetError) as error:
         return dict.fromkeys((item.fingerprint for item in wanted), error)
     return {}

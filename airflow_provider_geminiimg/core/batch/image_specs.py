@@ -134,7 +134,7 @@ def _refuse_too_many(rows: Sequence[Mapping[str, Any]], variants: int, most: int
         except BadRequestError:  # named with its row
             total += 1
     if total > most:
-        raise too_many(f"{len(rows)} rows ask for {total} pictures", most)
+        raise too_many(f"{len(rows)} rows ask for {total} images", most)
 
 
 def _refuse_shared_variants(specs: Sequence[ImageSpec]) -> None:
@@ -152,7 +152,7 @@ def _refuse_shared_variants(specs: Sequence[ImageSpec]) -> None:
         if key in own and own[key].row != spec.row:
             variant = given(spec.request.variant)
             raise BadRequestError(
-                f"{spec.place}: one of its n pictures has the variant{variant}, and so has {own[key].place}, which "
+                f"{spec.place}: one of its n images has the variant{variant}, and so has {own[key].place}, which "
                 "asks for the same otherwise.",
                 hint="Give one of them another variant, or ask for all in one row.",
             )

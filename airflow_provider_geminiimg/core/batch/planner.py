@@ -106,7 +106,7 @@ def log_twins(planned: Plan, log: Logs) -> None:
     once = [items for items in same.values() if len(items) > 1]
     twice = [items for items in alike.values() if len(items) > 1]
     if once:
-        log.info("Made once, as the rows ask for the same picture: %s.", _groups(once))
+        log.info("Made once, as the rows ask for the same image: %s.", _groups(once))
     if twice:
         log.warning(
             "Bought for each row, though the prompts differ by nothing but white space or the way in which their "

@@ -87,6 +87,6 @@ def too_many(what: str, most: int) -> BadRequestError:
 def _no_list(value: Any) -> BadRequestError:
     return BadRequestError(
         f"requests{given(value)}: takes a list of prompts or of mappings, or the URI of a file that holds one.",
-        hint="For one picture write [prompt]. Files end with .csv, .tsv, .jsonl or .json; what else there is (.xlsx, a "
+        hint="For one image write [prompt]. Files end with .csv, .tsv, .jsonl or .json; what else there is (.xlsx, a "
         "query) a @task can read and return.",
     )

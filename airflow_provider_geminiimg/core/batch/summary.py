@@ -1,6 +1,6 @@
-"""What became of a batch's pictures, added up as they end, so that ten thousand of them need no more room than a few.
+"""What became of a batch's images, added up as they end, so that ten thousand of them need no more room than a few.
 
-What must stay true: every row ends as one word, and the words add up to the rows; what is kept of a picture is its line
+What must stay true: every row ends as one word, and the words add up to the rows; what is kept of an image is its line
 of the manifest, packed, and nothing else.
 """
 
@@ -22,7 +22,7 @@ GOOD: tuple[Status, ...] = ("landed", "reused")
 
 
 class Asked(Protocol):
-    """A picture that a row asks for; several rows may ask for one."""
+    """An image that a row asks for; several rows may ask for one."""
 
     @property
     def row(self) -> int: ...
@@ -36,7 +36,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one picture of a plan.
+    """What became of one image of a plan.
 
     :param manifest: of what landed.
     :param error: why nothing did, or what is wrong with it.
@@ -66,11 +66,11 @@ class BatchSummary:
         self._alike = b""  # the first line, which the others hardly differ from: packed by it they take a third
 
     def add(self, fingerprint: str, result: Result) -> None:
-        """Count a picture that has ended, once."""
+        """Count an image that has ended, once."""
         error = result.error
         line = json.dumps(result.line()).encode()
         cost = self._cost_with(result)
-        # Nothing is counted of a picture of which not all can be.
+        # Nothing is counted of an image of which not all can be.
         self.ended[result.status] += 1
         self.cost = cost
         self.retryable = self.retryable or (error is not None and error.retryable)
@@ -116,7 +116,7 @@ class BatchSummary:
         return found
 
     def manifest(self, items: Iterable[Asked]) -> Iterator[bytes]:
-        """``manifest.jsonl``: one line for each picture that was asked for, in order."""
+        """``manifest.jsonl``: one line for each image that was asked for, in order."""
         return (json.dumps(self._line(item), sort_keys=True).encode() + b"\n" for item in items)
 
     def _line(self, item: Asked) -> dict[str, Any]:

@@ -39,12 +39,12 @@ class ModelSpec:
     :param default_resolution: what is sent when none is asked for; ``None`` where it takes none.
     :param aspect_ratios: the ratios that it takes; empty where it takes none.
     :param max_reference_images: how many references beside `image`.
-    :param max_input_bytes: bytes that one input picture may have.
-    :param max_total_input_bytes: bytes that all input pictures of one request may have.
-    :param input_media_types: what an input picture may be.
-    :param prices: price of one picture by resolution (``""`` where it takes none); empty = unknown. No gateway
+    :param max_input_bytes: bytes that one input image may have.
+    :param max_total_input_bytes: bytes that all input images of one request may have.
+    :param input_media_types: what an input image may be.
+    :param prices: price of one image by resolution (``""`` where it takes none); empty = unknown. No gateway
         publishes what it charges, so these are estimates.
-    :param input_price: what one input picture adds to it.
+    :param input_price: what one input image adds to it.
     :param currency: of `prices`: ``USD``.
     :param price_basis: ``google_list`` (by Google's list price) or ``unknown``.
     :param expected_seconds: seconds after which a first poll makes sense, by resolution as in `prices`.
@@ -77,7 +77,7 @@ class ModelSpec:
     one_id: bool = False
 
     def price(self, resolution: str | None) -> Decimal | None:
-        """The price of one picture, or ``None`` where it is unknown.
+        """The price of one image, or ``None`` where it is unknown.
 
         :param resolution: a neutral size; ``None`` where the row takes none.
         """
@@ -94,7 +94,7 @@ class ModelSpec:
 
 OWN = "our own estimate; the gateway publishes none"
 
-_PICTURES = frozenset({"image", "reference_images"})
+_IMAGES = frozenset({"image", "reference_images"})
 SIZE = frozenset({"resolution"})
 _RATIO = frozenset({"aspect_ratio"})
 _SAMPLING = frozenset({"temperature", "top_p"})
@@ -112,8 +112,8 @@ _ONEMIN_PAGE = "1min.ai API docs, "
 _APIMASTER_PAGE = "APIMaster model guide of Gemini 3.1 Flash Image Preview"
 
 _ONEMIN_SOURCES = {
-    "max_input_bytes": "Google's 7 MB an inline picture; stricter than the 50 MB a file of the 1min.ai Asset API",
-    "max_total_input_bytes": "the most pictures that a request takes, times the limit of one",
+    "max_input_bytes": "Google's 7 MB an inline image; stricter than the 50 MB a file of the 1min.ai Asset API",
+    "max_total_input_bytes": "the most images that a request takes, times the limit of one",
     "input_media_types": "Google's model pages: PNG, JPEG, WebP for every model",
     "prices": "Google's list price; 1min.ai charges credits and publishes no figure",
     "input_price": "Google's list price of an input image",
@@ -128,8 +128,8 @@ _ONEMIN_UNDOCUMENTED = {
     "max_reference_images": "not documented by 1min.ai for this model: as for 3.1 Flash",
 }
 _APIMASTER_SOURCES = {
-    "max_input_bytes": "Google's model pages: 7 MB an inline picture",
-    "max_total_input_bytes": f"{OWN}; pictures go inline as base64, kept under 20 MB a request (Google's old limit)",
+    "max_input_bytes": "Google's model pages: 7 MB an inline image",
+    "max_total_input_bytes": f"{OWN}; images go inline as base64, kept under 20 MB a request (Google's old limit)",
     "input_media_types": "Google's model pages: PNG, JPEG, WebP for every model",
     "input_price": "Google's list price of an input image; APIMaster's is not known",
     "expected_seconds": f"{OWN}; {_APIMASTER_PAGE} asks for a first poll after 10-20 s",
@@ -140,7 +140,7 @@ _APIMASTER_DOC = {
     "fields": _APIMASTER_PAGE,
     "resolutions": _APIMASTER_PAGE,
     "aspect_ratios": f"{_APIMASTER_PAGE} (extreme ratios); Google's model page: 14",
-    "max_reference_images": f"{_APIMASTER_PAGE}: 14 input pictures; the one to edit is the first of them",
+    "max_reference_images": f"{_APIMASTER_PAGE}: 14 input images; the one to edit is the first of them",
     "prices": (
         "Google's list price of a 1K image, times 1, 1, 4/3, 2 for 0.5K, 1K, 2K, 4K "
         f"({_APIMASTER_PAGE}). APIMaster charges its channel's price times these and the account's group ratio"
@@ -151,7 +151,7 @@ _APIMASTER_UNDOCUMENTED = {
     "fields": "not documented by APIMaster for this model: what Google's model shares with 3.1 Flash",
     "resolutions": "Google's model page",
     "aspect_ratios": "Google's model page",
-    "max_reference_images": "Google's model page: 14 input pictures; the one to edit is the first of them",
+    "max_reference_images": "Google's model page: 14 input images; the one to edit is the first of them",
     "prices": "Google's list price; APIMaster's is not known",
 }
 
@@ -236,7 +236,7 @@ def _both(shared: dict[str, Any], fields: frozenset[str], references: int) -> tu
     """The rows of a model whose generator and editor take the same settings."""
     return (
         ModelSpec(**shared, operation="generate", fields=fields, max_reference_images=0),
-        ModelSpec(**shared, operation="edit", fields=_PICTURES | fields, max_reference_images=references),
+        ModelSpec(**shared, operation="edit", fields=_IMAGES | fields, max_reference_images=references),
     )
 
 
@@ -251,7 +251,7 @@ ROWS: tuple[ModelSpec, ...] = (
     ModelSpec(
         **_AT_1MIN[FLASH],
         operation="edit",
-        fields=_PICTURES | SIZE | _RATIO | _SAMPLING,
+        fields=_IMAGES | SIZE | _RATIO | _SAMPLING,
         max_reference_images=2,
         sources={
             **_onemin_sources("Gemini 3.1 Flash Image Preview - Image Text Editor (its parameter table)"),
@@ -271,7 +271,7 @@ ROWS: tuple[ModelSpec, ...] = (
     ModelSpec(
         **_AT_1MIN[PRO],
         operation="edit",
-        fields=_PICTURES | SIZE | _SAMPLING,
+        fields=_IMAGES | SIZE | _SAMPLING,
         max_reference_images=2,
         sources=_onemin_sources("Gemini 3 Pro Image Preview - Image Text Editor"),
     ),
@@ -285,7 +285,7 @@ ROWS: tuple[ModelSpec, ...] = (
     ModelSpec(
         **{**_AT_1MIN[FLASH_25], **dict.fromkeys(("wire_model", "fingerprint_model"), f"{FLASH_25}-preview")},
         operation="edit",
-        fields=_PICTURES,
+        fields=_IMAGES,
         max_reference_images=2,
         sources=_onemin_sources("Gemini 2.5 Flash Image Preview - Image Text Editor"),
     ),

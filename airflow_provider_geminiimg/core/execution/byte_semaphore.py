@@ -1,10 +1,10 @@
-"""Memory for pictures on their way from the gateway into storage, and for inputs on their way to it, shared by all that
+"""Memory for images on their way from the gateway into storage, and for inputs on their way to it, shared by all that
 one process has under way at once.
 
-What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier picture
+What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier image
 needed; whoever was let in first may always grow, so that nobody waits for ever, and no more than one is over the
-budget, but for those whose patience is at an end; a picture of any size gets in once the others are out; what was
-expected of a picture and has not arrived in time is others'; what is taken is given back whatever happens.
+budget, but for those whose patience is at an end; an image of any size gets in once the others are out; what was
+expected of an image and has not arrived in time is others'; what is taken is given back whatever happens.
 
 Nobody waits for ever either way: who has a share waits for more of that share, which the first of all always gets, and
 for turns at the gateway, whose holders never wait for room; it never waits for a second share, or for its turn to pay
@@ -23,14 +23,14 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 
 ROOM = 36 * 1024 * 1024
-"""Bytes: two dozen pictures of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
+"""Bytes: two dozen images of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
 
-EXPECTED_SECONDS = 30.0  # for which a picture keeps the room that it was expected to need
+EXPECTED_SECONDS = 30.0  # for which an image keeps the room that it was expected to need
 _MOST_AT_ONCE = 144  # however small the last one was: a connection takes memory too
 
 
 class ByteSemaphore:
-    """Room for pictures. How large one is shows only when it is there: it is expected to be as large as the one before.
+    """Room for images. How large one is shows only when it is there: it is expected to be as large as the one before.
 
     :param size: bytes.
     """
@@ -43,10 +43,10 @@ class ByteSemaphore:
 
     @contextlib.asynccontextmanager
     async def share(self, patience: float = math.inf, *, empty: bool = False) -> AsyncIterator[Share]:
-        """Wait for the share of one picture and hold it.
+        """Wait for the share of one image and hold it.
 
         :param patience: seconds that it may wait, here and while it grows; then it takes what it needs.
-        :param empty: it begins with nothing. Default: with as much as the picture before had, once that is free.
+        :param empty: it begins with nothing. Default: with as much as the image before had, once that is free.
         """
         share = Share(self, patience)
         while not empty and self._expected > self._free and self._free < self._size and share.patience > 0:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 GRACE = 5.0  # seconds; SIGKILL follows 5 s after SIGTERM when a running task is marked failed
 BEAT = 1.0  # seconds; a signal in the moment before a lock is waited for is seen when the wait ends, and no sooner
-THREADS = 32  # for storage; asyncio's own six on two processors let fifty pictures wait for each other's disk
+THREADS = 32  # for storage; asyncio's own six on two processors let fifty images wait for each other's disk
 
 
 class SubmitGuard:

@@ -29,7 +29,7 @@ from airflow_provider_geminiimg.core.gateways.base import (
     InputImage,
     JobState,
     JobStatus,
-    Picture,
+    ResultImage,
 )
 from airflow_provider_geminiimg.core.gateways.onemin import OneMin
 from airflow_provider_geminiimg.exceptions import BadRequestError
@@ -44,7 +44,7 @@ __all__ = [
     "JobState",
     "JobStatus",
     "OneMin",
-    "Picture",
+    "ResultImage",
     "get_gateway",
 ]
 

@@ -25,8 +25,8 @@ from airflow_provider_geminiimg.core.gateways.base import (
     InputImage,
     JobState,
     JobStatus,
-    Picture,
     Reply,
+    ResultImage,
     as_mapping,
     paid_request,
 )
@@ -74,7 +74,7 @@ _RULES: Rules = {
     ),
     (408, None): Rule(
         OutcomeUnknownError,
-        "stopped waiting for the picture. It watches the job for up to 20 more minutes and charges if it finishes.",
+        "stopped waiting for the image. It watches the job for up to 20 more minutes and charges if it finishes.",
         Billed.UNKNOWN,
     ),
     (502, None): rules.REFUNDED,
@@ -93,7 +93,7 @@ class ApiMaster(Gateway):
         return {"Authorization": f"Bearer {api_key}"}
 
     def reference(self, image: InputImage) -> str:
-        """The picture's own public address, else its bytes as a data URI."""
+        """The image's own public address, else its bytes as a data URI."""
         return image.url or f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
     def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
@@ -135,7 +135,7 @@ class ApiMaster(Gateway):
     def _submitted(self, request: CheckedRequest, reply: Reply) -> JobStatus:
         answer = GatewayResponse(reply, prompt=request.prompt)
         status = self._read(answer, Known(request.input_images).without_inputs(answer.body))
-        if status is None or not (answer.ok or status.pictures):
+        if status is None or not (answer.ok or status.images):
             return responses.accepted_all_the_same(
                 answer.rejected(self.label, Purpose.PAID, _RULES), *_named_jobs(answer.body)
             )
@@ -162,8 +162,8 @@ class ApiMaster(Gateway):
         """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
         task = _task(body)
         found = results.only_results(body) if _without_image(answer, body) else results.results(body)
-        made = results.pictures(found)
-        if not results.pictures(results.only_results(body)):
+        made = results.images(found)
+        if not results.images(results.only_results(body)):
             made = _kept_as_reason(body) or made  # what stands beside it elsewhere may be an input
         state, job_id = _state(body), responses.job_id_of(*map(task.get, _IDS), *_named_jobs(body))
         error = None
@@ -177,7 +177,7 @@ class ApiMaster(Gateway):
             state = JobState.RUNNING
             if not any(map(results.names_a_file, found)):
                 state = JobState.FAILED
-                error = answer.outcome(self.label, rules.NO_PICTURE, _text_answer(task, found))
+                error = answer.outcome(self.label, rules.NO_IMAGE, _text_answer(task, found))
         if state is None:
             return None
         image = _first_image(task)
@@ -266,12 +266,12 @@ def _state(body: Mapping[str, Any]) -> JobState | None:
     return states.state_of(_word(body))
 
 
-def _kept_as_reason(body: Mapping[str, Any]) -> tuple[Picture, ...]:
+def _kept_as_reason(body: Mapping[str, Any]) -> tuple[ResultImage, ...]:
     """The image of a row that was written before the gateway had a field of its own for the link."""
     task = _task(body)
     if states.state_of(states.status_word(task) or states.status_word(body)) is JobState.FAILED:
         return ()
-    kept = (results.pictures(results.results(source.get(key))) for source in (task, body) for key in _REASONS)
+    kept = (results.images(results.results(source.get(key))) for source in (task, body) for key in _REASONS)
     return next(filter(None, kept), ())
 
 
@@ -281,6 +281,6 @@ def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _text_answer(task: Mapping[str, Any], found: Sequence[Result]) -> Reason:
-    """Why a job that ended well has no picture: what it says of itself, else the words it brought instead."""
+    """Why a job that ended well has no image: what it says of itself, else the words it brought instead."""
     reason = reasons.reason_of(task)
     return reason if reason.code or reason.message else reasons.reason_of(found[0].text if found else None)

@@ -79,7 +79,7 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ResultImage:
     """One result: a link that expires, or the bytes themselves.
 
     :param url: where to download it; often signed, so it never goes into a log.
@@ -103,8 +103,8 @@ class JobState(str, enum.Enum):
 class JobStatus:
     """What one poll, or the answer to a submit, says.
 
-    :param state: see `JobState`. `DONE` always comes with at least one picture.
-    :param pictures: the results of a job that is done.
+    :param state: see `JobState`. `DONE` always comes with at least one image.
+    :param images: the results of a job that is done.
     :param error: why a job failed; set exactly when `state` is `FAILED`.
     :param job_id: the gateway's id of the job: the one that was polled, or the one that a submit's answer carries.
     :param cost: what the gateway says that it took, in the gateway's own currency, where it says what can be a price.
@@ -113,7 +113,7 @@ class JobStatus:
     """
 
     state: JobState
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ResultImage, ...] = ()
     error: GeminiImageError | None = None
     job_id: str | None = None
     cost: float | None = None
@@ -133,7 +133,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class InputImage:
-    """An input picture, read and checked.
+    """An input image, read and checked.
 
     :param data: its bytes.
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``, from the bytes.
@@ -169,15 +169,15 @@ class Gateway(abc.ABC):
 
     @abc.abstractmethod
     def reference(self, image: InputImage) -> Call[str] | str:
-        """The handle by which a submit names an input picture: at once, or from a free call (an upload)."""
+        """The handle by which a submit names an input image: at once, or from a free call (an upload)."""
 
     @abc.abstractmethod
     def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
         """The call that costs money.
 
         :param request: what to make.
-        :param handles: one handle an input picture, in the order of `CheckedRequest.input_images`.
-        :param synchronous: ask the gateway to answer with the finished picture instead of a job id.
+        :param handles: one handle an input image, in the order of `CheckedRequest.input_images`.
+        :param synchronous: ask the gateway to answer with the finished image instead of a job id.
         """
 
     @abc.abstractmethod

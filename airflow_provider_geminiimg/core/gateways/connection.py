@@ -64,7 +64,7 @@ class GatewayConnection:
     :param model: the model where a request names none; ``None``: the catalogue's default.
     :param requests_per_minute: calls a minute; ``None``: the catalogue's figure for the gateway.
     :param max_concurrency: calls at once; ``None``: the transport's default.
-    :param price_base: the account's own price of a 1K picture of the default model; ``None``: the catalogue's figure.
+    :param price_base: the account's own price of a 1K image of the default model; ``None``: the catalogue's figure.
     :param price_currency: ``USD`` (also for ``None``) or ``credits``; what all prices here and the caps are in.
     :param daily_budget: what all workers together may spend in a UTC day; ``None``: no limit.
     :param prices: the account's own prices by model, and by size where it says so; they go before `price_base`.

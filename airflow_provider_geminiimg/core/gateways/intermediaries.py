@@ -42,7 +42,7 @@ FIREWALL = Rule(
 TOO_LARGE = Rule(
     BadRequestError,
     f"{_BEFORE} does not pass on a request of this size.",
-    hint="Send smaller or fewer input pictures or a shorter prompt, then clear the task.",
+    hint="Send smaller or fewer input images or a shorter prompt, then clear the task.",
 )
 WRONG_PLACE = Rule(BadRequestError, f"{_BEFORE} does not take this request at this address.", hint=_HOST)
 PROXY_LOGIN = Rule(

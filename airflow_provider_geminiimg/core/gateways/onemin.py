@@ -1,7 +1,7 @@
-"""1min.ai: one feature endpoint for all models, pictures as storage keys with one signed link beside them.
+"""1min.ai: one feature endpoint for all models, images as storage keys with one signed link beside them.
 
 What must stay true: a submit asks for an asynchronous job, and takes whatever comes (a gateway that ignores `async`
-answers late and whole); a picture whose storage key came without a link exists and was paid for, so it is polled for,
+answers late and whole); an image whose storage key came without a link exists and was paid for, so it is polled for,
 never declared lost; unset fields are left out, because this gateway ignores or mangles what it does not expect.
 
 Sources: the model pages of 1min.ai's API documentation, its pages "asset-api" and "get-result", and what public
@@ -142,7 +142,7 @@ class OneMin(Gateway):
         record = as_mapping(answer.body.get("aiRecord"))
         job_id = responses.job_id_of(record.get("uuid"))
         status = self._read(answer, record, job_id, request.input_images)
-        if status is None or not (answer.ok or status.pictures):
+        if status is None or not (answer.ok or status.images):
             return responses.accepted_all_the_same(answer.rejected(self.label, Purpose.PAID, _RULES), job_id)
         if status.state is JobState.RUNNING and job_id is None:
             rule = rules.NO_HANDLE if _state(record) is JobState.DONE else rules.UNKNOWN
@@ -167,26 +167,26 @@ class OneMin(Gateway):
     def _read(
         self, answer: GatewayResponse, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
     ) -> JobStatus | None:
-        """What a record says; ``None`` where it says nothing. A picture without a link counts as still running."""
+        """What a record says; ``None`` where it says nothing. An image without a link counts as still running."""
         known = Known(inputs, _echoed_inputs(record), _named_results(record))
         body, record = (known.without_inputs(each) for each in (answer.body, record))
         detail = as_mapping(record.get("aiRecordDetail"))
         found = results.results(detail.get("resultObject"), inside=True)
         places = [source.get(name) for source in (record, body, detail) for name in _LINKS]
-        links = [link for place in places for link in results.results(place) if link.pictures][:1]
+        links = [link for place in places for link in results.results(place) if link.images][:1]
         no_image = without_image(status_word(record))
         if no_image and not any(map(results.names_a_file, found)):
             links = []  # a link beside no result of the job is an input's
-        made = results.pictures([*links, *found[1:]] if links else found)
+        made = results.images([*links, *found[1:]] if links else found)
         if not made and not no_image:
-            made = results.pictures(results.results(detail.get("responseObject"), inside=True))
+            made = results.images(results.results(detail.get("responseObject"), inside=True))
         state = _state(record)
         if made:
             return JobStatus(JobState.DONE, made, job_id=job_id, expires_at=responses.link_expiry(made[0].url))
         if state is JobState.FAILED:
             return self._failed(answer, rules.ENDED, _reason(record, detail), job_id)
         if state is JobState.DONE and not any(map(results.names_a_file, found)):
-            rule = rules.ENDED if reasons.reason_of(detail.get("resultObject")).code else rules.NO_PICTURE
+            rule = rules.ENDED if reasons.reason_of(detail.get("resultObject")).code else rules.NO_IMAGE
             return self._failed(answer, rule, _reason(record, detail), job_id)
         return None if state is None and job_id is None else JobStatus(JobState.RUNNING, job_id=job_id)
 
@@ -233,7 +233,7 @@ def _state(record: Mapping[str, Any]) -> JobState | None:
 
 
 def _reason(record: Mapping[str, Any], detail: Mapping[str, Any]) -> Reason:
-    """Why a job brought no picture, from the first place that says so."""
+    """Why a job brought no image, from the first place that says so."""
     said = [
         reasons.reason_of(detail.get("resultObject")),
         reasons.reason_of(detail),

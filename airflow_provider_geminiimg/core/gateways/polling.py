@@ -18,7 +18,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 
 MAX_FAILURES = 5
 GROWTH = (
-    1.15  # of the pause, from poll to poll: most pictures come soon after the first one, a late one may come any time
+    1.15  # of the pause, from poll to poll: most images come soon after the first one, a late one may come any time
 )
 JITTER = 1.1  # that pauses are at most longer by, so that jobs of one moment do not stay together
 VANISHED_GRACE = 600.0  # seconds; a gateway may not know a new job at once (observed as late consistency)

@@ -36,12 +36,12 @@ from airflow_provider_geminiimg.exceptions import (
     Billed,
     ContentRefusedError,
     GeminiImageError,
-    NoPictureError,
+    NoImageError,
     OutcomeUnknownError,
     UpstreamFailedError,
 )
 
-_MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoPictureError, OutcomeUnknownError)
+_MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoImageError, OutcomeUnknownError)
 
 
 class GatewayResponse:
@@ -153,7 +153,7 @@ _FINISHED = re.compile(r"(?!(?:STOP|UNSPECIFIED)$)\w{2,60}", re.IGNORECASE)
 
 
 def finish_reason(value: Any) -> Reason:
-    """Why a model ended without a picture, from its raw answer, wherever in it that stands."""
+    """Why a model ended without an image, from its raw answer, wherever in it that stands."""
     waiting = [value]
     while waiting:
         held = waiting.pop()

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from airflow_provider_geminiimg.core.gateways.base import Picture
+from airflow_provider_geminiimg.core.gateways.base import ResultImage
 
-MAX_PICTURES = 16  # of one job, of which one is asked for: an answer must not fill the disk
+MAX_IMAGES = 16  # of one job, of which one is asked for: an answer must not fill the disk
 _DEPTH = 10  # no known shape nests deeper
 _LONG = 20_000  # characters; a longer text is bytes, no link, and not searched for wrappings
 _MOST_TEXTS = 32  # of an answer that are searched, and of links in one text
@@ -43,11 +43,11 @@ class Result:
     """One text of an answer's results.
 
     :param text: as it stands there: a link, a data URI, base64, a storage key, or just words.
-    :param pictures: the images in it.
+    :param images: the images in it.
     """
 
     text: str = field(repr=False)
-    pictures: tuple[Picture, ...] = field(repr=False)
+    images: tuple[ResultImage, ...] = field(repr=False)
 
 
 def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]:
@@ -58,7 +58,7 @@ def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]
     :param inside: whether `value` holds results and nothing else.
     """
     if isinstance(value, str):
-        return [Result(value.strip(), pictures_in(value))] if value.strip() else []
+        return [Result(value.strip(), images_in(value))] if value.strip() else []
     if depth >= _DEPTH:
         return []
     if isinstance(value, list):
@@ -78,7 +78,7 @@ def only_results(value: Any, depth: int = 0) -> list[Result]:
         return []
     every = [results(value.get(key), depth + 1, inside=True) for key in _RESULT_KEYS]
     every.append(only_results(value.get("data"), depth + 1))
-    return next((found for found in every if any(result.pictures for result in found)), [])
+    return next((found for found in every if any(result.images for result in found)), [])
 
 
 def _of_object(value: Mapping[str, Any], depth: int, inside: bool) -> list[Result]:
@@ -88,19 +88,19 @@ def _of_object(value: Mapping[str, Any], depth: int, inside: bool) -> list[Resul
         if key == "message" and isinstance(held, str):
             continue  # an envelope's own, about the call
         if key in _BYTES_KEYS and isinstance(held, str):
-            found = [Result(held.strip(), pictures_in(held, inline=True))] if held.strip() else []
+            found = [Result(held.strip(), images_in(held, inline=True))] if held.strip() else []
         else:
             found = results(held, depth + 1, inside=inside or key in _RESULTS)
-        if any(result.pictures for result in found):
+        if any(result.images for result in found):
             return found
         first = first or found
     return first
 
 
-def pictures(found: Sequence[Result]) -> tuple[Picture, ...]:
-    """The images among results, each once, in their order, `MAX_PICTURES` at most."""
-    every = dict.fromkeys(picture for result in found for picture in result.pictures)
-    return tuple(itertools.islice(every, MAX_PICTURES))
+def images(found: Sequence[Result]) -> tuple[ResultImage, ...]:
+    """The images among results, each once, in their order, `MAX_IMAGES` at most."""
+    every = dict.fromkeys(image for result in found for image in result.images)
+    return tuple(itertools.islice(every, MAX_IMAGES))
 
 
 _NAMES_A_FILE = re.compile(r"\S+|[^\n]*\.(png|jpe?g|webp)|([a-z][a-z0-9+.-]*://|data:).*", re.IGNORECASE | re.DOTALL)
@@ -219,7 +219,7 @@ _HTML = re.compile(r"<(img|a)\b[^<>]{0,500}?\s(?:src|href)\s*=\s*(\"[^\"]*\"|'[^
 _IN_TEXT = re.compile(r"https?://[^\s\"'<>`]+", re.IGNORECASE)
 
 
-def pictures_in(text: str, *, inline: bool = False) -> tuple[Picture, ...]:
+def images_in(text: str, *, inline: bool = False) -> tuple[ResultImage, ...]:
     """The images that a text stands for: links, data URIs or base64, bare or wrapped in Markdown, HTML or quotes.
 
     :param inline: whether the text is base64 if it is nothing else.
@@ -228,12 +228,12 @@ def pictures_in(text: str, *, inline: bool = False) -> tuple[Picture, ...]:
     while text[:1] == "<" and text[-1:] == ">" and _is_source(text[1:].lstrip(_EDGES)):
         text = text[1:-1].strip(_EDGES)
     if _is_source(text):
-        found = [_picture(each) for each in _apart(text)]
+        found = [_image(each) for each in _apart(text)]
     elif data := _base64(text, sure=inline):
-        found = [Picture(data=data)]
+        found = [ResultImage(data=data)]
     else:
-        found = [_picture(each) for each in _wrapped(text)] if len(text) <= _LONG or "](data:" in text else []
-    return tuple(picture for picture in found if picture)
+        found = [_image(each) for each in _wrapped(text)] if len(text) <= _LONG or "](data:" in text else []
+    return tuple(image for image in found if image)
 
 
 def _is_source(text: str) -> bool:
@@ -251,12 +251,12 @@ def _apart(text: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _picture(text: str) -> Picture | None:
+def _image(text: str) -> ResultImage | None:
     if text[:5].lower() == "data:":
         data = _data_uri(text)
-        return Picture(data=data) if data else None
+        return ResultImage(data=data) if data else None
     link = _link(text)
-    return Picture(url=link) if link else None
+    return ResultImage(url=link) if link else None
 
 
 def _wrapped(text: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.exceptions import (
     Billed,
     GeminiImageError,
     InsufficientBalanceError,
-    NoPictureError,
+    NoImageError,
     OutcomeUnknownError,
     RateLimitedError,
     UpstreamFailedError,
@@ -57,7 +57,7 @@ _LEFT_ALONE = "The job is left alone; the next poll asks again, nothing is bough
 WRONG = Rule(BadRequestError, "refused the request as wrong.", hint=_FIX)
 BALANCE = Rule(InsufficientBalanceError, "refused the request: the account's balance does not cover it.")
 SLOW_DOWN = Rule(RateLimitedError, "asks to slow down.")
-REFUNDED = Rule(UpstreamFailedError, "could not make the picture, and does not charge for that.")
+REFUNDED = Rule(UpstreamFailedError, "could not make the image, and does not charge for that.")
 UNKNOWN = Rule(
     OutcomeUnknownError, "gave no answer that tells what became of the request.", billed=Billed.UNKNOWN, retryable=False
 )
@@ -66,22 +66,20 @@ POLL_FAILED = Rule(UpstreamFailedError, "gave no answer about the job.", Billed.
 ANOTHER_JOB = Rule(UpstreamFailedError, "answered about another job.", Billed.YES, True, _LEFT_ALONE)
 ENDED = Rule(
     UpstreamFailedError,
-    "ended the job without a picture.",
+    "ended the job without an image.",
     Billed.UNKNOWN,
     retryable=False,
     hint='Look at the account\'s usage; clear the task with on_clear="regenerate" to buy again.',
 )
-NO_PICTURE = Rule(NoPictureError, "ended the job well, without a picture.", Billed.UNKNOWN)
+NO_IMAGE = Rule(NoImageError, "ended the job well, without an image.", Billed.UNKNOWN)
 NO_LINK = Rule(
     UpstreamFailedError,
-    "made the picture, and gave no usable link to it yet.",
+    "made the image, and gave no usable link to it yet.",
     Billed.YES,
     True,
     "The next poll asks for the link again; nothing is bought twice.",
 )
-NO_HANDLE = Rule(
-    OutcomeUnknownError, "made the picture, and gave neither a usable link to it nor a job id.", Billed.YES
-)
+NO_HANDLE = Rule(OutcomeUnknownError, "made the image, and gave neither a usable link to it nor a job id.", Billed.YES)
 
 COMMON_RULES: Rules = {
     **{(status, None): WRONG for status in (400, 404, 405, 413, 415, 422)},

@@ -1,4 +1,4 @@
-"""Fetches a picture from a link, with a client that knows no key and trusts no link.
+"""Fetches an image from a link, with a client that knows no key and trusts no link.
 
 A gateway's answer names any address it likes, and the worker stands inside somebody's network. What must stay true:
 no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
@@ -84,7 +84,7 @@ class _Where:
         if isinstance(error, httpx.RemoteProtocolError):
             # httpcore's pool raises again `from None`, which leaves the parser's complaint as context alone.
             if error.__cause__ is not None and error.__cause__.__context__ is not None:
-                return InvalidImageError(said)  # its parser complains: what came is no HTTP, let alone a picture
+                return InvalidImageError(said)  # its parser complains: what came is no HTTP, let alone an image
             return _failed(f"{self.host} closed the connection without an answer.")
         return _failed(said, isinstance(error, _MAY_PASS))
 
@@ -194,7 +194,7 @@ def _check_status(response: httpx.Response, host: str) -> None:
     if status == 200:
         return
     if status >= 500 or status in _RETRY_LATER:
-        raise _failed(f"{host} failed to send the picture (HTTP {status}).")
+        raise _failed(f"{host} failed to send the image (HTTP {status}).")
     if status >= 400:
         raise LinkExpiredError(f"The link to {host} no longer answers (HTTP {status}).")
     raise _failed(f"{host} answered the link without a body (HTTP {status}).")
@@ -203,13 +203,11 @@ def _check_status(response: httpx.Response, host: str) -> None:
 async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise InvalidImageError(
-            f"{host} sent the picture encoded although that was refused; its bytes can't be trusted."
-        )
+        raise InvalidImageError(f"{host} sent the image encoded although that was refused; its bytes can't be trusted.")
     length = response.headers.get("content-length", "")
     announced = int(length) if length.isdecimal() and len(length) <= 20 else None
     too_large = InvalidImageError(
-        f"The picture at {host} is larger than the {body.most} bytes that are allowed.",
+        f"The image at {host} is larger than the {body.most} bytes that are allowed.",
         retryable=False,
         hint=LinkExpiredError.default_hint,
     )
@@ -223,7 +221,7 @@ async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> by
         raise InvalidImageError(f"The download from {host} broke off after {body.size} bytes.") from None
     if body.pace.window.cancelled_caught:
         lately = f"{body.size} bytes, and hardly any in the last {body.pace.seconds:g} s"
-        raise _failed(f"{host} sends the picture too slowly: {lately}.")
+        raise _failed(f"{host} sends the image too slowly: {lately}.")
     if announced is not None and announced != body.size:
         raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.size}.")
     if not body.size:
@@ -240,7 +238,7 @@ async def _read(response: httpx.Response, body: DownloadBuffer, host: str, too_l
             raise too_large
         pieces += 1
         if pieces > _FREE_PIECES + body.size // _BYTES_A_PIECE:
-            raise _failed(f"{host} sends the picture in pieces of a few bytes each.")
+            raise _failed(f"{host} sends the image in pieces of a few bytes each.")
         if pieces % _PIECES_AT_ONCE == 0:
             await asyncio.sleep(0)
 

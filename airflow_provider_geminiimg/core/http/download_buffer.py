@@ -17,7 +17,7 @@ import anyio
 _FIRST_BYTES = 64 * 1024  # of memory for a body, which doubles as often as it is full
 _WINDOW = 30.0  # seconds in which a body has to go on
 _TENTH = 0.1  # of itself by which it has to: a steady link brings that if it is done within 300 seconds
-_LEAST = 128 * 1024  # bytes by which it has to: at less, a picture of 1K would take more than 300 seconds
+_LEAST = 128 * 1024  # bytes by which it has to: at less, an image of 1K would take more than 300 seconds
 
 Hold: TypeAlias = Callable[[int], Awaitable[None]]
 """Waits until so many bytes may be held, and is told before they are taken."""

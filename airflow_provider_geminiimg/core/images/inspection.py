@@ -1,10 +1,10 @@
 """What bytes are: PNG, JPEG or WebP, how large, and whole; and whether that is what was asked for.
 
-A picture is paid for before it can be looked at, so this is the last place at which an error page, a cut download or
+An image is paid for before it can be looked at, so this is the last place at which an error page, a cut download or
 an empty body is noticed before it would be stored as a success. What must stay true: bytes are only ever read, never
-decoded or rewritten (pictures carry signed provenance data); any bytes at all end in an `ImageInfo` or in an
+decoded or rewritten (images carry signed provenance data); any bytes at all end in an `ImageInfo` or in an
 `InvalidImageError`, and no message repeats any of them; a header of any length takes less than a tenth of a second or
-so, and one that is too long to be followed does not make a picture an invalid one.
+so, and one that is too long to be followed does not make an image an invalid one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NOMINAL_SIDE = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a picture's header says.
+    """What an image's header says.
 
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
     :param extension: ``png``, ``jpg`` or ``webp``.
@@ -68,18 +68,18 @@ class ImageInfo:
 
 
 def media_type_of(data: bytes) -> str | None:
-    """The media type that the first bytes of a picture name; ``None`` where they are no picture's."""
+    """The media type that the first bytes of an image name; ``None`` where they are no image's."""
     return next((media_type for fits, media_type, *_ in _FORMATS if fits(data)), None)
 
 
 def inspect_image(data: bytes) -> ImageInfo:
-    """Tell what picture `data` is, from its magic bytes and its header, and that its end is there.
+    """Tell what image `data` is, from its magic bytes and its header, and that its end is there.
 
     :param data: the whole body, as it was received.
     :raises InvalidImageError: it is empty, HTML, SVG, of another kind, cut, or its dimensions make no sense.
     """
     if not data:
-        raise InvalidImageError("The picture is empty (0 bytes).")
+        raise InvalidImageError("The image is empty (0 bytes).")
     for fits, media_type, extension, measure in _FORMATS:
         if not fits(data):
             continue
@@ -95,7 +95,7 @@ def inspect_image(data: bytes) -> ImageInfo:
         orientation = _orientation(exif)
         shown = (height, width) if orientation in _QUARTER_TURNS else (width, height)
         return ImageInfo(media_type, extension, *shown, orientation)
-    raise InvalidImageError(f"The body is {_looks_like(data)}, not a PNG, JPEG or WebP picture ({len(data)} bytes).")
+    raise InvalidImageError(f"The body is {_looks_like(data)}, not a PNG, JPEG or WebP image ({len(data)} bytes).")
 
 
 def mismatch(
@@ -105,17 +105,17 @@ def mismatch(
     aspect_ratio: str | None,
     listed: Sequence[tuple[int, int]] = (),
 ) -> str | None:
-    """Say in one sentence how a picture differs from what was asked, or ``None`` where it does not.
+    """Say in one sentence how an image differs from what was asked, or ``None`` where it does not.
 
     The models keep the *area* of a resolution, not a side: in Google's table of output sizes 1K is 1024 x 1024,
-    1376 x 768 (16:9), 1584 x 672 (21:9) and 384 x 3072 (1:8). So a picture's class is the power of two nearest to
+    1376 x 768 (16:9), 1584 x 672 (21:9) and 384 x 3072 (1:8). So an image's class is the power of two nearest to
     the square root of its area, which in that table is within 7 % of the nominal side.
 
-    :param info: the picture.
+    :param info: the image.
     :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` or another word: not compared.
     :param aspect_ratio: such as ``16:9``; ``None``: not compared. Compared within `RATIO_TOLERANCE`, or one 16-pixel
         block of the shorter side.
-    :param listed: widths and heights that the model's own table gives for what was asked. A picture near one of them
+    :param listed: widths and heights that the model's own table gives for what was asked. An image near one of them
         is right, whatever the words say: for 21:9 at 512 Google prints 792 x 168, which is neither.
     """
     if any(_near_listed(info, pixels) for pixels in listed):
@@ -124,7 +124,7 @@ def mismatch(
     wanted, nominal = _ratio(aspect_ratio), _NOMINAL_SIDE.get(resolution or "")
     if info.size is None:
         asked = [str(each) for each, known in ((aspect_ratio, wanted), (resolution, nominal)) if known is not None]
-        return f"How large the picture is can't be told; {' and '.join(asked)} was asked." if asked else None
+        return f"How large the image is can't be told; {' and '.join(asked)} was asked." if asked else None
     width, height = info.size
     if wanted is not None and not _near(width, height, wanted):
         parts.append(f"aspect_ratio {aspect_ratio} was asked, which is {wanted:.3f}, and {width / height:.3f} came")
@@ -133,7 +133,7 @@ def mismatch(
         parts.append(f"resolution {resolution} was asked, the area of a {side:.0f} pixel square came")
     if not parts:
         return None
-    return f"The picture has {width} x {height} pixels: {'; '.join(parts)}."
+    return f"The image has {width} x {height} pixels: {'; '.join(parts)}."
 
 
 def _near_listed(info: ImageInfo, listed: tuple[int, int]) -> bool:
@@ -157,7 +157,7 @@ def _ratio(text: str | None) -> float | None:
 
 
 def _cut(extension: str, size: int) -> InvalidImageError:
-    return InvalidImageError(f"The {extension} picture is cut or damaged: it breaks off within {size} bytes.")
+    return InvalidImageError(f"The {extension} image is cut or damaged: it breaks off within {size} bytes.")
 
 
 def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:

@@ -1,4 +1,4 @@
-"""A picture's pixels without anything else, so that a decoder is given nothing that it could stumble over.
+"""An image's pixels without anything else, so that a decoder is given nothing that it could stumble over.
 
 What must stay true: no metadata (EXIF, colour profiles, texts, comments, previews) and no second frame reaches a
 decoder, whatever its version does with them; the parts that are left are few, whatever the file was made of; nothing is
@@ -31,12 +31,12 @@ _WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
 
 
 def pixels_of(data: bytes, extension: str, pixels: int) -> bytes:
-    """The same picture with its first frame and what is needed to decode it, and without all else.
+    """The same image with its first frame and what is needed to decode it, and without all else.
 
     :param data: a PNG, JPEG or WebP that `inspect_image` takes.
     :param extension: ``png``, ``jpg`` or ``webp``.
     :param pixels: how many it has.
-    :raises ValueError: its parts make no picture, or too much work.
+    :raises ValueError: its parts make no image, or too much work.
     :raises IndexError: it breaks off.
     :raises TooManyPartsError: it is made of too many parts.
     """

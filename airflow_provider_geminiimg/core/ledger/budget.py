@@ -47,14 +47,14 @@ CLOCK_SECONDS = 60.0  # after which the store is asked again what time it is
 
 
 class DailyBudgetSpentError(OverBudgetError):
-    """The connection's daily budget does not cover the picture, nor others that are not cheaper.
+    """The connection's daily budget does not cover the image, nor others that are not cheaper.
 
     It is an `OverBudgetError` to whoever reads the record later.
     """
 
 
 def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: Decimal | None = None) -> int:
-    """What one picture is expected to cost, in millionths of the connection's currency; 0 where nothing caps it.
+    """What one image is expected to cost, in millionths of the connection's currency; 0 where nothing caps it.
 
     :param max_cost: the user's cap, for `refuse_over`.
     :raises BadRequestError: there is a cap, and the price is not known in its currency.
@@ -65,7 +65,7 @@ def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: D
 def price_of_all(
     requests: Iterable[CheckedRequest], connection: GatewayConnection, max_cost: Decimal | None = None
 ) -> int:
-    """What all these pictures are expected to cost together; see `price_of`.
+    """What all these images are expected to cost together; see `price_of`.
 
     :raises BadRequestError: there is a cap, and some price is not known in its currency; it names each of them.
     """
@@ -96,13 +96,13 @@ def _no_price(
     shown = json.dumps({"prices": entries}).replace('"..."', "<price>")
     currency = currency_of(connection)
     return BadRequestError(
-        f"What a picture of {wanted} costs in {currency} is not known, and there is a cap ({' and '.join(caps)}).",
-        hint=f"Put what one picture costs you, in {currency}, into the extra `prices` of connection "
+        f"What an image of {wanted} costs in {currency} is not known, and there is a cap ({' and '.join(caps)}).",
+        hint=f"Put what one image costs you, in {currency}, into the extra `prices` of connection "
         f"{connection.conn_id!r}, then clear the task: {shown}.",
     )
 
 
-def refuse_over(max_cost: Decimal | None, price: int, connection: GatewayConnection, what: str = "The picture") -> None:
+def refuse_over(max_cost: Decimal | None, price: int, connection: GatewayConnection, what: str = "The image") -> None:
     """Keep to `max_cost`.
 
     :param price: in millionths, of `what` in all.
@@ -205,9 +205,9 @@ class Budgets:
         self._clock: tuple[float, float] | None = None
         self._turn = asyncio.Lock()
 
-    def expect(self, pictures: int) -> None:
-        """So many pictures may be bought: a lease is taken for several of them at once."""
-        self._expected = pictures
+    def expect(self, images: int) -> None:
+        """So many images may be bought: a lease is taken for several of them at once."""
+        self._expected = images
 
     def refuse_over(self, max_cost: Decimal | None, price: int, connection: GatewayConnection) -> None:
         """Keep all that this attempt buys to `max_cost`.
@@ -215,7 +215,7 @@ class Budgets:
         :param price: in millionths, of what would be bought next.
         :raises OverBudgetError: with what was bought or is being bought it is more.
         """
-        what = "The picture, with what this attempt has bought already," if self._bought else "The picture"
+        what = "The image, with what this attempt has bought already," if self._bought else "The image"
         refuse_over(max_cost, self._bought + price, connection, what)
 
     @contextlib.asynccontextmanager
@@ -288,8 +288,8 @@ class Budgets:
                 return day
             if missing > left:
                 raise _over_budget(lease, day, price, budget)
-            pictures = max(1, min(budget // PARTS, left // LEFT_PARTS) // price)
-            amount = min(left, missing + (min(pictures, self._expected) - 1) * price)
+            images = max(1, min(budget // PARTS, left // LEFT_PARTS) // price)
+            amount = min(left, missing + (min(images, self._expected) - 1) * price)
             return day.model_copy(update={"leases": {**day.leases, lease.claim: held + amount}})
 
         return self._change(lease, more).leases[lease.claim]
@@ -342,7 +342,7 @@ def _over_budget(lease: _Lease, day: Day, price: int, budget: int) -> DailyBudge
     today = lease.key.rpartition("/")[2].removesuffix(".json")
     tomorrow = datetime.strptime(today, "%Y-%m-%d") + timedelta(days=1)
     return DailyBudgetSpentError(
-        f"The picture would cost {_shown(price)} {day.currency}, and of the daily budget of connection "
+        f"The image would cost {_shown(price)} {day.currency}, and of the daily budget of connection "
         f"{lease.connection.conn_id!r}, {_shown(budget)} {day.currency}, {_shown(day.spent)} are spent and "
         f"{_shown(day.taken - day.spent)} are leased to tasks that run or were killed.",
         hint=f"From {tomorrow:%Y-%m-%d} 00:00 UTC on there is a new one; or raise daily_budget on the connection. Then "

@@ -1,4 +1,4 @@
-"""Who has, or is making, the picture of a fingerprint: one entry for each within a DAG.
+"""Who has, or is making, the image of a fingerprint: one entry for each within a DAG.
 
 What must stay true: an entry names a record, and is written exclusively or over the very one that was read; each
 write of it differs from every other, so that nobody writes over what somebody has just renewed; an entry that can't be
@@ -20,7 +20,7 @@ from airflow_provider_geminiimg.exceptions import LedgerError
 class Entry:
     """An entry as it lies in the store.
 
-    :param record: key of the record that has the picture, or will have it.
+    :param record: key of the record that has the image, or will have it.
     :param claim: the claim of whoever wrote it.
     :param version: the store's version of it, for a conditional write.
     :param age: seconds since it was last written, by the store's clock, never below 0.
@@ -51,7 +51,7 @@ def _parsed(store: Store, key: str, blob: Blob) -> Entry:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise LedgerError(
             f"The index entry {key} under {store.uri} can't be read.",
-            hint="Nothing was sent. Restore it; or remove it, once no task is making this picture.",
+            hint="Nothing was sent. Restore it; or remove it, once no task is making this image.",
         ) from None
     return Entry(record, claim, blob.version, blob.age)
 

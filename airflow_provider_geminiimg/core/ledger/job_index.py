@@ -111,7 +111,7 @@ def answered_with_anothers(record: Record, job_id: str, other: str) -> OutcomeUn
 
 
 def take_back(ledger: Ledger, record: Record, other: str, log: Any) -> OutcomeUnknownError:
-    """Take another record's job out of `record`, unless a picture of it has landed there meanwhile.
+    """Take another record's job out of `record`, unless an image of it has landed there meanwhile.
 
     :returns: what the record says from then on.
     """

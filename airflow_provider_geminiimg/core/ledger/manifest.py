@@ -1,6 +1,6 @@
-"""What a task returns about its pictures, and what lies beside each picture as its sidecar.
+"""What a task returns about its images, and what lies beside each image as its sidecar.
 
-What must stay true: under 2 KB a picture, plain JSON, nothing in it expires or is secret.
+What must stay true: under 2 KB an image, plain JSON, nothing in it expires or is secret.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOLERANCE = 0.1  # by which a reported cost may differ from the estimate, as a s
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One picture in storage.
+    """One image in storage.
 
     :param uri: where it lies.
     :param media_type: from its bytes.
@@ -41,7 +41,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a picture costs.
+    """What an image costs.
 
     :param amount: ``None`` where it is not known.
     :param currency: ``USD`` or ``credits``, or the connection's own.
@@ -58,9 +58,9 @@ class Cost:
 
 
 def estimate(request: CheckedRequest, connection: GatewayConnection) -> Cost:
-    """What one picture is expected to cost, its input pictures included where their price is known.
+    """What one image is expected to cost, its input images included where their price is known.
 
-    The connection's own prices are taken as they are: they say what a whole picture costs.
+    The connection's own prices are taken as they are: they say what a whole image costs.
 
     :param request: what is asked for.
     :param connection: through which account.
@@ -76,7 +76,7 @@ def estimate(request: CheckedRequest, connection: GatewayConnection) -> Cost:
 
 
 def reported(amount: float) -> Cost:
-    """What the gateway said that a picture cost. Gateways report in USD, or not at all."""
+    """What the gateway said that an image cost. Gateways report in USD, or not at all."""
     return Cost(amount, "USD", "gateway")
 
 
@@ -108,7 +108,7 @@ def build(
 
     :param record: what was paid for.
     :param images: what was written.
-    :param mismatch: one sentence on how the picture differs from what was asked, or ``None``.
+    :param mismatch: one sentence on how the image differs from what was asked, or ``None``.
     :param cost: see `Cost`.
     """
     return {
@@ -129,7 +129,7 @@ def build(
 
 
 def sidecar(manifest: Mapping[str, Any], record: Record) -> dict[str, Any]:
-    """What lies beside a picture: manifest, the prompt's hash, inputs, and the prompt if prompts are recorded."""
+    """What lies beside an image: manifest, the prompt's hash, inputs, and the prompt if prompts are recorded."""
     extra = {"prompt_sha256": record.prompt_sha256, "inputs": record.inputs}
     return {**manifest, **extra, **({"prompt": record.prompt} if record.prompt is not None else {})}
 

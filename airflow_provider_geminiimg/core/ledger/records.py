@@ -5,12 +5,12 @@ What must stay true:
 - A record is created exclusively before the request that may cost money is sent. Who loses the race reads again.
 - Only the record with the highest number of an item decides. Records are never moved or reused. A person may have one
   removed; what excuses its absence is written down first (`Ledger.add_tombstone`).
-- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A picture that is in
+- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. An image that is in
   storage, or an answer of the gateway that comes after all, outweighs a failure that somebody else wrote down. The one
   step back is of an answer that turns out to be another record's: whoever wrote it down takes it out again.
 - A record that can't be read, or that a newer version wrote, is an error that names it, never "no record".
-- Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to a picture that was paid
-  for, and it is taken out when the picture lands.
+- Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to an image that was paid
+  for, and it is taken out when the image lands.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _TAKEN_BACK: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a picture is meant to land: a directory URI, and a file name without its extension."""
+    """Where an image is meant to land: a directory URI, and a file name without its extension."""
 
     directory: str
     stem: str
@@ -77,9 +77,9 @@ class Record:
     :param answer_within: seconds after the record's last write by which the answer must be there (read timeout + 60).
     :param wire_model: the id that was sent for `model`; a poll needs it.
     :param request_fields: the neutral fields that were asked for, without the prompt.
-    :param inputs: address (without query) and SHA-256 of each input picture.
-    :param destination: where the picture is meant to land, as it was asked for.
-    :param suffix: added to the file name where an earlier picture of the same item keeps, or may still take, the name.
+    :param inputs: address (without query) and SHA-256 of each input image.
+    :param destination: where the image is meant to land, as it was asked for.
+    :param suffix: added to the file name where an earlier image of the same item keeps, or may still take, the name.
     :param resubmission: bought again after an unknown outcome, in this generation.
     :param links: result links, only while ``answered``.
     :param spooled: keys of inline results waiting under the root, only while ``answered``.
@@ -87,8 +87,8 @@ class Record:
     :param outcome: what went wrong last, as `GeminiImageError.to_dict` gives it.
     :param manifest: what landed.
     :param copies: manifests of copies that a clear with another destination asked for.
-    :param asked: where the picture was asked for last; ``None``: there is one place, or an earlier version wrote this.
-    :param reused_from: key of another task's record whose picture was copied: nothing was paid for this one.
+    :param asked: where the image was asked for last; ``None``: there is one place, or an earlier version wrote this.
+    :param reused_from: key of another task's record whose image was copied: nothing was paid for this one.
     :param copied_from: keys of the records that the image of `reused_from` was copied from in turn, the nearest first:
         any of them may be removed.
     :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
@@ -324,7 +324,7 @@ class Ledger:
         if wrong := _wrong_fields(record):
             raise _no_record(where, wrong)
         if record.state == "landed" and record.manifest is None:
-            raise LedgerError(f"{where} is landed and names no picture.", hint=_UNREADABLE)
+            raise LedgerError(f"{where} is landed and names no image.", hint=_UNREADABLE)
         if record.key != key or not key.endswith(f"/{record.n}.json"):
             raise LedgerError(f"{where} says that it is another one.", hint=_UNREADABLE)
         return _with_sane_costs(record)
@@ -347,7 +347,7 @@ def _sane(cost: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _UNREADABLE = (
-    "Nothing was sent. Restore the record; or ask the gateway what was paid for, and buy the picture in a DAG run "
+    "Nothing was sent. Restore the record; or ask the gateway what was paid for, and buy the image in a DAG run "
     "with a new run id."
 )
 

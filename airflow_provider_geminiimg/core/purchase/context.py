@@ -37,13 +37,13 @@ class ConnectionChangedError(BadRequestError):
 
 @dataclass(frozen=True)
 class PurchaseContext:
-    """What the life of a picture needs from outside.
+    """What the life of an image needs from outside.
 
     :param ledger: the records under the root.
-    :param files: pictures, anywhere.
+    :param files: images, anywhere.
     :param connect: gives the transport of a connection id, opened once.
     :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
-    :param room: memory for the pictures that are being landed.
+    :param room: memory for the images that are being landed.
     :param claims: held from the claim of a record until its paid request is on its way.
     :param budgets: what may be spent. Whoever makes a context closes them.
     """

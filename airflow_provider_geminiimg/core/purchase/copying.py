@@ -17,14 +17,14 @@ from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
-from airflow_provider_geminiimg.core.purchase.decision import PictureState
+from airflow_provider_geminiimg.core.purchase.decision import ImageState
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 
 Intact = Literal["there", "changed", "gone", "unknown"]
-"""Whether a picture is still the one that landed."""
+"""Whether an image is still the one that landed."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ def image_places(record: Record, asked: Destination | None = None) -> list[Image
     return sorted(places, key=lambda place: place.destination != asked)
 
 
-async def find_image(files: Files, record: Record, asked: Destination) -> tuple[PictureState, Mapping[str, Any]]:
+async def find_image(files: Files, record: Record, asked: Destination) -> tuple[ImageState, Mapping[str, Any]]:
     """Whether what has landed is still in any of its places, and the manifest of the first one where it is.
 
     :param asked: where it is asked for now; looked at first.
     """
     states = []
     for place in image_places(record, asked):
-        states.append(await picture_state(files, place.manifest))
+        states.append(await image_state(files, place.manifest))
         if states[-1] == "there":
-            at: PictureState = "asked" if place.destination == asked else "elsewhere"
+            at: ImageState = "asked" if place.destination == asked else "elsewhere"
             return "there" if place.destination == record.destination else at, place.manifest
     return "unknown" if "unknown" in states else "gone", record.manifest or {}
 
@@ -69,29 +69,29 @@ async def reused_manifest(writer: ImageWriter, record: Record, asked: Destinatio
     return dict(manifest)
 
 
-async def picture_state(files: Files, manifest: Mapping[str, Any]) -> Literal["there", "gone", "unknown"]:
+async def image_state(files: Files, manifest: Mapping[str, Any]) -> Literal["there", "gone", "unknown"]:
     """Whether what a manifest names is still where it landed."""
     states = [await asyncio.to_thread(files.state, image["uri"]) for image in manifest["images"]]
     return "gone" if "gone" in states else "unknown" if "unknown" in states else "there"
 
 
 async def read_back(files: Files, record: Record) -> tuple[Intact, list[bytes]]:
-    """The pictures of a record that has landed, from the first of its places where they still are what landed.
+    """The images of a record that has landed, from the first of its places where they still are what landed.
 
-    :returns: ``there`` and the pictures; else ``unknown`` if any place can't be read, ``changed`` if any has other
+    :returns: ``there`` and the images; else ``unknown`` if any place can't be read, ``changed`` if any has other
         bytes, ``gone`` if none has any.
     """
     states: set[Intact] = set()
     for place in image_places(record):
-        state, pictures = await _read_place(files, place.manifest)
+        state, images = await _read_place(files, place.manifest)
         if state == "there":
-            return state, pictures
+            return state, images
         states.add(state)
     return next(state for state in ("unknown", "changed", "gone") if state in states), []
 
 
 async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact, list[bytes]]:
-    pictures: list[bytes] = []
+    images: list[bytes] = []
     for image in manifest["images"]:
         state = await asyncio.to_thread(files.state, image["uri"])
         if state != "there":
@@ -100,26 +100,26 @@ async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact
             data = await asyncio.to_thread(files.read, image["uri"], max_bytes=MAX_IMAGE_BYTES, landed=True)
         except StorageError:
             return "unknown", []
-        except BadRequestError:  # larger than any picture, or gone this very moment
+        except BadRequestError:  # larger than any image, or gone this very moment
             return "changed", []
         if await asyncio.to_thread(sha256, data) != image["sha256"]:
             return "changed", []
-        pictures.append(data)
-    return "there", pictures
+        images.append(data)
+    return "there", images
 
 
 async def copy_to(writer: ImageWriter, record: Record, destination: Destination) -> dict[str, Any]:
     """The manifest of what landed, at another destination; copied from any of its places unless it is there."""
     ledger, files = writer.purchase_context.ledger, writer.purchase_context.files
     for place in image_places(record, destination):
-        if place.destination == destination and await picture_state(files, place.manifest) == "there":
+        if place.destination == destination and await image_state(files, place.manifest) == "there":
             await _note_asked(ledger, record, destination)
             return dict(place.manifest)
-    intact, pictures = await read_back(files, record)
+    intact, contents = await read_back(files, record)
     if intact != "there":
-        raise StorageError(f"The picture of record {record.key} is not the one that landed.", billed=Billed.YES)
+        raise StorageError(f"The image of record {record.key} is not the one that landed.", billed=Billed.YES)
     moved = await moved_to(writer, record, destination)
-    images, kept = await writer.store_all(moved, pictures)
+    images, kept = await writer.store_all(moved, contents)
     manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
     await writer.write_sidecar(images[0], sidecar(manifest, record))
     await asyncio.to_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
@@ -156,16 +156,16 @@ def _with_copy(stored: Record, destination: Destination, manifest: dict[str, Any
     return replace(stored, copies=[*others, {"destination": asked, "manifest": manifest}], asked=destination)
 
 
-async def land_copy(writer: ImageWriter, record: Record, source: Record, pictures: Sequence[bytes]) -> Record:
+async def land_copy(writer: ImageWriter, record: Record, source: Record, contents: Sequence[bytes]) -> Record:
     """Land what another task has landed.
 
     :param record: of the copy, `copy_of` in `reuse`.
-    :param source: whose pictures they are.
-    :param pictures: their bytes, as `read_back` gives them.
+    :param source: the record of the images.
+    :param contents: their bytes, as `read_back` gives them.
     :returns: the record as it is stored now, ``landed``.
     :raises StorageError: the bucket or the disk failed.
     """
-    images, kept = await writer.store_all(record, pictures)
+    images, kept = await writer.store_all(record, contents)
     manifest = build(record, images, mismatch=(source.manifest or {}).get("mismatch"), cost=record.cost)
     await writer.write_sidecar(images[0], sidecar(manifest, record))
     return await writer.landed(record, manifest, kept)

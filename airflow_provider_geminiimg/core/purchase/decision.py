@@ -1,4 +1,4 @@
-"""What an attempt does about one picture, given what the ledger holds: a pure function, and the table behind it.
+"""What an attempt does about one image, given what the ledger holds: a pure function, and the table behind it.
 
 What must stay true: an attempt submits only where nothing was paid for, or where the user asked for it again in so many
 words. Everything that may have been paid for is collected, returned, or reported.
@@ -21,8 +21,8 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-PictureState = Literal["there", "asked", "elsewhere", "gone", "unknown"]
-"""Where a landed picture is: ``there``, where it landed; a copy, where it is ``asked`` for, or only ``elsewhere``."""
+ImageState = Literal["there", "asked", "elsewhere", "gone", "unknown"]
+"""Where a landed image is: ``there``, where it landed; a copy, where it is ``asked`` for, or only ``elsewhere``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Policy:
     :param generation: ``ti.max_tries`` now.
     :param on_unknown: what to do about a submission whose outcome nobody knows.
     :param on_clear: whether a Clear may buy again what has landed or failed after payment.
-    :param reuse: whose pictures may be copied instead of buying one: ``"task"`` this task instance's own, ``"dag"``
+    :param reuse: whose images may be copied instead of buying one: ``"task"`` this task instance's own, ``"dag"``
         those of all tasks and runs of its DAG.
     :param anew: the DAG run was deleted and made again since; that counts as a Clear.
     """
@@ -122,15 +122,15 @@ def decide(
     policy: Policy,
     asked: Asked | None = None,
     *,
-    picture: PictureState | None = None,
+    image: ImageState | None = None,
     vanished: bool = False,
 ) -> Step:
-    """What to do next about one picture.
+    """What to do next about one image.
 
     :param found: the record that decides, or ``None``.
     :param policy: how this attempt may act.
     :param asked: what is asked for now; needed after a Clear.
-    :param picture: for a landed record, whether the picture is still in one of its places.
+    :param image: for a landed record, whether the image is still in one of its places.
     :param vanished: for a submitted record, that the gateway has not known the job for long enough to believe it.
     """
     if found is None:
@@ -142,9 +142,9 @@ def decide(
     if vanished and record.state == "submitted":  # it may have landed since the job was asked about
         return _unknown(record, policy, "The gateway does not know the job that it was given.")
     if cleared and asked is not None and asked.fingerprint != record.fingerprint:
-        return _again(record, policy, "the task was cleared and asks for another picture")
+        return _again(record, policy, "the task was cleared and asks for another image")
     if record.state == "landed":
-        return _landed(record, policy, cleared, asked, picture)
+        return _landed(record, policy, cleared, asked, image)
     if record.state == "failed":
         return _failed(record, policy, cleared)
     if cleared and policy.on_clear == "regenerate" and is_out_of_reach(record.error):
@@ -193,13 +193,13 @@ def _unknown(record: Record, policy: Policy, what: str) -> Step:
     return Refuse(OutcomeUnknownError(f"{what}{job} Record {record.key}."))
 
 
-def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, picture: PictureState | None) -> Step:
+def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, image: ImageState | None) -> Step:
     if cleared and policy.on_clear == "regenerate":
         return _again(record, policy, 'the task was cleared and on_clear is "regenerate"')
-    if picture == "unknown":
+    if image == "unknown":
         return Refuse(
             StorageError(
-                f"Can't tell whether the picture of record {record.key} is still where it landed.",
+                f"Can't tell whether the image of record {record.key} is still where it landed.",
                 billed=Billed.YES,
                 hint="Nothing was sent; the log says what keeps the worker from looking. Give it access to the output "
                 "path, then retry. If that can't be done, copy the file by hand; "
@@ -207,9 +207,9 @@ def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, 
             )
         )
     moved = asked.destination if cleared and asked and asked.destination != record.destination else None
-    if picture == "gone":
+    if image == "gone":
         return Refuse(record.error) if isinstance(record.error, LinkExpiredError) else Refetch(moved)
-    if picture != "asked" and (moved or (cleared and picture == "elsewhere")):
+    if image != "asked" and (moved or (cleared and image == "elsewhere")):
         return Copy()
     return Reuse()
 

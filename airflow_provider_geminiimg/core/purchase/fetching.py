@@ -12,7 +12,7 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
-from airflow_provider_geminiimg.core.gateways.base import Picture
+from airflow_provider_geminiimg.core.gateways.base import ResultImage
 from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, ImageInfo, inspect_image
 from airflow_provider_geminiimg.core.ledger.records import Record
@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 
 async def fetch(
-    context: PurchaseContext, record: Record, picture: Picture, share: Share, before: int
+    context: PurchaseContext, record: Record, image: ResultImage, share: Share, before: int
 ) -> tuple[bytes, ImageInfo]:
     """The bytes of a result, and what they are. Nothing that is not an image is returned.
 
     :param share: memory, which is charged while they come.
     :param before: what of `share` is held already.
     """
-    if picture.data is not None:
-        return picture.data, await asyncio.to_thread(inspect_image, picture.data)
+    if image.data is not None:
+        return image.data, await asyncio.to_thread(inspect_image, image.data)
     transport = await context.transport(record)
 
     async def fetched() -> tuple[bytes, ImageInfo]:
         try:
             data = await download(
-                str(picture.url),
+                str(image.url),
                 max_bytes=MAX_IMAGE_BYTES,
                 timeout=DOWNLOAD_SECONDS,
                 exempt=transport.gateway.base_url,

@@ -20,7 +20,7 @@ from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import find_image
 from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
-    PictureState,
+    ImageState,
     Policy,
     Refuse,
     Step,
@@ -135,10 +135,10 @@ class ImageHistory:
 
     async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         record = found.record
-        picture: PictureState | None = None
+        image: ImageState | None = None
         if record.state == "landed":
-            picture, _ = await find_image(self.purchase_context.files, record, self.order.destination)
-        return decide(found, policy, asked, picture=picture, vanished=record.key == vanished)
+            image, _ = await find_image(self.purchase_context.files, record, self.order.destination)
+        return decide(found, policy, asked, image=image, vanished=record.key == vanished)
 
     async def _ask_older(
         self, latest: StoredRecord, step: Submit, cleared: bool, vanished: str | None
@@ -205,7 +205,7 @@ class ImageHistory:
         """
         if any(known not in (None, digests) for known in (self.order.input_sha256, self.inputs if settled else None)):
             raise BadRequestError(
-                "An input picture is another one than when this was planned.",
+                "An input image is another one than when this was planned.",
                 hint="Put it back and let the task retry; or clear the task, which plans anew.",
             )
         self.inputs = digests
@@ -214,9 +214,9 @@ class ImageHistory:
         """The fingerprint of what is asked for now.
 
         :param paid: what it is compared with, has landed or may still have to be collected. Its inputs may be gone for
-            good, which must not keep its picture from the task: under the same address they are taken to be what they
+            good, which must not keep its image from the task: under the same address they are taken to be what they
             were.
-            Another host of the connection alone does not ask for another picture.
+            Another host of the connection alone does not ask for another image.
         """
         if self.order.fingerprint is not None:
             return self.order.fingerprint
@@ -239,7 +239,7 @@ class ImageHistory:
         return next((each for each in known if each in self._recorded), known[0])
 
     async def _learn(self, latest: Record) -> None:
-        """By which fingerprints this item's pictures are known: earlier versions told the ids of one model apart."""
+        """By which fingerprints this item's images are known: earlier versions told the ids of one model apart."""
         if latest.fingerprint in self._recorded:
             return
         numbers = [n for n in await asyncio.to_thread(self.ledger.numbers, self.order.item) if n < latest.n]

@@ -1,4 +1,4 @@
-"""Input pictures, read and checked before anything is sent.
+"""Input images, read and checked before anything is sent.
 
 What must stay true: an input that can't be used is one clear error, before any upload, and no error shows the query of
 an address; memory is taken before an input is read, and given back as soon as its bytes are on their way.
@@ -42,10 +42,10 @@ def public_uri(uri: str) -> str:
 
 
 async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> list[InputImage]:
-    """The input pictures of a request, in the order of `CheckedRequest.input_images`.
+    """The input images of a request, in the order of `CheckedRequest.input_images`.
 
     :param share: what they are charged to, each before it is read.
-    :raises BadRequestError: one is unreadable, too large, no picture, or of a type that the model does not take; or
+    :raises BadRequestError: one is unreadable, too large, no image, or of a type that the model does not take; or
         all together are too large.
     :raises StorageError: one could not be read now; trying again can help.
     """
@@ -57,7 +57,7 @@ async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> li
 
 
 async def input_digests(request: CheckedRequest, files: Files, room: ByteSemaphore) -> tuple[str, ...]:
-    """The SHA-256 of each input picture; none is held for longer than that takes. Raises what `read_inputs` does."""
+    """The SHA-256 of each input image; none is held for longer than that takes. Raises what `read_inputs` does."""
     digests: list[str] = []
     async with room.share(empty=True) as share:
         async for image in _each(request, files, share):
@@ -67,7 +67,7 @@ async def input_digests(request: CheckedRequest, files: Files, room: ByteSemapho
 
 
 async def handles_of(images: list[InputImage], transport: Transport, share: Share, *, prompt: str) -> list[str]:
-    """By what a submit names its input pictures: uploads them, or makes texts of them.
+    """By what a submit names its input images: uploads them, or makes texts of them.
 
     :param images: emptied, so that none is held once its handle is there.
     :param share: what they are charged to.
@@ -125,7 +125,7 @@ def inspect_input(data: bytes) -> ImageInfo:
     """
     info = inspect_image(data)
     if info.size is None:
-        raise InvalidImageError("How large the picture is can't be told: its header is too long.")
+        raise InvalidImageError("How large the image is can't be told: its header is too long.")
     return info
 
 
@@ -160,7 +160,7 @@ def _broken(name: str, error: Exception) -> GeminiImageError:
 def _unusable(name: str, uri: str, row: ModelSpec, error: GeminiImageError, *, passing: bool) -> GeminiImageError:
     """What went wrong, as an error about the input: a storage error where trying again can help (`passing`)."""
     types = ", ".join(row.input_media_types)
-    allowed = f"Allowed: a picture that the worker can read, {types}, of at most {row.max_input_bytes} bytes."
+    allowed = f"Allowed: an image that the worker can read, {types}, of at most {row.max_input_bytes} bytes."
     hint = f"{allowed} {error.hint}" if isinstance(error, BadRequestError | StorageError) else allowed
     kind = StorageError if passing else BadRequestError
     problem = error.message.removeprefix(locate(uri).shown).lstrip(" :")

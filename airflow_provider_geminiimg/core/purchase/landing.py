@@ -1,6 +1,6 @@
-"""From a result that was paid for to a picture in storage: download, verify, write, record.
+"""From a result that was paid for to an image in storage: download, verify, write, record.
 
-What must stay true: nothing here costs money; bytes that are a picture are always written, exactly as they came, and
+What must stay true: nothing here costs money; bytes that are an image are always written, exactly as they came, and
 recorded, and only then may anything about them fail a task; no file of another record is replaced.
 """
 
@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.catalog.lookup import row_name
 from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
 from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
-from airflow_provider_geminiimg.core.gateways.base import Picture
+from airflow_provider_geminiimg.core.gateways.base import ResultImage
 from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
 from airflow_provider_geminiimg.core.ledger.file_names import is_sidecar_of
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to
@@ -52,11 +52,11 @@ from airflow_provider_geminiimg.exceptions import (
 
 _ELSEWHERE = "Or clear the task with another output_path: what was paid for lands there, at no cost."
 UNFETCHED = (InvalidImageError, UpstreamFailedError)
-"""What a link may bring that is not a picture."""
+"""What a link may bring that is not an image."""
 
 
 class ImageWriter:
-    """Puts pictures where they belong.
+    """Puts images where they belong.
 
     :param purchase_context: what it needs from outside.
     :param generation: ``ti.max_tries`` of this attempt, noted on what it lands.
@@ -71,22 +71,22 @@ class ImageWriter:
         self.guard = guard or SubmitGuard()
         self.log = purchase_context.log
 
-    async def land(self, record: Record, pictures: Sequence[Picture], reported_cost: float | None = None) -> Record:
+    async def land(self, record: Record, images: Sequence[ResultImage], reported_cost: float | None = None) -> Record:
         """Download, verify and write the results, then the sidecar, then the record.
 
         :returns: the record as it is stored now, ``landed``.
         :raises LinkExpiredError: the link no longer answers.
-        :raises InvalidImageError: what it brought is not a picture.
+        :raises InvalidImageError: what it brought is not an image.
         :raises StorageError: the bucket or the disk failed.
         :raises UpstreamFailedError: the link can't be followed; or what came, or the record, broke something here.
         """
-        if not pictures:
+        if not images:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
         room = self.purchase_context.room
-        came = sum(len(picture.data) for picture in pictures if picture.data is not None)
+        came = sum(len(image.data) for image in images if image.data is not None)
         with room.held(came):
             async with room.share(empty=came > 0) as share:
-                landed = await closed(self._land(record, pictures, reported_cost, share), _broken)
+                landed = await closed(self._land(record, images, reported_cost, share), _broken)
         if isinstance(landed, GeminiImageError):
             raise landed
         return landed
@@ -94,22 +94,22 @@ class ImageWriter:
     async def _land(
         self,
         record: Record,
-        pictures: Sequence[Picture],
+        images: Sequence[ResultImage],
         reported_cost: float | None,
         share: Share,
     ) -> Record:
         stored: list[StoredImage] = []
         kept = ImageCache()
         with paid():
-            for picture in pictures:
+            for image in images:
                 try:
                     before = kept.size
-                    data, info = await fetch(self.purchase_context, record, picture, share, before)
-                    further = bool(stored) or picture is not pictures[-1]
+                    data, info = await fetch(self.purchase_context, record, image, share, before)
+                    further = bool(stored) or image is not images[-1]
                     if further and _is_input(record, await asyncio.to_thread(sha256, data)):
                         self.log.warning("An input image came back beside the result of record %s.", record.key)
                         continue
-                    if picture.data is None:
+                    if image.data is None:
                         share(before + len(data))
                     stored.append(await self._store(record, len(stored), data, info))
                     kept.add(stored[-1].sha256, data)
@@ -117,7 +117,7 @@ class ImageWriter:
                     if not stored:
                         raise
                     # One was asked for, and is stored: it must not wait for what else the gateway names.
-                    self.log.warning("A further picture of record %s is left: %s", record.key, error.message)
+                    self.log.warning("A further image of record %s is left: %s", record.key, error.message)
             difference = self._mismatch(record, stored[0])
             manifest = build(record, stored, mismatch=difference, cost=self._cost(record, reported_cost))
             await self.write_sidecar(stored[0], sidecar(manifest, record))
@@ -142,15 +142,15 @@ class ImageWriter:
                 error.hint = f"{error.hint} {_ELSEWHERE}".strip()
             raise
         if uri is None:
-            self.log.warning("%s is taken by another picture; writing beside it.", stem)
+            self.log.warning("%s is taken by another image; writing beside it.", stem)
             uri = await written(f"{stem}-{digest[:12]}")
         if uri is None:
-            raise StorageError(f"No free name for the picture of record {record.key}.", billed=Billed.YES)
+            raise StorageError(f"No free name for the image of record {record.key}.", billed=Billed.YES)
         return _stored(uri, info, data, digest)
 
-    async def store_all(self, record: Record, pictures: Sequence[bytes]) -> tuple[list[StoredImage], ImageCache]:
+    async def store_all(self, record: Record, contents: Sequence[bytes]) -> tuple[list[StoredImage], ImageCache]:
         images, kept = [], ImageCache()
-        for index, data in enumerate(pictures):
+        for index, data in enumerate(contents):
             images.append(await self._store(record, index, data, await asyncio.to_thread(inspect_image, data)))
             kept.add(images[-1].sha256, data)
         return images, kept
@@ -180,7 +180,7 @@ class ImageWriter:
 
         def landed(stored: Record) -> Record | None:
             if stored.state == "landed" and stored.job_id != record.job_id:
-                return None  # the picture of another job was first; this job stays an extra one, to be collected
+                return None  # the image of another job was first; this job stays an extra one, to be collected
             jobs = dict.fromkeys(job for job in (*stored.extra_jobs, stored.job_id) if job)
             return replace(
                 stored,
@@ -202,9 +202,9 @@ class ImageWriter:
         try:
             kept = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
-            # The picture is safe in storage; failing the task now would only hide it.
+            # The image is safe in storage; failing the task now would only hide it.
             self.log.error(
-                "The picture of job %s landed, but its record %s could not be written (%s): %s",
+                "The image of job %s landed, but its record %s could not be written (%s): %s",
                 record.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
             return landed(record) or record, False
@@ -222,7 +222,7 @@ class ImageWriter:
             self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
 
     async def _drop_thumbnails(self, record: Record, stored: Sequence[StoredImage]) -> None:
-        """Those of an earlier landing, unless the same pictures have come again."""
+        """Those of an earlier landing, unless the same images have come again."""
         earlier = (record.manifest or {}).get("images", ())
         if [image["sha256"] for image in earlier] == [image.sha256 for image in stored]:
             return
@@ -250,7 +250,7 @@ class ImageWriter:
         cost = reported(amount)
         if differs_from_estimate(record.cost, cost):
             self.log.warning(
-                "The gateway reports that the picture of record %s cost %g %s; the estimate was %s. Caps go by the "
+                "The gateway reports that the image of record %s cost %g %s; the estimate was %s. Caps go by the "
                 "estimate: set `prices` (or `price_base`, of the default model) on connection %s to what you pay.",
                 record.key, cost.amount, cost.currency, cost_in_words(record.cost), record.conn_id,
             )  # fmt: skip
@@ -276,7 +276,7 @@ def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha25
 
 
 def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:
-    """What to raise for a picture that has landed and is not what was asked for, if it is not."""
+    """What to raise for an image that has landed and is not what was asked for, if it is not."""
     if not manifest.get("mismatch"):
         return None
     return MismatchError(f"{manifest['mismatch']} It is stored at {manifest['images'][0]['uri']}.")
@@ -301,7 +301,7 @@ def _broken(error: Exception) -> UpstreamFailedError:
     """What is to be said where landing raised what is no outcome: what came, or what the record says, caused it."""
     passing = isinstance(error, OSError | MemoryError)
     hint = InvalidImageError.default_hint if passing else LinkExpiredError.default_hint
-    said = f"Landing the picture broke off ({error_and_place(error)})."
+    said = f"Landing the image broke off ({error_and_place(error)})."
     return UpstreamFailedError(said, billed=Billed.YES, retryable=passing, hint=hint)
 
 

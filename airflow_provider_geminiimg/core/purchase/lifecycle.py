@@ -63,13 +63,13 @@ async def _alone() -> AsyncIterator[Callable[[], None]]:
 
 
 class Purchase:
-    """One attempt at one picture.
+    """One attempt at one image.
 
     :param order: what is asked for.
     :param purchase_context: what it needs from outside.
     :param guard: whether this process may still pay.
     :param marker: the task state store's memory, where there is one.
-    :param turn: makes what is entered from the reading of the inputs to the answer, where many pictures share one
+    :param turn: makes what is entered from the reading of the inputs to the answer, where many images share one
         account. It brings what is called once the request may be sent. What it raises on being entered ends the attempt
         before anything was claimed.
     """
@@ -212,13 +212,13 @@ class Purchase:
             case Fetch(destination):
                 return LandedImage.of(await collector.fetch(await self._moved(record, destination)))
             case Copy():
-                self.log.info("The picture of record %s has landed before; copying it, at no cost.", record.key)
+                self.log.info("The image of record %s has landed before; copying it, at no cost.", record.key)
                 manifest = await copy_to(self.writer, record, self.order.destination)
                 await self.history.settle(record)
                 return LandedImage(record, {**manifest, "reused": True})
             case Reuse():
                 await self.history.settle(record, plain=True)
-                self.log.info("The picture of record %s has landed before; returning it, at no cost.", record.key)
+                self.log.info("The image of record %s has landed before; returning it, at no cost.", record.key)
                 manifest = await reused_manifest(self.writer, record, self.order.destination)
                 return LandedImage(record, {**manifest, "reused": True})
             case Refetch(destination):
@@ -249,7 +249,7 @@ class Purchase:
             return LookAgain()
 
     async def _obtain(self, step: Submit) -> LandedImage | JobInFlight | LookAgain:
-        """Buy, unless another task of the DAG has the picture or is making it."""
+        """Buy, unless another task of the DAG has the image or is making it."""
         if self.order.policy.reuse == "task":
             return await self._submit(step)
         self.guard.check()
@@ -276,13 +276,13 @@ class Purchase:
     async def _submit(self, step: Submit, lot: Buy | None = None) -> LandedImage | JobInFlight | LookAgain:
         """Claim and send, unless another attempt is first.
 
-        :param lot: what of the index has to be claimed too, where the picture is one that the DAG has in common.
+        :param lot: what of the index has to be claimed too, where the image is one that the DAG has in common.
         """
         self.guard.check()
         request, connection = self.order.checked(), self.order.connection
         price = price_of(request, connection, self.order.max_cost)
         self.purchase_context.budgets.refuse_over(self.order.max_cost, price, connection)
-        self.log.info("Submitting number %s of this task's picture: %s.", step.n, step.why)
+        self.log.info("Submitting number %s of this task's image: %s.", step.n, step.why)
         transport = await self.purchase_context.connect(connection.conn_id)
         reserved = self.purchase_context.budgets.reserved(
             connection, self.order.item.namespace, price, self.order.max_cost
@@ -313,7 +313,7 @@ class Purchase:
         """The paid call, with its inputs in it, and what is called once they are on their way: then their memory is
         others'.
 
-        :param shared: the picture is one that the DAG has in common, which was looked for by its inputs.
+        :param shared: the image is one that the DAG has in common, which was looked for by its inputs.
         """
         request, room = self.order.checked(), self.purchase_context.room
         await room.relief()

@@ -32,7 +32,7 @@ class Marker(Protocol):
 class Order:
     """What one attempt asks for.
 
-    :param item: whose picture it is.
+    :param item: whose image it is.
     :param request: what to make, checked; or why it can't be, which matters only where it would be bought: what was
         paid for before is collected whatever the templates render to now.
     :param connection: through which gateway, with whose money.
@@ -42,7 +42,7 @@ class Order:
     :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
     :param record_prompts: whether the prompt itself goes into ledger and sidecar.
     :param max_cost: what all that the attempt buys may cost, in the connection's currency; ``None``: no cap.
-    :param input_sha256: what the input pictures must be, where that was settled before; ``None``: what they are now.
+    :param input_sha256: what the input images must be, where that was settled before; ``None``: what they are now.
     :param fingerprint: what `request` is known by, where that was settled before.
     """
 
@@ -72,7 +72,7 @@ def differences(record: Record, order: Order, input_sha256: Sequence[str] | None
     """The names of what is asked for now and differs from what is recorded; the destination only within one item, as it
     always differs between runs.
 
-    :param input_sha256: of the input pictures now; ``None``: only their addresses are compared.
+    :param input_sha256: of the input images now; ``None``: only their addresses are compared.
     """
     request = order.request
     if isinstance(request, GeminiImageError):  # a wrong one differs; one that can't be read is not known to
@@ -95,12 +95,12 @@ def differences(record: Record, order: Order, input_sha256: Sequence[str] | None
 
 
 def _changed_inputs(record: Record, addresses: Sequence[str], sha256: Sequence[str] | None) -> list[str]:
-    """Which input pictures are others, counted from 1 in the order in which the gateway gets them."""
+    """Which input images are others, counted from 1 in the order in which the gateway gets them."""
     if len(record.inputs) != len(addresses):
-        return ["number of input pictures"]
+        return ["number of input images"]
     digests = sha256 or [known["sha256"] for known in record.inputs]
     return [
-        f"input picture {number}" + (" (other bytes under the same address)" if known["uri"] == address else "")
+        f"input image {number}" + (" (other bytes under the same address)" if known["uri"] == address else "")
         for number, (known, address, digest) in enumerate(zip(record.inputs, addresses, digests, strict=True), 1)
         if (known["uri"], known["sha256"]) != (address, digest)
     ]

@@ -66,15 +66,15 @@ class Take:
     """Copy what another task has landed.
 
     :param source: its record.
-    :param pictures: the bytes of its pictures, which are those that landed.
+    :param images: the bytes of its images, which are those that landed.
     """
 
     source: Record
-    pictures: Sequence[bytes] = field(default=(), repr=False)
+    images: Sequence[bytes] = field(default=(), repr=False)
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the first picture."""
+        """Hex digest of the first image."""
         return str((self.source.manifest or {})["images"][0]["sha256"])
 
 
@@ -90,7 +90,7 @@ class IndexedImage:
     :param found: the record that `entry` names, if it is there and asks for this image.
     :param waited: seconds since the job of `found` was submitted.
     :param intact: for a landed record, whether its image is still the one that landed.
-    :param pictures: the bytes of its images, where they are.
+    :param images: the bytes of its images, where they are.
     """
 
     entry: Entry | None
@@ -98,7 +98,7 @@ class IndexedImage:
     found: StoredRecord | None = None
     waited: float = 0.0
     intact: Intact = "unknown"
-    pictures: Sequence[bytes] = field(default=(), repr=False)
+    images: Sequence[bytes] = field(default=(), repr=False)
 
 
 def decide_reuse(step: Submit, known: IndexedImage, policy: Policy, timeout: float) -> ReuseDecision:
@@ -146,13 +146,13 @@ def _buy(step: Submit, entry: Entry, why: str) -> Buy:
 
 def _landed(step: Submit, entry: Entry, record: Record, known: IndexedImage) -> ReuseDecision:
     if known.intact == "there":
-        return Take(record, known.pictures)
+        return Take(record, known.images)
     if known.intact != "unknown":
         what = "is gone from storage" if known.intact == "gone" else "is not the one that landed any more"
-        return _buy(step, entry, f"the picture of record {record.key} {what}")
+        return _buy(step, entry, f"the image of record {record.key} {what}")
     return Refuse(
         StorageError(
-            f"Can't tell whether the picture of record {record.key}, which is the same, is still where it landed.",
+            f"Can't tell whether the image of record {record.key}, which is the same, is still where it landed.",
             hint="Nothing was sent. Give the worker access to it, then retry.",
         )
     )
@@ -165,9 +165,9 @@ def _failed(step: Submit, entry: Entry, record: Record) -> ReuseDecision:
     if known is not None and known.billed is Billed.NO:
         return _buy(step, entry, f"record {record.key}, which asked for it before, failed without cost")
     error = from_dict((known or OutcomeUnknownError("It does not say why.")).to_dict())
-    error.message = f"Record {record.key} asked for the same picture, and failed: {error.message}"
+    error.message = f"Record {record.key} asked for the same image, and failed: {error.message}"
     error.hint = (
-        'Clear its task with on_clear="regenerate" to buy the picture again; or this one with reuse="task", which '
+        'Clear its task with on_clear="regenerate" to buy the image again; or this one with reuse="task", which '
         "looks at its own records alone."
     )
     return Refuse(error)
@@ -180,7 +180,7 @@ def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> Reus
         return _buy(replace(step, resubmission=True), entry, why)
     return Refuse(
         OutcomeUnknownError(
-            f"Record {record.key} is for the same picture, and nobody knows whether it was paid for. Nothing was sent."
+            f"Record {record.key} is for the same image, and nobody knows whether it was paid for. Nothing was sent."
         )
     )
 
@@ -188,7 +188,7 @@ def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> Reus
 def _left_behind(record: Record) -> GeminiImageError:
     job = f"its job {record.job_id}" if record.job_id else "its result"
     return TimedOutError(
-        f"Record {record.key} asked for the same picture and paid for it, but {job} has not landed.",
+        f"Record {record.key} asked for the same image and paid for it, but {job} has not landed.",
         hint=f"`jobs collect` lands it, or a retry of its task ({record.key}); a retry of this task then copies it.",
     )
 
@@ -197,10 +197,10 @@ def copy_of(record: Record, source: Record) -> Record:
     """The record of a copy that is about to be made: until it has landed it says that nothing was sent.
 
     :param record: this task's, as for a submission.
-    :param source: whose picture it is.
+    :param source: whose image it is.
     """
     cost: dict[str, Any] = {"amount": 0.0, "currency": source.cost.get("currency"), "basis": "reused"}
-    unfinished = NotSentError(f"Copying the picture of record {source.key} was not finished.", hint="A retry does it.")
+    unfinished = NotSentError(f"Copying the image of record {source.key} was not finished.", hint="A retry does it.")
     taken = replace(
         record,
         cost=cost,

@@ -5,7 +5,7 @@ What must stay true:
 
 - Who buys has put its record's key into the index before the record is there, and sends only within `CLAIM_SECONDS`
   (`submission`) of doing so. An entry whose record is not there after `ENTRY_SECONDS` is therefore nobody's.
-- A copy is the task's own: its picture, its sidecar and its record stay when those that it was made from go.
+- A copy is the task's own: its image, its sidecar and its record stay when those that it was made from go.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class DagReuse:
         self._followed: str | None = None
 
     async def look(self, step: Submit, fingerprint: str) -> Buy | Take | WaitForRecord:
-        """What the index says about a picture that this task would buy.
+        """What the index says about an image that this task would buy.
 
         :param step: what the task's own records say.
-        :param fingerprint: what the picture is known by.
+        :param fingerprint: what the image is known by.
         :raises LedgerError: the entry, or the record that it names, can't be read.
-        :raises StorageError: the store failed, or does not say whether a picture is still there.
+        :raises StorageError: the store failed, or does not say whether an image is still there.
         :raises GeminiImageError: what another task paid for keeps this one from buying.
         """
         known = await self._known(step, fingerprint)
@@ -80,15 +80,15 @@ class DagReuse:
         if found is None:
             return known
         if found.record.state == "landed":
-            intact, pictures = await read_back(self.purchase_context.files, found.record)
-            known = replace(known, found=found, intact=intact, pictures=pictures)
+            intact, images = await read_back(self.purchase_context.files, found.record)
+            known = replace(known, found=found, intact=intact, images=images)
         else:
             submitted = found.record.submitted_at or found.record.claimed_at
             known = replace(known, found=found, waited=time.time() - submitted)
         return await self._earlier(known, entry, found) if _is_to_be_bought(found.record, known.intact) else known
 
     async def is_anothers(self, fingerprint: str) -> bool:
-        """Whether the index knows the picture as another task's or run's.
+        """Whether the index knows the image as another task's or run's.
 
         :raises LedgerError: the entry can't be read.
         :raises StorageError: the store failed.
@@ -98,7 +98,7 @@ class DagReuse:
         return entry is not None and folder_of(entry.record) != item.path
 
     async def _earlier(self, known: IndexedImage, entry: Entry, found: StoredRecord) -> IndexedImage:
-        """Who had the picture before the record that the index names, where that has none.
+        """Who had the image before the record that the index names, where that has none.
 
         It is named from now on, lest the copy that is made of it is known to nobody. The entry of a purchase that
         failed stays: its task goes on by it.
@@ -107,16 +107,16 @@ class DagReuse:
         """
         unknown: Record | None = None
         for record in await asyncio.to_thread(lambda: list(earlier_holders(self.ledger, found.record))):
-            state, pictures = await read_back(self.purchase_context.files, record)
+            state, images = await read_back(self.purchase_context.files, record)
             if state == "there":
                 if found.record.state == "landed":
                     index = index_key(self.order.item.path, record.fingerprint)
                     await asyncio.to_thread(write_entry, self.ledger.store, index, record, entry)
-                return replace(known, found=replace(found, record=record), intact=state, pictures=pictures)
+                return replace(known, found=replace(found, record=record), intact=state, images=images)
             unknown = record if state == "unknown" and unknown is None else unknown
         if unknown is None:
             return known
-        return replace(known, found=replace(found, record=unknown), intact="unknown", pictures=())
+        return replace(known, found=replace(found, record=unknown), intact="unknown", images=())
 
     async def take(self, wanted: Record, lot: Take, writer: ImageWriter) -> Record | None:
         """Land a copy as `wanted`; ``None`` where another attempt was first.
@@ -125,13 +125,13 @@ class DagReuse:
         """
         if await asyncio.to_thread(self.ledger.create, wanted) is None:
             return None
-        self.log.info("Record %s has landed the same picture; copying it, at no cost.", lot.source.key)
+        self.log.info("Record %s has landed the same image; copying it, at no cost.", lot.source.key)
         await remember(self.marker, wanted)
         await self._asked_before(wanted)
-        return await land_copy(writer, wanted, lot.source, lot.pictures)
+        return await land_copy(writer, wanted, lot.source, lot.images)
 
     async def restore(self, record: Record, writer: ImageWriter) -> Record | None:
-        """Land anew what is gone from all its places, from where another task of the DAG has the very same picture.
+        """Land anew what is gone from all its places, from where another task of the DAG has the very same image.
 
         :param record: ``landed``.
         :returns: the record as it is stored now; ``None``: no other task has it.
@@ -148,10 +148,10 @@ class DagReuse:
             ):
                 if source.key == record.key or _digests(source) != _digests(record):
                     continue
-                intact, pictures = await read_back(self.purchase_context.files, source)
+                intact, images = await read_back(self.purchase_context.files, source)
                 if intact == "there":
-                    self.log.info("Record %s still has the same picture; copying it, at no cost.", source.key)
-                    return await land_copy(writer, record, source, pictures)
+                    self.log.info("Record %s still has the same image; copying it, at no cost.", source.key)
+                    return await land_copy(writer, record, source, images)
         return None
 
     async def tell_changes(self, step: Submit, wanted: Record) -> None:
@@ -166,7 +166,7 @@ class DagReuse:
 
     async def _asked_before(self, wanted: Record) -> Record | None:
         """What this task asked for last, and was something else. For the log alone, so it fails nothing."""
-        if self.order.item.item != "0":  # in a batch, what asks for something else is another picture
+        if self.order.item.item != "0":  # in a batch, what asks for something else is another image
             return None
         key, store = task_key(self.order.item), self.ledger.store
         try:
@@ -180,11 +180,11 @@ class DagReuse:
     def _tell_wait(self, key: str, step: WaitForRecord) -> None:
         if key != self._followed:
             self._followed = key
-            self.log.info("Record %s is for the same picture; waiting up to %.0f s for it.", key, step.seconds)
+            self.log.info("Record %s is for the same image; waiting up to %.0f s for it.", key, step.seconds)
 
 
 def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> StoredRecord | None:
-    """The record, unless it is another picture's: its task was given other words before it came to writing it."""
+    """The record, unless it is another image's: its task was given other words before it came to writing it."""
     found = ledger.read(key)
     return found if found is not None and found.record.fingerprint == fingerprint else None
 
@@ -215,10 +215,10 @@ def _lineage(ledger: Ledger, record: Record) -> Iterator[Record]:
     yield from earlier_holders(ledger, record)
 
 
-def _is_to_be_bought(record: Record, picture: Intact) -> bool:
-    """Whether nothing but an earlier record of the same picture keeps it from being bought."""
+def _is_to_be_bought(record: Record, image: Intact) -> bool:
+    """Whether nothing but an earlier record of the same image keeps it from being bought."""
     if record.state == "landed":
-        return picture in ("gone", "changed")
+        return image in ("gone", "changed")
     unpaid = record.error is not None and record.error.billed is Billed.NO
     return record.state == "failed" and unpaid and not record.buy_again
 

@@ -35,7 +35,7 @@ RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
 
 
 class Submission:
-    """What one attempt at one picture pays with.
+    """What one attempt at one image pays with.
 
     :param order: what is asked for.
     :param purchase_context: what it needs from outside.
@@ -60,7 +60,7 @@ class Submission:
     ) -> tuple[Record, JobStatus] | None:
         """Claim, send, write the answer down; ``None`` where another attempt was first.
 
-        :param lot: what of the index has to be claimed too, where the picture is one that the DAG has in common.
+        :param lot: what of the index has to be claimed too, where the image is one that the DAG has in common.
         """
         async with contextlib.AsyncExitStack() as claiming:
             await claiming.enter_async_context(self.claims)
@@ -68,16 +68,14 @@ class Submission:
             with self.guard.paying():
                 since = time.monotonic()
                 if lot is not None and not await asyncio.to_thread(lot.claim, self.ledger.store, wanted):
-                    self.log.info(
-                        "Another task was first to claim the picture of record %s; looking again.", wanted.key
-                    )
+                    self.log.info("Another task was first to claim the image of record %s; looking again.", wanted.key)
                     return None
                 claimed = await asyncio.to_thread(self._claim, wanted)
                 if claimed is None:
                     self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
                     return None
                 status = await self._send(claimed.record, since, send, claiming)
-                with self.room.held(sum(len(picture.data or b"") for picture in status.pictures)):
+                with self.room.held(sum(len(image.data or b"") for image in status.images)):
                     return await self._write_answer(claimed.record, status), status
 
     def _claim(self, wanted: Record) -> StoredRecord | None:
@@ -161,7 +159,7 @@ class Submission:
         # Before it is recorded, which may take longer than this process lives.
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
         await self._refuse_owned(record, status.job_id)
-        inline = [picture.data for picture in status.pictures if picture.data is not None]
+        inline = [image.data for image in status.images if image.data is not None]
         keys = [spool_key(record.key, record.claim, index) for index in range(len(inline))]
         by_link = status.job_id is None or bool(inline)
         answer = replace(
@@ -169,7 +167,7 @@ class Submission:
             state="answered" if by_link else "submitted",
             job_id=status.job_id,
             submitted_at=time.time(),
-            links=[picture.url for picture in status.pictures if picture.url] if by_link else [],
+            links=[image.url for image in status.images if image.url] if by_link else [],
             spooled=keys,
         )
         try:
@@ -177,7 +175,7 @@ class Submission:
         except Exception as failure:  # whatever it is, there is a job
             error = as_outcome(failure)
             self.log.error(
-                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the picture is "
+                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the image is "
                 "landed all the same.",
                 status.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
@@ -203,7 +201,7 @@ class Submission:
             raise unknown
 
     async def own(self, record: Record) -> None:
-        """Note that the recorded job is the record's. A store that fails, or is slow, keeps no picture from landing.
+        """Note that the recorded job is the record's. A store that fails, or is slow, keeps no image from landing.
 
         :raises OutcomeUnknownError: it is another record's. The record is that of an unknown outcome from then on.
         """

@@ -99,7 +99,7 @@ async def _check_excuse(ledger: Ledger, item: Item, mark: Mapping[str, Any]) -> 
         f"Airflow remembers record {key} of an earlier attempt, but it is not under {ledger.store.uri}: the "
         "ledger is not shared between workers, or was removed.",
         hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If the record was removed "
-        "on purpose, a DAG run with a new run id buys the picture.",
+        "on purpose, a DAG run with a new run id buys the image.",
     )
 
 

@@ -1,14 +1,14 @@
 """Small WebP copies of what has landed, so that a page of a hundred images loads fast.
 
 A thumbnail is made once its record has landed, with the extra ``thumbnails`` (Pillow); where there is none, whoever
-shows pictures shows the picture itself. What must stay true:
+shows images shows the image itself. What must stay true:
 
 - Nothing about it fails a task, or holds one up for more than `SECONDS`. A decoder can't be interrupted: it works in a
   daemon thread, and one that took too long is left behind and writes nothing any more.
 - Pixels, and so memory, are bounded by the header before anything is decoded, and a process makes one at a time.
 - A decoder is given pixels alone, so that no version of it unpacks anything else: EXIF data of 3 MB became gigabytes.
 - It is pixels alone: no metadata, in which a prompt or a place could be.
-- It shows what its record says. One that is there stays: the same job gives the same picture. Where a picture is
+- It shows what its record says. One that is there stays: the same job gives the same image. Where an image is
   fetched again and other bytes come, the old thumbnails go before the record says so, so that in between, and if the
   task dies there, none is there rather than a wrong one.
 - A record that is removed takes its thumbnails along.
@@ -40,14 +40,14 @@ SIDE = 512
 """Pixels; the longest that a thumbnail's longer side is."""
 
 MAX_PIXELS = {"png": 40_000_000, "jpg": 40_000_000, "webp": 20_000_000}
-"""How large a picture may be, by its extension: under 400 MB are needed then. A WebP is held four times over while it
+"""How large an image may be, by its extension: under 400 MB are needed then. A WebP is held four times over while it
 is decoded. The most that a model makes is 19 million (12288 x 1536)."""
 
 MAX_KEPT = 64 * 1024 * 1024
-"""Bytes that are kept in memory until the record has landed: one picture may be that large."""
+"""Bytes that are kept in memory until the record has landed: one image may be that large."""
 
 SECONDS = 20.0
-"""How long the thumbnails of one record may take; a 4K picture takes about half a second."""
+"""How long the thumbnails of one record may take; a 4K image takes about half a second."""
 
 _BEAT = 0.5  # seconds between looks at the guard, which a signal changes and nothing tells of
 _SMALLER = ("RGB", "RGBA", "CMYK", "L")  # modes that shrink well as they are, which saves a copy at full size
@@ -59,29 +59,29 @@ _UPRIGHT = {
     6: "ROTATE_270",
     7: "TRANSVERSE",
     8: "ROTATE_90",
-}  # the EXIF orientation, and what sets a picture upright that has it
+}  # the EXIF orientation, and what sets an image upright that has it
 
 
 def thumbnail_keys(record: Record) -> list[str]:
-    """Where the thumbnails of all of the record's pictures lie, whether there are any or not."""
+    """Where the thumbnails of all of the record's images lie, whether there are any or not."""
     return [thumbnail_key(record.key, index) for index, _ in enumerate((record.manifest or {}).get("images", ()))]
 
 
 class ImageCache:
-    """The bytes of pictures that have just been stored, by their SHA-256, as far as there is room for them."""
+    """The bytes of images that have just been stored, by their SHA-256, as far as there is room for them."""
 
     def __init__(self) -> None:
-        self.pictures: dict[str, bytes] = {}
+        self.images: dict[str, bytes] = {}
 
     def add(self, sha256: str, data: bytes) -> None:
         """Keep `data`, unless all together would be over `MAX_KEPT`."""
         if self.size + len(data) <= MAX_KEPT:
-            self.pictures[sha256] = data
+            self.images[sha256] = data
 
     @property
     def size(self) -> int:
         """Bytes that are kept."""
-        return sum(map(len, self.pictures.values()))
+        return sum(map(len, self.images.values()))
 
 
 async def make_thumbnails(store: Store, record: Record, kept: ImageCache, *, log: Logs, guard: SubmitGuard) -> None:
@@ -89,13 +89,13 @@ async def make_thumbnails(store: Store, record: Record, kept: ImageCache, *, log
 
     :param store: the root.
     :param record: what has landed.
-    :param kept: the bytes of its pictures; of what else the record names none is made.
+    :param kept: the bytes of its images; of what else the record names none is made.
     :param log: told where there is none.
     :param guard: once the task is told to stop, nothing is waited for.
     """
     try:
         await _make(store, record, kept, log, guard)
-    except Exception as error:  # no thread left, no memory left: the picture is stored, and that is what counts
+    except Exception as error:  # no thread left, no memory left: the image is stored, and that is what counts
         log.warning("Record %s gets no thumbnail (%s).", record.key, type(error).__name__)
 
 
@@ -104,9 +104,7 @@ async def _make(store: Store, record: Record, kept: ImageCache, log: Logs, guard
         log.warning("Record %s gets no thumbnail: an earlier one is still being made.", record.key)
         return
     images = (record.manifest or {})["images"]
-    wanted = {
-        key: kept.pictures.get(image["sha256"]) for key, image in zip(thumbnail_keys(record), images, strict=True)
-    }
+    wanted = {key: kept.images.get(image["sha256"]) for key, image in zip(thumbnail_keys(record), images, strict=True)}
     job = ThumbnailJob(store, {key: data for key, data in wanted.items() if data is not None})
     made = asyncio.wrap_future(WORKER.submit(job))
     deadline = time.monotonic() + SECONDS
@@ -129,8 +127,8 @@ def _tell_failures(failures: Mapping[str, type[Exception]], log: Logs) -> None:
         if issubclass(failure, ModuleNotFoundError):
             log.debug("No thumbnails are made without Pillow: pip install 'airflow-provider-geminiimg[thumbnails]'")
             return
-        # The name alone: a decoder's message may repeat what is in the picture.
-        log.warning("There is no thumbnail %s (%s). The picture itself is stored.", key, failure.__name__)
+        # The name alone: a decoder's message may repeat what is in the image.
+        log.warning("There is no thumbnail %s (%s). The image itself is stored.", key, failure.__name__)
 
 
 class ThumbnailJob:
@@ -157,7 +155,7 @@ class ThumbnailJob:
             thumbnail = b"" if self.abandoned else render(data)
             if not self.abandoned:
                 create_or_read(self._store, key, thumbnail)
-        except Exception as error:  # whatever is in a picture, and whatever becomes of a disk or a bucket
+        except Exception as error:  # whatever is in an image, and whatever becomes of a disk or a bucket
             return type(error)
         return None
 
@@ -215,10 +213,10 @@ WORKER = ThumbnailWorker()
 
 
 def render(data: bytes) -> bytes:
-    """A picture's thumbnail, as a WebP: its first frame, the right way up, transparency kept, without metadata.
+    """An image's thumbnail, as a WebP: its first frame, the right way up, transparency kept, without metadata.
 
     :param data: a PNG, JPEG or WebP.
-    :raises Exception: it can't be decoded, is too large, or is not one picture to all who read it; whatever Pillow
+    :raises Exception: it can't be decoded, is too large, or is not one image to all who read it; whatever Pillow
         raises, too.
     """
     from PIL import Image

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
-from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, Picture
+from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, ResultImage
 from airflow_provider_geminiimg.core.gateways.polling import VANISHED_GRACE, End, PollSchedule, follow
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record, with_error
 from airflow_provider_geminiimg.core.purchase.context import ConnectionChangedError, changed_since, connection_changed
@@ -41,7 +41,7 @@ class VanishedError(OutcomeUnknownError):
 class JobCollector:
     """Collects what was paid for.
 
-    :param writer: puts its pictures where they belong.
+    :param writer: puts its images where they belong.
     :param prompt: the prompt that was sent, where it is known here: lets a gateway's message through without it.
     """
 
@@ -104,7 +104,7 @@ class JobCollector:
                 )
 
     async def peek(self, record: Record) -> Record | None:
-        """Ask once, and land the picture if it is ready.
+        """Ask once, and land the image if it is ready.
 
         :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs, or can't be asked about.
         :raises GeminiImageError: asking again can't help (connection, key), the gateway does not know the job, or the
@@ -161,8 +161,8 @@ class JobCollector:
             spooled = await self._spooled(record)
         if any(blob is None for blob in spooled):
             raise StorageError(f"A spooled result of record {record.key} is gone.", billed=Billed.YES)
-        pictures = [Picture(data=blob.data) for blob in spooled if blob is not None]
-        return await self._land_or_note(record, [*pictures, *(Picture(url=link) for link in record.links)])
+        images = [ResultImage(data=blob.data) for blob in spooled if blob is not None]
+        return await self._land_or_note(record, [*images, *(ResultImage(url=link) for link in record.links)])
 
     async def _spooled(self, record: Record) -> list[Blob | None]:
         """Results that came inside an answer, from the store; they are landed at once, which charges them anew."""
@@ -177,15 +177,15 @@ class JobCollector:
         """Land the results that came with the answer to the submit."""
         if record.job_id is not None:
             return await self._land_job(record, status)
-        return await self._land_or_note(record, status.pictures, status.cost)
+        return await self._land_or_note(record, status.images, status.cost)
 
     async def refetch(self, record: Record) -> Record:
         """What had landed is gone from storage: ask once for a fresh link, and land it again."""
-        self.log.warning("The picture of record %s is gone from storage; asking the gateway for it.", record.key)
+        self.log.warning("The image of record %s is gone from storage; asking the gateway for it.", record.key)
         status = await self.poll(record) if record.job_id else None
         if status is not None and status.state is JobState.DONE:
-            return await self._land_or_note(record, status.pictures, status.cost)
-        gone = LinkExpiredError(f"The picture of record {record.key} is gone from storage and from the gateway.")
+            return await self._land_or_note(record, status.images, status.cost)
+        gone = LinkExpiredError(f"The image of record {record.key} is gone from storage and from the gateway.")
         await self.note(record, gone)
         raise gone
 
@@ -251,18 +251,18 @@ class JobCollector:
 
     async def _land_job(self, record: Record, status: JobStatus) -> Record:
         try:
-            return await self.writer.land(record, status.pictures, status.cost)
+            return await self.writer.land(record, status.images, status.cost)
         except LinkExpiredError:
             self.log.warning("The link of job %s no longer answers; asking for a fresh one.", record.job_id)
         except UNFETCHED as error:
             await self.note(record, error)
             raise
         fresh = await self.poll(record)
-        return await self._land_or_note(record, fresh.pictures, fresh.cost)
+        return await self._land_or_note(record, fresh.images, fresh.cost)
 
-    async def _land_or_note(self, record: Record, pictures: Sequence[Picture], cost: float | None = None) -> Record:
+    async def _land_or_note(self, record: Record, images: Sequence[ResultImage], cost: float | None = None) -> Record:
         try:
-            return await self.writer.land(record, pictures, cost)
+            return await self.writer.land(record, images, cost)
         except (LinkExpiredError, *UNFETCHED) as error:
             await self.note(record, error)
             raise

@@ -31,7 +31,7 @@ _MEANINGS: Mapping[What, tuple[str, str]] = {
     # what: (level of its line in the log, how it begins)
     "errors": ("error", "Could not be looked at"),
     "unknown": ("warning", "Outcome unknown"),
-    "failed": ("warning", "No picture"),
+    "failed": ("warning", "No image"),
     "landed": ("info", "Landed"),
     "running": ("info", "Still running"),
     "skipped": ("info", "Skipped"),
@@ -167,7 +167,7 @@ class _Round:
     async def _own(self, record: Record) -> OutcomeUnknownError | None:
         """Note that the job is the record's: whoever submitted it may have died before. What it says if it is not.
 
-        Where that can't be noted, its picture lands all the same.
+        Where that can't be noted, its image lands all the same.
         """
         if record.job_id is None or not has(record, record.job_id):
             return None
@@ -232,7 +232,7 @@ def adopted(record: Record, job_id: str) -> Record:
         claim=digest[:32],
         **process_identity(),
         answer_within=0.0,  # nobody else is waiting for it
-        # No other picture has this name, so it need not be claimed.
+        # No other image has this name, so it need not be claimed.
         destination=Destination(place.directory, f"{place.stem}{record.suffix}-x{digest[:16]}"),
         suffix="",
         resubmission=False,

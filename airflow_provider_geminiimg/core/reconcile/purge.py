@@ -1,7 +1,7 @@
 """Takes records out of the ledger: one that a person wants gone, or old ones that have come to their end.
 
 What must stay true: what may hold something that was paid for goes only where a person says so, and is settled as lost
-before it does, so that no moment exists in which it is simply not there; a picture is never touched. A record that a
+before it does, so that no moment exists in which it is simply not there; an image is never touched. A record that a
 person has removed leaves an excuse behind: only then does an attempt that remembers it submit again. One that was old
 leaves none, and so nothing is bought again by mistake.
 """
@@ -146,7 +146,7 @@ def _purge(ledger: Ledger, together: Sequence[RecordEntry], days: float, dry_run
 
 
 def _kept(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
-    """What was kept for the retries of one task instance and is old, and of which every picture has a record here."""
+    """What was kept for the retries of one task instance and is old, and of which every image has a record here."""
     if not records:
         return []
     folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)

@@ -23,7 +23,7 @@ _SHAPE = (
 class Resolution:
     """What a person found out.
 
-    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the picture can't be had; ``resubmit``:
+    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the image can't be had; ``resubmit``:
         buy it again, whatever became of it; ``job``: it is this job.
     :param job_id: the gateway's id of the job.
     """

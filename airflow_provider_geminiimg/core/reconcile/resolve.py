@@ -1,6 +1,6 @@
 """Settles what only a person can: a request of which nobody knows whether it was paid for.
 
-What must stay true: nothing but an unknown outcome, a picture that nobody can fetch any more, or a job whose connection
+What must stay true: nothing but an unknown outcome, an image that nobody can fetch any more, or a job whose connection
 was changed is settled; a record that moves meanwhile is left as it is; settling again in the same way changes nothing;
 a job that another record stands for is given to no second one.
 """
@@ -33,7 +33,7 @@ _INSTEAD: Mapping[str, tuple[str, str]] = {
         "it was paid for, and can't be fetched any more",
         "Only --lost is left, or --resubmit to buy it again.",
     ),
-    "landed": ("its picture has landed", 'A Clear with on_clear="regenerate" buys another one.'),
+    "landed": ("its image has landed", 'A Clear with on_clear="regenerate" buys another one.'),
     "failed": ("it has failed already", "`jobs show` says how."),
 }
 _ALLOWED: Mapping[str, Container[Word]] = {
@@ -137,7 +137,7 @@ def _outcome(word: Word) -> GeminiImageError:
             hint="A retry or a Clear of its task submits again.",
         )
     return LinkExpiredError(
-        "Settled by hand: the picture is lost.", hint='Only a Clear with on_clear="regenerate" buys another one.'
+        "Settled by hand: the image is lost.", hint='Only a Clear with on_clear="regenerate" buys another one.'
     )
 
 

@@ -30,7 +30,7 @@ AT_ONCE = 8  # records that are read, or landed, at the same time
 RecordStatus = Literal["waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable"]
 
 SETTLE = (
-    "Look at the gateway's console whether the picture was made and charged, then settle it: `jobs resolve` with "
+    "Look at the gateway's console whether the image was made and charged, then settle it: `jobs resolve` with "
     "--unpaid, --lost or --job, or with --resubmit to buy it again; or by `resolve` of GeminiImageCollectOperator."
 )
 STANDINGS: Mapping[RecordStatus, str] = {
@@ -38,8 +38,8 @@ STANDINGS: Mapping[RecordStatus, str] = {
     "in-flight": "Paid for. An attempt may be collecting it right now. Leave it alone.",
     "to-collect": "Paid for, and not in storage yet. `jobs collect` lands it.",
     "unknown": f"Nobody knows whether it was paid for. {SETTLE}",
-    "landed": "The picture is in storage. Nothing is left to do.",
-    "failed": "It ended without a picture.",
+    "landed": "The image is in storage. Nothing is left to do.",
+    "failed": "It ended without an image.",
     "unreadable": "The record can't be read, so what was paid for is not known.",
 }
 """How a record can stand, and what that means for whoever reads it."""

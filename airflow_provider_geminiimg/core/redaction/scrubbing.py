@@ -26,9 +26,9 @@ _HIDDEN = (
     (
         r"(?i)data:(?:[\w/+.;=-]|\\{1,16}/)*;base64,\s*"
         r"(?:[a-z0-9+/=_-]|\\{1,16}[/nr]|%[0-9a-f]{2}|\s+(?=[a-z0-9+/_-]{16}))*",
-        "[picture]",
+        "[image]",
     ),
-    (r"(?i)data:image[^,\s]{0,80},(?:%[0-9a-f]{2}|[^\s\"'<>])*", "[picture]"),
+    (r"(?i)data:image[^,\s]{0,80},(?:%[0-9a-f]{2}|[^\s\"'<>])*", "[image]"),
     (rf"(?i)(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", r"\g<scheme>"),
     (rf"(?i)(?P<scheme>\b[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<scheme>"),
     (rf"(?P<lead>(?<![\w:/\\]){_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<lead>"),  # without a scheme
@@ -96,7 +96,7 @@ def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
 
 
 def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:
-    """`text` without secrets, URL queries, picture bytes and echoes of the prompt, on one line of `limit` characters.
+    """`text` without secrets, URL queries, image bytes and echoes of the prompt, on one line of `limit` characters.
 
     What is no printable character (a line break, a terminal's escape, a change of direction) becomes a blank: whoever
     reads a log must not take a gateway's text for lines of ours.

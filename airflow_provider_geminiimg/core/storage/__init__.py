@@ -1,6 +1,6 @@
-"""Where bytes are kept: the ledger's objects (`Store`) and the users' pictures (`Files`), on disk, S3 and elsewhere.
+"""Where bytes are kept: the ledger's objects (`Store`) and the users' images (`Files`), on disk, S3 and elsewhere.
 
-A picture that was paid for is only as safe as the writes below it, so this is the one room that touches a disk or a
+An image that was paid for is only as safe as the writes below it, so this is the one room that touches a disk or a
 bucket. What must stay true:
 
 - Only one of any number of writers creates an object. S3: ``If-None-Match: *``. Disk: a temporary file in the same

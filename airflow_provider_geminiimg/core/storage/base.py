@@ -1,4 +1,4 @@
-"""What every kind of storage has to do: `Store` for the ledger's objects, `Backend` for the users' pictures."""
+"""What every kind of storage has to do: `Store` for the ledger's objects, `Backend` for the users' images."""
 
 from __future__ import annotations
 

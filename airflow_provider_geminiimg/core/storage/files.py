@@ -44,12 +44,12 @@ def open_store(uri: str, openers: Openers) -> Store:
         )
     raise BadRequestError(
         f"root: {place.shown} can't hold the record of what was paid for; allowed: s3:// and file://.",
-        hint="Pictures may go anywhere (output_path); [geminiimg] root needs a store that creates exclusively.",
+        hint="Images may go anywhere (output_path); [geminiimg] root needs a store that creates exclusively.",
     )
 
 
 class Files:
-    """Reads and writes pictures wherever a URI points. Blocking: call it through `asyncio.to_thread`.
+    """Reads and writes images wherever a URI points. Blocking: call it through `asyncio.to_thread`.
 
     ``s3://`` goes through boto3, ``file://`` and plain paths to the disk, and all else through Airflow's
     ``ObjectStoragePath``. Web addresses can be checked here, but they are downloaded, not read as files.
@@ -93,7 +93,7 @@ class Files:
 
         :param uri: where it is.
         :param max_bytes: the largest size to take.
-        :param landed: it is a picture of a record, and its bytes will be compared with that; see `state`.
+        :param landed: it is an image of a record, and its bytes will be compared with that; see `state`.
         :raises BadRequestError: it is not there, too large, or the scheme is not known.
         :raises StorageError: it could not be read.
         """
@@ -146,13 +146,13 @@ class Files:
         return self._backend(place).sha256(place)
 
     def state(self, uri: str) -> State:
-        """Whether a picture that landed is there. ``unknown`` where the store would not or could not say, or the
+        """Whether an image that landed is there. ``unknown`` where the store would not or could not say, or the
         address is allowed no more; the log says why. See `locate` for addresses that are looked at all the same."""
         try:
             place = self._place(uri, "uri", landed=True)
             return "there" if self._backend(place).exists(place) else "gone"
         except GeminiImageError as error:
-            self._warn(f"Can't look at a picture that landed: {error.message} {error.hint}".strip())
+            self._warn(f"Can't look at an image that landed: {error.message} {error.hint}".strip())
             return "unknown"
 
     def there(self, uris: Sequence[str]) -> list[str]:

@@ -169,7 +169,7 @@ def _scheme_and_rest(uri: str, what: str) -> tuple[str, str]:
         raise BadRequestError(
             f"{what}: {scrub(uri.partition('?')[0][:4_000], limit=80)!r} is neither a URI nor an absolute path.",
             hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only a "
-            "picture that goes in) https://host/name.",
+            "image that goes in) https://host/name.",
         )
     return _SAME_SCHEME.get(scheme.lower(), scheme.lower()), rest
 

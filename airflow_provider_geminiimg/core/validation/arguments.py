@@ -198,7 +198,7 @@ def delimiter(name: str, value: Any) -> str | None:
 def stem(name: str, value: Any) -> str | None:
     """A rendered file name without extension, in Unicode's composed form; ``None`` means unset.
 
-    :raises BadRequestError: for a name that is a path, hidden, too long, has a picture's extension, or is none on
+    :raises BadRequestError: for a name that is a path, hidden, too long, has an image's extension, or is none on
         Windows.
     """
     if value is None:
@@ -212,7 +212,7 @@ def stem(name: str, value: Any) -> str | None:
         else "hidden" if plain.startswith(".")
         else "with control characters" if not plain.isprintable()
         else "longer than 120 bytes" if len(plain.encode()) > 120
-        else "with an extension, which comes from the picture's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
+        else "with an extension, which comes from the image's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
         else f"with a character that names on Windows can't have ({_WINDOWS_CHARACTERS})"
         if any(char in _WINDOWS_CHARACTERS for char in plain)
         else "a device on Windows" if _WINDOWS_DEVICE.match(plain)

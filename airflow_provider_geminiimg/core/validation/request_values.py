@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError
 BOUNDS: Mapping[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
 MAX_PROMPT = 1_000_000  # characters, several times what the largest model reads
 MAX_MODEL = 200  # characters of a model's id; the longest that a gateway lists has 32
-MAX_INPUTS = 1_000  # pictures that are read of a value before the model's own limit is asked
+MAX_INPUTS = 1_000  # images that are read of a value before the model's own limit is asked
 _RESOLUTIONS = {"512": "512", "0.5k": "512", "1k": "1K", "2k": "2K", "4k": "4K"}
 _REPR = re.compile(r"\s*(?:[\[{]|\(\s*['\"{]|LazyXComSequence\()")
 _TOJSON = 'It looks like the text of a Python object: render it with "{{ ... | tojson }}".'
@@ -118,27 +118,27 @@ def _decoded(name: str, value: Any) -> Any:
 def _manifest_uris(name: str, value: Mapping[Any, Any]) -> tuple[str, ...]:
     images = [value] if "uri" in value else value.get("images")
     if not isinstance(images, (list, tuple)) or not images:
-        refuse(name, given(value), 'a mapping must be a manifest with pictures: {"images": [{"uri": ...}]}.')
+        refuse(name, given(value), 'a mapping must be a manifest with images: {"images": [{"uri": ...}]}.')
     uris = [image.get("uri") if isinstance(image, Mapping) else None for image in images]
     if not all(isinstance(uri, str) and uri.strip() for uri in uris):
-        refuse(name, given(value), "every picture of a manifest needs its uri.")
+        refuse(name, given(value), "every image of a manifest needs its uri.")
     return tuple(str(uri).strip() for uri in uris)
 
 
-def _picture(name: str, value: Any) -> str:
+def _image(name: str, value: Any) -> str:
     value = _decoded(name, value)
     if isinstance(value, Mapping):
         uris = _manifest_uris(name, value)
         if len(uris) != 1:
-            refuse(name, given(value), f"takes exactly one picture, this manifest has {len(uris)}.", "Name one's uri.")
+            refuse(name, given(value), f"takes exactly one image, this manifest has {len(uris)}.", "Name one's uri.")
         return uris[0]
     if not isinstance(value, str):
-        problem = f"takes one picture, as a URI or as a manifest with exactly one, not {type(value).__name__}."
+        problem = f"takes one image, as a URI or as a manifest with exactly one, not {type(value).__name__}."
         refuse(name, given(value), problem)
     return value
 
 
-def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
+def _images(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
     value = _decoded(name, value)
     if depth > MAX_DEPTH:
         refuse(name.partition("[")[0], "", f"nests deeper than {MAX_DEPTH} lists.", "Give one flat list.")
@@ -150,12 +150,12 @@ def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, set, frozenset)):
         found: list[str] = []
         for index, item in enumerate(value):
-            uris = _pictures(f"{name}[{index}]", item, depth + 1)
+            uris = _images(f"{name}[{index}]", item, depth + 1)
             if not uris:
-                refuse(f"{name}[{index}]", given(item), "is empty; every item must give a picture.")
+                refuse(f"{name}[{index}]", given(item), "is empty; every item must give an image.")
             found += uris
             if len(found) > MAX_INPUTS:
-                refuse(name, "", f"gives more than {MAX_INPUTS} pictures, which no model takes.")
+                refuse(name, "", f"gives more than {MAX_INPUTS} images, which no model takes.")
         return tuple(found)
     refuse(name, given(value), "takes URIs, as a list, a JSON array, one text, a manifest or a list of manifests.")
 
@@ -163,8 +163,8 @@ def _pictures(name: str, value: Any, depth: int = 0) -> tuple[str, ...]:
 _CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "model": _model,
-    "image": _picture,
-    "reference_images": _pictures,
+    "image": _image,
+    "reference_images": _images,
     "resolution": _resolution,
     "aspect_ratio": _text,
     "temperature": _number,
@@ -176,7 +176,7 @@ _CLEANERS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def clean(name: str, value: Any) -> Any:
-    """The value of a field as the rest of the package sees it; unset is ``None``, or no pictures at all."""
+    """The value of a field as the rest of the package sees it; unset is ``None``, or no images at all."""
     unset = value is None or (isinstance(value, str) and not value.strip())
     if unset and name != "prompt":
         return () if name == "reference_images" else None

@@ -5,7 +5,7 @@
 
 const declared = JSON.parse(document.body.dataset.gallery);
 
-export const PAGE = declared.page_size; // pictures that are asked for at once
+export const PAGE = declared.page_size; // images that are asked for at once
 export const LOOK = declared.max_page_size; // the most that one request may bring
 export const VIEW = declared.view; // the names in the query that say what the page is about: DAG, run, task, index
 export const FRAME = declared.frame; // the part of the path by which Airflow's page around this one is known

@@ -31,7 +31,7 @@ export const ask = async (which, values = {}) => getJson(routeTo(which, values))
 const dagRuns = (dag) => `${AIRFLOW}/dags/${encodeURIComponent(dag)}/dagRuns`;
 const dagRun = (dag, run) => `${dagRuns(dag)}/${encodeURIComponent(run)}`;
 
-/* What Airflow itself says; `null` where it does not: pictures are shown without it. */
+/* What Airflow itself says; `null` where it does not: images are shown without it. */
 export const runOf = (dag, run) => getJson(dagRun(dag, run)).catch(() => null);
 const instancesOf = (dag, run, query) => getJson(withQuery(`${dagRun(dag, run)}/taskInstances`, query)).catch(() => null);
 

@@ -1,4 +1,4 @@
-/* One picture, or what stands in for one. */
+/* One image, or what stands in for one. */
 
 import { chip, h, icon } from "./dom.js";
 import { durationOf, pixels, priceOf, shapeOf } from "./format.js";
@@ -23,7 +23,7 @@ function factsOf(item, image) {
   )));
 }
 
-export function pictureCard(entry) {
+export function imageCard(entry) {
   const { item, image } = entry;
   const title = nameOf(image);
   const choose = h("input", { type: "checkbox", "aria-label": `Compare ${title}` });
@@ -41,7 +41,7 @@ export function pictureCard(entry) {
       h("label", { class: "choose" }, choose, h("span", { "aria-hidden": "true" }, "Compare"))));
 }
 
-/** Where a picture is on its way, or may not be shown. */
+/** Where an image is on its way, or may not be shown. */
 export function otherCard(entry) {
   const { item, image } = entry;
   const { label: state, tone } = image ? { label: "Not shown", tone: "warn" } : standingOf(item);
@@ -56,7 +56,7 @@ export function otherCard(entry) {
       factsOf(item, image)));
 }
 
-/** What came to no picture: why, and what to do about it. */
+/** What came to no image: why, and what to do about it. */
 export function troubleRow({ key, item }) {
   const { label: state, tone } = standingOf(item);
   const { message = null, hint = null } = item.error ?? {};

@@ -1,4 +1,4 @@
-/* Two to four pictures side by side. */
+/* Two to four images side by side. */
 
 import { Dialog } from "./dialog.js";
 import { $, h } from "./dom.js";
@@ -17,9 +17,9 @@ class Compare extends Dialog {
     this.stages = [];
   }
 
-  /** @param pictures each with `image`, and `item` where the record is known; `role` where it is not the result */
-  open(pictures) {
-    const same = (read) => new Set(pictures.map((each) => JSON.stringify(read(each) ?? null))).size === 1;
+  /** @param images each with `image`, and `item` where the record is known; `role` where it is not the result */
+  open(images) {
+    const same = (read) => new Set(images.map((each) => JSON.stringify(read(each) ?? null))).size === 1;
     const rows = [
       ["Prompt", ({ item }) => item?.prompt],
       ["Model", ({ item }) => item?.model],
@@ -28,25 +28,25 @@ class Compare extends Dialog {
       ["Cost", ({ item }) => item && priceOf(item.cost)],
       ["Time", ({ item }) => item?.seconds && durationOf(item.seconds)],
       ["Run", ({ where }) => where?.run],
-    ].filter(([, read]) => pictures.some(read));
+    ].filter(([, read]) => images.some(read));
     const row = (each) => ([what, read]) => [
       h("dt", { class: same(read) ? null : "odd" }, what),
       h("dd", null, read(each) || "not recorded"),
     ];
-    const panes = pictures.map((each) => h("figure", { class: "pane" },
-      h("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `Picture ${nameOf(each.image)}` }, h("img")),
+    const panes = images.map((each) => h("figure", { class: "pane" },
+      h("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `Image ${nameOf(each.image)}` }, h("img")),
       h("figcaption", null,
         h("p", { class: "name" }, nameOf(each.image)),
         h("p", { class: "by" }, each.role ?? (each.item && labelOf(each.item))),
         h("dl", null, rows.flatMap(row(each))))));
     $("panes").replaceChildren(...panes);
-    $("panes").dataset.count = pictures.length;
+    $("panes").dataset.count = images.length;
     super.open();
     this.stages = panes.map((pane, i) => new Stage(pane.querySelector(".stage"), i ? null : () => {
       $("compare-zoom").textContent = `${Math.round(100 * (this.stages[0]?.factor ?? 1))} %`;
     }));
     this.stages.forEach((stage, i) => {
-      const { item, image } = pictures[i];
+      const { item, image } = images[i];
       stage.show(image, item ? describe(item, image) : nameOf(image));
       stage.box.addEventListener("scroll", () => this.follow(stage));
     });
@@ -56,7 +56,7 @@ class Compare extends Dialog {
     for (const stage of this.stages) stage.zoom(factor);
   }
 
-  /** All show the same part of their picture. */
+  /** All show the same part of their image. */
   follow(leader) {
     if (this.leader && this.leader !== leader) return;
     this.leader = leader;
@@ -70,7 +70,7 @@ class Compare extends Dialog {
   }
 
   closed() {
-    $("panes").replaceChildren(); // lets go of the full-size pictures
+    $("panes").replaceChildren(); // lets go of the full-size images
     super.closed();
   }
 }

@@ -23,7 +23,7 @@ export function walk(event) {
   }
 }
 
-/** The shape that most pictures have is the shape of every frame, so that nothing moves when a picture comes. */
+/** The shape that most images have is the shape of every frame, so that nothing moves when an image comes. */
 export function setShape(grid, entries) {
   const seen = {};
   for (const { item, image } of entries) {
@@ -38,8 +38,8 @@ export function setShape(grid, entries) {
 export function totalsOf(seen) {
   const total = (text, title) => h("span", { class: "total", title }, text);
   const isPart = seen.not_started && !seen.more;
-  const number = isPart ? `${seen.pictures.toLocaleString()} of ${counted(seen.wanted, "picture")}`
-    : counted(seen.pictures, "picture") + (seen.more ? " or more" : "");
+  const number = isPart ? `${seen.images.toLocaleString()} of ${counted(seen.wanted, "image")}`
+    : counted(seen.images, "image") + (seen.more ? " or more" : "");
   const costs = seen.costs.map((cost) => total(priceOf(cost), BASES[cost.basis]));
   const others = Object.entries(seen.standings).filter(([standing]) => standing !== "landed");
   return [

@@ -1,4 +1,4 @@
-/* One picture, large, with what is known of it. */
+/* One image, large, with what is known of it. */
 
 import { ask } from "./api.js";
 import { compare } from "./compare.js";
@@ -125,7 +125,7 @@ class Lightbox extends Dialog {
     ].filter(Boolean);
   }
 
-  /** What the picture was made from, beside it. */
+  /** What the image was made from, beside it. */
   async chain(entry) {
     const { item } = entry;
     const place = this.element.querySelector(".chain");
@@ -142,23 +142,23 @@ class Lightbox extends Dialog {
     place.replaceChildren(h("h3", null, "Made from"), list);
   }
 
-  source({ role: kind, name: named, picture, why }, entry) {
+  source({ role: kind, name: named, image: shown, why }, entry) {
     const role = kind === "source" ? "Source" : "Reference";
-    const image = { ...picture, name: named };
+    const image = { ...shown, name: named };
     const text = [h("span", { class: "name" }, nameOf(image)), h("span", { class: "by" }, role)];
-    if (!picture?.href) {
+    if (!shown?.href) {
       return h("li", { class: "hidden-source" },
         h("span", { class: "frame" }, icon("warning")),
-        h("div", null, text, h("span", { class: "reason" }, why ?? picture?.why)));
+        h("div", null, text, h("span", { class: "reason" }, why ?? shown?.why)));
     }
-    const onclick = () => compare.open([{ image, item: null, role, where: { run: picture.run_id } }, entry]);
+    const onclick = () => compare.open([{ image, item: null, role, where: { run: image.run_id } }, entry]);
     return h("li", null, h("button", { type: "button", onclick },
-      h("span", { class: "frame" }, h("img", { src: picture.thumb, alt: "" })),
+      h("span", { class: "frame" }, h("img", { src: image.thumb, alt: "" })),
       h("span", null, text, h("span", { class: "spoken" }, "Show it beside the result"))));
   }
 
   closed() {
-    this.stage.image.removeAttribute("src");
+    this.stage.element.removeAttribute("src");
     super.closed();
   }
 }

@@ -1,8 +1,8 @@
-/* The pictures of one run: read in pages, looked at again while something is under way. */
+/* The images of one run: read in pages, looked at again while something is under way. */
 
 import { LOOK, PAGE, viewAddress } from "./addresses.js";
 import { ask, beginnings, runOf } from "./api.js";
-import { otherCard, pictureCard, troubleRow } from "./cards.js";
+import { otherCard, imageCard, troubleRow } from "./cards.js";
 import { chip, h, say } from "./dom.js";
 import { counted } from "./format.js";
 import { setShape, totalsOf, walk } from "./grid.js";
@@ -24,9 +24,9 @@ export class Listing {
     Object.assign(this, { where, filters, limit, items: [], next: null, entries: [], cards: new Map() });
     Object.assign(this, { summary: null, run: null, began: new Map(), pause: PAUSE, visible: true });
     this.totals = h("div", { class: "totals" });
-    this.grid = h("ul", { class: "grid", "aria-label": `Pictures of ${where.run}` });
+    this.grid = h("ul", { class: "grid", "aria-label": `Images of ${where.run}` });
     this.grid.addEventListener("keydown", walk);
-    this.troubles = h("ul", { class: "troubles", "aria-label": `Requests of ${where.run} that made no picture` });
+    this.troubles = h("ul", { class: "troubles", "aria-label": `Requests of ${where.run} that made no image` });
     this.attention = h("details", { class: "attention", hidden: true }, h("summary"), this.troubles);
     this.below = h("div", { class: "below" });
     this.element = h("div", { class: "listing" }, this.attention, this.grid, this.below);
@@ -48,7 +48,7 @@ export class Listing {
 
   page(after, limit) {
     const { model, state } = this.filters;
-    return ask("pictures", { ...this.names, ...this.query, model, standing: state, after, limit });
+    return ask("images", { ...this.names, ...this.query, model, standing: state, after, limit });
   }
 
   readSummary() {
@@ -157,14 +157,14 @@ export class Listing {
     for (const { key } of arrived) this.cards.get(key).element.classList.add("arrived");
     if (!arrived.length) return;
     const names = arrived.slice(0, 3).map((entry) => labelOf(entry.item)).join(", ");
-    say(`${counted(arrived.length, "picture")} arrived: ${names}${arrived.length > 3 ? " and more" : ""}.`);
+    say(`${counted(arrived.length, "image")} arrived: ${names}${arrived.length > 3 ? " and more" : ""}.`);
   }
 
   /** Make the grid show these items, in this order, leaving alone what has not changed. */
   show(items) {
     this.items = items;
-    const pictures = (item) => (item.images.length ? item.images : [null]);
-    this.entries = items.flatMap((item) => pictures(item).map((image, i) => (
+    const images = (item) => (item.images.length ? item.images : [null]);
+    this.entries = items.flatMap((item) => images(item).map((image, i) => (
       { key: [this.where.dag, this.where.run, keyOf(item), i].join("/"), item, image, where: this.where, listing: this }
     )));
     if (this.entries.length) setShape(this.grid, this.entries);
@@ -181,7 +181,7 @@ export class Listing {
     this.arrange(this.troubles, troubles);
     if (this.attention.hidden) this.attention.open = troubles.length <= FEW;
     this.attention.hidden = !troubles.length;
-    this.attention.firstChild.textContent = `${counted(troubles.length, "request")} made no picture`;
+    this.attention.firstChild.textContent = `${counted(troubles.length, "request")} made no image`;
     this.showOrigins();
   }
 
@@ -202,7 +202,7 @@ export class Listing {
       known.item = entry.item;
       return known.element;
     }
-    const make = TROUBLES.includes(entry.item.standing) ? troubleRow : entry.image?.href ? pictureCard : otherCard;
+    const make = TROUBLES.includes(entry.item.standing) ? troubleRow : entry.image?.href ? imageCard : otherCard;
     const element = make(entry);
     this.cards.set(entry.key, { item: entry.item, text, element });
     if (known) {
@@ -234,7 +234,7 @@ export class Listing {
     return new Date(item.landed_at) < new Date(began) ? "reused" : "new";
   }
 
-  /** Totals, and what to say below the pictures. */
+  /** Totals, and what to say below the images. */
   surround() {
     const seen = this.summary;
     if (!seen) return;
@@ -246,12 +246,12 @@ export class Listing {
 
   rest(seen) {
     if (!seen.looked_at && !this.limit) return [emptyNote(this)];
-    if (!seen.looked_at) return [h("p", { class: "quiet" }, this.isBusy ? "No picture yet." : "No pictures.")];
-    const nothing = "No picture here is like that. Choose other filters to see more.";
+    if (!seen.looked_at) return [h("p", { class: "quiet" }, this.isBusy ? "No image yet." : "No images.")];
+    const nothing = "No image here is like that. Choose other filters to see more.";
     if (!this.items.length && this.next) return [h("p", { class: "quiet" }, "None so far. Looking further.")];
     if (!this.items.length) return [h("p", { class: "notice plain" }, nothing)];
     if (!this.limit || !this.next) return [];
     const { dag, run, task } = this.where;
-    return [h("a", { class: "button", href: viewAddress(dag, run, task) }, "All pictures of this run")];
+    return [h("a", { class: "button", href: viewAddress(dag, run, task) }, "All images of this run")];
   }
 }

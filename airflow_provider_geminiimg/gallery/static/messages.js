@@ -1,12 +1,12 @@
-/* What is said in place of pictures. */
+/* What is said in place of images. */
 
 import { h, icon } from "./dom.js";
 
 const REFUSALS = {
   0: "Airflow does not answer. Check your connection; this page tries again by itself where something is under way.",
   401: "You are not signed in, or no longer. Reload Airflow and sign in.",
-  403: "You have no right to see these pictures. Whoever may read the DAG's XComs may: ask your Airflow administrator.",
-  404: "There is nothing here: the run, the DAG or the picture is gone, or its address is wrong.",
+  403: "You have no right to see these images. Whoever may read the DAG's XComs may: ask your Airflow administrator.",
+  404: "There is nothing here: the run, the DAG or the image is gone, or its address is wrong.",
 };
 
 export function notice(error) {
@@ -22,14 +22,14 @@ const EXAMPLE = `GeminiImageGenerateOperator(
 /** @param listing `null` where the page is about more than one run */
 export function emptyNote(listing) {
   const code = (text) => h("code", null, text);
-  const place = (title, ...said) => h("div", { class: "empty" }, icon("picture"), h("h2", null, title), said);
+  const place = (title, ...said) => h("div", { class: "empty" }, icon("image"), h("h2", null, title), said);
   if (listing?.isBusy) {
-    const soon = "The run is under way. Pictures appear here as soon as they are asked for, and arrive as they land.";
-    return place("No picture yet", h("p", null, soon));
+    const soon = "The run is under way. Images appear here as soon as they are asked for, and arrive as they land.";
+    return place("No image yet", h("p", null, soon));
   }
   const whose = listing && (listing.where.task ? "This task" : "This run");
-  return place(whose ? `${whose} has made no pictures` : "There are no pictures yet",
-    h("p", null, "Pictures appear here when a task makes them with ", code("GeminiImageGenerateOperator"),
+  return place(whose ? `${whose} has made no images` : "There are no images yet",
+    h("p", null, "Images appear here when a task makes them with ", code("GeminiImageGenerateOperator"),
       " or edits them with ", code("GeminiImageEditOperator"), ":"),
     h("pre", { tabindex: "0" }, code(EXAMPLE)),
     listing && h("p", { class: "quiet" }, "Airflow shows this tab on every DAG and task. ",

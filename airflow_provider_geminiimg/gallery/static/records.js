@@ -20,7 +20,7 @@ export const TROUBLES = ["unknown", "failed", "unreadable"];
 const ORIGINS = {
   new: ["good", "New", "The task's last attempt made it."],
   reused: ["plain", "Reused", "It was there before, and the task's last attempt paid nothing for it."],
-  earlier: ["plain", "Earlier", "A later picture has taken its place."],
+  earlier: ["plain", "Earlier", "A later image has taken its place."],
 };
 
 export const BILLED = { no: "No money was spent.", yes: "It was paid for.", unknown: "Money may have been spent." };
@@ -50,6 +50,6 @@ export function askedFor(item) {
 }
 
 export function paidFor({ cost, images }) {
-  const whole = images.length > 1 && `for ${images.length} pictures`;
+  const whole = images.length > 1 && `for ${images.length} images`;
   return [priceOf(cost), BASES[cost?.basis], whole].filter(Boolean).join(" ");
 }

@@ -1,39 +1,39 @@
-/* A picture that can be zoomed and moved. */
+/* An image that can be zoomed and moved. */
 
-const MARGIN = 16; // pixels around a picture that fits
+const MARGIN = 16; // pixels around an image that fits
 
-/** A picture in a box that it fits into, or is larger than and moves about in. */
+/** An image in a box that it fits into, or is larger than and moves about in. */
 export class Stage {
   constructor(box, changed) {
-    Object.assign(this, { box, changed, image: box.querySelector("img"), factor: 1 });
+    Object.assign(this, { box, changed, element: box.querySelector("img"), factor: 1 });
     new ResizeObserver(() => this.draw()).observe(box);
-    this.image.addEventListener("load", () => this.draw());
-    this.image.addEventListener("dblclick", () => this.zoom(this.factor > 1 ? 1 : this.actual));
+    this.element.addEventListener("load", () => this.draw());
+    this.element.addEventListener("dblclick", () => this.zoom(this.factor > 1 ? 1 : this.actual));
     box.addEventListener("pointerdown", (event) => this.grab(event));
   }
 
-  /** @param picture with its `href` and, where known, `thumb`, `width` and `height` */
-  show(picture, alt) {
-    this.picture = picture;
-    this.image.alt = alt;
-    this.image.src = picture.thumb ?? picture.href;
+  /** @param image with its `href` and, where known, `thumb`, `width` and `height` */
+  show(image, alt) {
+    this.image = image;
+    this.element.alt = alt;
+    this.element.src = image.thumb ?? image.href;
     this.box.classList.add("waits");
     const full = new Image();
-    full.src = picture.href;
+    full.src = image.href;
     full.decode().catch(() => {}).then(() => {
-      if (this.picture !== picture) return;
-      this.image.src = picture.href; // where it can't be shown, the browser says so itself
+      if (this.image !== image) return;
+      this.element.src = image.href; // where it can't be shown, the browser says so itself
       this.box.classList.remove("waits");
     });
     this.zoom(1);
   }
 
   get width() {
-    return this.picture?.width ?? this.image.naturalWidth;
+    return this.image?.width ?? this.element.naturalWidth;
   }
 
   get height() {
-    return this.picture?.height ?? this.image.naturalHeight;
+    return this.image?.height ?? this.element.naturalHeight;
   }
 
   get fit() {
@@ -51,14 +51,14 @@ export class Stage {
   }
 
   draw() {
-    if (!this.picture || !this.width) return;
-    const { box, image } = this;
+    if (!this.image || !this.width) return;
+    const { box, element } = this;
     const [halfWidth, halfHeight] = [box.clientWidth / 2, box.clientHeight / 2];
     const across = (box.scrollLeft + halfWidth) / box.scrollWidth;
     const down = (box.scrollTop + halfHeight) / box.scrollHeight;
     box.classList.toggle("zoomed", this.factor > 1);
-    image.style.width = `${Math.floor(this.width * this.fit * this.factor)}px`;
-    image.style.height = `${Math.floor(this.height * this.fit * this.factor)}px`;
+    element.style.width = `${Math.floor(this.width * this.fit * this.factor)}px`;
+    element.style.height = `${Math.floor(this.height * this.fit * this.factor)}px`;
     box.scrollTo(across * box.scrollWidth - halfWidth, down * box.scrollHeight - halfHeight);
     this.changed?.(Math.round(100 * this.fit * this.factor));
   }

@@ -1,4 +1,4 @@
-/* What the page holds: the listings that are shown, and the pictures that are chosen for comparison. */
+/* What the page holds: the listings that are shown, and the images that are chosen for comparison. */
 
 import { $, h, icon, say } from "./dom.js";
 import { nameOf } from "./records.js";
@@ -10,7 +10,7 @@ export const chosen = new Map(); // what is shown in the tray, by key
 
 export function setChosen(entry, isChosen) {
   const isFull = isChosen && chosen.size === MOST_CHOSEN;
-  if (isFull) say(`${MOST_CHOSEN} pictures can be compared at once. Take one out first.`);
+  if (isFull) say(`${MOST_CHOSEN} images can be compared at once. Take one out first.`);
   else if (isChosen) chosen.set(entry.key, entry);
   else chosen.delete(entry.key);
   showChosen();

@@ -29,7 +29,7 @@ export function thumbnail(image, alt) {
   const element = h("img", { alt, "data-src": image.thumb, decoding: "async", draggable: "false" });
   element.addEventListener("load", () => element.classList.add("loaded"));
   element.addEventListener("error", () => {
-    if (element.hasAttribute("src")) element.replaceWith(icon("picture"));
+    if (element.hasAttribute("src")) element.replaceWith(icon("image"));
   });
   return element;
 }

@@ -12,7 +12,7 @@ import { labelOf, RUN_TONES } from "./records.js";
 import { listings } from "./state.js";
 import { endless, framed, thumbnail, whenSeen } from "./viewport.js";
 
-const SAMPLE = 12; // pictures of a run where many runs are shown
+const SAMPLE = 12; // images of a run where many runs are shown
 
 function showHead(where, title) {
   const steps = [["Images", HOME]];
@@ -29,10 +29,10 @@ function showHead(where, title) {
 const runHead = (run, href) => h("div", { class: "run-head" },
   h("h2", null, h("a", { href }, run.dag_run_id)), h("p", { class: "quiet" }, timeOf(run.run_after)));
 
-/** Recent runs of all DAGs that have pictures and that this user may read. */
+/** Recent runs of all DAGs that have images and that this user may read. */
 export async function browse() {
   showHead({}, "Images");
-  const grid = h("ul", { class: "runs", "aria-label": "Recent runs with pictures" });
+  const grid = h("ul", { class: "runs", "aria-label": "Recent runs with images" });
   const { dags } = await ask("dags");
   $("view").replaceChildren(grid);
   let offset = 0;
@@ -50,12 +50,12 @@ export async function browse() {
 
 async function runCard(run) {
   const names = { dag_id: run.dag_id, run_id: run.dag_run_id };
-  const read = [ask("summary", names), ask("pictures", { ...names, standing: "landed", limit: 4 })];
+  const read = [ask("summary", names), ask("images", { ...names, standing: "landed", limit: 4 })];
   const [seen, { items }] = await Promise.all(read).catch(() => [null, { items: [] }]);
   if (!seen?.looked_at) return null;
   const images = items.flatMap((item) => item.images.filter((image) => image.href)).slice(0, 4);
   const frames = images.map((image) => framed(h("span", { class: "frame" }, thumbnail(image, ""))));
-  if (!frames.length) frames.push(h("span", { class: "frame" }, icon("picture")));
+  if (!frames.length) frames.push(h("span", { class: "frame" }, icon("image")));
   return h("li", { class: "run-card" },
     h("a", { href: viewAddress(run.dag_id, run.dag_run_id) },
       h("span", { class: "mosaic", "data-count": frames.length, "aria-hidden": "true" }, frames),
@@ -95,7 +95,7 @@ export function ofDag(where) {
   });
 }
 
-/** One run, or one task or task instance of it: all its pictures. */
+/** One run, or one task or task instance of it: all its images. */
 export function ofRunView(where) {
   showHead(where, where.task ? labelOf({ task_id: where.task, map_index: Number(where.index ?? -1) }) : where.run);
   const query = theQuery();
@@ -122,7 +122,7 @@ export function ofRunView(where) {
     history.replaceState(null, "", asQuery(search));
     await show();
     bar.querySelector(`select[name=${which}]`)?.focus();
-    say(`${counted(listings[0].entries.length, "picture")} shown.`);
+    say(`${counted(listings[0].entries.length, "image")} shown.`);
   };
   show();
 }

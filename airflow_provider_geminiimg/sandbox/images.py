@@ -1,7 +1,7 @@
-"""The pictures: right pixel size, pleasant to look at, and saying which submission they are.
+"""The images: right pixel size, pleasant to look at, and saying which submission they are.
 
 What must stay true: the same job always gives the same bytes; `read_submission` works on PNG, JPEG and WebP alike;
-a 1K picture takes well under 0.1 s. Pillow is imported inside, because it comes with the extra ``sandbox`` only.
+a 1K image takes well under 0.1 s. Pillow is imported inside, because it comes with the extra ``sandbox`` only.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Input:
-    """An input picture as it arrived: the hash of its bytes, and a thumbnail to draw into the result.
+    """An input image as it arrived: the hash of its bytes, and a thumbnail to draw into the result.
 
-    `sha256` is that of the address where the picture is a web address, which the sandbox does not fetch.
+    `sha256` is that of the address where the image is a web address, which the sandbox does not fetch.
     """
 
     sha256: str
@@ -93,7 +93,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Sketch:
-    """All that a picture depends on."""
+    """All that an image depends on."""
 
     number: int
     model: str
@@ -111,7 +111,7 @@ def require_pillow() -> None:
 
 
 def shape(resolution: str, ratio: str, extension: str, *, printed: bool = False) -> Shape:
-    """What a picture is like.
+    """What an image is like.
 
     :param printed: where Google's table contradicts its own rule, as it prints it.
     :raises KeyError: for a resolution or ratio that the models don't know.
@@ -124,7 +124,7 @@ def shape(resolution: str, ratio: str, extension: str, *, printed: bool = False)
 
 
 def read_input(data: bytes) -> Input:
-    """:raises ValueError: where the bytes are not a picture."""
+    """:raises ValueError: where the bytes are not an image."""
     from PIL import Image
 
     try:
@@ -134,7 +134,7 @@ def read_input(data: bytes) -> Input:
             image.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
             small = image.convert("RGB")
     except Exception:
-        raise ValueError("not a picture") from None
+        raise ValueError("not an image") from None
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG", compress_level=1)
@@ -147,17 +147,17 @@ def nearest_ratio(width: int, height: int) -> str:
 
 
 def read_submission(data: bytes) -> int:
-    """The number of the submission that a sandbox picture belongs to, from its bytes (PNG, JPEG or WebP).
+    """The number of the submission that a sandbox image belongs to, from its bytes (PNG, JPEG or WebP).
 
-    :raises ValueError: where this is not a picture of a sandbox.
+    :raises ValueError: where this is not an image of a sandbox.
     """
-    return int(read_picture(data)["submission"])
+    return int(read_image(data)["submission"])
 
 
-def read_picture(data: bytes) -> dict[str, Any]:
-    """What a sandbox picture says of itself: ``submission``, ``model``, ``prompt`` (its first 2,000 characters).
+def read_image(data: bytes) -> dict[str, Any]:
+    """What a sandbox image says of itself: ``submission``, ``model``, ``prompt`` (its first 2,000 characters).
 
-    :raises ValueError: where this is not a picture of a sandbox.
+    :raises ValueError: where this is not an image of a sandbox.
     """
     from PIL import Image
 
@@ -165,19 +165,19 @@ def read_picture(data: bytes) -> dict[str, Any]:
         with Image.open(io.BytesIO(data)) as image:
             found = json.loads(image.getexif()[_DESCRIPTION])
     except Exception:
-        raise ValueError("not a picture of the sandbox") from None
+        raise ValueError("not an image of the sandbox") from None
     return dict(found)
 
 
 class Studio:
-    """Draws pictures when they are asked for, and keeps the last ones."""
+    """Draws images when they are asked for, and keeps the last ones."""
 
     def __init__(self) -> None:
         self._made: OrderedDict[Sketch, bytes] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
 
-    def picture(self, sketch: Sketch) -> bytes:
+    def image(self, sketch: Sketch) -> bytes:
         with self._lock:
             if sketch in self._made:
                 self._made.move_to_end(sketch)
@@ -192,7 +192,7 @@ class Studio:
 
 
 def draw(sketch: Sketch) -> bytes:
-    """The picture's bytes."""
+    """The image's bytes."""
     from PIL import Image
 
     size = (sketch.shape.width, sketch.shape.height)
@@ -249,7 +249,7 @@ def _landscape(prompt: str, size: tuple[int, int]) -> Image:
 
 
 def input_boxes(width: int, height: int, count: int) -> list[tuple[int, int, int, int]]:
-    """Where an edit shows its input pictures: left, top, right, bottom, in a row along the top."""
+    """Where an edit shows its input images: left, top, right, bottom, in a row along the top."""
     gap = max(4, min(width, height) // 40)
     top = _band(width, height) + gap
     side = min(height // 3, (width - gap) // max(count, 1) - gap, _THUMBNAIL)
