@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := .venvs/bench
 AXE    := 4.14.1
-# Tests that count what the sandbox was paid, on every path; they take minutes, so `make test-safety` runs them.
-MONEY  := $(addprefix test_,$(addsuffix .py,account answers attempt_cap clears lacking_stores one_path plans_again records_0_1))
+# Attacks, and what counts money on every path: they take minutes, so `make test-safety` runs them.
+SAFETY := $(addprefix tests/integration/,attacks money)
 
 # Airflow is compiled once, not in each of the many processes that import it, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,12 +25,11 @@ ui: $(READY) ## Open Airflow's pages with sample runs at http://localhost:8080, 
 	@$(BIN)/python -m scripts.ui --port $(or $(PORT),8080)
 
 test: check ## Run check, then the tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(addprefix --ignore=tests/,browser compat heavy live matrix $(MONEY)) \
-	  --ignore-glob='*/test_attacks_*'
+	$(BIN)/python -m pytest -n 4 --dist loadfile tests/unit tests/integration $(addprefix --ignore=,$(SAFETY))
 
 test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, what else counts money, and the attacks
 	rm -rf $(addprefix build/matrix/,gateway storage time)
-	$(BIN)/python -m pytest -n 4 --dist load tests/matrix tests/test_attacks_*.py $(addprefix tests/,$(MONEY))
+	$(BIN)/python -m pytest -n 4 --dist load tests/matrix $(SAFETY)
 
 test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand images; ITEMS=100 for a tenth of it
 	ITEMS=$(or $(ITEMS),1000) $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/heavy
@@ -60,10 +59,10 @@ test-a11y: $(READY) chromium ## Check the gallery with axe-core, light and dark
 	$(BIN)/python -m pytest tests/browser/test_accessibility.py
 
 fuzz: $(READY) ## Feed whatever reads what others wrote with 100,000 examples each; EXAMPLES=20000
-	FUZZ_EXAMPLES=$(or $(EXAMPLES),100000) $(BIN)/python -m pytest -n auto --dist load --durations=0 tests/test_fuzz.py
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),100000) $(BIN)/python -m pytest -n auto --dist load --durations=0 tests/integration/test_fuzz.py
 
 chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count the money; ROUNDS=50 SEED=7
-	@PYTHONPATH=.:tests $(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),12)
+	@$(BIN)/python -m scripts.chaos --rounds $(or $(ROUNDS),3) --seed $(or $(SEED),12)
 
 mutation: $(READY) postgres ## Take out one protection at a time, and see which rows and tests turn red
 	@$(BIN)/python -m scripts.mutation

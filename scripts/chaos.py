@@ -33,13 +33,13 @@ from typing import Any, NoReturn
 
 import boto3
 import psutil
-from harness.matrix import Balance, is_unknown, latest, read_records, weigh
-from harness.moto import age_object, start_moto
 
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.sandbox import Sandbox
 from scripts.live_airflow import LiveAirflow
 from scripts.postgres import Postgres
+from tests.harness.matrix import Balance, is_unknown, latest, read_records, weigh
+from tests.harness.moto import age_object, start_moto
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUCKET = "chaos"

@@ -296,7 +296,7 @@ def red(tree: Path, tests: Sequence[str]) -> list[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *OPTIONS, *tests, f"--basetemp={tree / 'tmp'}"],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": f"{tree}:{tree / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": str(tree)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

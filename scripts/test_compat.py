@@ -31,8 +31,13 @@ NEWEST_AIRFLOW = "3.3"
 SECONDS = 300  # for one environment's tests
 AT_ONCE = 2  # environments: one downloads and unpacks while the other's tests run
 
-COMPAT = ["tests/compat", "tests/test_attacks_thumbnails.py"]
-DOMAIN = [f"tests/test_{name}.py" for name in ("request", "catalog", "onemin", "apimaster", "decision")]
+COMPAT = ["tests/compat", "tests/integration/attacks/test_thumbnails.py"]
+DOMAIN = [
+    "tests/unit/core/test_request.py",
+    "tests/unit/core/catalog",
+    *(f"tests/unit/core/gateways/test_{name}.py" for name in ("onemin", "apimaster")),
+    "tests/unit/core/purchase/test_decision.py",
+]
 TOOLS = ["pytest", "pytest-asyncio", "hypothesis"]
 
 
@@ -117,10 +122,8 @@ def uv(*arguments: str) -> None:
 
 def run_tests(python: Path, suite: Path, tests: list[str]) -> tuple[bool, str]:
     """Whether they passed, and pytest's last line; all its lines are printed where they did not."""
-    stuck = [
-        f"-ofaulthandler_timeout={SECONDS * 0.6}",
-        "-ofaulthandler_exit_on_timeout=true",
-    ]  # one test, with its lines
+    # A test that is stuck is ended, with its lines.
+    stuck = [f"-ofaulthandler_timeout={SECONDS * 0.6}", "-ofaulthandler_exit_on_timeout=true"]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:logging", *stuck, *tests]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTEST_"))}
     try:

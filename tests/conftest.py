@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent):  # `harness` and `scripts` are importable in any import mode
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 NO_LIMIT = {"requests_per_minute": 100_000}  # all tests share one process, and so one limiter a connection
 
@@ -35,10 +29,9 @@ os.environ.update(
 os.environ.pop("AIRFLOW_CONFIG", None)
 
 if TYPE_CHECKING:
-    from harness.inprocess import AirflowHarness
-    from harness.people import People
-
     from airflow_provider_geminiimg.sandbox import Sandbox
+    from tests.harness.inprocess import AirflowHarness
+    from tests.harness.people import People
 
 
 STARTED = pytest.StashKey[float]()
@@ -71,7 +64,7 @@ def _fires_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def _airflow_home() -> Path:
-    from harness.inprocess import start_airflow
+    from tests.harness.inprocess import start_airflow
 
     start_airflow()
     return HOME
@@ -79,8 +72,8 @@ def _airflow_home() -> Path:
 
 @pytest.fixture
 def airflow(_airflow_home: Path) -> Iterator[AirflowHarness]:
-    """A real Airflow in this process: ``airflow.run_dag(dag)``. See `harness.inprocess`."""
-    from harness.inprocess import AirflowHarness
+    """A real Airflow in this process: ``airflow.run_dag(dag)``. See `tests.harness.inprocess`."""
+    from tests.harness.inprocess import AirflowHarness
 
     harness = AirflowHarness()
     yield harness
@@ -90,7 +83,7 @@ def airflow(_airflow_home: Path) -> Iterator[AirflowHarness]:
 @pytest.fixture(scope="module")
 def people(_airflow_home: Path) -> Iterator[People]:
     """Airflow's REST API with a login, and who uses it: ``people.answer(run, "review", "Approve")``."""
-    from harness.people import serve_people
+    from tests.harness.people import serve_people
 
     with serve_people() as them:
         yield them
@@ -149,7 +142,7 @@ def geminiimg_conn_id(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def _moto() -> Iterator[str]:
-    from harness.moto import start_moto
+    from tests.harness.moto import start_moto
 
     with start_moto() as url:
         yield url

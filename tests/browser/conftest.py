@@ -19,13 +19,13 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Frame, Page, expect, sync_playwright
-from seeds import seed
 
 from airflow_provider_geminiimg.sandbox import Sandbox, SandboxClient
 from scripts.live_airflow import LiveAirflow, free_port
+from tests.browser.seeds import seed
+from tests.harness import REPOSITORY
 
 HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
 USERS = {"ada": "ADMIN", "vera": "VIEWER", "nora": ""}
 RUN = "spring"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import REPOSITORY, RUN, World
 from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import REPOSITORY, RUN, World
 
 AXE = REPOSITORY / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 SERIOUS = ("serious", "critical")

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import RUN, World, shot
-from dags import HOSTILE_NAME
 from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import RUN, World, shot
+from tests.browser.dags import HOSTILE_NAME
 
 SignIn = Callable[..., Page]
 

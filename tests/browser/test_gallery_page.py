@@ -10,14 +10,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
-from dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
-from harness.records import plan_of
 from playwright.sync_api import Frame, Locator, Page, Request, Route, expect
 
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from tests.browser.conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
+from tests.browser.dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
+from tests.harness.records import plan_of
 
 SignIn = Callable[..., Page]
 TALL = {"width": 1360, "height": 1180}

@@ -1,6 +1,6 @@
 """Runs a DAG as its author would, with the ``dag.test()`` of whatever Airflow is here; see ``scripts/test_compat``.
 
-`harness.inprocess` knows Airflow's insides, and so one version of them. Here nothing is used but what all have.
+`tests.harness.inprocess` knows Airflow's insides, and so one version of them. Here nothing is used but what all have.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 if TYPE_CHECKING:
-    from conftest import Outcome
+    from tests.compat.conftest import Outcome
 
 WAITING = ("awaiting_input", "deferred")
 

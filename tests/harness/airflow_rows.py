@@ -6,9 +6,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from harness.matrix import Balance
-from harness.process_rows import BOUGHT, LANDED, POINTS, POLLED, UNKNOWN, UNKNOWN_PAID, WAITS, stays_unknown
-from harness.stage import Plan, Scene
+from tests.harness.matrix import Balance
+from tests.harness.process_rows import BOUGHT, LANDED, POINTS, POLLED, UNKNOWN, UNKNOWN_PAID, WAITS, stays_unknown
+from tests.harness.stage import Plan, Scene
 
 Act = Callable[[Scene], None]
 

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import KINDS
-from harness.attacks import image_bytes
-from harness.decided import (
+from tests.harness.attacks import image_bytes
+from tests.harness.decided import (
     NUMBERS,
     Decider,
     Make,
@@ -30,7 +30,7 @@ from harness.decided import (
     texts,
     tuples,
 )
-from harness.records import make_record
+from tests.harness.records import make_record
 
 SECRET = "sk-fuzz/0123456789+abcdef=="
 PROMPT = "a red fox in the snow, as a woodcut"

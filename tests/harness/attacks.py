@@ -27,12 +27,12 @@ from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import read_submission
-from harness.forbidden import PUBLIC, Forbidden, Host, Internet, Route, answer, as_json, done, trusted
-from harness.matrix import read_records
+from tests.harness.forbidden import PUBLIC, Forbidden, Host, Internet, Route, answer, as_json, done, trusted
+from tests.harness.matrix import read_records
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
-    from harness.inprocess import AirflowHarness, Run
+    from tests.harness.inprocess import AirflowHarness, Run
 
 PROMPT = "a red fox"
 IMAGES = "pictures.test"  # the host of hostile images, with a public address and a certificate

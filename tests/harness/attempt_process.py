@@ -1,4 +1,4 @@
-"""The process behind `harness.attempts`: imports the operator once, then forks for each attempt, as an executor does.
+"""The process behind `attempts`: imports the operator once, then forks for each attempt, as an executor does.
 
 What must stay true: it starts no thread before it forks; what an attempt prints goes to the log, never between the
 words of the protocol: one line of JSON in for each attempt, its process id out, and then how that ended.

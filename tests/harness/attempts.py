@@ -27,9 +27,9 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import LocalStore
 from airflow_provider_geminiimg.sandbox import read_submission
-from harness.attempt_process import TASK_ID
+from tests.harness import REPOSITORY
+from tests.harness.attempt_process import TASK_ID
 
-TESTS = Path(__file__).parent.parent
 LONG_AGO = 3600.0  # seconds; longer than any answer is waited for
 
 
@@ -46,10 +46,9 @@ class Attempts:
         self.ledger = Ledger(LocalStore(str(self.root)))
         self.prompts: list[str] = []
         self._pid = 0
-        paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.attempt_process", str(self.log)],
-            env={**os.environ, "AIRFLOW__GEMINIIMG__ROOT": self.root.as_uri(), "PYTHONPATH": paths},
+            [sys.executable, "-m", "tests.harness.attempt_process", str(self.log)],
+            env={**os.environ, "AIRFLOW__GEMINIIMG__ROOT": self.root.as_uri(), "PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

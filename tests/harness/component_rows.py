@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from harness.matrix import Balance
-from harness.process_rows import BOUGHT, LANDED, POLLED, UNKNOWN, UNKNOWN_PAID, WAITS, stays_unknown
-from harness.stage import Plan, Scene
+from tests.harness.matrix import Balance
+from tests.harness.process_rows import BOUGHT, LANDED, POLLED, UNKNOWN, UNKNOWN_PAID, WAITS, stays_unknown
+from tests.harness.stage import Plan, Scene
 
 Act = Callable[[Scene], None]
 TWO = Balance(submitted=2, paid=2, landed=2, unknown=0, lost=0, paid_twice=0)

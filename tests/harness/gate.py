@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from harness.moto import WsgiApp
+from tests.harness.moto import WsgiApp
 
 PATIENCE = 120.0  # seconds that a test waits for a request
 

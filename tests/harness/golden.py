@@ -11,16 +11,17 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
+from tests.harness import TESTS
+
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
-FOLDER = Path(__file__).resolve().parents[1] / "golden"
+FOLDER = TESTS / "golden"
 BUCKET = "golden"
 ROOT = f"s3://{BUCKET}/geminiimg"
 IMAGES = f"s3://{BUCKET}/pictures"

@@ -26,14 +26,14 @@ from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOpe
 from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from harness.golden import BUCKET, IMAGES, INPUT, TINY, Stable, stored
-from harness.moto import age_object, start_moto
-from harness.trouble import Bucket
+from tests.harness.golden import BUCKET, IMAGES, INPUT, TINY, Stable, stored
+from tests.harness.moto import age_object, start_moto
+from tests.harness.trouble import Bucket
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
     from airflow_provider_geminiimg.sandbox.state import Box
-    from harness.inprocess import AirflowHarness, Run, TriggerFate
+    from tests.harness.inprocess import AirflowHarness, Run, TriggerFate
 
 FAST = {"resolution": "512", "poll_interval": 0.02, "deferrable": False}
 UNKNOWN = {"drop": True, "charge": "after"}

@@ -14,7 +14,7 @@ import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from harness.moto import WsgiApp
+from tests.harness.moto import WsgiApp
 
 Request = dict[str, Any]
 Matches = Callable[[Request, int], bool]

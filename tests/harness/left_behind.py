@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.storage import join_uri
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.sandbox import read_submission
-from harness.records import ITEM
+from tests.harness.records import ITEM
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox

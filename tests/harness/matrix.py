@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
@@ -24,8 +23,9 @@ from airflow_provider_geminiimg.exceptions import Billed, LinkExpiredError, Outc
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
+from tests.harness import REPOSITORY
 
-RESULTS = Path(__file__).resolve().parents[2] / "build" / "matrix"
+RESULTS = REPOSITORY / "build" / "matrix"
 
 
 @dataclass(frozen=True)

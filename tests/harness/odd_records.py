@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.core.storage import Store
-from harness.records import ITEM, landed
+from tests.harness.records import ITEM, landed
 
 _HERE = "<here>"
 _IMAGE = '"images": [{"uri": "file:///p.png", "sha256": "0"}]'

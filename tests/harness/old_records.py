@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,15 +17,16 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
 from airflow_provider_geminiimg.core.request import prompt_sha256
-from harness.moto import age_object
+from tests.harness import TESTS
+from tests.harness.moto import age_object
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
     from airflow_provider_geminiimg.sandbox import Sandbox
-    from harness.inprocess import Run
+    from tests.harness.inprocess import Run
 
-FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "records_0_1"
+FOLDER = TESTS / "fixtures" / "records_0_1"
 BUCKET = "records-0-1"
 ROOT = f"s3://{BUCKET}/geminiimg"
 IMAGES = f"s3://{BUCKET}/pictures"
@@ -105,7 +105,7 @@ def take_up(dag: DAG, *, cleared: bool = False, remembered: bool = True) -> Run:
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
 
-    from harness.inprocess import Run
+    from tests.harness.inprocess import Run
 
     run = Run(dag, "run")
     run.create(dt.datetime.now(dt.timezone.utc), None)

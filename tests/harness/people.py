@@ -11,7 +11,7 @@ from airflow.api_fastapi.app import create_app, get_auth_manager, purge_cached_a
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from starlette.testclient import TestClient
 
-from harness.inprocess import Run
+from tests.harness.inprocess import Run
 
 USERS = {"admin": "ADMIN", "ursula": "USER", "vera": "VIEWER", "norole": None}
 

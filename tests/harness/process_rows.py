@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.matrix import Balance
-from harness.stage import Plan, Scene
+from tests.harness.matrix import Balance
+from tests.harness.stage import Plan, Scene
 
 LANDED = Balance(submitted=1, paid=1, landed=1, unknown=0, lost=0, paid_twice=0)
 UNKNOWN_PAID = Balance(submitted=1, paid=1, landed=0, unknown=1, lost=0, paid_twice=0)

@@ -13,7 +13,7 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from harness.records import landed
+from tests.harness.records import landed
 
 FOLDER = Path(os.environ["AIRFLOW_HOME"]) / "pictures"
 

@@ -29,9 +29,9 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
-from harness.gate import Held
-from harness.inprocess import AirflowHarness, Run, Task
-from harness.matrix import Balance, Row, weigh
+from tests.harness.gate import Held
+from tests.harness.inprocess import AirflowHarness, Run, Task
+from tests.harness.matrix import Balance, Row, weigh
 
 ROUTES = {"1min": "onemin", "apimaster": "apimaster"}
 MODES = ("waiting", "deferred")

@@ -27,14 +27,13 @@ import psutil
 
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.sandbox import Sandbox
-from harness.gate import Gate, Held
-from harness.matrix import Balance, Row, read_records, weigh
-from harness.moto import age_object, start_moto
 from scripts.live_airflow import LiveAirflow
 from scripts.postgres import Postgres
+from tests.harness import REPOSITORY, TESTS
+from tests.harness.gate import Gate, Held
+from tests.harness.matrix import Balance, Row, read_records, weigh
+from tests.harness.moto import age_object, start_moto
 
-HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
 BUCKET = "matrix"
 RUN = "run"
 PATIENCE = 150.0  # seconds that a row waits for one event; the machine may be busy
@@ -340,7 +339,7 @@ class Stage:
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url,
             "AWS_ENDPOINT_URL": url,
             "AIRFLOW__GEMINIIMG__ROOT": self.root,
-            "PYTHONPATH": os.pathsep.join(map(str, (HERE / "site", REPOSITORY))),
+            "PYTHONPATH": os.pathsep.join(map(str, (TESTS / "harness" / "site", REPOSITORY))),
             "GEMINIIMG_TEST_STRIKES": str(self.strikes),
         }
         sandboxes = {plan.dag_id: stack.enter_context(Sandbox(latency=plan.latency)) for plan in self._plans}

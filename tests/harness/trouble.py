@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.moto import WsgiApp
+from tests.harness.moto import WsgiApp
 
 Writes = Callable[[str, bytes], bool]
 """Whether a write, by its path and content, is one that the trouble is about."""

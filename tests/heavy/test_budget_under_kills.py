@@ -17,9 +17,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from harness.batch_worker import Work, work
 
 from airflow_provider_geminiimg.sandbox import Sandbox
+from tests.harness.batch_worker import Work, work
 
 RUNS = 20
 KILLS = 4
@@ -31,7 +31,7 @@ CALLS_EACH = 3  # of one image: submit, poll, download
 PATIENCE = 300.0
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["harness.batch_worker"])
+PROCESSES.set_forkserver_preload(["tests.harness.batch_worker"])
 
 
 @dataclass

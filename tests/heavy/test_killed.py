@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.attempts import Attempts
+
+from tests.harness.attempts import Attempts
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox

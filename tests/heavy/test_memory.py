@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.attempts import Attempts
 from PIL import Image
 
 from airflow_provider_geminiimg.sandbox import images
+from tests.harness.attempts import Attempts
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox

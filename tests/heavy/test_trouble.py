@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from harness.attempts import Attempts
+
+from tests.harness.attempts import Attempts
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.live_airflow import LiveAirflow
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.harness import REPOSITORY
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from harness.left_behind import LeftBehind
-from harness.records import ITEM, landed
 
 from airflow_provider_geminiimg.gallery.queries import address_of
 from scripts.live_airflow import LiveAirflow
+from tests.harness.left_behind import LeftBehind
+from tests.harness.records import ITEM, landed
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import canaries as search
-from harness.canaries import Canaries, Text
-
 from airflow_provider_geminiimg.sandbox import Sandbox
 from scripts.live_airflow import LiveAirflow
+from tests.harness import canaries as search
+from tests.harness.canaries import Canaries, Text
 
 SOURCE = """
     from datetime import timedelta

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from harness import airflow_rows, component_rows, process_rows
-from harness.matrix import Row
-from harness.stage import Plan, Scene, Stage
+
+from tests.harness import airflow_rows, component_rows, process_rows
+from tests.harness.matrix import Row
+from tests.harness.stage import Plan, Scene, Stage
 
 AT_ONCE = 10
 ON_S3 = [*process_rows.PLANS, *airflow_rows.PLANS]

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.gate import Gate
-    from harness.inprocess import AirflowHarness
-    from harness.rows import Play
-    from harness.trouble import Bucket
-
     from airflow_provider_geminiimg.sandbox import Sandbox
+    from tests.harness.gate import Gate
+    from tests.harness.inprocess import AirflowHarness
+    from tests.harness.rows import Play
+    from tests.harness.trouble import Bucket
 
 
 @pytest.fixture(autouse=True)
@@ -31,28 +30,28 @@ def stage(
     airflow: AirflowHarness, sandbox: Sandbox, connect: Callable[..., str], local_root: str, gateway: str, mode: str
 ) -> Play:
     """One item on its way, with the root on disk. Needs the parameters ``gateway`` and ``mode``."""
-    from harness.rows import Play
+    from tests.harness.rows import Play
 
     return Play(airflow, sandbox, connect, local_root, gateway, mode)
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Bucket:
-    from harness.trouble import Bucket
+    from tests.harness.trouble import Bucket
 
     return Bucket()
 
 
 @pytest.fixture(scope="module")
 def gate() -> Gate:
-    from harness.gate import Gate
+    from tests.harness.gate import Gate
 
     return Gate()
 
 
 @pytest.fixture(scope="module")
 def _moto(bucket: Bucket, gate: Gate) -> Iterator[str]:
-    from harness.moto import start_moto
+    from tests.harness.moto import start_moto
 
     with start_moto(lambda app: gate(bucket(app))) as url:
         yield url

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from airflow.sdk import DAG
-from harness.rows import EVERYWHERE, LANDED, Case, Play, each, play
 
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.sandbox import Sandbox
+from tests.harness.rows import EVERYWHERE, LANDED, Case, Play, each, play
 
 
 class OneRequestLine:

@@ -9,7 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
-from harness.rows import (
+
+from airflow_provider_geminiimg.core.gateways.base import Call
+from airflow_provider_geminiimg.core.http import download
+from airflow_provider_geminiimg.exceptions import (
+    ContentRefusedError,
+    LinkExpiredError,
+    NoImageError,
+    OutcomeUnknownError,
+    UpstreamFailedError,
+)
+from tests.harness.rows import (
     AT_1MIN,
     AT_APIMASTER,
     BUY_AGAIN,
@@ -23,16 +33,6 @@ from harness.rows import (
     Play,
     each,
     play,
-)
-
-from airflow_provider_geminiimg.core.gateways.base import Call
-from airflow_provider_geminiimg.core.http import download
-from airflow_provider_geminiimg.exceptions import (
-    ContentRefusedError,
-    LinkExpiredError,
-    NoImageError,
-    OutcomeUnknownError,
-    UpstreamFailedError,
 )
 
 PAGE = "<html><body>A timeout occurred</body></html>"

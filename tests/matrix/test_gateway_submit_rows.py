@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from harness.matrix import Row, weigh
-from harness.rows import (
+
+from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec as CatalogRow
+from airflow_provider_geminiimg.core.gateways import apimaster
+from airflow_provider_geminiimg.core.purchase import lifecycle
+from airflow_provider_geminiimg.exceptions import InsufficientBalanceError
+from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
+from tests.harness.matrix import Row, weigh
+from tests.harness.rows import (
     AT_1MIN,
     AT_APIMASTER,
     BOTH_PATHS,
@@ -23,12 +29,6 @@ from harness.rows import (
     play,
     unknown,
 )
-
-from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec as CatalogRow
-from airflow_provider_geminiimg.core.gateways import apimaster
-from airflow_provider_geminiimg.core.purchase import lifecycle
-from airflow_provider_geminiimg.exceptions import InsufficientBalanceError
-from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 
 PAGE = "<html><body>A timeout occurred</body></html>"
 SUBMIT = "on the submit"

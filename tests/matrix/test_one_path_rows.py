@@ -11,7 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from harness.rows import (
+
+from airflow_provider_geminiimg import _compat
+from airflow_provider_geminiimg.__main__ import main
+from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError
+from tests.harness.rows import (
     AT_1MIN,
     AT_APIMASTER,
     BOTH_PATHS,
@@ -24,10 +28,6 @@ from harness.rows import (
     each,
     play,
 )
-
-from airflow_provider_geminiimg import _compat
-from airflow_provider_geminiimg.__main__ import main
-from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError
 
 ANOTHER = "a blue fox"
 TWO_LANDED = dataclasses.replace(LANDED, submitted=2, paid=2, landed=2)

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness.gate import Gate, let_go_of_each
-from harness.matrix import read_records
-from harness.rows import CROSSED, LANDED, STRAIGHT, Case, Play, race
 
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import AuthenticationError
+from tests.harness.gate import Gate, let_go_of_each
+from tests.harness.matrix import read_records
+from tests.harness.rows import CROSSED, LANDED, STRAIGHT, Case, Play, race
 
 TWO_BOUGHT = dataclasses.replace(LANDED, submitted=2, paid=2, landed=2)
 

@@ -9,16 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.gate import Gate
-from harness.matrix import Row
-from harness.moto import age_object
-from harness.rows import BUY_AGAIN, CROSSED, IN_BATCHES, LANDED, STRAIGHT, UNKNOWN_UNPAID, Case, Play, each, play, race
-from harness.trouble import Disk, Kind, Writes
 
 from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec as CatalogRow
 from airflow_provider_geminiimg.core.gateways import apimaster
 from airflow_provider_geminiimg.core.purchase import lifecycle, submission
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError
+from tests.harness.gate import Gate
+from tests.harness.matrix import Row
+from tests.harness.moto import age_object
+from tests.harness.rows import (
+    BUY_AGAIN,
+    CROSSED,
+    IN_BATCHES,
+    LANDED,
+    STRAIGHT,
+    UNKNOWN_UNPAID,
+    Case,
+    Play,
+    each,
+    play,
+    race,
+)
+from tests.harness.trouble import Disk, Kind, Writes
 
 MOMENTS: dict[str, Writes] = {
     "while the record is claimed": lambda path, body: b'"state":"intent"' in body,

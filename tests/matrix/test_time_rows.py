@@ -11,13 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from harness.gate import Gate, let_go_of_each
-from harness.rows import BUY_AGAIN, CROSSED, LANDED, STRAIGHT, UNKNOWN_PAID, UNKNOWN_UNPAID, Case, Play, each, play
 
 import airflow_provider_geminiimg.runtime.batch_task
 import airflow_provider_geminiimg.runtime.image_task
 import airflow_provider_geminiimg.runtime.sensor_task  # noqa: F401 - operators import these when they run; they need the clock
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError, TimedOutError
+from tests.harness.gate import Gate, let_go_of_each
+from tests.harness.rows import (
+    BUY_AGAIN,
+    CROSSED,
+    LANDED,
+    STRAIGHT,
+    UNKNOWN_PAID,
+    UNKNOWN_UNPAID,
+    Case,
+    Play,
+    each,
+    play,
+)
 
 PACKAGE = "airflow_provider_geminiimg."
 HOUR = 3600.0

@@ -1,0 +1,117 @@
+"""An answer is on record before it is noted whose job it is: a process that is killed in between loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_geminiimg.core.purchase import submission
+from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
+from airflow_provider_geminiimg.hooks import object_stores
+from tests.harness.gate import Gate
+from tests.harness.left_behind import LeftBehind
+from tests.harness.moto import start_moto
+
+if TYPE_CHECKING:
+    from airflow_provider_geminiimg.sandbox import Sandbox
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture(scope="module")
+def _moto(gate: Gate) -> Iterator[str]:
+    with start_moto(gate) as url:
+        yield url
+
+
+@pytest.fixture
+def left(
+    gate: Gate, s3_root: str, sandbox: Sandbox, geminiimg_conn_id: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LeftBehind]:
+    """At both gateways, on S3 behind the gate."""
+
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
+    monkeypatch.setattr(submission, "OWNING_SECONDS", 60.0)  # the gate alone says how long it takes
+    yield LeftBehind(sandbox, geminiimg_conn_id)
+    gate.open()
+
+
+def answers_with(left: LeftBehind, job_id: str) -> None:
+    """Let the gateway answer the next submit with a job that it has named before."""
+    if left.gateway == "1min":
+        body = {"aiRecord": {"uuid": job_id, "status": "PROCESSING"}}
+        left.sandbox.faults(route="onemin.submit", charge="after", body=body)
+    else:
+        data = [{"status": "submitted", "task_id": job_id}]
+        left.sandbox.faults(route="apimaster.submit", charge="after", body={"code": 200, "data": data})
+
+
+async def test_while_it_is_noted_whose_job_it_is_the_next_attempt_finds_the_job(left: LeftBehind, gate: Gate) -> None:
+    held = gate.hold("PUT", "/jobs/")
+    first = asyncio.create_task(left.attempt(land=False))
+    await asyncio.to_thread(held.reached)
+    record = await asyncio.to_thread(left.record)  # what lies there if the process is killed now
+    assert record.state == "submitted"
+    assert record.job_id == left.sandbox.ledger()[0]["job_id"]
+    first.cancel()
+    landed = await left.attempt()
+    assert left.image(landed)[1] == 1
+    assert left.paid() == 1
+    assert [key.rpartition("/")[2] for key in left.store.keys("jobs/")] == [f"{record.job_id}.json"]
+    held.let_go()
+    await asyncio.wait([first])
+    assert left.record().state == "landed"
+
+
+async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorded(left: LeftBehind, gate: Gate) -> None:
+    held = gate.hold("GET", "/jobs/")
+    first = asyncio.create_task(left.attempt())
+    await asyncio.to_thread(held.reached)
+    landed = await first
+    assert left.image(landed)[1] == 1
+    held.let_go()
+
+
+@pytest.mark.parametrize("on_unknown", ["fail", "resubmit"])
+async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_record_again(
+    left: LeftBehind, gate: Gate, on_unknown: str
+) -> None:
+    other = await left.submitted("other")
+    answers_with(left, str(other.job_id))
+    held = gate.hold("GET", "/jobs/")
+    task = asyncio.create_task(left.attempt("hero"))
+    await asyncio.to_thread(held.reached)
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {other.key}")):
+        await task
+    held.let_go()
+    record = left.record("hero")
+    assert (record.state, record.job_id) == ("intent", None)
+    assert isinstance(record.error, OutcomeUnknownError)
+    if on_unknown == "fail":
+        with pytest.raises(OutcomeUnknownError):
+            await left.attempt("hero")
+        assert left.paid() == 2
+    else:
+        assert left.image(await left.attempt("hero", on_unknown="resubmit"))[1] == 3
+        assert left.paid() == 3
+    assert left.image(await left.attempt("other"))[1] == 1
+
+
+async def test_a_job_that_was_never_noted_is_noted_by_the_attempt_that_collects_it(
+    left: LeftBehind,
+) -> None:
+    first = await left.submitted("first")
+    for key in list(left.store.keys("jobs/")):  # its process was killed before
+        left.store.delete(key)
+    assert left.image(await left.attempt("first"))[1] == 1
+    answers_with(left, str(first.job_id))
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
+        await left.attempt("second")
+    assert left.paid() == 2
