@@ -152,7 +152,7 @@ PROTECTIONS = (
     Protection(
         "An error after the payment says that it was paid",
         "core/purchase/landing.py",
-        "            error.billed = Billed.YES\n",
+        "            raise error.evolve(billed=Billed.YES) from error.__cause__\n",
         "            pass\n",
     ),
     Protection(

@@ -53,7 +53,7 @@ class CheckedArgumentsMixin(LiteralXComMixin):
 
     def _arguments(self) -> TaskArguments:
         """What was rendered, for what runs the task."""
-        values = {name: getattr(self, name) for name in self.template_fields}
+        values = {name: getattr(self, name) for name in (*self.template_fields, *self.checks)}
         return TaskArguments(values, self.checks, self._absent, self._unrendered)
 
     def _check_literals(self) -> None:

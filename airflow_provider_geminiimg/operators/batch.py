@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -13,72 +12,34 @@ from airflow_provider_geminiimg.core.request import SHARED
 from airflow_provider_geminiimg.core.validation.arguments import (
     DEFAULT_TIMEOUT,
     DEFAULT_WIDTH,
-    MAX_VARIANTS,
-    OnClear,
-    OnMismatch,
-    OnUnknown,
-    ReuseScope,
-    choice,
-    delimiter,
-    encoding,
-    money,
     names_of,
-    seconds,
     stem,
     text,
-    whole,
 )
-from airflow_provider_geminiimg.core.validation.texts import given
-from airflow_provider_geminiimg.exceptions import BadRequestError
+from airflow_provider_geminiimg.core.validation.task_arguments import Checks
 from airflow_provider_geminiimg.gallery.link import ImagesLink
+from airflow_provider_geminiimg.operators.arguments import parsers
 from airflow_provider_geminiimg.operators.base import PaidTaskMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-OnItemFailure = Literal["collect", "fail_fast"]
 
-MAX_WIDTH = 1000
-
-
-def _min_success(name: str, value: Any) -> int | float:
-    """A count (a whole number) or a ratio (a number with a point, up to 1.0)."""
-    shown = str(value).strip()
-    try:
-        number = float("nan") if isinstance(value, bool) else float(shown) if "." in shown else int(shown)
-    except ValueError:
-        number = float("nan")
-    if not (0 <= number <= 1 if isinstance(number, float) else number >= 0):
-        raise BadRequestError(f"{name}{given(value)}: takes a count such as 5, or a ratio from 0.0 to 1.0.")
-    return number
-
-
-def _template(name: str, value: Any) -> str | None:
-    """A file name with columns in braces."""
+def _file_name_template(name: str, value: Any) -> str | None:
+    """A file name with column names in braces."""
     template = text(name, value)
     if template is not None:
         stem(name, template.format_map(dict.fromkeys(names_of(template), "x")))
     return template
 
 
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "geminiimg_conn_id": text,
-    "output_path": text,
-    "file_name": _template,
-    "n": partial(whole, most=MAX_VARIANTS),
-    "encoding": encoding,
-    "delimiter": delimiter,
-    "max_concurrency": partial(whole, most=MAX_WIDTH),
-    "requests_per_minute": partial(whole, most=1_000_000),
-    "min_success": _min_success,
-    "timeout": seconds,
-    "poll_interval": seconds,
-    "on_item_failure": partial(choice, allowed=OnItemFailure),
-    "on_unknown": partial(choice, allowed=OnUnknown),
-    "on_clear": partial(choice, allowed=OnClear),
-    "reuse": partial(choice, allowed=ReuseScope),
-    "on_mismatch": partial(choice, allowed=OnMismatch),
-    "max_cost": money,
+_CHECKS: Checks = {
+    **parsers(
+        *("geminiimg_conn_id", "output_path", "file_name", "n", "encoding", "delimiter", "max_concurrency"),
+        *("requests_per_minute", "min_success", "timeout", "poll_interval", "on_item_failure", "on_unknown"),
+        *("on_clear", "reuse", "on_mismatch", "max_cost"),
+    ),
+    "file_name": _file_name_template,
 }
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import is_mapped
-from airflow_provider_geminiimg.core.reconcile.resolution import read_resolutions
-from airflow_provider_geminiimg.core.validation.arguments import flag, text
+from airflow_provider_geminiimg.operators.arguments import parsers
 from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "external_dag_id": text,
-    "external_run_id": text,
-    "external_task_id": text,
-    "resolve": lambda _, value: read_resolutions(value),
-    "dry_run": lambda name, value: flag(name, value) or False,
-}
+_CHECKS = parsers("external_dag_id", "external_run_id", "external_task_id", "resolve", "dry_run")
 
 
 class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, check_literals
-from airflow_provider_geminiimg.core.validation.arguments import (
-    DEFAULT_TIMEOUT,
-    OnClear,
-    OnMismatch,
-    OnUnknown,
-    ReuseScope,
-    choice,
-    money,
-    seconds,
-    stem,
-    text,
-)
+from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT
 from airflow_provider_geminiimg.gallery.link import ImagesLink
+from airflow_provider_geminiimg.operators.arguments import DEFAULT_DEFERRABLE, parsers
 from airflow_provider_geminiimg.operators.base import PaidTaskMixin
 
 if TYPE_CHECKING:
@@ -32,18 +21,10 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.image_task import ImageTask
     from airflow_provider_geminiimg.runtime.task_run import Landed, Pending
 
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "geminiimg_conn_id": text,
-    "output_path": text,
-    "file_name": stem,
-    "timeout": seconds,
-    "poll_interval": seconds,
-    "on_unknown": partial(choice, allowed=OnUnknown),
-    "on_clear": partial(choice, allowed=OnClear),
-    "reuse": partial(choice, allowed=ReuseScope),
-    "on_mismatch": partial(choice, allowed=OnMismatch),
-    "max_cost": money,
-}
+_TEMPLATED = parsers(
+    *("output_path", "file_name", "geminiimg_conn_id", "poll_interval", "timeout"),
+    *("on_unknown", "on_clear", "reuse", "on_mismatch", "max_cost"),
+)
 
 
 class ImageOperator(PaidTaskMixin, BaseOperator):
@@ -83,20 +64,8 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
     """
 
     operation: ClassVar[str]
-    checks = _CHECKS
-    template_fields: Sequence[str] = (
-        *REQUEST_FIELDS,
-        "output_path",
-        "file_name",
-        "geminiimg_conn_id",
-        "poll_interval",
-        "timeout",
-        "on_unknown",
-        "on_clear",
-        "reuse",
-        "on_mismatch",
-        "max_cost",
-    )
+    checks = {**_TEMPLATED, **parsers("deferrable")}
+    template_fields: Sequence[str] = (*REQUEST_FIELDS, *_TEMPLATED)
     ui_color = "#e8f0fe"
     operator_extra_links = (ImagesLink(),)
 
@@ -115,7 +84,7 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         output_path: str | None = None,
         file_name: str | None = None,
         geminiimg_conn_id: str = "geminiimg_default",
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deferrable: bool = DEFAULT_DEFERRABLE,
         poll_interval: float | str | None = None,
         timeout: float | str = DEFAULT_TIMEOUT,
         on_unknown: str = "fail",
@@ -155,7 +124,7 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Buy the image, or collect what an earlier attempt paid for."""
-        return self._run(context, wait=not self.deferrable)
+        return self._run(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Land what the trigger waited for.
@@ -186,7 +155,9 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
                 self._defer(pending)
         return self._run(context, wait=True, at_once=True)
 
-    def _run(self, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None) -> Any:
+    def _run(
+        self, context: Context, *, wait: bool | None = None, at_once: bool = False, job_id: str | None = None
+    ) -> Any:
         from airflow_provider_geminiimg.runtime import image_task
 
         return self._ended(image_task.run_task(self._task(), context, wait=wait, at_once=at_once, job_id=job_id))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, SkipMixin
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 
 from airflow_provider_geminiimg._compat import everybody_is_admin, resuming_with, shown_request
-from airflow_provider_geminiimg.core.validation.arguments import choice
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, without_traceback
+from airflow_provider_geminiimg.operators.arguments import Choose, OnReject, parsers
 from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_geminiimg.core.purchase.approval import Approval
 
-Choose = Literal["all", "one", "several"]
-OnReject = Literal["skip", "fail", "continue"]
+_CHECKS = parsers("choose", "on_reject")
 
 COMMENT = "comment"
 _SHOWN = "shown"
@@ -71,8 +70,8 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         on_reject: OnReject = "skip",
         **kwargs: Any,
     ) -> None:
-        self.choose = choice("choose", choose, Choose)
-        self.on_reject = choice("on_reject", on_reject, OnReject)
+        self.choose = _CHECKS["choose"]("choose", choose)
+        self.on_reject = _CHECKS["on_reject"]("on_reject", on_reject)
         super().__init__(options=self._options([]), multiple=choose == "several", **kwargs)
         # Null is allowed, because Airflow takes no answer, not even a rejection, without a text that it requires.
         self.params[COMMENT] = Param(None, type=["null", "string"], title="Comment")

@@ -16,7 +16,7 @@ from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
@@ -55,16 +55,17 @@ class ImageTask:
 
 
 def run_task(
-    task: ImageTask, context: Context, *, wait: bool, at_once: bool = False, job_id: str | None = None
+    task: ImageTask, context: Context, *, wait: bool | None = None, at_once: bool = False, job_id: str | None = None
 ) -> Landed | Pending:
-    """One image's life, from wherever it stands.
+    """Buy the image, or continue with what earlier attempts recorded.
 
-    :param wait: wait for a running job here.
-    :param at_once: poll before waiting.
+    :param wait: wait for a running job in this process. ``None``: unless the argument `deferrable` is true.
+    :param at_once: poll before the first wait.
     :param job_id: the job that a trigger waited for.
-    :raises GeminiImageError: why there will be no image, as `raise_outcome` does.
+    :raises GeminiImageError: why there is no image, raised by `raise_outcome`.
     """
     attempt, order = _prepare(task, context)
+    waits = not task.arguments.checked("deferrable") if wait is None else wait
 
     async def lived() -> LandedImage | JobInFlight:
         async with attempt.purchase_context() as purchase_context:
@@ -72,7 +73,7 @@ def run_task(
             if job_id is not None:
                 return await purchase.resume(job_id)
             result = await purchase.start()
-            if isinstance(result, JobInFlight) and wait:
+            if isinstance(result, JobInFlight) and waits:
                 return await purchase.finish(result.record, at_once=at_once)
             return result
 
@@ -107,13 +108,14 @@ def _prepare(task: ImageTask, context: Context) -> tuple[TaskRun, Order]:
         return attempt, _order(task, attempt, context)
     except GeminiImageError as error:
         if attempt is not None and attempt.marker is not None and attempt.marker.get() is not None:
-            error.billed = Billed.UNKNOWN  # this attempt spent nothing, an earlier one may have
+            error = error.evolve(billed=Billed.UNKNOWN)  # this attempt spent nothing, an earlier one may have
         raise_outcome(error)
 
 
 def _order(task: ImageTask, attempt: TaskRun, context: Context) -> Order:
     arguments = task.arguments
-    arguments.checked("on_mismatch")
+    for name in ("on_mismatch", "deferrable"):  # used after the payment, so parsed before it
+        arguments.checked(name)
     connection = attempt.connection(arguments["geminiimg_conn_id"])
     request: CheckedRequest | GeminiImageError
     try:
@@ -124,8 +126,11 @@ def _order(task: ImageTask, attempt: TaskRun, context: Context) -> Order:
     try:
         destination = attempt.destination(arguments["output_path"], arguments["file_name"], variant)
     except BadRequestError as error:
-        # Nothing is bought for it; what was paid for, perhaps while such names were allowed, lands where it was to.
-        request, destination = error, _destination_on_record(attempt, error)
+        # Nothing is bought. An image that was paid for earlier lands at its recorded destination.
+        recorded = attempt.ledger.latest(attempt.item)
+        if recorded is None:
+            raise
+        request, destination = error.evolve(billed=Billed.UNKNOWN, hint=_AT_ANOTHER_PLACE), asked_last(recorded.record)
     return Order(
         item=attempt.item,
         request=request,
@@ -155,15 +160,3 @@ def _request(task: ImageTask, attempt: TaskRun, connection: GatewayConnection, c
     request = ImageRequest.build(**values, operation=task.operation).check(connection.gateway, connection.model)
     arguments.refuse_nothing()
     return request
-
-
-def _destination_on_record(attempt: TaskRun, error: BadRequestError) -> Destination:
-    """Where the image that was asked for before was to land.
-
-    :param error: why it can't be where it is asked for now; raised where nothing was asked for before.
-    """
-    found = attempt.ledger.latest(attempt.item)
-    if found is None:
-        raise error
-    error.billed, error.hint = Billed.UNKNOWN, _AT_ANOTHER_PLACE
-    return asked_last(found.record)

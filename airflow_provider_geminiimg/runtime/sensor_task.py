@@ -40,7 +40,7 @@ from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS
 from airflow_provider_geminiimg.core.validation.arguments import refuse_other_than_one_job
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Pending, TaskRun, finished
 
@@ -72,6 +72,17 @@ class SensorTask:
 
 
 # Waiting
+
+
+def is_deferrable(task: SensorTask) -> bool:
+    """Whether the sensor waits in the triggerer.
+
+    :raises AirflowFailException: `deferrable` is neither true nor false.
+    """
+    try:
+        return bool(task.arguments.checked("deferrable"))
+    except BadRequestError as error:
+        raise_outcome(error)
 
 
 def start(task: SensorTask, context: Context) -> dict[str, Any] | Pending:
@@ -205,10 +216,10 @@ async def _collect(task: SensorTask, attempt: TaskRun, again: bool, resumed: boo
         except VanishedError as error:
             # The submit task, once cleared, finds the note and does as its on_unknown says.
             await collector.note(record, error)
-            error.hint = _CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT
-            raise
+            raise error.evolve(hint=_CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT) from error.__cause__
         except ConnectionChangedError as error:
-            error.hint = f"{_CHECK_THE_JOB} {error.hint}" if own else error.hint
+            if own:
+                raise error.evolve(hint=f"{_CHECK_THE_JOB} {error.hint}") from error.__cause__
             raise
 
 

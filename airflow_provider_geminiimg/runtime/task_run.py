@@ -79,7 +79,7 @@ class TaskRun(Environment):
             return super().connection(name)
         except (BadRequestError, AuthenticationError) as error:
             if self._has_records():  # this attempt spent nothing, an earlier one may have
-                error.billed, error.hint = Billed.UNKNOWN, PUT_BACK
+                raise error.evolve(billed=Billed.UNKNOWN, hint=PUT_BACK) from error.__cause__
             raise
 
     def _has_records(self) -> bool:

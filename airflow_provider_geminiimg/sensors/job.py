@@ -8,25 +8,17 @@ Airflow's poking, which only hears that the waiting is over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator, PokeReturnValue, conf
+from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.validation.arguments import (
-    OnMismatch,
-    choice,
-    is_literal,
-    refuse_other_than_one_job,
-    seconds,
-    stem,
-    text,
-)
+from airflow_provider_geminiimg.core.validation.arguments import is_literal, refuse_other_than_one_job
 from airflow_provider_geminiimg.gallery.link import ImagesLink
+from airflow_provider_geminiimg.operators.arguments import DEFAULT_DEFERRABLE, parsers
 from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
 
 if TYPE_CHECKING:
@@ -35,15 +27,9 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.sensor_task import SensorTask
     from airflow_provider_geminiimg.runtime.task_run import Pending
 
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "job_id": text,
-    "model": text,
-    "geminiimg_conn_id": text,
-    "output_path": text,
-    "file_name": stem,
-    "on_mismatch": partial(choice, allowed=OnMismatch),
-    "poll_interval": seconds,
-}
+_TEMPLATED = parsers(
+    *("job_id", "model", "geminiimg_conn_id", "output_path", "file_name", "on_mismatch", "poll_interval")
+)
 
 
 class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
@@ -67,8 +53,8 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
     :raises GeminiImageError: why there will be no image; as ``AirflowFailException`` where the job failed for good.
     """
 
-    checks = _CHECKS
-    template_fields: Sequence[str] = ("job", *_CHECKS)
+    checks = {**_TEMPLATED, **parsers("deferrable")}
+    template_fields: Sequence[str] = ("job", *_TEMPLATED)
     native_fields = ("job",)
     ui_color = "#e8f0fe"
     operator_extra_links = (ImagesLink(),)
@@ -84,7 +70,7 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         file_name: str | None = None,
         on_mismatch: str = "accept",
         poll_interval: float | str | None = None,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deferrable: bool = DEFAULT_DEFERRABLE,
         poke_interval: float | timedelta = 10.0,
         **kwargs: Any,
     ) -> None:
@@ -105,9 +91,10 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         """Poke once, then wait in the triggerer, or in the way that `mode` says."""
         from airflow_provider_geminiimg.runtime import sensor_task
 
-        if self.deferrable:
-            return self._ended(sensor_task.start(self._task(), context))
-        return sensor_task.finish(self._task(), super().execute(context))
+        task = self._task()
+        if sensor_task.is_deferrable(task):
+            return self._ended(sensor_task.start(task, context))
+        return sensor_task.finish(task, super().execute(context))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once; land the image if it is ready."""

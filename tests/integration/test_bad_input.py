@@ -336,6 +336,27 @@ def test_a_wrong_argument_of_a_mapped_task_is_refused_by_each_of_its_instances(w
         world.is_refused(run, "aspect_ratio", "'17:9'", RATIOS, map_index=map_index)
 
 
+@pytest.mark.parametrize("value", ["maybe", 1, ["true"], "{{ true }}"])
+def test_a_mapped_deferrable_that_is_no_yes_or_no_is_refused_before_money_is_spent(world: World, value: Any) -> None:
+    arguments = usual()
+    del arguments["deferrable"]
+    with DAG("bad", schedule=None) as dag:
+        GENERATE.partial(**arguments).expand(deferrable=[value])
+    run = world.airflow.run_dag(dag)
+    world.is_refused(run, "deferrable", "takes true or false", map_index=0)
+
+
+@pytest.mark.parametrize(("value", "defers"), [("False", False), ("true", True), (False, False), (True, True)], ids=str)
+def test_a_mapped_deferrable_is_read_like_other_yes_or_no_arguments(world: World, value: Any, defers: bool) -> None:
+    arguments = usual()
+    del arguments["deferrable"]
+    with DAG("mapped", schedule=None) as dag:
+        GENERATE.partial(**arguments).expand(deferrable=[value])
+    made = world.airflow.run_dag(dag).task("made", 0)
+    assert (made.state, bool(made.triggers)) == ("success", defers), made.log
+    world.paid(1)
+
+
 def test_one_wrong_row_of_a_mapped_task_costs_nothing_and_the_others_land(world: World) -> None:
     with DAG("bad", schedule=None) as dag:
         GENERATE.partial(**usual()).expand(aspect_ratio=["1:1", "17:9", "16:9"])

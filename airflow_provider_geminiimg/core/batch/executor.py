@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.core.gateways.connection import GatewayConnectio
 from airflow_provider_geminiimg.core.http.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
 from airflow_provider_geminiimg.core.ledger.budget import DailyBudgetSpentError
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
+from airflow_provider_geminiimg.core.purchase.decision import Refuse
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
@@ -43,8 +44,8 @@ PROGRESS_SECONDS = 10.0
 _ACCOUNT = (InsufficientBalanceError, DailyBudgetSpentError, AuthenticationError)  # no further image can be bought
 
 
-class _Skip(Exception):
-    """No further image is started, and this one was not."""
+class NotStartedError(NotSentError):
+    """The batch stopped before this image was started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class BatchExecutor:
             if item.fingerprint in self.refused:
                 result = Result("failed", error=self.refused[item.fingerprint])
             elif self._breaker.reason is not None or self.batch.guard.stopped:
-                result = self._skipped()
+                result = Result("skipped", error=self._not_started())
             else:
                 self._in_flight += 1
                 result = await self._one(item)
@@ -186,29 +187,24 @@ class BatchExecutor:
 
     async def _made(self, item: PlannedImage, sent: asyncio.Event) -> Result:
         batch = self.batch
-        try:
-            turn = partial(self._paying, sent)
-            purchase = Purchase(batch.order(item), batch.purchase_context, batch.guard, batch.marker(item.key), turn)
-            made = await purchase.start()
-            manifest = (made if isinstance(made, LandedImage) else await purchase.finish(made.record)).manifest
-        except _Skip:
-            return self._skipped()
+        turn = partial(self._take_turn, sent)
+        purchase = Purchase(batch.order(item), batch.purchase_context, batch.guard, batch.marker(item.key), turn)
+        made = await purchase.start()
+        manifest = (made if isinstance(made, LandedImage) else await purchase.finish(made.record)).manifest
         difference = mismatch_error(manifest)
         if difference is not None and self.options.fail_on_mismatch:
             return Result("failed", manifest, difference)
         return Result("reused" if manifest.get("reused") else "landed", manifest)
 
-    def _skipped(self) -> Result:
+    def _not_started(self) -> NotStartedError:
         why = self._breaker.reason or "The task was told to stop."
-        return Result("skipped", error=NotSentError(f"Not started: {why}", hint="A retry or a Clear makes it."))
+        return NotStartedError(f"Not started: {why}", hint="A retry or a Clear makes it.")
 
     @contextlib.asynccontextmanager
-    async def _paying(self, sent: asyncio.Event) -> AsyncIterator[Callable[[], None]]:
-        """Who waits for its turn must hear of what happened meanwhile."""
+    async def _take_turn(self, sent: asyncio.Event) -> AsyncIterator[Callable[[], None] | Refuse]:
+        """Wait for one of the request slots, then check the breaker: it may have opened during the wait."""
         async with self._turn:
-            if self._breaker.reason is not None:
-                raise _Skip
-            yield sent.set
+            yield sent.set if self._breaker.reason is None else Refuse(self._not_started())
 
     async def _report(self, total: int) -> None:
         while True:
@@ -237,7 +233,7 @@ def _requests_at_once(connection: GatewayConnection) -> int:
 
 
 def _status(error: GeminiImageError, guard: SubmitGuard) -> Status:
-    if isinstance(error, NotSentError) and guard.stopped:
+    if isinstance(error, NotStartedError) or (isinstance(error, NotSentError) and guard.stopped):
         return "skipped"
     if isinstance(error, OutcomeUnknownError | UnexpectedError):
         return "unknown"

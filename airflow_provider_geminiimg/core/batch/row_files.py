@@ -249,8 +249,8 @@ def _csv(source: _Source) -> list[Any]:
         try:
             refuse_twins(header)
         except BadRequestError as error:
-            error.message = f"requests: {source.shown}, line {line}: {error.message}"
-            raise
+            message = f"requests: {source.shown}, line {line}: {error.message}"
+            raise error.evolve(message=message) from error.__cause__
     return found
 
 

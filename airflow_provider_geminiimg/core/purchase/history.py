@@ -84,7 +84,7 @@ class ImageHistory:
             yield
         except StorageError as error:
             if billed is Billed.YES or self.marker is None or await asyncio.to_thread(self.marker.get) is not None:
-                error.billed = billed
+                raise error.evolve(billed=billed) from error.__cause__
             raise
 
     def record_of(self, job_id: str) -> Record | None:

@@ -139,7 +139,7 @@ class ImageWriter:
             uri = await written(stem)
         except (BadRequestError, StorageError) as error:
             if not error.retryable:
-                error.hint = f"{error.hint} {_ELSEWHERE}".strip()
+                raise error.evolve(hint=f"{error.hint} {_ELSEWHERE}".strip()) from error.__cause__
             raise
         if uri is None:
             self.log.warning("%s is taken by another image; writing beside it.", stem)
@@ -289,7 +289,7 @@ def paid() -> Iterator[None]:
         yield
     except GeminiImageError as error:
         if error.billed is Billed.NO:
-            error.billed = Billed.YES
+            raise error.evolve(billed=Billed.YES) from error.__cause__
         raise
 
 

@@ -40,7 +40,7 @@ from airflow_provider_geminiimg.core.purchase.inputs import handles_of, public_u
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, paid
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight, LandedImage, LookAgain
-from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy, copy_of
+from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy, Take, copy_of
 from airflow_provider_geminiimg.core.purchase.sharing import DagReuse
 from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Submission
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
@@ -56,9 +56,11 @@ from airflow_provider_geminiimg.exceptions import (
 RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
 LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
 
+Turn = Callable[[], contextlib.AbstractAsyncContextManager[Callable[[], None] | Refuse]]
+
 
 @contextlib.asynccontextmanager
-async def _alone() -> AsyncIterator[Callable[[], None]]:
+async def _no_turn() -> AsyncIterator[Callable[[], None]]:
     yield lambda: None
 
 
@@ -69,9 +71,9 @@ class Purchase:
     :param purchase_context: what it needs from outside.
     :param guard: whether this process may still pay.
     :param marker: the task state store's memory, where there is one.
-    :param turn: makes what is entered from the reading of the inputs to the answer, where many images share one
-        account. It brings what is called once the request may be sent. What it raises on being entered ends the attempt
-        before anything was claimed.
+    :param turn: makes a context manager that is held from reading the inputs until the answer is recorded; a batch
+        limits its requests by it. It yields a function, which is called just before the record is claimed; or a
+        `Refuse`, which ends the attempt before anything is claimed or sent. Default: no limit.
     """
 
     knows: type[ImageHistory] = ImageHistory  # a forecast knows in another way
@@ -82,7 +84,7 @@ class Purchase:
         purchase_context: PurchaseContext,
         guard: SubmitGuard,
         marker: Marker | None,
-        turn: Callable[[], contextlib.AbstractAsyncContextManager[Callable[[], None]]] = _alone,
+        turn: Turn = _no_turn,
     ) -> None:
         self.order = order
         self.purchase_context = purchase_context
@@ -94,7 +96,7 @@ class Purchase:
         self.history = self.knows(order, purchase_context, marker)
         self.writer = ImageWriter(purchase_context, generation=order.policy.generation, guard=guard)
         self.sharing = DagReuse(order, purchase_context, marker)
-        self.payment = Submission(order, purchase_context, guard, marker)
+        self.submission = Submission(order, purchase_context, guard, marker)
         self._told_wait = False
 
     async def start(self, vanished: str | None = None) -> LandedImage | JobInFlight:
@@ -106,7 +108,7 @@ class Purchase:
             await asyncio.to_thread(self.ledger.store.probe)
         give_up = time.monotonic() + RESEND_SECONDS
         self._told_wait = False
-        result: LandedImage | JobInFlight | LookAgain = LookAgain()
+        result: LandedImage | JobInFlight | LookAgain | Refuse = LookAgain()
         while isinstance(result, LookAgain):
             decision = await self.history.decide(vanished)
             match decision.step:
@@ -119,6 +121,8 @@ class Purchase:
                     vanished = decision.record.key
                 case step:
                     result = await self._collect(decision.record, step)
+        if isinstance(result, Refuse):
+            raise result.error
         return result
 
     async def finish(self, record: Record, *, at_once: bool = False) -> LandedImage:
@@ -198,16 +202,16 @@ class Purchase:
 
     async def _collect(
         self, record: Record, step: Poll | Fetch | Reuse | Copy | Refetch | Refuse
-    ) -> LandedImage | JobInFlight:
+    ) -> LandedImage | JobInFlight | Refuse:
         collector = self.collector(record)
         match step:
-            case Refuse(error):
-                raise error
+            case Refuse():
+                return step
             case Poll(destination):
                 record = await self._moved(record, destination)
                 self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
                 await collector.check_account(record)
-                await self.payment.own(record)  # whoever submitted it may have died before that was noted
+                await self.submission.own(record)  # whoever submitted it may have died before that was noted
                 return JobInFlight(record)
             case Fetch(destination):
                 return LandedImage.of(await collector.fetch(await self._moved(record, destination)))
@@ -240,7 +244,7 @@ class Purchase:
 
     # What costs money
 
-    async def _obtain_or_pause(self, step: Submit, give_up: float) -> LandedImage | JobInFlight | LookAgain:
+    async def _obtain_or_pause(self, step: Submit, give_up: float) -> LandedImage | JobInFlight | LookAgain | Refuse:
         """Obtain the image; what is known to be unpaid and may pass is waited for."""
         try:
             return await self._obtain(step)
@@ -248,21 +252,24 @@ class Purchase:
             await self._pause_before_resending(error, give_up)
             return LookAgain()
 
-    async def _obtain(self, step: Submit) -> LandedImage | JobInFlight | LookAgain:
+    async def _obtain(self, step: Submit) -> LandedImage | JobInFlight | LookAgain | Refuse:
         """Buy, unless another task of the DAG has the image or is making it."""
         if self.order.policy.reuse == "task":
             return await self._submit(step)
         self.guard.check()
-        lot = await self.sharing.look(step, await self.history.fingerprint())
-        if isinstance(lot, Buy):
-            return await self._submit(lot.step, lot)
-        if isinstance(lot, WaitForRecord):
-            await asyncio.sleep(min(lot.seconds + 0.1, LOOK_AGAIN))
-            return LookAgain()
-        suffix = await self._reserve(step.n, lot.sha256)
-        wanted = copy_of(await self._record(step, suffix, 0.0), lot.source)
-        landed = await self.sharing.take(wanted, lot, self.writer)
-        return LookAgain() if landed is None else LandedImage.of(landed)
+        match await self.sharing.look(step, await self.history.fingerprint()):
+            case Buy() as buy:
+                return await self._submit(buy.step, buy)
+            case WaitForRecord(seconds):
+                await asyncio.sleep(min(seconds + 0.1, LOOK_AGAIN))
+                return LookAgain()
+            case Refuse() as refused:
+                return refused
+            case Take() as copy:
+                suffix = await self._reserve(step.n, copy.sha256)
+                wanted = copy_of(await self._record(step, suffix, 0.0), copy.source)
+                landed = await self.sharing.take(wanted, copy, self.writer)
+                return LookAgain() if landed is None else LandedImage.of(landed)
 
     async def _reserve(self, n: int, digest: str | None = None, *, moves: bool = False) -> str:
         order = self.order
@@ -273,10 +280,10 @@ class Purchase:
             lambda: reserve_name(self.ledger, self.purchase_context.files, item, to, n, digest, size, moves=moves)
         )
 
-    async def _submit(self, step: Submit, lot: Buy | None = None) -> LandedImage | JobInFlight | LookAgain:
+    async def _submit(self, step: Submit, buy: Buy | None = None) -> LandedImage | JobInFlight | LookAgain | Refuse:
         """Claim and send, unless another attempt is first.
 
-        :param lot: what of the index has to be claimed too, where the image is one that the DAG has in common.
+        :param buy: claims the index entry of the image too; given with ``reuse="dag"``.
         """
         self.guard.check()
         request, connection = self.order.checked(), self.order.connection
@@ -288,23 +295,26 @@ class Purchase:
             connection, self.order.item.namespace, price, self.order.max_cost
         )
         # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
-        async with self.turn() as asks, self._sending(transport, step, shared=lot is not None) as (call, leave):
-            wanted = await self._record(step, await self._reserve(step.n), call.read_timeout)
-            if lot is not None:
-                await self.sharing.tell_changes(step, wanted)
-            try:
-                async with reserved as reservation, transport.turn(call):
-                    asks()
-                    answered = await self.payment.make(
-                        wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=leave)), lot
-                    )
-            except GeminiImageError as error:
-                # After the failure is on record, so that an attempt that dies here leaves no intent.
-                explained = await transport.explain(error, request.operation)
-                if explained is not error:
-                    await self.collector(wanted).note(replace(wanted, state="failed"), explained)
-                raise explained from error.__cause__
-        return LookAgain() if answered is None else await self._after_answer(*answered)
+        async with self.turn() as starting:
+            if isinstance(starting, Refuse):
+                return starting
+            async with self._sending(transport, step, shared=buy is not None) as (call, leave):
+                wanted = await self._record(step, await self._reserve(step.n), call.read_timeout)
+                if buy is not None:
+                    await self.sharing.tell_changes(step, wanted)
+                try:
+                    async with reserved as reservation, transport.turn(call):
+                        starting()
+                        result = await self.submission.submit(
+                            wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=leave)), buy
+                        )
+                except GeminiImageError as error:
+                    # After the failure is on record, so that an attempt that dies here leaves no intent.
+                    explained = await transport.explain(error, request.operation)
+                    if explained is not error:
+                        await self.collector(wanted).note(replace(wanted, state="failed"), explained)
+                    raise explained from error.__cause__
+        return result if isinstance(result, LookAgain) else await self._after_answer(result.record, result.status)
 
     @contextlib.asynccontextmanager
     async def _sending(
@@ -333,7 +343,7 @@ class Purchase:
 
     async def _after_answer(self, record: Record, status: JobStatus) -> LandedImage | JobInFlight:
         if status.state is not JobState.DONE:
-            await self.payment.wait_until_recorded()
+            await self.submission.wait_until_recorded()
             return JobInFlight(record)
         return LandedImage.of(await self.collector(record).land_answer(record, status))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.ledger.records import Record
 
 
@@ -33,5 +34,17 @@ class JobInFlight:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The gateway answered the paid request.
+
+    :param record: with the answer, which is stored, or is being stored in the background.
+    :param status: the job, or the finished images.
+    """
+
+    record: Record
+    status: JobStatus
+
+
+@dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Nothing was sent from here, or nothing was paid for: the records decide again."""
+    """Nothing was sent, or nothing was paid for: read the records and decide again."""

@@ -32,7 +32,6 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
     StorageError,
     TimedOutError,
-    from_dict,
 )
 
 ENTRY_SECONDS = 60.0
@@ -164,13 +163,14 @@ def _failed(step: Submit, entry: Entry, record: Record) -> ReuseDecision:
         return _buy(step, entry, f"a person said to buy that of record {record.key} again")
     if known is not None and known.billed is Billed.NO:
         return _buy(step, entry, f"record {record.key}, which asked for it before, failed without cost")
-    error = from_dict((known or OutcomeUnknownError("It does not say why.")).to_dict())
-    error.message = f"Record {record.key} asked for the same image, and failed: {error.message}"
-    error.hint = (
-        'Clear its task with on_clear="regenerate" to buy the image again; or this one with reuse="task", which '
-        "looks at its own records alone."
+    error = known or OutcomeUnknownError("The record does not say why.")
+    return Refuse(
+        error.evolve(
+            message=f"Record {record.key} asked for the same image, and failed: {error.message}",
+            hint='Clear its task with on_clear="regenerate" to buy the image again; or clear this task with '
+            'reuse="task", which reads only its own records.',
+        )
     )
-    return Refuse(error)
 
 
 def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> ReuseDecision:

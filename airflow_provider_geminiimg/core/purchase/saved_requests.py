@@ -182,6 +182,5 @@ def _all_landed() -> Iterator[None]:
     try:
         yield
     except GeminiImageError as error:
-        error.billed = Billed.YES
-        error.hint = "All of it has landed. A retry returns it, at no cost."
-        raise
+        hint = "Every image has landed. A retry returns them, at no cost."
+        raise error.evolve(billed=Billed.YES, hint=hint) from error.__cause__

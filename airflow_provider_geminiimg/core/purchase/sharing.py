@@ -22,13 +22,12 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, Store
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import Intact, land_copy, read_back
 from airflow_provider_geminiimg.core.purchase.decision import (
-    Refuse,
     Submit,
     WaitForRecord,
 )
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
-from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy, IndexedImage, Take, decide_reuse
+from airflow_provider_geminiimg.core.purchase.reuse_decision import IndexedImage, ReuseDecision, Take, decide_reuse
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.exceptions import (
     Billed,
@@ -52,22 +51,19 @@ class DagReuse:
         self.log = purchase_context.log
         self._followed: str | None = None
 
-    async def look(self, step: Submit, fingerprint: str) -> Buy | Take | WaitForRecord:
+    async def look(self, step: Submit, fingerprint: str) -> ReuseDecision:
         """What the index says about an image that this task would buy.
 
         :param step: what the task's own records say.
         :param fingerprint: what the image is known by.
         :raises LedgerError: the entry, or the record that it names, can't be read.
         :raises StorageError: the store failed, or does not say whether an image is still there.
-        :raises GeminiImageError: what another task paid for keeps this one from buying.
         """
         known = await self._known(step, fingerprint)
-        lot = decide_reuse(step, known, self.order.policy, self.order.timeout)
-        if isinstance(lot, Refuse):
-            raise lot.error
-        if isinstance(lot, WaitForRecord) and known.entry is not None:
-            self._tell_wait(known.entry.record, lot)
-        return lot
+        decision = decide_reuse(step, known, self.order.policy, self.order.timeout)
+        if isinstance(decision, WaitForRecord) and known.entry is not None:
+            self._tell_wait(known.entry.record, decision)
+        return decision
 
     async def _known(self, step: Submit, fingerprint: str) -> IndexedImage:
         """What other tasks have of the image, as far as `step` asks for it."""
@@ -118,17 +114,17 @@ class DagReuse:
             return known
         return replace(known, found=replace(found, record=unknown), intact="unknown", images=())
 
-    async def take(self, wanted: Record, lot: Take, writer: ImageWriter) -> Record | None:
+    async def take(self, wanted: Record, copy: Take, writer: ImageWriter) -> Record | None:
         """Land a copy as `wanted`; ``None`` where another attempt was first.
 
         :raises StorageError: the bucket or the disk failed.
         """
         if await asyncio.to_thread(self.ledger.create, wanted) is None:
             return None
-        self.log.info("Record %s has landed the same image; copying it, at no cost.", lot.source.key)
+        self.log.info("Record %s has landed the same image; copying it, at no cost.", copy.source.key)
         await remember(self.marker, wanted)
         await self._asked_before(wanted)
-        return await land_copy(writer, wanted, lot.source, lot.images)
+        return await land_copy(writer, wanted, copy.source, copy.images)
 
     async def restore(self, record: Record, writer: ImageWriter) -> Record | None:
         """Land anew what is gone from all its places, from where another task of the DAG has the very same image.

@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
+from airflow_provider_geminiimg.core.purchase.results import Answered, LookAgain
 from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import create_or_read
@@ -55,28 +56,32 @@ class Submission:
         self.log = purchase_context.log
         self._recording: asyncio.Task[None] | None = None
 
-    async def make(
-        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], lot: Buy | None = None
-    ) -> tuple[Record, JobStatus] | None:
-        """Claim, send, write the answer down; ``None`` where another attempt was first.
+    async def submit(
+        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], buy: Buy | None = None
+    ) -> Answered | LookAgain:
+        """Claim the record, send the request, record the answer.
 
-        :param lot: what of the index has to be claimed too, where the image is one that the DAG has in common.
+        :param wanted: the record to claim.
+        :param send: sends the paid request.
+        :param buy: claims the index entry of the image first; given with ``reuse="dag"``.
+        :returns: `LookAgain` if another attempt or another task claimed first; then nothing was sent.
+        :raises GeminiImageError: why there is no answer; it is on the record.
         """
         async with contextlib.AsyncExitStack() as claiming:
             await claiming.enter_async_context(self.claims)
             self.guard.check()
             with self.guard.paying():
                 since = time.monotonic()
-                if lot is not None and not await asyncio.to_thread(lot.claim, self.ledger.store, wanted):
-                    self.log.info("Another task was first to claim the image of record %s; looking again.", wanted.key)
-                    return None
+                if buy is not None and not await asyncio.to_thread(buy.claim, self.ledger.store, wanted):
+                    self.log.info("Another task claimed the image of record %s first; reading again.", wanted.key)
+                    return LookAgain()
                 claimed = await asyncio.to_thread(self._claim, wanted)
                 if claimed is None:
                     self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
-                    return None
+                    return LookAgain()
                 status = await self._send(claimed.record, since, send, claiming)
                 with self.room.held(sum(len(image.data or b"") for image in status.images)):
-                    return await self._write_answer(claimed.record, status), status
+                    return Answered(await self._write_answer(claimed.record, status), status)
 
     def _claim(self, wanted: Record) -> StoredRecord | None:
         """Create the record. Whoever was told to stop meanwhile sends nothing, and says so, even if nobody waits."""

@@ -117,7 +117,7 @@ def _settled(record: Record, verdict: Resolution) -> Record:
         )
     error = _outcome(verdict.word)
     if verdict.word == "resubmit":
-        error.billed = billed(record)
+        error = error.evolve(billed=billed(record))
     settled = with_error(record, error, "failed")
     return replace(settled, links=[], spooled=[], buy_again=verdict.word == "resubmit")
 

@@ -658,6 +658,7 @@ def test_a_job_that_no_submit_returned_is_one_clear_error_without_a_call_and_a_r
         ({"job_id": "a", "job": {"record": "ledger/default/pair/run/order/-1/0/1.json"}}, "both"),
         ({"job_id": "a", "on_mismatch": "ignore"}, "on_mismatch"),
         ({"job_id": "a", "poll_interval": -1}, "poll_interval"),
+        ({"job_id": "a", "deferrable": "maybe"}, "deferrable"),
         ({"job_id": "a", "file_name": "a/b"}, "file_name"),
         ({"job_id": 7}, "job_id"),
     ],

@@ -1254,7 +1254,7 @@ async def started(purchase: Purchase, wire: Wire) -> LandedImage | JobInFlight:
     """Start, and mend the line as soon as recording has failed once."""
 
     async def mend() -> None:
-        await until(lambda: purchase.payment._recording is not None)
+        await until(lambda: purchase.submission._recording is not None)
         wire.always.clear()
 
     mending = asyncio.create_task(mend())
