@@ -611,3 +611,20 @@ def test_lists_and_numbers_keep_their_native_values(airflow: AirflowHarness, san
     run = airflow.run_dag(dag)
     assert run.state == "success", run.log
     assert sorted(entry["prompt"] for entry in sandbox.ledger()) == ["'quoted'", "1e3", "1e3", "a fox", "at night"]
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        GeminiImageGenerateOperator,
+        GeminiImageEditOperator,
+        GeminiImageSubmitOperator,
+        GeminiImageBatchOperator,
+        GeminiImageCollectOperator,
+        GeminiImageReviewOperator,
+        GeminiImageJobSensor,
+    ],
+)
+def test_an_argument_that_ends_like_a_file_name_is_never_read_from_a_file(operator: Any) -> None:
+    """With a `template_ext` Airflow would replace ``requests="rows.json"`` by the text of a file of the DAG bundle."""
+    assert list(operator.template_ext) == []

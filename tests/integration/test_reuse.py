@@ -116,7 +116,7 @@ def test_what_has_landed_is_taken() -> None:
     assert decided(record, intact="there") == Take(record)
 
 
-@pytest.mark.parametrize("picture", ["gone", "changed"])
+@pytest.mark.parametrize("image", ["gone", "changed"])
 def test_what_is_not_there_as_it_landed_is_bought_and_the_reason_names_the_record(image: Any) -> None:
     record = landed()
     lot = decided(record, intact=image)
