@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airflow_provider_geminiimg.core.ledger.layout import LEDGER, names_of
-from airflow_provider_geminiimg.core.storage import encode_segment, is_cut
+from airflow_provider_geminiimg.core.ledger.layout import key_of_names, names_of
 from airflow_provider_geminiimg.gallery.routes import IMAGE, THUMBNAIL
 
 
@@ -30,10 +29,12 @@ class Address:
     n: int
 
     def key(self, namespace: str) -> str:
-        """Where its record lies."""
+        """Return the key of this submission's record.
+
+        :param namespace: the ledger's namespace, from ``[geminiimg] namespace``.
+        """
         names = (self.run_id, self.task_id, str(self.map_index), self.item)
-        parts = (encode_segment(namespace), encode_segment(self.dag_id), *map(segment, names))
-        return "/".join((LEDGER, *parts, f"{self.n}.json"))
+        return key_of_names(namespace, self.dag_id, names, self.n)
 
     def image(self, index: int) -> str:
         """Where the gallery serves one of its images."""
@@ -42,11 +43,6 @@ class Address:
     def thumbnail(self, index: int) -> str:
         """Where the gallery serves the thumbnail of one of its images."""
         return THUMBNAIL.at(**vars(self), index=index)
-
-
-def segment(name: str) -> str:
-    """A name as it stands in a key."""
-    return name if is_cut(name) else encode_segment(name)
 
 
 def address_of(key: str) -> Address:

@@ -22,6 +22,7 @@ from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.ledger.layout import (
     LEDGER,
     PLANS,
+    encode_once,
     folder_of,
     is_record_key,
     plan_of,
@@ -34,7 +35,7 @@ from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_p
 from airflow_provider_geminiimg.core.reconcile.scan import AT_ONCE, STANDINGS, RecordEntry, billed, look
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
-from airflow_provider_geminiimg.gallery.addresses import Address, address_of, segment
+from airflow_provider_geminiimg.gallery.addresses import Address, address_of
 
 MAX_LOOKED_AT = 5_000  # records that one summary reads
 MAX_READ = 1_000  # records that one page reads: a filter that few fit goes on with the next page
@@ -264,8 +265,8 @@ class GalleryQueries:
             return None
 
     def _below(self, folder: str, wanted: RecordFilter) -> str:
-        names = [encode_segment(wanted.dag_id), segment(wanted.run_id)]
-        names += [] if wanted.task_id is None else [segment(wanted.task_id)]
+        names = [encode_segment(wanted.dag_id), encode_once(wanted.run_id)]
+        names += [] if wanted.task_id is None else [encode_once(wanted.task_id)]
         return "/".join((folder, *names, ""))
 
     def _keys(self, wanted: RecordFilter) -> list[str]:

@@ -130,17 +130,7 @@ def router(box: Box) -> APIRouter:
     @routes.post("/assets")
     async def upload(request: Request) -> Response:
         _account(request)
-        async with request.form() as form:
-            part = form.get("asset")
-            if not isinstance(part, UploadFile):
-                raise refused(400, "MISSING_REQUIRED_FIELDS", "No file in the field asset", ["asset"])
-            key = box.store_asset(part.filename or "asset", await part.read())
-        return JSONResponse(
-            {
-                "asset": {"key": key, "location": f"https://s3.us-east-1.amazonaws.com/asset.1min.ai/{key}"},
-                "fileContent": {"uuid": _new_uuid(), "path": key},
-            }
-        )
+        return JSONResponse(await _store_upload(box, request))
 
     return routes
 
@@ -159,6 +149,19 @@ def public_router(box: Box) -> APIRouter:
         return JSONResponse({"models": listed, "total": len(listed)})
 
     return routes
+
+
+async def _store_upload(box: Box, request: Request) -> dict[str, Any]:
+    """Store the uploaded file and return the body that 1min answers with."""
+    async with request.form() as form:
+        part = form.get("asset")
+        if not isinstance(part, UploadFile):
+            raise refused(400, "MISSING_REQUIRED_FIELDS", "No file in the field asset", ["asset"])
+        key = box.store_asset(part.filename or "asset", await part.read())
+    return {
+        "asset": {"key": key, "location": f"https://s3.us-east-1.amazonaws.com/asset.1min.ai/{key}"},
+        "fileContent": {"uuid": _new_uuid(), "path": key},
+    }
 
 
 def _account(request: Request) -> str:

@@ -21,9 +21,10 @@ true: no key changes its form, as later versions of the package read what earlie
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from airflow_provider_geminiimg.core.storage import IMAGES, decode_segment, encode_segment
+from airflow_provider_geminiimg.core.storage import IMAGES, decode_segment, encode_segment, is_cut
 
 LEDGER = "ledger"
 PLANS = "batches"
@@ -185,11 +186,26 @@ def shown_prefix(item: Item, try_id: str) -> str:
 def names_of(key: str) -> list[str]:
     """The DAG, the run, the task, the map index and the item of a record, by its key; one that was cut stays cut."""
     _, _, *parts, _ = key.split("/")
-    return [part if (name := decode_segment(part)) is None or _is_odd(name) else name for part in parts]
+    return [part if (name := decode_segment(part)) is None or _has_surrogates(name) else name for part in parts]
 
 
-def _is_odd(name: str) -> bool:
-    """Whether a name stands for what is no text."""
+def key_of_names(namespace: str, dag_id: str, names: Sequence[str], n: int) -> str:
+    """Build a record's key from what `names_of` returns.
+
+    :param names: run, task, map index and item.
+    :param n: number of the submission within its item, from 1.
+    """
+    parts = (encode_segment(namespace), encode_segment(dag_id), *map(encode_once, names))
+    return "/".join((LEDGER, *parts, f"{n}.json"))
+
+
+def encode_once(name: str) -> str:
+    """Encode a name from `names_of` as a key segment; a cut name is already encoded and is returned unchanged."""
+    return name if is_cut(name) else encode_segment(name)
+
+
+def _has_surrogates(name: str) -> bool:
+    """Whether a decoded name cannot be written as UTF-8."""
     return any("\ud800" <= char <= "\udfff" for char in name)
 
 
