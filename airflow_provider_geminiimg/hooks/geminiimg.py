@@ -1,7 +1,7 @@
-"""The gateways from inside Airflow: connections by id, and every call of a gateway, sync and async.
+"""The hook: every call of a gateway through an Airflow connection, synchronous and asynchronous.
 
-What must stay true: the hook keeps no key and no client between two calls; the synchronous methods run the very same
-code as the asynchronous ones; nothing here is recorded, so whoever buys through the hook alone keeps the books.
+What must stay true: the hook keeps no key and no client between two calls; a synchronous method runs the code of its
+asynchronous counterpart; the hook writes no ledger records.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WAIT_SECONDS = 1800.0
+_CHECK_CONNECTION = "Check the connection's gateway and base URL. If both are right, test again later."
 
 
 class GeminiImageHook(BaseHook):
-    """Talks to 1min.ai or APIMaster.ai through an Airflow connection of type ``geminiimg``.
+    """Calls 1min.ai or APIMaster.ai through an Airflow connection of type ``geminiimg``.
 
-    For use inside a ``@task``, where the operators are too much::
+    For use inside a ``@task`` that needs single calls instead of an operator::
 
         hook = GeminiImageHook()
         job = hook.submit(operation="generate", prompt="a lighthouse at dusk", aspect_ratio="16:9")
         done = job if job.images else hook.wait(job.job_id)
         data = hook.download(done.images[0])
 
-    The hook alone keeps no ledger and so does not protect from paying twice: a task that is retried submits, and pays,
-    again. The operators keep one. `submit` is the only method that costs money.
+    The hook writes no ledger and does not protect against paying twice: a task that is retried submits and pays again.
+    The operators do protect. `submit` is the only method that costs money.
 
-    Each method has an asynchronous twin: ``acheck``, ``aupload``, ``asubmit``, ``astatus``, ``await_job``,
+    Each method has an asynchronous counterpart: ``acheck``, ``aupload``, ``asubmit``, ``astatus``, ``await_job``,
     ``adownload``, ``aconnection``.
 
     :param geminiimg_conn_id: id of the Airflow connection.
@@ -63,10 +64,10 @@ class GeminiImageHook(BaseHook):
         self.geminiimg_conn_id = geminiimg_conn_id
 
     def connection(self) -> GatewayConnection:
-        """What the Airflow connection says, checked.
+        """The Airflow connection, checked.
 
-        :raises BadRequestError: it does not exist, or a part of it is wrong.
-        :raises AuthenticationError: it has no API key.
+        :raises BadRequestError: the connection does not exist, or one of its fields is wrong.
+        :raises AuthenticationError: the connection has no API key.
         """
         try:
             return self._look_up()
@@ -74,70 +75,71 @@ class GeminiImageHook(BaseHook):
             raise without_traceback(error) from error.__cause__
 
     async def aconnection(self) -> GatewayConnection:
-        """As `connection`, through Airflow's asynchronous getters."""
+        """Same as `connection`, through Airflow's asynchronous API."""
         try:
             return await self._alook_up()
         except GeminiImageError as error:
             raise without_traceback(error) from error.__cause__
 
     def check(self) -> CheckResult:
-        """Ask the gateway whether it accepts the key. Free and without effect.
+        """Check whether the gateway accepts the API key. Free, without side effects.
 
-        :raises AuthenticationError: it does not.
-        :raises GeminiImageError: it could not be asked.
+        :returns: the model ids that the key can use, if the gateway lists them.
+        :raises AuthenticationError: the gateway rejects the key.
+        :raises GeminiImageError: the gateway could not be reached or gave no usable response.
         """
         return self._run(lambda session: session.check())
 
     async def acheck(self) -> CheckResult:
-        """As `check`."""
+        """Same as `check`."""
         return await self._arun(lambda session: session.check())
 
     def upload(self, image: str | bytes) -> str:
-        """Hand an input image to the gateway. Free.
+        """Upload an input image to the gateway. Free.
 
-        :param image: its bytes, or the URI of a file to read, no web address (within ``[geminiimg] allowed_roots``,
-            where set).
-        :returns: the gateway's own handle of it: a storage path, a URL or a data URI.
-        :raises BadRequestError: it can't be read, or is no image, or too large.
+        :param image: the bytes of the image, or the URI of a file (no http address; inside ``[geminiimg]
+            allowed_roots`` if that is set).
+        :returns: the gateway's handle of the image: a storage path, a URL or a data URI.
+        :raises BadRequestError: the file cannot be read, is not an image, or is too large.
         """
         return self._run(lambda session: session.upload(image))
 
     async def aupload(self, image: str | bytes) -> str:
-        """As `upload`."""
+        """Same as `upload`."""
         return await self._arun(lambda session: session.upload(image))
 
     def submit(self, request: ImageRequest | None = None, *, synchronous: bool = False, **fields: Any) -> JobStatus:
-        """Ask for an image. **This costs money**, and is sent once.
+        """Request an image. **This costs money.** The request is sent once.
 
-        :param request: what to make; or give its fields by keyword. Input images are read and uploaded first.
-        :param fields: see `ImageRequest`; ``operation`` is ``edit`` where there is an ``image`` or a reference, else
-            ``generate``.
-        :param synchronous: ask for the finished image in the answer, which then takes as long as the image does.
-            An answer that comes too late for the gateway is an unknown outcome, so the default is the safer one.
-        :returns: a job that runs (`JobStatus.job_id`), or the images at once.
-        :raises BadRequestError: a field or value that the model does not take; nothing was sent.
-        :raises OutcomeUnknownError: it was sent, and nobody knows what became of it.
-        :raises GeminiImageError: the gateway refused it.
+        :param request: the request; or give its fields as keyword arguments. Input images are read and uploaded first.
+        :param fields: the fields of `ImageRequest`. ``operation`` defaults to ``edit`` if there is an ``image`` or a
+            reference image, else to ``generate``.
+        :param synchronous: wait for the finished image in the response. If the response times out, the outcome is
+            unknown, so the default (``False``: the gateway returns a job id) is safer.
+        :returns: a running job (`JobStatus.job_id`), or the finished images.
+        :raises BadRequestError: the model does not accept a field or value; nothing was sent.
+        :raises OutcomeUnknownError: the request was sent, and it is not known whether it was charged.
+        :raises GeminiImageError: the gateway refused the request.
         """
         return self._run(lambda session: session.submit(_request(request, fields), synchronous=synchronous))
 
     async def asubmit(
         self, request: ImageRequest | None = None, *, synchronous: bool = False, **fields: Any
     ) -> JobStatus:
-        """As `submit`."""
+        """Same as `submit`."""
         return await self._arun(lambda session: session.submit(_request(request, fields), synchronous=synchronous))
 
     def status(self, job_id: str, model: str | None = None) -> JobStatus:
-        """Ask once what became of a job. Free.
+        """Poll a job once. Free.
 
-        :param job_id: the gateway's id of it.
-        :param model: the model it was submitted for; default: the connection's, else the catalogue's default.
-        :raises GeminiImageError: it could not be asked; that says nothing about the job.
+        :param job_id: the gateway's job id.
+        :param model: the model of the submit; default: the connection's model, else the catalogue's default.
+        :raises GeminiImageError: the poll failed, which does not mean that the job failed.
         """
         return self._run(lambda session: session.status(job_id, model))
 
     async def astatus(self, job_id: str, model: str | None = None) -> JobStatus:
-        """As `status`."""
+        """Same as `status`."""
         return await self._arun(lambda session: session.status(job_id, model))
 
     def wait(
@@ -149,13 +151,16 @@ class GeminiImageHook(BaseHook):
     ) -> JobStatus:
         """Poll until a job is done. Free.
 
-        :param job_id: the gateway's id of it.
+        :param job_id: the gateway's job id.
         :param model: see `status`.
-        :param timeout: seconds to wait at most.
-        :param poll_interval: seconds between polls; default: at once, then the catalogue's 3 to 5 s.
-        :returns: the job, with its images.
-        :raises GeminiImageError: the job's own failure; or `TimedOutError`, `LostContactError`, or
-            `OutcomeUnknownError` where the gateway does not know the job.
+        :param timeout: maximum wait in seconds. Default: 1800.
+        :param poll_interval: seconds before the first poll and between polls; default: the first poll at once, then
+            the catalogue's interval of 3 to 5 s.
+        :returns: the finished job with its images.
+        :raises TimedOutError: the job was still running after `timeout`.
+        :raises LostContactError: several polls in a row failed.
+        :raises OutcomeUnknownError: the gateway does not know the job.
+        :raises GeminiImageError: the job failed.
         """
         return self._run(lambda session: session.wait(job_id, model, timeout, poll_interval))
 
@@ -166,44 +171,45 @@ class GeminiImageHook(BaseHook):
         timeout: float = WAIT_SECONDS,
         poll_interval: float | None = None,
     ) -> JobStatus:
-        """As `wait`."""
+        """Same as `wait`."""
         return await self._arun(lambda session: session.wait(job_id, model, timeout, poll_interval))
 
     def download(self, image: ResultImage) -> bytes:
-        """The bytes of a result, exactly as they came, checked to be an image. The key is not sent there.
+        """Download a result. Its bytes are checked and returned unchanged. The API key is not sent.
 
         :param image: one of `JobStatus.images`.
-        :raises LinkExpiredError: the link no longer answers.
-        :raises InvalidImageError: what it brought is no PNG, JPEG or WebP, or over 64 MiB.
+        :returns: the bytes of a PNG, JPEG or WebP file.
+        :raises LinkExpiredError: the link has expired.
+        :raises InvalidImageError: the download is not a PNG, JPEG or WebP file, or is over 64 MiB.
         """
         return self._run(lambda session: session.download(image))
 
     async def adownload(self, image: ResultImage) -> bytes:
-        """As `download`."""
+        """Same as `download`."""
         return await self._arun(lambda session: session.download(image))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Whether the connection works, by the free check: for Airflow's "Test" button and ``connections test``.
+        """Test the connection with the free check; called by Airflow's "Test" button and ``connections test``.
 
-        :returns: whether it does; and which gateway answered, how fast, and which models the key sees, or what went
-            wrong and what to do. Never the key.
+        :returns: whether the connection works, and a message: the gateway, its response time and the available models,
+            or the error and its remedy. The message never contains the API key.
         """
-        asked, notes = "", []
+        target, notes = "", []
         try:
-            with _heard_warnings() as notes:
+            with _recorded_warnings() as notes:
                 connection = self.connection()
-            asked = f" Asked: {connection.adapter().label} at {connection.base_url}."
-            said = run(lambda: _with_session(connection, lambda session: session.test()))
-            return True, self._for_the_test(" ".join([said, *notes]))
+            target = f" Asked: {connection.adapter().label} at {connection.base_url}."
+            message = run(lambda: _with_session(connection, lambda session: session.test()))
+            return True, self._without_conn_id(" ".join([message, *notes]))
         except GeminiImageError as error:
             if error.status_code is not None and isinstance(error, (BadRequestError, UpstreamFailedError)):
-                error.hint = "Check the connection's gateway and base URL. If both are right, test again later."
-            # There is no task here, and Airflow's button tests a copy of the connection under a name that it made up.
-            said = str(error).replace(", then clear the task.", ".")
-            return False, self._for_the_test(" ".join([said + asked, *notes]))
+                error = error.evolve(hint=_CHECK_CONNECTION)
+            message = str(error).replace(", then clear the task.", ".")  # there is no task
+            return False, self._without_conn_id(" ".join([message + target, *notes]))
 
-    def _for_the_test(self, said: str) -> str:
-        return said.replace(f"Connection {self.geminiimg_conn_id!r}", "This connection")
+    def _without_conn_id(self, message: str) -> str:
+        """`message` without the connection id: Airflow's "Test" button tests a copy under a generated id."""
+        return message.replace(f"Connection {self.geminiimg_conn_id!r}", "This connection")
 
     def _look_up(self) -> GatewayConnection:
         try:
@@ -241,7 +247,7 @@ class GeminiImageHook(BaseHook):
         )
 
     def _run(self, step: Callable[[Session], Awaitable[T]]) -> T:
-        # Looked up here and not in the helper thread: Airflow's channel to its supervisor belongs to this one.
+        # Airflow's channel to its supervisor belongs to this thread, so the helper thread must not use it.
         connection = self.connection()
         try:
             return run(lambda: _with_session(connection, step))
@@ -257,21 +263,21 @@ class GeminiImageHook(BaseHook):
 
 
 @contextlib.contextmanager
-def _heard_warnings() -> Iterator[list[str]]:
-    """The texts of our warnings about a connection, for its test's message; they are warnings all the same."""
-    heard: list[str] = []
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Collect the texts of this package's warnings for the message of the connection test, and warn as usual."""
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            yield heard
+            yield messages
         finally:
-            heard += [str(each.message) for each in caught if each.category is UserWarning]
+            messages += [str(each.message) for each in caught if each.category is UserWarning]
     for each in caught:
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 async def _with_session(connection: GatewayConnection, step: Callable[[Session], Awaitable[T]]) -> T:
-    # Imported late, because the triggerer needs this module for its connections alone, and imports in its event loop.
+    # Imported late: the triggerer imports this module in its event loop and only needs connections.
     from airflow_provider_geminiimg.hooks._session import Session
 
     async with Transport(connection) as transport:

@@ -1,1 +1,1 @@
-"""Sensors that wait for a job which makes an image."""
+"""Sensors: `job` waits for a submitted job and stores its image."""

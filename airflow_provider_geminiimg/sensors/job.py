@@ -1,8 +1,8 @@
-"""Waits for a job that was submitted elsewhere, and lands its image.
+"""The sensor that waits for a submitted job and stores its image.
 
-What must stay true: the sensor buys nothing and cancels nothing. A job that failed for good fails the sensor, whatever
-``soft_fail``, ``never_fail`` and ``silent_fail`` say: they are about waiting. So that outcome is looked at outside of
-Airflow's poking, which only hears that the waiting is over.
+What must stay true: the sensor buys nothing and cancels nothing. A job that failed permanently fails the sensor even if
+``soft_fail``, ``never_fail`` or ``silent_fail`` is set, because these options are about the wait and not about the job.
+Therefore `poke` returns the failure as a value, and `execute` raises it after Airflow's poke loop has ended.
 """
 
 from __future__ import annotations
@@ -33,24 +33,28 @@ _TEMPLATED = parsers(
 
 
 class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
-    """Wait for a job and land its image. Returns the image's manifest.
+    """Wait for a job and store its image. Returns the image's manifest.
 
-    A poll that fails says nothing about the job, and the sensor goes on. When it gives up, the job is left alone: clear
-    the sensor with a longer `timeout`, and it lands.
+    A failed poll does not say that the job failed, so the sensor continues. A timeout does not affect the job: clear
+    the sensor with a longer `timeout` to store the image.
 
-    :param job: what `GeminiImageSubmitOperator` returned. The image lands where that operator said.
-    :param job_id: instead of `job`: a job that was submitted outside of this package. It lands under this task.
-    :param model: the model of `job_id`; default: the connection's, else the gateway's own.
-    :param geminiimg_conn_id: the connection of `job_id`; a `job` knows its own.
+    :param job: the return value of `GeminiImageSubmitOperator`. The image is stored at that operator's destination.
+        Give either `job` or `job_id`.
+    :param job_id: the id of a job that was submitted outside of this package. Its image is stored under this task.
+    :param model: the model of `job_id`; default: the connection's model, else the gateway's default model.
+    :param geminiimg_conn_id: the connection of `job_id`; a `job` contains its own connection id.
     :param output_path: directory URI for the image of `job_id`; default: under ``[geminiimg] root``.
-    :param file_name: its name without extension; default: as for the operators.
-    :param on_mismatch: as for the operators. What was asked for is not known of a `job_id`, so nothing mismatches.
-    :param poll_interval: seconds between the trigger's polls, and before the first one; default: the catalogue's.
-    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``. Otherwise `mode` decides.
+    :param file_name: file name without extension for the image of `job_id`; default: as for the operators.
+    :param on_mismatch: as for the operators. It has no effect with `job_id`, because the requested size is not known.
+    :param poll_interval: seconds before the first poll and between polls of the trigger; default: the schedule of the
+        model catalogue.
+    :param deferrable: wait in the triggerer; true or false, also as text. Default: ``[operators] default_deferrable``.
+        If false, `mode` decides how the sensor waits.
     :param poke_interval: seconds between pokes in the modes ``poke`` and ``reschedule``. Default: 10.
-    :param timeout: seconds after which the sensor gives up, without retries, from the start of its try (``reschedule``:
-        from the first poke). Default: ``[sensors] default_timeout``, 7 days.
-    :raises GeminiImageError: why there will be no image; as ``AirflowFailException`` where the job failed for good.
+    :param timeout: seconds until the sensor fails without a retry, counted from the start of its try (in the mode
+        ``reschedule`` from the first poke). Default: ``[sensors] default_timeout``, 7 days.
+    :raises GeminiImageError: there will be no image. Raised as ``AirflowFailException`` if a retry cannot help.
+    :raises AirflowSensorTimeout: the job was still running after `timeout`.
     """
 
     checks = {**_TEMPLATED, **parsers("deferrable")}
@@ -70,7 +74,7 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         file_name: str | None = None,
         on_mismatch: str = "accept",
         poll_interval: float | str | None = None,
-        deferrable: bool = DEFAULT_DEFERRABLE,
+        deferrable: bool | str | None = DEFAULT_DEFERRABLE,
         poke_interval: float | timedelta = 10.0,
         **kwargs: Any,
     ) -> None:
@@ -84,11 +88,11 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         self.on_mismatch = on_mismatch
         self.poll_interval = poll_interval
         self.deferrable = deferrable
-        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+        if not is_mapped(self):  # a mapped sensor is created when it runs; `execute` then fails it without a retry
             self._check_literals()
 
     def execute(self, context: Context) -> Any:
-        """Poke once, then wait in the triggerer, or in the way that `mode` says."""
+        """Poke once, then wait in the triggerer or as `mode` says."""
         from airflow_provider_geminiimg.runtime import sensor_task
 
         task = self._task()
@@ -97,42 +101,42 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         return sensor_task.finish(task, super().execute(context))
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Ask once; land the image if it is ready."""
+        """Poll the job once, and store the image if it is ready."""
         from airflow_provider_geminiimg.runtime import sensor_task
 
         seen = sensor_task.look(self._task(), context)
         return PokeReturnValue(is_done=not sensor_task.is_running(seen), xcom_value=seen)
 
     def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> Any:
-        """Land what the trigger waited for.
+        """Store the image of the job that the trigger waited for.
 
-        :param event: the trigger's: ``status``, ``job_id``, ``code``.
-        :param deadline: when the sensor gives up, in Unix seconds. Default, because ``dag.test()`` hands on nothing
-            but the event: `timeout` after the task started.
+        :param event: the trigger's event: ``status``, ``job_id``, ``code``.
+        :param deadline: Unix time at which the sensor times out. Default: `timeout` seconds after the task started,
+            because ``dag.test()`` passes the event alone.
         """
         from airflow_provider_geminiimg.runtime import sensor_task
 
         job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
-        self.log.info("The trigger's word on job %s: %s.", job_id, status)
-        again = event.get("status") == "lost"
-        return self._ended(sensor_task.resume(self._task(), context, deadline, again=again))
+        self.log.info("Trigger reported job %s as %s; resuming.", job_id, status)
+        contact_lost = event.get("status") == "lost"
+        return self._ended(sensor_task.resume(self._task(), context, deadline, again=contact_lost))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """As Airflow's, but a trigger that crashed or was never run does not lose the job.
+        """Resume after a deferral; a trigger that crashed or never ran does not fail the task.
 
-        At most two further deferrals, then the wait goes on in the worker.
+        After a crash the task defers again, at most twice; then it waits in the worker.
         """
         from airflow_provider_geminiimg.runtime import sensor_task
 
         try:
-            # Not the sensor's own: that one turns a job's failure into a skip where soft_fail is set.
+            # BaseSensorOperator.resume_execution would turn a failed job into a skip if soft_fail is set.
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
+            self.log.warning("No trigger reported before the deadline. The worker polls the job itself.")
             deadline: float | None = time.time()
         except TaskDeferralError as error:
             self.log.error(
-                "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
+                "The trigger failed (%s). The job is not affected; waiting for it again.", printable(str(error))
             )
             deadline = None
         return self._ended(sensor_task.resume_crashed(self._task(), context, deadline))
@@ -144,7 +148,7 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
         return SensorTask(self._arguments(), self.timeout, self.poke_interval, is_soft, self.log)
 
     def _ended(self, found: dict[str, Any] | Pending) -> Any:
-        """What the task returns; a job that runs is deferred."""
+        """Return the manifest, or defer while the job is running."""
         from airflow_provider_geminiimg.runtime.task_run import Pending
 
         if isinstance(found, Pending):

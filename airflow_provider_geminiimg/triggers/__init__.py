@@ -1,1 +1,1 @@
-"""Triggers of the provider."""
+"""Triggers: `job` waits for a job in the triggerer."""

@@ -418,7 +418,7 @@ CONNECTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "with a model that is no text": ({"extra": {"gateway": "1min", "model": [PRO]}}, ["model", "Allowed: text"]),
     "with a limit that is no number": (
         {"extra": {"gateway": "1min", "requests_per_minute": "many"}},
-        ["requests_per_minute", "'many'", "Allowed: a whole number of 1 or more"],
+        ["requests_per_minute", "'many'", "Allowed: a whole number from 1 to 1,000,000"],
     ),
     "with a price below nothing": (
         {"extra": {"gateway": "1min", "price_base": -1}},

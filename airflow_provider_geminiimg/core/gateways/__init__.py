@@ -1,22 +1,22 @@
-"""The gateways that this package speaks to, by the name that a connection writes.
+"""The supported gateways, by the name that a connection uses.
 
-Adding one is one adapter file, its rows in the catalogue and a line here.
+A new gateway needs an adapter module, rows in the catalogue and a line in `GATEWAYS`.
 
 In reading order:
 
-- `base`: what every adapter looks like
-- `onemin`: 1min.ai
-- `apimaster`: APIMaster.ai
-- `responses`: reads an answer
-- `results`: finds the images in it
-- `reasons`: finds what went wrong in it
-- `states`: the words for how a job stands
-- `rules`: what an answer means for the money
-- `intermediaries`: answers of what stands before a gateway
-- `model_refusals`: refusals of a model
-- `connection`: an Airflow connection, checked
-- `prices`: what an account pays
-- `polling`: when to ask again
+- `base`: the interface of all adapters
+- `onemin`: the adapter of 1min.ai
+- `apimaster`: the adapter of APIMaster.ai
+- `responses`: parses a response
+- `results`: finds the images in a response
+- `reasons`: finds the error in a response
+- `states`: the status words of jobs
+- `rules`: which error a response means, and whether money was spent
+- `intermediaries`: responses of proxies and CDNs in front of a gateway
+- `model_refusals`: responses that refuse a model
+- `connection`: checks an Airflow connection
+- `prices`: the prices of an account
+- `polling`: the poll schedule
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ GATEWAYS: dict[str, type[Gateway]] = {adapter.name: adapter for adapter in (OneM
 
 
 def get_gateway(name: str, base_url: str | None = None) -> Gateway:
-    """The adapter of a gateway.
+    """Create the adapter of a gateway.
 
     :param name: ``1min`` or ``apimaster``.
-    :param base_url: the API's base; default: the gateway's own.
-    :raises BadRequestError: there is no gateway of that name.
+    :param base_url: base URL of the API; default: the gateway's own.
+    :raises BadRequestError: there is no gateway with that name.
     """
     if not isinstance(name, str) or name not in GATEWAYS:
         allowed = ", ".join(GATEWAYS)
         raise BadRequestError(
-            f"gateway: {str(name)[:80]!r} is not one of the gateways; allowed: {allowed}.",
+            f"gateway: {str(name)[:80]!r} is not a gateway. Allowed: {allowed}.",
             hint=f"Set the connection's extra `gateway` to one of: {allowed}.",
         )
     return GATEWAYS[name](base_url)

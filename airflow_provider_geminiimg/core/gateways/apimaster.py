@@ -1,10 +1,13 @@
-"""APIMaster.ai: an images endpoint in OpenAI's manner, in front of several channels that answer each in its own shape.
+"""The adapter of APIMaster.ai: an OpenAI-style images endpoint over several channels with different response formats.
 
-What must stay true: the asynchronous endpoint is used unless a caller asks for a synchronous answer; every poll names
-the model, because the gateway assumes another one by default; a 5xx counts as "not charged" only where the gateway
-itself says so in its own JSON; a bad answer to a poll says nothing about the job.
+What must stay true: the asynchronous endpoint is used unless a caller asks for a synchronous response; every poll names
+the model, because the gateway assumes another one by default; a 5xx counts as "not charged" only if the gateway's own
+JSON says so; an invalid response to a poll does not change the job's state.
 
-Sources: APIMaster.ai's guide of the model and its getting-started page, and what public clients show of its answers.
+How a response becomes a `JobStatus`, in the order of the functions below: `_task` finds the task in the body, `_word`
+its status word, `_find_images` its images, and `ApiMaster._read` decides.
+
+Sources: APIMaster.ai's model guide and getting-started page, and responses in the tests of public clients.
 """
 
 from __future__ import annotations
@@ -56,25 +59,25 @@ _RESOLUTIONS = {"512": "0.5K"}
 _NO_SUCH_TASK = re.compile(r"task_not_exist\b", re.IGNORECASE)
 _TASK_IDS = ("task_id", "taskId", "job_id")
 _IDS = (*_TASK_IDS, "id")
-# What only a task has, not an envelope.
-_OF_A_TASK = (
+# Fields of a task that the envelope around it never has.
+_TASK_ONLY_FIELDS = (
     *("result", "results", "output", "outputs", "result_url", "progress", "cost", "expires_at", "task_status"),
     *("fail_reason", "failReason", "failure_reason", "submit_time", "start_time", "finish_time", "completed_at"),
 )
 _REASONS = ("fail_reason", "failReason", "failure_reason")
-_CALL_FAILED = frozenset(("error", "fail"))  # what an envelope says of the call itself, too
+_CALL_FAILED = frozenset(("error", "fail"))  # words that an envelope also uses for the call itself
 
 _RULES: Rules = {
     **rules.COMMON_RULES,
     (None, "insufficient_user_quota"): rules.BALANCE,
     (404, None): Rule(
         BadRequestError,
-        "does not offer this model on this key or address.",
+        "does not offer this model with this key or at this address.",
         hint="Choose a model that the account has enabled, and check the connection's host.",
     ),
     (408, None): Rule(
         OutcomeUnknownError,
-        "stopped waiting for the image. It watches the job for up to 20 more minutes and charges if it finishes.",
+        "stopped waiting for the image. It runs the job for up to 20 more minutes and charges for it if it finishes.",
         Billed.UNKNOWN,
     ),
     (502, None): rules.REFUNDED,
@@ -93,7 +96,7 @@ class ApiMaster(Gateway):
         return {"Authorization": f"Bearer {api_key}"}
 
     def reference(self, image: InputImage) -> str:
-        """The image's own public address, else its bytes as a data URI."""
+        """The image's public URL, else its bytes as a data URI."""
         return image.url or f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
     def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
@@ -142,48 +145,43 @@ class ApiMaster(Gateway):
         if status.state is not JobState.RUNNING or status.job_id is not None:
             return status
         rule = rules.NO_HANDLE if _state(answer.body) is JobState.DONE else rules.UNKNOWN
-        raise answer.outcome(self.label, rule, answer.reason)
+        raise answer.error(self.label, rule, answer.reason)
 
     def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
         answer = GatewayResponse(reply)
         body = Known(inputs).without_inputs(_about(job_id, answer.body))
         if responses.names_another_job(job_id, *map(_task(body).get, _IDS)):
-            raise answer.outcome(self.label, rules.ANOTHER_JOB, Reason())
+            raise answer.error(self.label, rules.ANOTHER_JOB, Reason())
         if any(_NO_SUCH_TASK.match(said or "") for said in (answer.reason.code, answer.reason.message)):
             return JobStatus(JobState.VANISHED, job_id=job_id)
         status = self._read(answer, body) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(body) is JobState.DONE:
-            raise answer.outcome(self.label, rules.NO_LINK, Reason())
+            raise answer.error(self.label, rules.NO_LINK, Reason())
         return dataclasses.replace(status, job_id=job_id)
 
     def _read(self, answer: GatewayResponse, body: Mapping[str, Any]) -> JobStatus | None:
-        """What an answer says of its task; ``None`` where it says nothing. Done without a link counts as running."""
+        """The status of the task in a response; ``None`` if the response says nothing about a task."""
         task = _task(body)
-        found = results.only_results(body) if _without_image(answer, body) else results.results(body)
-        made = results.images(found)
-        if not results.images(results.only_results(body)):
-            made = _kept_as_reason(body) or made  # what stands beside it elsewhere may be an input
-        state, job_id = _state(body), responses.job_id_of(*map(task.get, _IDS), *_named_jobs(body))
+        found, images = _find_images(answer, body)
+        job_id = responses.job_id_of(*map(task.get, _IDS), *_named_jobs(body))
         error = None
-        if made:
-            state = JobState.DONE
-        elif state is None:
-            state = JobState.RUNNING if job_id else None
-        elif state is JobState.FAILED:
-            error = self._failed(answer, body)
-        elif state is JobState.DONE:
-            state = JobState.RUNNING
-            if not any(map(results.names_a_file, found)):
-                state = JobState.FAILED
-                error = answer.outcome(self.label, rules.NO_IMAGE, _text_answer(task, found))
-        if state is None:
-            return None
+        match _state(body):
+            case _ if images:  # an image counts more than any status word
+                state = JobState.DONE
+            case None if job_id is None:
+                return None
+            case JobState.FAILED as state:
+                error = self._failed(answer, body)
+            case JobState.DONE if not any(map(results.names_a_file, found)):
+                state, error = JobState.FAILED, answer.error(self.label, rules.NO_IMAGE, _text_answer(task, found))
+            case _:  # running, a job id without a status word, or done but the link to the file is still missing
+                state = JobState.RUNNING
         image = _first_image(task)
         return JobStatus(
             state,
-            made,
+            images,
             error,
             job_id,
             cost=REPORTED_COST.of(task.get("cost")),
@@ -192,16 +190,16 @@ class ApiMaster(Gateway):
         )
 
     def _failed(self, answer: GatewayResponse, body: Mapping[str, Any]) -> GeminiImageError:
-        """Why a task failed, and whether that word of the gateway's is one for a refund."""
+        """The error of a failed task. Some status words mean that the gateway refunds the task."""
         reason = reasons.reason_of(_task(body))
         if not reason.code and not reason.message:
             reason = reasons.reason_of(body)
         rule = rules.REFUNDED if _word(body) in states.FAILED else rules.ENDED
-        return answer.outcome(self.label, rules.find_rule(_RULES, None, reason.outer_code, rule), reason)
+        return answer.error(self.label, rules.find_rule(_RULES, None, reason.outer_code, rule), reason)
 
 
 def _about(job_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An answer about several tasks without those that are another's."""
+    """`body` without the tasks of other jobs; unchanged if it names other jobs only."""
     rows = body.get("data")
     if not isinstance(rows, list):
         return body
@@ -212,7 +210,7 @@ def _about(job_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _task(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The task in an answer: `data`, the first object in `data`, or the answer itself."""
+    """The task in a response: `data`, the first object in `data`, or the response itself."""
     data = body.get("data")
     if isinstance(data, list):
         data = next((item for item in data if isinstance(item, Mapping)), None)
@@ -220,30 +218,40 @@ def _task(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _word(body: Mapping[str, Any]) -> str | None:
-    """The task's own word, else what the envelope says of the task and not of the call."""
+    """The status word of the task; ``None`` if the only word is about the call.
+
+    A response without a job id may be about the call alone. Then these rules apply in this order:
+
+    - The word of an object in ``data`` is the task's, except a failure in a response that says that the call failed.
+    - Another word for a failure is the task's if the object has fields of a task and the word is not used for calls.
+    - Any other word is the task's if there is no object in ``data``.
+    """
     task = _task(body)
-    word = states.status_word(task) or states.status_word(body)
+    own_word = states.status_word(task)
+    word = own_word or states.status_word(body)
+    has_id = any(map(body.get, _IDS)) or any(map(task.get, _IDS))
     failed = states.state_of(word) is JobState.FAILED
-    if any(map(body.get, _IDS)) or any(map(task.get, _IDS)):
-        return word
-    # Beside no job's id, a word of failure may be about the call, and "success" may be, too.
-    if states.status_word(task) and task is not body:
-        return None if failed and _call_failed(body) else word
-    if failed:
-        return word if any(key in task for key in _OF_A_TASK) and word not in _CALL_FAILED else None
-    return word if task is body else None
+    if has_id:
+        is_of_task = True
+    elif own_word and task is not body:
+        is_of_task = not (failed and _call_failed(body))
+    elif failed:
+        is_of_task = word not in _CALL_FAILED and any(key in task for key in _TASK_ONLY_FIELDS)
+    else:
+        is_of_task = task is body
+    return word if is_of_task else None
 
 
 def _call_failed(body: Mapping[str, Any]) -> bool:
-    """Whether the envelope says that the call failed, and so nothing of the task."""
+    """Whether the envelope says that the call failed, so that it says nothing about the task."""
     code = body.get("code")
     status = number(code)
-    said = code.strip().lower() if isinstance(code, str) else None
-    return body.get("success") is False or said in states.FAILED or (status is not None and status >= 400)
+    word = code.strip().lower() if isinstance(code, str) else None
+    return body.get("success") is False or word in states.FAILED or (status is not None and status >= 400)
 
 
 def _named_jobs(body: Mapping[str, Any]) -> list[Any]:
-    """What may be a job's id anywhere; a bare `id`, which may be the call's, only beside a word of a job's."""
+    """Values that may be the job id. `id` may be the id of the call, so it counts only beside a job's status word."""
     task = _task(body)
     ids = [source.get(key) for source in (task, body) for key in _TASK_IDS]
     if states.state_of(states.status_word(task)) is JobState.DONE:
@@ -251,28 +259,42 @@ def _named_jobs(body: Mapping[str, Any]) -> list[Any]:
     return ids + [source.get("id") for source in (task, body) if states.status_word(source) in states.PENDING]
 
 
-def _without_image(answer: GatewayResponse, body: Mapping[str, Any]) -> bool:
-    """Whether only what can be nothing but a result is taken for one."""
+def _find_images(answer: GatewayResponse, body: Mapping[str, Any]) -> tuple[list[Result], tuple[ResultImage, ...]]:
+    """The texts in the places for results, and the images in them.
+
+    If no image is in a field that only results use, a link in a failure-reason field is preferred to a link elsewhere,
+    which may be an input image.
+    """
+    unambiguous = results.only_results(body)
+    found = unambiguous if _has_no_image(answer, body) else results.results(body)
+    images = results.images(found)
+    if not results.images(unambiguous):
+        images = _images_in_reason(body) or images
+    return found, images
+
+
+def _has_no_image(answer: GatewayResponse, body: Mapping[str, Any]) -> bool:
+    """Whether the task has no image by its status, so that only a link in a field for results alone counts."""
     task = _task(body)
     word = states.status_word(task) or _word(body)
     if not answer.ok and (answer.reason.code or answer.reason.message):
         return states.state_of(word) is not JobState.DONE
-    # A list of images without a job is the answer of the synchronous endpoint.
-    of_a_job = not isinstance(body.get("data"), list) or any(source.get(key) for source in (task, body) for key in _IDS)
-    return of_a_job and states.without_image(word)
+    # A list of images without a job id is the response of the synchronous endpoint.
+    has_job = not isinstance(body.get("data"), list) or any(source.get(key) for source in (task, body) for key in _IDS)
+    return has_job and states.without_image(word)
 
 
 def _state(body: Mapping[str, Any]) -> JobState | None:
     return states.state_of(_word(body))
 
 
-def _kept_as_reason(body: Mapping[str, Any]) -> tuple[ResultImage, ...]:
-    """The image of a row that was written before the gateway had a field of its own for the link."""
+def _images_in_reason(body: Mapping[str, Any]) -> tuple[ResultImage, ...]:
+    """Images in a failure-reason field: before the gateway had a field for the link, it stored the link there."""
     task = _task(body)
     if states.state_of(states.status_word(task) or states.status_word(body)) is JobState.FAILED:
         return ()
-    kept = (results.images(results.results(source.get(key))) for source in (task, body) for key in _REASONS)
-    return next(filter(None, kept), ())
+    found = (results.images(results.results(source.get(key))) for source in (task, body) for key in _REASONS)
+    return next(filter(None, found), ())
 
 
 def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -281,6 +303,6 @@ def _first_image(task: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _text_answer(task: Mapping[str, Any], found: Sequence[Result]) -> Reason:
-    """Why a job that ended well has no image: what it says of itself, else the words it brought instead."""
+    """Why a finished job has no image: its own reason, else the text in the place of the image."""
     reason = reasons.reason_of(task)
     return reason if reason.code or reason.message else reasons.reason_of(found[0].text if found else None)

@@ -1,8 +1,8 @@
-"""What every gateway adapter looks like: values in, values out, no I/O and no key.
+"""The interface of gateway adapters: plain values in and out, no I/O and no API key.
 
-An adapter turns a checked request into `Call`s and a response into plain objects or an outcome of
-`airflow_provider_geminiimg.exceptions`. What must stay true: `Call.parse` answers any status, any body and any JSON
-with a value or with one of those outcomes, never with another exception; a call that may cost money says so.
+An adapter turns a checked request into `Call`s, and a response into values or an error of
+`airflow_provider_geminiimg.exceptions`. What must stay true: for any status, body and JSON, `Call.parse` returns a
+value or raises one of those errors, never another exception; a call that may cost money has `billable` set.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 T = TypeVar("T")
 
-_PIECE = 256 * 1024  # bytes of a body that are written at once
+_PIECE = 256 * 1024  # bytes of a request body per write
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, its body whole and unpacked.
+    """An HTTP response with its complete, decompressed body.
 
     :param status: the HTTP status.
-    :param headers: by name, in any case.
+    :param headers: the headers; names in any case.
     :param content: the body.
     """
 
@@ -38,9 +38,9 @@ class Reply:
 
 
 class Body(httpx.AsyncByteStream, httpx.SyncByteStream):
-    """The body of a request that is sent once: it is forgotten as it goes, and not held until the answer has come.
+    """The body of a request that is sent once. It is released while it is sent, to free its memory early.
 
-    :param content: the whole of it.
+    :param content: the complete body.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -58,16 +58,16 @@ class Body(httpx.AsyncByteStream, httpx.SyncByteStream):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One HTTP exchange, ready to be sent.
+    """One HTTP call, ready to be sent.
 
-    :param request: the request, whole but for the key, which the transport adds. A question that is free and has no
-        body is its URL alone: to make a request of it takes longer than to parse its answer.
-    :param parse: turns the reply into a value, or raises an outcome.
-    :param billable: whether sending it may cost money; then it is sent once, over a fresh connection.
-    :param read_timeout: seconds to wait for the answer.
-    :param prompt: the prompt in it, so that the transport can take its echo out of what the gateway says;
-        ``None`` where the call holds none.
-    :param keyless: it asks for something public, and is sent without the key.
+    :param request: the request without the API key, which the transport adds. A free GET is given as its URL alone,
+        because building the request takes longer than parsing the response.
+    :param parse: turns the reply into a value, or raises a `GeminiImageError`.
+    :param billable: whether sending it may cost money; if so, it is sent once, over a new connection.
+    :param read_timeout: seconds to wait for the response.
+    :param prompt: the prompt in the request, so that the transport can remove it from the gateway's texts; ``None`` if
+        the call contains no prompt.
+    :param keyless: whether the call is public and is sent without the API key.
     """
 
     request: httpx.Request | str
@@ -80,10 +80,10 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class ResultImage:
-    """One result: a link that expires, or the bytes themselves.
+    """One result image: a link that expires, or the bytes.
 
-    :param url: where to download it; often signed, so it never goes into a log.
-    :param data: the bytes, where the gateway sent them inline.
+    :param url: download URL; often signed, so it is never logged.
+    :param data: the bytes, if the gateway sent them inline.
     """
 
     url: str | None = field(default=None, repr=False)
@@ -91,7 +91,7 @@ class ResultImage:
 
 
 class JobState(str, enum.Enum):
-    """What a gateway says of a job; `VANISHED` is "no such job"."""
+    """State of a job at the gateway. `VANISHED`: the gateway does not know the job."""
 
     RUNNING = "running"
     DONE = "done"
@@ -101,15 +101,15 @@ class JobState(str, enum.Enum):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What one poll, or the answer to a submit, says.
+    """The result of a poll or a submit.
 
     :param state: see `JobState`. `DONE` always comes with at least one image.
-    :param images: the results of a job that is done.
-    :param error: why a job failed; set exactly when `state` is `FAILED`.
-    :param job_id: the gateway's id of the job: the one that was polled, or the one that a submit's answer carries.
-    :param cost: what the gateway says that it took, in the gateway's own currency, where it says what can be a price.
-    :param progress: 0 to 100, where the gateway says so.
-    :param expires_at: Unix seconds at which the links stop working, where the gateway says so.
+    :param images: the results of a finished job.
+    :param error: the error of a failed job; set exactly if `state` is `FAILED`.
+    :param job_id: the gateway's job id: the polled one, or the one in the response to a submit.
+    :param cost: the price that the gateway reports, in its own currency; ``None`` if it reports no plausible price.
+    :param progress: per cent, 0 to 100; ``None`` if the gateway does not report it.
+    :param expires_at: Unix time at which the links expire; ``None`` if the gateway does not report it.
     """
 
     state: JobState
@@ -123,9 +123,9 @@ class JobStatus:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What the free key check found.
+    """Result of the free key check.
 
-    :param models: the model ids that the key can see, where the gateway tells.
+    :param models: the model ids that the key can use; empty if the gateway does not list them.
     """
 
     models: tuple[str, ...] = ()
@@ -135,10 +135,10 @@ class CheckResult:
 class InputImage:
     """An input image, read and checked.
 
-    :param data: its bytes.
-    :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``, from the bytes.
+    :param data: the bytes.
+    :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``, detected from the bytes.
     :param sha256: hex digest of the bytes.
-    :param url: the public https address it was read from, where it came from one.
+    :param url: the public https URL of the image, if it was read from one.
     """
 
     data: bytes = field(repr=False)
@@ -148,11 +148,11 @@ class InputImage:
 
 
 class Gateway(abc.ABC):
-    """One gateway's contract.
+    """Base class of the adapters.
 
-    Each adapter names itself by `name` (what a connection writes) and `label` (what messages say).
+    `name` is the gateway's name in connections, `label` its name in messages.
 
-    :param base_url: the API's base, without a trailing slash; default: `default_base_url`.
+    :param base_url: base URL of the API; default: `default_base_url`.
     """
 
     name: str
@@ -160,51 +160,54 @@ class Gateway(abc.ABC):
     default_base_url: str
 
     def __init__(self, base_url: str | None = None) -> None:
-        # As it goes over the wire, so that what is appended to it does too.
+        # Encoded once here, so that paths can be appended as text.
         self.base_url = str(httpx.URL(base_url or self.default_base_url)).rstrip("/")
 
     @abc.abstractmethod
     def auth_headers(self, api_key: str) -> Mapping[str, str]:
-        """The headers that carry the key. Called by the transport alone, never kept here."""
+        """The headers with the API key. Only the transport calls this; the adapter does not store the key."""
 
     @abc.abstractmethod
     def reference(self, image: InputImage) -> Call[str] | str:
-        """The handle by which a submit names an input image: at once, or from a free call (an upload)."""
+        """The handle that a submit uses for an input image, or a free call (an upload) that returns it."""
 
     @abc.abstractmethod
     def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
-        """The call that costs money.
+        """The call that requests an image. It costs money.
 
-        :param request: what to make.
-        :param handles: one handle an input image, in the order of `CheckedRequest.input_images`.
-        :param synchronous: ask the gateway to answer with the finished image instead of a job id.
+        :param request: the request.
+        :param handles: one handle for each input image, in the order of `CheckedRequest.input_images`.
+        :param synchronous: wait for the finished image in the response, instead of a job id.
         """
 
     @abc.abstractmethod
     def status(self, job_id: str, *, model: str, inputs: Collection[str] = ()) -> Call[JobStatus]:
-        """Ask what became of a job. Free.
+        """The call that polls a job. Free.
 
-        :param inputs: addresses of the job's input images, which are no results where an answer repeats them.
+        :param job_id: the gateway's job id.
+        :param model: the model id of the submit.
+        :param inputs: URLs of the job's input images; a response may repeat them, and they are not results.
+        :raises BadRequestError: `job_id` cannot be a job id.
         """
 
     @abc.abstractmethod
     def check(self) -> Call[CheckResult]:
-        """Ask whether the key works. Free and without effect."""
+        """The call that checks the API key. Free, without side effects."""
 
     @abc.abstractmethod
     def models(self, operation: str = "generate") -> Call[CheckResult]:
-        """Ask which models there are. Free and without effect.
+        """The call that lists the models. Free, without side effects.
 
-        :param operation: ``generate`` or ``edit``, where the gateway has a list for each.
+        :param operation: ``generate`` or ``edit``; ignored by a gateway with one list for both.
         """
 
 
 def paid_request(url: str, body: Mapping[str, Any]) -> httpx.Request:
-    """A request with JSON in it that is sent once."""
-    whole = httpx.Request("POST", url, json=body)
-    return httpx.Request("POST", url, headers=whole.headers, stream=Body(whole.content))
+    """A POST request with a JSON body that can be sent once."""
+    encoded = httpx.Request("POST", url, json=body)
+    return httpx.Request("POST", url, headers=encoded.headers, stream=Body(encoded.content))
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """`value` if it is a JSON object, else an empty one: answers are taken as they come."""
+    """`value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else {}

@@ -1,8 +1,8 @@
-"""What an Airflow connection of type `geminiimg` means, checked before anything is sent.
+"""Checks an Airflow connection of type `geminiimg` and turns it into a `GatewayConnection`.
 
-What must stay true: the API key stays out of every repr, message and pickle; a key is never sent in clear text to
-another machine unless the connection says so; a null or empty part of the connection is the same as an absent one.
-Nothing here knows Airflow: the hook passes the connection's parts in.
+What must stay true: no repr, message or pickle contains the API key; the key is not sent over plain http to another
+machine unless the connection sets `allow_http`; a null or empty field counts as absent. Nothing here imports Airflow:
+the hook passes the fields of the connection.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import hashlib
 import ipaddress
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NoReturn
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.core.catalog.lookup import (
     ModelSpec,
@@ -35,39 +35,91 @@ from airflow_provider_geminiimg.core.validation.texts import as_text, given, ref
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 
 CURRENCIES = ("USD", "credits")
-EXTRAS = (
-    "gateway",
-    "model",
-    "requests_per_minute",
-    "max_concurrency",
-    "price_base",
-    "prices",
-    "price_currency",
-    "daily_budget",
-    "allow_http",
-)
 _SCHEMES = ("http", "https")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_NO_OTHER_PORT = (None, 0, 443)
-_ACCOUNT = b"airflow-provider-geminiimg account\0"
+_PORTS_WITHOUT_HOST = (None, 0, 443)
+_MAX_WHOLE = 1_000_000
+_DIGEST_SALT = b"airflow-provider-geminiimg account\0"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
-class GatewayConnection:
-    """One gateway account, as an Airflow connection describes it. It can't be pickled, because it holds the key.
+class _Extra:
+    """One extra field of the connection.
 
-    :param conn_id: the Airflow connection's id.
+    :param parse: reads the value as forms and people write it (numbers may be text). Returns ``None``, or raises
+        ``ValueError`` with a reason, if the value is not allowed.
+    :param allowed: the allowed values, for the error message.
+    :param default: the value of an absent field.
+    :param required: whether the field must be given.
+    """
+
+    parse: Callable[[Any], Any]
+    allowed: str
+    default: Any = None
+    required: bool = False
+
+
+def _choice(words: tuple[str, ...], *, required: bool = False) -> _Extra:
+    by_lower = {word.lower(): word for word in words}
+    return _Extra(lambda value: by_lower.get(_lower(value)), f"one of {', '.join(words)}", required=required)
+
+
+def _text(value: Any) -> str | None:
+    return value.strip() if isinstance(value, str) else None
+
+
+def _lower(value: Any) -> str:
+    return (as_text(value) or "").strip().lower()
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else _BOOLEANS.get(_lower(value))
+
+
+def _amount(value: Any) -> Decimal | None:
+    number = to_decimal(value)
+    return None if number is None or number < 0 else number
+
+
+def _whole(value: Any) -> int | None:
+    number = to_decimal(value)
+    is_whole = number is not None and number == number.to_integral_value() and 1 <= number <= _MAX_WHOLE
+    return int(number) if is_whole else None  # type: ignore[arg-type]
+
+
+_AMOUNT = _Extra(_amount, "a number of 0 or more")
+_WHOLE = _Extra(_whole, f"a whole number from 1 to {_MAX_WHOLE:,}")
+_EXTRAS: Mapping[str, _Extra] = {
+    "gateway": _choice(tuple(GATEWAYS), required=True),
+    "model": _Extra(_text, "text"),
+    "requests_per_minute": _WHOLE,
+    "max_concurrency": _WHOLE,
+    "price_base": _AMOUNT,
+    "prices": _Extra(parse_prices, ALLOWED, NO_PRICES),
+    "price_currency": _choice(CURRENCIES),
+    "daily_budget": _AMOUNT,
+    "allow_http": _Extra(_flag, "true or false", default=False),
+}
+EXTRAS = tuple(_EXTRAS)
+"""The names of the extra fields, in the order of the connection form."""
+
+
+@dataclass(frozen=True)
+class GatewayConnection:
+    """The settings of one gateway account. It cannot be pickled, because it contains the API key.
+
+    :param conn_id: id of the Airflow connection.
     :param gateway: ``1min`` or ``apimaster``.
     :param api_key: the API key, for the transport alone.
-    :param base_url: the API's base URL, without a trailing slash.
-    :param model: the model where a request names none; ``None``: the catalogue's default.
-    :param requests_per_minute: calls a minute; ``None``: the catalogue's figure for the gateway.
-    :param max_concurrency: calls at once; ``None``: the transport's default.
-    :param price_base: the account's own price of a 1K image of the default model; ``None``: the catalogue's figure.
-    :param price_currency: ``USD`` (also for ``None``) or ``credits``; what all prices here and the caps are in.
-    :param daily_budget: what all workers together may spend in a UTC day; ``None``: no limit.
-    :param prices: the account's own prices by model, and by size where it says so; they go before `price_base`.
+    :param base_url: base URL of the API, without a trailing slash.
+    :param model: the model of requests that name none; ``None``: the catalogue's default.
+    :param requests_per_minute: maximum number of calls per minute; ``None``: the catalogue's limit of the gateway.
+    :param max_concurrency: maximum number of simultaneous calls; ``None``: the transport's default.
+    :param price_base: price of a 1K image of the default model in this account; ``None``: the catalogue's price.
+    :param price_currency: ``USD`` (also for ``None``) or ``credits``: the currency of all prices and budgets.
+    :param daily_budget: maximum that all workers together may spend in one UTC day; ``None``: no limit.
+    :param prices: prices of this account by model and, optionally, by size; they override `price_base`.
     """
 
     conn_id: str
@@ -83,10 +135,10 @@ class GatewayConnection:
     prices: PriceList = NO_PRICES
 
     def own_price(self, row: ModelSpec, resolution: str | None) -> Decimal | None:
-        """What the account itself says that one image costs; ``None``: it does not say.
+        """The price of one image by the connection's own prices; ``None`` if the connection gives none.
 
         :param row: the catalogue's row of the model.
-        :param resolution: a neutral size; ``None`` where the model takes none.
+        :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` if the model takes no size.
         """
         listed = self.prices.price(row, resolution)
         is_default = row.model == row_name(default_model(self.gateway, self.model))
@@ -96,22 +148,22 @@ class GatewayConnection:
 
     @property
     def api_host(self) -> str:
-        """The base URL's host, with its port where that is not the scheme's own."""
+        """Host of the base URL, with its port unless it is the scheme's default port."""
         url = urlsplit(self.base_url)
         name = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname or ""
         return name if url.port in (None, _DEFAULT_PORTS.get(url.scheme)) else f"{name}:{url.port}"
 
     @property
     def key_digest(self) -> str:
-        """Tells one key from another, and is too short to find one by: 32 bits of a hash that nothing else uses."""
-        return hashlib.sha256(_ACCOUNT + self.api_key.encode()).hexdigest()[:8]
+        """32 bits of a salted hash of the key: enough to notice another key, too short to reveal it."""
+        return hashlib.sha256(_DIGEST_SALT + self.api_key.encode()).hexdigest()[:8]
 
     def adapter(self) -> Gateway:
-        """The gateway's adapter, set to this connection's base URL."""
+        """The gateway's adapter for this connection's base URL."""
         return GATEWAYS[self.gateway](self.base_url)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A GatewayConnection holds an API key and can't be pickled.")
+        raise TypeError("A GatewayConnection contains an API key and cannot be pickled.")
 
 
 def parse_connection(
@@ -123,211 +175,161 @@ def parse_connection(
     port: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> GatewayConnection:
-    """The parts of an Airflow connection as a checked `GatewayConnection`.
+    """Check the fields of an Airflow connection.
 
-    :param conn_id: the connection's id, named in every message.
+    :param conn_id: id of the connection, named in every message.
     :param password: the API key.
-    :param host: base URL, with or without scheme; without one it is https, and http for a loopback address. Without
-        a path it gets the default one of the gateway's API. Default: the gateway's own address.
+    :param host: base URL. Without a scheme it is https, or http for a loopback address. Without a path it gets the
+        default path of the gateway's API. Default: the gateway's own base URL.
     :param schema: ``http`` or ``https``, or a path, as Airflow reads it from a connection URI.
-    :param port: the port, where `host` holds none. Without a host it may be 443 alone, which changes nothing.
-    :param extra: see `EXTRAS`; an unknown name in it is one warning.
-    :raises BadRequestError: for a part that is missing or out of range.
-    :raises AuthenticationError: for a missing API key, or one that no HTTP header can carry.
+    :param port: the port, if `host` has none. Without a host only 443 is allowed.
+    :param extra: the extra fields, see `EXTRAS`. An unknown name gives one warning.
+    :raises BadRequestError: a field is missing or has a wrong value.
+    :raises AuthenticationError: the API key is missing or contains characters that no HTTP header can have.
     """
-    parts = _Extras(conn_id, extra or {})
-    gateway = parts.choice("gateway", tuple(GATEWAYS))
-    if gateway is None:
-        raise parts.wrong("gateway", None, f"one of {', '.join(GATEWAYS)}", "the extra `gateway` is required.")
-    usual, allow_http = GATEWAYS[gateway].default_base_url, parts.flag("allow_http")
-    base_url = _base_url(parts, usual, _text(host), _text(schema), port, allow_http)
-    return GatewayConnection(
-        conn_id=conn_id,
-        gateway=gateway,
-        api_key=_api_key(conn_id, password),
-        base_url=base_url,
-        model=parts.text("model"),
-        requests_per_minute=parts.whole("requests_per_minute"),
-        max_concurrency=parts.whole("max_concurrency"),
-        price_base=parts.amount("price_base"),
-        price_currency=parts.choice("price_currency", CURRENCIES),
-        daily_budget=parts.amount("daily_budget"),
-        prices=_prices(parts, gateway),
-    )
+    values = _parse_extra(conn_id, extra or {})
+    gateway, allow_http = values["gateway"], values.pop("allow_http")
+    _warn_of_unknown_models(conn_id, gateway, values["prices"])
+    base_url = _base_url(conn_id, GATEWAYS[gateway].default_base_url, host, schema, port, allow_http=allow_http)
+    values["model"] = values["model"] or None
+    return GatewayConnection(conn_id=conn_id, api_key=_api_key(conn_id, password), base_url=base_url, **values)
 
 
-class _Extras:
-    """The connection's extra fields, taken as people and forms write them: numbers as text, null as absent."""
-
-    def __init__(self, conn_id: str, values: Mapping[str, Any]) -> None:
-        self.conn_id = conn_id
-        if not isinstance(values, Mapping):
-            raise self.wrong("extra", values, "a JSON object", "its extra is no JSON object.")
-        self._values = {name: value for name, value in values.items() if value is not None and value != ""}
-        unknown = sorted(str(name) for name in self._values if name not in EXTRAS)
-        if unknown:
-            warnings.warn(
-                f"Connection {conn_id!r} has extra fields that mean nothing here: {', '.join(map(_meant, unknown))}. "
-                f"Known: {', '.join(EXTRAS)}.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def wrong(self, name: str, value: object, allowed: str, said: str = "") -> BadRequestError:
-        what = "nothing" if value is None else _written(value)
-        said = said or f"the extra `{name}` is wrong."
-        return BadRequestError(
-            f"Connection {self.conn_id!r}: {said} Given: {what}. Allowed: {allowed}.",
-            hint="Correct the connection, then clear the task.",
+def _parse_extra(conn_id: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of each field of `EXTRAS`; its default if it is null, empty or absent."""
+    if not isinstance(extra, Mapping):
+        raise _wrong(conn_id, extra, "a JSON object", "its extra is no JSON object.")
+    given = {name: value for name, value in extra.items() if value is not None and value != ""}
+    unknown = sorted(str(name) for name in given if name not in _EXTRAS)
+    if unknown:
+        warnings.warn(
+            f"Connection {conn_id!r} has unknown extra fields, which have no effect: "
+            f"{', '.join(map(_with_suggestion, unknown))}. Known: {', '.join(EXTRAS)}.",
+            UserWarning,
+            stacklevel=3,
         )
+    return {name: _parse_field(conn_id, name, field, given.get(name)) for name, field in _EXTRAS.items()}
 
-    def text(self, name: str) -> str | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            raise self.wrong(name, value, "text")
-        refuse_half_characters(f"Connection {self.conn_id!r}: the extra `{name}`", value)
-        return _text(value)
 
-    def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        by_lower = {word.lower(): word for word in allowed}
-        found = by_lower.get((as_text(value) or "").strip().lower())
-        if found is None:
-            raise self.wrong(name, value, f"one of {', '.join(allowed)}")
-        return found
+def _parse_field(conn_id: str, name: str, extra: _Extra, value: Any) -> Any:
+    if value is None:
+        if extra.required:
+            raise _wrong(conn_id, None, extra.allowed, f"the extra `{name}` is required.")
+        return extra.default
+    if isinstance(value, str):
+        refuse_half_characters(f"Connection {conn_id!r}: the extra `{name}`", value)
+    reason = ""
+    try:
+        parsed = extra.parse(value)
+    except ValueError as error:
+        parsed, reason = None, f": {error}"
+    if parsed is None:
+        raise _wrong(conn_id, value, extra.allowed, f"the extra `{name}` is wrong{reason}.")
+    return parsed
 
-    def flag(self, name: str) -> bool:
-        value = self._values.get(name, False)
-        found = value if isinstance(value, bool) else _BOOLEANS.get((as_text(value) or "").strip().lower())
-        if found is None:
-            raise self.wrong(name, value, "true or false")
-        return found
 
-    def amount(self, name: str) -> Decimal | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        number = to_decimal(value)
-        if number is None or number < 0:
-            raise self.wrong(name, value, "a number of 0 or more")
-        return number
-
-    def prices(self) -> PriceList:
-        value = self._values.get("prices")
-        if value is None:
-            return NO_PRICES
-        try:
-            return parse_prices(value)
-        except ValueError as error:
-            raise self.wrong("prices", value, ALLOWED, f"the extra `prices` is wrong: {error}.") from None
-
-    def whole(self, name: str) -> int | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        number = to_decimal(value)
-        if number is None or number != number.to_integral_value() or not 1 <= number <= 1_000_000:
-            raise self.wrong(name, value, "a whole number of 1 or more")
-        return int(number)
+def _wrong(conn_id: str, value: object, allowed: str, problem: str) -> BadRequestError:
+    shown_value = "nothing" if value is None else _written(value)
+    return BadRequestError(
+        f"Connection {conn_id!r}: {problem} Given: {shown_value}. Allowed: {allowed}.",
+        hint="Correct the connection, then clear the task.",
+    )
 
 
 def _written(value: object) -> str:
     try:
         if not isinstance(value, int):
             return shown(repr(value), 100)
-    except (ValueError, RecursionError):  # digits without an end, or lists
+    except (ValueError, RecursionError):  # an integer with too many digits, or a list that nests too deep
         pass
     return given(value).removeprefix("=").strip(" ()").removeprefix("given: ")
 
 
-def _meant(unknown: str) -> str:
-    """The name of an extra that is not known, with the one that may be meant."""
+def _with_suggestion(unknown: str) -> str:
+    """The name of an unknown field, with the most similar known name."""
     unknown = shown(unknown)
     plain = re.sub(r"[^a-z]+", "_", unknown.lower())
     close = difflib.get_close_matches(plain, EXTRAS, n=1)
     return f"{unknown} (did you mean {close[0]}?)" if close else unknown
 
 
-def _prices(parts: _Extras, gateway: str) -> PriceList:
-    prices = parts.prices()
+def _warn_of_unknown_models(conn_id: str, gateway: str, prices: PriceList) -> None:
     for model in prices.by_model:
         if not knows(gateway, model):
             warnings.warn(
-                f"Connection {parts.conn_id!r}: the extra `prices` names the model {model!r}, which is not in the "
+                f"Connection {conn_id!r}: the extra `prices` names the model {model!r}, which is not in the "
                 f"catalogue for {gateway}.{did_you_mean(gateway, model)} Known: {', '.join(known_ids(gateway))}.",
                 UserWarning,
                 stacklevel=3,
             )
-    return prices
-
-
-def _text(value: str | None) -> str | None:
-    return (value or "").strip() or None
 
 
 def _api_key(conn_id: str, password: str | None) -> str:
-    key = _text(password)
-    if key is None:
+    key = (password or "").strip()
+    if not key:
         raise AuthenticationError(f"Connection {conn_id!r} has no API key: its password is empty. Nothing was sent.")
     if not (key.isascii() and key.isprintable()):
         raise AuthenticationError(
-            f"Connection {conn_id!r}: its password holds characters that no API key has. Nothing was sent."
+            f"Connection {conn_id!r}: its password contains characters that no API key has. Nothing was sent."
         )
     return key
 
 
 def _base_url(
-    parts: _Extras, default: str, host: str | None, schema: str | None, port: int | None, allow_http: bool
+    conn_id: str, default: str, host: str | None, schema: str | None, port: int | None, *, allow_http: bool
 ) -> str:
-    if host is None:
-        if port not in _NO_OTHER_PORT:
-            raise parts.wrong("port", port, "443, or another one beside a host", "the port has no host.")
+    """The base URL from a connection's host, schema and port."""
+    host, schema = (host or "").strip(), (schema or "").strip()
+    if not host:
+        if port not in _PORTS_WITHOUT_HOST:
+            raise _wrong(conn_id, port, "443, or another port together with a host", "the port has no host.")
         return default.rstrip("/")
-    scheme = (schema or "").lower() if (schema or "").lower() in _SCHEMES else None
-    path = None if scheme else schema
     try:
         url = urlsplit(host if "://" in host else f"//{host}")
         name, own_port = url.hostname, url.port
     except ValueError:
-        name, own_port, url = None, None, SplitResult("", "", "", "", "")
+        raise _no_address(conn_id) from None
     if not name or "@" in url.netloc or url.query or url.fragment or any(char.isspace() for char in host):
-        raise _no_address(parts.conn_id)
-    scheme = url.scheme.lower() or scheme or ("http" if is_loopback(name) else "https")
-    if scheme not in _SCHEMES:
-        raise parts.wrong("host", scheme, "https (http to a loopback address)", "the host's scheme is wrong.")
-    if scheme == "http" and not (allow_http or is_loopback(name)):
-        raise parts.wrong(
-            "host",
-            f"http://{name}",
-            "https; http to a loopback address, or anywhere with the extra `allow_http`: true",
-            "plain http would show the API key to the network.",
-        )
+        raise _no_address(conn_id)
+    schema_is_scheme = schema.lower() in _SCHEMES
+    scheme = _scheme(conn_id, name, url.scheme or (schema if schema_is_scheme else ""), allow_http=allow_http)
     own_port = port if own_port is None else own_port
-    if own_port is not None and not 0 <= own_port <= 65_535:  # the port field takes any number
-        raise _no_address(parts.conn_id)
-    shown = f"[{name}]" if ":" in name else name
-    where = f"{scheme}://{shown}" + (f":{own_port}" if own_port else "")
-    path = (url.path.strip("/") or (path or "").strip("/")) or urlsplit(default).path.strip("/")
-    base_url = f"{where}/{path}" if path else where
+    if own_port is not None and not 0 <= own_port <= 65_535:  # Airflow's port field takes any number
+        raise _no_address(conn_id)
+    paths = (url.path, "" if schema_is_scheme else schema, urlsplit(default).path)
+    path = next((path.strip("/") for path in paths if path.strip("/")), "")
+    netloc = (f"[{name}]" if ":" in name else name) + (f":{own_port}" if own_port else "")
+    base_url = f"{scheme}://{netloc}" + (f"/{path}" if path else "")
     if not is_usable(base_url):
-        raise _no_address(parts.conn_id)
+        raise _no_address(conn_id)
     return base_url
+
+
+def _scheme(conn_id: str, name: str, written: str, *, allow_http: bool) -> str:
+    """The scheme of the base URL: the written one, else the default for the host `name`."""
+    scheme = written.lower() or ("http" if is_loopback(name) else "https")
+    if scheme not in _SCHEMES:
+        raise _wrong(conn_id, scheme, "https (http to a loopback address)", "the host's scheme is wrong.")
+    if scheme == "http" and not (allow_http or is_loopback(name)):
+        raise _wrong(
+            conn_id,
+            f"http://{name}",
+            "https; http to a loopback address, or to any address with the extra `allow_http`: true",
+            "plain http would send the API key unencrypted.",
+        )
+    return scheme
 
 
 def _no_address(conn_id: str) -> BadRequestError:
     return BadRequestError(
-        f"Connection {conn_id!r}: its host is not an address. Allowed: a host name or an http(s) URL, with port and "
-        "path where needed, without user name, query or fragment.",
+        f"Connection {conn_id!r}: its host is not an address. Allowed: a host name or an http(s) URL, optionally with "
+        "port and path, without user name, query and fragment.",
         hint="Correct the connection, then clear the task.",
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine by its own name or address, without asking DNS."""
+    """Whether `host` is ``localhost`` or a loopback address. Makes no DNS request."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

@@ -1,7 +1,7 @@
-"""Recognises answers that were written in front of the gateway, about a request that never reached it.
+"""Recognizes responses of proxies, firewalls and CDNs about a request that never reached the gateway.
 
-What must stay true: only what the answer itself shows counts. A page that may as well have been written after the
-gateway did its work (a bare 408, 429, 500, 502, 503 or 504, Cloudflare's 520 to 524, a Worker's 11xx) is none of these.
+What must stay true: the response itself must prove it. A page that may have been written after the gateway processed
+the request (a bare 408, 429, 500, 502, 503 or 504, Cloudflare's 520 to 524, a Worker's 11xx) does not count.
 """
 
 from __future__ import annotations
@@ -18,77 +18,79 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-_BEFORE = "was not reached: what stands in front of it"
+_BEFORE = "was not reached: a proxy or CDN in front of it"
 _HOST = "Check the host of the Airflow connection, then clear the task."
 
 CHALLENGE = Rule(
     UpstreamFailedError,
-    f"{_BEFORE} asks for a browser (a challenge page).",
-    hint="A retry may pass. If it stays so, ask the gateway's support to let the workers' addresses through.",
+    f"{_BEFORE} requires a browser (a challenge page).",
+    hint="A retry may succeed. If it does not, ask the gateway's support to allow the workers' IP addresses.",
 )
-CDN_RATE = Rule(RateLimitedError, f"{_BEFORE} limits the rate.")
+CDN_RATE = Rule(RateLimitedError, f"{_BEFORE} limits the request rate.")
 CDN = Rule(
     UpstreamFailedError,
-    f"{_BEFORE} did not pass the request on.",
-    hint="A retry may pass. If it stays so, ask the gateway's support, with the code or page of the answer.",
+    f"{_BEFORE} did not forward the request.",
+    hint="A retry may succeed. If it does not, ask the gateway's support, with the code or page of the response.",
 )
 FIREWALL = Rule(
     UpstreamFailedError,
-    f"{_BEFORE} (a firewall or a proxy) refused to pass the request on.",
+    "was not reached: a firewall or proxy in front of it refused to forward the request.",
     retryable=False,
-    hint="See whether the workers' addresses may use the gateway, and whether a firewall objects to the prompt; then "
+    hint="Check whether the workers' IP addresses may use the gateway and whether a firewall blocks the prompt, then "
     "clear the task.",
 )
 TOO_LARGE = Rule(
     BadRequestError,
-    f"{_BEFORE} does not pass on a request of this size.",
+    f"{_BEFORE} does not forward a request of this size.",
     hint="Send smaller or fewer input images or a shorter prompt, then clear the task.",
 )
-WRONG_PLACE = Rule(BadRequestError, f"{_BEFORE} does not take this request at this address.", hint=_HOST)
+WRONG_PLACE = Rule(BadRequestError, f"{_BEFORE} does not accept this request at this address.", hint=_HOST)
 PROXY_LOGIN = Rule(
     AuthenticationError,
-    "was not reached: the network's own proxy asks for a login.",
-    hint="Give the workers' proxy its user and password, then clear the task.",
+    "was not reached: the proxy of the workers' network requires a login.",
+    hint="Configure the user and password of the workers' proxy, then clear the task.",
 )
 REDIRECT = Rule(BadRequestError, "was not reached: its address redirects elsewhere.", hint=_HOST)
 
-# What proxies answer before they pass a request on, by status; only where it is not the gateway's own JSON.
+# Responses of proxies before they forward a request, by status; only if the body is not the gateway's own JSON.
 _PAGES: Mapping[int, Rule] = {
     **dict.fromkeys((403, 451), FIREWALL),
     **dict.fromkeys((413, 414, 431, 494), TOO_LARGE),
     **dict.fromkeys((405, 411, 417, 421, 426, 495, 496, 497), WRONG_PLACE),
     **dict.fromkeys((407, 511), PROXY_LOGIN),
-    530: CDN,  # Cloudflare's: the gateway's own server could not be found
+    530: CDN,  # Cloudflare: the gateway's origin server could not be resolved
 }
-# The same where a web server's own page shows that it wrote the answer itself.
+# The same, if the page shows that a web server wrote the response itself.
 _SERVER_PAGES: Mapping[int, Rule] = {**dict.fromkeys((400, 404), WRONG_PLACE), 429: CDN_RATE}
 _SERVER_PAGE = re.compile(rb"<center>\s{0,20}(nginx|openresty|tengine|angie)\b", re.IGNORECASE)
-_NO_TLS = (525, 526)  # Cloudflare's: no TLS with the gateway's own server could be agreed on
+_NO_TLS = (525, 526)  # Cloudflare: no TLS connection to the gateway's origin server
 
-# Headers that no gateway sends: the answer is a challenge, whatever its status.
+# Headers that no gateway sends: the response is a challenge, whatever its status.
 _CHALLENGES = {
     "cf-mitigated": ("challenge",),
     "x-amzn-waf-action": ("challenge", "captcha"),
     "x-vercel-mitigated": ("challenge",),
 }
-# Only of the challenge itself: Cloudflare puts a script of its own into every page that passes.
+# Marks of the challenge page alone: Cloudflare adds a script to every page.
 _CHALLENGE_PAGE = re.compile(rb"_cf_chl_opt|\bcf-chl-|id=.challenge-form", re.IGNORECASE)
-# Cloudflare's codes for requests that it did not pass on. 1019 and 11xx may come after a Worker did.
+# Cloudflare's codes for requests that it did not forward. 1019 and 11xx may occur after a Worker forwarded it.
 _CLOUDFLARE_CODES = frozenset(range(1000, 1100)) - {1019}
 _RATE_CODE = 1015
 _PLAIN_CODE = re.compile(rb"\s{0,20}error code:? (\d{4})\s{0,20}", re.IGNORECASE)
 _PAGE_CODE = re.compile(r"\berror\s{0,20}(?:code)?:?\s{0,20}(\d{4})\b", re.IGNORECASE)
-_SEARCHED = 50_000  # bytes of a page
+_SEARCHED = 50_000  # bytes of a page that are searched
 
 
 def turned_away(
     status: int, headers: Mapping[str, str], content: bytes, body: Mapping[str, Any] | None, *, markup: bool
 ) -> Rule | None:
-    """What an answer means that shows that the request did not reach the gateway; ``None`` for any other.
+    """The rule for a response that proves that the request did not reach the gateway; ``None`` for any other response.
 
-    :param headers: by name, in lower case.
-    :param body: the JSON object in it, if it is one.
-    :param markup: whether it is a web page.
+    :param status: the HTTP status.
+    :param headers: the headers; names in lower case.
+    :param content: the response body.
+    :param body: the JSON object in the body; ``None`` if it is not one.
+    :param markup: whether the body is a web page.
     """
     page = b"" if body is not None else content[:_SEARCHED]
     if is_challenge(headers) or (markup and status in (403, 429, 503) and _CHALLENGE_PAGE.search(page)):
@@ -108,7 +110,7 @@ def turned_away(
 
 
 def is_challenge(headers: Mapping[str, str]) -> bool:
-    """Whether the headers say that the answer is a challenge to a browser, whatever its status."""
+    """Whether the headers mark the response as a browser challenge, whatever its status."""
     return any(headers.get(name, "").strip().lower() in values for name, values in _CHALLENGES.items())
 
 

@@ -1,6 +1,6 @@
-"""Refusals of a model: which answers are one, and what to say about them.
+"""Recognizes responses that refuse a model, and adds a hint about which model id to use.
 
-What must stay true: nothing here changes what an answer means for the money; it only adds what to do next.
+What must stay true: nothing here changes whether money was spent; only the hint changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 
 T = TypeVar("T")
 
-MOST_SHOWN = 12
+MAX_SHOWN = 12
 _CODES = frozenset(
     {"model_not_found", "model_not_available", "model_not_supported", "unsupported_model", "invalid_model"}
 )
@@ -30,20 +30,20 @@ _NOT_FOUND = 404
 
 
 def refuses_model(error: GeminiImageError) -> bool:
-    """Whether an outcome says that the gateway does not serve the model."""
+    """Whether an error says that the gateway does not serve the model."""
     if not isinstance(error, (BadRequestError, UpstreamFailedError)) or error.status_code is None:
         return False
-    said = " ".join(filter(None, (error.gateway_message, error.details)))
-    unserved = isinstance(error, BadRequestError) and error.status_code == _NOT_FOUND
-    return unserved or (error.code or "").lower() in _CODES or bool(_WORDS.search(said))
+    text = " ".join(filter(None, (error.gateway_message, error.details)))
+    not_found = isinstance(error, BadRequestError) and error.status_code == _NOT_FOUND
+    return not_found or (error.code or "").lower() in _CODES or bool(_WORDS.search(text))
 
 
 def explained(parse: Callable[[Reply], JobStatus], gateway: str, model: str) -> Callable[[Reply], JobStatus]:
-    """`parse`, whose refusals of the model name the id to use instead.
+    """Wrap `parse`, so that an error that refuses the model suggests another model id.
 
-    :param parse: reads the answer to a submit or a poll.
+    :param parse: parses the response to a submit or a poll.
     :param gateway: ``1min`` or ``apimaster``.
-    :param model: the id that was sent.
+    :param model: the model id that was sent.
     """
 
     def parsed(reply: Reply) -> JobStatus:
@@ -67,21 +67,21 @@ def _with_hint(error: GeminiImageError, gateway: str, model: str) -> GeminiImage
 def _instead(gateway: str, model: str) -> str:
     other, default = other_id(model), DEFAULT_MODELS[gateway]
     if other is not None and model in SUCCESSORS:
-        said = f"The successor of {model} is {other}, the same model"
+        suggestion = f"The successor of {model} is {other}, the same model"
     elif other is not None:
-        said = f"This model's earlier id is {other}"
+        suggestion = f"This model's earlier id is {other}"
     else:
         return f"The default model of this gateway is {default}."
-    return f"{said}: name it as `model`, in the task or on the connection; what has landed is not bought again."
+    return f"{suggestion}: set it as `model` of the task or connection; images that have landed are not bought again."
 
 
 def is_image_model(gateway: str, model: str) -> bool:
-    """Whether an id of a gateway's list is one that makes images, by the catalogue or by its name."""
+    """Whether a model id of a gateway's list belongs to an image model, by the catalogue or by its name."""
     return knows(gateway, model) or any(word in model.lower() for word in ("image", "banana"))
 
 
 def shown(models: Sequence[str]) -> str:
-    """Some ids for a message, Gemini's first."""
+    """Up to `MAX_SHOWN` model ids for a message, Gemini models first."""
     ordered = sorted(dict.fromkeys(models), key=lambda model: "gemini" not in row_name(model).lower())
-    more = f" and {len(ordered) - MOST_SHOWN} more" if len(ordered) > MOST_SHOWN else ""
-    return ", ".join(ordered[:MOST_SHOWN]) + more
+    more = f" and {len(ordered) - MAX_SHOWN} more" if len(ordered) > MAX_SHOWN else ""
+    return ", ".join(ordered[:MAX_SHOWN]) + more

@@ -1,11 +1,11 @@
-"""1min.ai: one feature endpoint for all models, images as storage keys with one signed link beside them.
+"""The adapter of 1min.ai: one endpoint for all models; results are storage keys, with one signed link beside them.
 
-What must stay true: a submit asks for an asynchronous job, and takes whatever comes (a gateway that ignores `async`
-answers late and whole); an image whose storage key came without a link exists and was paid for, so it is polled for,
-never declared lost; unset fields are left out, because this gateway ignores or mangles what it does not expect.
+What must stay true: a submit requests an asynchronous job but accepts a finished image (the gateway may ignore
+`async`); an image whose storage key has no link exists and was paid for, so it is polled again and never treated as
+lost; unset fields are omitted, because this gateway ignores or misreads unexpected fields.
 
-Sources: the model pages of 1min.ai's API documentation, its pages "asset-api" and "get-result", and what public
-clients show of its errors.
+Sources: the model pages of 1min.ai's API documentation, its pages "asset-api" and "get-result", and errors in the
+tests of public clients.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from airflow_provider_geminiimg.core.gateways.states import state_of, status_wor
 from airflow_provider_geminiimg.core.request import CheckedRequest
 from airflow_provider_geminiimg.exceptions import UpstreamFailedError
 
-UPLOAD_TIMEOUT = 120.0  # seconds; an asset may have 50 MB
-LIST_TIMEOUT = 10.0  # seconds; what it says is good to know, and nothing waits for it
+UPLOAD_TIMEOUT = 120.0  # seconds; an asset may have up to 50 MB
+LIST_TIMEOUT = 10.0  # seconds; the list is only used in messages
 NO_SUCH_JOB = "00000000-0000-0000-0000-000000000000"
 
 _TYPES = {"generate": "IMAGE_GENERATOR", "edit": "IMAGE_EDITOR"}
 _FIELDS = {"resolution": "imageSize", "aspect_ratio": "aspectRatio", "temperature": "temperature", "top_p": "topP"}
 _NOT_SERVED = ("INACTIVE", "DISABLED", "DEPRECATED")
 _FILE_NAMES = {"image/png": "input.png", "image/jpeg": "input.jpg", "image/webp": "input.webp"}
-_MOST_INPUTS, _LONGEST_INPUT = 64, 4_000  # storage keys, and characters of one; a model takes 14 input images
-_NAMES_INPUTS = re.compile("image|reference|mask", re.IGNORECASE)
+_MAX_INPUTS, _MAX_INPUT_LENGTH = 64, 4_000  # storage keys, and characters of each; a model takes 14 input images
+_INPUT_FIELD = re.compile("image|reference|mask", re.IGNORECASE)
 _LINKS = ("temporaryUrl", "temporaryUrls")
 
 _RULES: Rules = {
@@ -57,8 +57,8 @@ _RULES: Rules = {
     (None, "INSUFFICIENT_CREDITS"): rules.BALANCE,
     (400, "EXTERNAL_API_RESPONSE_WITH_ERROR"): Rule(
         UpstreamFailedError,
-        "passed the request on, and the model's provider refused it.",
-        hint="Where message and details differ, details is what the provider said.",
+        "forwarded the request, and the model's provider refused it.",
+        hint="If message and details differ, details has the provider's error.",
     ),
 }
 
@@ -74,10 +74,10 @@ class OneMin(Gateway):
         return {"API-KEY": api_key}
 
     def reference(self, image: InputImage) -> Call[str]:
-        """An upload to the Asset API; the file's name says nothing of where it came from."""
+        """An upload to the Asset API. The file name does not reveal the source of the image."""
         part = (_FILE_NAMES.get(image.media_type, "input.bin"), image.data, image.media_type)
         request = httpx.Request("POST", f"{self.base_url}/api/assets", files={"asset": part})
-        request.read()  # so that it may be sent more than once
+        request.read()  # so that it can be sent more than once
         return Call(request, self._uploaded, read_timeout=UPLOAD_TIMEOUT)
 
     def submit(self, request: CheckedRequest, handles: Sequence[str], *, synchronous: bool = False) -> Call[JobStatus]:
@@ -107,7 +107,7 @@ class OneMin(Gateway):
         return Call(self._result_url(NO_SUCH_JOB), self._checked)
 
     def models(self, operation: str = "generate") -> Call[CheckResult]:
-        """The gateway's public list, which its documentation's own pages read."""
+        """The gateway's public list of models, which its documentation pages also use."""
         url = f"{self.base_url}/models?feature={_TYPES[operation]}"
         return Call(url, self._listed, read_timeout=LIST_TIMEOUT, keyless=True)
 
@@ -146,7 +146,7 @@ class OneMin(Gateway):
             return responses.accepted_all_the_same(answer.rejected(self.label, Purpose.PAID, _RULES), job_id)
         if status.state is JobState.RUNNING and job_id is None:
             rule = rules.NO_HANDLE if _state(record) is JobState.DONE else rules.UNKNOWN
-            raise answer.outcome(self.label, rule, Reason())
+            raise answer.error(self.label, rule, Reason())
         return status
 
     def _polled(self, job_id: str, inputs: Collection[str], reply: Reply) -> JobStatus:
@@ -155,19 +155,19 @@ class OneMin(Gateway):
             return JobStatus(JobState.VANISHED, job_id=job_id)
         record = as_mapping(answer.body.get("aiRecord"))
         if responses.names_another_job(job_id, record.get("uuid")):
-            raise answer.outcome(self.label, rules.ANOTHER_JOB, Reason())
+            raise answer.error(self.label, rules.ANOTHER_JOB, Reason())
         named = responses.job_id_of(record.get("uuid"))
         status = self._read(answer, record, named, inputs) if answer.ok else None
         if status is None:
             raise answer.rejected(self.label, Purpose.POLL, _RULES)
         if status.state is JobState.RUNNING and _state(record) is JobState.DONE:
-            raise answer.outcome(self.label, rules.NO_LINK, Reason())
+            raise answer.error(self.label, rules.NO_LINK, Reason())
         return dataclasses.replace(status, job_id=job_id)
 
     def _read(
         self, answer: GatewayResponse, record: Mapping[str, Any], job_id: str | None, inputs: Collection[str]
     ) -> JobStatus | None:
-        """What a record says; ``None`` where it says nothing. An image without a link counts as still running."""
+        """The status of a record; ``None`` if it says nothing. An image without a link counts as still running."""
         known = Known(inputs, _echoed_inputs(record), _named_results(record))
         body, record = (known.without_inputs(each) for each in (answer.body, record))
         detail = as_mapping(record.get("aiRecordDetail"))
@@ -176,7 +176,7 @@ class OneMin(Gateway):
         links = [link for place in places for link in results.results(place) if link.images][:1]
         no_image = without_image(status_word(record))
         if no_image and not any(map(results.names_a_file, found)):
-            links = []  # a link beside no result of the job is an input's
+            links = []  # without a result of the job, the link belongs to an input
         made = results.images([*links, *found[1:]] if links else found)
         if not made and not no_image:
             made = results.images(results.results(detail.get("responseObject"), inside=True))
@@ -192,11 +192,11 @@ class OneMin(Gateway):
 
     def _failed(self, answer: GatewayResponse, rule: Rule, reason: Reason, job_id: str | None) -> JobStatus:
         rule = rules.find_rule(_RULES, None, reason.outer_code, rule)
-        return JobStatus(JobState.FAILED, error=answer.outcome(self.label, rule, reason), job_id=job_id)
+        return JobStatus(JobState.FAILED, error=answer.error(self.label, rule, reason), job_id=job_id)
 
 
 def _is_unknown(answer: GatewayResponse) -> bool:
-    """Whether the gateway says that it knows no such job: beside an error, "no record" says nothing about it."""
+    """Whether the gateway does not know the job. A null record beside an error does not mean that."""
     if "aiRecord" not in answer.body or answer.body["aiRecord"] is not None:
         return False
     reason = answer.reason
@@ -204,28 +204,26 @@ def _is_unknown(answer: GatewayResponse) -> bool:
 
 
 def _echoed_inputs(record: Mapping[str, Any]) -> list[str]:
-    """The inputs that a record repeats from the request, by their storage keys."""
-    asked = as_mapping(as_mapping(record.get("aiRecordDetail")).get("promptObject"))
-    named = _short_texts([value for name, value in asked.items() if _NAMES_INPUTS.match(name)])
-    return [text for text in named if re.search(r"[/.]", text)][:_MOST_INPUTS]
+    """The storage keys of the inputs that a record repeats from the request."""
+    sent = as_mapping(as_mapping(record.get("aiRecordDetail")).get("promptObject"))
+    texts = _short_texts([value for name, value in sent.items() if _INPUT_FIELD.match(name)])
+    return [text for text in texts if re.search(r"[/.]", text)][:_MAX_INPUTS]
 
 
 def _named_results(record: Mapping[str, Any]) -> list[str]:
-    """The storage keys and links that a record names as results, with inputs that it may repeat there."""
-    made = as_mapping(record.get("aiRecordDetail")).get("resultObject")
-    return list(itertools.islice(_short_texts(made), _MOST_INPUTS))
+    """The storage keys and links in a record's results; inputs may be repeated among them."""
+    listed = as_mapping(record.get("aiRecordDetail")).get("resultObject")
+    return list(itertools.islice(_short_texts(listed), _MAX_INPUTS))
 
 
 def _short_texts(value: Any) -> Iterator[str]:
-    """The texts in lists and objects that can be a storage key or a link."""
-    waiting = [value]
-    while waiting:
-        held = waiting.pop()
-        if isinstance(held, str) and len(held) <= _LONGEST_INPUT:
-            yield held
-        waiting += reversed(
-            held if isinstance(held, list) else list(held.values()) if isinstance(held, Mapping) else []
-        )
+    """The texts in nested lists and objects that are short enough for a storage key or a link."""
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str) and len(node) <= _MAX_INPUT_LENGTH:
+            yield node
+        stack += reversed(node if isinstance(node, list) else list(node.values()) if isinstance(node, Mapping) else [])
 
 
 def _state(record: Mapping[str, Any]) -> JobState | None:
@@ -233,11 +231,11 @@ def _state(record: Mapping[str, Any]) -> JobState | None:
 
 
 def _reason(record: Mapping[str, Any], detail: Mapping[str, Any]) -> Reason:
-    """Why a job brought no image, from the first place that says so."""
-    said = [
+    """Why a job has no image, from the first place with a reason."""
+    places = [
         reasons.reason_of(detail.get("resultObject")),
         reasons.reason_of(detail),
         reasons.reason_of(record),
         responses.finish_reason(detail.get("responseObject")),
     ]
-    return next((reason for reason in said if reason.code or reason.message), Reason())
+    return next((reason for reason in places if reason.code or reason.message), Reason())

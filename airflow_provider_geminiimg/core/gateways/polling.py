@@ -1,8 +1,7 @@
-"""When to ask a gateway again, and when to stop: pure decisions, and the one loop that follows them everywhere.
+"""The poll schedule: when to poll a job again and when to stop, and the one loop that follows it.
 
-What must stay true: a poll that fails says nothing about the job; no pause goes past the deadline, so that the last
-poll is at the deadline itself; every answer is either a pause or an end, and an end never says that a job is dead
-when only our contact with it is.
+What must stay true: a failed poll does not change the job's state; no pause ends after the deadline, so the last poll
+is at the deadline; an end that was caused by failed polls is ``lost``, never ``failed``.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, RateLimitedError
 
 MAX_FAILURES = 5
-GROWTH = (
-    1.15  # of the pause, from poll to poll: most images come soon after the first one, a late one may come any time
-)
-JITTER = 1.1  # that pauses are at most longer by, so that jobs of one moment do not stay together
-VANISHED_GRACE = 600.0  # seconds; a gateway may not know a new job at once (observed as late consistency)
+GROWTH = 1.15  # factor from pause to pause: most jobs end soon after the first poll
+JITTER = 1.1  # largest random factor, so that jobs submitted together are not polled together
+VANISHED_GRACE = 600.0  # seconds after the submit in which an unknown job counts as running (eventual consistency)
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,8 @@ class Pause:
 class End:
     """Stop polling.
 
-    :param status: ``done``, ``failed`` and ``vanished`` are the gateway's word on the job; ``timeout`` and ``lost``
-        only say that we stopped asking.
+    :param status: ``done``, ``failed`` or ``vanished`` as reported by the gateway; or ``timeout`` or ``lost`` (too many
+        failed polls) if polling stopped while the job may still be running.
     """
 
     status: str
@@ -48,13 +45,13 @@ class End:
 class PollSchedule:
     """The schedule of one job's polls. Times are Unix seconds.
 
-    :param submitted_at: when the job was submitted.
-    :param deadline: when to stop.
-    :param expected_seconds: when such a job may well be done; the first poll waits that long.
-    :param poll_interval: seconds between polls, and until the first one; ``None``: `expected_seconds`, then `spread`.
-    :param spread: the first and the longest pause between polls, seconds.
-    :param rng: where the jitter comes from; ``None``: what all share.
-    :raises BadRequestError: for a `poll_interval` of 0 or less.
+    :param submitted_at: time of the submit.
+    :param deadline: time of the last poll.
+    :param expected_seconds: typical duration of such a job; the first poll comes that many seconds after the submit.
+    :param poll_interval: seconds before the first poll and between polls; ``None``: `expected_seconds`, then `spread`.
+    :param spread: the shortest and the longest pause between polls, in seconds.
+    :param rng: source of the jitter; ``None``: the module `random`.
+    :raises BadRequestError: `poll_interval` is 0 or less.
     """
 
     def __init__(
@@ -73,21 +70,21 @@ class PollSchedule:
         self._deadline = deadline
         self._first = max(0.0, expected_seconds) if poll_interval is None else poll_interval
         self._spread = spread if poll_interval is None else (poll_interval, poll_interval)
-        # The module's own is shared by all, because each takes 2.5 KB, and seeded anew after a fork.
+        # The module's generator is shared, because each one takes 2.5 KB; Python reseeds it after a fork.
         self._uniform = (rng or random).uniform
         self._answers = 0
         self._failures = 0
         self._backoff = 0
 
     def first(self, now: float) -> Pause:
-        """The wait before the first poll; never longer than planned, whatever another machine's clock said."""
+        """The pause before the first poll. It is never longer than planned, whatever another machine's clock says."""
         return self._pause(now, min(self._first, self._submitted_at + self._first - now))
 
     def after(self, now: float, result: JobStatus | GeminiImageError) -> Pause | End:
-        """What to do after a poll.
+        """The next step after a poll.
 
-        :param now: the time after it.
-        :param result: what it brought; an outcome where it failed.
+        :param now: the current time.
+        :param result: the result of the poll, or its error.
         """
         if isinstance(result, GeminiImageError):
             return self._after_failure(now, result)
@@ -103,7 +100,7 @@ class PollSchedule:
         return self._again(now, interval)
 
     def _after_failure(self, now: float, error: GeminiImageError) -> Pause | End:
-        # A gateway that says "slow down" has not been lost.
+        # A rate limit is a response, so it does not count as lost contact.
         self._failures += not isinstance(error, RateLimitedError)
         self._backoff = min(self._backoff + 1, MAX_FAILURES)
         if self._failures >= MAX_FAILURES:
@@ -123,15 +120,16 @@ class PollSchedule:
 
 
 async def follow(
-    plan: PollSchedule, ask: Callable[[], Awaitable[JobStatus]], *, at_once: bool = False
+    plan: PollSchedule, ask: Callable[[], Awaitable[JobStatus]], *, poll_immediately: bool = False
 ) -> tuple[End, JobStatus | GeminiImageError]:
-    """Poll as `plan` says, until it ends.
+    """Poll by the schedule `plan` until it ends.
 
-    :param ask: one poll; an outcome that it raises is a poll that failed.
-    :param at_once: poll now, because something says that the job has ended.
-    :returns: the end, and what the last poll brought.
+    :param plan: the schedule.
+    :param ask: polls once; an error that it raises is a failed poll.
+    :param poll_immediately: poll at once, because the job probably has ended.
+    :returns: the end, and the result or error of the last poll.
     """
-    pause = Pause(0.0) if at_once else plan.first(time.time())
+    pause = Pause(0.0) if poll_immediately else plan.first(time.time())
     while True:
         await asyncio.sleep(pause.seconds)
         result: JobStatus | GeminiImageError

@@ -1,7 +1,7 @@
-"""What an account pays, as its connection says it: prices by model, and by size where wanted.
+"""The prices of an account, from its connection: by model and, optionally, by size.
 
-What must stay true: a price is a finite number of 0 or more; all ids of one model have one price; nothing is guessed
-for a model that is not listed.
+What must stay true: a price is a finite number of 0 or more; all ids of one model have the same price; a model that is
+not listed has no price.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.validation.request_values import normalized
 from airflow_provider_geminiimg.core.validation.texts import as_text, shown
 
 ALLOWED = (
-    '{"<model>": <what a 1K image costs you>} or {"<model>": {"1K": <price>, "4K": <price>}}, prices of 0 or more, '
+    '{"<model>": <price of a 1K image>} or {"<model>": {"1K": <price>, "4K": <price>}}, prices of 0 or more, '
     f"sizes {', '.join(SIZES)}"
 )
 
@@ -31,19 +31,19 @@ ALLOWED = (
 def _amount(value: Any) -> Decimal:
     number = to_decimal(value)
     if number is None or number < 0:
-        raise pydantic_core.PydanticCustomError("amount", "is no number of 0 or more")
+        raise pydantic_core.PydanticCustomError("amount", "is not a number of 0 or more")
     return number
 
 
 def _size(value: Any) -> str:
     size = normalized_resolution(as_text(value) or "")
     if size not in SIZES:
-        raise pydantic_core.PydanticCustomError("size", "is no size")
+        raise pydantic_core.PydanticCustomError("size", "is not a size")
     return size
 
 
 def _by_size(value: Any) -> Any:
-    """One number is the price of a 1K image."""
+    """Prices by size; a single number is the price of a 1K image and gets the key ``""``."""
     if isinstance(value, Mapping):
         sizes = [_size(size) for size in value]
         if len(set(sizes)) < len(sizes):
@@ -61,19 +61,19 @@ _Models = pydantic.TypeAdapter(dict[str, _Sizes], config=pydantic.ConfigDict(hid
 
 @dataclass(frozen=True)
 class PriceList:
-    """Prices of an account's own.
+    """The prices of one account.
 
-    :param by_model: by the model's name in the catalogue, then by size; under ``""`` stands the price of a 1K image,
-        from which other sizes keep the catalogue's proportions.
+    :param by_model: prices by the model's name in the catalogue, then by size. The key ``""`` has the price of a 1K
+        image; the prices of other sizes follow from it in the catalogue's proportions.
     """
 
     by_model: Mapping[str, Mapping[str, Decimal]]
 
     def price(self, row: ModelSpec, resolution: str | None) -> Decimal | None:
-        """The price of one image; ``None``: it is not listed, and can't be calculated.
+        """The price of one image; ``None`` if it is neither listed nor can be calculated.
 
-        :param row: the catalogue's row.
-        :param resolution: a neutral size; ``None`` where the model takes none.
+        :param row: the catalogue's row of the model.
+        :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` if the model takes no size.
         """
         listed = self.by_model.get(row.model)
         if listed is None:
@@ -87,7 +87,10 @@ NO_PRICES = PriceList({})
 
 
 def scaled(base: Decimal, row: ModelSpec, resolution: str | None) -> Decimal | None:
-    """The price of one image from the price of a 1K image, in the catalogue's proportions; ``None``: not known."""
+    """The price of one image, calculated from the price of a 1K image in the catalogue's proportions.
+
+    ``None`` if the catalogue does not have both prices.
+    """
     if resolution in (None, "1K"):
         return base
     listed, listed_1k = row.price(resolution), row.price("1K")
@@ -95,9 +98,9 @@ def scaled(base: Decimal, row: ModelSpec, resolution: str | None) -> Decimal | N
 
 
 def _from_text(text: str) -> Any:
-    """JSON in which no key stands twice: the later one would hide the other price.
+    """Parse JSON. A duplicate key is refused, because the later price would hide the earlier one.
 
-    :raises ValueError: it is not that, with one sentence.
+    :raises ValueError: the text is not valid; the message is one sentence.
     """
     twice: list[str] = []
 
@@ -108,23 +111,24 @@ def _from_text(text: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError):
-        raise ValueError("it is no JSON object") from None
+        raise ValueError("it is not a JSON object") from None
     if twice:
         raise ValueError(f"{shown(twice[0])!r}: is given twice")
     return value
 
 
 def parse_prices(value: Any) -> PriceList:
-    """The extra ``prices``, a JSON object or its text.
+    """Parse the extra field ``prices``.
 
-    :raises ValueError: with one sentence on what is wrong.
+    :param value: a JSON object or its text.
+    :raises ValueError: the value is not valid; the message is one sentence.
     """
     try:
         parsed = _Models.validate_python(_from_text(value) if isinstance(value, str) else value)
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = " ".join(repr(shown(str(part))) for part in problem["loc"] if part not in ("", "[key]"))
-        raise ValueError(f"{where}: {problem['msg']}" if where else "it is no JSON object") from None
+        raise ValueError(f"{where}: {problem['msg']}" if where else "it is not a JSON object") from None
     names = [row_name(model.strip()) for model in parsed]
     counts = Counter(names)
     twice = next((model for model, name in zip(parsed, names, strict=True) if counts[name] > 1), None)

@@ -1,4 +1,4 @@
-"""What a gateway says went wrong, read from error bodies of any shape, and whether it is a refusal of the content."""
+"""Finds the error in a gateway's response, whatever its format, and recognizes refusals of the content."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 from airflow_provider_geminiimg.core.gateways.base import as_mapping
 from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
 
-MAX_TEXT = 2_000  # characters of a gateway's text that are kept; it is scrubbed and cut further on its way out
-
-_DEPTH = 6  # no reason of the contracts nests deeper
-
-_MOST_HEARD = 10 * MAX_TEXT  # characters that are searched for words of moderation
+MAX_TEXT = 2_000  # characters of a gateway's text that are kept here; errors scrub and shorten it further
+_DEPTH = 6  # no known error body nests deeper
+_MAX_SEARCHED = 10 * MAX_TEXT  # characters that are searched for words about moderation
 
 _REFUSAL_CODES = frozenset(
     (
@@ -34,7 +32,7 @@ _REFUSAL_CODES = frozenset(
     )
 )
 
-# Only wording that a prompt about, say, workplace safety does not have: gateways repeat prompts in their errors.
+# Gateways repeat prompts in their errors, so these phrases must not occur in a prompt about, for example, work safety.
 _REFUSAL_WORDS = re.compile(
     r"\b(image_safety|(image_)?prohibited_content|image_recitation|moderation_blocked|content_filter(ed)?"
     r"|content_policy_violation|sensitive_words_detected)\b"
@@ -51,25 +49,29 @@ _REFUSAL_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Reason:
-    """What a gateway says went wrong, each part as text.
+    """The error that a gateway reports.
 
-    :param outer_code: the code of the answer itself; `code` may be one that stands in a text of it.
+    :param code: the error code; it may come from an error body inside the message.
+    :param message: the error message.
+    :param details: further details.
+    :param searched: the text that is searched for words about moderation.
+    :param outer_code: the code of the response itself, never one from inside a text.
     """
 
     code: str | None = None
     message: str | None = None
     details: str | None = None
-    heard: str = ""
+    searched: str = ""
     outer_code: str | None = None
 
     def refused(self, prompt: str = "") -> bool:
-        """Whether this is safety, moderation or recitation, and not a fault, leaving out echoes of `prompt`."""
+        """Whether the content was refused (safety, moderation, recitation). Echoes of `prompt` do not count."""
         if (self.code or "").lower() in _REFUSAL_CODES:
             return True
-        heard = self.heard
-        if prompt and _REFUSAL_WORDS.search(heard):
-            heard = scrub(heard, prompt=prompt, limit=len(heard) * 2)
-        return bool(_REFUSAL_WORDS.search(heard))
+        searched = self.searched
+        if prompt and _REFUSAL_WORDS.search(searched):
+            searched = scrub(searched, prompt=prompt, limit=len(searched) * 2)
+        return bool(_REFUSAL_WORDS.search(searched))
 
 
 _CODE_KEYS = ("code", "errorCode", "error_code", "type", "finishReason", "blockReason")
@@ -80,64 +82,63 @@ _MESSAGE_KEYS = (
     *("status_message", "statusMessage", "status_msg", "task_status_msg", "detail", "title"),
 )
 
-_MOST_REASONS = 10
-
+_MAX_REASONS = 10
 _NO_ERROR = frozenset(("0", "200", "ok", "success", "succeeded", "none", "null"))
 
 
 def reason_of(value: Any, depth: int = 0) -> Reason:
-    """What went wrong, from an error body of any of the shapes, its text, or a text that holds another error body."""
+    """The error in a response body of any known format, in its text, or in an error body inside that text."""
     if isinstance(value, list):
         return _reason_of_list(value, depth)
     if not isinstance(value, Mapping):
         value = {"message": value}
     inner = as_mapping(value.get("error"))
-    # A top-level `type` says what was asked for, not what went wrong.
+    # A top-level `type` is the type of the request, not of the error.
     codes = [clean(inner.get(key)) for key in _CODE_KEYS]
     codes += [clean(value.get(key)) for key in _CODE_KEYS if key != "type"]
-    message = first(_said(source.get(key), depth) for source in (inner, value) for key in _MESSAGE_KEYS)
+    message = first(_message_text(source.get(key), depth) for source in (inner, value) for key in _MESSAGE_KEYS)
     details = value.get("details") or inner.get("details") or inner.get("param")
     code = first(code for code in codes if code and code.lower() not in _NO_ERROR)
-    heard = " ".join(part for part in (message, clean(details)) if part)
+    searched = " ".join(part for part in (message, clean(details)) if part)
     outer_code = code
     if depth < _DEPTH and (nested := _embedded(message)):
-        told = reason_of(nested, depth + 1)
-        code = told.code or code
+        inner_reason = reason_of(nested, depth + 1)
+        code = inner_reason.code or code
         if parse_json(message or ""):
-            message = told.message or message
-    return Reason(code, message, _inner_text(details, depth), heard, outer_code)
+            message = inner_reason.message or message
+    return Reason(code, message, _inner_text(details, depth), searched, outer_code)
 
 
 def _reason_of_list(values: list[Any], depth: int) -> Reason:
-    """The reasons of a list as one."""
-    told = [reason_of(item, depth + 1) for item in values[:_MOST_REASONS] if item] if depth < _DEPTH else []
-    code = first(reason.code for reason in told)
+    """The errors of a list, joined to one."""
+    found = [reason_of(item, depth + 1) for item in values[:_MAX_REASONS] if item] if depth < _DEPTH else []
+    code = first(reason.code for reason in found)
     message, details = (
         clean("; ".join(dict.fromkeys(part for part in parts if part)))
-        for parts in ([reason.message for reason in told], [reason.details for reason in told])
+        for parts in ([reason.message for reason in found], [reason.details for reason in found])
     )
-    heard = " ".join(reason.heard for reason in told)[:_MOST_HEARD]
-    return Reason(code, message, details, heard, first(reason.outer_code for reason in told))
+    searched = " ".join(reason.searched for reason in found)[:_MAX_SEARCHED]
+    return Reason(code, message, details, searched, first(reason.outer_code for reason in found))
 
 
-def _said(value: Any, depth: int) -> str | None:
-    """A message as text; ``None`` where it says that there is nothing wrong."""
+def _message_text(value: Any, depth: int) -> str | None:
+    """A message as text; ``None`` if it says that there is no error."""
     text = reason_of(value, depth + 1).message if isinstance(value, list) else clean(value)
     return None if text is None or text.lower() in _NO_ERROR else text
 
 
 def _inner_text(details: Any, depth: int) -> str | None:
-    """What a `details` that is itself JSON text says, else `details` as it is."""
+    """The error inside a `details` field that contains an error body or its JSON text; else `details` itself."""
     parsed = parse_json(details) if isinstance(details, str) else details
     if depth >= _DEPTH or not isinstance(parsed, (Mapping, list)):
         return clean(details)
     inner = reason_of(parsed, depth + 1)
-    said = dict.fromkeys(part for part in (inner.code, inner.message, inner.details) if part)
-    return clean(": ".join(said)) if inner.message else clean(details)
+    parts = dict.fromkeys(part for part in (inner.code, inner.message, inner.details) if part)
+    return clean(": ".join(parts)) if inner.message else clean(details)
 
 
 def _embedded(message: str | None) -> Mapping[str, Any] | None:
-    """The error body that stands inside a message."""
+    """The error body inside a message."""
     for match in list(re.finditer(r"\{", message or ""))[:5]:
         try:
             found, _ = json.JSONDecoder(parse_int=whole_number).raw_decode(message or "", match.start())
@@ -149,7 +150,7 @@ def _embedded(message: str | None) -> Mapping[str, Any] | None:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The JSON in `content`, or ``None`` where there is none. A number of any length spoils nothing else in it."""
+    """The parsed JSON, or ``None`` if `content` is not JSON. A number of any length is accepted."""
     try:
         return json.loads(content)
     except (json.JSONDecodeError, UnicodeError, RecursionError):
@@ -163,7 +164,7 @@ def whole_number(digits: str) -> int | float:
 
 
 def clean(value: Any) -> str | None:
-    """A JSON value as text that any log can hold, cut between words; ``None`` for nothing."""
+    """A JSON value as text of up to `MAX_TEXT` characters without lone surrogates; ``None`` for an empty value."""
     if value is None or isinstance(value, bool) or value in ({}, []):
         return None
     try:

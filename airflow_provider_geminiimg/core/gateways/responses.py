@@ -1,8 +1,8 @@
-"""Reading what a gateway answers: what both adapters need, so that each of them is its contract and little else.
+"""Parses gateway responses: what both adapters share.
 
-What must stay true: nothing here trusts an answer. Any status, any bytes and any JSON come out as plain values or as
-one outcome of `airflow_provider_geminiimg.exceptions`; an answer to a paid call that does not clearly say "not
-charged" is outcome unknown; an answer to a poll that is not about the job says nothing about the job.
+What must stay true: nothing here trusts a response. Any status, bytes and JSON become plain values or one error of
+`airflow_provider_geminiimg.exceptions`; a response to a paid call that does not clearly say "not charged" is an
+unknown outcome; a response to a poll that is not about the job does not change the job's state.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _MAY_BE_A_REFUSAL = (BadRequestError, UpstreamFailedError, NoImageError, Outcome
 
 
 class GatewayResponse:
-    """One reply, read without trusting any of it.
+    """One parsed response.
 
-    :param reply: the reply.
-    :param prompt: the prompt that was sent; its echo says nothing of a refusal.
+    :param reply: the HTTP response.
+    :param prompt: the prompt that was sent; words in an echo of it do not count as a refusal.
     """
 
     def __init__(self, reply: Reply, *, prompt: str = "") -> None:
@@ -69,14 +69,14 @@ class GatewayResponse:
 
     @functools.cached_property
     def reason(self) -> Reason:
-        """What it says went wrong; a web page says nothing."""
+        """The error that the response reports; empty for a web page."""
         if self.markup or self.empty:
             return Reason()
         return reason_of(self.body if self.own_shape else self._content.decode("utf-8", "replace"))
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds to wait, from ``Retry-After`` as seconds or as an HTTP date."""
+        """Seconds to wait: from the header ``Retry-After`` (seconds or an HTTP date), else from the body."""
         value = self._headers.get("retry-after", "").strip()
         if number(value) is not None:
             return waiting(value)
@@ -86,56 +86,56 @@ class GatewayResponse:
         return waiting(self.body.get("retry_after"))
 
     def request_id(self, message: str | None) -> str | None:
-        """The id that the gateway's support asks for: from the message's end, else from the headers."""
+        """The request id for the gateway's support: from the end of the message, else from the headers."""
         found = re.search(r"request[ _-]?id\W{1,3}([\w-]{6,128})\W*$", message or "", re.IGNORECASE)
         names = ("x-oneapi-request-id", "x-request-id")
         return found[1] if found else first(clean(self._headers.get(name)) for name in names)
 
     def rejected(self, gateway: str, purpose: Purpose, rules: Rules) -> GeminiImageError:
-        """The outcome that this answer means, when it is not what was asked for.
+        """The error for a response that is not the expected one.
 
         :param gateway: the gateway's name in messages.
-        :param purpose: what the call was for.
-        :param rules: the gateway's own table.
+        :param purpose: the purpose of the call.
+        :param rules: the gateway's table of rules.
         """
         if purpose is Purpose.POLL:
-            return self.outcome(gateway, POLL_RULES.get(self.status, POLL_FAILED), self.reason, refusals=False)
+            return self.error(gateway, POLL_RULES.get(self.status, POLL_FAILED), self.reason, refusals=False)
         body = self.body if self.own_shape else None
-        if away := turned_away(self.status, self._headers, self._content, body, markup=self.markup):
-            return self.outcome(gateway, away, self.reason, refusals=False)
+        if rule_of_proxy := turned_away(self.status, self._headers, self._content, body, markup=self.markup):
+            return self.error(gateway, rule_of_proxy, self.reason, refusals=False)
         rule = UNKNOWN
         if purpose is Purpose.FREE or self._from_the_gateway():
             rule = find_rule(rules, self.status, self._deciding_code(), UNKNOWN)
         if purpose is Purpose.FREE and rule.billed is not Billed.NO:
             rule = FREE_FAILED
-        return self.outcome(gateway, rule, self.reason)
+        return self.error(gateway, rule, self.reason)
 
     def _deciding_code(self) -> str | None:
-        """The code that decides on money: one within a text may be another channel's, or the prompt's."""
+        """The code that decides whether money was spent. One inside a text may be another channel's or the prompt's."""
         refused = 400 <= self.status < 500 and self.status != 408
         return self.reason.code if refused else self.reason.outer_code
 
     def _from_the_gateway(self) -> bool:
-        """Whether the answer can be taken at its word, because no proxy wrote it about a request that went through."""
+        """Whether the gateway wrote the response, and not a proxy that may already have forwarded the request."""
         if self.status >= 500:
             return self.own_shape
         if self.status == 429:
             return self.own_shape or self.empty
-        return self.status == 401 or not self.markup  # nobody charges for a key that is not accepted
+        return self.status == 401 or not self.markup  # a request with a rejected key is never charged
 
-    def outcome(self, gateway: str, rule: Rule, reason: Reason, *, refusals: bool = True) -> GeminiImageError:
-        """The outcome by `rule`, with all that the gateway said.
+    def error(self, gateway: str, rule: Rule, reason: Reason, *, refusals: bool = True) -> GeminiImageError:
+        """The error of `rule`, with the gateway's code, message and details.
 
         :param gateway: the gateway's name in messages.
-        :param rule: what it means.
-        :param reason: what the gateway said.
-        :param refusals: whether words of moderation in `reason` make it a refused content.
+        :param rule: the rule that applies.
+        :param reason: the error that the gateway reports.
+        :param refusals: whether words about moderation in `reason` turn the error into a `ContentRefusedError`.
         """
-        if refusals and issubclass(rule.outcome, _MAY_BE_A_REFUSAL) and reason.refused(self._prompt):
+        if refusals and issubclass(rule.error, _MAY_BE_A_REFUSAL) and reason.refused(self._prompt):
             rule = Rule(ContentRefusedError, "refused the content.", rule.billed)
         page = " It answered with a web page." if self.markup else ""
-        return rule.outcome(
-            f"{gateway} {rule.what}{page}",
+        return rule.error(
+            f"{gateway} {rule.message}{page}",
             billed=rule.billed,
             retryable=rule.retryable,
             hint=rule.hint,
@@ -153,21 +153,21 @@ _FINISHED = re.compile(r"(?!(?:STOP|UNSPECIFIED)$)\w{2,60}", re.IGNORECASE)
 
 
 def finish_reason(value: Any) -> Reason:
-    """Why a model ended without an image, from its raw answer, wherever in it that stands."""
-    waiting = [value]
-    while waiting:
-        held = waiting.pop()
-        if isinstance(held, Mapping):
-            for key, said in held.items():
-                if isinstance(said, str) and _FINISH.fullmatch(key) and _FINISHED.fullmatch(said):
-                    return Reason(code=said)
-        inner = list(held.values() if isinstance(held, Mapping) else held if isinstance(held, list) else ())
-        waiting += reversed(inner)
+    """The finish reason of a model without an image, found anywhere in its raw response."""
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Mapping):
+            for key, word in node.items():
+                if isinstance(word, str) and _FINISH.fullmatch(key) and _FINISHED.fullmatch(word):
+                    return Reason(code=word)
+        children = list(node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ())
+        stack += reversed(children)
     return Reason()
 
 
 def link_expiry(link: str | None) -> float | None:
-    """Unix seconds at which a link signed the S3 way stops working, read from its own query."""
+    """Unix time at which an S3 presigned URL expires, from its query; ``None`` for any other link."""
     try:
         query = parse_qs(urlsplit(link or "").query)
         signed = datetime.datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(
@@ -179,14 +179,14 @@ def link_expiry(link: str | None) -> float | None:
 
 
 _EMPTY_OBJECTS = re.compile(r"^(\{\s*\}\s*)+(?=\{)")
-_MOST_EMPTY = 10_000  # characters of objects that only keep the line open
+_MAX_EMPTY = 10_000  # characters of empty objects, which a gateway sends to keep the connection open
 
 
 def _salvaged_json(content: bytes) -> Any:
-    """The JSON object at the start of an answer that is not JSON as a whole: in another encoding, with raw control
-    characters, or with something after it."""
+    """The JSON object at the start of a response that is not valid JSON: in another encoding, with raw control
+    characters, or followed by other text."""
     text = content.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    if empty := _EMPTY_OBJECTS.match(text, 0, _MOST_EMPTY):
+    if empty := _EMPTY_OBJECTS.match(text, 0, _MAX_EMPTY):
         text = text[empty.end() :]
     if not text.startswith("{"):
         return None
@@ -197,11 +197,11 @@ def _salvaged_json(content: bytes) -> Any:
 
 
 def accepted_all_the_same(error: GeminiImageError, *ids: Any) -> JobStatus:
-    """The job that an error after a paid call names: it is polled, whatever the error says, because it exists.
+    """The running job that an error response to a paid call names. The job exists, so it is polled despite the error.
 
-    :param error: what the answer means otherwise.
-    :param ids: what may be the job's id.
-    :raises GeminiImageError: `error`, where no job is named.
+    :param error: the error of the response.
+    :param ids: values that may be the job id.
+    :raises GeminiImageError: `error`, if none of `ids` is a job id.
     """
     job_id = job_id_of(*ids)
     if job_id is None:
@@ -210,16 +210,16 @@ def accepted_all_the_same(error: GeminiImageError, *ids: Any) -> JobStatus:
 
 
 def names_another_job(job_id: str, *values: Any) -> bool:
-    """Whether an answer that was asked about `job_id` names another job: one of `values` is an id, and none is this.
+    """Whether a response about `job_id` names another job: `values` contain an id, but not `job_id`.
 
-    A number is a row of some table, unless the job's own id is one.
+    A number counts as an id only if `job_id` is a number; else it may be the number of a database row.
     """
     ids = {text.casefold() for text in map(clean, values) if text and (not text.isdecimal() or job_id.isdecimal())}
     return bool(ids) and job_id.casefold() not in ids
 
 
 def job_id_of(*values: Any) -> str | None:
-    """The first of `values` that can be a job's id."""
+    """The first of `values` that can be a job id."""
     return next((text for text in map(clean, values) if text and _is_segment(text)), None)
 
 
@@ -228,14 +228,12 @@ def _is_segment(text: str) -> bool:
 
 
 def segment(job_id: str) -> str:
-    """A job id as one segment of a path.
+    """A job id, encoded as one segment of a URL path.
 
-    :raises BadRequestError: it can't be one.
+    :raises BadRequestError: the value cannot be a job id.
     """
     if not isinstance(job_id, str) or not job_id.strip() or not _is_segment(job_id):
-        raise BadRequestError(
-            f"job_id: {str(job_id)[:80]!r} is not a gateway's job id.", hint="Pass the id as it came."
-        )
+        raise BadRequestError(f"job_id: {str(job_id)[:80]!r} is not a gateway's job id.", hint="Pass the id unchanged.")
     return quote(job_id, safe="")
 
 

@@ -1,8 +1,7 @@
-"""From whatever stands where a gateway puts a result to images: links in any wrapping, bytes in any base64.
+"""Finds the images in a response: links in Markdown, HTML or quotes, data URIs, and base64 in any alphabet.
 
-What must stay true: an image that can be had from an answer is had; an address that stands beside a text, or where a
-request is repeated, is not taken for a result; nothing here trusts a link, `core.http.download` does not
-either; no text takes longer than its length allows, whatever is in it.
+What must stay true: every image in a response is found; a URL beside a text, or in a repeated request, is not a
+result; nothing here trusts a link, and neither does `core.http.download`; the time is linear in the length of a text.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ from urllib.parse import quote, unquote, urlsplit
 
 from airflow_provider_geminiimg.core.gateways.base import ResultImage
 
-MAX_IMAGES = 16  # of one job, of which one is asked for: an answer must not fill the disk
+MAX_IMAGES = 16  # per job; one is requested, and a response must not fill the disk
 _DEPTH = 10  # no known shape nests deeper
-_LONG = 20_000  # characters; a longer text is bytes, no link, and not searched for wrappings
-_MOST_TEXTS = 32  # of an answer that are searched, and of links in one text
-_MOST_WRAPPED = 20  # Markdown links of one text that are looked at
-_LONG_LINK = 4_000  # characters in which parentheses of a Markdown link are paired
+_LONG = 20_000  # characters; a longer text is base64, not a link, and is not searched for Markdown or HTML
+_MAX_TEXTS = 32  # texts of a response that are searched; also links in one text
+_MAX_WRAPPED = 20  # Markdown links of one text that are examined
+_LONG_LINK = 4_000  # characters in which the parentheses of a Markdown link are matched
 
 _BYTES_KEYS = ("b64_json", "b64", "base64", "image_base64", "imageBase64", "bytesBase64Encoded")
-# What no request has: it comes before what may repeat an input or say where to ask for the job.
+# Fields that no request has. They go before fields that may repeat an input or contain a status URL.
 _RESULT_KEYS = ("result_url", "resultUrl", "result_urls", "resultUrls", "result", "results", "output", "outputs")
 _LINK_KEYS = ("url", "urls", "download_url", "signed_url")
 _OTHER_KEYS = ("images", "image", "image_url", "imageUrl", "key", "path", "data", "inlineData")
 _CHAT_KEYS = ("inline_data", "choices", "message", "candidates", "content", "parts")
 _KEYS = (*_BYTES_KEYS, *_RESULT_KEYS, *_LINK_KEYS, *_OTHER_KEYS, *_CHAT_KEYS)
-# What holds results and nothing else; beside a job, the keys that only count in it may repeat the request's inputs.
+# Fields that contain results only. The keys below count only inside them; elsewhere they may repeat the inputs.
 _RESULTS = frozenset(("images", "output", "outputs", "result", "results"))
 _KEYS_OF_RESULTS = ("image_urls", "imageUrls", "uri", "fileUri", "src", "href", "link", "file")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One text of an answer's results.
+    """One text in a place for results.
 
-    :param text: as it stands there: a link, a data URI, base64, a storage key, or just words.
-    :param images: the images in it.
+    :param text: the unchanged text: a link, a data URI, base64, a storage key, or words.
+    :param images: the images in the text.
     """
 
     text: str = field(repr=False)
@@ -51,11 +50,14 @@ class Result:
 
 
 def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]:
-    """Every text that stands where a gateway puts a result.
+    """All texts in the places where gateways put results.
 
-    In an object the first of the known keys that holds an image counts, bytes before links; else the first with a text.
+    Of an object, the first known key with an image counts (keys for bytes before keys for links); if none has an image,
+    the first key with a text.
 
-    :param inside: whether `value` holds results and nothing else.
+    :param value: parsed JSON.
+    :param depth: the current nesting depth.
+    :param inside: whether `value` contains results only.
     """
     if isinstance(value, str):
         return [Result(value.strip(), images_in(value))] if value.strip() else []
@@ -63,17 +65,17 @@ def results(value: Any, depth: int = 0, *, inside: bool = False) -> list[Result]
         return []
     if isinstance(value, list):
         found = (result for item in value for result in results(item, depth + 1, inside=inside))
-        return list(itertools.islice(found, _MOST_TEXTS))
+        return list(itertools.islice(found, _MAX_TEXTS))
     return _of_object(value, depth, inside) if isinstance(value, Mapping) else []
 
 
 def only_results(value: Any, depth: int = 0) -> list[Result]:
-    """Every text that stands where nothing but a result stands, which an input or an address to ask at never does."""
+    """The texts in fields that contain results only, never an input or a status URL."""
     if depth >= _DEPTH:
         return []
     if isinstance(value, list):
         each = (found for item in value for found in only_results(item, depth + 1))
-        return list(itertools.islice(each, _MOST_TEXTS))
+        return list(itertools.islice(each, _MAX_TEXTS))
     if not isinstance(value, Mapping):
         return []
     every = [results(value.get(key), depth + 1, inside=True) for key in _RESULT_KEYS]
@@ -86,7 +88,7 @@ def _of_object(value: Mapping[str, Any], depth: int, inside: bool) -> list[Resul
     for key in (*_KEYS, *(_KEYS_OF_RESULTS if inside else ())):
         held = value.get(key)
         if key == "message" and isinstance(held, str):
-            continue  # an envelope's own, about the call
+            continue  # the envelope's message about the call
         if key in _BYTES_KEYS and isinstance(held, str):
             found = [Result(held.strip(), images_in(held, inline=True))] if held.strip() else []
         else:
@@ -113,16 +115,16 @@ def names_a_file(result: Result) -> bool:
 
 # Inputs
 
-_INPUT = "input"  # what stands for an input's address: the name of a file, and no image
+_INPUT = "input"  # replaces the URL of an input; it looks like a file name and not like an image
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the addresses in an answer.
+    """Tells input images from results in a response.
 
-    :param inputs: addresses of input images. Only web addresses count: no gateway was told another one.
-    :param keys: storage keys of input images, with which an address ends.
-    :param results: storage keys and links that stand where nothing but a result does, inputs among them.
+    :param inputs: URIs of the input images. Only http(s) URLs count, because no other URI is sent to a gateway.
+    :param keys: storage keys of the input images; a link to an input ends with its key.
+    :param results: storage keys and links in fields that contain results only; inputs may be among them.
     """
 
     inputs: Collection[str] = ()
@@ -135,14 +137,14 @@ class Known:
 
     @functools.cached_property
     def _own(self) -> tuple[str, ...]:
-        """With what the addresses of results end."""
+        """The endings of the URLs of results."""
         others = (
             text for text in self.results if len(text) <= _LONG and not any(_is_at(text, key) for key in self.keys)
         )
         return tuple(filter(None, (_ending(text)[0] for text in others)))
 
     def without_inputs(self, value: Any, depth: int = 0) -> Any:
-        """A JSON value in which no text is the address of an input, so that none of them is taken for a result."""
+        """A copy of a JSON value in which each URL or key of an input is replaced by `_INPUT`."""
         if not self._places or depth > 2 * _DEPTH:
             return value
         if isinstance(value, str):
@@ -154,8 +156,10 @@ class Known:
         return value
 
     def _is_input(self, text: str) -> bool:
-        """Whether it is an input's address. Of what is known of its end the longest counts: the key of an input may be
-        what a result's own key ends with."""
+        """Whether a text is the URL or key of an input.
+
+        The longest known ending decides, because the key of a result may end with the key of an input.
+        """
         if len(text) > _LONG:
             return False
         address, longest = f"/{_address(text)}", 0
@@ -167,7 +171,7 @@ class Known:
 
 
 def _is_at(text: str, key: str) -> bool:
-    """Whether a text is a storage key, or a link to it: as its whole path, or behind the name of a bucket."""
+    """Whether a text is the storage key `key`, or a link whose path is the key, with or without a bucket name."""
     path, known = _address(text), _address(key)
     if _SCHEME.match(text.strip(_EDGES)):
         path = path.partition("/")[2]
@@ -177,8 +181,10 @@ def _is_at(text: str, key: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _ending(place: str) -> tuple[str, bool]:
-    """With what an input's address ends, and whether that tells it from others: of an address whose path names no image
-    the query tells which one it is."""
+    """The ending of an input's URL or key, and whether the ending identifies the input.
+
+    It does not if only the query of the URL identifies the image, as in ``/view?id=7``.
+    """
     address = _address(place)
     return f"/{address}" if address else "", bool(_IMAGE_PATH.match(place)) or not _SCHEME.search(place)
 
@@ -199,9 +205,9 @@ _IMAGE_PATH = re.compile(r"[^?#]*\.(png|jpe?g|webp)([?#]|$)", re.IGNORECASE)
 _LINK_START = re.compile(r"[hH][tT][tT][pP][sS]?://")  # not IGNORECASE, which searches a long text far slower
 _MARKDOWN = re.compile(r"(?P<image>!)?\[[^\[\]]{0,500}\]\(\s*")
 _PUNCTUATION = ".,;:!'\"`>)]}"
-_MOST_PUNCTUATION = 50  # characters
-_START = 200  # characters of a base64 text that show whether it is an image's
-# How base64 may be written beside its own alphabet, by what shows that it may be: escaped, or with rare blanks in it.
+_MAX_PUNCTUATION = 50  # characters
+_START = 200  # characters of a base64 text that show whether it is an image
+# Escapes and rare blanks that may occur in base64, by a byte that shows that they may occur.
 _WRITTEN = {
     b"\\": ((b"\\n", b""), (b"\\r", b""), (b"\\/", b"/")),
     b"%": (
@@ -220,9 +226,9 @@ _IN_TEXT = re.compile(r"https?://[^\s\"'<>`]+", re.IGNORECASE)
 
 
 def images_in(text: str, *, inline: bool = False) -> tuple[ResultImage, ...]:
-    """The images that a text stands for: links, data URIs or base64, bare or wrapped in Markdown, HTML or quotes.
+    """The images in a text: links, data URIs or base64, bare or in Markdown, HTML or quotes.
 
-    :param inline: whether the text is base64 if it is nothing else.
+    :param inline: whether a text that is nothing else is base64.
     """
     text = text.strip(_EDGES)
     while text[:1] == "<" and text[-1:] == ">" and _is_source(text[1:].lstrip(_EDGES)):
@@ -245,7 +251,7 @@ def _apart(text: str) -> list[str]:
     found = (
         each.start() for each in _LINK_START.finditer(text) if text[each.start() - 1] in _SEPARATORS and each.start()
     )
-    starts = [0, *itertools.islice(found, _MOST_TEXTS)]
+    starts = [0, *itertools.islice(found, _MAX_TEXTS)]
     return [
         text[start:end].rstrip(_SEPARATORS) for start, end in zip(starts, [*starts[1:], len(text)], strict=True)
     ]  # fmt: skip
@@ -260,7 +266,7 @@ def _image(text: str) -> ResultImage | None:
 
 
 def _wrapped(text: str) -> Iterator[str]:
-    """Links and data URIs within a text. A mere address beside words is none, unless it is an image's."""
+    """Links and data URIs inside a text. A bare URL among words counts only if its path names an image file."""
     embedded = list(_markdown(text))
     tags = _HTML.findall(text[:_LONG])
     embedded += [(source.strip("\"'"), tag.lower() == "img") for tag, source in tags]
@@ -268,7 +274,7 @@ def _wrapped(text: str) -> Iterator[str]:
         if sure or _IMAGE_PATH.match(source):
             yield source
     if not embedded and len(text) <= _LONG:
-        for bare in itertools.islice(_IN_TEXT.finditer(text), _MOST_TEXTS):
+        for bare in itertools.islice(_IN_TEXT.finditer(text), _MAX_TEXTS):
             named = text[: bare.start()].rstrip().endswith(":") and not text[bare.end() :].strip()
             if named or _IMAGE_PATH.match(bare[0].rstrip(".,;:!)")):
                 yield bare[0]
@@ -276,7 +282,7 @@ def _wrapped(text: str) -> Iterator[str]:
 
 def _markdown(text: str) -> Iterator[tuple[str, bool]]:
     """The target of each Markdown link or image, and whether it is an image or all of the text."""
-    for begun in itertools.islice(_MARKDOWN.finditer(text, 0, _LONG), _MOST_WRAPPED):
+    for begun in itertools.islice(_MARKDOWN.finditer(text, 0, _LONG), _MAX_WRAPPED):
         closed, depth = len(text), 0
         for paren in _PAREN.finditer(text, begun.end(), begun.end() + _LONG_LINK):
             depth += 1 if paren[0] == "(" else -1
@@ -294,12 +300,12 @@ def _markdown(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _link(text: str) -> str | None:
-    """A link as it can be asked for, whatever raw white space, escaping or wrapping it came in; ``None`` for none."""
+    """A link as a valid URL, without raw white space, escapes and quotes; ``None`` if the text is not a link."""
     text = text.strip(_EDGES)
     if len(text) > _LONG:
         return None
     text = re.sub(r"&amp;|&#38;|&#x26;|\\{1,16}u0026", "&", text.replace("\\/", "/"), flags=re.IGNORECASE)
-    # As browsers do: line breaks and tabs are none of a link's, and a space in it is one that was not encoded.
+    # As browsers do: line breaks and tabs are removed, and a space is encoded.
     text = _without_words("".join(line.strip() for line in re.split(r"[\r\n]+", text)).replace("\t", ""))
     text = _trimmed(f"https:{text}" if text.startswith("//") else text)
     if not re.match(r"https?://[^\s/?#]+([/?#]|$)", text, re.IGNORECASE):
@@ -313,15 +319,15 @@ def _link(text: str) -> str | None:
 
 
 def _without_words(text: str) -> str:
-    """A link without the words that follow it, where it surely ends before them."""
+    """A link without the words after it, if its end is certain."""
     head, _, tail = text.partition(" ")
     return head if _IMAGE_PATH.match(head) and not re.search(r"[?&=/%]", tail) and "." not in tail[:-1] else text
 
 
 def _trimmed(text: str) -> str:
-    """A link without the punctuation of the sentence that it stood in."""
+    """A link without the punctuation of the surrounding sentence."""
     pairs = {")": "(", "]": "[", "}": "{"}
-    for _ in range(_MOST_PUNCTUATION):
+    for _ in range(_MAX_PUNCTUATION):
         opened = pairs.get(text[-1:])
         if text[-1:] not in _PUNCTUATION or (opened and text.count(opened) >= text.count(text[-1])):
             break
@@ -333,15 +339,15 @@ def _data_uri(text: str) -> bytes:
     head, _, payload = text.partition(",")
     if "base64" in head[:_LONG].lower():
         return _base64(payload, sure=True)
-    # Quoted-printable but for its sign: in one go, where a list of the pieces takes thirty times the memory.
+    # Percent-encoding is quoted-printable with another sign. One call; a list of pieces takes 30 times the memory.
     data = binascii.a2b_qp(payload.encode("utf-8", "replace").replace(b"=", b"=3D").replace(b"%", b"="))
     return data if _is_image(data) else b""
 
 
 def _base64(text: str, *, sure: bool = False) -> bytes:
-    """The bytes of a base64 text in any of its alphabets, broken into lines or not; ``b""`` where it is none.
+    """The bytes of a base64 text in any alphabet, with or without line breaks; ``b""`` if it is not base64.
 
-    :param sure: whether it is base64; else only an image's is taken.
+    :param sure: whether the text must be base64; otherwise only the base64 of an image counts.
     """
     if not sure and not _is_image(_decoded(_plain(text[:_START])[:24])):
         return b""
@@ -349,7 +355,7 @@ def _base64(text: str, *, sure: bool = False) -> bytes:
 
 
 def _plain(text: str) -> bytes:
-    """A base64 text in the usual alphabet and on one line."""
+    """A base64 text in the standard alphabet on one line."""
     data = text.encode("utf-8", "replace")
     for sign, escapes in _WRITTEN.items():
         for written, meant in escapes if sign in data else ():

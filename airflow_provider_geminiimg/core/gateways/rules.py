@@ -1,6 +1,6 @@
-"""What an answer means for the money: the tables that both adapters share.
+"""Which error a response means, and whether money was spent: the tables that all adapters share.
 
-What must stay true: an answer to a paid call means "not charged" only by a rule that says so.
+What must stay true: a response to a paid call means "not charged" only if a rule says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.exceptions import (
 
 
 class Purpose(enum.Enum):
-    """What a call is for, which decides what a bad answer means for the money."""
+    """Purpose of a call; it decides whether an invalid response may mean that money was spent."""
 
     PAID = "paid"
     FREE = "free"
@@ -32,24 +32,24 @@ class Purpose(enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """What one kind of bad answer means.
+    """The error for one kind of response.
 
-    :param outcome: the class that is raised.
-    :param what: the message after the gateway's name.
+    :param error: the class of the error.
+    :param message: the message after the gateway's name.
     :param billed: whether money was spent.
-    :param retryable: whether a retry can help; default: the class's own answer.
-    :param hint: what to do next; default: the class's own answer.
+    :param retryable: whether a retry can help; default: the class's default.
+    :param hint: what to do next; default: the class's default.
     """
 
-    outcome: type[GeminiImageError]
-    what: str
+    error: type[GeminiImageError]
+    message: str
     billed: Billed = Billed.NO
     retryable: bool | None = None
     hint: str | None = None
 
 
 Rules = Mapping[tuple[int | None, str | None], Rule]
-"""By HTTP status and the gateway's code; ``None`` stands for any."""
+"""By HTTP status and the gateway's error code; ``None`` matches any."""
 
 _FIX = "Correct what the gateway names, then clear the task."
 _LEFT_ALONE = "The job is left alone; the next poll asks again, nothing is bought twice."
@@ -105,7 +105,7 @@ POLL_RULES: Mapping[int, Rule] = {
 
 
 def find_rule(rules: Rules, status: int | None, code: str | None, default: Rule) -> Rule:
-    """The rule for a status and a code: the pair first, then the code, then the status."""
+    """The rule for a status and a code: first for both, then for the code alone, then for the status alone."""
     for key in ((status, code), (None, code), (status, None)):
         if key != (None, None) and key in rules:
             return rules[key]

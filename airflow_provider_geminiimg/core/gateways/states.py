@@ -1,7 +1,7 @@
-"""The words by which gateways and the channels behind them say how a job stands.
+"""The status words of gateways and of the channels behind them.
 
-What must stay true: a word that is not known means that the job is running, because a poll too many costs nothing; no
-word is in two sets.
+What must stay true: an unknown word means that the job is running, because an extra poll costs nothing; no word is in
+two sets.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ ENDED = frozenset(
         *("aborted", "terminated", "killed", "stopped", "incomplete", "budget_exceeded", "dead"),
     )
 )
-"""The job ended too, and the word does not tell whether it was charged."""
+"""The job ended without an image, and the word does not say whether it was charged."""
 DONE = frozenset(
     (
         *("success", "succeed", "succeeded", "successful", "complete", "completed", "done", "finish", "finished"),
         *("ready", "generated", "partially_succeeded"),
     )
 )
-"""The job ended well."""
+"""The job succeeded."""
 PENDING = frozenset(
     (
         *("queued", "in_queue", "queueing", "pending", "waiting", "submitted", "accepted", "created", "scheduled"),
         *("not_start", "not_started", "starting", "started", "running", "in_progress", "processing", "generating"),
     )
 )
-"""The job has not ended. A word that is in no set counts as running, too, and does not rule out an image."""
+"""The job has not ended. A word in no set also counts as running, but may come with an image."""
 STATES: Mapping[str, JobState] = {
     **dict.fromkeys(DONE, JobState.DONE),
     **dict.fromkeys(FAILED | ENDED, JobState.FAILED),
@@ -45,19 +45,19 @@ STATES: Mapping[str, JobState] = {
 
 
 def status_word(record: Mapping[str, Any]) -> str | None:
-    """The record's own word, in one spelling; ``None`` where it says none (a number is an HTTP status)."""
+    """The status word of a record, normalized; ``None`` if it has none (a number is an HTTP status)."""
     for key in _KEYS:
-        said = record.get(key)
-        if isinstance(said, str) and said.strip() and not said.strip().isdecimal():
-            return _PREFIX.sub("", re.sub(r"[\s_-]+", "_", said.strip().lower()))
+        value = record.get(key)
+        if isinstance(value, str) and value.strip() and not value.strip().isdecimal():
+            return _PREFIX.sub("", re.sub(r"[\s_-]+", "_", value.strip().lower()))
     return None
 
 
 def without_image(word: str | None) -> bool:
-    """Whether a job of this word has no image, so that an address beside it is an input or where to ask again."""
+    """Whether a job with this word has no image; then a URL beside the word is an input or a status URL."""
     return word in PENDING or state_of(word) is JobState.FAILED
 
 
 def state_of(word: str | None) -> JobState | None:
-    """The state that a word of `status_word` stands for; ``None`` for no word."""
+    """The state of a word from `status_word`; ``None`` for ``None``."""
     return None if word is None else STATES.get(word, JobState.RUNNING)

@@ -152,7 +152,7 @@ class JobCollector:
             poll_interval=poll_interval,
             spread=LIMITS[record.gateway].poll_interval,
         )
-        end, result = await follow(plan, lambda: self.poll(record), at_once=at_once)
+        end, result = await follow(plan, lambda: self.poll(record), poll_immediately=at_once)
         return await self._end(record, end, result)
 
     async def fetch(self, record: Record) -> Record:

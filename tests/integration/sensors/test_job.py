@@ -661,6 +661,7 @@ def test_a_job_that_no_submit_returned_is_one_clear_error_without_a_call_and_a_r
         ({"job_id": "a", "deferrable": "maybe"}, "deferrable"),
         ({"job_id": "a", "file_name": "a/b"}, "file_name"),
         ({"job_id": 7}, "job_id"),
+        ({"job_id": "a", "deferrable": "no"}, "deferrable"),
     ],
 )
 def test_arguments_that_can_not_be_right_are_refused_when_the_dag_is_parsed(given: dict[str, Any], said: str) -> None:
@@ -675,6 +676,7 @@ def test_arguments_that_can_not_be_right_are_refused_when_the_dag_is_parsed(give
         ({"job_id": "a", "on_mismatch": "{{ 'ignore' }}"}, "on_mismatch"),
         ({"job_id": "a", "poll_interval": "{{ -1 }}"}, "poll_interval"),
         ({"job_id": "a", "file_name": "{{ 'a/b' }}"}, "file_name"),
+        ({"job_id": "a", "deferrable": "{{ 'no' }}"}, "deferrable"),
     ],
 )
 def test_arguments_that_render_to_what_can_not_be_right_are_one_clear_error_without_a_call(
@@ -685,6 +687,32 @@ def test_arguments_that_render_to_what_can_not_be_right_are_one_clear_error_with
     failed = failed_with(airflow.run_dag(dag), BadRequestError)
     assert failed.try_number == 1
     assert said in str(failed.error)
+    assert sandbox.calls() == []
+
+
+def test_a_sensor_that_is_mapped_over_deferrable_waits_as_each_value_says(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    job_id = post_job(sandbox, "onemin")
+    wait = {"job_id": job_id, "geminiimg_conn_id": onemin, "poke_interval": 0.02, "poll_interval": 0.02}
+    with DAG("mapped", schedule=None) as dag:
+        GeminiImageJobSensor.partial(task_id="picture", **wait).expand(deferrable=["true", "False"])
+    polls_fail(sandbox, "onemin", 2)  # the first poll of each
+    images = airflow.run_dag(dag).tasks("picture")
+    assert [image.state for image in images] == ["success"] * 2
+    assert [len(image.triggers) for image in images] == [1, 0]
+
+
+def test_a_deferrable_that_is_no_flag_is_one_clear_error_without_a_call(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str
+) -> None:
+    with DAG("bad", schedule=None) as dag:
+        wait = {"job_id": "a", "geminiimg_conn_id": onemin, "retries": 2, "soft_fail": True}
+        GeminiImageJobSensor.partial(task_id="picture", **wait).expand(deferrable=["no", 7, [False]])
+    for failed in airflow.run_dag(dag).tasks("picture"):
+        assert (failed.state, failed.try_number) == ("failed", 1), failed.log
+        assert isinstance(failed.error.__cause__, BadRequestError)
+        assert "deferrable" in str(failed.error)
     assert sandbox.calls() == []
 
 
