@@ -256,6 +256,8 @@ class Run:
         """What the triggerer does with a deferred task instance, and the scheduler where the trigger is too late."""
         with create_session() as session:
             ti = session.get_one(TaskInstance, ti_id)
+            if ti.state != TaskInstanceState.DEFERRED:
+                return  # the scheduler found it too late together with another one
             row = session.get_one(Trigger, ti.trigger_id)
             kwargs = {name: smart_decode_trigger_kwargs(value) for name, value in row.kwargs.items()}
             wire, trace = _wire(ti), self._trace(ti)
