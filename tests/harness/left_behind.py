@@ -19,9 +19,10 @@ from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight
 from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect
+from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import join_uri
-from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.exceptions import GeminiImageError, OutcomeUnknownError
 from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.sandbox import read_submission
 from tests.harness.records import ITEM
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 SCOPE = Scope("default")
 LOGGER = "left-behind"
+NOT_KNOWN = OutcomeUnknownError("Nobody knows.").to_dict()
+UNPAID, LOST = Resolution("unpaid"), Resolution("lost")
 
 
 class LeftBehind:
@@ -174,3 +177,16 @@ class LeftBehind:
         bucket = root.removeprefix("s3://")
         keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
         return {key: s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+
+async def with_an_extra_job(left: LeftBehind) -> tuple[Record, str]:
+    """A record that has landed, and a job that another living attempt paid for beside it."""
+    kept = await left.attempt()
+    other = await left.submitted("other", prompt="a fox for hero")
+    left.store.delete(other.key)
+    return left.change(left.at(kept), extra_jobs=[other.job_id], answer_within=0.0), str(other.job_id)
+
+
+def nonzero(report: Report) -> dict[str, int]:
+    """The counts of a report that are not zero."""
+    return {what: count for what, count in report.counts().items() if count}

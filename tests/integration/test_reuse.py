@@ -12,7 +12,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +58,7 @@ from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.left_behind import LOGGER, LeftBehind
 from tests.harness.records import ITEM, landed, make_record, submitted
+from tests.harness.shop import Memory
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -180,22 +180,6 @@ def refused(lot: ReuseDecision) -> GeminiImageError:
 
 
 # Attempts
-
-
-class Memory:
-    """A task state store's memory, as one task instance sees it."""
-
-    def __init__(self) -> None:
-        self.value: Mapping[str, Any] | None = None
-
-    def token(self) -> str:
-        return "a-token"
-
-    def get(self) -> Mapping[str, Any] | None:
-        return self.value
-
-    def set(self, value: Mapping[str, Any]) -> None:
-        self.value = dict(value)
 
 
 class Tasks(LeftBehind):
