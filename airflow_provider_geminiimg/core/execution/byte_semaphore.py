@@ -7,9 +7,10 @@ budget, but for those whose patience is at an end; an image of any size gets in 
 expected of an image and has not arrived in time is others'; what is taken is given back whatever happens.
 
 Nobody waits for ever either way: who has a share waits for more of that share, which the first of all always gets, and
-for turns at the gateway, whose holders never wait for room; it never waits for a second share, or for its turn to pay
-(that comes first). What has come already, inside an answer, is charged at once, and makes others wait. A share whose
-bytes are on their way is left before their answer is waited for.
+for turns to send and to upload, whose holders never wait for room; it never waits for a second share, for its turn to
+pay (that comes first), or for a turn to poll, whose holder may wait for room. What has come already, inside an answer,
+is charged at once, and makes others wait. A share whose bytes are on their way is left before their answer is waited
+for.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemapho
 from airflow_provider_geminiimg.core.gateways.base import Call, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, is_loopback
 from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, refuses_model, shown
-from airflow_provider_geminiimg.core.http.exchange import Exchange
+from airflow_provider_geminiimg.core.http.exchange import LARGE_ANSWER, Exchange
 from airflow_provider_geminiimg.core.http.key_auth import KeyAuth
 from airflow_provider_geminiimg.core.http.log_filter import quiet_http
 from airflow_provider_geminiimg.core.http.rate_limit import kind_of, limiter_for
@@ -129,6 +129,7 @@ class Transport:
         prompt: str | None = None,
         has_turn: bool = False,
         sent: Callable[[], None] | None = None,
+        room: ByteSemaphore | None = None,
     ) -> T:
         """Send a call once.
 
@@ -137,15 +138,16 @@ class Transport:
             there is none. Its echo is taken out of what the gateway says; without it the gateway's text is withheld.
         :param has_turn: the caller holds the call's `turn`.
         :param sent: is called once the whole request is written; its `Body` is forgotten by then.
+        :param room: memory for images: a large answer, which may hold some, is not decoded while that is used up.
         :raises GeminiImageError: whatever is not an answer. `NotSentError` where no byte was written,
             `OutcomeUnknownError` where a billable call was written and not answered, `RateLimitedError` also where
             its turn did not come.
         """
         outcome: T | GeminiImageError
         if has_turn:
-            outcome = await self._exchange(call, sent)
+            outcome = await self._exchange(call, sent, room)
         else:
-            outcome = await self._in_turn(call)
+            outcome = await self._in_turn(call, room)
         known = call.prompt if prompt is None else prompt
         if isinstance(outcome, GeminiImageError):
             raise await self._scrubbed(outcome, known)
@@ -199,10 +201,10 @@ class Transport:
             return error
         return error.evolve(hint=f"{error.hint} {self.gateway.label} lists these image models now: {shown(models)}.")
 
-    async def _in_turn(self, call: Call[T]) -> T | GeminiImageError:
+    async def _in_turn(self, call: Call[T], room: ByteSemaphore | None) -> T | GeminiImageError:
         try:
             async with self.turn(call):
-                return await self._exchange(call)
+                return await self._exchange(call, None, room)
         except RateLimitedError as error:
             return error
 
@@ -214,12 +216,16 @@ class Transport:
             turn.release()
             raise
 
-    async def _exchange(self, call: Call[T], sent: Callable[[], None] | None = None) -> T | GeminiImageError:
+    async def _exchange(
+        self, call: Call[T], sent: Callable[[], None] | None, room: ByteSemaphore | None
+    ) -> T | GeminiImageError:
         """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
         exchange = Exchange(call, self._max_poll, sent)
         try:
             async with exchange.memory(self._room):
                 reply = await self._reply(exchange)
+                if room is not None and len(reply.content) > LARGE_ANSWER:
+                    await room.relief()
                 if not call.billable and len(reply.content) <= IN_LOOP:
                     return exchange.parsed(reply)
                 return await self._in_thread(lambda: exchange.parsed(reply))

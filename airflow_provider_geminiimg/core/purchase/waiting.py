@@ -77,7 +77,8 @@ class JobCollector:
         inputs = [known["uri"] for known in record.inputs]
         call = transport.gateway.status(str(record.job_id), model=record.wire_model, inputs=inputs)
         try:
-            status = await transport.send(call, prompt=self.prompt or record.prompt)
+            room = self.purchase_context.room
+            status = await transport.send(call, prompt=self.prompt or record.prompt, room=room)
         except GeminiImageError as error:
             if changed and error.status_code in _REFUSALS:
                 raise connection_changed(record, changed, f"{error.message} (HTTP {error.status_code}).") from error
