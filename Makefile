@@ -47,9 +47,9 @@ check: $(READY) ## Run the linters, the type checker, the rules of the structure
 docs: $(READY) ## Build the docs into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
-test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer; ROWS='task or triggerer'
+test-live: $(READY) postgres ## Run the tests that need a real scheduler and triggerer; CORE=1 for what .ci/run runs; ROWS='task or triggerer'
 	rm -rf $(addprefix build/matrix/,processes airflow)
-	$(BIN)/python -m pytest tests/live $(if $(ROWS),-k "$(ROWS)")
+	$(BIN)/python -m pytest tests/live $(if $(CORE),-m core) $(if $(ROWS),-k "$(ROWS)")
 
 test-browser: $(READY) chromium ## Look at the gallery with a real Airflow and a real browser; SCREENSHOTS=1 for the docs
 	$(BIN)/python -m pytest tests/browser --ignore=tests/browser/test_accessibility.py

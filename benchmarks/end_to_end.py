@@ -20,7 +20,7 @@ from benchmarks.bucket import bucket
 from benchmarks.gateway import gateway
 from benchmarks.measure import ROOT
 from benchmarks.results import Row
-from scripts.live_airflow import LiveAirflow
+from tests.harness.live_airflow import LiveAirflow
 
 LATENCY, REACH = 2.0, 10.0
 COUNT, MAPPED = 200, 30  # images of our batch, and of each mapped contestant

@@ -36,10 +36,10 @@ import psutil
 
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.sandbox import Sandbox
-from scripts.live_airflow import LiveAirflow
-from scripts.postgres import Postgres
+from tests.harness.live_airflow import LiveAirflow
 from tests.harness.matrix import Balance, is_unknown, latest, read_records, weigh
 from tests.harness.moto import age_object, start_moto
+from tests.harness.postgres import Postgres
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUCKET = "chaos"

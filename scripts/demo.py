@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from airflow_provider_geminiimg.sandbox import SandboxClient
-from scripts.live_airflow import LiveAirflow
 from scripts.playground import (
     EXAMPLES,
     REPOSITORY,
@@ -32,6 +31,7 @@ from scripts.playground import (
     sandbox,
     say,
 )
+from tests.harness.live_airflow import LiveAirflow
 
 DEMO = REPOSITORY / ".demo"
 FINISHED = DEMO / "finished"  # there exactly when the last demo came to its end

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from airflow_provider_geminiimg.sandbox import SandboxClient
-from scripts.live_airflow import LiveAirflow
+from tests.harness.live_airflow import LiveAirflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "example_dags"

@@ -22,7 +22,6 @@ from pathlib import Path
 import httpx
 
 from airflow_provider_geminiimg.sandbox import SandboxClient
-from scripts.live_airflow import LiveAirflow
 from scripts.playground import (
     EXAMPLES,
     REPOSITORY,
@@ -33,6 +32,7 @@ from scripts.playground import (
     sandbox,
     say,
 )
+from tests.harness.live_airflow import LiveAirflow
 
 UI = REPOSITORY / ".ui"
 CONNECTIONS = {"geminiimg_default": "1min", "onemin": "1min", "apimaster": "apimaster"}

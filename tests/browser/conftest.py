@@ -21,9 +21,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Frame, Page, expect, sync_playwright
 
 from airflow_provider_geminiimg.sandbox import Sandbox, SandboxClient
-from scripts.live_airflow import LiveAirflow, free_port
 from tests.browser.seeds import seed
 from tests.harness import REPOSITORY
+from tests.harness.live_airflow import LiveAirflow, free_port
 
 HERE = Path(__file__).parent
 IMAGES = REPOSITORY / "docs" / "images"

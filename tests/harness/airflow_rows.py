@@ -205,7 +205,7 @@ PLANS = [
     _plan("term_submitting", SIGTERM, SUBMITTING, "apimaster", while_running(told_to_stop, SUCCESS, point="sent_paid"),
           LANDED, "success", RUNS_ON),
     _plan("term_downloading", SIGTERM, DOWNLOADING, "1min", while_running(told_to_stop, SUCCESS, point="download"),
-          LANDED, "success", RUNS_ON),
+          LANDED, "success", RUNS_ON, core=True),
     _plan("timeout_submitting", TIMEOUT, SUBMITTING, "apimaster", while_held(nothing, stays_unknown, point="sent_paid"),
           UNKNOWN_PAID, "failed", UNKNOWN, arguments={"execution_timeout": 15}),
     _plan("timeout_downloading", TIMEOUT, DOWNLOADING, "1min", while_held(nothing, SUCCESS, point="download"),
@@ -223,7 +223,8 @@ PLANS = [
             _plan(f"{state}_deferred", MARKED[state], DEFERRED, "apimaster",
                   while_deferred(marked(state), collected(state)), LANDED, state, COLLECTED, **IN_TRIGGERER),
             _plan(f"{state}_downloading", MARKED[state], DOWNLOADING, "1min",
-                  while_held(marked(state), collected(state), point="download"), LANDED, state, COLLECTED),
+                  while_held(marked(state), collected(state), point="download"), LANDED, state, COLLECTED,
+                  core=state == "failed"),
         )
     ),
     _plan("again_submitting", AGAIN, SUBMITTING, "apimaster",

@@ -2,7 +2,7 @@
 
 What is real: the metadata database, the serialized DAG, the scheduling decisions, the execution API, the task runner
 with its rendering, mapping, XComs, task state store and retries, and the records by which a deferred task is resumed.
-What is not: executor, processes and log files. For those see ``scripts/live_airflow.py``.
+What is not: executor, processes and log files. For those see ``tests/harness/live_airflow.py``.
 
 What must stay true: this file decides nothing that Airflow decides. A task's state changes only by Airflow's own
 functions: `DagRun.schedule_tis`, the execution API, `Trigger.submit_event`, `Trigger.submit_failure`,

@@ -131,7 +131,7 @@ UNKNOWN = "Nobody knows, and nothing is sent again by itself. A person settles i
 PLANS = [
     *(
         Plan(f"task_{name}_{gateway}", "The task's process is killed", POINTS[name].moment, gateway, act(POINTS[name]),
-             expected, state, then)
+             expected, state, then, core=True)
         for name, gateway, act, expected, state, then in (
             ("intent", "1min", task_killed, LANDED, "success", BOUGHT),
             ("sent_unpaid", "apimaster", task_killed_while_sending, UNKNOWN_UNPAID, "failed", UNKNOWN),

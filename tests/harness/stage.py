@@ -27,12 +27,12 @@ import psutil
 
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.sandbox import Sandbox
-from scripts.live_airflow import LiveAirflow
-from scripts.postgres import Postgres
 from tests.harness import REPOSITORY, TESTS
 from tests.harness.gate import Gate, Held
+from tests.harness.live_airflow import LiveAirflow
 from tests.harness.matrix import Balance, Row, read_records, weigh
 from tests.harness.moto import age_object, start_moto
+from tests.harness.postgres import Postgres
 
 BUCKET = "matrix"
 RUN = "run"
@@ -93,6 +93,7 @@ class Plan:
     :param arguments: more arguments of the operator.
     :param latency: seconds that a job takes at the gateway.
     :param asked_again: how often a user asked to buy the first prompt again.
+    :param core: continuous integration runs this row; the others are run by hand.
     """
 
     dag_id: str
@@ -108,6 +109,7 @@ class Plan:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     latency: float = 0.5
     asked_again: int = 0
+    core: bool = False
 
 
 class Scene:

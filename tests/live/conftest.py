@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.live_airflow import LiveAirflow
 from tests.harness import REPOSITORY
+from tests.harness.live_airflow import LiveAirflow
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

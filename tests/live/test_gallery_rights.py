@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from airflow_provider_geminiimg.gallery.queries import address_of
-from scripts.live_airflow import LiveAirflow
 from tests.harness.left_behind import LeftBehind
+from tests.harness.live_airflow import LiveAirflow
 from tests.harness.records import ITEM, landed
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.live_airflow import LiveAirflow
+from tests.harness.live_airflow import LiveAirflow
 
 TINY = """
     import datetime as dt

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from airflow_provider_geminiimg.sandbox import Sandbox
-from scripts.live_airflow import LiveAirflow
 from tests.harness import canaries as search
 from tests.harness.canaries import Canaries, Text
+from tests.harness.live_airflow import LiveAirflow
 
 SOURCE = """
     from datetime import timedelta
@@ -57,6 +59,7 @@ def everything(airflow: LiveAirflow, root: Path) -> Iterator[Text]:
     yield from search.database(airflow.home / "airflow.db")
 
 
+@pytest.mark.core
 def test_nothing_that_a_whole_airflow_writes_holds_a_key_a_prompt_or_a_link(
     live: Callable[..., LiveAirflow], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
-from scripts.live_airflow import LiveAirflow
+from tests.harness.live_airflow import LiveAirflow
 
 COUNT = 40
 SOURCE = f"""

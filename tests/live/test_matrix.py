@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,10 @@ def on_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield beside | after
 
 
+def rows(plans: Sequence[Plan]) -> list[Any]:
+    return [pytest.param(plan, id=plan.dag_id, marks=[pytest.mark.core] if plan.core else []) for plan in plans]
+
+
 def chosen(request: pytest.FixtureRequest, plans: Sequence[Plan]) -> list[Plan]:
     names = {item.callspec.id for item in request.session.items if hasattr(item, "callspec")}
     return [plan for plan in plans if plan.dag_id in names]
@@ -59,11 +64,11 @@ def check(plan: Plan, row: Row) -> None:
     assert (row.balance, row.state) == (plan.expected, plan.state)
 
 
-@pytest.mark.parametrize("plan", ON_S3, ids=lambda plan: plan.dag_id)
+@pytest.mark.parametrize("plan", rows(ON_S3))
 def test_paid_work_is_safe_on_s3_when(plan: Plan, on_s3: Rows) -> None:
     check(plan, on_s3[plan.dag_id].result())
 
 
-@pytest.mark.parametrize("plan", ON_DISK, ids=lambda plan: plan.dag_id)
+@pytest.mark.parametrize("plan", rows(ON_DISK))
 def test_paid_work_is_safe_on_disk_when(plan: Plan, on_disk: Rows) -> None:
     check(plan, on_disk[plan.dag_id].result())

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from scripts.live_airflow import free_port
+from tests.harness.live_airflow import free_port
 
 _SPEED = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")  # what it holds is worth nothing tomorrow
 

@@ -1,7 +1,7 @@
 """A whole Airflow on this machine: api-server, scheduler, DAG processor and triggerer, each a process of its own.
 
-For the demo and for the tests that need real workers and a real triggerer; nothing in it knows about tests. SQLite
-and the LocalExecutor, on free ports of 127.0.0.1, in a home of its own.
+For the demo, the benchmarks, and the tests that need real workers and a real triggerer. SQLite and the LocalExecutor,
+on free ports of 127.0.0.1, in a home of its own.
 
 What must stay true: nothing of it outlives `LiveAirflow.stop`, not even a task whose supervisor was killed. Every
 component starts a session of its own, and a session is what a process can't lose by being orphaned.
