@@ -1,4 +1,4 @@
-"""The only reader of Airflow's version and of its private parts: what one Airflow has and another lacks or hides."""
+"""Differences between Airflow versions, and all uses of Airflow's private parts. No other module has any."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ _TOKEN = "geminiimg_token"
 
 
 class TaskState:
-    """What Airflow itself remembers of a task instance, in its task state store (3.3).
+    """The entries of a task instance in Airflow's task state store (Airflow 3.3).
 
-    :param store: the accessor in the task's context. It is synchronous.
+    :param store: the synchronous accessor in the context of the task.
     """
 
     def __init__(self, store: Any) -> None:
         self._store = store
-        self._lock = threading.Lock()  # Airflow's way to its API serves one caller at once, in a test's process anyway
+        self._lock = threading.Lock()  # Airflow's channel to its API serves one caller at a time
         self._token: str | None = None
         self._was_empty = False
         self._written: set[str] = set()
 
     @classmethod
     def of(cls, context: Mapping[str, Any]) -> TaskState | None:
-        """Of the running task; ``None`` where Airflow has no task state store."""
+        """The state of the running task; ``None`` before Airflow 3.3."""
         store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
         return None if store is None else cls(store)
 
     def token(self) -> str:
-        """A random word that the store keeps until its DAG run is deleted: a run made again has another one."""
+        """A random token, stored until the DAG run is deleted. A DAG run that is created again gets another token."""
         with self._lock:
             return self._known_token()
 
@@ -86,25 +86,25 @@ class TaskState:
         return self._token
 
     def image(self) -> StateStoreMarker:
-        """What is remembered of the one image of a task."""
+        """The marker of a task with one image."""
         return StateStoreMarker(self, _IMAGE)
 
     def item(self, item: str) -> StateStoreMarker:
-        """What is remembered of one image of a batch.
+        """The marker of one image of a batch.
 
-        :param item: what the ledger calls it among the images of its task.
+        :param item: its item name in the ledger.
         """
         return StateStoreMarker(self, _ITEM + item)
 
     def plan(self) -> StateStoreMarker:
-        """What is remembered of the request that was saved for retries."""
+        """The marker of the request or plan that is saved for retries."""
         return StateStoreMarker(self, _PLAN)
 
     def get(self, name: str) -> Mapping[str, Any] | None:
         with self._lock:
             self._known_token()
             if self._was_empty and name.startswith(_ITEM) and name not in self._written:
-                return None  # saves a round trip for each image of a new batch; no version without tokens wrote these
+                return None  # saves one round trip per image of a new batch
             value = self._store.get(name)
         return value if isinstance(value, Mapping) else None
 
@@ -117,8 +117,8 @@ class TaskState:
 class StateStoreMarker:
     """A record's key and claim, or a plan's key, in Airflow's task state store.
 
-    :param state: the task instance's.
-    :param name: under which name.
+    :param state: the state of the task instance.
+    :param name: the name of the entry.
     """
 
     def __init__(self, state: TaskState, name: str) -> None:
@@ -136,20 +136,20 @@ class StateStoreMarker:
 
 
 def is_mapped(operator: Any) -> bool:
-    """Whether the operator is being made out of ``.partial().expand()``, at run time. Airflow tells it nowhere else."""
+    """Whether the operator is created from ``.partial().expand()`` at run time. Airflow has no public flag for this."""
     return bool(getattr(operator, "_BaseOperator__from_mapped", False))
 
 
 class LiteralXComMixin:
-    """An operator whose arguments are the values of their templates: text stays text, whatever it looks like.
+    """An operator whose text arguments stay text after rendering, and whose XCom arguments are never rendered.
 
-    Airflow's native rendering takes text for a Python literal: ``1e3`` becomes a number and quotes go, also where there
-    is no template. Here the value of an expression is kept as it is, and text is never evaluated. Only a template that
-    stands for one of `native_fields` is rendered as Airflow does it.
+    Airflow's native rendering evaluates text as a Python literal: ``1e3`` becomes a number, quotes disappear, even in a
+    text without a template. This class keeps the value of an expression as it is and never evaluates text. Only the
+    templates of `native_fields` are rendered natively.
 
-    What another task returned is taken as it is, braces included. Airflow does so too, but for ``.expand_kwargs()``:
-    what that takes from another task it renders as if the DAG's author had written it, and a prompt that asks for
-    ``{{ conn.x.password }}`` gets it.
+    A value that another task returned is used as it is, including braces. Airflow does the same except for
+    ``.expand_kwargs()``: it renders those values like text of the DAG, so that a prompt with ``{{ conn.x.password }}``
+    would read the password.
     """
 
     native_fields: ClassVar[Collection[str]] = ("image", "reference_images", "requests")
@@ -195,11 +195,12 @@ class LiteralXComMixin:
         incomplete: Mapping[int, IncompleteText] = MappingProxyType({}),
         why: str = "",
     ) -> None:
-        """Told of each argument what became of it.
+        """Called after each argument was rendered.
 
-        :param written: as it stands in the DAG; `GIVEN` where another task gives it.
-        :param incomplete: texts in it, by their identity, in which a missing value is printed as a word.
-        :param why: why it could not be rendered.
+        :param written: the value in the DAG; `GIVEN` if it comes from another task.
+        :param rendered: the rendered value.
+        :param incomplete: by ``id()``, texts in which a missing value was printed as a word such as ``None``.
+        :param why: why the argument could not be rendered; empty if it was.
         """
 
     def _render(self, template: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
@@ -212,10 +213,10 @@ class LiteralXComMixin:
         else:
             rendered = render(_unevaluated(template), context, *args, **kwargs).value
         if isinstance(rendered, str):
-            rendered = str(rendered)  # Airflow can't send a subclass, such as Jinja's Markup, to its API
+            rendered = str(rendered)  # Airflow can't serialize a subclass of str, such as Jinja's Markup
         text = str(rendered)
         if not self._missing or text.strip() == self._missing[0].word.strip():
-            return rendered  # what the whole text came to is seen by its value
+            return rendered  # nothing is missing, or the whole text is the missing value
         self._incomplete[id(text)] = text, self._missing[0]
         return text
 
@@ -225,7 +226,7 @@ def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
     if not is_mapped(operator):
         return set()
     mapped = operator.dag.get_task(operator.task_id)
-    of_function = getattr(mapped, "op_kwargs_expand_input", None)  # the arguments that are mapped are its, not ours
+    of_function = getattr(mapped, "op_kwargs_expand_input", None)  # of a decorated task: its function is mapped
     rows = getattr(of_function or mapped.expand_input, "value", None)
     if isinstance(rows, Mapping):  # `.expand()`: Airflow's own ids are right
         return set()
@@ -240,11 +241,11 @@ def _returned_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[int]:
     return {id(value) for name, value in given.items() if value is not written.get(name)}
 
 
-GIVEN = object()  # stands for what an argument was before another task gave it
+GIVEN = object()  # an argument that another task gives; the DAG has no value for it
 
 
 def _unevaluated(template: Any) -> Any:
-    """The template, yielding one value that Jinja does not take for the text of a Python object."""
+    """The template, rendered to one value that Jinja does not evaluate as a Python literal."""
 
     def nodes(context: Any) -> Iterator[SimpleNamespace]:
         parts = list(template.root_render_func(context))
@@ -260,14 +261,14 @@ def _unevaluated(template: Any) -> Any:
 
 
 def _defined(value: Any) -> Any:
-    """The value; of one that is not defined the text, which is Jinja's error where the DAG does not allow that."""
+    """The value; an undefined one as text, which raises Jinja's error if the DAG uses strict undefined."""
     from jinja2 import Undefined
 
     return str(value) if isinstance(value, Undefined) else value
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether something that a template names is not there: Jinja's own error, or Airflow's of a Variable or XCom."""
+    """Whether a name in a template is missing, according to an error of Jinja or of Airflow's Variables and XCom."""
     kind = str(getattr(getattr(error, "error", None), "error", ""))  # of AirflowRuntimeError
     from jinja2 import UndefinedError
 
@@ -275,7 +276,7 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _is_native(jinja_env: Any) -> bool:
-    from jinja2.nativetypes import NativeEnvironment  # while a template is rendered Jinja is there
+    from jinja2.nativetypes import NativeEnvironment  # imported here, because Jinja is heavy
 
     return isinstance(jinja_env, NativeEnvironment)
 
@@ -283,7 +284,9 @@ def _is_native(jinja_env: Any) -> bool:
 def _given_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[str]:
     """The names of the arguments that ``.expand()`` or ``.expand_kwargs()`` took from another task."""
     mapped = operator.dag.get_task(operator.task_id) if is_mapped(operator) else None
-    if mapped is None or hasattr(mapped, "op_kwargs_expand_input"):  # a function may take what it likes
+    if mapped is None or hasattr(
+        mapped, "op_kwargs_expand_input"
+    ):  # a decorated function: its own arguments are mapped
         return set()
     rows: Any = mapped.expand_input.value
     if isinstance(rows, Mapping):  # `.expand()`
@@ -295,9 +298,9 @@ def _given_by_a_task(operator: Any, context: Mapping[str, Any]) -> set[str]:
 
 
 def shown_request(**request: Any) -> Any:
-    """Have Airflow show a request to a person, and say what it shows: an earlier try's, where there was one.
+    """Create the request to a person, and return the request that Airflow shows: that of an earlier try, if any.
 
-    `HITLOperator` does the same and does not look.
+    `HITLOperator` creates the same request and ignores the result.
 
     :param request: the fields of Airflow's ``CreateHITLDetailPayload``.
     """
@@ -309,9 +312,9 @@ def shown_request(**request: Any) -> Any:
 
 @contextlib.contextmanager
 def resuming_with(make_kwargs: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Hand arguments to the method that goes on after a pause that begins inside.
+    """Context manager: pass keyword arguments to the method that resumes the task after a deferral in the block.
 
-    Airflow keeps them with the task instance, where nobody can edit them by its API; ``dag.test()`` may lose them.
+    Airflow stores them with the task instance; no API can edit them. ``dag.test()`` may lose them.
     """
     try:
         yield
@@ -321,5 +324,5 @@ def resuming_with(make_kwargs: Callable[[], dict[str, Any]]) -> Iterator[None]:
 
 
 def everybody_is_admin() -> bool:
-    """Whether Airflow lets everybody answer, whoever is assigned: its simple auth manager can be told to."""
+    """Whether the simple auth manager makes every user an admin, who may answer for assigned users."""
     return bool(conf.getboolean("core", "simple_auth_manager_all_admins", fallback=False))

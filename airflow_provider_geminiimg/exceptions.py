@@ -1,29 +1,29 @@
-"""The closed tree of outcomes: everything that can go wrong with one image, and what it means for the money.
+"""The error classes of this package: one closed tree, and what each error means for the money.
 
-What must stay true: every failure that leaves this package is one of these; each knows whether money was spent,
-whether a retry can help and whose fault it is; none carries a key, a signed link, a prompt or image bytes
-(`scrubbed` takes them out of what a gateway said). Nothing here knows Airflow, HTTP or a gateway.
+Invariants: every failure that leaves this package is one of these classes. Each error says whether money was spent,
+whether a retry can help and who has to act. No error holds a key, a signed link, a prompt or image bytes; `scrubbed`
+removes them from a gateway's texts. This module knows nothing of Airflow, HTTP or a gateway.
 
     GeminiImageError
-    ├── BadRequestError            what was asked is wrong; nothing was sent
+    ├── BadRequestError            the request is wrong; nothing was sent
     ├── AuthenticationError        the key is missing, wrong or inactive
     ├── InsufficientBalanceError   the account has no money left
-    ├── OverBudgetError            a cap of the user's own does not cover it; nothing was sent
-    ├── RateLimitedError           too many requests; wait and ask again
+    ├── OverBudgetError            the image costs more than the user's own cap; nothing was sent
+    ├── RateLimitedError           too many requests; wait, then send again
     ├── ContentRefusedError        the model or the gateway refused the content
-    ├── NoImageError               the job ended well and brought no image
+    ├── NoImageError               the job succeeded and returned no image
     ├── UpstreamFailedError        the gateway or the model behind it failed
     │   └── NotSentError           no byte of the request was written (DNS, connect, TLS)
-    ├── LostContactError           polling failed too often; the job itself may be fine
+    ├── LostContactError           polling failed too often; the job may still succeed
     ├── TimedOutError              the job was still running at the deadline
-    ├── OutcomeUnknownError        a paid request went out and nobody knows what became of it
-    ├── LinkExpiredError           paid for, and the result link no longer answers
-    ├── InvalidImageError          what was downloaded is not an image
-    ├── MismatchError              the image is stored, but is not what was asked for
-    ├── IncompleteError            of many images, fewer landed than must
+    ├── OutcomeUnknownError        a paid request was sent and its outcome is unknown
+    ├── LinkExpiredError           the image is paid for, and its link has expired
+    ├── InvalidImageError          the downloaded bytes are not an image
+    ├── MismatchError              the image is stored and does not match the request
+    ├── IncompleteError            fewer images of a batch landed than required
     ├── StorageError               the bucket or the disk failed
-    ├── LedgerError                the record of what was paid for can't be read or trusted
-    └── UnexpectedError            something was raised that is none of these
+    ├── LedgerError                a record can't be read or trusted
+    └── UnexpectedError            an exception that is none of these
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Fault(str, enum.Enum):
     OPERATIONS = "operations"
 
 
-# What the ledger keeps of an outcome beside its kind, in the order of the constructor.
+# Fields of an error in the ledger besides its kind, in the order of the constructor.
 _WRITTEN = (
     *("message", "billed", "retryable", "hint", "code", "gateway_message", "details", "request_id"),
     *("status_code", "retry_after"),
@@ -71,23 +71,23 @@ _MONEY = {
 }
 _MONEY_OF_MANY = {
     **_MONEY,
-    Billed.YES: "What landed was paid for; what each of the others cost, the manifest says.",
+    Billed.YES: "The images that landed were paid for; the manifest says what each of the others cost.",
 }
 
 
 class GeminiImageError(Exception):
-    """Base of every outcome that is not an image.
+    """Base class of all errors of this package.
 
-    :param message: what happened, in one or two sentences, free of secrets.
-    :param billed: whether money was spent; default: the class's own answer.
-    :param retryable: whether trying the same again can help; default: the class's own answer.
-    :param hint: what to do next; default: the class's own answer.
-    :param code: the gateway's own error code.
-    :param gateway_message: the gateway's own message.
-    :param details: the gateway's own details, where it tells more than the message.
-    :param request_id: the gateway's id of the request, for its support.
-    :param status_code: the HTTP status, where there was one.
-    :param retry_after: seconds to wait before asking again, where the gateway told them.
+    :param message: what happened, in one or two sentences, without secrets.
+    :param billed: whether money was spent. Default: `default_billed` of the class.
+    :param retryable: whether a retry can help. Default: `default_retryable` of the class.
+    :param hint: what to do next. Default: `default_hint` of the class.
+    :param code: error code of the gateway.
+    :param gateway_message: error message of the gateway.
+    :param details: details of the gateway, if they say more than its message.
+    :param request_id: request id of the gateway, for its support.
+    :param status_code: HTTP status, if there was a response.
+    :param retry_after: seconds to wait before a retry, if the gateway gave them.
     """
 
     kind: ClassVar[str] = "error"
@@ -95,7 +95,7 @@ class GeminiImageError(Exception):
     default_retryable: ClassVar[bool] = False
     fault: ClassVar[Fault] = Fault.GATEWAY
     default_hint: ClassVar[str] = ""
-    of_many = False  # whether it is about many images
+    of_many = False  # about many images
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class GeminiImageError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        said = [
+        parts = [
             f"{label} {value}"
             for label, value in (
                 ("HTTP", self.status_code),
@@ -135,7 +135,7 @@ class GeminiImageError(Exception):
             )
             if value not in (None, "")
         ]
-        gateway = f" (the gateway said: {'; '.join(said)})" if said else ""
+        gateway = f" (the gateway said: {'; '.join(parts)})" if parts else ""
         money = (_MONEY_OF_MANY if self.of_many else _MONEY)[self.billed]
         return printable(" ".join(part for part in (f"{self.message}{gateway}", money, self.hint) if part))
 
@@ -143,32 +143,32 @@ class GeminiImageError(Exception):
         return (from_dict, (self.to_dict(),))
 
     def to_dict(self) -> dict[str, Any]:
-        """What the ledger keeps of this outcome: plain JSON values, unset ones left out."""
+        """This error for the ledger: plain JSON values, without unset ones."""
         values = {"kind": self.kind, **{name: getattr(self, name) for name in _WRITTEN}, "billed": self.billed.value}
         return {name: value for name, value in values.items() if value is not None}
 
     def evolve(self: _Error, **changes: Any) -> _Error:
-        """A copy of this outcome with other values, of the same class, with the same cause and traceback.
+        """A copy of this error with other values: same class, cause and traceback.
 
-        An outcome is never changed itself: others may hold it. In a handler: ``raise error.evolve(hint=…) from
-        error.__cause__``.
+        An error is never changed in place, because other code may hold it. In a handler: ``raise error.evolve(hint=…)
+        from error.__cause__``.
 
-        :param changes: the constructor's parameters, and `of_many`.
-        :raises TypeError: there is no such value.
+        :param changes: parameters of the constructor, and `of_many`.
+        :raises TypeError: there is no such parameter.
         """
         if unknown := changes.keys() - {*_WRITTEN, "of_many"}:
-            raise TypeError(f"An outcome has no {', '.join(sorted(unknown))}.")
+            raise TypeError(f"An error of this package has no {', '.join(sorted(unknown))}.")
         evolved = type(self).__new__(type(self), changes.get("message", self.message))
         vars(evolved).update(vars(self) | changes)
         evolved.__cause__, evolved.__traceback__ = self.__cause__, self.__traceback__
         return evolved
 
     def scrubbed(self, *, secrets: Iterable[str] = (), prompt: str | None = None) -> GeminiImageError:
-        """This outcome without secrets, URL queries and the prompt's text in what the gateway said.
+        """A copy without secrets, URL queries and the prompt in the gateway's texts.
 
-        :param secrets: texts to take out wherever they stand (the API key).
-        :param prompt: the prompt that was sent. ``None`` means that it is not known here: then the gateway's free
-            text, and a code that is no single word, is withheld, because a refusal may repeat the prompt.
+        :param secrets: texts to remove (the API key).
+        :param prompt: the prompt that was sent. ``None``: the prompt is not known here; then the gateway's free texts,
+            and a code of more than one word, are withheld, because a refusal may repeat the prompt.
         """
         values = self.to_dict()
         for name in ("message", "code", "gateway_message", "details", "request_id"):
@@ -183,7 +183,7 @@ class GeminiImageError(Exception):
 
 
 class BadRequestError(GeminiImageError):
-    """What was asked is wrong: a field, a value, an input image, a connection, a path."""
+    """The request is wrong: a field, a value, an input image, a connection or a path."""
 
     kind = "bad_request"
     default_billed = Billed.NO
@@ -218,7 +218,7 @@ class OverBudgetError(GeminiImageError):
 
 
 class RateLimitedError(GeminiImageError):
-    """The gateway asks to slow down."""
+    """The gateway limits the rate of requests."""
 
     kind = "rate_limited"
     default_billed = Billed.NO
@@ -228,7 +228,7 @@ class RateLimitedError(GeminiImageError):
 
 
 class ContentRefusedError(GeminiImageError):
-    """Safety, prohibited content, recitation or moderation: no image of this prompt will be made."""
+    """The model or the gateway refused the content: safety, prohibited content, recitation or moderation."""
 
     kind = "content_refused"
     fault = Fault.AUTHOR
@@ -236,9 +236,9 @@ class ContentRefusedError(GeminiImageError):
 
 
 class NoImageError(GeminiImageError):
-    """The job ended well, without an image in it (text only, an empty list)."""
+    """The job succeeded without an image: text only, or an empty list."""
 
-    kind = "no_picture"  # the word that records have
+    kind = "no_picture"  # stored in records, so it keeps its old name
     fault = Fault.GATEWAY
     default_hint = 'Ask for an image in the prompt, or clear the task with on_clear="regenerate" to buy again.'
 
@@ -259,38 +259,38 @@ class NotSentError(UpstreamFailedError):
 
 
 class LostContactError(GeminiImageError):
-    """Polling failed several times in a row. That says nothing about the job, which is left alone."""
+    """Polling failed several times in a row. The job is not affected."""
 
     kind = "lost_contact"
     default_billed = Billed.YES
     default_retryable = True
-    default_hint = "The next attempt picks the same job up again; nothing is bought twice."
+    default_hint = "The next attempt collects the same job; nothing is bought twice."
 
 
 class TimedOutError(GeminiImageError):
-    """The job was still running at the deadline. It is left alone."""
+    """The job was still running at the deadline. It is not cancelled."""
 
     kind = "timed_out"
     default_billed = Billed.YES
     default_retryable = True
     fault = Fault.OPERATIONS
-    default_hint = "Raise `timeout` and clear the task: it picks the same job up again, nothing is bought twice."
+    default_hint = "Raise `timeout` and clear the task: it collects the same job; nothing is bought twice."
 
 
 class OutcomeUnknownError(GeminiImageError):
-    """A request that costs money went out and no answer says what became of it. Never sent again by itself."""
+    """A paid request was sent and its outcome is unknown. It is never sent again without a decision of the user."""
 
     kind = "outcome_unknown"
     fault = Fault.OPERATIONS
     default_hint = (
-        "Look at the gateway's console whether the image was made and charged, then settle it: `jobs resolve`, or "
-        "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear "
-        'the task with on_unknown="resubmit".'
+        "Check in the gateway's console whether the image was made and charged, then resolve the record: "
+        "`jobs resolve`, or `resolve` of GeminiImageCollectOperator. To buy the image again in any case, resolve it "
+        'as `resubmit`, or clear the task with on_unknown="resubmit".'
     )
 
 
 class LinkExpiredError(GeminiImageError):
-    """The image was made and paid for, but its link no longer answers, nor does the gateway give a fresh one."""
+    """The image was made and paid for. Its link has expired, and the gateway gives no new link."""
 
     kind = "link_expired"
     default_billed = Billed.YES
@@ -298,7 +298,7 @@ class LinkExpiredError(GeminiImageError):
 
 
 class InvalidImageError(GeminiImageError):
-    """What the result link brought is empty, cut, too large, or not an image."""
+    """The result link returned bytes that are empty, cut off, too large, or not an image."""
 
     kind = "invalid_image"
     default_billed = Billed.YES
@@ -307,21 +307,21 @@ class InvalidImageError(GeminiImageError):
 
 
 class MismatchError(GeminiImageError):
-    """The image is stored and recorded, but its shape or size is not what was asked for."""
+    """The image is stored and recorded, and its shape or size does not match the request."""
 
     kind = "mismatch"
     default_billed = Billed.YES
     fault = Fault.GATEWAY
-    default_hint = 'Use on_mismatch="accept" to take it, or clear with on_clear="regenerate" to buy another one.'
+    default_hint = 'Use on_mismatch="accept" to accept it, or clear with on_clear="regenerate" to buy another one.'
 
 
 class IncompleteError(GeminiImageError):
-    """Of the images of a batch, fewer landed than `min_success` asks for; its manifest says what became of each."""
+    """Fewer images of a batch landed than `min_success` requires. The manifest has the status of each."""
 
     kind = "incomplete"
     of_many = True
     fault = Fault.OPERATIONS
-    default_hint = "A retry or a Clear makes what is missing, and nothing twice."
+    default_hint = "A retry or a Clear makes only the missing images; nothing is bought twice."
 
 
 class StorageError(GeminiImageError):
@@ -334,21 +334,21 @@ class StorageError(GeminiImageError):
 
 
 class LedgerError(GeminiImageError):
-    """A record is unreadable, of a newer schema, or not where another attempt left it. Never taken for "no record"."""
+    """A record is unreadable, of a newer schema, or missing. Never treated as "no record"."""
 
     kind = "ledger"
     fault = Fault.OPERATIONS
 
 
 class UnexpectedError(GeminiImageError):
-    """Something was raised that is no outcome: a mistake of this package, or of what it stands on."""
+    """An exception that no code expected: a bug in this package or in a dependency."""
 
     kind = "unexpected"
     default_retryable = True
     fault = Fault.OPERATIONS
     default_hint = (
-        "The next attempt looks at the records first: what was paid for is collected, and nothing is bought twice. If "
-        "it happens again, report this line."
+        "The next attempt reads the records first: it collects paid images, and nothing is bought twice. If this "
+        "happens again, report this line."
     )
 
 
@@ -370,15 +370,15 @@ _NUMBERS = ("status_code", "retry_after")
 
 
 def from_dict(values: dict[str, Any]) -> GeminiImageError:
-    """The outcome that `GeminiImageError.to_dict` described; a kind that is not known is outcome unknown.
+    """The error that `GeminiImageError.to_dict` wrote. An unknown kind becomes `OutcomeUnknownError`.
 
-    :raises TypeError: a value has another type than it gave, or another name.
-    :raises ValueError: `billed` is not one of its words.
+    :raises TypeError: a field has an unknown name or a wrong type.
+    :raises ValueError: `billed` is not a value of `Billed`.
     """
     rest = {name: value for name, value in values.items() if name not in ("kind", "billed")}
     for name, value in rest.items():
         if not isinstance(value, _TYPES.get(name, ())) or (name in _NUMBERS and isinstance(value, bool)):
-            raise TypeError(f"{name} of an outcome can't be {type(value).__name__}.")
+            raise TypeError(f"{name} of an error can't be {type(value).__name__}.")
     rest["retry_after"] = waiting(rest.get("retry_after"))
     if HTTP_STATUS.of(rest.get("status_code")) is None:
         rest["status_code"] = None
@@ -387,10 +387,10 @@ def from_dict(values: dict[str, Any]) -> GeminiImageError:
 
 
 def without_traceback(error: GeminiImageError) -> GeminiImageError:
-    """`error` without stack frames, its own and those of what stands behind it.
+    """`error` without stack frames, also in its chain of causes.
 
-    Their local variables hold prompts, links and keys, and error reporters send local variables away. What `error` was
-    not raised ``from`` is let go for the same reason.
+    Local variables in stack frames hold prompts, links and keys, and error reporters send local variables to other
+    hosts. The ``__context__`` of each error is removed for the same reason. This changes `error` itself.
     """
     each: BaseException | None = error
     while each is not None:

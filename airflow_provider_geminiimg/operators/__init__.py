@@ -1,1 +1,13 @@
-"""Operators that make and edit images."""
+"""The operators of this package.
+
+In reading order:
+
+- `base`: rendered arguments and their checks; the stop signal for paid requests
+- `arguments`: one table of argument parsers
+- `image`: base class of the operators that buy one image
+- `generate`, `edit`, `submit`: those operators
+- `batch`: many images in one task
+- `collect`: stores images that were paid for and are not in storage
+- `review`: asks a person to approve images
+- `retry_policy`: an optional retry policy for Airflow 3.3
+"""

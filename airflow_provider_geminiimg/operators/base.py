@@ -1,4 +1,7 @@
-"""What operators have in common, however many images they buy: checked arguments, and an end to buying."""
+"""Base classes of all operators: rendered arguments with their checks, and the stop signal for paid requests.
+
+Invariant: an argument that is set in the DAG and renders to nothing is an error. It never counts as not given.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ if TYPE_CHECKING:
 
     from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 
-_OF_FUNCTION = ("op_args", "op_kwargs")  # what a function takes is its own business, where it can see what it takes
+_OF_FUNCTION = ("op_args", "op_kwargs")  # the decorated function checks empty values of its own arguments
 
 
 class CheckedArgumentsMixin(LiteralXComMixin):
-    """An operator for which what is written in the DAG and comes to nothing is an error, never an absent argument."""
+    """Checks the arguments after rendering. An argument that is set in the DAG and renders to nothing is an error."""
 
     template_fields: Sequence[str]
     checks: ClassVar[Checks] = MappingProxyType({})
-    _absent: Mapping[str, Any] = MappingProxyType({})  # place -> what it came to
-    _unrendered: Mapping[str, str] = MappingProxyType({})  # argument -> what is missing
+    _absent: Mapping[str, Any] = MappingProxyType({})  # path of an empty argument -> its rendered value
+    _unrendered: Mapping[str, str] = MappingProxyType({})  # argument -> why it can't be rendered
 
     def _rendered(
         self,
@@ -36,7 +39,7 @@ class CheckedArgumentsMixin(LiteralXComMixin):
         why: str = "",
     ) -> None:
         if why:
-            setattr(self, name, None)  # a template's own text is no argument
+            setattr(self, name, None)  # the text of a template must not be used as the value
             self._unrendered = {**self._unrendered, name: why}
             return
         if isinstance(written, str) and isinstance(rendered, str) and written != rendered and rendered.strip() == UNSET:
@@ -44,41 +47,46 @@ class CheckedArgumentsMixin(LiteralXComMixin):
             return
         found = dict(came_to_nothing(name, written, rendered, incomplete))
         if incomplete and not any(isinstance(value, IncompleteText) for value in found.values()):
-            found[name] = next(iter(incomplete.values()))  # in a set, or in an object with arguments of its own
+            found[name] = next(iter(incomplete.values()))  # inside a set, or inside an object with template fields
         if name in _OF_FUNCTION:
             found = {place: value for place, value in found.items() if isinstance(value, IncompleteText)}
         if name in found and not isinstance(rendered, (str, Sized)):
-            setattr(self, name, None)  # Airflow can't show NaN among the rendered fields
+            setattr(self, name, None)  # Airflow can't serialize NaN as a rendered field
         self._absent = {**self._absent, **found}
 
     def _arguments(self) -> TaskArguments:
-        """What was rendered, for what runs the task."""
+        """The rendered arguments, with their parsers, for `runtime`."""
         values = {name: getattr(self, name) for name in (*self.template_fields, *self.checks)}
         return TaskArguments(values, self.checks, self._absent, self._unrendered)
 
     def _check_literals(self) -> None:
-        """Refuse what can be known to be wrong when the DAG is parsed."""
+        """Check the arguments that are not templates, when the DAG is parsed.
+
+        :raises BadRequestError: one is wrong.
+        """
         for name, check in self.checks.items():
             if is_literal(getattr(self, name)):
                 check(name, getattr(self, name))
 
 
 class PaidTaskMixin(CheckedArgumentsMixin):
-    """An operator that spends money, until it is told to stop."""
+    """An operator that sends paid requests until Airflow kills the task."""
 
     log: Logger
     _guard: SubmitGuard | None = None
     _killed = False
 
     def on_kill(self) -> None:
-        """From now on nothing is bought. What was paid for stays on record: neither gateway can cancel."""
+        """Send no further paid requests. Paid jobs stay in the ledger, because neither gateway can cancel a job."""
         self._killed = True
         if self._guard is not None:
             self._guard.stop()
-        self.log.warning("Told to stop: nothing is bought from now on. What was paid for stays on record.")
+        self.log.warning(
+            "Kill received: no further paid requests. Paid jobs stay in the ledger; the next attempt collects them."
+        )
 
     def _new_guard(self) -> SubmitGuard:
-        """What `on_kill` ends from now on; ended already where it came first."""
+        """The stop flag that `on_kill` sets; it is already set if `on_kill` was called before."""
         from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 
         self._guard = SubmitGuard()

@@ -1,4 +1,4 @@
-"""Many images in one task."""
+"""The operator that makes many images in one task."""
 
 from __future__ import annotations
 
@@ -46,47 +46,50 @@ _CHECKS: Checks = {
 class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
     """Make many images in one task, as fast as the gateway allows.
 
-    Each image has a record of its own, named by its fingerprint: a retry, a Clear or a change of the rows' order
-    makes only what is missing, and what stands twice among the rows is made once. What the first attempt planned is
-    kept in the ledger until all of it has landed, and a retry keeps to it, whatever `requests` gives then.
+    Each image has its own record, named by its fingerprint. So a retry, a Clear or another order of the rows makes only
+    the missing images, and identical rows share one image. The first attempt saves its plan in the ledger until every
+    image has landed; a retry uses the saved plan, even if `requests` renders to other rows then.
 
-    Returns ``items``, ``counts`` by status, ``cost`` of what this attempt landed, and ``manifest``, the URI of a file
-    with a JSON line for each image. Statuses: ``landed``, ``reused``, ``refused``, ``failed``, ``unknown`` (perhaps
-    paid), ``skipped`` (not started).
+    Returns ``items``, ``counts`` by status, ``cost`` of the images that this attempt landed, and ``manifest``, the URI
+    of a file with one JSON line per image. Statuses: ``landed``, ``reused``, ``refused``, ``failed``, ``unknown`` (may
+    have been paid for), ``skipped`` (not started).
 
-    :param requests: a list of prompts and of mappings, a data frame, or the URI of a ``.csv``, ``.tsv``, ``.jsonl`` or
+    :param requests: a list of prompts and mappings, a data frame, or the URI of a ``.csv``, ``.tsv``, ``.jsonl`` or
         ``.json`` file. A mapping has the fields of a request (``prompt``, ``image``, ``aspect_ratio``, ...), ``n``, and
         other columns for `file_name` and `prompt`. A row with an ``image`` is an edit.
-    :param prompt: and the other fields of a request: what holds for every row that says nothing else. The prompt may
-        name columns in braces, such as ``Photo of {product}``.
-    :param n: images a row. The first is what the row alone would ask for, the others are variants. Default: 1.
+    :param prompt: default for every row that has none. It may name columns in braces: ``Photo of {product}``. The other
+        request fields (`model`, `image`, `resolution`, ...) are defaults in the same way.
+    :param n: images per row. The first is the image of the row itself, the others are variants of it. Default: 1.
     :param encoding: of a file without a byte order mark, such as ``cp1252``. Default: UTF-8.
-    :param delimiter: what tells the cells of a CSV file apart. Default: what its header shows.
-    :param output_path: directory URI in which the images land; default: under ``[geminiimg] root``.
+    :param delimiter: of the cells of a CSV file. Default: detected from its header.
+    :param output_path: directory URI for the images. Default: a directory under ``[geminiimg] root``.
     :param file_name: name without extension, with columns in braces, such as ``{sku}-{aspect_ratio}``; also
-        ``{row}``, ``{variant}``, ``{model}`` and ``{resolution}``. Other characters than letters and digits of any
-        script and ``_.~+-`` become ``-``. Default: as for one image, and the beginning of the fingerprint.
-    :param geminiimg_conn_id: the Airflow connection.
-    :param max_concurrency: images under way at once, 1 to 1000. Default: 50. How many requests are sent at once and
-        a minute, the connection says.
-    :param requests_per_minute: instead of the connection's own, in this task's process.
-    :param on_item_failure: ``"collect"`` (default) goes on with the others, ``"fail_fast"`` starts no further one.
-        Either way a lack of balance, a wrong key, or three unknown outcomes in a row start no further one, and what is
-        under way is landed.
-    :param min_success: how many images must land for the task to succeed: a count, or a ratio. Default: 1.0, all.
-    :param poll_interval: seconds between polls; default: the catalogue's schedule.
-    :param timeout: seconds from its submit that a job may take, over all attempts. Default: 1800.
-    :param on_unknown: as for the operators of one image, for each of them.
-    :param on_clear: likewise.
-    :param reuse: likewise.
-    :param on_mismatch: likewise; ``"fail"`` counts such an image as failed.
-    :param max_cost: what the images that an attempt has to buy may cost together by the estimate, above 0, in the
-        connection's price currency. If that is not enough, none of them is bought; what turns out only later to
-        have to be bought, is as far as this reaches. What was paid for before is collected. Default: no cap.
-    :raises IncompleteError: fewer than `min_success` landed; as ``AirflowFailException`` where no retry can help. The
-        XCom is what it would have returned.
-    :raises OverBudgetError: `max_cost` does not cover what would be bought.
-    :raises GeminiImageError: nothing was started: wrong rows, a wrong connection, a ledger that can't be read.
+        ``{row}``, ``{variant}``, ``{model}`` and ``{resolution}``. Characters other than letters and digits of any
+        script and ``_.~+-`` become ``-``. Default: the name of a single image, followed by the start of the
+        fingerprint.
+    :param geminiimg_conn_id: id of the Airflow connection.
+    :param max_concurrency: images in flight, 1 to 1000. Default: 50. The connection limits the number of simultaneous
+        requests and of requests per minute.
+    :param requests_per_minute: replaces the limit of the connection in the process of this task.
+    :param on_item_failure: ``"collect"`` (default) continues with the other images, ``"fail_fast"`` starts no further
+        image. In both cases no further image is started after a lack of balance, a wrong key or three unknown outcomes
+        in a row. Images in flight still land.
+    :param min_success: how many images must land for the task to succeed: a count such as ``5``, or a ratio from
+        ``0.0`` to ``1.0``. Default: 1.0, all of them.
+    :param poll_interval: seconds between polls. Default: the schedule of the model.
+    :param timeout: seconds that a job may take from its submit, over all attempts. Default: 1800.
+    :param on_unknown: see `ImageOperator`; applies to each image.
+    :param on_clear: see `ImageOperator`; applies to each image.
+    :param reuse: see `ImageOperator`; applies to each image.
+    :param on_mismatch: see `ImageOperator`; ``"fail"`` counts such an image as failed.
+    :param max_cost: cap on the estimated cost of all images that this attempt would buy, above 0, in the price currency
+        of the connection. If the estimate is higher, none of them is bought. If more images turn out to be missing
+        later, they are bought only as far as the cap allows. Images that are already paid for are collected in any
+        case. Default: no cap.
+    :raises IncompleteError: fewer than `min_success` images landed; raised as ``AirflowFailException`` if no retry can
+        help. The summary is pushed as XCom all the same.
+    :raises OverBudgetError: `max_cost` is lower than the estimate.
+    :raises GeminiImageError: nothing was started: wrong rows, a wrong connection, or a ledger that can't be read.
     """
 
     checks = _CHECKS
@@ -156,11 +159,11 @@ class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
         self.reuse = reuse
         self.on_mismatch = on_mismatch
         self.max_cost = max_cost
-        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+        if not is_mapped(self):  # a mapped operator is created at run time; then `execute` checks, without retries
             self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Plan, or read what was planned; make what is missing; say what became of each."""
+        """Plan the images, or read the saved plan; make the missing images; return the summary."""
         from airflow_provider_geminiimg.runtime.batch_task import BatchTask, run_task
 
         pushes, several = self.do_xcom_push, self.multiple_outputs
@@ -168,5 +171,5 @@ class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
         return run_task(task, context)
 
     def _rows(self, context: Mapping[str, Any]) -> Any:
-        """The rows of this task's first attempt."""
+        """The rows. Called only if there is no saved plan."""
         return self.requests

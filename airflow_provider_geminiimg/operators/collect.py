@@ -1,4 +1,4 @@
-"""Collects what was paid for and left behind, as a task."""
+"""The operator that stores images of earlier tasks that were paid for and never landed."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _CHECKS = parsers("external_dag_id", "external_run_id", "external_task_id", "res
 
 
 class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
-    """Land what was paid for and is not in storage: what killed, failed or cleared tasks left behind. Buys nothing.
+    """Store images that were paid for and are not in storage: those of killed, failed or cleared tasks. Buys nothing.
 
-    Walks the ledger of this Airflow (``[geminiimg] namespace``). Each image lands where it was meant to, and the task
-    that it belongs to finds it, should it run again. What an attempt may be working on is left alone, and so is a job
-    that still runs: the next collect comes by.
+    Reads the ledger of this Airflow (``[geminiimg] namespace``). Each image lands at its recorded destination, so the
+    task that paid for it finds it on its next run. Records that another attempt may be working on are skipped. Jobs
+    that are still running are left for the next collect.
 
-    Returns how many records were ``landed``, ``running``, ``failed``, ``unknown``, ``skipped``, ``errors`` and
-    ``to_collect``, and under ``keys`` as many of their keys as fit.
+    Returns the counts ``landed``, ``running``, ``failed``, ``unknown``, ``skipped``, ``errors`` and ``to_collect``, and
+    under ``keys`` as many record keys as fit into the XCom.
 
-    :param external_dag_id: look only at what this DAG left behind. Default: at everything.
-    :param external_run_id: likewise, this DAG run.
-    :param external_task_id: likewise, this task.
-    :param resolve: what a person found out about unknown outcomes: a mapping from a record's key to ``"unpaid"``
-        (submit again), ``"lost"`` (paid, and the image can't be had), ``"resubmit"`` (buy again, whatever became of
-        it) or ``{"job": id}`` (it is this job); also as JSON text. Done before collecting. What is settled in this way
-        already stays so.
-    :param dry_run: only say what would be done: no call to a gateway, nothing written.
-    :raises LedgerError: something that may be paid for could not be looked at, or settled; after all else was done.
+    :param external_dag_id: collect only records of this DAG. Default: all DAGs.
+    :param external_run_id: collect only records of this DAG run. Default: all runs.
+    :param external_task_id: collect only records of this task. Default: all tasks.
+    :param resolve: decisions of a person about unknown outcomes, applied before collecting: a mapping, or its JSON
+        text, from a record key to ``"unpaid"`` (submit again), ``"lost"`` (paid, and the image is lost), ``"resubmit"``
+        (buy again in any case) or ``{"job": id}`` (the request is this job). A record that is already resolved in the
+        same way stays as it is.
+    :param dry_run: only report what would be done: no call to a gateway, nothing written. Default: ``False``.
+    :raises LedgerError: records that may be paid for could not be read or resolved. The others are done.
     """
 
     checks = _CHECKS
     native_fields = ("resolve",)
     template_fields: Sequence[str] = tuple(_CHECKS)
     ui_color = "#e8f0fe"
-    dry_run: bool | str  # type: ignore[assignment] # instead of a method that nothing in Airflow 3 calls
+    dry_run: bool | str  # type: ignore[assignment] # replaces a method that Airflow 3 never calls
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
         self.external_task_id = external_task_id
         self.resolve = resolve
         self.dry_run = dry_run
-        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+        if not is_mapped(self):  # a mapped operator is created at run time; then `execute` checks, without retries
             self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Settle, then collect."""
+        """Resolve the given records, then collect."""
         from airflow_provider_geminiimg.runtime import collect_task
 
         return collect_task.run_task(self._arguments(), self.log)

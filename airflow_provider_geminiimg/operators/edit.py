@@ -1,4 +1,4 @@
-"""An image from an image."""
+"""The operator that edits an image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from airflow_provider_geminiimg.operators.image import ImageOperator
 
 
 class GeminiImageEditOperator(ImageOperator):
-    """Edit an image by a prompt, with reference images if wanted, and land the result. Returns its manifest.
+    """Edit an image by a prompt, with optional reference images, and store the result. Returns its manifest.
 
     Takes the arguments of `ImageOperator`, and:
 
     :param image: the image to edit: a URI, or a manifest that holds exactly one image.
-    :param reference_images: further images to go by: URIs or manifests.
+    :param reference_images: further images for the model to follow: URIs or manifests. Default: none.
     """
 
     operation = "edit"

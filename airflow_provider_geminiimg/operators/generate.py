@@ -1,4 +1,4 @@
-"""An image from a prompt."""
+"""The operator that generates an image from a prompt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from airflow_provider_geminiimg.operators.image import ImageOperator
 
 
 class GeminiImageGenerateOperator(ImageOperator):
-    """Generate an image from a prompt and land it in storage. Returns its manifest.
+    """Generate an image from a prompt and store it. Returns its manifest.
 
-    Takes the arguments of `ImageOperator`; `image` and `reference_images` belong to `GeminiImageEditOperator`.
+    Takes the arguments of `ImageOperator`. For `image` and `reference_images` see `GeminiImageEditOperator`.
     """
 
     operation = "generate"

@@ -1,4 +1,7 @@
-"""What the operators of one image share: their arguments, and Airflow's calls, which lead into `runtime.image_task`."""
+"""Base class of the operators that buy one image: their arguments, and Airflow's calls into `runtime.image_task`.
+
+Invariant: an operator only checks arguments and defers. `runtime` and `core` decide about money.
+"""
 
 from __future__ import annotations
 
@@ -28,39 +31,39 @@ _TEMPLATED = parsers(
 
 
 class ImageOperator(PaidTaskMixin, BaseOperator):
-    """Base of the operators that buy one image.
+    """Base class of the operators that buy one image.
 
     :param prompt: what to make, or what to change.
-    :param model: model id; default: the connection's, else the gateway's own.
-    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; default: the model's.
-    :param aspect_ratio: such as ``16:9``; default: the model's choice.
-    :param temperature: 0.0 to 2.0, where the gateway takes it.
-    :param top_p: 0.0 to 1.0, where the gateway takes it.
-    :param google_search: ground the image in Google's text search, where the gateway takes it.
-    :param google_image_search: ground it in Google's image search too; needs `google_search`.
-    :param variant: never sent; tells two wanted images of one prompt apart.
-    :param output_path: directory URI in which the image lands; default: under ``[geminiimg] root``.
-    :param file_name: its name without extension; default: the task's id, then a short hash of DAG and run where there
-        is an `output_path`, then ``-<map_index>`` and ``-v<variant>`` where there are such.
-    :param geminiimg_conn_id: the Airflow connection.
+    :param model: model id. Default: the model of the connection, or the default of the gateway.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``. Default: the default of the model.
+    :param aspect_ratio: such as ``16:9``. Default: the model chooses.
+    :param temperature: 0.0 to 2.0, if the gateway supports it.
+    :param top_p: 0.0 to 1.0, if the gateway supports it.
+    :param google_search: ground the image in Google's text search, if the gateway supports it.
+    :param google_image_search: ground the image in Google's image search too. Needs `google_search`.
+    :param variant: any label. It is never sent; two tasks with one prompt and two variants buy two images.
+    :param output_path: directory URI for the image. Default: a directory under ``[geminiimg] root``.
+    :param file_name: file name without extension. Default: the task id; with an `output_path` also a short hash of DAG
+        and run; then ``-<map_index>`` for a mapped task and ``-v<variant>`` for a variant.
+    :param geminiimg_conn_id: id of the Airflow connection.
     :param deferrable: wait in the triggerer instead of a worker slot. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds between polls, and before the first one, above 0 and up to 30 days; default: the
-        catalogue's schedule.
-    :param timeout: seconds from the submit that the job may take, over all attempts, above 0 and up to 30 days.
+    :param poll_interval: seconds between polls and before the first poll, above 0 and up to 30 days. Default: the
+        schedule of the model.
+    :param timeout: seconds that the job may take from the submit, over all attempts, above 0 and up to 30 days.
         Default: 1800.
-    :param on_unknown: what to do about a request that was sent and whose answer nobody knows: ``"fail"`` (default) or
-        ``"resubmit"``, at most once for each Clear.
-    :param on_clear: whether a Clear may buy again what has landed, or failed after payment: ``"reuse"`` (default) or
-        ``"regenerate"``.
-    :param reuse: whose images may be copied instead of buying one: ``"task"`` (default) this task instance's own,
-        ``"dag"`` those of all tasks and runs of this DAG that asked for the very same. What another task is making at
-        this moment is waited for, in this worker.
-    :param on_mismatch: an image that is not what was asked for is stored, and ``"accept"`` (default) warns,
-        ``"fail"`` fails the task.
-    :param max_cost: what buying the image may cost by the estimate, above 0, in the connection's price currency;
-        default: no cap. What was paid for before is collected all the same.
-    :raises GeminiImageError: the outcome, if it is not an image. A bad request, an unknown outcome and a mismatch are
-        raised as ``AirflowFailException`` from it, so that no retry touches them.
+    :param on_unknown: what to do if a paid request was sent and its outcome is unknown: ``"fail"`` (default) or
+        ``"resubmit"``, at most once per Clear.
+    :param on_clear: whether a Clear may buy the image again if it landed, or if it failed after payment: ``"reuse"``
+        (default) or ``"regenerate"``.
+    :param reuse: which images may be copied instead of bought: ``"task"`` (default): those of this task instance;
+        ``"dag"``: also those of all tasks and runs of this DAG with exactly the same request. If another task is
+        making the image at this moment, this task waits for it in the worker.
+    :param on_mismatch: what to do if the image does not match the request. It is stored in any case; ``"accept"``
+        (default) logs a warning, ``"fail"`` fails the task.
+    :param max_cost: cap on the estimated cost of the image, above 0, in the price currency of the connection.
+        Default: no cap. An image that is already paid for is collected in any case.
+    :raises GeminiImageError: why there is no image. A bad request, an unknown outcome and a mismatch are raised as
+        ``AirflowFailException`` from it, because no retry can help.
     """
 
     operation: ClassVar[str]
@@ -119,7 +122,7 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         self.reuse = reuse
         self.on_mismatch = on_mismatch
         self.max_cost = max_cost
-        if not is_mapped(self):  # made when it runs: `execute` refuses then, in the way that no retry touches
+        if not is_mapped(self):  # a mapped operator is created at run time; then `execute` checks, without retries
             self._check_literals()
 
     def execute(self, context: Context) -> Any:
@@ -127,18 +130,18 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         return self._run(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Land what the trigger waited for.
+        """Store the image of the job that the trigger waited for.
 
-        :param event: the trigger's: ``status``, ``job_id``, ``code``.
+        :param event: of the trigger, with ``status``, ``job_id`` and ``code``.
         """
         job_id, status = (printable(str(event.get(name))) for name in ("job_id", "status"))
-        self.log.info("The trigger's word on job %s: %s.", job_id, status)
+        self.log.info("Trigger reported job %s as %s; resuming.", job_id, status)
         return self._run(context, wait=True, job_id=str(event.get("job_id")))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """As Airflow's, but a trigger that crashed or was never run does not lose the job.
+        """Resume as Airflow does, and also after a trigger that crashed or never ran: the job is not lost.
 
-        At most two further deferrals, then the wait goes on in the worker.
+        The task defers at most twice more. After that it waits in the worker.
         """
         from airflow_provider_geminiimg.runtime import image_task
 
@@ -148,7 +151,7 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
             self.log.warning("No trigger reported before the deadline; asking the gateway from the worker.")
         except TaskDeferralError as error:
             self.log.error(
-                "The trigger failed (%s); the job is left alone and waited for again.", printable(str(error))
+                "The trigger failed (%s). The job is not affected; waiting for it again.", printable(str(error))
             )
             pending = image_task.wait_again(self._task(), context)
             if pending is not None:
@@ -163,13 +166,13 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         return self._ended(image_task.run_task(self._task(), context, wait=wait, at_once=at_once, job_id=job_id))
 
     def _task(self) -> ImageTask:
-        """What this task instance asks for."""
+        """The task description for `runtime`."""
         from airflow_provider_geminiimg.runtime.image_task import ImageTask
 
         return ImageTask(self._arguments(), self.operation, self._new_guard(), self.log)
 
     def _ended(self, found: Landed | Pending) -> Any:
-        """What the task returns; a job that runs is deferred."""
+        """The return value of the task; defers if the job is still running."""
         from airflow_provider_geminiimg.runtime.task_run import Pending
 
         return self._defer(found) if isinstance(found, Pending) else found.manifest
@@ -183,5 +186,8 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
         super()._check_literals()
 
     def _check_asked(self) -> None:
-        """What can be known of the image when the DAG is parsed."""
+        """Check the request as far as its arguments are not templates.
+
+        :raises BadRequestError: one is wrong for every gateway.
+        """
         check_literals(self.operation, **{name: getattr(self, name) for name in REQUEST_FIELDS})

@@ -1,7 +1,7 @@
-"""Airflow's retries by what went wrong: what a retry can help is retried when it makes sense, all else fails at once.
+"""An Airflow retry policy that retries only errors that a retry can help.
 
-What must stay true: the decision is the outcome's own word (`retryable`, `billed`, `retry_after`), so an outcome that
-is added to the tree has one; nothing here makes a retry safe, the ledger does, with or without this policy.
+Invariants: the decision uses only fields of the error (`retryable`, `billed`, `retry_after`), so it covers new error
+classes too. The ledger makes retries safe, with or without this policy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ try:
     from airflow.sdk import RetryDecision, RetryPolicy
 except ImportError:
     raise ImportError(
-        "IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Leave it out here: plain `retries` pay for nothing twice."
+        "IMAGE_RETRY_POLICY needs Airflow 3.3 or newer. Leave it out: plain `retries` never pay twice either."
     ) from None
 
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DELAYS: Mapping[Billed, timedelta] = {
-    # The job or its image waits at the gateway, its link has an end, and asking again costs nothing.
+    # The job or its image is at the gateway, its link expires, and a retry costs nothing.
     Billed.YES: timedelta(seconds=30),
-    # Whoever turned the request away needs time, and the attempt has waited a little already.
+    # The attempt has already resent the request for a short time, so the gateway needs longer.
     Billed.NO: timedelta(minutes=3),
     Billed.UNKNOWN: timedelta(minutes=3),
 }
-LONGEST = timedelta(hours=1)  # that a gateway's Retry-After is obeyed
+LONGEST = timedelta(hours=1)  # upper limit for the Retry-After of a gateway
 
 
 class ImageRetryPolicy(RetryPolicy):
-    """Retries an outcome if it says that a retry can help: as late as the gateway told, else as `DELAYS` says.
+    """Retries an error of this package if a retry can help, after the gateway's Retry-After or the delay in `DELAYS`.
 
-    Every other outcome fails the task at once, whatever its `retries`; exceptions that are no outcome go by the task's
-    own `retries` and `retry_delay`.
+    Other errors of this package fail the task at once, regardless of its `retries`. For all other exceptions the
+    `retries` and `retry_delay` of the task apply.
     """
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """What Airflow asks after a failure."""
+        """Decide about a retry after a failure; called by Airflow."""
         if not isinstance(exception, GeminiImageError):
             return RetryDecision.default()
         if not exception.retryable:
@@ -51,7 +51,7 @@ class ImageRetryPolicy(RetryPolicy):
 
 
 def delay_after(error: GeminiImageError) -> timedelta:
-    """How long to wait before a retry."""
+    """The wait before a retry."""
     if error.retry_after is None:
         return DELAYS[error.billed]
     return timedelta(seconds=min(error.retry_after, LONGEST.total_seconds()))

@@ -1,4 +1,4 @@
-"""Asks a person which images may go on."""
+"""The operator that asks a person to approve images."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ _CHECKS = parsers("choose", "on_reject")
 COMMENT = "comment"
 _SHOWN = "shown"
 _DELETE_THE_REQUEST = (
-    "Delete this task instance, then clear a task before it and all downstream, with 'Run with latest bundle version': "
-    "the request is then made anew. What was paid for is not bought again."
+    "Delete this task instance, then clear an upstream task with all downstream tasks and 'Run with latest bundle "
+    "version': Airflow then creates a new request. Images that are paid for are not bought again."
 )
 
 
 class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
-    """Show images to a person, who approves, rejects or picks some, and may leave a comment. Buys nothing.
+    """Show images to a person, who approves, rejects or picks some, and may write a comment. Buys nothing.
 
-    What is shown is what the records say landed, and only that goes on: a manifest that says something else, and what
-    is edited or replaced until the answer is there, is an error.
+    The task shows the images of the ledger's records, and returns only those. It fails if a manifest differs from its
+    record, or if a manifest, a record or an image file changes before the answer arrives.
 
-    Returns the manifests that were chosen, as a list in the order in which they were shown; an empty list after a
-    rejection that goes on. The comment is in the XCom ``comment``: a text, empty where nobody wrote one.
+    Returns the chosen manifests as a list, in the order shown; an empty list after a rejection with `on_reject`
+    ``"continue"``. The XCom ``comment`` holds the comment; it is an empty text if there is none.
 
-    Takes the arguments of Airflow's `HITLOperator` too, such as `assigned_users`, `notifiers`, `response_timeout` and
+    Also takes the arguments of Airflow's `HITLOperator`, such as `assigned_users`, `notifiers`, `response_timeout` and
     `defaults` (``"Reject"``; with `choose` ``"all"`` also ``"Approve"``), except `options`, `multiple` and `body`.
 
-    :param subject: the headline that the person reads. Templated, shown as text.
-    :param images: what to look at: a manifest, or a list of manifests, such as the output of a mapped task. Templated.
-    :param choose: ``"all"`` (default): approve or reject them together; ``"one"``: pick one or reject; ``"several"``:
-        pick one or more, or reject.
-    :param on_reject: ``"skip"`` (default) skips the tasks directly downstream, as Airflow's `ApprovalOperator` does;
-        ``"fail"`` fails this task, without retries; ``"continue"`` goes on with an empty list.
-    :raises AirflowFailException: `images` is no manifest, or not what its records say; Airflow shows the request of an
-        earlier try, and that is another; or a rejection with `on_reject` ``"fail"``.
-    :raises GeminiImageError: the answer makes no sense, or what would go on is not what was shown. A retry asks again.
+    :param subject: the headline that the person reads. Templated; shown as plain text.
+    :param images: a manifest, or a list of manifests, such as the output of a mapped task. Templated.
+    :param choose: ``"all"`` (default): approve or reject all images together; ``"one"``: pick one or reject;
+        ``"several"``: pick one or more, or reject.
+    :param on_reject: ``"skip"`` (default) skips the tasks directly downstream, like Airflow's `ApprovalOperator`;
+        ``"fail"`` fails this task, without retries; ``"continue"`` returns an empty list.
+    :raises AirflowFailException: `images` is not a manifest or differs from its records; Airflow still shows the
+        request of an earlier try, which has other images; or a rejection with `on_reject` ``"fail"``.
+    :raises GeminiImageError: the answer is not valid, or the images have changed since they were shown. A retry asks
+        again.
     """
 
     APPROVE = "Approve"
@@ -73,12 +74,12 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         self.choose = _CHECKS["choose"]("choose", choose)
         self.on_reject = _CHECKS["on_reject"]("on_reject", on_reject)
         super().__init__(options=self._options([]), multiple=choose == "several", **kwargs)
-        # Null is allowed, because Airflow takes no answer, not even a rejection, without a text that it requires.
+        # Null is allowed: if the text were required, Airflow would accept no answer without it, not even a rejection.
         self.params[COMMENT] = Param(None, type=["null", "string"], title="Comment")
         self.images = images
 
     def execute(self, context: Context) -> Any:
-        """Show the images, and wait for a person."""
+        """Show the images and wait for the answer of a person."""
         from airflow_provider_geminiimg.gallery.markdown import manifests
 
         try:
@@ -100,11 +101,11 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
     def execute_complete(
         self, context: Context, event: dict[str, Any], shown: str | None = None, until: float | None = None
     ) -> Any:
-        """Return what was chosen of the images that were shown: `images` may have changed since.
+        """Return the chosen images. `images` is not read again, because it may have changed.
 
-        :param event: Airflow's: the answer, or what kept it from coming.
-        :param shown: SHA-256 of what was shown.
-        :param until: Unix seconds after which no answer counts; ``None``: any time.
+        :param event: of Airflow's trigger: the answer, or an error.
+        :param shown: SHA-256 of the saved list of images that were shown.
+        :param until: Unix seconds after which an answer is refused; ``None``: no limit.
         """
         if "error" in event:
             return super().execute_complete(context, event)
@@ -121,15 +122,15 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         except GeminiImageError as error:
             raise without_traceback(error) from None
         comment = answer["params_input"].get(COMMENT)
-        # Never null, which Airflow takes for an XCom that is not there.
+        # Never null: Airflow treats a null XCom as missing.
         ti.xcom_push(key=COMMENT, value=comment.strip() if isinstance(comment, str) else "")
         return self._rejected(context) if self.REJECT in chosen else picked
 
     def _filled_in(self, context: Context, event: dict[str, Any]) -> Any:
         try:
             return super().execute_complete(context, event)
-        except Exception as error:  # Airflow takes any form by REST, and compares it with its fields only here
-            raise _unfit(f"fills in the form with what it does not take ({type(error).__name__})") from None
+        except Exception as error:  # Airflow's REST API accepts any form values and validates them only here
+            raise _invalid_answer(f"has form values that do not fit the form ({type(error).__name__})") from None
 
     def _approval(self, context: Context) -> Approval:
         from airflow_provider_geminiimg.core.purchase.approval import Approval
@@ -139,7 +140,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         return Approval(attempt.ledger, attempt.files, attempt.item, str(context["ti"].id))
 
     def _show(self, shown: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Put the images into the request. Returns their manifests by label."""
+        """Put the images into the request to the person. Returns the manifests by label."""
         from airflow_provider_geminiimg.gallery.markdown import labels, review_markdown
 
         named = dict(zip(labels(shown), shown, strict=True))
@@ -154,7 +155,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         return [self.APPROVE, self.REJECT] if self.choose == "all" else [*names, self.REJECT]
 
     def _refuse_older(self, context: Context) -> None:
-        """Airflow keeps the request of an earlier try, and would show that one and let its people answer."""
+        """Refuse to wait if Airflow still shows the request of an earlier try and that request differs."""
         if context["ti"].try_number == 1:
             return
         wanted = {
@@ -167,49 +168,49 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         request = shown_request(ti_id=context["ti"].id, subject=self.subject, params=self.serialized_params, **wanted)
         if (request.options, request.body) != (self.options, self.body):
             raise BadRequestError(
-                "The images are others than those that this task showed before, and Airflow goes on showing those.",
+                "The images differ from those of this task's earlier request, and Airflow still shows those.",
                 hint=_DELETE_THE_REQUEST,
             )
         asked = (request.defaults or None, bool(request.multiple), _ids(request.assigned_users or []))
         if asked != (self.defaults or None, self.multiple, _ids(self.assigned_users or [])):
             raise BadRequestError(
-                "The DAG's assigned_users, defaults or choose are others than when this task asked before, and Airflow "
-                "goes on with those of then.",
+                "assigned_users, defaults or choose have changed in the DAG since this task's earlier request, and "
+                "Airflow still uses the earlier values.",
                 hint=_DELETE_THE_REQUEST,
             )
 
     def _check_answer(self, event: dict[str, Any], until: float | None) -> None:
         problem = self._problem_of_choice(event["chosen_options"]) or self._problem_of_responder(event, until)
         if problem:
-            raise _unfit(problem)
+            raise _invalid_answer(problem)
 
     def _problem_of_choice(self, chosen: Sequence[str]) -> str | None:
         unknown = set(chosen) - set(self.options)
         return (
-            "holds something that nobody could choose" if unknown
+            "has an option that was not offered" if unknown
             else "is empty" if not chosen
-            else "holds more than one choice" if len(set(chosen)) > 1 and not self.multiple
-            else "rejects the images, and chooses some" if len(set(chosen)) > 1 and self.REJECT in chosen
+            else "has more than one option" if len(set(chosen)) > 1 and not self.multiple
+            else "rejects the images and chooses some" if len(set(chosen)) > 1 and self.REJECT in chosen
             else None
         )  # fmt: skip
 
     def _problem_of_responder(self, event: dict[str, Any], until: float | None) -> str | None:
-        """What is wrong with who answered, or when. Airflow checks the first; this is for what gets past it."""
+        """Why the answer is refused for its author or its time. Airflow checks the author too, but not in every case."""
         responder = event.get("responded_by_user")
         if responder is None:
             by_default = self.response_timeout is not None and event["chosen_options"] == self.defaults
-            return None if by_default else "came from nobody that Airflow knows"
+            return None if by_default else "has no known author"
         if until is not None and event["responded_at"].timestamp() > until:
-            return f"came after response_timeout ({self.response_timeout})"
+            return f"arrived after response_timeout ({self.response_timeout})"
         assigned = _ids(self.assigned_users or [])
         if assigned and not _ids([responder]) <= assigned and not everybody_is_admin():
-            return "came from somebody who is not in assigned_users"
+            return "is from a user who is not in assigned_users"
         return None
 
     def _rejected(self, context: Context) -> list[dict[str, Any]]:
-        said = f"Rejected. What the person wrote is in the XCom {COMMENT!r} of this task."
+        said = f"The images were rejected. The XCom {COMMENT!r} of this task holds the comment."
         if self.on_reject == "fail":
-            raise AirflowFailException(f"{said} Clear this task, and it asks again.")
+            raise AirflowFailException(f"{said} To ask again, clear this task.")
         self.log.info(said)
         if self.on_reject == "skip":
             after = context["task"].get_direct_relatives(upstream=False)
@@ -217,8 +218,8 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         return []
 
 
-def _unfit(problem: str) -> BadRequestError:
-    hint = "Clear this task, and it asks again; so does a retry."
+def _invalid_answer(problem: str) -> BadRequestError:
+    hint = "To ask again, clear this task or let it retry."
     return BadRequestError(f"The answer {problem}.", billed=Billed.NO, hint=hint)
 
 

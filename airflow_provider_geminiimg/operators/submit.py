@@ -1,4 +1,4 @@
-"""An image ordered now and waited for elsewhere."""
+"""The operator that submits a job and does not wait for it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 
 class GeminiImageSubmitOperator(ImageOperator):
-    """Submit a job and return at once; `GeminiImageJobSensor` waits for it and lands it. An edit, if `image` is given.
+    """Submit a job and return; `GeminiImageJobSensor` waits for the job and stores its image. With `image`: an edit.
 
-    Returns ``{record, gateway, model, job_id, conn_id}``. Where the gateway answers with the finished image, that has
-    landed already, and the sensor finds it; `on_mismatch` counts for it, too.
+    Returns ``{record, gateway, model, job_id, conn_id}``. If the gateway answers with the finished image, this task
+    stores it, and the sensor finds it; then `on_mismatch` applies here.
 
-    Takes the arguments of `ImageOperator`, `deferrable` excepted: there is nothing to wait for.
+    Takes the arguments of `ImageOperator` except `deferrable`: this task does not wait.
     """
 
     def __init__(self, *, image: Any = None, **kwargs: Any) -> None:
-        # What the author wrote decides: an image that renders to nothing is an error, not another image to pay for.
+        # The value in the DAG decides. An `image` that renders to nothing is an error; it must not become a generation.
         self._is_edit = image is not None
         super().__init__(image=image, deferrable=False, **kwargs)
 
     @property
     def operation(self) -> str:  # type: ignore[override]
-        """``edit`` if there is an image to edit, else ``generate``."""
+        """``edit`` if `image` is given, else ``generate``."""
         return "edit" if self._is_edit else "generate"
 
     def execute(self, context: Any) -> Any:
-        """Submit, or find what an earlier attempt submitted."""
+        """Submit the job, or find the job that an earlier attempt submitted."""
         return self._run(context, wait=False)
 
     def _ended(self, found: Landed | Pending) -> dict[str, Any]:

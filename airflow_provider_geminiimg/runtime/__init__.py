@@ -1,5 +1,14 @@
-"""What the operators and the sensor do when they run: the halves of them that a DAG file does not need.
+"""The running tasks: Airflow's context in, calls into `core`, results out.
 
-What must stay true: nothing that is imported when a DAG is parsed imports this; an operator does when it begins to
-run, so that all of it is there before money is spent.
+Invariant: parsing a DAG imports nothing from here. An operator imports its module when it starts to run, so that an
+import error comes before money is spent.
+
+In reading order:
+
+- `environment`: settings and connections of Airflow
+- `task_run`: one try of a task instance
+- `errors`: how an error leaves a task
+- `image_task`, `batch_task`, `sensor_task`, `collect_task`: one module per kind of task
+- `returned_request`: the saved request of a decorated function
+- `jobs_command`: ``python -m airflow_provider_geminiimg jobs``
 """

@@ -1,4 +1,7 @@
-"""Many images in one task, as it runs: from its rows to its summary."""
+"""A running batch task: from rows to a plan, to images, to a summary.
+
+Invariant: the plan is saved before the first paid request, so that a retry makes only the missing images.
+"""
 
 from __future__ import annotations
 
@@ -36,20 +39,20 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteEr
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
-_RETURNED = "return_value"  # what Airflow calls the XCom of what a task returns
-_NAMED_FAILURES = 3  # in the message of a task that fails
+_RETURNED = "return_value"  # Airflow's XCom key for the return value of a task
+_NAMED_FAILURES = 3  # failed images that the error message names
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTask:
-    """What one task instance asks for.
+    """The description of one task instance.
 
-    :param arguments: those of `GeminiImageBatchOperator`.
-    :param rows: gives what the task's first attempt is asked for.
-    :param guard: ends the buying when the task is killed.
-    :param log: the task's logger.
-    :param pushes: whether the summary shall be an XCom.
-    :param multiple_outputs: each of its fields as an XCom of its own, too.
+    :param arguments: of `GeminiImageBatchOperator`.
+    :param rows: returns the rows; called only if there is no saved plan.
+    :param guard: the stop flag for paid requests.
+    :param log: the logger of the task.
+    :param pushes: push the summary as XCom.
+    :param multiple_outputs: also push each field of the summary as its own XCom.
     """
 
     arguments: TaskArguments
@@ -61,7 +64,10 @@ class BatchTask:
 
 
 def run_task(task: BatchTask, context: Context) -> dict[str, Any]:
-    """Plan, or read what was planned; make what is missing; say what became of each."""
+    """Plan the images, or read the saved plan; make the missing images; return the summary.
+
+    :raises GeminiImageError: nothing was started, or the task failed; raised by `raise_outcome`.
+    """
     try:
         summary, failure = _made(task, context)
     except GeminiImageError as error:
@@ -75,19 +81,19 @@ def run_task(task: BatchTask, context: Context) -> dict[str, Any]:
 
 
 def _push(task: BatchTask, context: Context, summary: Mapping[str, Any]) -> None:
-    """The summary as the XCom that it is on success: Airflow keeps what a task returns, and not what it raises with."""
+    """Push the summary of a failed task as XCom: Airflow stores only the return value of a successful task."""
     if not task.pushes:
         return
     several = dict(summary) if task.multiple_outputs else {}
     try:
         for key, value in {**several, _RETURNED: dict(summary)}.items():
             context["ti"].xcom_push(key, value)
-    except Exception as error:  # the outcome counts, and it is in the log
-        task.log.warning("The summary could not be kept as an XCom (%s).", type(error).__name__)
+    except Exception as error:  # the task fails anyway, and the log has the summary
+        task.log.warning("The summary could not be pushed as XCom (%s).", type(error).__name__)
 
 
 def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception | None]:
-    """The summary, and why the task fails, if it does. Whoever raises that has no prompt among its variables."""
+    """Returns (summary, error). The caller raises the error, so that no traceback holds a prompt."""
     attempt = TaskRun(context, task.log)
     plans = SavedRequestStore(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
@@ -96,10 +102,10 @@ def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception 
     lived = run(lambda: closed(_live(task, attempt, plans, known, requests)), task.guard)
     if isinstance(lived, GeminiImageError):
         raise lived
-    planned, tally, manifest, refusal = lived
-    summary = {**tally.totals(planned.items), "manifest": manifest}
+    planned, results, manifest, refusal = lived
+    summary = {**results.totals(planned.items), "manifest": manifest}
     task.log.info("%s", summary)
-    return summary, refusal or _failure(task, planned, tally, summary)
+    return summary, refusal or _failure(task, planned, results, summary)
 
 
 async def _live(
@@ -115,7 +121,7 @@ async def _live(
             planned = await _planned(task.arguments, attempt, connection, purchase_context, requests)
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
-            task.log.info("Keeping to what the first attempt planned: %s images.", len(planned.items))
+            task.log.info("Using the plan of the first attempt: %s images.", len(planned.items))
         await asyncio.to_thread(attempt.ledger.prefetch, attempt.item)
         orders = _orders(task.arguments, attempt, connection, planned)
         batch = BatchContext(orders, purchase_context, task.guard, connection, attempt.item_marker)
@@ -125,13 +131,13 @@ async def _live(
             fail_fast=task.arguments.checked("on_item_failure") == "fail_fast",
             fail_on_mismatch=task.arguments.checked("on_mismatch") == "fail",
         )
-        tally = await BatchExecutor(batch, options, refused).run(planned.items)
-        manifest, failure = await asyncio.to_thread(_write_down, attempt, plans, planned, tally)
+        results = await BatchExecutor(batch, options, refused).run(planned.items)
+        manifest, failure = await asyncio.to_thread(_write_down, attempt, plans, planned, results)
     refusal = next(iter(refused.values()), None)
-    if refusal is not None and tally.collected:
-        hint = f"{refusal.hint} What was paid for before has been collected: {manifest}.".strip()
+    if refusal is not None and results.collected:
+        hint = f"{refusal.hint} Images that were already paid for have been collected: {manifest}.".strip()
         refusal = refusal.evolve(hint=hint)
-    return planned, tally, manifest, failure or refusal
+    return planned, results, manifest, failure or refusal
 
 
 async def _planned(
@@ -170,36 +176,37 @@ async def _planned(
 
 
 def _write_down(
-    attempt: TaskRun, plans: SavedRequestStore[Plan], planned: Plan, tally: BatchSummary
+    attempt: TaskRun, plans: SavedRequestStore[Plan], planned: Plan, results: BatchSummary
 ) -> tuple[str | None, Exception | None]:
-    """Write the manifest, and that all has landed, if it has.
+    """Write the manifest; if all images have landed, delete the prompts from the saved plan.
 
-    :returns: where the manifest is, if it is there; and what failed, which is not raised, as the summary would be lost.
+    :returns: (URI of the manifest or ``None``, error or ``None``). The error is not raised here, because the caller
+        still has to return the summary.
     """
     manifest = join_uri(attempt.folder, "manifest.jsonl")
     written = None
     try:
-        _write_manifest(attempt.files, manifest, tally, planned)
+        _write_manifest(attempt.files, manifest, results, planned)
         written = manifest
-        if tally.all_landed:
+        if results.all_landed:
             plans.finish(attempt.generation, planned.carried_out())
     except Exception as error:
         return written, error
     return written, None
 
 
-def _write_manifest(files: Files, uri: str, tally: BatchSummary, planned: Plan) -> None:
+def _write_manifest(files: Files, uri: str, results: BatchSummary, planned: Plan) -> None:
     try:
-        files.put(uri, tally.manifest(planned.items), media_type="application/x-ndjson")
+        files.put(uri, results.manifest(planned.items), media_type="application/x-ndjson")
     except StorageError as error:
-        hint = f"{error.hint} What has landed stays, and a retry writes the manifest anew, at no cost."
-        raise error.evolve(billed=tally.billed, of_many=True, hint=hint) from error.__cause__
+        hint = f"{error.hint} The images that landed stay. A retry writes the manifest again, at no cost."
+        raise error.evolve(billed=results.billed, of_many=True, hint=hint) from error.__cause__
 
 
 def _orders(
     arguments: TaskArguments, attempt: TaskRun, connection: GatewayConnection, planned: Plan
 ) -> Callable[[PlannedImage], Order]:
-    """What gives the order of each image. What all have in common is checked now, once."""
+    """A function that makes the order of each image. Shared arguments are parsed here, once, before any image."""
     usual: dict[str, Any] = {
         "connection": connection,
         "policy": Policy(
@@ -227,21 +234,23 @@ def _orders(
     return order
 
 
-def _failure(task: BatchTask, planned: Plan, tally: BatchSummary, summary: Mapping[str, Any]) -> IncompleteError | None:
-    """Why the task fails, if it does."""
+def _failure(
+    task: BatchTask, planned: Plan, results: BatchSummary, summary: Mapping[str, Any]
+) -> IncompleteError | None:
+    """The error of a task in which fewer than `min_success` images landed."""
     wanted = task.arguments.checked("min_success")
     total = len(planned.items)
     good = sum(summary["counts"][status] for status in GOOD)
     needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
     if good >= needed:
         return None
-    named = " ".join(tally.bad(planned.items, _NAMED_FAILURES))
+    named = " ".join(results.bad(planned.items, _NAMED_FAILURES))
     others = ", ".join(
         f"{count} {status}" for status, count in summary["counts"].items() if count and status not in GOOD
     )
     return IncompleteError(
         f"{good} of {total} images landed ({others}), min_success={wanted}. "
-        f"All of them: {summary['manifest']}. {named}",
-        billed=tally.billed,
-        retryable=tally.retryable,
+        f"Details of each image: {summary['manifest']}. {named}",
+        billed=results.billed,
+        retryable=results.retryable,
     )

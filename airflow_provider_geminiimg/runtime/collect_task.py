@@ -1,4 +1,4 @@
-"""Settling and collecting, as a running task does it."""
+"""A running collect task: resolves the given records, then collects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_geminiimg.runtime.errors import raise_outcome
 
 
 def run_task(arguments: TaskArguments, log: Logs) -> dict[str, Any]:
-    """Settle, then collect."""
+    """Resolve the given records, then collect."""
     try:
         arguments.refuse_nothing()
         environment = Environment(log)
@@ -35,14 +35,14 @@ async def _collect(arguments: TaskArguments, environment: Environment) -> Report
     scope = Scope(environment.namespace, *(arguments.checked(f"external_{name}_id") for name in ("dag", "run", "task")))
     dry_run = arguments.checked("dry_run")
     log, refused = environment.log, []
-    for key, verdict in arguments.checked("resolve").items():
-        done = await closed(asyncio.to_thread(resolve, environment.ledger, key, verdict, dry_run=dry_run))
+    for key, resolution in arguments.checked("resolve").items():
+        done = await closed(asyncio.to_thread(resolve, environment.ledger, key, resolution, dry_run=dry_run))
         if isinstance(done, GeminiImageError):
-            log.error("Not settled: %s. %s", key, done)
+            log.error("Not resolved: %s. %s", key, done)
             refused.append(key)
         else:
-            said = "Would be settled" if dry_run else "Settled, by this task's `resolve`"
-            log.warning("%s: %s: %s.", said if done else "Was settled before", key, verdict)
+            did = "Would be resolved" if dry_run else "Resolved by the `resolve` of this task"
+            log.warning("%s: %s: %s.", did if done else "Already resolved", key, resolution)
     async with environment.purchase_context() as purchase_context:
         report = await collect(purchase_context, scope, dry_run=dry_run)
     report.keys["errors"] += refused

@@ -1,7 +1,7 @@
-"""What work on the ledger needs of Airflow: its settings and its connections.
+"""Settings and connections of Airflow, for all code that uses the ledger.
 
-What must stay true: a connection is looked up once a piece of work, and one at a time: Airflow's channel to the
-supervisor serves one caller at once.
+Invariant: each connection is read once per `Environment`, and one at a time, because Airflow's channel to the
+supervisor serves one caller at a time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 
 class Environment:
-    """Root, files and connections, as ``[geminiimg]`` and Airflow's connections say.
+    """Root, files and connections, from the configuration section ``[geminiimg]`` and Airflow's connections.
 
-    :param log: where to say what happens.
+    :param log: the logger of the task or command.
     """
 
     def __init__(self, log: Logs) -> None:
@@ -45,22 +45,22 @@ class Environment:
     def connection(self, conn_id: str) -> GatewayConnection:
         """The checked connection.
 
-        :raises BadRequestError: it is missing or wrong.
-        :raises AuthenticationError: it has no API key.
+        :raises BadRequestError: the connection is missing or wrong.
+        :raises AuthenticationError: the connection has no API key.
         """
         if conn_id not in self._connections:
             self._connections[conn_id] = GeminiImageHook(conn_id).connection()
         return self._connections[conn_id]
 
     def limited(self, conn_id: str, requests_per_minute: int) -> GatewayConnection:
-        """The connection, with another rate from now on."""
+        """The connection with another rate limit, which also applies to later calls of `connection`."""
         connection = replace(self.connection(conn_id), requests_per_minute=requests_per_minute)
         self._connections[conn_id] = connection
         return connection
 
     @asynccontextmanager
     async def purchase_context(self) -> AsyncIterator[PurchaseContext]:
-        """What an image's life needs, open until the context ends."""
+        """What a purchase needs from outside; its HTTP clients stay open until the context manager exits."""
         async with AsyncExitStack() as stack:
             transports: dict[str, Transport] = {}
             connecting = asyncio.Lock()

@@ -1,4 +1,4 @@
-"""How an outcome leaves a task."""
+"""How an error leaves a task: whether Airflow may retry it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from airflow_provider_geminiimg.exceptions import (
 
 
 def raise_outcome(error: GeminiImageError) -> NoReturn:
-    """Raise the outcome as Airflow needs it, and bare: its message says what happened.
+    """Raise the error for Airflow, without stack frames.
 
-    :raises AirflowFailException: from the outcome, where no retry may touch it.
-    :raises GeminiImageError: the outcome itself, otherwise.
+    :raises AirflowFailException: from the error, if Airflow must not retry.
+    :raises GeminiImageError: the error itself, otherwise.
     """
     error = without_traceback(error)
     settled = isinstance(error, IncompleteError) and not error.retryable

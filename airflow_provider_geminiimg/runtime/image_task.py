@@ -1,6 +1,7 @@
-"""A task that buys one image, as it runs.
+"""A running task that buys one image.
 
-What must stay true: nothing is decided here, and nothing is deferred. An attempt asks `Purchase`, and says what came.
+Invariant: this module decides nothing about money and does not defer. It builds an `Order`, calls `Purchase` and
+returns the result.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Landed, Pending, TaskRun, finished
 
 _AT_ANOTHER_PLACE = (
-    "What was paid for before is on record: a retry lands it where it was to land then, and a Clear with another "
-    "file_name or output_path lands it there."
+    "An earlier attempt may have paid for the image. A retry stores it at the recorded destination; a Clear with "
+    "another file_name or output_path stores it there."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ImageTask:
-    """What one task instance asks for.
+    """The description of one task instance.
 
-    :param arguments: those of `ImageOperator`.
+    :param arguments: of `ImageOperator`.
     :param operation: ``generate`` or ``edit``.
-    :param guard: ends the buying when the task is killed.
-    :param log: the task's logger.
-    :param function: makes the request, where a decorated function says what to make: called at most once a Clear.
+    :param guard: the stop flag for paid requests.
+    :param log: the logger of the task.
+    :param function: returns the request of a decorated function; called at most once per Clear.
     """
 
     arguments: TaskArguments
@@ -88,7 +89,7 @@ def run_task(
 
 
 def wait_again(task: ImageTask, context: Context) -> Pending | None:
-    """The wait for a job whose trigger crashed; ``None`` where there is none, or that was done often enough."""
+    """The deferral for a job after its trigger crashed; ``None`` if no job is running or `MAX_DEFERRALS` is reached."""
     attempt, order = _prepare(task, context)
     found = attempt.ledger.latest(attempt.item)
     if found is None or found.record.state != "submitted" or found.record.deferrals >= MAX_DEFERRALS:
@@ -150,7 +151,7 @@ def _order(task: ImageTask, attempt: TaskRun, context: Context) -> Order:
 
 
 def _request(task: ImageTask, attempt: TaskRun, connection: GatewayConnection, context: Context) -> CheckedRequest:
-    """What this attempt asks for, as the connection's gateway takes it."""
+    """The request of this attempt, checked for the gateway of the connection."""
     arguments, function = task.arguments, task.function
     if function is not None:
         arguments.refuse_nothing()

@@ -1,4 +1,7 @@
-"""What a decorated function asked for, kept in the store until it has landed."""
+"""The request that a decorated function returned, saved until its image has landed.
+
+Invariant: the function is called once per Clear. A retry uses the saved request.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +16,35 @@ from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
 
 def request(attempt: TaskRun, connection: GatewayConnection, ask: Callable[[], ImageRequest]) -> CheckedRequest:
-    """What the first attempt was told to make; this one, where it is the first, asks.
+    """The saved request of the first attempt. The first attempt calls `ask` and saves the result.
 
-    :raises GeminiImageError: it can't be made, or is not known any more.
+    :param ask: calls the decorated function.
+    :raises GeminiImageError: the request is not valid, or was deleted after its image landed.
     """
-    kept = _kept(attempt)
-    known = kept.read(attempt.generation)
+    requests = _store(attempt)
+    known = requests.read(attempt.generation)
     if known is None:
         asked = ask()
         checked = asked.check(connection.gateway, connection.model)
-        kept.write(attempt.generation, SavedRequest(request=asked))
+        requests.write(attempt.generation, SavedRequest(request=asked))
         return checked
     if known.request is None:
         raise LedgerError(
-            "This was made before, and what the function asked for is not kept that long.",
+            "The image of this task has landed before, and the request of the function is deleted after landing.",
             billed=Billed.YES,
-            hint="Clear the task, which calls the function again.",
+            hint="Clear the task: it calls the function again.",
         )
-    attempt.log.info("Keeping to what the function returned to the first attempt.")
+    attempt.log.info("Using the request that the function returned to the first attempt.")
     return known.request.check(connection.gateway, connection.model)
 
 
 def forget(attempt: TaskRun) -> None:
-    """Keep no prompt any longer: the image has landed."""
+    """Delete the saved prompt, because the image has landed."""
     try:
-        _kept(attempt).finish(attempt.generation, SavedRequest(request=None))
+        _store(attempt).finish(attempt.generation, SavedRequest(request=None))
     except GeminiImageError as error:
-        attempt.log.error("What the function returned is still under the root, though it landed: %s", error)
+        attempt.log.error("The image landed, but the saved request of the function could not be deleted: %s", error)
 
 
-def _kept(attempt: TaskRun) -> SavedRequestStore[SavedRequest]:
+def _store(attempt: TaskRun) -> SavedRequestStore[SavedRequest]:
     return SavedRequestStore(SavedRequest, attempt.ledger.store, RETURNED, attempt.item, attempt.plan_marker)

@@ -1,6 +1,6 @@
-"""A look at a job that was submitted elsewhere, the wait for it, and its image's landing.
+"""A running sensor: polls a job that another task submitted, waits for it, stores its image.
 
-What must stay true: nothing here buys or cancels.
+Invariant: nothing here sends a paid request or cancels a job.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ from airflow_provider_geminiimg.runtime.task_run import MAX_DEFERRALS, Pending, 
 
 _CHECK_THE_JOB = "Check job_id, model and geminiimg_conn_id."
 _CLEAR_THE_SUBMIT = (
-    "Look at the gateway's console whether the image was made and charged, then settle it: `jobs resolve`, or "
-    "`resolve` of GeminiImageCollectOperator. To buy it again all the same, settle it as `resubmit`, or clear the "
-    'submit task with on_unknown="resubmit".'
+    "Check in the gateway's console whether the image was made and charged, then resolve the record: `jobs resolve`, "
+    "or `resolve` of GeminiImageCollectOperator. To buy the image again in any case, resolve it as `resubmit`, or "
+    'clear the submit task with on_unknown="resubmit".'
 )
 _SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
 
 
 @dataclass(frozen=True, slots=True)
 class SensorTask:
-    """What one sensor waits for.
+    """The description of one sensor.
 
-    :param arguments: those of `GeminiImageJobSensor`.
-    :param timeout: seconds after which it gives up.
-    :param poke_interval: seconds between two looks in the worker.
-    :param is_soft: giving up is no failure.
-    :param log: the task's logger.
+    :param arguments: of `GeminiImageJobSensor`.
+    :param timeout: seconds until the sensor gives up.
+    :param poke_interval: seconds between two polls in the worker.
+    :param is_soft: skip the task, instead of failing it, when the sensor gives up.
+    :param log: the logger of the task.
     """
 
     arguments: TaskArguments
@@ -86,7 +86,7 @@ def is_deferrable(task: SensorTask) -> bool:
 
 
 def start(task: SensorTask, context: Context) -> dict[str, Any] | Pending:
-    """Ask once; the wait for it in the triggerer, if the job runs."""
+    """Poll once; return the manifest, or the deferral if the job is running."""
     seen = look(task, context)
     if is_running(seen):
         return _pending(task, context, seen, _deadline(task, context))
@@ -94,10 +94,10 @@ def start(task: SensorTask, context: Context) -> dict[str, Any] | Pending:
 
 
 def resume(task: SensorTask, context: Context, deadline: float | None, *, again: bool) -> dict[str, Any] | Pending:
-    """Ask after a trigger fired, and wait here for what is left of the time.
+    """Continue after a trigger fired: poll, and wait in the worker until the deadline.
 
-    :param deadline: ``None``: `timeout` after this try started.
-    :param again: the trigger gave up early, and another one shall wait.
+    :param deadline: in Unix seconds; ``None``: `timeout` after the start of this try.
+    :param again: the trigger ended early; defer again if the job is still running.
     """
     deadline = _deadline(task, context) if deadline is None else deadline
     seen = look(task, context, resumed=True)
@@ -107,7 +107,7 @@ def resume(task: SensorTask, context: Context, deadline: float | None, *, again:
 
 
 def resume_crashed(task: SensorTask, context: Context, deadline: float | None) -> dict[str, Any] | Pending:
-    """The same, after a trigger that did not fire."""
+    """Continue after a trigger crashed or never ran: defer again, at most `MAX_DEFERRALS` times."""
     deadline = _deadline(task, context) if deadline is None else deadline
     seen = look(task, context, resumed=True)
     if is_running(seen) and time.time() < deadline and seen.deferrals < MAX_DEFERRALS:
@@ -117,7 +117,7 @@ def resume_crashed(task: SensorTask, context: Context, deadline: float | None) -
 
 
 def _deadline(task: SensorTask, context: Context) -> float:
-    """Counted from the start of this try, which a deferral does not move."""
+    """`timeout` after the start of this try; a deferral does not change the start."""
     started: float = context["ti"].start_date.timestamp()
     return min(started + task.timeout, UNIX_SECONDS.high)  # a later one is no date
 
@@ -127,15 +127,16 @@ def _pending(task: SensorTask, context: Context, record: Record, deadline: float
 
 
 def _wait_here(task: SensorTask, context: Context, seen: Record | GeminiImageError, deadline: float) -> Any:
-    """What has become of the job, once it has ended; asks every `poke_interval` seconds.
+    """Poll every `poke_interval` seconds until the job has ended.
 
-    :raises AirflowSensorTimeout: it was still running at the deadline.
+    :raises AirflowSensorTimeout: the job was still running at the deadline.
+    :raises AirflowSkipException: likewise, if `is_soft`.
     """
     while is_running(seen):
         left = deadline - time.time()
         if left <= 0:
-            said = f"Job {printable(str(seen.job_id))} was still running after {task.timeout:.0f} s. It is left alone: "
-            said += f"clear the sensor with a longer timeout, and it lands. Record {seen.key}."
+            said = f"Job {printable(str(seen.job_id))} was still running after {task.timeout:.0f} s. It keeps running. "
+            said += f"To store its image, clear the sensor with a longer timeout. Record {seen.key}."
             raise AirflowSkipException(said) if task.is_soft else AirflowSensorTimeout(said)
         time.sleep(min(task.poke_interval, left))
         seen = look(task, context, resumed=True)
@@ -143,9 +144,10 @@ def _wait_here(task: SensorTask, context: Context, seen: Record | GeminiImageErr
 
 
 def finish(task: SensorTask, seen: Record | GeminiImageError) -> dict[str, Any]:
-    """What the task returns.
+    """The manifest, which is the return value of the task.
 
-    :raises GeminiImageError: why there will be no image, as `raise_outcome` does.
+    :raises GeminiImageError: why there is no image, raised by `raise_outcome`.
+    :raises AirflowFailException: the job failed.
     """
     if isinstance(seen, GeminiImageError):
         raise_outcome(seen)
@@ -160,18 +162,22 @@ def _tell_destination(task: SensorTask, record: Record) -> None:
     used = [record.destination, *(Destination(**copy["destination"]) for copy in record.copies)]
     other_path = output_path and output_path.rstrip("/") not in [place.directory for place in used]
     if other_path or (file_name and file_name not in [place.stem for place in used]):
-        task.log.warning("It landed where its submit task said: output_path and file_name here are for a job_id.")
+        task.log.warning(
+            "The image landed at the destination of its submit task. output_path and file_name of the sensor apply "
+            "only to job_id."
+        )
 
 
 # Looking
 
 
 def look(task: SensorTask, context: Context, *, resumed: bool = False) -> Record | GeminiImageError:
-    """Ask once, and land the image if it is ready.
+    """Poll once, and store the image if it is ready.
 
-    :param resumed: a trigger waited for the job, so it is landed even without its record.
-    :returns: the record: ``landed``, ``failed``, or ``submitted`` while the job runs; or why there is nothing to
-        wait for. What the next try of the sensor may find better is raised.
+    :param resumed: a trigger waited for the job, so the image is stored even if the record is missing.
+    :returns: the record, which is ``landed``, ``failed`` or, while the job is running, ``submitted``; or the error, if
+        no retry can help.
+    :raises GeminiImageError: an error that a retry can help.
     """
     seen: Record | GeminiImageError
     try:
@@ -186,7 +192,7 @@ def look(task: SensorTask, context: Context, *, resumed: bool = False) -> Record
 
 
 def _check(arguments: TaskArguments) -> None:
-    """:raises BadRequestError: an argument is none of what it can be."""
+    """:raises BadRequestError: an argument is wrong."""
     arguments.refuse_unrendered()
     for name in arguments.checks:
         arguments.checked(name)
@@ -200,7 +206,7 @@ async def _collect(task: SensorTask, attempt: TaskRun, again: bool, resumed: boo
     async with attempt.purchase_context() as purchase_context:
         found = await _find(task, attempt, resumed)
         record, own = found.record, found.record.key.startswith(f"{attempt.item.path}/")
-        # Two tasks' generations don't compare: the submit task's record keeps its own.
+        # Generations of two tasks are not comparable, so a record of the submit task keeps its own.
         policy = Policy(attempt.generation if own else record.generation)
         collector = JobCollector(ImageWriter(purchase_context, generation=policy.generation))
         if record.state == "landed":
@@ -214,7 +220,7 @@ async def _collect(task: SensorTask, attempt: TaskRun, again: bool, resumed: boo
         try:
             return await collector.peek(record) or record
         except VanishedError as error:
-            # The submit task, once cleared, finds the note and does as its on_unknown says.
+            # After a Clear the submit task reads this note and applies its on_unknown.
             await collector.note(record, error)
             raise error.evolve(hint=_CHECK_THE_JOB if own else _CLEAR_THE_SUBMIT) from error.__cause__
         except ConnectionChangedError as error:
@@ -237,10 +243,10 @@ async def _find(task: SensorTask, attempt: TaskRun, resumed: bool) -> StoredReco
             if other not in (None, key):
                 raise another_records_job(str(job_id), str(other), key)
         return replace(found, record=record)
-    missing = f"Record {key} is not under {attempt.root}: the ledger is not shared between workers, or was removed."
+    missing = f"Record {key} is not under {attempt.root}: workers do not share the ledger, or the record was removed."
     if not (resumed and job_id):
         raise LedgerError(missing, billed=Billed.UNKNOWN, hint=_SHARE_THE_ROOT)
-    task.log.error("%s Landing job %s all the same, under this task.", missing, printable(str(job_id)))
+    task.log.error("%s Storing the image of job %s under this task.", missing, printable(str(job_id)))
     return await _own(task, attempt, str(job_id), job.get("conn_id"), job.get("model"))
 
 
@@ -249,12 +255,12 @@ def _destination(task: SensorTask, attempt: TaskRun) -> Destination:
 
 
 async def _own(task: SensorTask, attempt: TaskRun, job_id: str, conn_id: Any, model: str | None) -> StoredRecord:
-    """The record of a job of which this package has none: made at the first look, under this task's own key."""
+    """The record, under this task's item, of a job that this package did not submit; created at the first poll."""
     connection = await asyncio.to_thread(attempt.connection, conn_id)
     wanted = model or default_model(connection.gateway, connection.model)
 
     def is_of_job(known: Record) -> bool:
-        # A default that has got another id is not another job.
+        # The default model may have a new id; that does not make it another job.
         same_model = known.model == model if model else row_name(known.model) == row_name(wanted)
         return same_model and (known.job_id, known.conn_id) == (job_id, connection.conn_id)
 
@@ -288,7 +294,7 @@ def _record_of(
         model=model,
         wire_model=model,
         operation="unknown",
-        # What was sent is not known here, so the job stands for it.
+        # The request is not known here, so the fingerprint is made from the job.
         fingerprint=hashlib.sha256(f"job\n{connection.gateway}\n{connection.conn_id}\n{job_id}".encode()).hexdigest(),
         request_fields={},
         prompt_sha256="",
@@ -302,7 +308,7 @@ def _record_of(
 
 
 def _newest(attempt: TaskRun, latest: StoredRecord, wanted: Callable[[Record], bool]) -> StoredRecord | None:
-    """The newest of this task's records that is wanted: after a Clear it may ask for an earlier job again."""
+    """The newest record of this task that `wanted` accepts: after a Clear the sensor may wait for an earlier job."""
     if wanted(latest.record):
         return latest
     earlier = (n for n in reversed(attempt.ledger.numbers(attempt.item)) if n < latest.record.n)
@@ -311,19 +317,19 @@ def _newest(attempt: TaskRun, latest: StoredRecord, wanted: Callable[[Record], b
 
 
 def is_running(seen: Record | GeminiImageError) -> TypeGuard[Record]:
-    """Whether the job is to be waited for."""
+    """Whether the job is still running."""
     return isinstance(seen, Record) and seen.state == "submitted"
 
 
 def _answered(record: Record, job_id: Any) -> Record:
-    """`record`; an intent, because its answer could not be written down, goes on by what the submit task returned."""
+    """`record`; an intent, whose answer was not recorded, gets the job id that the submit task returned."""
     if record.state != "intent":
         return record
     if not job_id:
         raise LedgerError(
-            f"Record {record.key} holds no answer yet, and job no job_id.",
+            f"Record {record.key} has no answer yet, and `job` has no job_id.",
             billed=Billed.UNKNOWN,
-            hint="Clear the submit task: it finds out what became of its request.",
+            hint="Clear the submit task: it determines the outcome of its request.",
         )
     return replace(record, state="submitted", job_id=str(job_id), submitted_at=record.claimed_at)
 
@@ -331,10 +337,10 @@ def _answered(record: Record, job_id: Any) -> Record:
 async def _landed(
     collector: JobCollector, found: StoredRecord, policy: Policy, asked: Asked, *, own: bool, again: bool
 ) -> Record:
-    """What has landed before, fetched once more if it is gone from storage.
+    """The record of an image that landed before; downloads it again if it is gone from storage.
 
-    :param own: the record is the sensor's own, not a submit task's.
-    :param again: the sensor has been run before.
+    :param own: the record belongs to the sensor, not to a submit task.
+    :param again: this is not the first try of the sensor.
     """
     record, writer = found.record, collector.writer
     image, _ = await find_image(writer.purchase_context.files, record, asked.destination)

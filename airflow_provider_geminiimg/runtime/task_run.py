@@ -1,4 +1,4 @@
-"""One try of one task instance: where the domain meets Airflow's context, for operators and the sensor alike."""
+"""One try of one task instance, from Airflow's context. Operators and the sensor use it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
-MAX_DEFERRALS = 2  # further ones, after a trigger crashed; then the wait goes on in the worker
-BACKSTOP = 120.0  # seconds after the trigger's own deadline, for a trigger that nobody runs
+MAX_DEFERRALS = 2  # after a trigger crashed; then the task waits in the worker
+BACKSTOP = 120.0  # seconds after the trigger's own deadline; then Airflow ends a trigger that never ran
 
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """An image is in storage.
+    """The image is in storage.
 
-    :param manifest: what the task returns about it.
+    :param manifest: the return value of the task.
     """
 
     record: Record
@@ -41,11 +41,11 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A job runs, and the triggerer may wait for it.
+    """The job is running; the task may defer.
 
-    :param trigger: waits for it.
-    :param timeout: after which Airflow shall give the trigger up.
-    :param deadline: until when the job is waited for, in Unix seconds.
+    :param trigger: waits for the job.
+    :param timeout: after this time Airflow ends the trigger.
+    :param deadline: end of the wait for the job, in Unix seconds.
     """
 
     record: Record
@@ -55,10 +55,10 @@ class Pending:
 
 
 class TaskRun(Environment):
-    """The surroundings of one try.
+    """One try of a task instance: its ledger item, its marker in Airflow, its connections.
 
     :param context: Airflow's context of the running task.
-    :param log: the task's logger.
+    :param log: the logger of the task.
     """
 
     def __init__(self, context: Mapping[str, Any], log: Logs) -> None:
@@ -71,40 +71,44 @@ class TaskRun(Environment):
         self.item = Item(self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
 
     def connection(self, conn_id: Any) -> GatewayConnection:
-        """As `Environment.connection`, for a rendered argument."""
+        """The connection that the rendered argument `geminiimg_conn_id` names.
+
+        :raises BadRequestError: the argument is not a text, or the connection is missing or wrong.
+        :raises AuthenticationError: the connection has no API key.
+        """
         name = text("geminiimg_conn_id", conn_id)
         if name is None:
             raise BadRequestError(f"geminiimg_conn_id{given(conn_id)}: takes the id of an Airflow connection.")
         try:
             return super().connection(name)
         except (BadRequestError, AuthenticationError) as error:
-            if self._has_records():  # this attempt spent nothing, an earlier one may have
+            if self._has_records():  # this attempt spent nothing, but an earlier one may have
                 raise error.evolve(billed=Billed.UNKNOWN, hint=PUT_BACK) from error.__cause__
             raise
 
     def _has_records(self) -> bool:
-        """Whether an earlier attempt of this task instance left records; also where that can't be told."""
+        """Whether earlier attempts of this task instance left records; true if the store can't be read."""
         try:
             return any(self.ledger.store.keys(f"{self.item.path.rpartition('/')[0]}/"))
         except GeminiImageError:
             return True
 
     def item_marker(self, item: str) -> StateStoreMarker | None:
-        """What Airflow remembers of one image of a batch; ``None`` where it has no task state store."""
+        """Marker for one image of a batch in the task state store; ``None`` before Airflow 3.3."""
         return None if self._state is None else self._state.item(item)
 
     @property
     def folder(self) -> str:
-        """This task instance's own folder for images, under the root."""
+        """Directory for the images of this task instance, under the root."""
         return join_uri(self.root, self.item.images)
 
     def destination(self, output_path: str | None, file_name: str | None, variant: str | None = None) -> Destination:
-        """Where the image shall land.
+        """The directory and the file name for the image.
 
-        :param output_path: directory URI; default: a folder of this task instance under the root.
-        :param file_name: name without extension; default: tells variants, mapped tasks and, in a folder of the
-            author's, runs apart.
-        :raises BadRequestError: for a file name that is a path, hidden, too long, or has an image's extension.
+        :param output_path: directory URI. Default: the directory of this task instance under the root.
+        :param file_name: name without extension. Default: the task id, with suffixes for map index and variant, and
+            for the run if `output_path` is given.
+        :raises BadRequestError: the file name is a path, hidden, too long, or has the extension of an image.
         """
         item = self.item
         mapped = "" if item.map_index < 0 else f"-{item.map_index}"
@@ -114,14 +118,14 @@ class TaskRun(Environment):
         return Destination(directory.rstrip("/"), stem("file_name", file_name) or usual)
 
     def count_deferral(self, record: Record) -> Record:
-        """Note on the record that its trigger had to be started again."""
+        """Count on the record that its trigger was started again."""
         return self.ledger.change(record.key, lambda stored: replace(stored, deferrals=stored.deferrals + 1))
 
     def pending(self, record: Record, deadline: float, poll_interval: float | None) -> Pending:
-        """The wait for the record's job in the triggerer.
+        """The deferral that waits for the job of `record`.
 
-        :param deadline: Unix seconds.
-        :param poll_interval: seconds; ``None``: the catalogue's.
+        :param deadline: end of the wait, in Unix seconds.
+        :param poll_interval: seconds between polls; ``None``: the schedule of the model.
         """
         trigger = GeminiImageJobTrigger(
             geminiimg_conn_id=record.conn_id,
@@ -136,9 +140,9 @@ class TaskRun(Environment):
 
 
 def finished(manifest: dict[str, Any], on_mismatch: OnMismatch) -> dict[str, Any]:
-    """What a task returns.
+    """The return value of a task that landed its image.
 
-    :raises AirflowFailException: the image has landed, is not what was asked for, and `on_mismatch` is ``"fail"``.
+    :raises AirflowFailException: the image does not match the request and `on_mismatch` is ``"fail"``.
     """
     error = mismatch_error(manifest)
     if error is not None and on_mismatch == "fail":

@@ -121,7 +121,7 @@ def waits_then_unknown(scene: Scene) -> None:
 
 def told_to_stop(scene: Scene) -> None:
     scene.kill("task", signal.SIGTERM)
-    scene.says("Told to stop")
+    scene.says("Kill received")
 
 
 def bought_by_the_next(scene: Scene) -> None:

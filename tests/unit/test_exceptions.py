@@ -86,7 +86,7 @@ def test_every_kind_survives_a_pickle(kind: str) -> None:
 def test_every_kind_says_what_became_of_the_money_and_whose_turn_it_is(kind: str) -> None:
     sentences = {
         Billed.NO: "No money was spent.",
-        Billed.YES: "What landed was paid for" if KINDS[kind].of_many else "The image was paid for.",
+        Billed.YES: "The images that landed were paid for" if KINDS[kind].of_many else "The image was paid for.",
         Billed.UNKNOWN: "Money may have been spent.",
     }
     assert isinstance(KINDS[kind].fault, Fault)

@@ -270,7 +270,7 @@ def test_an_upstream_xcom_that_is_edited_before_the_review_shows_what_goes_on(
     run.clear("review", "after")
     review = run.task("review")  # Airflow goes on showing a.png, so nobody is asked
     assert review.state == "failed", run.log
-    refused(run, "others than those")
+    refused(run, "differ from those")
 
 
 # --- images that change while a review waits --------------------------------------------------------------------------
@@ -491,12 +491,12 @@ def test_an_answer_by_somebody_who_is_not_assigned_lets_nothing_go_on(ask: Calla
 
 
 def test_an_answer_by_nobody_lets_nothing_go_on(ask: Callable[..., Run]) -> None:
-    refused(slip_in(ask(), "Approve", user=None), "nobody that Airflow knows")
+    refused(slip_in(ask(), "Approve", user=None), "no known author")
 
 
 def test_nobodys_answer_counts_only_where_it_is_the_default(ask: Callable[..., Run]) -> None:
     run = ask(response_timeout=dt.timedelta(hours=1), defaults="Reject")
-    refused(slip_in(run, "Approve", user=None, after=7200), "nobody that Airflow knows")
+    refused(slip_in(run, "Approve", user=None, after=7200), "no known author")
 
 
 def test_an_answer_that_comes_too_late_lets_nothing_go_on(ask: Callable[..., Run]) -> None:
@@ -536,7 +536,7 @@ def test_who_may_answer_and_what_nobodys_answer_is_are_the_dags_of_now(
     people.answer(run, "review", "Reject")
     run.go_on()
     run.clear(dag=reviewing(ABC, **changed))
-    refused(run, "goes on with those of then")
+    refused(run, "still uses the earlier values")
 
 
 def test_a_person_who_was_not_assigned_before_a_clear_does_not_answer_it(

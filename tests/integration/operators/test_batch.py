@@ -101,7 +101,7 @@ def test_a_manifest_that_can_not_be_written_says_that_the_images_were_paid_for_a
     assert isinstance(error, StorageError)
     assert error.billed is Billed.YES
     assert "The image was paid for." not in str(error), "there are three"
-    assert str(error).endswith("What has landed stays, and a retry writes the manifest anew, at no cost.")
+    assert str(error).endswith("The images that landed stay. A retry writes the manifest again, at no cost.")
     summary = run.task("pictures").value
     assert (summary["items"], summary["counts"]["landed"], summary["manifest"]) == (3, 3, None)
     assert sum(summary["cost"].values()) == pytest.approx(0.2016)

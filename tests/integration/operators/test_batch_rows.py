@@ -260,7 +260,7 @@ def test_a_batch_that_fails_names_lines_and_labels_and_its_summary_is_the_xcom(
     assert "2 of 3 images landed (1 refused)" in str(error)
     assert "Line 7 (sku='RT-3'), refused: " in str(error)
     assert "The image was paid for." not in str(error)
-    assert "What landed was paid for" in str(error)
+    assert "The images that landed were paid for" in str(error)
     made = run.task("pictures")
     assert (made.state, made.try_number) == ("failed", 1)
     assert made.value["counts"]["refused"] == 1
@@ -311,7 +311,7 @@ def test_a_cap_that_refuses_leaves_the_summary_of_what_was_collected(
     error = why(run)
     assert isinstance(error, OverBudgetError | BadRequestError)
     assert error.billed is Billed.NO
-    assert "has been collected" in str(error)
+    assert "have been collected" in str(error)
     counted = run.task("pictures").value["counts"]
     assert (counted["reused"], counted["failed"]) == (1, 1)
     assert len(sandbox.ledger()) == 1

@@ -233,7 +233,7 @@ def test_a_verdict_on_what_is_not_unknown_is_refused_after_all_else_is_done_and_
     works.dies("b")
     key = works.record("a").key
     task = failed(works.collect(resolve={key: "unpaid", "ledger/no/such/record/0/0/1.json": "lost"}), LedgerError)
-    assert f"Not settled: {key}" in task.log
+    assert f"Not resolved: {key}" in task.log
     assert "Not settled: ledger/no/such/record/0/0/1.json" in task.log
     assert [works.record(run_id).state for run_id in ("a", "b")] == ["landed"] * 2
     assert works.submits() == 2

@@ -392,13 +392,13 @@ def test_airflow_refuses_what_is_no_option(ask: Callable[..., Run], people: Peop
 @pytest.mark.parametrize(
     ("choose", "chosen", "said"),
     [
-        ("one", ["4: d.png"], "nobody could choose"),
-        ("one", ["Approve"], "nobody could choose"),
-        ("all", ["1: a.png"], "nobody could choose"),
-        ("several", ["1: a.png", "x"], "nobody could choose"),
-        ("one", ["1: a.png", "2: b.png"], "more than one choice"),
-        ("all", ["Approve", "Reject"], "more than one choice"),
-        ("several", ["1: a.png", "Reject"], "rejects the images, and chooses some"),
+        ("one", ["4: d.png"], "was not offered"),
+        ("one", ["Approve"], "was not offered"),
+        ("all", ["1: a.png"], "was not offered"),
+        ("several", ["1: a.png", "x"], "was not offered"),
+        ("one", ["1: a.png", "2: b.png"], "more than one option"),
+        ("all", ["Approve", "Reject"], "more than one option"),
+        ("several", ["1: a.png", "Reject"], "rejects the images and chooses some"),
         ("several", [], "is empty"),
     ],
 )
