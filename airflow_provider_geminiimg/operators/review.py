@@ -195,7 +195,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
         )  # fmt: skip
 
     def _problem_of_responder(self, event: dict[str, Any], until: float | None) -> str | None:
-        """Why the answer is refused for its author or its time. Airflow checks the author too, but not in every case."""
+        """Why the answer is refused for its author or time. Airflow checks the author too, but not in every case."""
         responder = event.get("responded_by_user")
         if responder is None:
             by_default = self.response_timeout is not None and event["chosen_options"] == self.defaults

@@ -1,18 +1,18 @@
-"""Many images in one task: rows become a plan, an executor makes it, a summary says what became of it.
+"""Many images in one task: rows become a plan, the executor makes its images, the summary counts the results.
 
 In reading order:
 
-- `row_files`: reads files of rows
-- `rows`: reads rows from anywhere, and no more than are allowed
-- `columns`: which column is a field of a request, and which is a label
-- `cells`: what the cells hold
+- `row_files`: reads rows from CSV and JSON files
+- `rows`: reads rows from a list, a data frame or a file, up to a limit
+- `columns`: which columns are request fields, and which are labels
+- `cells`: the values of cells
 - `prompt_columns`: columns in a prompt
 - `row_file_names`: columns in a file name
 - `image_specs`: rows turned into checked requests
-- `planner`: makes the plan: inputs, fingerprints, names
-- `known_images`: images that have a record under another fingerprint
-- `plan`: the plan as the store keeps it
-- `forecast`: what would be bought, and what that costs
-- `executor`: makes the images, some at a time
-- `summary`: what became of them
+- `planner`: makes the plan: input images, fingerprints, file names
+- `known_images`: images that have a record under an earlier fingerprint
+- `plan`: the plan, as it is stored
+- `forecast`: which images would be bought, and their estimated cost
+- `executor`: makes the images, with bounded concurrency
+- `summary`: counts and stores the results
 """

@@ -1,7 +1,7 @@
-"""What the cells of a batch's rows hold, whatever a spreadsheet or a data frame made of it.
+"""The values of the cells of a batch's rows, also after a spreadsheet or a data frame converted them.
 
-What must stay true: a value is what its author meant, as far as that is certain (``16:9`` that became a time, ``0,7``,
-``2.0``, ``WAHR``); a spreadsheet's error, or its text for "nothing", is an error and never paid for.
+Invariants: a converted value becomes the original value again if that is certain (``16:9`` as a time, ``0,7``, ``2.0``,
+``WAHR``). An error value of a spreadsheet, or its text for an empty cell, is refused before money is spent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FLAGS = frozenset(("google_search", "google_image_search"))
 
 
 def cell(value: Any) -> Any:
-    """A cell's value in Python's own types; ``None`` where it is empty, whatever a library writes for that."""
+    """The value of a cell as a plain Python object; ``None`` for the empty values of all libraries (NaN, NA, NaT)."""
     if type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas, which this package does not import
@@ -42,16 +42,16 @@ def cell(value: Any) -> Any:
 
 
 def label(name: str, value: Any) -> str:
-    """A label's text; a whole number is written as one, as pandas makes floats of columns with empty cells.
+    """The text of a label. ``2.0`` becomes ``2``, because pandas turns whole numbers into floats.
 
-    :raises BadRequestError: it is neither text nor a number nor a date, or has half a character in it.
+    :raises BadRequestError: the value is not text, a number or a date, or has an incomplete Unicode character.
     """
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, dt.date | dt.time):
-        return value.isoformat().removesuffix("T00:00:00")  # pandas makes moments of days
+        return value.isoformat().removesuffix("T00:00:00")  # pandas turns dates into timestamps
     text = str(value) if isinstance(value, bool) else as_text(value)
     if text is None:
         raise BadRequestError(f"{shown(name)}{given(value)}: takes text or a number.")
@@ -60,9 +60,9 @@ def label(name: str, value: Any) -> str:
 
 
 def field_value(name: str, value: Any) -> Any:
-    """A field's value as spreadsheets may have left it: ``16:9`` as a time, ``0,7``, ``2.0``, ``WAHR``.
+    """The value of a request field, without the conversions of spreadsheets: ``16:9`` as a time, ``0,7``, ``WAHR``.
 
-    :raises BadRequestError: the cell holds an error of the spreadsheet, or the text of an empty one.
+    :raises BadRequestError: the cell holds an error value of a spreadsheet, or the text of an empty cell.
     """
     if isinstance(value, dt.time) and name == "aspect_ratio":
         value = value.isoformat()
@@ -88,11 +88,11 @@ def field_value(name: str, value: Any) -> Any:
 
 
 def variant_spellings(value: Any) -> tuple[Any, ...]:
-    """A variant, then the other spellings under which versions before knew it.
+    """A variant, followed by the other spellings that earlier versions of this package used for it.
 
-    A whole number is written as one, as pandas makes floats of columns with empty cells, also in the files it writes.
+    ``2.0`` becomes ``2``, because pandas turns whole numbers into floats, also in the files that it writes.
 
-    :raises BadRequestError: the cell holds an error of the spreadsheet, or the text of an empty one.
+    :raises BadRequestError: the cell holds an error value of a spreadsheet, or the text of an empty cell.
     """
     written = as_text(value)
     if written is None:
@@ -107,13 +107,13 @@ def variant_spellings(value: Any) -> tuple[Any, ...]:
 
 
 def refuse_nothing(name: str, value: str) -> None:
-    """What a spreadsheet or a data frame writes for "nothing" or "wrong" is no text to pay for.
-
-    :raises BadRequestError: it is such.
-    """
+    """:raises BadRequestError: the text is an error value of a spreadsheet, or its text for an empty cell."""
     if value.strip() in _EMPTY_TEXTS:
         raise BadRequestError(
-            f"{shown(name)}{given(value)}: is the text that an empty cell became.", hint="Leave it empty."
+            f"{shown(name)}{given(value)}: is the text that some programs write for an empty cell.",
+            hint="Leave the cell empty.",
         )
     if _SHEET_ERROR.fullmatch(value.strip()):
-        raise BadRequestError(f"{shown(name)}{given(value)}: is an error of the spreadsheet.", hint="Correct the cell.")
+        raise BadRequestError(
+            f"{shown(name)}{given(value)}: is an error value of a spreadsheet.", hint="Correct the cell."
+        )

@@ -1,7 +1,7 @@
-"""Columns of a batch's rows: which is a field of a request, and which is a label.
+"""Columns of a batch's rows: which of them are request fields, and which are labels.
 
-What must stay true: a column is a field, a label, or an error, and never dropped; a name that means a field in another
-spelling is that field, a gateway's own name for one is refused.
+Invariants: a column is a field, a label or an error; it is never ignored. Another spelling of a field name is that
+field. A gateway's own name for a field is refused.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from airflow_provider_geminiimg.core.validation.texts import normalized, refuse_
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 FIELDS = (*(name for name in ImageRequest.model_fields if name != "operation"), "n")
-MAX_FOUND = 20  # columns that one message lists
+MAX_FOUND = 20  # columns listed in one message
 MAX_NAME = 1_000  # characters of a column's name
 MAX_COLUMNS = 1_000
-_SHOWN_LABELS = 2  # of a row, in a message
-_SHOWN_CHARACTERS = 40  # of a label there: a longer one is left out, as it may be a prompt under another name
+_SHOWN_LABELS = 2  # labels of a row in one message
+_SHOWN_CHARACTERS = 40  # a message omits a longer label, because it may be a prompt
 _WRAPPERS = re.compile(r"^(?:promptobject|generationconfig|imageconfig)+(?=.)")
 _NUMBERED = re.compile(r"((?:reference|ref|input)?images?(?:url|uri|path)?|reference)\d+")
 
-# What the gateways, Google and other clients call our fields, by key. A column of such a name is refused.
+# Names that the gateways, Google and other clients use for our fields, by key. Such a column is refused.
 _MEANT: Mapping[str, tuple[str, ...]] = {
     "size": ("aspect_ratio", "resolution"),
     **dict.fromkeys(("ratio", "aspect", "imageratio", "imageaspectratio"), ("aspect_ratio",)),
@@ -65,7 +65,7 @@ _UNSENT = frozenset(
 
 @functools.lru_cache(4096)  # each row of a file has the same names
 def tidy(name: str) -> str:
-    """A column's name without what nobody sees: blanks around it, line breaks in it, byte order marks."""
+    """The name of a column without invisible characters: surrounding blanks, line breaks, byte order marks."""
     name = normalized("NFC", name[: MAX_NAME + 1])  # a longer one is refused
     text = "".join(char for char in name if unicodedata.category(char) != "Cf")
     return " ".join(text.split())
@@ -73,7 +73,7 @@ def tidy(name: str) -> str:
 
 @functools.lru_cache(4096)
 def name_key(name: str) -> str:
-    """What the spellings of one name share: its letters and digits, in one case."""
+    """The key that all spellings of a name share: its letters and digits, case-folded."""
     text = normalized("NFKC", name[: MAX_NAME + 1]).casefold()
     return "".join(char for char in text if char.isalnum() or unicodedata.category(char)[0] == "M") or text.strip()
 
@@ -82,11 +82,8 @@ _FIELD_KEYS = {name_key(name): name for name in FIELDS if name != "n"}
 
 
 def refuse_twins(names: Iterable[str]) -> None:
-    """Two columns of one name, in whatever case, are an error: one would be dropped, or taken for the other. So are
-    more columns than any table of requests has, and names that can't be written or that no one reads.
-
-    :raises BadRequestError: there are such.
-    """
+    """:raises BadRequestError: two columns have the same name, ignoring case; a name is too long or has an incomplete
+    character; or there are more than `MAX_COLUMNS` columns."""
     seen: dict[str, str] = {}
     for name in names:
         if len(name) > MAX_NAME:
@@ -102,9 +99,9 @@ def refuse_twins(names: Iterable[str]) -> None:
 
 
 def field_of(name: str) -> str | None:
-    """The field that a column is; ``None``: it is a label.
+    """The request field of a column; ``None`` for a label.
 
-    :raises BadRequestError: it is neither: a gateway's own name, a misspelt field, or a name that is taken.
+    :raises BadRequestError: the name is a gateway's own name for a field, a misspelled field or a reserved name.
     """
     key = name_key(name)
     if tidy(name).casefold() == "n":  # and not N° or N., which count rows
@@ -114,17 +111,17 @@ def field_of(name: str) -> str | None:
     if key == "operation":
         raise BadRequestError("operation: there is no such column.", hint="A row with an image is an edit.")
     if tidy(name).casefold() == "row":
-        raise BadRequestError(f"{shown(name)}: is the row's number.", hint="Call the column otherwise.")
+        raise BadRequestError(f"{shown(name)}: this name is reserved for the row number.", hint="Rename the column.")
     bare = _WRAPPERS.sub("", key)
     if bare in _UNSENT:
         raise BadRequestError(
-            f"{shown(name)}: is a setting that this package does not send.", hint="If it is a label, call it otherwise."
+            f"{shown(name)}: is a setting that this package does not send.", hint="If it is a label, rename the column."
         )
     meant = _MEANT.get(bare) or _numbered(bare) or (_FIELD_KEYS.get(bare, ""),)
     close = meant if meant != ("",) else difflib.get_close_matches(key, _FIELD_KEYS, n=1, cutoff=0.75)
     if close:
         names = " or ".join(repr(_FIELD_KEYS.get(each, each)) for each in close)
-        hint = f"Did you mean {names}? If it is a label, call it otherwise."
+        hint = f"Did you mean {names}? If it is a label, rename the column."
         raise BadRequestError(f"{shown(name)}: there is no such field.", hint=hint)
     return None
 
@@ -137,16 +134,16 @@ def _numbered(key: str) -> tuple[str, ...] | None:
 
 
 def find_column(wanted: str, names: Iterable[str]) -> str | None:
-    """The column that `wanted` names: as it is written, else in another spelling.
+    """The column that `wanted` names, by its exact name or else by another spelling; ``None`` if there is none.
 
-    :raises BadRequestError: it could be several.
+    :raises BadRequestError: several columns match.
     """
     known = list(names)
     return wanted if wanted in known else ColumnFinder(known).find(wanted)
 
 
 class ColumnFinder:
-    """Columns by what the spellings of each share, so that many names are looked for in a time that adds up."""
+    """Finds columns by any spelling of their names, in linear time for many names."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)
@@ -174,14 +171,14 @@ def _bare(name: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names of columns for a message."""
+    """A list of column names for a message."""
     known = list(names)
     more = f" and {len(known) - MAX_FOUND} more" if len(known) > MAX_FOUND else ""
     return (", ".join(map(shown, known[:MAX_FOUND])) or "none") + more
 
 
 def place_of(number: int, line: int | None, labels: Mapping[str, str]) -> str:
-    """Where a row stands, for a message: its line in the file, or its number in the list from 0, and its labels."""
+    """The place of a row for a message: its line in the file, or its index in the list from 0, and its labels."""
     short = [name for name, value in labels.items() if name != "row" and 0 < len(value) <= _SHOWN_CHARACTERS]
     said = ", ".join(f"{shown(name, 40)}={shown(repr(labels[name]), 500)}" for name in short[:_SHOWN_LABELS])
     return (f"row {number}" if line is None else f"line {line}") + (f" ({said})" if said else "")

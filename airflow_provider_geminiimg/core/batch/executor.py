@@ -1,7 +1,7 @@
-"""Making the images of a plan, some at a time.
+"""Makes the images of a plan with bounded concurrency.
 
-What must stay true: an image is bought once, however many rows ask for it; a failure stops new images at most, what is
-under way is landed; every row ends with one status, and the counts of the statuses add up to the rows.
+Invariants: an image is bought once, even if several rows request it. A failure may stop new images; images in flight
+still land. Every row ends with one status, and the counts of the statuses add up to the number of rows.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ from airflow_provider_geminiimg.exceptions import (
     UnexpectedError,
 )
 
-UNSTORED = 3  # in a row, each paid for; then the storage is broken
-UNKNOWNS = 3  # in a row; then the gateway or the network is broken, and every further image would be a bet
+UNSTORED = 3  # paid images in a row that could not be stored; then no new images
+UNKNOWNS = 3  # unknown outcomes in a row; then no new images, because each may cost money without a result
 PROGRESS_SECONDS = 10.0
-_ACCOUNT = (InsufficientBalanceError, DailyBudgetSpentError, AuthenticationError)  # no further image can be bought
+_ACCOUNT = (
+    InsufficientBalanceError,
+    DailyBudgetSpentError,
+    AuthenticationError,
+)  # every further image would fail in the same way
 
 
 class NotStartedError(NotSentError):
@@ -50,13 +54,14 @@ class NotStartedError(NotSentError):
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """What each image of a batch is made with.
+    """Shared by all images of a batch.
 
-    :param order: gives what an image needs, when its turn comes.
+    :param order: makes the order of an image.
     :param purchase_context: what a purchase needs from outside.
-    :param guard: whether this process may still pay.
-    :param connection: through which gateway; its limits say how many requests are sent at once.
-    :param marker: gives what Airflow remembers of an image, by its key; ``None`` where it has no task state store.
+    :param guard: the stop flag for paid requests.
+    :param connection: the gateway connection; its limits bound the number of simultaneous requests.
+    :param marker: returns the marker of an image in Airflow's task state store, by its item name; ``None`` before
+        Airflow 3.3.
     """
 
     order: Callable[[PlannedImage], Order]
@@ -68,11 +73,11 @@ class BatchContext:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """How a batch is made.
+    """Options of a batch.
 
-    :param max_concurrency: images that are under way at once.
-    :param fail_fast: the first failure stops new images.
-    :param fail_on_mismatch: an image that is not what was asked for is a failure.
+    :param max_concurrency: images in flight.
+    :param fail_fast: start no new image after the first failure.
+    :param fail_on_mismatch: an image that does not match its request counts as failed.
     """
 
     max_concurrency: int
@@ -81,25 +86,25 @@ class BatchOptions:
 
 
 class CircuitBreaker:
-    """Stops new images where going on would be a waste or a bet.
+    """Stops new images when further requests would fail, or would risk money without a result.
 
-    :param fail_fast: the first failure does.
+    :param fail_fast: open after the first failure.
     """
 
     def __init__(self, fail_fast: bool) -> None:
         self.fail_fast = fail_fast
         self.reason: str | None = None
-        """Why no further image is started; ``None``: further ones are."""
+        """Why no new image is started; ``None`` while the breaker is closed."""
 
         self._unknowns = 0
         self._unstored = 0
 
     def add(self, result: Result, sent: bool) -> bool:
-        """Take in what became of an image.
+        """Count the result of an image.
 
-        :param sent: whether this attempt may have sent its request; what an earlier one left unknown says nothing of
-            the gateway now.
-        :returns: whether it is this one that stops new images.
+        :param sent: whether this attempt may have sent the request. An unknown outcome of an earlier attempt does not
+            count, because it says nothing about the gateway now.
+        :returns: whether this result opened the breaker.
         """
         error = result.error
         if sent:
@@ -117,18 +122,18 @@ class CircuitBreaker:
         if isinstance(error, _ACCOUNT):
             return error.message
         if self._unstored >= UNSTORED:
-            return "What is paid for can't be stored."
+            return "Paid images can't be stored."
         if self._unknowns >= UNKNOWNS:
             return f"{UNKNOWNS} outcomes in a row are unknown."
         return 'on_item_failure is "fail_fast".' if error is not None and self.fail_fast else None
 
 
 class BatchExecutor:
-    """Makes the images of a plan, some at a time.
+    """Makes the images of a plan with bounded concurrency.
 
-    :param batch: what each is made with.
-    :param options: how they are made.
-    :param refused: why some are not bought, by fingerprint.
+    :param batch: shared by all images.
+    :param options: of the batch.
+    :param refused: by fingerprint, the errors of images that must not be bought.
     """
 
     def __init__(self, batch: BatchContext, options: BatchOptions, refused: Mapping[str, GeminiImageError]) -> None:
@@ -136,17 +141,17 @@ class BatchExecutor:
         self.options = options
         self.refused = refused
         self._log = batch.purchase_context.log
-        self._turn = asyncio.Semaphore(_requests_at_once(batch.connection))
+        self._turn = asyncio.Semaphore(_max_requests(batch.connection))
         self._breaker = CircuitBreaker(options.fail_fast)
         self._summary = BatchSummary()
         self._since = time.monotonic()
         self._in_flight = 0
 
     async def run(self, items: Sequence[PlannedImage]) -> BatchSummary:
-        """Make them all.
+        """Make all images.
 
-        :param items: the plan's; those of one fingerprint are one image.
-        :returns: what became of each fingerprint.
+        :param items: of the plan; items with the same fingerprint are one image.
+        :returns: the result of each fingerprint.
         """
         first = {item.fingerprint: item for item in reversed(items)}
         queue = (item for item in items if first[item.fingerprint] is item)
@@ -174,15 +179,15 @@ class BatchExecutor:
     def _add(self, item: PlannedImage, result: Result) -> None:
         try:
             self._summary.add(item.fingerprint, result)
-        except Exception as error:  # what its record says can't be counted
+        except Exception as error:  # its manifest has values that can't be serialized or added
             self._summary.add(item.fingerprint, Result("unknown", error=as_outcome(error)))
 
     async def _one(self, item: PlannedImage) -> Result:
-        sent = asyncio.Event()  # once the request may have been sent by this attempt
-        made = await closed(self._made(item, sent))  # what is under way elsewhere in the batch goes on
+        sent = asyncio.Event()  # set when this attempt may have sent the request
+        made = await closed(self._made(item, sent))  # an exception must not end the other images
         result = Result(_status(made, self.batch.guard), error=made) if isinstance(made, GeminiImageError) else made
         if self._breaker.add(result, sent.is_set()):
-            self._log.error("No further image is started: %s What is under way is landed.", self._breaker.reason)
+            self._log.error("No further image is started: %s Images in flight still land.", self._breaker.reason)
         return result
 
     async def _made(self, item: PlannedImage, sent: asyncio.Event) -> Result:
@@ -197,7 +202,7 @@ class BatchExecutor:
         return Result("reused" if manifest.get("reused") else "landed", manifest)
 
     def _not_started(self) -> NotStartedError:
-        why = self._breaker.reason or "The task was told to stop."
+        why = self._breaker.reason or "The task was killed."
         return NotStartedError(f"Not started: {why}", hint="A retry or a Clear makes it.")
 
     @contextlib.asynccontextmanager
@@ -220,16 +225,16 @@ class BatchExecutor:
         counts = ", ".join(f"{ended[status]} {status}" for status in STATUSES if ended[status])
         cost = ", ".join(f"{amount:.6g} {currency}" for currency, amount in self._summary.cost.items())
         self._log.info(
-            "%s of %s images (%s), %s under way, %.1f a second, cost: %s, time left: %s.",
+            "%s of %s images done (%s), %s in flight, %.1f per second, cost: %s, time left: %s.",
             done, total, counts or "none yet", self._in_flight, rate, cost or "none yet", left,
         )  # fmt: skip
 
 
-def _requests_at_once(connection: GatewayConnection) -> int:
-    """So many paid requests that none waits for its turn until it is given up."""
-    at_once = connection.max_concurrency or DEFAULT_CONCURRENCY
+def _max_requests(connection: GatewayConnection) -> int:
+    """The limit on simultaneous paid requests, low enough that none waits longer than `BILLABLE_WAIT` for the rate."""
+    concurrency = connection.max_concurrency or DEFAULT_CONCURRENCY
     rate = connection.requests_per_minute
-    return at_once if rate is None else max(1, min(at_once, int(rate / 60 * BILLABLE_WAIT / 2)))
+    return concurrency if rate is None else max(1, min(concurrency, int(rate / 60 * BILLABLE_WAIT / 2)))
 
 
 def _status(error: GeminiImageError, guard: SubmitGuard) -> Status:

@@ -1,7 +1,7 @@
-"""Which images of a batch would be bought, and what they would cost together, before the first one is.
+"""Before a batch starts: which images would be bought, and their estimated total cost.
 
-What must stay true: a forecast changes nothing, and decides as a purchase does. It refuses early what is certain;
-`Budgets` keeps to the cap whatever comes of the rest.
+Invariants: a forecast changes nothing and decides in the same way as a purchase. It refuses only what is certainly over
+the cap; `Budgets` enforces the cap during the batch.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from airflow_provider_geminiimg.core.purchase.task_state import look
 from airflow_provider_geminiimg.core.request import CheckedRequest
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, OverBudgetError
 
-_MAY_BE_RECALLED = ("intent", "failed")  # Airflow may know more of these
-_THERE: ImageState = "there"  # whether it still is makes nobody buy
+_MAY_BE_RECALLED = ("intent", "failed")  # the task state store may have the job id of such a record
+_THERE: ImageState = "there"  # assumed for every landed image, because a missing image is not bought again
 
 
 class _UnchangedHistory(ImageHistory):
-    """What is known of an image, where nothing may be written, and nobody looks whether what has landed is there."""
+    """An `ImageHistory` that writes nothing and does not check whether landed images still exist."""
 
     async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         return decide(found, policy, asked, image=_THERE, vanished=found.record.key == vanished)
 
     async def settle(self, record: Record, *, plain: bool = False) -> None:
-        """Leave the records as they are."""
+        """Write nothing."""
 
 
 class Forecast(Purchase):
-    """A purchase that only says whether it would buy."""
+    """A purchase that only determines whether it would buy."""
 
     knows = _UnchangedHistory
 
     async def would_buy(self) -> bool:
-        """Whether a paid request would be sent, as far as the ledger and the gateway know now.
+        """Whether a paid request would be sent, according to the ledger and the gateway now.
 
-        Where that can't be told, it is not: its turn raises the same, and the others have theirs.
+        ``False`` if that can't be determined: the purchase of this image fails with the same error later.
         """
         return await closed(self._would_buy()) is True
 
@@ -59,7 +59,7 @@ class Forecast(Purchase):
         return isinstance(decision.step, Submit) and not await self._may_be_copied(decision.step)
 
     async def _may_be_copied(self, step: Submit) -> bool:
-        """Whether another task of the DAG has the image or is making it."""
+        """Whether another task of the DAG has the image, or is making it."""
         if self.order.policy.reuse == "task" or step.regenerate:
             return False
         return await self.sharing.is_anothers(await self.history.fingerprint())
@@ -68,11 +68,11 @@ class Forecast(Purchase):
 async def refusals(
     batch: BatchContext, items: Sequence[PlannedImage], max_cost: Decimal | None
 ) -> dict[str, GeminiImageError]:
-    """Why nothing is bought, for each of the images that would be: all of them together cost more than `max_cost`, or
-    there is a cap and a price is not known. What has landed or is under way costs nothing now, and is not among them.
+    """The errors of all images that would be bought, if their total estimate is over `max_cost`, or if there is a cap
+    and a price is unknown. Images that have landed or are in flight cost nothing and are not included.
 
-    :param items: the plan's.
-    :returns: by fingerprint.
+    :param items: of the plan.
+    :returns: errors by fingerprint; empty if the batch may start.
     """
     connection = batch.connection
     if max_cost is None and connection.daily_budget is None:

@@ -1,7 +1,7 @@
-"""What a batch is asked for: its rows turned into checked requests, one for each image.
+"""Rows turned into checked requests, one `ImageSpec` per image.
 
-What must stay true: everything that can be wrong with a row is found before anything is paid for, and names the row;
-one spec is one image, and the first of a row's several is the one that the row alone would ask for.
+Invariants: every error in a row is found before money is spent, and its message names the row. The first image of a row
+with ``n`` is the image that the row without ``n`` would make.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from airflow_provider_geminiimg.core.validation.arguments import MAX_IMAGES, MAX
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
-MAX_WRONG_ROWS = 5  # that one message names
+MAX_WRONG_ROWS = 5  # named in one message
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """One image that is wanted.
+    """One requested image.
 
-    :param row: number of the row, from 0.
-    :param request: what to make, checked.
-    :param labels: the row's columns that are no field of a request, and its place; file names are made of them.
-    :param line: where the row begins in its file, as an editor shows it; ``None``: it is from no file.
-    :param stem: name of its file, without an extension; ``None``: the usual one.
-    :param earlier_variant: what versions before told the first of a row's several images apart by.
-    :param earlier_spellings: other spellings of its variant, and of the earlier one, that versions before told apart.
+    :param row: index of the row, from 0.
+    :param request: the checked request.
+    :param labels: the columns of the row that are not request fields, and ``row``; used in file names.
+    :param line: first line of the row in its file, from 1; ``None`` if the rows are not from a file.
+    :param stem: file name without extension; ``None``: the default name.
+    :param earlier_variant: the variant that earlier versions of this package gave to the first of several images.
+    :param earlier_spellings: spellings of the variants that earlier versions treated as different variants.
     """
 
     row: int
@@ -61,11 +61,11 @@ class ImageSpec:
 
     @property
     def place(self) -> str:
-        """Where its row stands, for a message."""
+        """The place of the row, for a message."""
         return place_of(self.row, self.line, self.labels)
 
     def name_values(self) -> dict[str, str | None]:
-        """What its file name can be made of, by what stands between the braces of a template."""
+        """The values for a file name template, by the name in braces."""
         request = self.request
         values: dict[str, str | None] = {**self.labels, "model": request.model, "variant": request.variant or "1"}
         return values | {"resolution": request.resolution, "aspect_ratio": request.aspect_ratio}
@@ -73,13 +73,13 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class RowDefaults:
-    """What holds for every row that says nothing else.
+    """Defaults for all rows.
 
-    :param shared: values by field; the prompt may name columns in braces.
-    :param gateway: the connection's.
-    :param default_model: the connection's.
-    :param variants: images a row, where it does not say ``n``.
-    :param file_name: names columns in braces; ``None``: the usual names.
+    :param shared: values by request field; the prompt may name columns in braces.
+    :param gateway: of the connection.
+    :param default_model: of the connection.
+    :param variants: images per row without ``n``.
+    :param file_name: template with columns in braces; ``None``: default names.
     """
 
     shared: Mapping[str, Any]
@@ -90,10 +90,10 @@ class RowDefaults:
 
 
 def image_specs(rows: Sequence[Mapping[str, Any]], defaults: RowDefaults, *, most: int = MAX_IMAGES) -> list[ImageSpec]:
-    """All images that the rows ask for, in order; a row with ``n`` gives that many.
+    """The images of all rows, in order; a row with ``n`` gives ``n`` images.
 
-    :param most: images that one batch makes. They are counted before the first of them is looked at.
-    :raises BadRequestError: rows are wrong, and the message names the first few; or they ask for too many images.
+    :param most: limit on the number of images. They are counted before the first row is checked.
+    :raises BadRequestError: rows are wrong (the message names the first few), or there are too many images.
     """
     names = _names_of(rows)
     _refuse_too_many(rows, defaults.variants, most)
@@ -179,9 +179,9 @@ def _wrong_rows(wrong: Mapping[str, Sequence[str]], total: int) -> BadRequestErr
 
 
 class _Maker:
-    """Makes specs of rows.
+    """Makes the specs of rows.
 
-    :param names: of all columns that the rows have.
+    :param names: all column names of the rows.
     """
 
     def __init__(self, defaults: RowDefaults, names: Sequence[str]) -> None:
@@ -217,7 +217,7 @@ class _Maker:
             yield spec
 
     def labels(self, row: Mapping[str, Any]) -> Mapping[str, str]:
-        """A wrong row's labels, as far as there are such: its message names them."""
+        """The labels of a wrong row, for its message; empty if they can't be read."""
         try:
             self._check_shape(tuple(row))
             return self._labels(_cells(row))
@@ -225,7 +225,10 @@ class _Maker:
             return {}
 
     def _check_shape(self, names: tuple[str, ...]) -> None:
-        """Whether the columns of a row are what columns can be. Rows of a file have the same ones."""
+        """Check the column names of a row, once per set of names.
+
+        :raises BadRequestError: a name is wrong, or two columns are the same field.
+        """
         if names in self._shapes:
             return
         refuse_twins(names)
@@ -244,26 +247,26 @@ class _Maker:
             try:
                 self._fields[name] = field_of(name)
             except BadRequestError:
-                if not in_prompt:  # else it is plain what the column is for
+                if not in_prompt:  # a column that the prompt names needs no other meaning
                     raise
                 self._fields[name] = None
         return self._fields[name]
 
     @property
     def prompt_columns(self) -> Mapping[str, str]:
-        """The columns that the operator's prompt names, by what stands between its braces."""
+        """The columns that the prompt of the operator names, by the text in braces."""
         if self._prompt_columns is None:
             has_labels = not all(map(_is_field, self.names))
             self._prompt_columns = columns_in(self.shared.get("prompt"), self.names, has_labels)
         return self._prompt_columns
 
     def _own(self, cells: Mapping[str, Any]) -> dict[str, Any]:
-        """What a row says itself, by field."""
+        """The row's own values, by request field."""
         named = {self._field(name): value for name, value in cells.items() if value is not None}
         return {field: field_value(field, value) for field, value in named.items() if field is not None}
 
     def _labels(self, cells: Mapping[str, Any]) -> dict[str, str]:
-        """A row's labels, those of file names first. What only the prompt is made of is prompt, and no label."""
+        """The labels of a row, those of file names first. A column that only the prompt uses is not a label."""
         template = self.defaults.file_name
         of_names = {find_column(name, cells) for name in names_of(template)} if template else set()
         prompt = set(self.prompt_columns.values()) - of_names
@@ -281,31 +284,33 @@ class _Maker:
         for inner, column in columns.items():
             values[inner] = label(column, cells.get(column))
             if not values[inner]:
-                raise BadRequestError(f"prompt: has no {column!r}, which it names.", hint="Fill the cell.")
+                raise BadRequestError(
+                    f"prompt: names column {column!r}, which is empty in this row.", hint="Fill the cell."
+                )
             refuse_nothing(column, values[inner])
         return filled(self.shared["prompt"], values) if columns else self.shared["prompt"]
 
     def _no_prompt(self, own: str | None) -> BadRequestError:
         if own is not None:
-            return BadRequestError(f"{own}: is empty; it must say what to draw.")
+            return BadRequestError(f"{own}: is empty; it must describe the image.")
         others = [name for name in self.names if not _is_field(name)]
         example = others[0] if others else "product"
         return BadRequestError(
             f"prompt: there is no such column. Found: {listed(self.names)}.",
-            hint=f"Call the column that says what to draw prompt, or give the operator a prompt that names columns in "
-            f'braces, such as prompt="Photo of {{{example}}}".',
+            hint=f"Rename the column that describes the image to prompt, or give the operator a prompt with columns "
+            f'in braces, such as prompt="Photo of {{{example}}}".',
         )
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's cells by the tidy names of their columns; nameless ones are one column.
+    """The cells of a row by column name, after `tidy`; columns without a name count as one.
 
-    :raises BadRequestError: several columns without a name hold something.
+    :raises BadRequestError: several columns without a name have values.
     """
     found = {tidy(name): cell(value) for name, value in row.items() if tidy(name)}
     nameless = [value for name, value in row.items() if not tidy(name) and cell(value) is not None]
     if len(nameless) > 1:
-        raise BadRequestError(f"{len(nameless)} columns without a name hold something.", hint="Name each of them.")
+        raise BadRequestError(f"{len(nameless)} columns without a name have values.", hint="Name each of them.")
     return {**found, **({"": cell(nameless[0])} if nameless else {})}
 
 

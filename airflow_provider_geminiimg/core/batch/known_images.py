@@ -1,7 +1,7 @@
-"""Images of a plan that have a record under another fingerprint, from an earlier version or another host.
+"""Images of a plan that have a record under another fingerprint, from an earlier version or another API host.
 
-What must stay true: what was paid for under an earlier fingerprint is found, and not bought again; no two images of a
-plan get one record.
+Invariants: an image that was paid for under an earlier fingerprint is found and not bought again. Two images of a plan
+never share a record.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger
 
 
 class TaskRecords:
-    """The records of a task instance: which images they are of, and to which hosts their requests were sent.
+    """The records of a task instance: their fingerprints and the API hosts of their requests.
 
-    :param ledger: where they are.
-    :param path: the ledger's path of one item of the task instance.
-    :param of_dag: the images of its DAG's other tasks count as well.
+    :param ledger: the ledger.
+    :param path: ledger path of one item of the task instance.
+    :param of_dag: include the images of the other tasks of the DAG.
     """
 
     def __init__(self, ledger: Ledger, path: str, *, of_dag: bool) -> None:
@@ -36,18 +36,18 @@ class TaskRecords:
         self._own: set[str] = set()
 
     def load(self) -> None:
-        """List them. The first record of an image is the one that was sent to the host in its fingerprint."""
+        """List the records. The first record of an image has the API host of its fingerprint, so it is read first."""
         folder = f"{self._path.rpartition('/')[0]}/"
         keys = [key for key in self._ledger.store.keys(folder) if is_record_key(key)]
         self._own = {_item_of(key) for key in keys}
         self._unread = iter(sorted(keys, key=lambda key: int(key.rpartition("/")[2].removesuffix(".json"))))
 
     def has(self, fingerprint: str, *, of_dag: bool = False) -> bool:
-        """Whether there is a record of a fingerprint: this task instance's; or its DAG's, where that counts."""
+        """Whether a record of this task instance has the fingerprint; with `of_dag`, also of other tasks of the DAG."""
         return fingerprint[:16] in self._own or (of_dag and index_key(self._path, fingerprint) in self._index)
 
     def none(self, *, of_dag: bool) -> bool:
-        """Whether there are none at all."""
+        """Whether there are no records at all."""
         return not self._own and not (of_dag and self._index)
 
     @cached_property
@@ -56,8 +56,9 @@ class TaskRecords:
         return set(self._ledger.store.keys(f"{folder}/")) if self._of_dag else set()
 
     async def further_hosts(self, known: Collection[str], planned: Plan) -> list[str]:
-        """The next hosts besides those that are known, of the records of images that are not planned; empty: no more.
+        """Further API hosts in records of images that are not in the plan; empty if no record is left.
 
+        :param known: hosts that are not returned.
         :raises LedgerError: a record can't be read.
         """
         items = planned.keys()
@@ -72,22 +73,22 @@ class TaskRecords:
 
 
 def _item_of(key: str) -> str:
-    """What the ledger calls the image of a record."""
+    """The item name in a record key."""
     return key.split("/")[-2]
 
 
 async def with_known_images(
     planned: Plan, specs: Sequence[ImageSpec], connection: GatewayConnection, records: TaskRecords
 ) -> Plan:
-    """The plan in which each image that has a record under an earlier fingerprint has that fingerprint.
+    """The plan, in which each image with a record under an earlier fingerprint has that fingerprint.
 
-    An earlier fingerprint differs from today's by one of these: a host to which the connection led before; for the
-    first of a row's several images, the variant ``1``, which versions before gave it; another spelling of a whole
-    number as the variant; another id of the model, which versions before told apart.
+    An earlier fingerprint differs in one of these: an earlier API host of the connection; the variant ``1``, which
+    earlier versions gave to the first of several images of a row; another spelling of a whole number as variant;
+    another id of the same model.
 
-    To which hosts the connection led is read from the records, until each image is known or no record is left.
+    Earlier hosts are read from the records, until each image is found or no record is left.
 
-    :param specs: what the plan was made of.
+    :param specs: the specs of the plan, in its order.
     :raises LedgerError: a record can't be read.
     """
     await asyncio.to_thread(records.load)
@@ -109,7 +110,7 @@ async def with_known_images(
 
 @dataclass(frozen=True, slots=True)
 class _Alias:
-    """What an image may have been known by: the variant and the host in that fingerprint."""
+    """An earlier fingerprint of an image, with its variant and API host."""
 
     variant: str | None
     host: str | None
@@ -118,21 +119,21 @@ class _Alias:
 
 @dataclass(frozen=True, slots=True)
 class _Aliases:
-    """What images may have been known by.
+    """The earlier fingerprints of images.
 
-    :param other_hosts: to which the connection led before.
+    :param other_hosts: earlier API hosts of the connection.
     """
 
     connection: GatewayConnection
     other_hosts: tuple[str, ...]
 
     def of(self, spec: ImageSpec, item: PlannedImage) -> Iterator[_Alias]:
-        """All of one image."""
+        """All earlier fingerprints of an image."""
         earlier = spec.earlier_variant or spec.request.variant
         return self._of(spec, item, [spec.request.variant, earlier, *spec.earlier_spellings])
 
     def of_today(self, spec: ImageSpec, item: PlannedImage) -> Iterator[_Alias]:
-        """Those with the variant that the image has today."""
+        """The earlier fingerprints with today's variant of the image."""
         return self._of(spec, item, [spec.request.variant])
 
     def _of(self, spec: ImageSpec, item: PlannedImage, variants: Sequence[str | None]) -> Iterator[_Alias]:
@@ -143,7 +144,7 @@ class _Aliases:
 
 
 def _known_under(planned: Plan, specs: Sequence[ImageSpec], aliases: _Aliases, known: Callable[[str], bool]) -> Plan:
-    """The plan with what is known under earlier fingerprints, for some hosts; no two images get one record."""
+    """The plan with earlier fingerprints, for the given hosts. Two images never get the same record."""
     owners = {item.fingerprint: item.fingerprint for item in planned.items}
     pairs = list(zip(specs, planned.items, strict=True))
     for spec, item in pairs:

@@ -1,7 +1,7 @@
-"""The plan of a batch: the images that one generation of a task makes, as the store keeps it.
+"""The plan of a batch: the images that one generation of a task makes, as it is stored.
 
-What must stay true: an image belongs to its fingerprint, so that no order of rows and no retry buys it twice; a plan
-holds no prompt and no address of an image once all of it has landed.
+Invariants: an image is identified by its fingerprint, so neither another order of rows nor a retry buys it twice. After
+all images have landed, a stored plan holds no prompt and no address of an input image.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
 
 READS_AT_ONCE = 16
-"""What a batch reads at once from its storage before it buys: input images, and records."""
+"""Input images or records that a batch reads concurrently before it starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """One image of a plan, as the store keeps it.
+    """One image of a plan, as it is stored.
 
-    :param row: number of its row, from 0.
+    :param row: index of its row, from 0.
     :param operation: ``generate`` or ``edit``.
-    :param values: the request's neutral fields, the prompt and the input images' addresses among them; empty when
-        the plan has been carried out.
-    :param labels: the row's other columns.
-    :param fingerprint: of the request and its input images; the ledger knows the image by it.
-    :param input_sha256: of the input images, when the plan was made.
-    :param stem: name of its file, without an extension.
-    :param line: where its row begins in the file of rows, as an editor shows it; ``None``: it is from no file.
-    :param host: of the API, in `fingerprint`, where a record from before the connection got another one is meant.
+    :param values: the request fields, with the prompt and the addresses of the input images; empty after all images of
+        the plan have landed.
+    :param labels: the other columns of the row.
+    :param fingerprint: of the request and its input images; it names the image in the ledger.
+    :param input_sha256: of the input images when the plan was made.
+    :param stem: file name without extension.
+    :param line: first line of its row in the file of rows, from 1; ``None`` if the rows are not from a file.
+    :param host: an earlier API host that `fingerprint` contains; ``None``: the host of the connection.
     """
 
     row: int
@@ -49,16 +49,16 @@ class PlannedImage:
 
     @property
     def key(self) -> str:
-        """What the ledger calls it, among the images of its task."""
+        """Its item name in the ledger."""
         return self.fingerprint[:16]
 
     def request(self, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
-        """What to send; or why nothing can be: it was made before, or the connection has changed since the plan."""
+        """The request, or the error: the plan is finished, or the connection has changed since the plan was made."""
         if not self.values:
             return LedgerError(
-                "This was made before, and what was asked for is not kept that long.",
+                "All images of this plan have landed, and the requests of a plan are deleted after landing.",
                 billed=Billed.YES,
-                hint="Clear the task, which plans anew.",
+                hint="Clear the task: it makes a new plan.",
             )
         try:
             built = ImageRequest.build(operation=self.operation, **self.values)
@@ -69,22 +69,22 @@ class PlannedImage:
             return LedgerError(
                 f"The plan contradicts itself: it has hashes of {len(self.input_sha256)} input images "
                 f"for a request with {len(request.input_images)}.",
-                hint="Nothing was sent. Clear the task, which plans anew.",
+                hint="Nothing was sent. Clear the task: it makes a new plan.",
             )
         if self.fingerprint not in fingerprints_of(request, self.input_sha256, connection, self.host):
             return BadRequestError(
-                f"Since the batch was planned, connection {connection.conn_id!r} changed.",
-                hint="Change it back and let the task retry; or clear the task, which plans anew.",
+                f"Connection {connection.conn_id!r} has changed since the batch was planned.",
+                hint="Change it back and let the task retry; or clear the task, which makes a new plan.",
             )
         return request
 
 
 class Plan(Saved):
-    """What one generation of a task makes. Its first attempt writes the plan, and retries keep to it.
+    """The images of one generation of a task. The first attempt stores the plan; retries use it.
 
-    :param generation: ``ti.max_tries`` of the attempt that made it.
-    :param directory: where the images land.
-    :param items: in the order of the rows.
+    :param generation: ``ti.max_tries`` of the attempt that made the plan.
+    :param directory: directory URI for the images.
+    :param items: the images, in the order of the rows.
     """
 
     generation: int
@@ -92,36 +92,36 @@ class Plan(Saved):
     items: tuple[PlannedImage, ...]
 
     def carried_out(self) -> Plan:
-        """What remains of the plan when all has landed: no prompt, and no image's address."""
+        """The plan without prompts and without addresses of input images, to store after all images have landed."""
         return self.model_copy(update={"items": tuple(replace(each, values={}) for each in self.items)})
 
     def destination(self, item: PlannedImage) -> Destination:
-        """Where one of its images lands."""
+        """The destination of an image."""
         return Destination(self.directory.rstrip("/"), item.stem)
 
     def keys(self) -> set[str]:
-        """What the ledger calls its images, each once."""
+        """The item names of the images in the ledger."""
         return {item.key for item in self.items}
 
 
 def fingerprints_of(
     request: CheckedRequest, digests: Sequence[str], connection: GatewayConnection, host: str | None = None
 ) -> tuple[str, ...]:
-    """The fingerprints by which an image may be known, today's first: see `CheckedRequest.fingerprints`.
+    """The possible fingerprints of an image, today's first: see `CheckedRequest.fingerprints`.
 
-    :param host: of the API; ``None``: the connection's.
+    :param host: API host; ``None``: the host of the connection.
     """
     host = host_of(connection) if host is None else host
     return request.fingerprints(input_sha256=digests, base_url_host=host, conn_id=connection.conn_id)
 
 
 def host_of(connection: GatewayConnection) -> str:
-    """The API's host."""
+    """The API host of a connection."""
     return urlsplit(connection.base_url).hostname or ""
 
 
 def places_of(items: Sequence[PlannedImage]) -> str:
-    """Where rows stand, for a message."""
+    """The places of rows, for a message."""
     by_line = all(item.line is not None for item in items)
     numbers = [str(item.line if by_line else item.row) for item in items]
     return f"{'lines' if by_line else 'rows'} {', '.join(numbers[:-1])} and {numbers[-1]}"

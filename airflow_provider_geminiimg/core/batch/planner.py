@@ -1,7 +1,7 @@
-"""Making the plan of a batch: each row's input images are read, and each image gets its fingerprint and its file name.
+"""Makes the plan of a batch: reads the input images, and gives each image its fingerprint and file name.
 
-What must stay true: two images that differ never get one file name; an input that can't be used is an error that names
-its row, before anything is paid for.
+Invariants: two different images never get the same file name. An input image that can't be used is an error that names
+its row, before money is spent.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from airflow_provider_geminiimg.core.purchase.inputs import input_digests
 from airflow_provider_geminiimg.core.validation.texts import normalized
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 
-_NAMED_TWINS = 5  # groups of rows that the log names
+_NAMED_TWINS = 5  # groups of rows named in the log
 
 
 @dataclass(frozen=True, slots=True)
 class PlanHeader:
-    """What holds for all images of a plan.
+    """Values for all images of a plan.
 
     :param generation: ``ti.max_tries`` of the attempt that makes the plan.
-    :param directory: where the images land.
-    :param prefix: begins the file name of each image whose row names none; its fingerprint follows.
+    :param directory: directory URI for the images.
+    :param prefix: start of the default file names; the start of the fingerprint follows.
     """
 
     generation: int
@@ -41,10 +41,10 @@ class PlanHeader:
 async def plan(
     specs: Sequence[ImageSpec], connection: GatewayConnection, purchase_context: PurchaseContext, header: PlanHeader
 ) -> Plan:
-    """Read and check the input images, and give every image its name.
+    """Read and check the input images, and give each image its fingerprint and file name.
 
-    :raises BadRequestError: inputs can't be used, or two images would have one name.
-    :raises StorageError: an input could not be read now.
+    :raises BadRequestError: an input image can't be used, or two different images would have the same file name.
+    :raises StorageError: an input image could not be read; a retry can help.
     """
     reading = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -88,13 +88,13 @@ def _refuse_clashes(items: Sequence[PlannedImage]) -> None:
         owner = owners.setdefault(item.stem.casefold(), item)
         if owner.fingerprint != item.fingerprint:
             raise BadRequestError(
-                f"file_name: {places_of((owner, item))} would both be called {item.stem!r}.",
-                hint="Give file_name a column that differs, such as {row} or {variant}.",
+                f"file_name: {places_of((owner, item))} would both get the name {item.stem!r}.",
+                hint="Add a column that differs to file_name, such as {row} or {variant}.",
             )
 
 
 def log_twins(planned: Plan, log: Logs) -> None:
-    """Log which rows ask for the same image, and which for two that differ by nothing that anybody sees."""
+    """Log which rows request the same image, and which request two images with only invisible differences."""
     same: dict[str, list[PlannedImage]] = {}
     alike: dict[bytes, list[PlannedImage]] = {}
     for item in planned.items:
@@ -106,11 +106,11 @@ def log_twins(planned: Plan, log: Logs) -> None:
     once = [items for items in same.values() if len(items) > 1]
     twice = [items for items in alike.values() if len(items) > 1]
     if once:
-        log.info("Made once, as the rows ask for the same image: %s.", _groups(once))
+        log.info("These rows request the same image, so it is made once: %s.", _groups(once))
     if twice:
         log.warning(
-            "Bought for each row, though the prompts differ by nothing but white space or the way in which their "
-            "letters are encoded: %s.",
+            "An image is bought for each of these rows, although their prompts differ only in white space or in the "
+            "encoding of letters: %s.",
             _groups(twice),
         )
 

@@ -1,7 +1,7 @@
-"""Columns that the operator's prompt names in braces, and the prompt with a row's cells in their place.
+"""Columns in braces in the operator's prompt, and the prompt with a row's cells in their place.
 
-What must stay true: text in braces is replaced and never evaluated; braces around what looks like a column's name, and
-is none, are an error; the time that it takes grows with the length of prompt and names, and not with their product.
+Invariants: text in braces is replaced and never evaluated. Braces around a text that looks like a column name and is
+none are an error. The run time is linear in the length of prompt and names.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from airflow_provider_geminiimg.core.validation.texts import shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 _HEAD_ENDS = re.compile(r"[.!:\[|]")
-_ODD = re.compile(r"[\n\"',;|]")  # in few columns' names, and in most of what JSON and lists are made of
+_ODD = re.compile(r"[\n\"',;|]")  # rare in column names, common in JSON and lists
 _NAMELIKE = re.compile(r"[^\"{},;:|=\\<>]*[^\W_][^\"{},;:|=\\<>]*")
 _NAMELIKE_CHARACTERS = 100
 _MAX_BRACED = 20  # columns with braces in their names
-_NEAR_CHARACTERS = 200  # of a name that is compared letter by letter
-_LOOKS = 20_000  # at the length and letters of two names, for one prompt
-_COMPARISONS = 100  # letter by letter
-_CLOSE = 0.8  # how alike a misspelt name and a column are
+_NEAR_CHARACTERS = 200  # longest name that is compared by similarity
+_LOOKS = 20_000  # cheap comparisons (length, letters) per prompt
+_COMPARISONS = 100  # full comparisons per prompt
+_CLOSE = 0.8  # similarity of a misspelled name and a column
 
 
 def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, str]:
-    """The columns that a prompt names in braces, by what stands between the braces.
+    """The columns that a prompt names in braces, by the text in braces.
 
-    A column is found by its exact name whatever that holds. Braces around what can't be a name (JSON, a list) stay as
-    they are; where no row has a label, all others too.
+    A column is always found by its exact name. Braces around other text that can't be a name (JSON, a list) stay in the
+    prompt; if the rows have no labels, all other braces stay too.
 
-    :param names: the columns that the rows have.
-    :param has_labels: whether one of them is no field.
-    :raises BadRequestError: braces around what looks like a name, and is none of them.
+    :param names: all column names of the rows.
+    :param has_labels: whether any column is a label.
+    :raises BadRequestError: the text in braces looks like a column name and is none.
     """
     found: dict[str, str] = {}
     if not isinstance(text, str):
@@ -59,7 +59,7 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
         if column is not None:
             found[inner] = column
         elif head and (odd if _ODD.search(head) else every).find(head) is not None:
-            raise BadRequestError(f"prompt: {{{shown(inner)}}}: braces take a column's name alone.")
+            raise BadRequestError(f"prompt: {{{shown(inner)}}}: braces take only a column name.")
         elif has_labels and (_looks_like_a_name(inner) or near.has(wanted)):
             raise _no_such_column(inner, names)
     return found
@@ -68,13 +68,12 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
 def _no_such_column(inner: str, names: Sequence[str]) -> BadRequestError:
     return BadRequestError(
         f"prompt: {{{shown(inner)}}}: there is no such column. Found: {listed(names)}.",
-        hint="Braces that belong to the text go into the rows' own prompt column, where nothing is replaced.",
+        hint="For braces that belong to the text, use a prompt column in the rows: nothing is replaced there.",
     )
 
 
 def _with_braces_in(text: str) -> Iterator[str]:
-    """What stands between braces and has braces itself, outermost first; doubled braces hold no column, and no column's
-    name is longer than `MAX_NAME`."""
+    """Texts in braces that contain braces, outermost first; without doubled braces and texts over `MAX_NAME`."""
     opened: list[int] = []
     pairs: dict[int, int] = {}
     for at, char in enumerate(text):
@@ -89,9 +88,10 @@ def _with_braces_in(text: str) -> Iterator[str]:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The prompt with its columns' cells, by what stands between the braces. What a cell holds stays as it is.
+    """The prompt with cells in place of braces. The text of a cell is not changed.
 
-    :raises BadRequestError: it would be longer than any prompt.
+    :param values: cells by the text in braces.
+    :raises BadRequestError: the result is longer than `MAX_PROMPT`.
     """
     parts, done, length = [], 0, 0
     for found in _braces(values).finditer(text):
@@ -99,14 +99,14 @@ def filled(text: str, values: Mapping[str, str]) -> str:
         done = found.end()
         length += len(parts[-1])
         if length > MAX_PROMPT:
-            raise BadRequestError(f"prompt: with the row's cells it has more than {MAX_PROMPT} characters.")
+            raise BadRequestError(f"prompt: it has more than {MAX_PROMPT} characters with the cells of this row.")
     return "".join([*parts, text[done:]])
 
 
 def _braces(names: Iterable[str]) -> re.Pattern[str]:
-    """Braces and what they hold, which has none itself but in a column's name; doubled ones are text.
+    """A pattern for braces and their text, which has no braces except in a column name; doubled braces are text.
 
-    :raises BadRequestError: more such names than can be looked for at each brace.
+    :raises BadRequestError: too many column names contain braces, or one of them is too long.
     """
     braced = sorted({name for name in names if "{" in name or "}" in name}, key=len, reverse=True)
     if len(braced) > _MAX_BRACED or any(len(name) > _NEAR_CHARACTERS for name in braced):
@@ -129,10 +129,10 @@ def _looks_like_a_name(inner: str, *, braces: bool = False) -> bool:
 
 
 class _Neighbours:
-    """Tells what is a column's name but for a few characters. A prompt of thousands of braces gets no more looks than
-    one of a few: to compare two names takes the square of their length, and more.
+    """Finds misspelled column names. The number of comparisons per prompt is limited, because comparing two names takes
+    quadratic time.
 
-    :param names: of the columns.
+    :param names: the column names.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -140,7 +140,7 @@ class _Neighbours:
         self._looks, self._comparisons = _LOOKS, _COMPARISONS
 
     def has(self, wanted: str) -> bool:
-        """Whether this, which may be JSON, is nearly one of them."""
+        """Whether `wanted` is similar to a column name."""
         matcher = difflib.SequenceMatcher()
         matcher.set_seq2(wanted[: 2 * _NEAR_CHARACTERS])
         for name in self._names:

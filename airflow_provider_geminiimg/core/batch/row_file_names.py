@@ -1,7 +1,7 @@
-"""The file name of each image, made of the template ``file_name`` and its row.
+"""The file name of each image, from the template ``file_name`` and its row.
 
-What must stay true: what is in a name is on every file system the same name; a template that names what a row has not
-is an error that names the row.
+Invariants: a name is the same on every file system. A template with a column that a row lacks is an error that names
+the row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from airflow_provider_geminiimg.core.validation.arguments import names_of
 from airflow_provider_geminiimg.core.validation.texts import given, normalized, shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
-MAX_IN_NAME = 1_000  # characters of one label that go into a file's name, which takes 120 bytes of them
+MAX_IN_NAME = 1_000  # characters of one label; the whole name may have 120 bytes
 
 
 def file_name(template: str, place: str, values: Mapping[str, str | None]) -> str:
-    """The template with what the braces stand for, as `name_part` writes it.
+    """The template with values in place of braces, each converted by `name_part`.
 
-    :param place: where the row stands, for a message.
-    :param values: what a name can be made of.
-    :raises BadRequestError: there is nothing of a name in the template.
+    :param place: the place of the row, for a message.
+    :param values: the values by the name in braces.
+    :raises BadRequestError: a value is missing, or too long.
     """
     parts: dict[str, str] = {}
     for name in names_of(template):
@@ -33,7 +33,7 @@ def file_name(template: str, place: str, values: Mapping[str, str | None]) -> st
             known = listed(sorted(name for name, value in values.items() if value not in BLANK))
             raise BadRequestError(
                 f"file_name{given(template)}: {place} has no {name}. It has: {known}.",
-                hint="" if column else "Of a column Product Name write {Product_Name}.",
+                hint="" if column else "For a column Product Name write {Product_Name}.",
             )
         if len(value) > MAX_IN_NAME:
             raise BadRequestError(f"file_name{given(template)}: {shown(name)} has more than {MAX_IN_NAME} characters.")
@@ -46,8 +46,8 @@ def file_name(template: str, place: str, values: Mapping[str, str | None]) -> st
 def name_part(text: str) -> str:
     """What of a text goes into a file's name: letters and digits of any script with their marks, and ``_.~+-``.
 
-    In Unicode's composed form, as two spellings of one letter would be two files, or one, by the file system. Joiners
-    go, as nobody sees them; any other character becomes ``-``.
+    The result is in Unicode's composed form, because file systems differ on two spellings of one letter. Invisible
+    joiners are removed; any other character becomes ``-``.
     """
     found: list[str] = []
     for char in normalized("NFC", text):

@@ -1,7 +1,7 @@
-"""Files of rows: CSV as spreadsheet programs write it in any country, JSON Lines, and JSON.
+"""Reads rows from files: CSV as spreadsheet programs write it in any country, JSON Lines and JSON.
 
-What must stay true: what can't be read for sure is refused, with the line as an editor shows it and the remedy; no cell
-is dropped and none gets into another column.
+Invariants: a file that can't be read with certainty is refused; the message has the line number and the remedy. No cell
+is dropped, and none gets into another column.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _BOMS = (
 )
 _SEP_LINE = re.compile(r'[ \t]{0,99}"?sep=(\\t|[^\r\n"\w])?"?[;,\t|]{0,99}[ \t]{0,99}(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 _CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
-_CONTROLS_OF_BYTES = re.compile("[\x80-\x9f]")  # U+0085 is text where somebody wrote it, and … of cp1252 elsewhere
+_CONTROLS_OF_BYTES = re.compile("[\x80-\x9f]")  # U+0085 is valid in UTF text; as a byte it is … in cp1252
 
 
 class LineRow(dict[str, Any]):
     """A row of a file.
 
-    :param line: where it begins, as an editor shows it.
+    :param line: its first line in the file, from 1.
     """
 
     def __init__(self, values: Mapping[str, Any], line: int) -> None:
@@ -50,12 +50,12 @@ class LineRow(dict[str, Any]):
 
 @dataclass(frozen=True)
 class _Source:
-    """A file that has been read.
+    """The text of a file.
 
-    :param shown: its address, as a message may repeat it.
+    :param shown: its address for messages, without secrets.
     :param kind: its extension.
-    :param delimiter: what the author says that cells are told apart by.
-    :param most: rows after which it is not read on.
+    :param delimiter: the argument `delimiter` of the operator.
+    :param most: rows to read at most.
     """
 
     shown: str
@@ -66,18 +66,18 @@ class _Source:
 
 
 def is_row_file(text: str) -> bool:
-    """Whether this is the address of a file of rows."""
+    """Whether the text is the address of a file of rows."""
     return _kind(text) in _READERS and "/" in text
 
 
 def read_row_file(uri: str, files: Files, most: int, *, encoding: str | None, delimiter: str | None) -> list[Any]:
     """The rows of a file.
 
-    :param most: rows after which it is not read on.
+    :param most: rows to read at most.
     :param encoding: of a file without a byte order mark. Default: UTF-8.
-    :param delimiter: of a CSV file. Default: what its header shows.
-    :raises BadRequestError: the file is wrong; the message says where.
-    :raises StorageError: it could not be read.
+    :param delimiter: of a CSV file. Default: detected from its header.
+    :raises BadRequestError: the content is wrong; the message has the line.
+    :raises StorageError: the file could not be read.
     """
     files.check(uri, "requests")
     data = files.read(uri, max_bytes=MAX_FILE_BYTES)
@@ -90,18 +90,18 @@ def read_row_file(uri: str, files: Files, most: int, *, encoding: str | None, de
 
 
 def parse_json(where: str, text: str) -> Any:
-    """JSON in which no key stands twice and NaN is nothing.
+    """A JSON value. ``NaN`` becomes ``None``.
 
-    :raises BadRequestError: it is not that.
+    :raises BadRequestError: the text is not JSON, or an object has a key twice.
     """
     with _refused(where):
         return _JSON.decode(text)
 
 
 def parse_json_list(where: str, text: str, most: int) -> list[Any]:
-    """The first values of a JSON list, each as `parse_json` reads it. What follows them is not looked at.
+    """The first values of a JSON list, each parsed like `parse_json`. The rest of the text is not parsed.
 
-    :raises BadRequestError: it is no such list.
+    :raises BadRequestError: the text is not a JSON list.
     """
     found: list[Any] = []
     at = _after_blanks(text, 0)
@@ -138,34 +138,32 @@ def _refused(where: str) -> Iterator[None]:
         at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadRequestError(f"{where}: is not JSON ({error.msg}, {at}).") from None
     except ValueError:
-        raise BadRequestError(
-            f"{where}: holds a number of thousands of digits, which is none that can be sent."
-        ) from None
+        raise BadRequestError(f"{where}: has a number with thousands of digits, which can't be sent.") from None
     except RecursionError:
-        raise BadRequestError(f"{where}: nests deeper than any request.") from None
+        raise BadRequestError(f"{where}: is nested too deeply for a request.") from None
 
 
 class _WrongJsonError(ValueError):
-    """JSON whose meaning is not sure."""
+    """JSON with an ambiguous or invalid value."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise _WrongJsonError(f"the key {short(twice)!r} stands twice in one object.")
+        raise _WrongJsonError(f"the key {short(twice)!r} occurs twice in one object.")
     return found
 
 
 def _constant(token: str) -> None:
     if token != "NaN":
-        raise _WrongJsonError(f"{token} is no number that can be sent.")
+        raise _WrongJsonError(f"{token} is not a number that can be sent.")
 
 
 def _finite(token: str) -> float:
     number = float(token)
     if math.isinf(number):
-        raise _WrongJsonError(f"{short(token)} is no number that can be sent.")
+        raise _WrongJsonError(f"{short(token)} is not a number that can be sent.")
     return number
 
 
@@ -182,11 +180,11 @@ def _kind(uri: str) -> str:
 
 
 def _decoded(data: bytes, shown: str, encoding: str | None) -> str:
-    """The text; a byte order mark says more of its encoding than anybody."""
+    """The decoded text. A byte order mark takes precedence over `encoding`."""
     name = next((name for mark, name in _BOMS if data.startswith(mark)), encoding or "utf-8")
     _refuse_utf8_as(name, data, shown)
     try:
-        text = data.decode(name).lstrip("\ufeff")  # some programs write it twice
+        text = data.decode(name).lstrip("\ufeff")  # some programs write the mark twice
     except UnicodeError as error:
         line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
         said = name.removesuffix("-sig").upper() if name.startswith("utf") else name
@@ -264,15 +262,15 @@ def _by_name(
             word = DELIMITERS.get(delimiter, repr(delimiter))
             raise BadRequestError(
                 f"requests: {source.shown}, line {line}: {what}. Found: {listed(filter(None, header))}.",
-                hint=f"Cells were told apart by {word}. Put text that holds them into quotes; if that is wrong, give "
-                'the delimiter, such as delimiter=";".',
+                hint=f"The delimiter of the cells is {word}. Put text that contains it into quotes; if it is wrong, "
+                'set the delimiter, such as delimiter=";".',
             )
     padded = [*cells, *[None] * (len(header) - len(cells))]
     return {name: value for name, value in zip(header, padded, strict=False) if name}
 
 
 def _filled_records(source: _Source, text: str, first: int, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The records that are more than separators, each with the line at which it begins."""
+    """The records that are not empty, each with its first line."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = first
     try:
@@ -283,13 +281,13 @@ def _filled_records(source: _Source, text: str, first: int, delimiter: str) -> I
     except csv.Error as error:
         raise BadRequestError(
             f"requests: {source.shown}, line {line}: is not CSV ({error}).",
-            hint="A cell that begins with a quote ends with one, a quote within it is written twice, and no cell has "
-            f"more than {csv.field_size_limit()} characters. Correct the line, or one of the few before it.",
+            hint="A cell that starts with a quote must end with one, a quote inside it must be doubled, and a cell may "
+            f"have at most {csv.field_size_limit()} characters. Correct this line, or one of the lines before it.",
         ) from None
 
 
 def _detected(source: _Source, text: str, first: int) -> str:
-    """What tells cells apart, by the header; where that can be several things, by what the rows fit to."""
+    """The delimiter, from the header; if several are possible, the one that fits all rows."""
     headers = {each: _header(source, text, first, each) for each in DELIMITERS}
     several = [each for each, cells in headers.items() if len(cells) > 1]
     if len(several) < 2:
@@ -300,7 +298,7 @@ def _detected(source: _Source, text: str, first: int) -> str:
     if len(best) > 1:
         words = " or ".join(DELIMITERS[each] for each in best)
         raise BadRequestError(
-            f"requests: {source.shown}: {words} may tell its cells apart.", hint='Give the delimiter: delimiter=";".'
+            f"requests: {source.shown}: the delimiter may be {words}.", hint='Set the delimiter: delimiter=";".'
         )
     return best[0]
 
@@ -323,7 +321,7 @@ def _fits(source: _Source, text: str, first: int, delimiter: str) -> bool:
 
 
 def _fields(header: Sequence[str]) -> int:
-    """How many cells of a header are fields of a request."""
+    """The number of header cells that are request fields."""
     found = 0
     for name in header:
         try:
@@ -338,7 +336,7 @@ def _fields(header: Sequence[str]) -> int:
 
 def _json_lines(source: _Source) -> list[Any]:
     found: list[Any] = []
-    for number, line in enumerate(io.StringIO(source.text, newline="\n"), 1):  # no other character ends a line of JSON
+    for number, line in enumerate(io.StringIO(source.text, newline="\n"), 1):  # only a line feed ends a line of JSON
         if not line.strip():
             continue
         where = f"requests: {source.shown}, line {number}"
@@ -354,7 +352,7 @@ def _json_lines(source: _Source) -> list[Any]:
 
 def _json(source: _Source) -> list[Any]:
     if not source.text.lstrip().startswith("["):
-        raise BadRequestError(f"requests: {source.shown}: holds no list of prompts or of mappings.")
+        raise BadRequestError(f"requests: {source.shown}: is not a list of prompts or mappings.")
     return parse_json_list(f"requests: {source.shown}", source.text, source.most)
 
 

@@ -1,4 +1,7 @@
-"""The rows of a batch, as people, files and tasks write them: read, and no more of them than are allowed."""
+"""Reads the rows of a batch from a list, a data frame, JSON text or a file.
+
+Invariant: at most one row more than allowed is read.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from airflow_provider_geminiimg.exceptions import BadRequestError
 def read_rows(
     value: Any, files: Files, *, most: int = MAX_IMAGES, encoding: str | None = None, delimiter: str | None = None
 ) -> list[Mapping[str, Any]]:
-    """The rows of `requests`, whatever they came as.
+    """The rows of the argument `requests`.
 
-    :param value: a list of prompts and of mappings, a data frame, JSON text of a list, or the URI of a file.
-    :param most: rows that are read. Of a file, a list or a generator no more than one further is looked at.
+    :param value: a list of prompts and mappings, a data frame, JSON text of a list, or the URI of a file.
+    :param most: limit on the number of rows; at most one more row is read.
     :param encoding: see `read_row_file`.
-    :param delimiter: likewise.
-    :raises BadRequestError: it is none of these, or a row is neither a prompt nor a mapping, or there are too many.
+    :param delimiter: see `read_row_file`.
+    :raises BadRequestError: the value is none of these, a row is not a prompt or a mapping, or there are too many rows.
     :raises StorageError: the file could not be read.
     """
     if isinstance(value, str):
@@ -47,10 +50,10 @@ def read_rows(
 
 
 def records_of(value: Any, most: int = MAX_IMAGES) -> list[Any]:
-    """What a list, a generator or a data frame holds, row by row; iterating a frame would give its columns' names.
+    """The rows of a list, a generator or a data frame.
 
-    :param most: rows that are made of it. It may hold more.
-    :raises BadRequestError: it is none of these, or two columns of the frame have one name.
+    :param most: rows to return at most.
+    :raises BadRequestError: the value is none of these, or two columns of a data frame have the same name.
     """
     for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
         if hasattr(value, "columns" if method == "to_dicts" else "column_names") and hasattr(value, method):
@@ -67,26 +70,26 @@ def records_of(value: Any, most: int = MAX_IMAGES) -> list[Any]:
 
 
 def _head(frame: Any, most: int) -> Any:
-    """The first rows of a data frame, before each becomes a mapping; pyarrow's tables are sliced."""
+    """The first rows of a data frame; pyarrow tables have no ``head`` and are sliced."""
     if hasattr(frame, "head"):
         return frame.head(most)
     return frame.slice(0, most) if hasattr(frame, "slice") else frame
 
 
 def too_many(what: str, most: int) -> BadRequestError:
-    """What to raise for more rows or images than one batch makes.
+    """The error for more rows or images than a batch may have.
 
-    :param what: what there is too much of.
+    :param what: a sentence about the number of rows or images.
     """
     return BadRequestError(
         f"requests: {what}; [geminiimg] max_batch_images is {most}.",
-        hint="Raise max_batch_images if all of them are meant, or make several tasks of it; then clear the task.",
+        hint="Raise max_batch_images if all of them are intended, or use several tasks; then clear the task.",
     )
 
 
 def _no_list(value: Any) -> BadRequestError:
     return BadRequestError(
         f"requests{given(value)}: takes a list of prompts or of mappings, or the URI of a file that holds one.",
-        hint="For one image write [prompt]. Files end with .csv, .tsv, .jsonl or .json; what else there is (.xlsx, a "
-        "query) a @task can read and return.",
+        hint="For one image write [prompt]. File names end with .csv, .tsv, .jsonl or .json. For other sources (.xlsx, "
+        "a query), read them in a @task and return a list.",
     )

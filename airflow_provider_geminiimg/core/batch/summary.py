@@ -1,7 +1,7 @@
-"""What became of a batch's images, added up as they end, so that ten thousand of them need no more room than a few.
+"""The results of a batch: counts, cost, and one compressed manifest line per image.
 
-What must stay true: every row ends as one word, and the words add up to the rows; what is kept of an image is its line
-of the manifest, packed, and nothing else.
+Invariants: every row ends with one status, and the counts of the statuses add up to the number of rows. Only the
+compressed manifest line of an image stays in memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ STATUSES: tuple[Status, ...] = ("landed", "reused", "refused", "failed", "unknow
 GOOD: tuple[Status, ...] = ("landed", "reused")
 
 
-class Asked(Protocol):
-    """An image that a row asks for; several rows may ask for one."""
+class RequestedImage(Protocol):
+    """The image of a row; several rows may have the same image."""
 
     @property
     def row(self) -> int: ...
@@ -36,10 +36,11 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one image of a plan.
+    """The result of one image.
 
-    :param manifest: of what landed.
-    :param error: why nothing did, or what is wrong with it.
+    :param status: one of `STATUSES`.
+    :param manifest: of the image, if it landed.
+    :param error: why it did not land, or why it does not match the request.
     """
 
     status: Status
@@ -47,7 +48,7 @@ class Result:
     error: GeminiImageError | None = None
 
     def line(self) -> dict[str, Any]:
-        """What the manifest says of it, in every row that asks for it."""
+        """The fields of the manifest line, the same for every row with this image."""
         error = self.error
         said = {} if error is None else {"error": error.kind, "billed": error.billed.value, "message": str(error)}
         return {"status": self.status, **(self.manifest or {}), **said}
@@ -63,14 +64,14 @@ class BatchSummary:
         self.all_landed = True
         self._billed: set[Billed] = set()
         self._lines: dict[str, tuple[Status, bytes]] = {}
-        self._alike = b""  # the first line, which the others hardly differ from: packed by it they take a third
+        self._alike = b""  # the first line; as compression dictionary it shrinks the others to a third
 
     def add(self, fingerprint: str, result: Result) -> None:
-        """Count an image that has ended, once."""
+        """Add the result of one image. Called once per image."""
         error = result.error
         line = json.dumps(result.line()).encode()
         cost = self._cost_with(result)
-        # Nothing is counted of an image of which not all can be.
+        # First compute everything that can fail, then count.
         self.ended[result.status] += 1
         self.cost = cost
         self.retryable = self.retryable or (error is not None and error.retryable)
@@ -90,21 +91,21 @@ class BatchSummary:
 
     @property
     def collected(self) -> bool:
-        """Whether any of them is in storage now."""
+        """Whether any image is in storage."""
         return any(self.ended[status] for status in GOOD)
 
     @property
     def billed(self) -> Billed:
-        """Whether money was spent on any of them."""
+        """Whether money was spent on any image."""
         return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in self._billed)
 
-    def totals(self, items: Iterable[Asked]) -> dict[str, Any]:
-        """How many rows ended how, and what was paid now, by currency and by where the price is from."""
+    def totals(self, items: Iterable[RequestedImage]) -> dict[str, Any]:
+        """The number of rows, the counts by status, and the cost of this attempt by currency and basis of the price."""
         counts = Counter(self._lines[item.fingerprint][0] for item in items)
         return {"items": counts.total(), "counts": {status: counts[status] for status in STATUSES}, "cost": self.cost}
 
-    def bad(self, items: Iterable[Asked], most: int) -> list[str]:
-        """The first rows that have an error, a sentence each."""
+    def bad(self, items: Iterable[RequestedImage], most: int) -> list[str]:
+        """One sentence for each of the first `most` rows with an error."""
         found: list[str] = []
         for item in items:
             line = self._line(item)
@@ -115,11 +116,11 @@ class BatchSummary:
                 break
         return found
 
-    def manifest(self, items: Iterable[Asked]) -> Iterator[bytes]:
-        """``manifest.jsonl``: one line for each image that was asked for, in order."""
+    def manifest(self, items: Iterable[RequestedImage]) -> Iterator[bytes]:
+        """The lines of ``manifest.jsonl``: one per row and image, in order."""
         return (json.dumps(self._line(item), sort_keys=True).encode() + b"\n" for item in items)
 
-    def _line(self, item: Asked) -> dict[str, Any]:
+    def _line(self, item: RequestedImage) -> dict[str, Any]:
         of_row = {"row": item.row, "labels": item.labels, "fingerprint": item.fingerprint}
         if item.line is not None:
             of_row["line"] = item.line

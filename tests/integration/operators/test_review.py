@@ -135,7 +135,7 @@ def test_markup_in_any_text_shows_as_text(markup: str) -> None:
     assert len(page.addresses) == 4
     name, second, *_, facts, _ = page.facts()
     assert second == "2: b.png"
-    assert name == f"1: {plain(f'file:///pictures/{markup}'.rsplit('/', 1)[-1]) or 'picture'}"
+    assert name == f"1: {plain(f'file:///pictures/{markup}'.rsplit('/', 1)[-1]) or 'image'}"
     for fact in {plain(f"{markup} × {markup}"), plain(markup), plain(f"not as asked: {markup}")}:
         assert fact in facts
 

@@ -119,7 +119,7 @@ WRONG_FILES: dict[str, tuple[str | bytes, str, list[str]]] = {
     ),
     "more cells than names": ("prompt\nEin Fuchs, rot\n", "r.csv", ["line 2", "more cells", "commas", "delimiter="]),
     "a title above the header": ("Katalog;;\nsku;prompt;n\n1;a;\n", "r.csv", ["line 2", "no name"]),
-    "a quote that never ends": ('prompt\na\n"b\nc\n', "r.csv", ["line 3", "is not CSV", "Correct the line"]),
+    "a quote that never ends": ('prompt\na\n"b\nc\n', "r.csv", ["line 3", "is not CSV", "Correct this line"]),
     "a cell of any length": (
         "prompt\n" + "x" * 200_000,
         "r.csv",
@@ -136,7 +136,7 @@ WRONG_FILES: dict[str, tuple[str | bytes, str, list[str]]] = {
     "an infinite number": ('{"prompt": "a", "temperature": Infinity}\n', "r.jsonl", ["line 1", "Infinity"]),
     "no JSON": ('{"prompt": "a"}\n{"prompt": }\n', "r.jsonl", ["line 2", "is not JSON"]),
     "a number": ("1\n", "r.jsonl", ["line 1", "int"]),
-    "no list": ('{"prompt": "a"}', "r.json", ["no list"]),
+    "no list": ('{"prompt": "a"}', "r.json", ["is not a list"]),
     "an empty file of lines": ("\n\n", "r.jsonl", ["is empty"]),
 }
 
@@ -534,11 +534,11 @@ def test_a_rows_own_prompt_is_taken_as_it_stands_and_can_be_put_into_the_operato
     ("prompt", "says"),
     [
         ("Foto: {Produktnam}", ["{Produktnam}", "no such column", "Found: Produktname, Bild"]),
-        ("Foto: {Produktname.__class__}", ["column's name alone"]),
-        ("Foto: {Produktname!r}", ["column's name alone"]),
-        ("Foto: {Produktname:>10}", ["column's name alone"]),
-        ("Foto: {Produktname[0]}", ["column's name alone"]),
-        ("Foto: {Produktname|upper}", ["column's name alone"]),
+        ("Foto: {Produktname.__class__}", ["only a column name"]),
+        ("Foto: {Produktname!r}", ["only a column name"]),
+        ("Foto: {Produktname:>10}", ["only a column name"]),
+        ("Foto: {Produktname[0]}", ["only a column name"]),
+        ("Foto: {Produktname|upper}", ["only a column name"]),
         ("Foto: {0}", ["no such column"]),
         ("Foto: {Bild}", ["row 1", "has no 'Bild'"]),
     ],
