@@ -218,7 +218,7 @@ PROTECTIONS = (
     Protection(
         "A job belongs to one record",
         "core/reconcile/resolve.py",
-        "    if verdict.job_id is not None:\n        _refuse_anothers_job(",
+        "    if resolution.job_id is not None:\n        _refuse_anothers_job(",
         "    if False:\n        _refuse_anothers_job(",
     ),
     Protection(

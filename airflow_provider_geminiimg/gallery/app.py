@@ -33,7 +33,7 @@ from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, inspect_image, media_type_of
 from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
-from airflow_provider_geminiimg.core.reconcile import STANDINGS
+from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -95,7 +95,7 @@ _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "item": (_NAME, "an item's name"),
     "n": (_COUNT, "a whole number from 0"),
     "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
-    "standing": (re.compile("|".join(STANDINGS)), f"one of {', '.join(STANDINGS)}"),
+    "standing": (re.compile("|".join(RECORD_STATUSES)), f"one of {', '.join(RECORD_STATUSES)}"),
     "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
     "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {page.MAX_PAGE_SIZE}"),
 }

@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.core.ledger.layout import (
 from airflow_provider_geminiimg.core.ledger.manifest import iso
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
-from airflow_provider_geminiimg.core.reconcile.scan import AT_ONCE, STANDINGS, RecordEntry, billed, look
+from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RECORD_STATUSES, RecordEntry, billed, look
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
@@ -53,7 +53,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a longer one is no number of ours, and
 class RecordFilter:
     """Which records of a run are asked for; ``None``: any.
 
-    :param standing: see `jobs.STANDINGS`.
+    :param standing: see `core.reconcile.RECORD_STATUSES`.
     """
 
     dag_id: str
@@ -66,7 +66,7 @@ class RecordFilter:
     def fits(self, entry: RecordEntry) -> bool:
         """Whether what was read is asked for."""
         model = None if entry.found is None else entry.found.record.model
-        return self.model in (None, model) and self.standing in (None, entry.standing)
+        return self.model in (None, model) and self.standing in (None, entry.status)
 
 
 class GalleryQueries:
@@ -118,7 +118,7 @@ class GalleryQueries:
         records = [entry.found.record for entry in entries if entry.found is not None]
         costs, without_price = _total(records)
         not_started, unreadable, more = self._not_started(wanted, keys)
-        standings = Counter(entry.standing for entry in entries)
+        standings = Counter(entry.status for entry in entries)
         standings.update({"unreadable": unreadable} if unreadable else {})
         return {
             "standings": dict(standings),
@@ -185,7 +185,7 @@ class GalleryQueries:
         address = address_of(entry.key)
         names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
         names["record"] = entry.key
-        about = {**names, "standing": entry.standing, "next": STANDINGS[entry.standing]}
+        about = {**names, "standing": entry.status, "next": RECORD_STATUSES[entry.status]}
         if entry.found is None:
             return {**about, "error": _said(entry.error), "images": []}
         record = entry.found.record
@@ -276,9 +276,9 @@ class GalleryQueries:
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[RecordEntry, int]]:
         """The records, each with the bytes of all up to it."""
         size = 0
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
             rest = iter(keys)
-            while some := list(itertools.islice(rest, AT_ONCE)):
+            while some := list(itertools.islice(rest, CONCURRENCY)):
                 for entry in filter(None, pool.map(lambda key: look(self.ledger, key), some)):
                     size += 0 if entry.found is None else entry.found.size
                     yield entry, size

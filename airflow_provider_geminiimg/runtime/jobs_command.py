@@ -1,7 +1,7 @@
-"""The ledger from the command line: ``python -m airflow_provider_geminiimg jobs``, or ``airflow geminiimg jobs``.
+"""The command line for the ledger: ``python -m airflow_provider_geminiimg jobs``, or ``airflow geminiimg jobs``.
 
-What must stay true: no line holds a link or a prompt, but for `show`, which has the prompt where prompts are recorded;
-Airflow is imported only once a command runs.
+Invariants: no line shows a link or a prompt; only `show` prints the prompt, if prompts are recorded. Airflow is
+imported only when a command runs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.environment import Environment
 
 _WHERE = (
-    "The ledger is looked for where workers look: [geminiimg] root and namespace of this machine's Airflow "
-    "configuration. Connections come from Airflow as well: environment, secrets backends, metadata database."
+    "The command uses the ledger at [geminiimg] root and namespace of this machine's Airflow configuration, like the "
+    "workers. Connections come from Airflow too: environment, secrets backends, metadata database."
 )
 _AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _WIDEST, _JOBS_SHOWN = 512, 20
@@ -30,15 +30,15 @@ _STATES = ("waiting", "in-flight", "to-collect", "unknown", "landed", "failed", 
 
 
 def _print(text: str, file: TextIO | None = None) -> None:
-    """Print one line: what others wrote moves no cursor and begins no line."""
+    """Print one line, with control characters and line breaks of the text escaped."""
     print(printable(text), file=file, flush=True)
 
 
 class _Printed:
-    """A log of which a person reads every line."""
+    """A log that prints to the terminal."""
 
     def debug(self, message: Any, /, *args: Any) -> None:
-        """Nothing for a person."""
+        """Print nothing."""
 
     def info(self, message: Any, /, *args: Any) -> None:
         _print(_said(message, args))
@@ -55,7 +55,7 @@ def _said(message: Any, args: tuple[Any, ...]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``jobs`` its commands."""
+    """Add the commands of ``jobs`` to a parser."""
     parser.epilog = _WHERE
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, job in _JOBS.items():
@@ -63,15 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def for_airflow(run: Callable[[argparse.Namespace], None]) -> list[Any]:
-    """The commands as Airflow's own command line takes them.
+    """The commands for Airflow's own command line.
 
-    :param run: what ends the process with the exit status of the command.
+    :param run: runs a command and ends the process with its exit status.
     """
     from airflow.cli.cli_config import ActionCommand
 
-    # Airflow asks an argument for its name and to add itself. Ours are all added by one, so that they are said once.
+    # Airflow expects one object per argument. Here one object adds all arguments of a command.
     arguments = {name: SimpleNamespace(flags=(name,), add_to_parser=job.add_arguments) for name, job in _JOBS.items()}
-    where = _WHERE.replace("[", r"\[")  # or Airflow takes what stands in brackets for a style
+    where = _WHERE.replace("[", r"\[")  # Airflow's console treats brackets as style tags
     return [
         ActionCommand(name, job.help, run, [cast("Any", arguments[name])], job.description, where)
         for name, job in _JOBS.items()
@@ -79,11 +79,12 @@ def for_airflow(run: Callable[[argparse.Namespace], None]) -> list[Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run one of the commands; the exit status.
+    """Run a command and return its exit status.
 
-    :raises GeminiImageError: it could not be done, whatever was raised, which may hold a prompt or a signed link.
+    :raises GeminiImageError: the command failed. Other exceptions are converted, because their text may hold a prompt
+        or a signed link.
     """
-    # As Airflow's own commands do it: connections may come from the metadata database.
+    # Like Airflow's own commands, so that connections may come from the metadata database.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     from airflow_provider_geminiimg.core.execution.boundary import as_outcome
     from airflow_provider_geminiimg.runtime.environment import Environment
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     job: Callable[[argparse.Namespace, Environment], int] = arguments.job
     try:
         return job(arguments, Environment(_Printed()))
-    except OSError:  # of the terminal or of this machine, in words of its own
+    except OSError:  # an error of the terminal or of this machine has a clear message
         raise
     except Exception as error:
         raise as_outcome(error) from None
@@ -101,19 +102,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dag", metavar="ID", help="only this DAG's")
-    parser.add_argument("--run", dest="dag_run", metavar="ID", help="only this DAG run's")
-    parser.add_argument("--task", metavar="ID", help="only this task's")
+    parser.add_argument("--dag", metavar="ID", help="only records of this DAG")
+    parser.add_argument("--run", dest="dag_run", metavar="ID", help="only records of this DAG run")
+    parser.add_argument("--task", metavar="ID", help="only records of this task")
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _filters(parser)
-    parser.add_argument("--state", choices=_STATES, help="only those that stand so")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--state", choices=_STATES, help="only records with this status")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
 def _key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("key", metavar="KEY", help="the record's key, as `jobs list` and log lines show it: ledger/...")
+    parser.add_argument("key", metavar="KEY", help="key of the record, as in `jobs list` and log lines: ledger/...")
 
 
 def _collect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,25 +123,31 @@ def _collect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _dry_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
 
 
 def _resolve_arguments(parser: argparse.ArgumentParser) -> None:
     _key(parser)
-    verdict = parser.add_mutually_exclusive_group(required=True)
-    verdict.add_argument("--unpaid", action="store_true", help="nothing was charged: a retry or a Clear submits again")
-    verdict.add_argument("--lost", action="store_true", help="it was charged, and the image can't be had any more")
-    verdict.add_argument("--resubmit", action="store_true", help="buy it again: the next retry or Clear does, once")
-    verdict.add_argument("--job", metavar="ID", dest="job_id", help="it is this job: collect, or a Clear, lands it")
+    resolution = parser.add_mutually_exclusive_group(required=True)
+    resolution.add_argument(
+        "--unpaid", action="store_true", help="nothing was charged: a retry or a Clear submits again"
+    )
+    resolution.add_argument("--lost", action="store_true", help="it was charged, and the image is lost")
+    resolution.add_argument(
+        "--resubmit", action="store_true", help="buy again in any case, with the next retry or Clear, once"
+    )
+    resolution.add_argument(
+        "--job", metavar="ID", dest="job_id", help="it is this job: collect or a Clear stores its image"
+    )
 
 
 def _forget_arguments(parser: argparse.ArgumentParser) -> None:
     _key(parser)
-    parser.add_argument("--force", action="store_true", help="also where something paid for is not in storage yet")
+    parser.add_argument("--force", action="store_true", help="also if a paid image is not in storage yet")
 
 
 def _purge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--older-than", type=_days, required=True, metavar="DAYS", help="ended so long ago")
+    parser.add_argument("--older-than", type=_days, required=True, metavar="DAYS", help="ended more than DAYS days ago")
     _dry_run(parser)
 
 
@@ -171,14 +178,14 @@ def _list(arguments: argparse.Namespace, environment: Environment) -> int:
         unreadable = 0
         async for entry in reconcile.walk(environment.ledger, _scope(arguments, environment)):
             unreadable += entry.found is None
-            if arguments.state in (None, entry.standing):
+            if arguments.state in (None, entry.status):
                 line = reconcile.summary(entry)
                 _print(printable_json(line) if arguments.json else _line(line))
         return unreadable
 
     unreadable = run_async(listed)
     if unreadable:
-        environment.log.error("%s of the records can't be read; `jobs show` says why.", unreadable)
+        environment.log.error("%s records can't be read; `jobs show` has the reasons.", unreadable)
     return int(unreadable > 0)
 
 
@@ -194,7 +201,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def _cut(text: str) -> str:
-    """A text of a record in a line of a list; no id that a gateway gives is longer."""
+    """A text of a record, cut for a line of the list."""
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}…"
 
 
@@ -231,11 +238,11 @@ def _resolve(arguments: argparse.Namespace, environment: Environment) -> int:
 
     said = [word for word in ("unpaid", "lost", "resubmit") if getattr(arguments, word)]
     word = said[0] if said else {"job": arguments.job_id}
-    [(key, verdict)] = read_resolutions({arguments.key: word}).items()
-    if reconcile.resolve(environment.ledger, key, verdict):
-        _print(f"{key} is settled: {verdict}.")
+    [(key, resolution)] = read_resolutions({arguments.key: word}).items()
+    if reconcile.resolve(environment.ledger, key, resolution):
+        _print(f"{key} is resolved: {resolution}.")
     else:
-        _print(f"{key} was settled before: {verdict}. Nothing was changed.")
+        _print(f"{key} was already resolved: {resolution}. Nothing was changed.")
     return 0
 
 
@@ -246,9 +253,9 @@ def _forget(arguments: argparse.Namespace, environment: Environment) -> int:
     _print(f"{removed.key} is removed (job {removed.job_id}).")
     earlier = environment.ledger.numbers_in(folder_of(removed.key))
     if earlier:
-        _print(f"Record {earlier[-1]} of the same item decides now.")
+        _print(f"The next attempt of its task uses record {earlier[-1]} of the same item.")
     else:
-        _print("The next attempt of its task submits again.")
+        _print("The next attempt of its task sends a new paid request.")
     return 0
 
 
@@ -287,10 +294,10 @@ class _Job(NamedTuple):
 
 
 _JOBS = {
-    "list": _Job("show what the ledger holds, one line a record", _list_arguments, _list),
+    "list": _Job("list the records of the ledger, one per line", _list_arguments, _list),
     "show": _Job("show one record, and what to do about it", _key, _show),
-    "collect": _Job("land what was paid for and left behind; never submits", _collect_arguments, _collect),
-    "resolve": _Job("settle a request of which nobody knows whether it was paid for", _resolve_arguments, _resolve),
+    "collect": _Job("store images that were paid for and have not landed; never submits", _collect_arguments, _collect),
+    "resolve": _Job("record what you found out about a request with an unknown outcome", _resolve_arguments, _resolve),
     "forget": _Job("remove a record, so that its task submits again", _forget_arguments, _forget),
-    "purge": _Job("remove old records of which everything has ended; images stay", _purge_arguments, _purge),
+    "purge": _Job("remove old records of finished task instances; images stay", _purge_arguments, _purge),
 }

@@ -350,7 +350,7 @@ async def test_an_answer_that_comes_before_the_next_attempt_is_taken_and_nothing
 async def test_nothing_but_what_is_unknown_or_can_not_be_had_is_bought_again(left: LeftBehind) -> None:
     running, landed = await left.submitted("running"), await left.attempt("landed")
     for record in (running, landed):
-        with pytest.raises(BadRequestError, match="can't be settled"):
+        with pytest.raises(BadRequestError, match="can't be resolved"):
             reconcile.resolve(left.ledger, record.key, RESUBMIT)
 
 

@@ -1,9 +1,9 @@
-"""How work runs, whatever the work is.
+"""Runs async code in a task: helper thread, error boundary, memory limit, log.
 
 In reading order:
 
-- `runner`: a helper thread with an event loop; ends the buying when a task is killed
-- `boundary`: whatever is raised inside goes on as an outcome
-- `byte_semaphore`: how many bytes of images one process holds at once
-- `task_log`: what a log line may not do
+- `runner`: a helper thread with an event loop; the stop flag for paid requests
+- `boundary`: turns any exception into an error of this package
+- `byte_semaphore`: limits the bytes of images that one process holds
+- `task_log`: a log whose failures never stop a purchase
 """

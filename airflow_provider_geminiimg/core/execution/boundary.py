@@ -1,9 +1,9 @@
-"""Closed boundaries: whatever is raised inside one goes on as an outcome.
+"""Error boundaries: any exception inside becomes an error of this package, returned as a value.
 
-What URL parsers, idna, TLS, resolvers and decoders raise about hostile input can't be listed, so nothing here lists it.
-What must stay true: an exception crosses a boundary as a value, so that nothing raised later is chained to it; of one
-that is no outcome, only its type and a place in this package go on, because its text and its frames may hold a prompt,
-a signed link or a key.
+The exceptions of URL parsers, idna, TLS, resolvers and decoders for hostile input can't be listed, so any `Exception`
+is converted. Invariants: the error is returned and not raised, so that no later exception is chained to it. Of a
+foreign exception only the type and the line in this package are kept, because its text and stack frames may hold a
+prompt, a signed link or a key.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _PACKAGE = __name__.partition(".")[0]
 async def closed(
     work: Awaitable[T], otherwise: Callable[[Exception], GeminiImageError] | None = None
 ) -> T | GeminiImageError:
-    """What `work` brings, or why it brings nothing, without frames.
+    """The result of `work`, or its error without stack frames.
 
-    :param otherwise: makes the outcome of an exception that is none; default: `unexpected`.
+    :param otherwise: converts a foreign exception. Default: `unexpected`.
     """
     try:
         return await work
@@ -33,17 +33,17 @@ async def closed(
 
 
 def as_outcome(error: Exception, otherwise: Callable[[Exception], GeminiImageError] | None = None) -> GeminiImageError:
-    """`error` as an outcome without frames: itself, or what `otherwise` makes of it; default: `unexpected`."""
+    """`error` as an error of this package without stack frames; `otherwise` converts a foreign one (`unexpected`)."""
     return without_traceback(error if isinstance(error, GeminiImageError) else (otherwise or unexpected)(error))
 
 
 def unexpected(error: Exception) -> UnexpectedError:
-    """What is to be said of an exception that nobody foresaw."""
-    return UnexpectedError(f"It broke off ({error_and_place(error)}).")
+    """The error for a foreign exception."""
+    return UnexpectedError(f"An unexpected exception was raised ({error_and_place(error)}).")
 
 
 def error_and_place(error: BaseException) -> str:
-    """The type of an exception, and the line of this package that was at work; never its text."""
+    """The type of an exception and the last line of this package in its traceback; never its text."""
     name, place = type(error).__name__, None
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__"))

@@ -1,7 +1,7 @@
-"""The task's log: a line that can't be written must not come between a payment and its record.
+"""The task log: an error while logging must not come between a payment and its record.
 
-What must stay true: such a line is lost, nothing else. A task whose supervisor was killed logs into a broken pipe, and
-may be the only one who knows what was just paid for.
+Invariant: a line that can't be written is dropped, without an exception. A task whose supervisor was killed logs into a
+broken pipe, and may hold the only knowledge of a paid job.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from airflow_provider_geminiimg.core.redaction.printable import printable
 
 
 class Logs(Protocol):
-    """The part of a logger that is used here; Airflow's and the standard library's both have it."""
+    """The logger methods that this package uses. Airflow's and the standard library's loggers have them."""
 
     def debug(self, message: Any, /, *args: Any) -> Any: ...
     def info(self, message: Any, /, *args: Any) -> Any: ...
@@ -23,9 +23,9 @@ class Logs(Protocol):
 
 
 class SteadyLogs:
-    """A logger whose own failures stay its own, and whose lines are each one line, whatever is said in them.
+    """A logger that never raises and writes one line per message.
 
-    :param log: where the lines go.
+    :param log: the underlying logger.
     """
 
     def __init__(self, log: Logs) -> None:

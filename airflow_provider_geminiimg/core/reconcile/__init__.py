@@ -1,19 +1,18 @@
-"""What the ledger holds beyond the task at hand: look at it, collect it, settle it, and clear it away.
+"""Records of tasks that have ended: list, collect, resolve and remove them.
 
-Whatever died left its records behind. These are the ways in which somebody else deals with them: the collect operator,
-and ``python -m airflow_provider_geminiimg jobs``. What must stay true:
+The collect operator and ``python -m airflow_provider_geminiimg jobs`` use this package. Invariants:
 
-- Nothing here submits.
-- All records count, not only those that decide: what was paid for before a Clear is collected too.
-- One record's trouble is its own. What can't be read is reported, and never taken for "no record".
-- What may hold something that was paid for is removed only where a person says so in so many words.
+- Nothing here sends a paid request.
+- All records of an image count, not only the last one: an image that was paid for before a Clear is collected too.
+- An error in one record does not stop the others. A record that can't be read is reported, never treated as missing.
+- A record that may stand for a paid image is removed only if a person asks for that explicitly.
 
 In reading order:
 
-- `scan`: how each record stands
-- `collect`: lands what was left behind
-- `resolution`: what a person found out
-- `resolve`: settles an unknown outcome by it
+- `scan`: lists records with their status
+- `collect`: stores images that were paid for and have not landed
+- `resolution`: the decision of a person about a record
+- `resolve`: applies the decision to the record
 - `purge`: removes records
 """
 
@@ -23,7 +22,7 @@ from airflow_provider_geminiimg.core.reconcile.collect import Report, collect
 from airflow_provider_geminiimg.core.reconcile.purge import forget, purge
 from airflow_provider_geminiimg.core.reconcile.resolve import resolve
 from airflow_provider_geminiimg.core.reconcile.scan import (
-    STANDINGS,
+    RECORD_STATUSES,
     RecordEntry,
     Scope,
     detail,
@@ -33,7 +32,7 @@ from airflow_provider_geminiimg.core.reconcile.scan import (
 )
 
 __all__ = [
-    "STANDINGS",
+    "RECORD_STATUSES",
     "RecordEntry",
     "Report",
     "Scope",

@@ -1,7 +1,7 @@
-"""Lands what was paid for and left behind, wherever it was meant to land.
+"""Stores images that were paid for and have not landed, at their recorded destinations.
 
-What must stay true: nothing is submitted and no running job is waited for; a job is asked about once; whatever goes
-wrong with one record is told, and the others go on; collecting twice at once, or again, changes nothing.
+Invariants: nothing is submitted, and no running job is waited for. Each job is polled once. An error in one record is
+reported, and the others continue. Two simultaneous collects, or a second one, change nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
-from airflow_provider_geminiimg.core.reconcile.scan import SETTLE, RecordEntry, Scope, batches
+from airflow_provider_geminiimg.core.reconcile.scan import RESOLVE, RecordEntry, Scope, batches
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError
 
 What = Literal["landed", "running", "failed", "unknown", "skipped", "errors", "to_collect"]
 
-RESULT_BYTES = 1800  # of what a task returns; Airflow keeps it in its database
+RESULT_BYTES = 1800  # limit for the return value of a task, which Airflow stores in its database
 _MEANINGS: Mapping[What, tuple[str, str]] = {
-    # what: (level of its line in the log, how it begins)
-    "errors": ("error", "Could not be looked at"),
+    # result: (log level, start of the log line)
+    "errors": ("error", "Could not be checked"),
     "unknown": ("warning", "Outcome unknown"),
     "failed": ("warning", "No image"),
     "landed": ("info", "Landed"),
@@ -37,24 +37,24 @@ _MEANINGS: Mapping[What, tuple[str, str]] = {
     "skipped": ("info", "Skipped"),
     "to_collect": ("info", "Would be collected"),
 }
-_FATE: Mapping[str, tuple[What, str]] = {
+_SKIPPED: Mapping[str, tuple[What, str]] = {
     "waiting": ("skipped", "An attempt may still be waiting for its answer."),
-    "in-flight": ("skipped", "An attempt may be collecting it right now."),
+    "in-flight": ("skipped", "An attempt may be collecting it at this moment."),
 }
 
 
 @dataclass
 class Report:
-    """What became of the records, by their keys. One that is settled, and was before, is in none of the lists."""
+    """The results of a collect: lists of record keys. A record that needs nothing is in none of the lists."""
 
     keys: dict[What, list[str]] = field(default_factory=lambda: {what: [] for what in _MEANINGS})
 
     def counts(self) -> dict[str, int]:
-        """How many of each."""
+        """The number of records per result."""
         return {what: len(keys) for what, keys in self.keys.items()}
 
     def result(self) -> dict[str, Any]:
-        """The counts, and as many keys as fit, those first that need somebody."""
+        """The counts, and as many keys as fit into `RESULT_BYTES`; keys that need a person come first."""
         shown: dict[str, list[str]] = {}
         result = {**self.counts(), "keys": shown}
         for what, key in ((what, key) for what, keys in self.keys.items() for key in keys):
@@ -65,23 +65,23 @@ class Report:
         return {**result, "keys": {what: keys for what, keys in shown.items() if keys}}
 
     def failure(self) -> LedgerError | None:
-        """What to raise where something that may be paid for could not be looked at; ``None`` where all could be."""
+        """The error if records that may be paid for could not be checked; ``None`` if all were checked."""
         keys = self.keys["errors"]
         if not keys:
             return None
         named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         return LedgerError(
-            f"{len(keys)} of the records could not be looked at: {named}. All others were; "
+            f"{len(keys)} records could not be checked: {named}. All others were checked; "
             f"{len(self.keys['landed'])} landed.",
             retryable=True,
-            hint="The log says why, record by record. Nothing was bought, and the next collect looks at them again.",
+            hint="The log has the reason for each record. Nothing was bought. The next collect checks them again.",
         )
 
 
 async def collect(purchase_context: PurchaseContext, scope: Scope, *, dry_run: bool = False) -> Report:
-    """Look at every record of `scope`, and land what is ready.
+    """Check every record of `scope` and store the images that are ready.
 
-    :param dry_run: only say what would be collected: no call to a gateway, nothing written.
+    :param dry_run: only report what would be collected: no call to a gateway, nothing written.
     :raises StorageError: the records can't be listed.
     """
     work = _Round(purchase_context, dry_run)
@@ -91,18 +91,18 @@ async def collect(purchase_context: PurchaseContext, scope: Scope, *, dry_run: b
 
 
 class _Round:
-    """One walk through the records."""
+    """One pass through the records."""
 
     def __init__(self, purchase_context: PurchaseContext, dry_run: bool) -> None:
         self.report = Report()
-        self._workshop = purchase_context
+        self._context = purchase_context
         self._ledger = purchase_context.ledger
         self._dry_run = dry_run
         self._adopted: set[str] = set()
 
     async def look(self, entry: RecordEntry) -> None:
-        """Do about one record what has to be done."""
-        if entry.key in self._adopted:  # it was made, and looked at, a moment ago
+        """Check one record and collect its image and its extra jobs."""
+        if entry.key in self._adopted:  # created and checked in this pass
             return
         if entry.found is None:
             self._tell("errors", entry.key, str(entry.error))
@@ -114,31 +114,31 @@ class _Round:
                 await self._alone(entry.key, self._adopt(found.record, job_id))
 
     async def _alone(self, key: str, work: Awaitable[None]) -> None:
-        """Do this, whatever comes of it: the others have theirs done all the same."""
+        """Await `work`; report an error without stopping the other records."""
         failure = await closed(work)
         if failure is not None:
             self._tell("errors", key, str(failure))
 
     async def _look(self, entry: RecordEntry) -> None:
-        record, standing = entry.readable().record, entry.standing
-        if standing in _FATE:
-            what, said = _FATE[standing]
+        record, status = entry.readable().record, entry.status
+        if status in _SKIPPED:
+            what, said = _SKIPPED[status]
             self._tell(what, record.key, said)
-        elif standing == "unknown" and (record.job_id is None or self._dry_run):
+        elif status == "unknown" and (record.job_id is None or self._dry_run):
             await self._report_unknown(record)
-        elif standing in ("unknown", "to-collect"):
+        elif status in ("unknown", "to-collect"):
             await self._collect(record)
 
     async def _report_unknown(self, record: Record) -> None:
-        """What only a person can find out more about."""
+        """Report an unknown outcome, unless a later record shows that its user chose to resubmit."""
         folder = folder_of(record.key)
         try:
             bought_again = record.n < max(await asyncio.to_thread(self._ledger.numbers_in, folder), default=0)
         except GeminiImageError as error:
             self._tell("errors", record.key, str(error))
             return
-        if record.job_id is not None or not bought_again:  # else its user knew, and said "resubmit"
-            self._tell("unknown", record.key, SETTLE)
+        if record.job_id is not None or not bought_again:  # a later record exists only after "resubmit"
+            self._tell("unknown", record.key, RESOLVE)
 
     async def _collect(self, record: Record) -> None:
         if self._dry_run:
@@ -146,41 +146,43 @@ class _Round:
             return
         unknown = await self._own(record)
         if unknown is not None:
-            self._tell("unknown", record.key, f"{unknown.message} {SETTLE}")
+            self._tell("unknown", record.key, f"{unknown.message} {RESOLVE}")
             return
-        collector = JobCollector(ImageWriter(self._workshop))
+        collector = JobCollector(ImageWriter(self._context))
         try:
-            status = None if record.state == "answered" else await collector.poll(record)
+            job = None if record.state == "answered" else await collector.poll(record)
         except GeminiImageError as error:
             self._tell("errors", record.key, str(error))
             return
         try:
-            ended = await (collector.fetch(record) if status is None else collector.conclude(record, status))
+            ended = await (collector.fetch(record) if job is None else collector.conclude(record, job))
         except VanishedError as error:
             await collector.note(record, error)
-            self._tell("unknown", record.key, f"{error.message} {SETTLE}")
+            self._tell("unknown", record.key, f"{error.message} {RESOLVE}")
         except GeminiImageError as error:
             self._tell("failed" if is_out_of_reach(error) else "errors", record.key, str(error))
         else:
             self._tell_end(record, ended)
 
     async def _own(self, record: Record) -> OutcomeUnknownError | None:
-        """Note that the job is the record's: whoever submitted it may have died before. What it says if it is not.
+        """Note that the job belongs to the record, because the submitting task may have died before it did so.
 
-        Where that can't be noted, its image lands all the same.
+        If the note can't be written, the image lands anyway.
+
+        :returns: an error if the job belongs to another record.
         """
         if record.job_id is None or not has(record, record.job_id):
             return None
         other = await closed(asyncio.to_thread(own, self._ledger, record, record.job_id))
         if isinstance(other, GeminiImageError):
-            self._workshop.log.warning(
-                "Could not note that job %s is record %s's (%s: %s).",
+            self._context.log.warning(
+                "Could not note that job %s belongs to record %s (%s: %s). The image lands anyway.",
                 record.job_id, record.key, other.kind, other.message,
             )  # fmt: skip
             return None
         if other is None:
             return None
-        return await asyncio.to_thread(take_back, self._ledger, record, other, self._workshop.log)
+        return await asyncio.to_thread(take_back, self._ledger, record, other, self._context.log)
 
     def _tell_end(self, record: Record, ended: Record | None) -> None:
         if ended is None:
@@ -191,36 +193,36 @@ class _Round:
             self._tell("landed", record.key, ", ".join(image["uri"] for image in (ended.manifest or {})["images"]))
 
     async def _adopt(self, record: Record, job_id: str) -> None:
-        """Give a job that was paid for beside the record's own a record of its own, once, and collect it."""
+        """Create a record for an extra job of `record`, once, and collect it."""
         wanted = adopted(record, job_id)
         try:
             known = await asyncio.to_thread(_is_known, self._ledger, wanted)
             if not known and not self._dry_run:
                 other = await asyncio.to_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
                 if other is not None:
-                    self._tell("skipped", record.key, f"Its further job {job_id} is that of record {other}.")
+                    self._tell("skipped", record.key, f"Its extra job {job_id} belongs to record {other}.")
                     return
             found = None if known or self._dry_run else await asyncio.to_thread(self._ledger.create, wanted)
         except GeminiImageError as error:
-            self._tell("errors", record.key, f"Job {job_id} was perhaps paid for, too. {error}")
+            self._tell("errors", record.key, f"Job {job_id} may also have been paid for. {error}")
             return
         if known:
             return
         self._adopted.add(wanted.key)
-        self._workshop.log.warning(
-            "Perhaps paid twice: job %s of record %s gets a record of its own, %s.", job_id, record.key, wanted.key
+        self._context.log.warning(
+            "Possible double charge: extra job %s of record %s gets its own record %s.", job_id, record.key, wanted.key
         )
         await self._collect(wanted if found is None else found.record)
 
     def _tell(self, what: What, key: str, said: str) -> None:
         self.report.keys[what].append(key)
         level, begins = _MEANINGS[what]
-        tell: Callable[..., Any] = getattr(self._workshop.log, level)
+        tell: Callable[..., Any] = getattr(self._context.log, level)
         tell("%s: %s. %s", begins, key, said)
 
 
 def adopted(record: Record, job_id: str) -> Record:
-    """The record of a job that was paid for beside `record`'s own: an item beside it, the same whoever makes it."""
+    """The record of an extra job of `record`. It is always the same, so that two collects create it only once."""
     digest = hashlib.sha256(f"{record.gateway}\n{job_id}".encode()).hexdigest()
     folder, _, _ = record.key.rpartition("/")
     place = record.destination
@@ -231,8 +233,8 @@ def adopted(record: Record, job_id: str) -> Record:
         state="submitted",
         claim=digest[:32],
         **process_identity(),
-        answer_within=0.0,  # nobody else is waiting for it
-        # No other image has this name, so it need not be claimed.
+        answer_within=0.0,  # no other attempt is waiting for the answer
+        # The name contains a hash of the job, so no other image can have it.
         destination=Destination(place.directory, f"{place.stem}{record.suffix}-x{digest[:16]}"),
         suffix="",
         resubmission=False,
@@ -251,9 +253,9 @@ def adopted(record: Record, job_id: str) -> Record:
 
 
 def _is_known(ledger: Ledger, wanted: Record) -> bool:
-    """Whether an adopted job has its record already (then the walk comes by), or a person had that removed."""
+    """Whether the record of an extra job exists, or was removed by a person."""
     return ledger.read(wanted.key) is not None or ledger.has_tombstone(wanted.key, wanted.claim)
 
 
 def _handle(record: Record) -> str:
-    return f"Job {record.job_id} at {record.gateway}." if record.job_id else f"The links that {record.gateway} gave."
+    return f"Job {record.job_id} at {record.gateway}." if record.job_id else f"Result links of {record.gateway}."

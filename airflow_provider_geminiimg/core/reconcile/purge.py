@@ -1,9 +1,12 @@
-"""Takes records out of the ledger: one that a person wants gone, or old ones that have come to their end.
+"""Removes records from the ledger: one record that a person names, or old records of finished task instances.
 
-What must stay true: what may hold something that was paid for goes only where a person says so, and is settled as lost
-before it does, so that no moment exists in which it is simply not there; an image is never touched. A record that a
-person has removed leaves an excuse behind: only then does an attempt that remembers it submit again. One that was old
-leaves none, and so nothing is bought again by mistake.
+Invariants:
+
+- A record that may stand for a paid image is removed only if a person asks for it, and is first marked as lost, so that
+  it is never just missing.
+- Image files are never removed.
+- Removing a record by name leaves a tombstone. Only with a tombstone does an attempt that knows the record from
+  Airflow's task state submit again. Removing old records leaves no tombstone, so nothing is bought again by mistake.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
-from airflow_provider_geminiimg.core.reconcile.scan import STANDINGS, RecordEntry, Scope, billed, entry_at, walk
+from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import Blob
 from airflow_provider_geminiimg.exceptions import (
@@ -47,27 +50,27 @@ from airflow_provider_geminiimg.exceptions import (
 )
 
 _FINISHED = ("landed", "failed")
-_NAMED = 3  # task instances that an error names
+_NAMED = 3  # task instances named in an error
 
 
 def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
     """Remove the record at `key`, so that its task submits again.
 
-    :param force: also where something may have been paid for that is not in storage.
-    :returns: what was removed.
-    :raises BadRequestError: there is no such record, a later one of its item decides, or `force` is needed.
-    :raises GeminiImageError: it can't be read or removed.
+    :param force: remove the record even if a paid image may not be in storage. Default: ``False``.
+    :returns: the removed record.
+    :raises BadRequestError: there is no such record, its item has a later record, or `force` is needed.
+    :raises GeminiImageError: the record can't be read or removed.
     """
     entry = entry_at(ledger, key)
     record = entry.readable().record
     folder, _, _ = key.rpartition("/")
     last = max(ledger.numbers_in(folder), default=record.n)
     if last > record.n:
-        raise _refusal(record, f"Record {folder}/{last}.json decides for its item.", "Forget that one first.")
+        raise _refusal(record, f"Its item has a later record, {folder}/{last}.json.", "Remove the later record first.")
     if not force and record.state not in _FINISHED:
-        raise _refusal(record, STANDINGS[entry.standing], "To give it up all the same, add --force.")
+        raise _refusal(record, RECORD_STATUSES[entry.status], "To remove it in any case, add --force.")
     if not force and _left_behind(ledger, record):
-        raise _refusal(record, "Jobs that were perhaps paid for, too, are kept on it.", "`jobs collect` lands them.")
+        raise _refusal(record, "It has extra jobs that may have been paid for.", "`jobs collect` stores their images.")
     removed = ledger.change(key, _given_up)
     ledger.add_tombstone(removed)
     release_names(ledger, removed)
@@ -76,19 +79,22 @@ def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
 
 
 async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = False) -> AsyncIterator[str]:
-    """Remove the records of task instances of which everything has ended, more than `days` days ago, what was kept for
-    their retries, and what reviews have shown.
+    """Remove the records of task instances whose records all ended more than `days` days ago, with their saved requests
+    and plans, and the saved lists of reviews.
 
-    :param dry_run: only say which.
-    :returns: the keys of what is removed.
+    :param days: minimum age, by the clock of the store.
+    :param dry_run: only list the keys. Default: ``False``.
+    :returns: the keys of the removed objects.
     :raises StorageError: the store failed.
-    :raises LedgerError: at the end, what some task instances have there can't be read.
+    :raises LedgerError: the objects of some task instances can't be read; raised after all others were removed.
     """
     failures: dict[str, GeminiImageError] = {}
     async for together in _task_instances(ledger, scope):
         removed = await closed(asyncio.to_thread(_purge, ledger, together, days, dry_run))
         if isinstance(removed, GeminiImageError):
-            if isinstance(removed, StorageError) and removed.retryable:  # the store is down, for the others as well
+            if (
+                isinstance(removed, StorageError) and removed.retryable
+            ):  # the store is not available, so the others would fail too
                 raise removed
             failures[_task_instance(together[0])] = removed
             continue
@@ -101,12 +107,12 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
         raise LedgerError(
             f"The records of {len(failures)} task instances could not be removed. {named}",
             billed=Billed.NO,
-            hint="All others were looked at. Purge again once these can be read and written.",
+            hint="All others were checked. Run the purge again when these can be read and written.",
         )
 
 
 async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntry]]:
-    """The records of `scope`, those of one task instance together."""
+    """The records of `scope`, grouped by task instance."""
     together: list[RecordEntry] = []
     async for entry in walk(ledger, scope):
         if together and _task_instance(together[0]) != _task_instance(entry):
@@ -118,7 +124,7 @@ async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Re
 
 
 def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
-    """Remove what reviews have shown, and what is as old as records have to be."""
+    """Remove the saved lists of reviews that are old enough."""
     store = ledger.store
     keys = filter(scope.covers, store.keys(SHOWN + scope.prefix.removeprefix(LEDGER)))
     old = [key for key in keys if (blob := store.read(key)) is not None and blob.age >= days * 86400.0]
@@ -128,25 +134,25 @@ def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> li
 
 
 def _purge(ledger: Ledger, together: Sequence[RecordEntry], days: float, dry_run: bool) -> list[str]:
-    """Remove the records of one task instance, if all of them may go, and what was kept for retries and is made."""
+    """Remove the records of one task instance if all of them are old, with its saved requests and plans."""
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
     if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
         return []
-    # Of each item the one that decides goes last, whatever comes in between.
+    # The last record of an item is removed last, so that an interruption leaves a valid state.
     records.sort(key=lambda record: (folder_of(record.key), record.n))
-    kept = _kept(ledger, records, days)
+    saved = _saved_for_retries(ledger, records, days)
     if not dry_run:
-        for key in kept:  # first: without its records nobody would look for it again
+        for key in saved:  # first, because they are found by the records of their task instance
             ledger.store.delete(key)
         for record in records:
             release_names(ledger, record)
             _remove(ledger, record)
-    return [*kept, *(record.key for record in records)]
+    return [*saved, *(record.key for record in records)]
 
 
-def _kept(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
-    """What was kept for the retries of one task instance and is old, and of which every image has a record here."""
+def _saved_for_retries(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
+    """Old saved requests and plans of one task instance whose images all have a record in `records`."""
     if not records:
         return []
     folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)
@@ -162,7 +168,7 @@ def _is_made(
         return False
     try:
         return is_made(blob.data, records)
-    except (ValidationError, GeminiImageError):  # of which nobody can tell
+    except (ValidationError, GeminiImageError):  # unreadable, so its images are not known
         return False
 
 
@@ -189,7 +195,7 @@ def _is_old(entry: RecordEntry, days: float) -> bool:
 
 
 def _left_behind(ledger: Ledger, record: Record, known: frozenset[str] | set[str] = frozenset()) -> bool:
-    """Whether a job that was paid for beside `record`'s own has no record of its own yet."""
+    """Whether an extra job of `record` has no record of its own yet."""
     wanted = [adopted(record, job_id) for job_id in record.extra_jobs]
     return any(
         each.key not in known and ledger.read(each.key) is None and not ledger.has_tombstone(each.key, each.claim)
@@ -198,7 +204,7 @@ def _left_behind(ledger: Ledger, record: Record, known: frozenset[str] | set[str
 
 
 def _given_up(stored: Record) -> Record | None:
-    """A record that is about to be removed. It says so first: whoever writes to it meanwhile is not overwritten."""
+    """The record marked as lost before its removal, by a conditional write, so that a concurrent write is not lost."""
     if stored.state in _FINISHED:
         return None
     error = LinkExpiredError("Given up by hand.", billed=billed(stored))
@@ -212,7 +218,7 @@ def _remove(ledger: Ledger, record: Record) -> None:
         earlier = _earlier(ledger, record)
         if earlier is None:
             ledger.store.delete(index)
-        else:  # where somebody else writes the entry meanwhile, theirs stays
+        else:  # if another process changes the entry in the meantime, its change stays
             write_entry(ledger.store, index, earlier, noted)
     disown(ledger, record)
     for key in (*record.spooled, *thumbnail_keys(record), record.key):
@@ -220,13 +226,13 @@ def _remove(ledger: Ledger, record: Record) -> None:
 
 
 def _earlier(ledger: Ledger, record: Record) -> Record | None:
-    """Who had the image of `record` before, and has it still for all that is known."""
-    with contextlib.suppress(LedgerError):  # who can't be read is not named to others
+    """The record that had the image of `record` before."""
+    with contextlib.suppress(LedgerError):  # an unreadable record must not get into the index
         return next(earlier_holders(ledger, record), None)
     return None
 
 
-def _refusal(record: Record, so: str, instead: str) -> BadRequestError:
+def _refusal(record: Record, why: str, instead: str) -> BadRequestError:
     return BadRequestError(
-        f"Record {record.key} is not removed. {so}", billed=billed(record), hint=f"Nothing was changed. {instead}"
+        f"Record {record.key} is not removed. {why}", billed=billed(record), hint=f"Nothing was changed. {instead}"
     )

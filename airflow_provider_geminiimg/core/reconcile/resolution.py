@@ -1,4 +1,4 @@
-"""What a person found out about unknown outcomes, as the collect operator's `resolve` says it."""
+"""The decision of a person about a record with an unknown outcome, and its parser for the collect operator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SHAPE = (
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a person found out.
+    """The decision of a person.
 
-    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged, and the image can't be had; ``resubmit``:
-        buy it again, whatever became of it; ``job``: it is this job.
-    :param job_id: the gateway's id of the job.
+    :param word: ``unpaid``: nothing was charged; ``lost``: it was charged and the image is lost; ``resubmit``: buy
+        again in any case; ``job``: the request is the job `job_id`.
+    :param job_id: the job id of the gateway.
     """
 
     word: Word
@@ -36,9 +36,9 @@ class Resolution:
 
 
 def read_resolutions(value: Any) -> dict[str, Resolution]:
-    """What an operator's ``resolve`` says: a mapping from record keys to verdicts, or the JSON text of one.
+    """Parse the argument ``resolve``: a mapping from record keys to decisions, or its JSON text.
 
-    :raises BadRequestError: it is anything else.
+    :raises BadRequestError: the value has another form.
     """
     if value is None or value == "":
         return {}
@@ -49,10 +49,10 @@ def read_resolutions(value: Any) -> dict[str, Resolution]:
             raise BadRequestError(f"resolve{given(value)}: {_SHAPE} Render it with | tojson.") from None
     if not isinstance(value, Mapping):
         raise BadRequestError(f"resolve{given(value)}: {_SHAPE}")
-    return {str(key): _verdict(word) for key, word in value.items()}
+    return {str(key): _resolution(word) for key, word in value.items()}
 
 
-def _verdict(value: Any) -> Resolution:
+def _resolution(value: Any) -> Resolution:
     for word in _WORDS:
         if value == word:
             return Resolution(word)

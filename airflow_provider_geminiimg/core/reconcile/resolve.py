@@ -1,8 +1,8 @@
-"""Settles what only a person can: a request of which nobody knows whether it was paid for.
+"""Resolves a record by the decision of a person, if its outcome is unknown.
 
-What must stay true: nothing but an unknown outcome, an image that nobody can fetch any more, or a job whose connection
-was changed is settled; a record that moves meanwhile is left as it is; settling again in the same way changes nothing;
-a job that another record stands for is given to no second one.
+Invariants: only three kinds of records can be resolved: an unknown outcome, an image that can't be downloaded any more,
+and a job whose connection has changed. A record that changes in the meantime is not modified. A second, identical
+resolution changes nothing. A job never gets two records.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.core.ledger.job_index import own, owner, search
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.reconcile.resolution import Resolution, Word
-from airflow_provider_geminiimg.core.reconcile.scan import billed, entry_at, standing
+from airflow_provider_geminiimg.core.reconcile.scan import billed, entry_at, record_status
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -25,60 +25,63 @@ from airflow_provider_geminiimg.exceptions import (
 )
 
 _INSTEAD: Mapping[str, tuple[str, str]] = {
-    # how it stands: (what is so, what to do instead)
-    "waiting": ("an attempt may still be waiting for its answer", "Wait until that is overdue."),
-    "in-flight": ("it was paid for, and is not lost", "`jobs collect` lands it."),
-    "to-collect": ("it was paid for, and is not lost", "`jobs collect` lands it."),
+    # status: (why it can't be resolved, what to do instead)
+    "waiting": ("an attempt may still be waiting for its answer", "Wait until the answer is overdue."),
+    "in-flight": ("it was paid for, and its image can be collected", "`jobs collect` stores the image."),
+    "to-collect": ("it was paid for, and its image can be collected", "`jobs collect` stores the image."),
     "out of reach": (
-        "it was paid for, and can't be fetched any more",
-        "Only --lost is left, or --resubmit to buy it again.",
+        "it was paid for, and its image can't be downloaded any more",
+        "Use --lost, or --resubmit to buy the image again.",
     ),
     "landed": ("its image has landed", 'A Clear with on_clear="regenerate" buys another one.'),
-    "failed": ("it has failed already", "`jobs show` says how."),
+    "failed": ("it has already failed", "`jobs show` has the reason."),
 }
 _ALLOWED: Mapping[str, Container[Word]] = {
-    # how it stands: how it may be settled; otherwise not at all
+    # status: allowed decisions; none for other statuses
     "unknown": ("unpaid", "lost", "resubmit", "job"),
     "out of reach": ("lost", "resubmit"),
     "connection changed": ("unpaid", "lost", "resubmit", "job"),
 }
 
 
-def resolve(ledger: Ledger, key: str, verdict: Resolution, *, dry_run: bool = False) -> bool:
-    """Settle the record at `key`.
+def resolve(ledger: Ledger, key: str, resolution: Resolution, *, dry_run: bool = False) -> bool:
+    """Apply a decision to the record at `key`.
 
-    :param dry_run: only find out whether it could be settled.
-    :returns: whether it is settled now; ``False``: it was before, in the same way.
-    :raises BadRequestError: there is no such record, there is nothing to settle, it moved meanwhile, or the job is
-        another record's.
-    :raises GeminiImageError: it can't be read or written.
+    :param resolution: the decision.
+    :param dry_run: only check whether the record could be resolved. Default: ``False``.
+    :returns: ``True`` if the record was resolved now, ``False`` if it was already resolved in the same way.
+    :raises BadRequestError: there is no such record, it can't be resolved, it has changed in the meantime, or the job
+        belongs to another record.
+    :raises GeminiImageError: the record can't be read or written.
     """
     found = entry_at(ledger, key).readable()
     record = found.record
-    if verdict.job_id is not None:
-        get_gateway(record.gateway).status(verdict.job_id, model=record.wire_model)  # refuses what can't be an id
-    if _is_settled(record, verdict):
+    if resolution.job_id is not None:
+        get_gateway(record.gateway).status(resolution.job_id, model=record.wire_model)  # raises if it can't be a job id
+    if _is_resolved(record, resolution):
         return False
-    how = _how(found)
-    if verdict.word not in _ALLOWED.get(how, ()):
-        raise _refusal(record, how)
-    if verdict.job_id is not None:
-        _refuse_anothers_job(ledger, record, verdict.job_id, dry_run)
-    wanted = _settled(record, verdict)
+    status = _status(found)
+    if resolution.word not in _ALLOWED.get(status, ()):
+        raise _refusal(record, status)
+    if resolution.job_id is not None:
+        _refuse_anothers_job(ledger, record, resolution.job_id, dry_run)
+    wanted = _resolved(record, resolution)
     if not dry_run:
-        ledger.change(key, lambda stored: _step(stored, record, wanted))
+        ledger.change(key, lambda stored: _unless_changed(stored, record, wanted))
         for spooled in record.spooled:
             ledger.store.delete(spooled)
     return True
 
 
-def _how(found: StoredRecord) -> str:
-    record, how = found.record, standing(found)
-    if record.state not in ("submitted", "answered") or how == "unknown":
-        return how
-    if isinstance(record.error, BadRequestError):  # nothing else leaves one on a request that was answered
+def _status(found: StoredRecord) -> str:
+    record, status = found.record, record_status(found)
+    if record.state not in ("submitted", "answered") or status == "unknown":
+        return status
+    if isinstance(
+        record.error, BadRequestError
+    ):  # an answered request has a BadRequestError only after its connection changed
         return "connection changed"
-    return "out of reach" if is_out_of_reach(record.error) else how
+    return "out of reach" if is_out_of_reach(record.error) else status
 
 
 def _refuse_anothers_job(ledger: Ledger, record: Record, job_id: str, dry_run: bool) -> None:
@@ -88,38 +91,40 @@ def _refuse_anothers_job(ledger: Ledger, record: Record, job_id: str, dry_run: b
         other = own(ledger, record, job_id)
     if other is not None:
         raise BadRequestError(
-            f"Record {record.key} can't be settled: job {job_id} is that of record {other}.",
+            f"Record {record.key} can't be resolved: job {job_id} belongs to record {other}.",
             billed=billed(record),
-            hint="Nothing was changed. Look for the job of this request's own time and prompt.",
+            hint="Nothing was changed. Find the job that matches the time and the prompt of this request.",
         )
 
 
-def _step(stored: Record, seen: Record, wanted: Record) -> Record | None:
+def _unless_changed(stored: Record, seen: Record, wanted: Record) -> Record | None:
     if stored == wanted:
         return None
     if stored != seen:
-        raise BadRequestError(f"Record {seen.key} has just changed.", hint="Nothing was settled. Look at it again.")
+        raise BadRequestError(
+            f"Record {seen.key} has just changed.", hint="Nothing was resolved. Check the record again."
+        )
     return wanted
 
 
-def _settled(record: Record, verdict: Resolution) -> Record:
-    """`record` as the verdict makes it."""
-    if verdict.word == "job":
+def _resolved(record: Record, resolution: Resolution) -> Record:
+    """`record` after the decision."""
+    if resolution.word == "job":
         since = record.submitted_at or record.claimed_at
         return replace(
             record,
             state="submitted",
-            job_id=verdict.job_id,
-            extra_jobs=[job for job in record.extra_jobs if job != verdict.job_id],
+            job_id=resolution.job_id,
+            extra_jobs=[job for job in record.extra_jobs if job != resolution.job_id],
             submitted_at=since,
-            answer_within=0.0,  # nobody waits for the answer any more, so that the next collect need not either
+            answer_within=0.0,  # no attempt waits for the answer, so the next collect may take the record
             outcome=None,
         )
-    error = _outcome(verdict.word)
-    if verdict.word == "resubmit":
+    error = _outcome(resolution.word)
+    if resolution.word == "resubmit":
         error = error.evolve(billed=billed(record))
-    settled = with_error(record, error, "failed")
-    return replace(settled, links=[], spooled=[], buy_again=verdict.word == "resubmit")
+    resolved = with_error(record, error, "failed")
+    return replace(resolved, links=[], spooled=[], buy_again=resolution.word == "resubmit")
 
 
 def _outcome(word: Word) -> GeminiImageError:
@@ -141,15 +146,15 @@ def _outcome(word: Word) -> GeminiImageError:
     )
 
 
-def _is_settled(record: Record, verdict: Resolution) -> bool:
-    if verdict.word == "job":
-        return record.job_id == verdict.job_id
-    # By the message alone: another version of this package may have worded the rest.
-    return record.state == "failed" and (record.outcome or {}).get("message") == _outcome(verdict.word).message
+def _is_resolved(record: Record, resolution: Resolution) -> bool:
+    if resolution.word == "job":
+        return record.job_id == resolution.job_id
+    # Compare only the message: other versions of this package may have other hints.
+    return record.state == "failed" and (record.outcome or {}).get("message") == _outcome(resolution.word).message
 
 
-def _refusal(record: Record, how: str) -> BadRequestError:
-    so, instead = _INSTEAD[how]
+def _refusal(record: Record, status: str) -> BadRequestError:
+    why, instead = _INSTEAD[status]
     return BadRequestError(
-        f"Record {record.key} can't be settled: {so}.", billed=billed(record), hint=f"Nothing was changed. {instead}"
+        f"Record {record.key} can't be resolved: {why}.", billed=billed(record), hint=f"Nothing was changed. {instead}"
     )

@@ -1,7 +1,7 @@
-"""The records of a namespace, one after the other: how each stands, and what a person does about it.
+"""Lists the records of a namespace with their status and with what a person can do about each.
 
-What must stay true: a record that can't be read is an entry like any other; no entry shows a link, and none shows a
-prompt unless prompts are recorded.
+Invariants: a record that can't be read is listed too. No entry shows a link; an entry shows a prompt only if prompts
+are recorded.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from airflow_provider_geminiimg.exceptions import (
     OutcomeUnknownError,
 )
 
-AT_ONCE = 8  # records that are read, or landed, at the same time
+CONCURRENCY = 8  # records that are read or collected concurrently
 
 RecordStatus = Literal["waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable"]
 
-SETTLE = (
-    "Look at the gateway's console whether the image was made and charged, then settle it: `jobs resolve` with "
-    "--unpaid, --lost or --job, or with --resubmit to buy it again; or by `resolve` of GeminiImageCollectOperator."
+RESOLVE = (
+    "Check in the gateway's console whether the image was made and charged, then resolve the record: `jobs resolve` "
+    "with --unpaid, --lost or --job, or with --resubmit to buy it again; or `resolve` of GeminiImageCollectOperator."
 )
-STANDINGS: Mapping[RecordStatus, str] = {
-    "waiting": "A request is under way and its answer may still come. Leave it alone.",
-    "in-flight": "Paid for. An attempt may be collecting it right now. Leave it alone.",
-    "to-collect": "Paid for, and not in storage yet. `jobs collect` lands it.",
-    "unknown": f"Nobody knows whether it was paid for. {SETTLE}",
-    "landed": "The image is in storage. Nothing is left to do.",
-    "failed": "It ended without an image.",
-    "unreadable": "The record can't be read, so what was paid for is not known.",
+RECORD_STATUSES: Mapping[RecordStatus, str] = {
+    "waiting": "A request is in flight and its answer may still arrive. Wait.",
+    "in-flight": "Paid for. An attempt may be collecting it at this moment. Wait.",
+    "to-collect": "Paid for, and not in storage yet. `jobs collect` stores the image.",
+    "unknown": f"It is not known whether it was paid for. {RESOLVE}",
+    "landed": "The image is in storage. There is nothing to do.",
+    "failed": "The request ended without an image.",
+    "unreadable": "The record can't be read, so it is not known what was paid for.",
 }
-"""How a record can stand, and what that means for whoever reads it."""
+"""The statuses of records, with their meaning for the reader."""
 
 
 @dataclass(frozen=True)
 class RecordEntry:
-    """One record, as it was found.
+    """A listed record.
 
-    :param key: where it lies, relative to the root.
-    :param found: the record; ``None``: it can't be read.
+    :param key: its key, relative to the root.
+    :param found: the record; ``None`` if it can't be read.
     :param error: why it can't be read.
     """
 
@@ -59,14 +59,14 @@ class RecordEntry:
     error: GeminiImageError | None = None
 
     @property
-    def standing(self) -> RecordStatus:
-        """See `STANDINGS`."""
-        return "unreadable" if self.found is None else standing(self.found)
+    def status(self) -> RecordStatus:
+        """See `RECORD_STATUSES`."""
+        return "unreadable" if self.found is None else record_status(self.found)
 
     def readable(self) -> StoredRecord:
         """The record.
 
-        :raises GeminiImageError: it can't be read.
+        :raises GeminiImageError: the record can't be read.
         """
         if self.found is None:
             raise self.error or LedgerError(f"Record {self.key} can't be read.")
@@ -75,9 +75,9 @@ class RecordEntry:
 
 @dataclass(frozen=True)
 class Scope:
-    """Which records are meant; ``None``: any.
+    """A selection of records; ``None`` means any.
 
-    :param namespace: as ``[geminiimg] namespace`` says.
+    :param namespace: value of ``[geminiimg] namespace``.
     """
 
     namespace: str
@@ -87,16 +87,16 @@ class Scope:
 
     @property
     def prefix(self) -> str:
-        """What the keys of all these records start with."""
+        """The common prefix of the keys of these records."""
         known = itertools.takewhile(lambda part: part is not None, self._parts())
         return "/".join([LEDGER, *(part for part in known if part is not None), ""])
 
     def holds(self, key: str) -> bool:
-        """Whether `key` is one of these records."""
+        """Whether `key` is the key of a selected record."""
         return is_record_key(key) and self.covers(key)
 
     def covers(self, key: str) -> bool:
-        """Whether the task instance of `key`, be it of a record or of what was kept, is meant."""
+        """Whether the task instance of `key` is selected; `key` may name a record or another object of the store."""
         found = key.split("/")[1:5]
         return len(found) == 4 and all(w in (None, f) for w, f in zip(self._parts(), found, strict=True))
 
@@ -105,8 +105,8 @@ class Scope:
         return [None if part is None else encode_segment(part) for part in asked]
 
 
-def standing(found: StoredRecord) -> RecordStatus:
-    """How a record stands."""
+def record_status(found: StoredRecord) -> RecordStatus:
+    """The status of a record."""
     record = found.record
     if record.state in ("landed", "failed"):
         return record.state
@@ -119,7 +119,7 @@ def standing(found: StoredRecord) -> RecordStatus:
 
 
 def billed(record: Record) -> Billed:
-    """Whether money was spent on what a record stands for, as far as it says."""
+    """Whether money was spent, according to the record."""
     if record.error is not None:
         return record.error.billed
     if record.reused_from is not None:
@@ -128,12 +128,12 @@ def billed(record: Record) -> Billed:
 
 
 async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntry]]:
-    """The records of `scope` in the order of their keys, some at a time.
+    """The records of `scope` in the order of their keys, in batches of `CONCURRENCY`.
 
-    :raises StorageError: they can't be listed.
+    :raises StorageError: the records can't be listed.
     """
     keys = await asyncio.to_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
-    while batch := await asyncio.to_thread(lambda: list(itertools.islice(keys, AT_ONCE))):
+    while batch := await asyncio.to_thread(lambda: list(itertools.islice(keys, CONCURRENCY))):
         entries = await asyncio.gather(*(asyncio.to_thread(look, ledger, key) for key in batch))
         yield [entry for entry in entries if entry is not None]
 
@@ -146,39 +146,39 @@ async def walk(ledger: Ledger, scope: Scope) -> AsyncIterator[RecordEntry]:
 
 
 def entry_at(ledger: Ledger, key: str) -> RecordEntry:
-    """The record at `key`.
+    """The entry at `key`.
 
-    :raises BadRequestError: there is none.
+    :raises BadRequestError: there is no such record.
     """
     entry = look(ledger, key) if is_record_key(key) else None
     if entry is None:
         raise BadRequestError(
             f"There is no record {key!r} under {ledger.store.uri}.",
-            hint="Nothing was changed. `jobs list` shows the keys; they begin with ledger/.",
+            hint="Nothing was changed. `jobs list` shows the keys; they start with ledger/.",
         )
     return entry
 
 
 def look(ledger: Ledger, key: str) -> RecordEntry | None:
-    """The entry at `key`; ``None`` where there is none."""
+    """The entry at `key`; ``None`` if there is none."""
     try:
         found = ledger.read(key)
-        if found is None and key not in ledger.store.keys(key):  # else it is listed and not there: no "no record"
+        if found is None and key not in ledger.store.keys(key):  # a listed record that can't be read is an error
             return None
-    except Exception as error:  # whatever one record can do to whoever reads it
+    except Exception as error:  # a damaged record must not stop the listing
         return RecordEntry(key, None, as_outcome(error))
     gone = LedgerError(f"Record {key} under {ledger.store.uri} is listed but can't be read.")
     return RecordEntry(key, found, gone if found is None else None)
 
 
 def summary(entry: RecordEntry) -> dict[str, Any]:
-    """An entry in one line, as plain values."""
+    """A summary of an entry, as plain values."""
     if entry.found is None:
-        return {"key": entry.key, "state": entry.standing, "error": entry.error.message if entry.error else None}
+        return {"key": entry.key, "state": entry.status, "error": entry.error.message if entry.error else None}
     record = entry.found.record
     return {
         "key": entry.key,
-        "state": entry.standing,
+        "state": entry.status,
         "age_seconds": round(entry.found.age, 1),
         "gateway": record.gateway,
         "model": record.model,
@@ -189,15 +189,15 @@ def summary(entry: RecordEntry) -> dict[str, Any]:
 
 
 def detail(entry: RecordEntry) -> dict[str, Any]:
-    """All that an entry may show, and what to do about it."""
+    """All public details of an entry, and what to do about it."""
     found = entry.readable()
     values = dataclasses.asdict(found.record)
     values["links"] = len(values["links"])
     if values["prompt"] is None:
         del values["prompt"]
-    said = [STANDINGS[entry.standing], *([str(found.record.error)] if found.record.error else [])]
+    said = [RECORD_STATUSES[entry.status], *([str(found.record.error)] if found.record.error else [])]
     return {
-        "state": entry.standing,
+        "state": entry.status,
         "next": " ".join(said),
         "age_seconds": round(found.age, 1),
         "record": values,

@@ -224,24 +224,24 @@ async def test_collect_leaves_a_job_whose_account_is_another_one_now_and_says_so
 
 
 @pytest.mark.parametrize("change", ["key", "gateway"])
-@pytest.mark.parametrize("verdict", [Resolution("lost"), Resolution("unpaid"), Resolution("resubmit")], ids=str)
+@pytest.mark.parametrize("resolution", [Resolution("lost"), Resolution("unpaid"), Resolution("resubmit")], ids=str)
 async def test_a_job_whose_account_is_gone_for_good_can_be_settled(
-    account: Account, verdict: Resolution, change: str
+    account: Account, resolution: Resolution, change: str
 ) -> None:
     record = await long_submitted(account)
-    with pytest.raises(BadRequestError, match="is not lost"):
-        reconcile.resolve(account.left().ledger, record.key, verdict)
+    with pytest.raises(BadRequestError, match="can be collected"):
+        reconcile.resolve(account.left().ledger, record.key, resolution)
     account.point(change)
     await account.left().collect()
     account.point("key")
-    assert reconcile.resolve(account.left().ledger, record.key, verdict) is True
+    assert reconcile.resolve(account.left().ledger, record.key, resolution) is True
     again = account.left().attempt(generation=1)
-    if verdict.word == "lost":
+    if resolution.word == "lost":
         with pytest.raises(GeminiImageError):
             await again
     else:
         await again
-    assert account.paid() == 1 + (verdict.word != "lost")
+    assert account.paid() == 1 + (resolution.word != "lost")
 
 
 # In a real Airflow

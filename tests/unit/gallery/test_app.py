@@ -655,7 +655,7 @@ def test_no_request_reads_more_bytes_of_records_than_it_may(
 ) -> None:
     monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_PAGE_BYTES", 100_000)
     monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_SUMMARY_BYTES", 100_000)
-    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.AT_ONCE", 1)
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.CONCURRENCY", 1)
     for index in range(5):
         put(left, replace(ITEM, task_id="each", map_index=index), prompt="x" * 40_000)
     read = _count_reads(monkeypatch)

@@ -18,7 +18,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_geminiimg.__main__ import main
 from airflow_provider_geminiimg.core.ledger.layout import index_key, record_key
-from airflow_provider_geminiimg.core.reconcile import STANDINGS
+from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client
@@ -132,7 +132,7 @@ def shell(
 
 
 def test_the_states_to_choose_from_are_all_there_are() -> None:
-    assert tuple(STANDINGS) == jobs_command._STATES
+    assert tuple(RECORD_STATUSES) == jobs_command._STATES
 
 
 def test_list_has_a_line_for_each_record_and_leaves_out_what_the_filters_leave_out(shell: Shell) -> None:
@@ -158,7 +158,7 @@ def test_list_shows_what_can_not_be_read_as_such_goes_on_and_ends_with_an_error(
     shell.left.ledger.create(landed(n=2))
     status, out, err = shell.run("list")
     assert (status, [line.split()[0] for line in out.splitlines()]) == (1, ["unreadable", "landed"])
-    assert err == "error: 1 of the records can't be read; `jobs show` says why.\n"
+    assert err == "error: 1 records can't be read; `jobs show` says why.\n"
     assert "not JSON" in shell.refused("show", record_key(ITEM, 1))
 
 
@@ -196,7 +196,7 @@ def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shel
     keys = [asyncio.run(left.unknown(task_id)).key for task_id in "abcd"]
     job_id = left.sandbox.ledger()[2]["job_id"]
     for key, words in zip(keys, (["--unpaid"], ["--lost"], ["--job", job_id], ["--resubmit"]), strict=True):
-        assert f"{key} is settled" in shell("resolve", key, *words)
+        assert f"{key} is resolved" in shell("resolve", key, *words)
         assert "Nothing was changed" in shell("resolve", key, *words)
     assert "landed: 1" in shell("collect")
     assert "has landed" in shell.refused("resolve", keys[2], "--lost")
@@ -214,7 +214,7 @@ def test_forget_asks_for_a_word_where_something_may_have_been_paid_for(shell: Sh
     assert shell.left.records() == []
     for n in (1, 2):
         shell.left.ledger.create(landed(n=n))
-    assert "Record 1 of the same item decides now." in shell("forget", record_key(ITEM, 2))
+    assert "The next attempt of its task uses record 1 of the same item." in shell("forget", record_key(ITEM, 2))
 
 
 def test_purge_names_what_it_removes(shell: Shell) -> None:
@@ -272,7 +272,7 @@ def test_one_odd_record_stops_no_command(shell: Shell) -> None:
     status, out, err = shell.run("list")
     lines = {line.split()[-1] if "job" not in line else record.key: line.split()[0] for line in out.splitlines()}
     assert (status, lines) == (1, {**dict.fromkeys(odd.values(), "unreadable"), record.key: "to-collect"})
-    assert f"{len(odd)} of the records can't be read" in err
+    assert f"{len(odd)} records can't be read" in err
     found = [json.loads(line) for line in shell.run("list", "--json")[1].splitlines()]
     assert {each["key"] for each in found if each["state"] == "unreadable"} == {*odd.values()}
     for key in odd.values():
