@@ -156,14 +156,16 @@ class ImageOperator(PaidTaskMixin, BaseOperator):
             pending = image_task.wait_again(self._task(), context)
             if pending is not None:
                 self._defer(pending)
-        return self._run(context, wait=True, at_once=True)
+        return self._run(context, wait=True, poll_immediately=True)
 
     def _run(
-        self, context: Context, *, wait: bool | None = None, at_once: bool = False, job_id: str | None = None
+        self, context: Context, *, wait: bool | None = None, poll_immediately: bool = False, job_id: str | None = None
     ) -> Any:
         from airflow_provider_geminiimg.runtime import image_task
 
-        return self._ended(image_task.run_task(self._task(), context, wait=wait, at_once=at_once, job_id=job_id))
+        return self._ended(
+            image_task.run_task(self._task(), context, wait=wait, poll_immediately=poll_immediately, job_id=job_id)
+        )
 
     def _task(self) -> ImageTask:
         """The task description for `runtime`."""

@@ -56,12 +56,17 @@ class ImageTask:
 
 
 def run_task(
-    task: ImageTask, context: Context, *, wait: bool | None = None, at_once: bool = False, job_id: str | None = None
+    task: ImageTask,
+    context: Context,
+    *,
+    wait: bool | None = None,
+    poll_immediately: bool = False,
+    job_id: str | None = None,
 ) -> Landed | Pending:
     """Buy the image, or continue with what earlier attempts recorded.
 
     :param wait: wait for a running job in this process. ``None``: unless the argument `deferrable` is true.
-    :param at_once: poll before the first wait.
+    :param poll_immediately: poll before the first wait.
     :param job_id: the job that a trigger waited for.
     :raises GeminiImageError: why there is no image, raised by `raise_outcome`.
     """
@@ -75,7 +80,7 @@ def run_task(
                 return await purchase.resume(job_id)
             result = await purchase.start()
             if isinstance(result, JobInFlight) and waits:
-                return await purchase.finish(result.record, at_once=at_once)
+                return await purchase.finish(result.record, poll_immediately=poll_immediately)
             return result
 
     found = run(lambda: closed(lived()), task.guard)

@@ -82,6 +82,6 @@ def test_an_input_that_its_tag_turns_is_sent_as_it_is_with_a_warning_that_names_
     for task_id in ("one", "many"):
         lines = [line for line in run.task(task_id).log.splitlines() if "EXIF orientation" in line]
         assert lines
-        assert all(f"{cat}' has EXIF orientation {orientation} and is sent as it is" in line for line in lines)
+        assert all(f"{cat}' has EXIF orientation {orientation} and is sent unchanged" in line for line in lines)
     sent = [item["sha256"] for entry in sandbox.ledger() for item in entry["inputs"]]
     assert sorted(sent) == sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (cat, cat, dog))

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
     from tests.harness.inprocess import AirflowHarness, Run
 
-FIRST = Submit(1, "nothing was submitted before")
+FIRST = Submit(1, "no earlier request")
 OTHER = dataclasses.replace(ITEM, task_id="other")
 ENTRY = Entry("ledger/default/campaign/run/hero/-1/0/1.json", "claim", "version", 1.0)
 OUT_OF_REACH = InvalidImageError("It is no image.")

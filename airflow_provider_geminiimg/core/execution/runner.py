@@ -1,7 +1,7 @@
-"""How synchronous code enters the async code: an event loop in a helper thread, which the caller waits for.
+"""Runs async code from synchronous code: an event loop in a helper thread, which the caller waits for.
 
-What must stay true: what Airflow raises in the main thread (``execution_timeout`` may strike at any line) never lands
-between a paid request and the record of it. It waits, a few seconds at most, until the record is written.
+Invariant: an exception that Airflow raises in the main thread (``execution_timeout``, at any line) never interrupts the
+helper thread between a paid request and its record. It waits a few seconds for the record.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from airflow_provider_geminiimg.exceptions import NotSentError
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds; SIGKILL follows 5 s after SIGTERM when a running task is marked failed
-BEAT = 1.0  # seconds; a signal in the moment before a lock is waited for is seen when the wait ends, and no sooner
-THREADS = 32  # for storage; asyncio's own six on two processors let fifty images wait for each other's disk
+BEAT = 1.0  # seconds; a signal just before a lock wait is handled only when the wait returns, so wait in slices
+THREADS = 32  # for storage; asyncio's default of six on two processors is too low for fifty images in flight
 
 
 class SubmitGuard:
-    """Whether this process may still start a paid request, and whether one is under way.
+    """The stop flag for paid requests, and a count of paid requests without a recorded answer.
 
-    A task process whose supervisor was killed lives on while its next attempt starts elsewhere; so one whose parent
-    changed never starts a paid request.
+    A task process whose supervisor was killed keeps running while the next attempt starts elsewhere. So a process whose
+    parent has changed never starts a paid request.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class SubmitGuard:
         self._changed = threading.Condition()
 
     def stop(self) -> None:
-        """From now on no paid request is started. Takes no lock: signal handlers call it."""
+        """Start no further paid request. Takes no lock, because signal handlers call it."""
         self._stopped = True
 
     @property
@@ -49,17 +49,17 @@ class SubmitGuard:
     def check(self) -> None:
         """:raises NotSentError: this process must not start a paid request any more."""
         if self._stopped:
-            raise NotSentError("The task was told to stop before the request was sent.", hint="A retry submits it.")
+            raise NotSentError("The task was killed before the request was sent.", hint="A retry sends it.")
         if os.getppid() != self._parent:
             self.stop()
             raise NotSentError(
-                "The supervisor of this task process is gone, so another attempt may be running.",
-                hint="Nothing was sent from here.",
+                "The supervisor of this task process has died, so another attempt may be running.",
+                hint="This process sent nothing.",
             )
 
     @contextlib.contextmanager
     def paying(self) -> Iterator[None]:
-        """Marks the time between starting a paid request and having recorded its answer."""
+        """Context manager held from before the claim until the answer is recorded."""
         with self._changed:
             self._paying += 1
         try:
@@ -70,22 +70,22 @@ class SubmitGuard:
                 self._changed.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until no paid request is without its record; ``False`` if `seconds` were not enough."""
+        """Wait until every paid request has its record; ``False`` if that took longer than `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._paying == 0, seconds)
 
 
 def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: SubmitGuard | None = None) -> T:
-    """Run a coroutine to its end in an event loop of its own, in a helper thread.
+    """Run a coroutine in a new event loop in a helper thread, and return its result.
 
     :param make_coroutine: makes the coroutine; called in the helper thread.
-    :param guard: when the wait is interrupted by an exception, stopped first and then waited for until the answer of
-        a paid request is recorded, `GRACE` seconds at most.
+    :param guard: if an exception interrupts the wait, the guard is stopped, and the exception waits at most `GRACE`
+        seconds until the answer of a paid request is recorded.
     """
     results: list[T] = []
     errors: list[BaseException] = []
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
-    done = threading.Event()  # an interrupted Thread.join() takes the thread for dead up to Python 3.12
+    done = threading.Event()  # up to Python 3.12 an interrupted Thread.join() treats the thread as dead
 
     async def main() -> T:
         loop = asyncio.get_running_loop()

@@ -1,23 +1,23 @@
-"""The life of one image, stage by stage. Every image goes this way: of a task, of a mapped task, of a batch.
+"""The purchase of one image, stage by stage. Single tasks, mapped tasks and batches all use this path.
 
 In reading order:
 
-- `order`: what one attempt asks for
-- `decision`: what to do about what the ledger holds: a pure function, a table
-- `history`: what is known of the image, and which record decides
-- `lifecycle`: joins the stages: look, decide, do
-- `results`: what a step comes to
+- `order`: the request of one attempt
+- `decision`: the next step for an image, given its record: a pure function
+- `history`: the records of an image, and which of them decides
+- `lifecycle`: runs the stages: read, decide, act
+- `results`: the results of a step
 - `context`: what the stages need from outside
-- `task_state`: what Airflow remembers beside the ledger
-- `inputs`: input images, read and checked before anything is sent
-- `submission`: claims, sends, writes the answer down
+- `task_state`: a copy of record ids in Airflow's task state store
+- `inputs`: reads and checks input images before anything is sent
+- `submission`: claims a record, sends the paid request, records the answer
 - `waiting`: polls a job until it ends
-- `fetching`: from a link into memory
-- `landing`: verifies and writes an image, then its record
-- `copying`: returns or copies what has landed before
-- `reuse_decision`: what to do about what other tasks have: a pure function
-- `sharing`: images that the tasks of one DAG have in common
-- `saved_requests`: what the first attempt wanted, for retries
+- `fetching`: downloads a result into memory
+- `landing`: verifies and stores an image, then updates its record
+- `copying`: returns or copies an image that landed before
+- `reuse_decision`: the next step for an image that another task may have: a pure function
+- `sharing`: reuse of images between the tasks of one DAG
+- `saved_requests`: the request of the first attempt, saved for retries
 - `thumbnails`: small copies for the gallery
-- `approval`: what a person is shown, bound to its content
+- `approval`: the images shown to a person, with their hashes
 """

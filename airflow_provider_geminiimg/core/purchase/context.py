@@ -1,6 +1,6 @@
-"""What the life of an image needs from outside; and whether a connection still leads to the account that was paid.
+"""What a purchase needs from outside, and the check that a connection still leads to the account that was paid.
 
-What must stay true: a changed connection is never taken for a lost job.
+Invariant: a changed connection is never treated as a lost job.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed
 
 CLAIMS_AT_ONCE = 4
-"""What a process may leave unknown that the gateway never saw, where its store is slow and it is killed."""
+"""Records that a process claims concurrently. If it is killed, at most so many unknown outcomes were never sent."""
 
-_OR_SETTLE = (
-    "until what was paid for has landed, then clear the task: it picks the same job up, and buys nothing. If that "
-    "can't be done, settle the record: `jobs resolve` with --lost, --unpaid or --resubmit."
+_OR_RESOLVE = (
+    "until the paid image has landed, then clear the task: it collects the same job and buys nothing. If that is not "
+    "possible, resolve the record: `jobs resolve` with --lost, --unpaid or --resubmit."
 )
-_POINT_BACK = f"Point the connection back {_OR_SETTLE}"
-PUT_BACK = f"Put the connection back under this id (also where it was renamed), with the key of then, {_OR_SETTLE}"
+_POINT_BACK = f"Restore the connection's old host, gateway and API key {_OR_RESOLVE}"
+PUT_BACK = f"Restore the connection under this id (also if it was renamed), with its old API key, {_OR_RESOLVE}"
 
 
 class ConnectionChangedError(BadRequestError):
-    """A record's connection is gone, or does not lead to the account that was paid. The job itself may be fine.
+    """The connection of a record is missing, or leads to another account. The job itself is not affected.
 
-    It is a `BadRequestError` to whoever reads the record later.
+    It is read back from a record as `BadRequestError`.
     """
 
 
 @dataclass(frozen=True)
 class PurchaseContext:
-    """What the life of an image needs from outside.
+    """What a purchase needs from outside. Shared by all purchases of a task.
 
     :param ledger: the records under the root.
-    :param files: images, anywhere.
-    :param connect: gives the transport of a connection id, opened once.
-    :param log: where to say what happens; a line that can't be written is lost, and stops nothing.
-    :param room: memory for the images that are being landed.
-    :param claims: held from the claim of a record until its paid request is on its way.
-    :param budgets: what may be spent. Whoever makes a context closes them.
+    :param files: reads and writes images at any supported URI.
+    :param connect: opens the transport of a connection id, once per id.
+    :param log: the log of the task; wrapped, so that an error while logging stops nothing.
+    :param room: memory limit for images that are being landed or sent.
+    :param claims: limits concurrent claims; held from the claim of a record until its paid request is sent.
+    :param budgets: limits the cost. The creator of the context closes them.
     """
 
     ledger: Ledger
@@ -61,9 +61,9 @@ class PurchaseContext:
         object.__setattr__(self, "budgets", Budgets(self.ledger.store, self.log))
 
     async def transport(self, record: Record) -> Transport:
-        """The way to the gateway that `record` was submitted through.
+        """The transport to the gateway that `record` was submitted to.
 
-        :raises ConnectionChangedError: its connection is gone, can't be used, or leads to another gateway now.
+        :raises ConnectionChangedError: the connection is missing, can't be used, or now leads to another gateway.
         """
         try:
             transport = await self.connect(record.conn_id)
@@ -84,26 +84,26 @@ class PurchaseContext:
 
 
 def changed_since(record: Record, transport: Transport) -> list[str]:
-    """What differs between the account that `record` was submitted to and the one that its connection leads to now.
+    """The differences between the account of `record` and the account of its connection now.
 
-    A new key of the same account differs, too: nothing tells the two apart but the gateway, which knows the job then.
+    A new key of the same account differs too. Only the gateway can tell the two cases apart: it knows the job or not.
     """
     pairs = (
         (f"the host was {record.api_host} and is {transport.api_host}", record.api_host, transport.api_host),
-        ("the API key is another one", record.key_digest, transport.key_digest),
+        ("the API key has changed", record.key_digest, transport.key_digest),
     )
     return [said for said, then, now in pairs if then is not None and then != now]
 
 
 def connection_changed(record: Record, changed: Sequence[str], answer: str) -> ConnectionChangedError:
-    """What to raise where a changed connection brings no word on the job.
+    """The error if the gateway of a changed connection gives no status of the job.
 
     :param changed: see `changed_since`.
-    :param answer: what came instead.
+    :param answer: the answer of the gateway, as a sentence.
     """
     return ConnectionChangedError(
-        f"{answer} Since record {record.key} was submitted, connection {record.conn_id!r} was changed: "
-        f"{', '.join(changed)}. Another account does not know the job; a new key of the same account would.",
+        f"{answer} Connection {record.conn_id!r} has changed since record {record.key} was submitted: "
+        f"{', '.join(changed)}. Another account does not know the job; a new key of the same account does.",
         billed=Billed.YES,
         hint=_POINT_BACK,
     )

@@ -1,7 +1,7 @@
-"""What an attempt does about one image, given what the ledger holds: a pure function, and the table behind it.
+"""The next step of an attempt for one image, given the deciding record: a pure function.
 
-What must stay true: an attempt submits only where nothing was paid for, or where the user asked for it again in so many
-words. Everything that may have been paid for is collected, returned, or reported.
+Invariant: an attempt submits only if nothing was paid for, or if the user explicitly asked to buy again. Anything that
+may have been paid for is collected, returned or reported.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from airflow_provider_geminiimg.exceptions import (
 )
 
 ImageState = Literal["there", "asked", "elsewhere", "gone", "unknown"]
-"""Where a landed image is: ``there``, where it landed; a copy, where it is ``asked`` for, or only ``elsewhere``."""
+"""Where an image is. ``there``: where it landed; ``asked``: a copy at the requested destination;
+``elsewhere``: only a copy elsewhere; ``gone``: nowhere; ``unknown``: storage does not answer."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How this attempt may act.
+    """The options of this attempt.
 
     :param generation: ``ti.max_tries`` now.
-    :param on_unknown: what to do about a submission whose outcome nobody knows.
-    :param on_clear: whether a Clear may buy again what has landed or failed after payment.
-    :param reuse: whose images may be copied instead of buying one: ``"task"`` this task instance's own, ``"dag"``
-        those of all tasks and runs of its DAG.
-    :param anew: the DAG run was deleted and made again since; that counts as a Clear.
+    :param on_unknown: what to do after an unknown outcome.
+    :param on_clear: whether a Clear may buy again an image that landed, or that failed after payment.
+    :param reuse: which images may be copied instead of bought: ``"task"``: those of this task instance; ``"dag"``: those
+        of all tasks and runs of its DAG.
+    :param run_recreated: the DAG run was deleted and created again; this counts as a Clear.
     """
 
     generation: int
     on_unknown: OnUnknown = "fail"
     on_clear: OnClear = "reuse"
     reuse: ReuseScope = "task"
-    anew: bool = False
+    run_recreated: bool = False
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What this attempt asks for; only a Clear compares it with what is recorded."""
+    """The request of this attempt. Only a Clear compares it with the record."""
 
     fingerprint: str
     destination: Destination
@@ -54,8 +55,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Submit:
-    """Claim number `n` and buy. `resubmission`: after an unknown outcome. `regenerate`: a Clear asked to buy again what
-    there may be. `why`: for the log."""
+    """Claim record number `n` and buy the image.
+
+    :param n: number of the record among those of the image, from 1.
+    :param why: the reason, for the log.
+    :param resubmission: this buys again after an unknown outcome.
+    :param regenerate: a Clear with `on_clear` ``"regenerate"`` buys again.
+    :param replaces: the record before, if there is one.
+    """
 
     n: int
     why: str
@@ -66,42 +73,46 @@ class Submit:
 
 @dataclass(frozen=True)
 class WaitForRecord:
-    """Another attempt may still be sending: look again within `seconds`."""
+    """Another attempt may still be sending. Read the record again within `seconds`."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Poll:
-    """Ask the gateway about the recorded job, land it where the record says; or at `destination`, if a Clear asks for
-    another one."""
+    """Poll the recorded job and store its image.
+
+    :param destination: the destination of a Clear; ``None``: the recorded one.
+    """
 
     destination: Destination | None = None
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch the recorded links (or the spooled bytes), land them where the record says; or at `destination`, if a Clear
-    asks for another one."""
+    """Download the recorded links, or read the spooled bytes, and store the image.
+
+    :param destination: the destination of a Clear; ``None``: the recorded one.
+    """
 
     destination: Destination | None = None
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """Return what has landed."""
+    """Return the landed image."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy what has landed to the destination that is asked for now."""
+    """Copy the landed image to the destination of this attempt."""
 
 
 @dataclass(frozen=True)
 class Refetch:
-    """What had landed is gone: ask the gateway once for a fresh link and land it again.
+    """The landed image is gone from storage: poll once for a new link and store the image again.
 
-    :param destination: where it is asked for now; ``None``: where the record says.
+    :param destination: the destination of a Clear; ``None``: the recorded one.
     """
 
     destination: Destination | None = None
@@ -125,24 +136,24 @@ def decide(
     image: ImageState | None = None,
     vanished: bool = False,
 ) -> Step:
-    """What to do next about one image.
+    """The next step for one image.
 
-    :param found: the record that decides, or ``None``.
-    :param policy: how this attempt may act.
-    :param asked: what is asked for now; needed after a Clear.
-    :param image: for a landed record, whether the image is still in one of its places.
-    :param vanished: for a submitted record, that the gateway has not known the job for long enough to believe it.
+    :param found: the deciding record; ``None`` if there is none.
+    :param policy: the options of this attempt.
+    :param asked: the request of this attempt; required after a Clear.
+    :param image: for a landed record, where its image is.
+    :param vanished: for a submitted record, whether the gateway does not know the job and the grace period is over.
     """
     if found is None:
-        return Submit(1, "nothing was submitted before")
+        return Submit(1, "no earlier request")
     record = found.record
     cleared = is_cleared(record, policy)
     if record.state == "intent":
         return _intent(found, policy)
-    if vanished and record.state == "submitted":  # it may have landed since the job was asked about
-        return _unknown(record, policy, "The gateway does not know the job that it was given.")
+    if vanished and record.state == "submitted":  # a landed record is handled below
+        return _unknown(record, policy, "The gateway does not know the job.")
     if cleared and asked is not None and asked.fingerprint != record.fingerprint:
-        return _again(record, policy, "the task was cleared and asks for another image")
+        return _again(record, policy, "the task was cleared and its request has changed")
     if record.state == "landed":
         return _landed(record, policy, cleared, asked, image)
     if record.state == "failed":
@@ -155,12 +166,12 @@ def decide(
 
 
 def is_cleared(record: Record, policy: Policy) -> bool:
-    """Whether the task was cleared since `record` was claimed or landed. A Clear while it ran looks like a retry."""
-    return policy.anew or policy.generation > record.generation
+    """Whether the task was cleared since `record` was claimed or landed. A Clear of a running task is a retry."""
+    return policy.run_recreated or policy.generation > record.generation
 
 
 def is_out_of_reach(error: GeminiImageError | None) -> bool:
-    """Whether fetching what was paid for failed in a way that trying again does not mend."""
+    """Whether a paid image can't be downloaded and a retry can't help."""
     refused = isinstance(error, UpstreamFailedError) and not error.retryable
     return refused or isinstance(error, LinkExpiredError | InvalidImageError)
 
@@ -179,7 +190,7 @@ def _again(record: Record, policy: Policy, why: str, *, resubmission: bool = Fal
 def _intent(found: StoredRecord, policy: Policy) -> Step:
     if found.record.outcome is None and found.age < found.record.answer_within:
         return WaitForRecord(found.record.answer_within - found.age)
-    return _unknown(found.record, policy, "A request that costs money was started and its answer was never recorded.")
+    return _unknown(found.record, policy, "A paid request was started and its answer was never recorded.")
 
 
 def _unknown(record: Record, policy: Policy, what: str) -> Step:
@@ -201,9 +212,9 @@ def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, 
             StorageError(
                 f"Can't tell whether the image of record {record.key} is still where it landed.",
                 billed=Billed.YES,
-                hint="Nothing was sent; the log says what keeps the worker from looking. Give it access to the output "
-                "path, then retry. If that can't be done, copy the file by hand; "
-                'on_clear="regenerate" buys another one.',
+                hint="Nothing was sent. The log has the storage error. Give the worker access to the output path, then "
+                "retry. If that is not possible, copy the file by hand; "
+                'a Clear with on_clear="regenerate" buys another image.',
             )
         )
     moved = asked.destination if cleared and asked and asked.destination != record.destination else None
@@ -216,11 +227,11 @@ def _landed(record: Record, policy: Policy, cleared: bool, asked: Asked | None, 
 
 def _failed(record: Record, policy: Policy, cleared: bool) -> Step:
     if record.buy_again:
-        return _again(record, policy, "a person said to buy it again", resubmission=True)
-    error = record.error or OutcomeUnknownError(f"Record {record.key} failed and does not say why.")
+        return _again(record, policy, "a person resolved the record as resubmit", resubmission=True)
+    error = record.error or OutcomeUnknownError(f"Record {record.key} failed without a recorded reason.")
     if error.billed is Billed.NO:
         if cleared or error.retryable:
-            return _again(record, policy, "the submission before failed without cost")
+            return _again(record, policy, "the previous request failed without cost")
         return Refuse(error)
     if cleared and policy.on_clear == "regenerate":
         return _again(record, policy, 'the task was cleared and on_clear is "regenerate"')

@@ -1,6 +1,6 @@
-"""A result that was paid for, from its link into memory: downloaded within limits, and looked at.
+"""Downloads the result of a paid job into memory, within limits, and checks that it is an image.
 
-What must stay true: nothing here costs money; bytes that are no image never count as one.
+Invariants: nothing here costs money. Bytes that are not an image are never returned.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ T = TypeVar("T")
 async def fetch(
     context: PurchaseContext, record: Record, image: ResultImage, share: Share, before: int
 ) -> tuple[bytes, ImageInfo]:
-    """The bytes of a result, and what they are. Nothing that is not an image is returned.
+    """The bytes of a result, and their image type and size.
 
-    :param share: memory, which is charged while they come.
-    :param before: what of `share` is held already.
+    :param share: allocation that is charged during the download.
+    :param before: bytes that `share` already holds.
+    :raises GeminiImageError: the download failed, or the bytes are not an image.
     """
     if image.data is not None:
         return image.data, await asyncio.to_thread(inspect_image, image.data)
@@ -52,7 +53,7 @@ async def fetch(
 
 
 async def with_retries(step: Callable[[], Awaitable[T]]) -> T:
-    """What `step` brings, tried three times while its failure may pass; after `DOWNLOAD_SECONDS` others have a turn."""
+    """The result of `step`; after a retryable error up to three tries, and no new try after `DOWNLOAD_SECONDS`."""
     retrying = AsyncRetrying(
         stop=stop_after_attempt(3) | stop_after_delay(DOWNLOAD_SECONDS),
         wait=wait_random_exponential(multiplier=0.5, max=5),

@@ -1,7 +1,7 @@
-"""Input images, read and checked before anything is sent.
+"""Reads and checks input images before anything is sent.
 
-What must stay true: an input that can't be used is one clear error, before any upload, and no error shows the query of
-an address; memory is taken before an input is read, and given back as soon as its bytes are on their way.
+Invariants: an input image that can't be used is an error before any upload. No error shows the query of an address.
+Memory is acquired before an input image is read, and released as soon as its bytes are sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def public_uri(uri: str) -> str:
-    """`uri` as it may be written down: without the user of a web address, and without a query that signs it."""
+    """`uri` for logs and records: a web address without user and query."""
     try:
         place = locate(uri)
     except BadRequestError:
@@ -44,10 +44,10 @@ def public_uri(uri: str) -> str:
 async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> list[InputImage]:
     """The input images of a request, in the order of `CheckedRequest.input_images`.
 
-    :param share: what they are charged to, each before it is read.
-    :raises BadRequestError: one is unreadable, too large, no image, or of a type that the model does not take; or
-        all together are too large.
-    :raises StorageError: one could not be read now; trying again can help.
+    :param share: the allocation for the images; each is charged before it is read.
+    :raises BadRequestError: an image is unreadable, too large, not an image or of an unsupported type; or all images
+        together are too large.
+    :raises StorageError: an image could not be read; a retry can help.
     """
     images: list[InputImage] = []
     async for image in _each(request, files, share):
@@ -57,7 +57,7 @@ async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> li
 
 
 async def input_digests(request: CheckedRequest, files: Files, room: ByteSemaphore) -> tuple[str, ...]:
-    """The SHA-256 of each input image; none is held for longer than that takes. Raises what `read_inputs` does."""
+    """The SHA-256 of each input image. Only one image is in memory at a time. Raises the errors of `read_inputs`."""
     digests: list[str] = []
     async with room.share(empty=True) as share:
         async for image in _each(request, files, share):
@@ -67,17 +67,17 @@ async def input_digests(request: CheckedRequest, files: Files, room: ByteSemapho
 
 
 async def handles_of(images: list[InputImage], transport: Transport, share: Share, *, prompt: str) -> list[str]:
-    """By what a submit names its input images: uploads them, or makes texts of them.
+    """The references to input images in a paid request: ids of uploads, or base64 texts.
 
-    :param images: emptied, so that none is held once its handle is there.
-    :param share: what they are charged to.
+    :param images: emptied, so that each image is released as soon as its handle exists.
+    :param share: the allocation for the images.
     """
     handles = []
     images.reverse()
     while images:
         image = images.pop()
         size = len(image.data)
-        await share.hold(share.taken + size)  # for the body of an upload, or base64
+        await share.hold(share.taken + size)  # for the body of the upload, or the base64 text
         handle = await asyncio.to_thread(transport.gateway.reference, image)
         del image
         if not isinstance(handle, str):
@@ -106,26 +106,26 @@ async def _each(request: CheckedRequest, files: Files, share: Share) -> AsyncIte
 
 
 def warn_if_turned(shown: str, info: ImageInfo) -> None:
-    """Say that an input is displayed in another way than its pixels are stored, which a model may not respect.
+    """Log a warning if EXIF data rotates or mirrors an input image, because a model may ignore that.
 
-    :param shown: the input's name, for the log.
+    :param shown: name of the input for the log.
     """
     if info.orientation != 1:
         _log.warning(
-            "%s has EXIF orientation %s and is sent as it is. A model that ignores the tag sees it turned or mirrored; "
-            "where that matters, store the pixels upright.",
+            "%s has EXIF orientation %s and is sent unchanged. A model that ignores the tag sees it rotated or "
+            "mirrored. If that matters, store the image upright.",
             shown, info.orientation,
         )  # fmt: skip
 
 
 def inspect_input(data: bytes) -> ImageInfo:
-    """As `inspect_image`; a header that is too long to be followed is no input, though it may be a result.
+    """Like `inspect_image`, but an image without a readable size is refused.
 
-    :raises InvalidImageError: it can't be sent.
+    :raises InvalidImageError: the image can't be sent.
     """
     info = inspect_image(data)
     if info.size is None:
-        raise InvalidImageError("How large the image is can't be told: its header is too long.")
+        raise InvalidImageError("The size of the image can't be read, because its header is too long.")
     return info
 
 
@@ -151,14 +151,14 @@ async def _read(name: str, uri: str, row: ModelSpec, files: Files) -> InputImage
 
 
 def _broken(name: str, error: Exception) -> GeminiImageError:
-    """What is to be said where reading an input raised what is no outcome."""
+    """The error for a foreign exception while reading an input image."""
     passing = isinstance(error, OSError | MemoryError)
     kind = StorageError if passing else BadRequestError
-    return kind(f"{name}: it can't be read ({error_and_place(error)}).", billed=Billed.NO, retryable=passing)
+    return kind(f"{name}: can't be read ({error_and_place(error)}).", billed=Billed.NO, retryable=passing)
 
 
 def _unusable(name: str, uri: str, row: ModelSpec, error: GeminiImageError, *, passing: bool) -> GeminiImageError:
-    """What went wrong, as an error about the input: a storage error where trying again can help (`passing`)."""
+    """The error about an input image: a `StorageError` if a retry can help (`passing`), else a `BadRequestError`."""
     types = ", ".join(row.input_media_types)
     allowed = f"Allowed: an image that the worker can read, {types}, of at most {row.max_input_bytes} bytes."
     hint = f"{allowed} {error.hint}" if isinstance(error, BadRequestError | StorageError) else allowed

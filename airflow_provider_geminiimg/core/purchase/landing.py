@@ -1,7 +1,7 @@
-"""From a result that was paid for to an image in storage: download, verify, write, record.
+"""From a paid result to an image in storage: download, verify, write, record.
 
-What must stay true: nothing here costs money; bytes that are an image are always written, exactly as they came, and
-recorded, and only then may anything about them fail a task; no file of another record is replaced.
+Invariants: nothing here costs money. Bytes that are an image are always written unchanged and recorded; only then may
+the task fail because of them. A file of another record is never replaced.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-_ELSEWHERE = "Or clear the task with another output_path: what was paid for lands there, at no cost."
+_ELSEWHERE = "Or clear the task with another output_path: the paid image lands there, at no cost."
 UNFETCHED = (InvalidImageError, UpstreamFailedError)
-"""What a link may bring that is not an image."""
+"""Errors of a link that returns no image."""
 
 
 class ImageWriter:
-    """Puts images where they belong.
+    """Stores images at their destinations.
 
-    :param purchase_context: what it needs from outside.
-    :param generation: ``ti.max_tries`` of this attempt, noted on what it lands.
-    :param guard: whether the task was told to stop: then no thumbnail is waited for. Default: it never is.
+    :param purchase_context: what a purchase needs from outside.
+    :param generation: ``ti.max_tries`` of this attempt, written to the record.
+    :param guard: after a kill, thumbnails are not waited for. Default: the task is never killed.
     """
 
     def __init__(
@@ -72,13 +72,14 @@ class ImageWriter:
         self.log = purchase_context.log
 
     async def land(self, record: Record, images: Sequence[ResultImage], reported_cost: float | None = None) -> Record:
-        """Download, verify and write the results, then the sidecar, then the record.
+        """Download, verify and write the results, then the sidecar file, then the record.
 
+        :param reported_cost: cost reported by the gateway; ``None``: none.
         :returns: the record as it is stored now, ``landed``.
-        :raises LinkExpiredError: the link no longer answers.
-        :raises InvalidImageError: what it brought is not an image.
+        :raises LinkExpiredError: the link has expired.
+        :raises InvalidImageError: the downloaded bytes are not an image.
         :raises StorageError: the bucket or the disk failed.
-        :raises UpstreamFailedError: the link can't be followed; or what came, or the record, broke something here.
+        :raises UpstreamFailedError: the link can't be opened, or its content caused an unexpected exception.
         """
         if not images:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
@@ -107,7 +108,9 @@ class ImageWriter:
                     data, info = await fetch(self.purchase_context, record, image, share, before)
                     further = bool(stored) or image is not images[-1]
                     if further and _is_input(record, await asyncio.to_thread(sha256, data)):
-                        self.log.warning("An input image came back beside the result of record %s.", record.key)
+                        self.log.warning(
+                            "The result of record %s also contains an input image; it is not stored.", record.key
+                        )
                         continue
                     if image.data is None:
                         share(before + len(data))
@@ -116,8 +119,8 @@ class ImageWriter:
                 except (LinkExpiredError, *UNFETCHED) as error:
                     if not stored:
                         raise
-                    # One was asked for, and is stored: it must not wait for what else the gateway names.
-                    self.log.warning("A further image of record %s is left: %s", record.key, error.message)
+                    # The requested image is stored. A failure of an additional one must not delay it.
+                    self.log.warning("An additional image of record %s is not stored: %s", record.key, error.message)
             difference = self._mismatch(record, stored[0])
             manifest = build(record, stored, mismatch=difference, cost=self._cost(record, reported_cost))
             await self.write_sidecar(stored[0], sidecar(manifest, record))
@@ -142,7 +145,7 @@ class ImageWriter:
                 raise error.evolve(hint=f"{error.hint} {_ELSEWHERE}".strip()) from error.__cause__
             raise
         if uri is None:
-            self.log.warning("%s is taken by another image; writing beside it.", stem)
+            self.log.warning("%s exists with other content; storing as %s-%s.", stem, stem, digest[:12])
             uri = await written(f"{stem}-{digest[:12]}")
         if uri is None:
             raise StorageError(f"No free name for the image of record {record.key}.", billed=Billed.YES)
@@ -156,7 +159,7 @@ class ImageWriter:
         return images, kept
 
     async def write_sidecar(self, image: StoredImage, content: Mapping[str, Any]) -> None:
-        """Write what lies beside an image; over a sidecar of the same record, and over no other file."""
+        """Write the sidecar file of an image. It replaces only a sidecar of the same record."""
         stem = image.uri.rpartition(".")[0]
         body = json.dumps(content, indent=2, ensure_ascii=False).encode()
         for uri in (f"{stem}.json", f"{stem}-{image.sha256[:12]}.json"):
@@ -164,8 +167,8 @@ class ImageWriter:
                 _write_sidecar, self.purchase_context.files, uri, body, content["record"], image.sha256
             ):
                 return
-            self.log.warning("%s is somebody else's file, and stays as it is.", uri)
-        self.log.warning("%s has no sidecar. Record %s says the same.", image.uri, content["record"])
+            self.log.warning("%s is not a sidecar of this record; it is not replaced.", uri)
+        self.log.warning("%s has no sidecar file. Record %s has the same information.", image.uri, content["record"])
 
     async def landed(self, record: Record, manifest: dict[str, Any], kept: ImageCache) -> Record:
         landed, recorded = await self._record_landing(record, manifest)
@@ -176,11 +179,11 @@ class ImageWriter:
         return landed
 
     async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> tuple[Record, bool]:
-        """The record as it is now, and whether that is written down."""
+        """Returns (record, stored): the landed record, and whether it could be written."""
 
         def landed(stored: Record) -> Record | None:
             if stored.state == "landed" and stored.job_id != record.job_id:
-                return None  # the image of another job was first; this job stays an extra one, to be collected
+                return None  # another job landed first; this job stays an extra job, for `jobs collect`
             jobs = dict.fromkeys(job for job in (*stored.extra_jobs, stored.job_id) if job)
             return replace(
                 stored,
@@ -202,9 +205,9 @@ class ImageWriter:
         try:
             kept = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
-            # The image is safe in storage; failing the task now would only hide it.
+            # The image is in storage. If the task failed now, nobody would find it.
             self.log.error(
-                "The image of job %s landed, but its record %s could not be written (%s): %s",
+                "The image of job %s is in storage, but record %s was not updated (%s): %s",
                 record.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
             return landed(record) or record, False
@@ -222,7 +225,7 @@ class ImageWriter:
             self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
 
     async def _drop_thumbnails(self, record: Record, stored: Sequence[StoredImage]) -> None:
-        """Those of an earlier landing, unless the same images have come again."""
+        """Delete the thumbnails of an earlier landing if the images differ now."""
         earlier = (record.manifest or {}).get("images", ())
         if [image["sha256"] for image in earlier] == [image.sha256 for image in stored]:
             return
@@ -236,7 +239,7 @@ class ImageWriter:
 
     def _mismatch(self, record: Record, image: StoredImage) -> str | None:
         if _is_input(record, image.sha256):
-            return "An input image came back, byte for byte, and nothing else."
+            return "The result is an unchanged input image."
         info = ImageInfo(image.media_type, "", image.width, image.height)
         asked = record.request_fields
         resolution, ratio = asked.get("resolution"), asked.get("aspect_ratio")
@@ -244,14 +247,14 @@ class ImageWriter:
         return mismatch(info, resolution=resolution, aspect_ratio=ratio, listed=listed)
 
     def _cost(self, record: Record, amount: float | None) -> dict[str, Any]:
-        """What it cost: by the gateway's report, where there is one that can be a price, else by the estimate."""
+        """The cost reported by the gateway if it can be a price, else the estimate."""
         if amount is None or record.reused_from is not None:
             return record.cost
         cost = reported(amount)
         if differs_from_estimate(record.cost, cost):
             self.log.warning(
-                "The gateway reports that the image of record %s cost %g %s; the estimate was %s. Caps go by the "
-                "estimate: set `prices` (or `price_base`, of the default model) on connection %s to what you pay.",
+                "The gateway reports that the image of record %s cost %g %s; the estimate was %s. Caps use the "
+                "estimate: set `prices` (or `price_base`, for the default model) on connection %s to your prices.",
                 record.key, cost.amount, cost.currency, cost_in_words(record.cost), record.conn_id,
             )  # fmt: skip
         return asdict(cost)
@@ -261,11 +264,11 @@ class ImageWriter:
             self.log.info("Landed %s (%s, %s bytes).", image["uri"], size_in_words(image), image["size"])
         self.log.info("Record %s: %s.", record.key, cost_in_words((record.manifest or {}).get("cost") or {}))
         if (record.manifest or {}).get("mismatch"):
-            self.log.warning("Not what was asked for: %s", (record.manifest or {})["mismatch"])
+            self.log.warning("The image does not match the request: %s", (record.manifest or {})["mismatch"])
 
 
 def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha256: str) -> bool:
-    """Write the sidecar of a record; ``False`` where another file has its name."""
+    """Write the sidecar file of a record; ``False`` if another file has its name."""
     media_type = "application/json"
     if files.write(uri, body, media_type=media_type, sha256=sha256(body)):
         return True
@@ -276,7 +279,7 @@ def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha25
 
 
 def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:
-    """What to raise for an image that has landed and is not what was asked for, if it is not."""
+    """The error for a landed image that does not match its request; ``None`` if it matches."""
     if not manifest.get("mismatch"):
         return None
     return MismatchError(f"{manifest['mismatch']} It is stored at {manifest['images'][0]['uri']}.")
@@ -284,7 +287,7 @@ def mismatch_error(manifest: Mapping[str, Any]) -> MismatchError | None:
 
 @contextlib.contextmanager
 def paid() -> Iterator[None]:
-    """What fails here fails after the payment, and says so."""
+    """Mark errors in the block as paid: they happen after the payment."""
     try:
         yield
     except GeminiImageError as error:
@@ -298,10 +301,10 @@ def _is_input(record: Record, digest: str) -> bool:
 
 
 def _broken(error: Exception) -> UpstreamFailedError:
-    """What is to be said where landing raised what is no outcome: what came, or what the record says, caused it."""
+    """The error for a foreign exception while landing; the content or the record caused it."""
     passing = isinstance(error, OSError | MemoryError)
     hint = InvalidImageError.default_hint if passing else LinkExpiredError.default_hint
-    said = f"Landing the image broke off ({error_and_place(error)})."
+    said = f"Storing the image failed ({error_and_place(error)})."
     return UpstreamFailedError(said, billed=Billed.YES, retryable=passing, hint=hint)
 
 

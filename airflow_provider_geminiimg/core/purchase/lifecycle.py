@@ -1,7 +1,7 @@
-"""One image's life: an attempt joins what is known, what is sent, what is waited for and what lands.
+"""One attempt at one image: read the records, decide, then submit, wait, and store the image.
 
-What must stay true: what the ledger says comes first; what was paid for is collected, and not bought beside it; where
-the ledger can't be read, no error says that nothing was paid.
+Invariants: the ledger is read first. An image that is paid for is collected and not bought again. If the ledger can't
+be read, no error says that no money was spent.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from airflow_provider_geminiimg.exceptions import (
     RateLimitedError,
 )
 
-RESEND_SECONDS = 120.0  # how long one attempt goes on resending what is known to be unpaid
-LOOK_AGAIN = 2.0  # seconds between looks at a record that another attempt is working on
+RESEND_SECONDS = 120.0  # how long one attempt resends a request that is known to be unpaid
+LOOK_AGAIN = 2.0  # seconds between reads of a record that another attempt is working on
 
 Turn = Callable[[], contextlib.AbstractAsyncContextManager[Callable[[], None] | Refuse]]
 
@@ -67,16 +67,16 @@ async def _no_turn() -> AsyncIterator[Callable[[], None]]:
 class Purchase:
     """One attempt at one image.
 
-    :param order: what is asked for.
-    :param purchase_context: what it needs from outside.
-    :param guard: whether this process may still pay.
-    :param marker: the task state store's memory, where there is one.
+    :param order: the request of the attempt.
+    :param purchase_context: what a purchase needs from outside.
+    :param guard: the stop flag for paid requests.
+    :param marker: the marker in Airflow's task state store, if there is one.
     :param turn: makes a context manager that is held from reading the inputs until the answer is recorded; a batch
         limits its requests by it. It yields a function, which is called just before the record is claimed; or a
         `Refuse`, which ends the attempt before anything is claimed or sent. Default: no limit.
     """
 
-    knows: type[ImageHistory] = ImageHistory  # a forecast knows in another way
+    knows: type[ImageHistory] = ImageHistory  # a forecast uses another class
 
     def __init__(
         self,
@@ -100,9 +100,10 @@ class Purchase:
         self._told_wait = False
 
     async def start(self, vanished: str | None = None) -> LandedImage | JobInFlight:
-        """Do what the ledger says, until an image has landed or a job has to be waited for.
+        """Decide and act until the image has landed or a job is running.
 
         :param vanished: key of a submitted record whose job the gateway does not know any more.
+        :raises GeminiImageError: why there is no image.
         """
         async with self.history.reading():
             await asyncio.to_thread(self.ledger.store.probe)
@@ -125,28 +126,31 @@ class Purchase:
             raise result.error
         return result
 
-    async def finish(self, record: Record, *, at_once: bool = False) -> LandedImage:
-        """Wait for the record's job here, and land it.
+    async def finish(self, record: Record, *, poll_immediately: bool = False) -> LandedImage:
+        """Wait for the job of the record in this process, and store its image.
 
-        :param at_once: poll now, because something says that the job has ended.
+        :param poll_immediately: poll before the first wait, because the job has probably ended.
         """
         while True:
             try:
                 return LandedImage.of(
                     await self.collector(record).wait(
-                        record, timeout=self.order.timeout, poll_interval=self.order.poll_interval, at_once=at_once
+                        record,
+                        timeout=self.order.timeout,
+                        poll_interval=self.order.poll_interval,
+                        poll_immediately=poll_immediately,
                     )
                 )
             except VanishedError as error:
-                # Noted, so that whoever looks at the ledger alone sees an unknown outcome too.
+                # Noted on the record, so that `jobs list` shows the unknown outcome too.
                 await self.collector(record).note(record, error)
                 result = await self.start(vanished=record.key)
             if isinstance(result, LandedImage):
                 return result
-            record, at_once = result.record, False
+            record, poll_immediately = result.record, False
 
     def collector(self, record: Record) -> JobCollector:
-        """What lands `record`. It knows the prompt only if it is the recorded one."""
+        """The collector for `record`. It gets the prompt only if the record has the same prompt."""
         request = self.order.request
         known = isinstance(request, CheckedRequest) and prompt_sha256(request.prompt) == record.prompt_sha256
         return JobCollector(
@@ -154,15 +158,15 @@ class Purchase:
         )
 
     async def resume(self, job_id: str) -> LandedImage:
-        """Collect a job that a trigger waited for, also where the ledger does not know it.
+        """Collect the job that a trigger waited for, even if its record is missing.
 
-        :param job_id: what the trigger's event says.
+        :param job_id: from the event of the trigger.
         """
         async with self.history.reading(Billed.YES):
             found = await asyncio.to_thread(self.ledger.latest, self.order.item)
             known = await asyncio.to_thread(self.history.record_of, job_id)
         if known is not None and known.state == "submitted":
-            return await self.finish(known, at_once=True)
+            return await self.finish(known, poll_immediately=True)
         if found is not None and (known is not None or found.record.state != "intent"):
             result = await self.start()
             return result if isinstance(result, LandedImage) else await self.finish(result.record)
@@ -170,14 +174,14 @@ class Purchase:
         if other is not None and folder_of(other) != self.order.item.path:
             raise another_records_job(job_id, other, found.record.key if found else self.order.item.path)
         self.log.error(
-            "Job %s is not in the ledger under %s (%s); landing it all the same, from the trigger's event.",
+            "Job %s is not in the ledger under %s (%s); storing its image by the event of the trigger.",
             job_id, self.ledger.store.uri, "its record is an intent" if found else "there is no record",
         )  # fmt: skip
         record = found.record if found is not None else await self._record(Submit(1, ""), "", 0.0)
         submitted = replace(record, state="submitted", job_id=job_id, submitted_at=time.time())
         if found is None:
             await asyncio.to_thread(self.ledger.create, submitted)
-        return await self.finish(submitted, at_once=True)
+        return await self.finish(submitted, poll_immediately=True)
 
     def _tell_wait(self, record: Record, step: WaitForRecord) -> None:
         if self._told_wait:
@@ -190,7 +194,7 @@ class Purchase:
         )  # fmt: skip
 
     async def _is_still_unknown(self, record: Record) -> bool:
-        """Whether a sensor noted that the gateway does not know the job, and the gateway still says so."""
+        """Whether a sensor noted that the gateway does not know the job, and the gateway still does not know it."""
         if not isinstance(record.error, OutcomeUnknownError):
             return False
         try:
@@ -198,7 +202,7 @@ class Purchase:
         except GeminiImageError:
             return False
 
-    # What was paid for before
+    # Paid earlier
 
     async def _collect(
         self, record: Record, step: Poll | Fetch | Reuse | Copy | Refetch | Refuse
@@ -209,20 +213,20 @@ class Purchase:
                 return step
             case Poll(destination):
                 record = await self._moved(record, destination)
-                self.log.info("Job %s was submitted before (record %s); collecting it.", record.job_id, record.key)
+                self.log.info("Job %s was submitted earlier (record %s); collecting it.", record.job_id, record.key)
                 await collector.check_account(record)
-                await self.submission.own(record)  # whoever submitted it may have died before that was noted
+                await self.submission.own(record)  # the submitting attempt may have died before it noted this
                 return JobInFlight(record)
             case Fetch(destination):
                 return LandedImage.of(await collector.fetch(await self._moved(record, destination)))
             case Copy():
-                self.log.info("The image of record %s has landed before; copying it, at no cost.", record.key)
+                self.log.info("The image of record %s has landed earlier; copying it, at no cost.", record.key)
                 manifest = await copy_to(self.writer, record, self.order.destination)
                 await self.history.settle(record)
                 return LandedImage(record, {**manifest, "reused": True})
             case Reuse():
                 await self.history.settle(record, plain=True)
-                self.log.info("The image of record %s has landed before; returning it, at no cost.", record.key)
+                self.log.info("The image of record %s has landed earlier; returning it, at no cost.", record.key)
                 manifest = await reused_manifest(self.writer, record, self.order.destination)
                 return LandedImage(record, {**manifest, "reused": True})
             case Refetch(destination):
@@ -234,7 +238,7 @@ class Purchase:
                 )
 
     async def _moved(self, record: Record, destination: Destination | None) -> Record:
-        """A record of what was paid for and has not landed, bound for where a Clear asks for it."""
+        """The record of a paid image that has not landed, moved to the destination of a Clear, if any."""
         if destination is not None:
             with paid():
                 suffix = await self._reserve(record.n, moves=True)
@@ -242,10 +246,10 @@ class Purchase:
         await self.history.settle(record)
         return record
 
-    # What costs money
+    # Buying
 
     async def _obtain_or_pause(self, step: Submit, give_up: float) -> LandedImage | JobInFlight | LookAgain | Refuse:
-        """Obtain the image; what is known to be unpaid and may pass is waited for."""
+        """Obtain the image; after a temporary failure without cost, pause and decide again."""
         try:
             return await self._obtain(step)
         except (NotSentError, RateLimitedError) as error:
@@ -253,7 +257,7 @@ class Purchase:
             return LookAgain()
 
     async def _obtain(self, step: Submit) -> LandedImage | JobInFlight | LookAgain | Refuse:
-        """Buy, unless another task of the DAG has the image or is making it."""
+        """Buy the image, unless another task of the DAG has it or is making it."""
         if self.order.policy.reuse == "task":
             return await self._submit(step)
         self.guard.check()
@@ -289,7 +293,8 @@ class Purchase:
         request, connection = self.order.checked(), self.order.connection
         price = price_of(request, connection, self.order.max_cost)
         self.purchase_context.budgets.refuse_over(self.order.max_cost, price, connection)
-        self.log.info("Submitting number %s of this task's image: %s.", step.n, step.why)
+        key = record_key(self.order.item, step.n)
+        self.log.info("Sending paid request %s (record %s): %s.", step.n, key, step.why)
         transport = await self.purchase_context.connect(connection.conn_id)
         reserved = self.purchase_context.budgets.reserved(
             connection, self.order.item.namespace, price, self.order.max_cost
@@ -320,10 +325,9 @@ class Purchase:
     async def _sending(
         self, transport: Transport, step: Submit, *, shared: bool
     ) -> AsyncIterator[tuple[Call[JobStatus], Callable[[], None]]]:
-        """The paid call, with its inputs in it, and what is called once they are on their way: then their memory is
-        others'.
+        """The paid call with its input images, and a function that releases their memory once they are sent.
 
-        :param shared: the image is one that the DAG has in common, which was looked for by its inputs.
+        :param shared: the index of the DAG was read with the hashes of the input images, so they must be unchanged.
         """
         request, room = self.order.checked(), self.purchase_context.room
         await room.relief()
@@ -331,9 +335,9 @@ class Purchase:
             images = await read_inputs(request, self.purchase_context.files, share)
             self.history.know(tuple(image.sha256 for image in images), settled=shared)
             if step.replaces is not None:
-                self.history.tell_differences(step.replaces, "submitting what is asked for now", self.history.inputs)
+                self.history.log_differences(step.replaces, "the new request is sent", self.history.inputs)
             handles = await handles_of(images, transport, share, prompt=request.prompt)
-            await share.hold(2 * share.taken)  # the JSON of them, and its bytes
+            await share.hold(2 * share.taken)  # the JSON text, and its bytes
             call = await asyncio.to_thread(transport.gateway.submit, request, handles)
             del handles
             share.only(share.taken // 2)
@@ -386,5 +390,5 @@ class Purchase:
         seconds = error.retry_after if error.retry_after is not None else random.uniform(2.0, 6.0)
         if self.guard.stopped or error.billed is not Billed.NO or time.monotonic() + seconds > give_up:
             raise error
-        self.log.warning("%s Sending it again in %.0f s: it is known to be unpaid.", error.message, seconds)
+        self.log.warning("%s Sending it again in %.0f s. It is known to be unpaid.", error.message, seconds)
         await asyncio.sleep(seconds)

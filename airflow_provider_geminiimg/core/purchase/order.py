@@ -1,4 +1,4 @@
-"""What one attempt asks for, and how it differs from what is recorded."""
+"""The request of one attempt, and its differences from a record."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 
 
 class Marker(Protocol):
-    """A second memory of the record's key, in Airflow's own database (task state store, Airflow 3.3).
+    """An entry in Airflow's task state store (Airflow 3.3) with the key and the claim of a record.
 
-    `token` is one word for all markers of a task instance; it stays until Airflow forgets them, with the DAG run.
+    `token` is the same for all markers of a task instance. Airflow deletes it with the DAG run.
     """
 
     def token(self) -> str: ...
@@ -30,20 +30,20 @@ class Marker(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """What one attempt asks for.
+    """The request of one attempt, with everything that belongs to it.
 
-    :param item: whose image it is.
-    :param request: what to make, checked; or why it can't be, which matters only where it would be bought: what was
-        paid for before is collected whatever the templates render to now.
-    :param connection: through which gateway, with whose money.
-    :param destination: where it shall land.
-    :param policy: what this attempt may do.
-    :param timeout: seconds from the submit that the job may take, over all attempts.
-    :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
-    :param record_prompts: whether the prompt itself goes into ledger and sidecar.
-    :param max_cost: what all that the attempt buys may cost, in the connection's currency; ``None``: no cap.
-    :param input_sha256: what the input images must be, where that was settled before; ``None``: what they are now.
-    :param fingerprint: what `request` is known by, where that was settled before.
+    :param item: the image in the ledger.
+    :param request: the checked request, or why it is wrong. The error is raised only if a purchase would follow; an
+        image that is already paid for is collected, whatever the templates render to now.
+    :param connection: the gateway connection.
+    :param destination: of the image.
+    :param policy: the options of the attempt.
+    :param timeout: seconds that the job may take from the submit, over all attempts.
+    :param poll_interval: seconds between polls; ``None``: the schedule of the model.
+    :param record_prompts: write the prompt into the ledger and the sidecar file.
+    :param max_cost: cap on the cost of this attempt, in the currency of the connection; ``None``: no cap.
+    :param input_sha256: the planned hashes of the input images; ``None``: any.
+    :param fingerprint: the planned fingerprint of the request; ``None``: computed when needed.
     """
 
     item: Item
@@ -61,7 +61,7 @@ class Order:
     def checked(self) -> CheckedRequest:
         """The request.
 
-        :raises GeminiImageError: it is wrong.
+        :raises GeminiImageError: the request is wrong.
         """
         if isinstance(self.request, GeminiImageError):
             raise self.request
@@ -69,15 +69,15 @@ class Order:
 
 
 def differences(record: Record, order: Order, input_sha256: Sequence[str] | None = None) -> list[str]:
-    """The names of what is asked for now and differs from what is recorded; the destination only within one item, as it
-    always differs between runs.
+    """The names of the values that differ between the record and the order. The destination is compared only within one
+    item, because it always differs between runs.
 
-    :param input_sha256: of the input images now; ``None``: only their addresses are compared.
+    :param input_sha256: hashes of the input images now; ``None``: only their addresses are compared.
     """
     request = order.request
-    if isinstance(request, GeminiImageError):  # a wrong one differs; one that can't be read is not known to
+    if isinstance(request, GeminiImageError):  # of other errors it is not known whether the request differs
         wrong = isinstance(request, BadRequestError)
-        return [f"what is asked for is wrong now ({request.message})"] if wrong else []
+        return [f"the request is wrong now ({request.message})"] if wrong else []
     pairs: list[tuple[str, Any, Any]] = [
         ("prompt", record.prompt_sha256, prompt_sha256(request.prompt)),
         ("gateway", record.gateway, request.gateway),
@@ -95,7 +95,7 @@ def differences(record: Record, order: Order, input_sha256: Sequence[str] | None
 
 
 def _changed_inputs(record: Record, addresses: Sequence[str], sha256: Sequence[str] | None) -> list[str]:
-    """Which input images are others, counted from 1 in the order in which the gateway gets them."""
+    """The input images that differ, numbered from 1 in the order in which they are sent."""
     if len(record.inputs) != len(addresses):
         return ["number of input images"]
     digests = sha256 or [known["sha256"] for known in record.inputs]

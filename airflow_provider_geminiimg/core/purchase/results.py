@@ -1,4 +1,4 @@
-"""What a step of an image's life comes to."""
+"""Results of the steps of a purchase."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from airflow_provider_geminiimg.core.ledger.records import Record
 
 @dataclass(frozen=True, slots=True)
 class LandedImage:
-    """The image is there.
+    """The image is in storage.
 
     :param record: as it is stored now.
-    :param manifest: what landed, where this attempt wants it.
+    :param manifest: of the image at the destination of this attempt.
     """
 
     record: Record
@@ -22,13 +22,13 @@ class LandedImage:
 
     @classmethod
     def of(cls, record: Record) -> LandedImage:
-        """What a ``landed`` record says."""
+        """The result for a ``landed`` record."""
         return cls(record, dict(record.manifest or {}))
 
 
 @dataclass(frozen=True, slots=True)
 class JobInFlight:
-    """The job of `record` was paid for, and has to be waited for."""
+    """The job of `record` is paid for and still running."""
 
     record: Record
 

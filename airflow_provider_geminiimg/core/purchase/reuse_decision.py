@@ -1,10 +1,9 @@
-"""What a task does about an image that it would buy and that another task of its DAG may have (``reuse="dag"``): a pure
-function.
+"""The next step for an image that another task of the DAG may have (``reuse="dag"``): a pure function.
 
-What must stay true:
+Invariants:
 
-- Nothing is decided here but what becomes of a `Submit`: what a task's own records say comes first.
-- Another task's record is followed like one's own: what may have been paid for is not bought beside it.
+- It is called only for a `Submit`, because the records of the task itself come first.
+- The record of another task is treated like an own record: an image that may be paid for is not bought again.
 """
 
 from __future__ import annotations
@@ -37,24 +36,24 @@ from airflow_provider_geminiimg.exceptions import (
 ENTRY_SECONDS = 60.0
 """How long an entry may be there without its record, by the store's clock, before another task takes it over."""
 
-_ANCESTORS = 20  # of a copy, that its record names
+_ANCESTORS = 20  # earlier records that the record of a copy names
 
 
 @dataclass(frozen=True)
 class Buy:
-    """Buy it, once the index says so.
+    """Buy the image, after claiming its index entry.
 
-    :param step: the submission, and why.
-    :param over: the entry that the buyer's own replaces; ``None``: there is none yet.
+    :param step: the submission, with its reason.
+    :param over: the index entry to replace; ``None`` if there is none.
     """
 
     step: Submit
     over: Entry | None
 
     def claim(self, store: Store, wanted: Record) -> bool:
-        """Let the index name `wanted`; ``False`` where another task was first.
+        """Write the index entry for `wanted`; ``False`` if another task was first.
 
-        :raises LedgerError: what the other one wrote can't be read.
+        :raises LedgerError: the entry of the other task can't be read.
         :raises StorageError: the store failed.
         """
         return write_entry(store, index_key(wanted.key, wanted.fingerprint), wanted, self.over)
@@ -62,10 +61,10 @@ class Buy:
 
 @dataclass(frozen=True)
 class Take:
-    """Copy what another task has landed.
+    """Copy the image that another task landed.
 
-    :param source: its record.
-    :param images: the bytes of its images, which are those that landed.
+    :param source: the record of the other task.
+    :param images: the bytes of its images, verified by their hashes.
     """
 
     source: Record
@@ -82,14 +81,14 @@ ReuseDecision = Buy | Take | WaitForRecord | Refuse
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """What is known of an image beyond the task's own records.
+    """What the index of the DAG says about an image.
 
-    :param entry: the index's word on who has it; ``None``: nobody.
-    :param own: `entry` names a record of this very task instance.
-    :param found: the record that `entry` names, if it is there and asks for this image.
+    :param entry: the index entry; ``None`` if there is none.
+    :param own: whether `entry` names a record of this task instance.
+    :param found: the record that `entry` names, if it exists and has the same request.
     :param waited: seconds since the job of `found` was submitted.
-    :param intact: for a landed record, whether its image is still the one that landed.
-    :param images: the bytes of its images, where they are.
+    :param intact: for a landed record, whether its image is unchanged.
+    :param images: the bytes of its images, if `intact` is ``"there"``.
     """
 
     entry: Entry | None
@@ -101,11 +100,11 @@ class IndexedImage:
 
 
 def decide_reuse(step: Submit, known: IndexedImage, policy: Policy, timeout: float) -> ReuseDecision:
-    """What becomes of an image that this task would buy.
+    """The next step for an image that this task would buy.
 
-    :param step: what the task's own records say.
-    :param known: what others have of it.
-    :param policy: how this attempt may act.
+    :param step: the step according to the task's own records.
+    :param known: what the index says.
+    :param policy: the options of this attempt.
     :param timeout: seconds that a job may take from its submit.
     """
     entry, found = known.entry, known.found
@@ -129,7 +128,7 @@ def decide_reuse(step: Submit, known: IndexedImage, policy: Policy, timeout: flo
 
 def _unwritten(step: Submit, entry: Entry) -> ReuseDecision:
     left = ENTRY_SECONDS - entry.age
-    why = f"record {entry.record}, which should have had it, was never written"
+    why = f"record {entry.record}, which the index names, was never written"
     return WaitForRecord(left) if left > 0 else _buy(step, entry, why)
 
 
@@ -147,11 +146,11 @@ def _landed(step: Submit, entry: Entry, record: Record, known: IndexedImage) -> 
     if known.intact == "there":
         return Take(record, known.images)
     if known.intact != "unknown":
-        what = "is gone from storage" if known.intact == "gone" else "is not the one that landed any more"
+        what = "is gone from storage" if known.intact == "gone" else "has changed since it landed"
         return _buy(step, entry, f"the image of record {record.key} {what}")
     return Refuse(
         StorageError(
-            f"Can't tell whether the image of record {record.key}, which is the same, is still where it landed.",
+            f"Can't tell whether the image of record {record.key}, which has the same request, is still in storage.",
             hint="Nothing was sent. Give the worker access to it, then retry.",
         )
     )
@@ -160,13 +159,13 @@ def _landed(step: Submit, entry: Entry, record: Record, known: IndexedImage) -> 
 def _failed(step: Submit, entry: Entry, record: Record) -> ReuseDecision:
     known = record.error
     if record.buy_again:
-        return _buy(step, entry, f"a person said to buy that of record {record.key} again")
+        return _buy(step, entry, f"a person resolved record {record.key} as resubmit")
     if known is not None and known.billed is Billed.NO:
-        return _buy(step, entry, f"record {record.key}, which asked for it before, failed without cost")
+        return _buy(step, entry, f"record {record.key} with the same request failed without cost")
     error = known or OutcomeUnknownError("The record does not say why.")
     return Refuse(
         error.evolve(
-            message=f"Record {record.key} asked for the same image, and failed: {error.message}",
+            message=f"Record {record.key} with the same request failed: {error.message}",
             hint='Clear its task with on_clear="regenerate" to buy the image again; or clear this task with '
             'reuse="task", which reads only its own records.',
         )
@@ -180,7 +179,7 @@ def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> Reus
         return _buy(replace(step, resubmission=True), entry, why)
     return Refuse(
         OutcomeUnknownError(
-            f"Record {record.key} is for the same image, and nobody knows whether it was paid for. Nothing was sent."
+            f"It is not known whether record {record.key}, which has the same request, was paid for. Nothing was sent."
         )
     )
 
@@ -188,16 +187,16 @@ def _unknown(step: Submit, entry: Entry, record: Record, policy: Policy) -> Reus
 def _left_behind(record: Record) -> GeminiImageError:
     job = f"its job {record.job_id}" if record.job_id else "its result"
     return TimedOutError(
-        f"Record {record.key} asked for the same image and paid for it, but {job} has not landed.",
-        hint=f"`jobs collect` lands it, or a retry of its task ({record.key}); a retry of this task then copies it.",
+        f"Record {record.key} with the same request was paid for, but {job} has not landed.",
+        hint=f"`jobs collect` or a retry of its task ({record.key}) stores the image; a retry of this task copies it.",
     )
 
 
 def copy_of(record: Record, source: Record) -> Record:
-    """The record of a copy that is about to be made: until it has landed it says that nothing was sent.
+    """The record of a copy before the copy is made. Until the copy has landed, it is a failure without cost.
 
-    :param record: this task's, as for a submission.
-    :param source: whose image it is.
+    :param record: the record of this task, as for a submission.
+    :param source: the record of the image.
     """
     cost: dict[str, Any] = {"amount": 0.0, "currency": source.cost.get("currency"), "basis": "reused"}
     unfinished = NotSentError(f"Copying the image of record {source.key} was not finished.", hint="A retry does it.")

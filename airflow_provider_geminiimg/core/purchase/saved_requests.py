@@ -1,7 +1,7 @@
-"""What the first attempt of a task wanted, kept in the store so that a retry wants the same.
+"""The request or plan of the first attempt, saved in the store for retries.
 
-What must stay true: it is in the store before anything of it is paid for; a retry takes it and asks nobody again, and
-only a Clear asks anew; the prompts in it go as soon as all of it has landed, what remains says only that it has.
+Invariants: it is saved before money is spent. A retry uses it; only a Clear makes a new one. Its prompts are deleted as
+soon as all images have landed; the rest says only that they have.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, Ledg
 
 
 class Saved(pydantic.BaseModel):
-    """What can be kept.
+    """Base class of saved objects.
 
-    :param told: the token of the task state store that is told of it; ``None``: Airflow has no such store, or a
-        version of this package wrote it that did not note it.
+    :param told: the token of the task state store that has an entry for it; ``None``: Airflow has no task state store,
+        or an earlier version of this package wrote the object.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -38,22 +38,22 @@ T = TypeVar("T", bound=Saved)
 
 
 class SavedRequest(Saved):
-    """What a function asked for, as the store keeps it.
+    """The saved request of a decorated function.
 
-    :param request: ``None``: it has landed, and the prompt is forgotten.
+    :param request: ``None`` after its image has landed.
     """
 
     request: ImageRequest | None = pydantic.Field(repr=False)
 
 
 class SavedRequestStore(Generic[T]):
-    """What one task instance wants, one a generation.
+    """The saved objects of one task instance, one per generation.
 
-    :param model: how it is written.
-    :param store: the root's.
-    :param folder: of the store, where such things lie.
+    :param model: class of the objects.
+    :param store: the store at the root.
+    :param folder: folder in the store.
     :param item: the task instance.
-    :param marker: Airflow's own memory of it, where there is one.
+    :param marker: its marker in Airflow's task state store, if there is one.
     """
 
     def __init__(self, model: type[T], store: Store, folder: str, item: Item, marker: Marker | None) -> None:
@@ -66,9 +66,9 @@ class SavedRequestStore(Generic[T]):
         self.folder = f"{folder}/{self._place}"
 
     def read(self, generation: int) -> T | None:
-        """What an earlier attempt wanted, which this one keeps to; ``None``: this one says what it wants.
+        """The object that an earlier attempt of this generation saved; ``None`` if there is none.
 
-        :raises LedgerError: Airflow remembers something that is not there, or what is there can't be read.
+        :raises LedgerError: the task state store has an object that is missing, or the object can't be read.
         :raises StorageError: the store failed.
         """
         key = self._key(generation)
@@ -76,7 +76,7 @@ class SavedRequestStore(Generic[T]):
         if known is not None:
             self._check_remembered(str(known.get("record")))
             if known.get("record") != key:
-                return None  # of an earlier Clear with this number, as `retries` was lowered; or Airflow was not told
+                return None  # an earlier Clear had this number, because `retries` was lowered; or there was no entry
         blob = self.store.read(key)
         if blob is None:
             return None
@@ -84,40 +84,40 @@ class SavedRequestStore(Generic[T]):
         if self.marker is None or saved.told in (None, self.marker.token()):
             return saved
         if known is None:
-            return None  # of a DAG run that was deleted and made again
+            return None  # of a DAG run that was deleted and created again
         raise LedgerError(
-            f"The plan {key} under {self.store.uri} was written by somebody else since: another Airflow seems to "
-            "use the same root and the same namespace for a DAG of the same name.",
+            f"The plan {key} under {self.store.uri} was changed by another process: another Airflow seems to use the "
+            "same root and namespace for a DAG of the same name.",
             hint="Nothing was sent. Give each Airflow its own [geminiimg] namespace (or root), then run the DAG "
             "with a new run id.",
         )
 
     def write(self, generation: int, wanted: T) -> None:
-        """Keep it, before anything of it is paid for, and nothing that was wanted before: a Clear after `retries` was
-        lowered has the number of an earlier generation, and so may have the next one.
+        """Save the object, before money is spent, and delete the objects of other generations: after `retries` was
+        lowered, a Clear may get the number of an earlier generation again.
 
-        :raises LedgerError: another attempt is doing so at this moment.
+        :raises LedgerError: another attempt is saving at this moment.
         :raises StorageError: the store failed.
         """
         key = self._key(generation)
         self._put(key, self._told(wanted))
         if self.marker is not None:
             self.marker.set({"record": key})
-        for folder in (RETURNED, PLANS):  # a task may become a batch, and back
+        for folder in (RETURNED, PLANS):  # the task may have been a batch before, or the other way round
             for other in self._keys(f"{folder}/{self._place}"):
                 if other != key:
                     self.store.delete(other)
 
     def _keys(self, folder: str) -> dict[str, int]:
-        """Where something is kept in a folder, each with its generation."""
+        """The keys of saved objects in a folder, with their generations."""
         names = [(key, key.rpartition("/")[2]) for key in self.store.keys(f"{folder}/")]
         return {key: number for key, name in names if (number := generation_of(name)) is not None}
 
     def finish(self, generation: int, rest: T) -> None:
-        """Everything of it is in storage: forget the prompts, those of earlier generations too.
+        """Delete the prompts, because all images have landed; also the objects of earlier generations.
 
-        :param rest: what remains, by which a retry knows that nothing is left to do.
-        :raises LedgerError: another attempt is writing it at this moment.
+        :param rest: the object without prompts, which tells a retry that nothing is left to do.
+        :raises LedgerError: another attempt is saving at this moment.
         :raises StorageError: the store failed.
         """
         key = self._key(generation)
@@ -130,15 +130,15 @@ class SavedRequestStore(Generic[T]):
                     self.store.delete(earlier)
 
     def _check_remembered(self, key: str) -> None:
-        """Refuse to go on without what an earlier attempt saved, finished or not."""
+        """Refuse to continue if the object that an earlier attempt saved is missing."""
         if key.split("/")[1:2] != self.folder.split("/")[1:2]:
             raise other_namespace(f"the plan {key}", self.namespace)
         if self.store.read(key) is None:
             raise LedgerError(
-                f"Airflow remembers the plan {key} of an earlier attempt, but it is not under {self.store.uri}: "
-                "the ledger is not shared between workers, was removed, or is another Airflow's too.",
+                f"Airflow's task state has the plan {key} of an earlier attempt, but it is not under {self.store.uri}: "
+                "workers do not share the ledger, the plan was removed, or another Airflow uses the same ledger.",
                 hint="Nothing was sent. Set [geminiimg] root to storage that all workers share, and namespace to one "
-                "that no other Airflow uses there. If it was removed on purpose, a new DAG run buys the images.",
+                "that no other Airflow uses. If the plan was removed on purpose, a new DAG run buys the images.",
             )
 
     def _parse(self, key: str, data: bytes) -> T:
@@ -147,25 +147,25 @@ class SavedRequestStore(Generic[T]):
         except (pydantic.ValidationError, GeminiImageError):
             raise LedgerError(
                 f"The plan {key} under {self.store.uri} can't be read.",
-                hint="Nothing was sent. Restore it; or clear the task, which plans anew.",
+                hint="Nothing was sent. Restore it; or clear the task, which makes a new plan.",
             ) from None
 
     def _told(self, value: T) -> T:
         return value if self.marker is None else value.model_copy(update={"told": self.marker.token()})
 
     def _put(self, key: str, value: T) -> None:
-        data = pydantic_core.to_json(value)  # bytes at once: a plan has megabytes
+        data = pydantic_core.to_json(value)  # directly to bytes: a plan may have megabytes
         asked = False
 
         def written(blob: Blob | None) -> bytes | None:
             nonlocal asked
             if blob is not None and blob.data == data:
                 return None
-            if asked:  # again, so somebody else wrote in between
+            if asked:  # called a second time, so another process wrote in between
                 raise LedgerError(
                     f"Another attempt is writing {key} at this moment.",
                     billed=Billed.NO,
-                    hint="Nothing was sent. A retry goes on.",
+                    hint="Nothing was sent. A retry continues.",
                 )
             asked = True
             return data
@@ -178,7 +178,7 @@ class SavedRequestStore(Generic[T]):
 
 @contextlib.contextmanager
 def _all_landed() -> Iterator[None]:
-    """What fails here fails after everything has landed, and says so."""
+    """Mark errors in the block as paid: all images have landed before."""
     try:
         yield
     except GeminiImageError as error:

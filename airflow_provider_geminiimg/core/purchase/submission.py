@@ -1,7 +1,7 @@
-"""One paid request: claimed, sent, and its answer written down.
+"""One paid request: claim its record, send it once, record the answer.
 
-What must stay true: the record is there before the request that may cost money; nobody but the winner of the record
-sends it; it is sent once; whatever its answer is, it is written down before anything else happens.
+Invariants: the record exists before the paid request is sent. Only the process that created the record sends the
+request, once. The answer is recorded before anything else happens.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import create_or_read
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError, StorageError
 
-ANSWER_MARGIN = 60.0  # seconds after the read timeout: time to write the answer down
-CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # that a claim may take, or others give it up too early
-LOOKING_SECONDS = 0.2  # that a look at whose job it is may keep the answer from being recorded
-OWNING_SECONDS = 2.0  # that noting whose job it is may take, once the answer is recorded
-RECORDING_SECONDS = 30.0  # that a job may go unrecorded before it is waited for all the same
-RECORD_AGAIN = 2.0  # seconds between tries to write an answer down
+ANSWER_MARGIN = 60.0  # seconds after the read timeout, to record the answer
+CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # abort if claiming took longer: other attempts may consider it abandoned
+LOOKING_SECONDS = 0.2  # how long reading the owner of the job may delay recording the answer
+OWNING_SECONDS = 2.0  # how long writing the owner of the job may take after the answer is recorded
+RECORDING_SECONDS = 30.0  # how long to wait for a delayed record before the wait for the job starts
+RECORD_AGAIN = 2.0  # seconds between tries to record an answer
 
 
 class Submission:
-    """What one attempt at one image pays with.
+    """Sends the paid requests of one attempt at one image.
 
-    :param order: what is asked for.
-    :param purchase_context: what it needs from outside.
-    :param guard: whether this process may still pay.
-    :param marker: the task state store's memory, where there is one.
+    :param order: the request of the attempt.
+    :param purchase_context: what a purchase needs from outside.
+    :param guard: the stop flag for paid requests.
+    :param marker: the marker in Airflow's task state store, if there is one.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Submission:
                     return Answered(await self._write_answer(claimed.record, status), status)
 
     def _claim(self, wanted: Record) -> StoredRecord | None:
-        """Create the record. Whoever was told to stop meanwhile sends nothing, and says so, even if nobody waits."""
+        """Create the record. If the task was killed in the meantime, record that nothing was sent."""
         claimed = self.ledger.create(wanted)
         if claimed is not None and self.guard.stopped:
-            self._note_failure(wanted, NotSentError("The task was told to stop before the request was sent."))
+            self._note_failure(wanted, NotSentError("The task was killed before the request was sent."))
         return claimed
 
     async def wait_until_recorded(self) -> None:
-        """Wait for an answer that could not be written down at once, `RECORDING_SECONDS` at most."""
+        """Wait for an answer whose recording was delayed, at most `RECORDING_SECONDS`."""
         if self._recording is not None:
             await asyncio.wait([self._recording], timeout=RECORDING_SECONDS)
 
@@ -102,16 +102,16 @@ class Submission:
         send: Callable[[], Awaitable[JobStatus]],
         claiming: contextlib.AsyncExitStack,
     ) -> JobStatus:
-        """Send the paid request; whatever keeps it from an answer is on the record before it goes further up.
+        """Send the paid request. An error is recorded before it is raised.
 
-        :param since: when the claim was begun, by the monotonic clock: whoever sends much later may not be alone.
-        :param claiming: is closed as soon as the request is on its way, so that others may claim.
+        :param since: start of the claim, by the monotonic clock.
+        :param claiming: closed just before sending, so that other purchases may claim.
         """
         async with self._noting_failure(record, _unsent):
             await remember(self.marker, record)
             self.guard.check()
             if time.monotonic() - since > CLAIM_SECONDS:
-                raise NotSentError("Claiming the record took so long that another attempt may have given it up.")
+                raise NotSentError("Claiming the record took so long that another attempt may consider it abandoned.")
             await claiming.aclose()
         async with self._noting_failure(record, _broken_off):
             status = await send()
@@ -124,9 +124,9 @@ class Submission:
     async def _noting_failure(
         self, record: Record, meaning: Callable[[Record, BaseException], GeminiImageError]
     ) -> AsyncIterator[None]:
-        """Write onto the record what is raised within.
+        """Record an exception that is raised in the block.
 
-        :param meaning: what to write where that is no outcome.
+        :param meaning: converts a foreign exception.
         """
         try:
             yield
@@ -154,14 +154,14 @@ class Submission:
             self.ledger.change(record.key, failed)
         except Exception as failure:  # `error` counts
             kind = as_outcome(failure).kind
-            self.log.error("Record %s could not be written (%s); it stays an intent.", record.key, kind)
+            self.log.error("The failure could not be written to record %s (%s); it stays an intent.", record.key, kind)
 
     async def _write_answer(self, record: Record, status: JobStatus) -> Record:
-        """Record the answer at once; where that fails, keep trying in the background and go on landing.
+        """Record the answer. If that fails, continue and retry in the background.
 
-        :raises OutcomeUnknownError: its job is another record's, so it says nothing about this request.
+        :raises OutcomeUnknownError: the job belongs to another record, so the answer says nothing about this request.
         """
-        # Before it is recorded, which may take longer than this process lives.
+        # Log before recording: the process may be killed while it records.
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
         await self._refuse_owned(record, status.job_id)
         inline = [image.data for image in status.images if image.data is not None]
@@ -177,23 +177,23 @@ class Submission:
         )
         try:
             await asyncio.to_thread(self._record_answer, answer, inline)
-        except Exception as failure:  # whatever it is, there is a job
+        except Exception as failure:  # the job is paid in any case
             error = as_outcome(failure)
             self.log.error(
-                "Job %s was paid for, but its record %s could not be written yet (%s: %s). Trying on; the image is "
-                "landed all the same.",
-                status.job_id, record.key, error.kind, error.message,
+                "Job %s is paid, but record %s was not updated (%s: %s). Retrying every %.0f s. If this task dies: "
+                "`jobs resolve %s --job %s`.",
+                status.job_id, record.key, error.kind, error.message, RECORD_AGAIN, record.key, status.job_id,
             )  # fmt: skip
-            with contextlib.suppress(Exception):  # whatever Airflow's API raises: landing goes on
+            with contextlib.suppress(Exception):  # an error of Airflow's API must not stop the landing
                 await remember(self.marker, answer)
             self._recording = asyncio.create_task(self._keep_recording(answer, inline))
         await self.own(answer)
         return answer
 
     async def _refuse_owned(self, record: Record, job_id: str | None) -> None:
-        """Look whose a job is, as far as that is known at once: until the answer is recorded, a kill loses it.
+        """Check the owner of a job, within `LOOKING_SECONDS`: if the process is killed now, the answer is lost.
 
-        :raises OutcomeUnknownError: it is another record's.
+        :raises OutcomeUnknownError: the job belongs to another record.
         """
         if job_id is None:
             return
@@ -206,9 +206,9 @@ class Submission:
             raise unknown
 
     async def own(self, record: Record) -> None:
-        """Note that the recorded job is the record's. A store that fails, or is slow, keeps no image from landing.
+        """Note that the job belongs to the record. If the store fails or is slow, the image lands anyway.
 
-        :raises OutcomeUnknownError: it is another record's. The record is that of an unknown outcome from then on.
+        :raises OutcomeUnknownError: the job belongs to another record. The record now has an unknown outcome.
         """
         job_id = record.job_id
         if job_id is None or not has(record, job_id):
@@ -219,7 +219,11 @@ class Submission:
         if isinstance(other, GeminiImageError):
             owning.cancel()
             self.log.warning(
-                "Could not note that job %s is record %s's (%s: %s).", job_id, record.key, other.kind, other.message
+                "Could not note that job %s belongs to record %s (%s: %s). The image lands anyway.",
+                job_id,
+                record.key,
+                other.kind,
+                other.message,
             )
         elif other is not None:
             if self._recording is not None:
@@ -231,13 +235,14 @@ class Submission:
             create_or_read(self.ledger.store, key, data)
 
         def answered(stored: Record) -> Record | None:
-            # A failure without a job is a person's word, who took the answer for lost. Here it is.
+            # A failed record without a job id was resolved by hand before this answer arrived.
             if stored.claim == answer.claim and stored.job_id is None and stored.state in ("intent", "failed"):
                 return replace(answer, generation=stored.generation)
             if answer.job_id in (None, stored.job_id, *stored.extra_jobs):
                 return None
             self.log.error(
-                "Perhaps paid twice: record %s was settled while its request was under way; job %s is kept on it.",
+                "Possible double charge: record %s was resolved while its request was in flight; job %s is kept. "
+                "Run `jobs collect`.",
                 answer.key, answer.job_id,
             )  # fmt: skip
             return replace(stored, extra_jobs=[*stored.extra_jobs, str(answer.job_id)])
@@ -246,8 +251,8 @@ class Submission:
         later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
         if later:
             self.log.error(
-                "Perhaps paid twice: while the request of record %s was under way, submission %s was claimed.",
-                answer.key, later[-1],
+                "Possible double charge: record number %s was claimed while the request of record %s was in flight.",
+                later[-1], answer.key,
             )  # fmt: skip
 
     async def _keep_recording(self, answer: Record, inline: Sequence[bytes]) -> None:
@@ -260,14 +265,16 @@ class Submission:
 
 
 def _unsent(_: Record, error: BaseException) -> GeminiImageError:
-    """What an exception means before the request is sent."""
+    """The error for a foreign exception before the request is sent."""
     if isinstance(error, asyncio.CancelledError):
         return NotSentError("Interrupted before sending.")
     return NotSentError(f"Nothing was sent ({type(error).__name__}).")
 
 
 def _broken_off(record: Record, error: BaseException) -> GeminiImageError:
-    """What an exception means while the request is under way."""
+    """The error for a foreign exception while the request is in flight."""
     if isinstance(error, asyncio.CancelledError):
-        return OutcomeUnknownError(f"The task was interrupted while the request was under way. Record {record.key}.")
-    return OutcomeUnknownError(f"Sending broke off ({type(error).__name__}). Record {record.key}.")
+        return OutcomeUnknownError(
+            f"The task was interrupted while the paid request was in flight. Record {record.key}."
+        )
+    return OutcomeUnknownError(f"Sending the paid request failed ({type(error).__name__}). Record {record.key}.")

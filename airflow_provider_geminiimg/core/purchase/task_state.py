@@ -1,8 +1,8 @@
-"""What Airflow itself remembers of a submission, beside the ledger: its task state store (Airflow 3.3).
+"""A copy of record ids in Airflow's task state store (Airflow 3.3), besides the ledger.
 
-What must stay true: record and claim are remembered before the paid request is sent, so that a record that is missing
-later is noticed; a job whose record could not be written is remembered until it can; nothing but ids is. What is not
-remembered means something only where the record says that Airflow was told.
+Invariants: key and claim of a record are stored before the paid request is sent, so that a missing record is noticed
+later. A job id that could not be written to its record is stored here. Only ids are stored. A missing entry means
+something only if the record says that it was stored (`Record.told`).
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, Ledg
 
 
 async def remember(marker: Marker | None, record: Record) -> None:
-    """Let Airflow remember a record: that it was claimed, and its job where it has one."""
+    """Store key and claim of a record in the task state store, with its job id if it has one."""
     if marker is not None:
         job = {} if record.job_id is None else {"job_id": record.job_id}
         await asyncio.to_thread(marker.set, {"record": record.key, "claim": record.claim, **job})
 
 
 async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
-    """Whether Airflow was told of a record and remembers nothing of it: its DAG run was deleted, and made again.
+    """Whether the DAG run of a record was deleted and created again: the record was stored in the task state store, and
+    the entry is gone.
 
-    :param record: the one that decides for its item.
-    :raises LedgerError: Airflow remembers another claim, so that somebody else writes this task's records.
+    :param record: the deciding record of its item.
+    :raises LedgerError: the entry has another claim, so another Airflow writes to the records of this task.
     """
     if marker is None or record.told is None or record.told == await asyncio.to_thread(marker.token):
         return False
     mark = await asyncio.to_thread(marker.get)
-    if mark is None or _is_later(mark, record):  # a later one that is gone: `refuse_if_lost`
+    if mark is None or _is_later(mark, record):  # a later record that is missing: see `refuse_if_lost`
         return True
     if mark.get("claim") == record.claim:
         return False
     raise LedgerError(
-        f"Record {record.key} was written by somebody else: Airflow remembers {mark.get('record')} with another claim. "
-        "Another Airflow seems to use the same root and the same namespace for a DAG of the same name.",
+        f"Record {record.key} was written by another process: Airflow's task state has {mark.get('record')} with "
+        "another claim. Another Airflow seems to use the same root and namespace for a DAG of the same name.",
         billed=Billed.UNKNOWN,
         hint="Nothing was sent from here. Give each Airflow its own [geminiimg] namespace (or root), then run the DAG "
         "with a new run id. `jobs list` shows what was paid for.",
@@ -49,27 +50,27 @@ async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
 
 
 async def refuse_if_lost(ledger: Ledger, item: Item, record: Record, marker: Marker | None) -> None:
-    """Refuse to buy beside a record that Airflow remembers, that is not there, and that no person had removed.
+    """Refuse to buy if the task state store has a later record that is missing and was not removed by a person.
 
-    :param record: the last one that is there.
-    :raises LedgerError: there was a later one.
+    :param record: the last existing record.
+    :raises LedgerError: there was a later record.
     """
     mark = None if marker is None else await asyncio.to_thread(marker.get)
     if mark is not None and (_is_later(mark, record) or not str(mark.get("record")).startswith(f"{item.path}/")):
-        await _check_excuse(ledger, item, mark)
+        await _check_tombstone(ledger, item, mark)
 
 
 def _is_later(mark: Mapping[str, Any], record: Record) -> bool:
-    """Whether a record of the same item is remembered that comes after `record`."""
+    """Whether the entry names a later record of the same item than `record`."""
     folder, _, name = str(mark.get("record")).rpartition("/")
     number = name.removesuffix(".json")
     return folder == folder_of(record.key) and number.isdecimal() and int(number) > record.n
 
 
 async def look(ledger: Ledger, item: Item, marker: Marker | None) -> StoredRecord | None:
-    """The record that decides for `item`, and what Airflow knows better than it.
+    """The last record of `item`, completed with the job id from the task state store if the record lacks it.
 
-    :raises LedgerError: Airflow remembers a record that is not there; or the one that is there can't be read.
+    :raises LedgerError: the task state store has a record that is missing; or the record can't be read.
     :raises StorageError: the store failed.
     """
     found = await asyncio.to_thread(ledger.latest, item)
@@ -79,41 +80,41 @@ async def look(ledger: Ledger, item: Item, marker: Marker | None) -> StoredRecor
     if mark is not None and found is not None:
         return await _recalled(ledger, found, mark)
     if mark is not None:
-        await _check_excuse(ledger, item, mark)
+        await _check_tombstone(ledger, item, mark)
     return found
 
 
 def _lacks_its_answer(record: Record) -> bool:
-    """Whether an answer may be missing on it. A failure without a job may be a person's word, who knew of no job."""
+    """Whether the answer may be missing. A failed record without a job id may have been resolved by hand."""
     return record.job_id is None and record.state in ("intent", "failed")
 
 
-async def _check_excuse(ledger: Ledger, item: Item, mark: Mapping[str, Any]) -> None:
-    """Refuse to go on without a record, unless a person had it removed."""
+async def _check_tombstone(ledger: Ledger, item: Item, mark: Mapping[str, Any]) -> None:
+    """Refuse to continue without a record, unless a person removed it."""
     key, claim = str(mark.get("record")), str(mark.get("claim"))
     if await asyncio.to_thread(ledger.has_tombstone, key, claim):
         return
     if key.split("/")[1:2] != item.path.split("/")[1:2]:
         raise other_namespace(f"record {key}", item.namespace)
     raise LedgerError(
-        f"Airflow remembers record {key} of an earlier attempt, but it is not under {ledger.store.uri}: the "
-        "ledger is not shared between workers, or was removed.",
+        f"Airflow's task state has record {key} of an earlier attempt, but it is not under {ledger.store.uri}: "
+        "workers do not share the ledger, or the record was removed.",
         hint="Nothing was sent. Set [geminiimg] root to storage that all workers share. If the record was removed "
         "on purpose, a DAG run with a new run id buys the image.",
     )
 
 
 def other_namespace(remembered: str, namespace: str) -> LedgerError:
-    """What to raise where an earlier attempt wrote under another namespace."""
+    """The error if an earlier attempt wrote under another namespace."""
     return LedgerError(
-        f"Airflow remembers {remembered} of an earlier attempt, which is of another namespace than {namespace!r}.",
-        hint="Nothing was sent. Set [geminiimg] namespace back to what it was, then retry; or run the DAG with a new "
+        f"Airflow's task state has {remembered} of an earlier attempt, which is not in namespace {namespace!r}.",
+        hint="Nothing was sent. Set [geminiimg] namespace back to its old value, then retry; or run the DAG with a new "
         "run id, which buys the images again.",
     )
 
 
 async def _recalled(ledger: Ledger, found: StoredRecord, mark: Mapping[str, Any]) -> StoredRecord:
-    """A record whose answer could not be written down then, with the answer, written down now."""
+    """The record with the job id from the task state store, which is now written to the record."""
     job_id = mark.get("job_id")
     if not job_id or mark.get("claim") != found.record.claim:
         return found
@@ -124,6 +125,6 @@ async def _recalled(ledger: Ledger, found: StoredRecord, mark: Mapping[str, Any]
         return replace(stored, state="submitted", job_id=str(job_id), submitted_at=stored.claimed_at, outcome=None)
 
     record = submitted(found.record) or found.record
-    with contextlib.suppress(GeminiImageError):  # a root that still refuses writes need not keep the job from landing
+    with contextlib.suppress(GeminiImageError):  # if the write fails again, the image can still land
         record = await asyncio.to_thread(ledger.change, record.key, submitted)
     return replace(found, record=record)

@@ -1,7 +1,7 @@
-"""From a job that was paid for to its result: poll it until it ends, and land what it brought.
+"""From a paid job to its image: poll the job until it ends, then store the image.
 
-What must stay true: nothing here costs money; a poll that fails says nothing about the job; whatever fails, the record
-still says enough for the next attempt to try again.
+Invariants: nothing here costs money. A failed poll says nothing about the job. After any failure the record still has
+everything that the next attempt needs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-_REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # answers that say no, and not "later"
+_REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # permanent refusals
 
 
 class VanishedError(OutcomeUnknownError):
-    """The gateway has not known the job for long enough to believe it; `on_unknown` decides."""
+    """The gateway does not know the job, and the grace period is over. `on_unknown` decides."""
 
 
 class JobCollector:
-    """Collects what was paid for.
+    """Collects paid images.
 
-    :param writer: puts its images where they belong.
-    :param prompt: the prompt that was sent, where it is known here: lets a gateway's message through without it.
+    :param writer: stores the images.
+    :param prompt: the prompt that was sent, if known. It is removed from messages of the gateway; without it these
+        messages are withheld.
     """
 
     def __init__(self, writer: ImageWriter, *, prompt: str | None = None) -> None:
@@ -52,10 +53,10 @@ class JobCollector:
         self.log = writer.log
 
     async def poll(self, record: Record) -> JobStatus:
-        """Ask once what became of the recorded job.
+        """Poll the job of the record once.
 
-        :raises ConnectionChangedError: the connection is not as it was, and what it leads to has no word on the job.
-        :raises GeminiImageError: it could not be asked.
+        :raises ConnectionChangedError: the connection has changed, and its gateway does not know the job.
+        :raises GeminiImageError: the poll failed.
         """
         async with self._noting_a_change(record):
             with paid():
@@ -63,7 +64,7 @@ class JobCollector:
 
     @contextlib.asynccontextmanager
     async def _noting_a_change(self, record: Record) -> AsyncIterator[None]:
-        """Note on a job's record that its connection was changed: then a person may settle it."""
+        """Note on the record that its connection has changed, so that a person may resolve it."""
         try:
             yield
         except ConnectionChangedError as error:
@@ -88,7 +89,7 @@ class JobCollector:
         return status
 
     async def check_account(self, record: Record) -> None:
-        """Ask at once where the record's connection is not as it was: a wait would only end in the same error.
+        """Poll once if the connection of the record has changed, to fail before the wait.
 
         :raises ConnectionChangedError: see `poll`.
         """
@@ -100,33 +101,31 @@ class JobCollector:
             except ConnectionChangedError:
                 raise
             except GeminiImageError as error:
-                self.log.warning(
-                    "Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind
-                )
+                self.log.warning("Polling job %s failed (%s). The job is not affected.", record.job_id, error.kind)
 
     async def peek(self, record: Record) -> Record | None:
-        """Ask once, and land the image if it is ready.
+        """Poll once, and store the image if it is ready.
 
-        :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs, or can't be asked about.
-        :raises GeminiImageError: asking again can't help (connection, key), the gateway does not know the job, or the
-            result could not be landed.
+        :returns: the record, ``landed`` or ``failed``; ``None`` if the job is running or the poll failed temporarily.
+        :raises GeminiImageError: another poll can't help (connection, key), the gateway does not know the job, or the
+            image could not be stored.
         """
         try:
             status = await self.poll(record)
         except GeminiImageError as error:
             if not error.retryable:
                 raise
-            self.log.warning("Polling job %s failed (%s); that says nothing about the job.", record.job_id, error.kind)
+            self.log.warning("Polling job %s failed (%s). The job is not affected.", record.job_id, error.kind)
             return None
         return await self.conclude(record, status)
 
     async def conclude(self, record: Record, status: JobStatus) -> Record | None:
-        """Do what one look at the job calls for.
+        """Act on the result of a poll.
 
-        :param status: what the gateway said of the record's job just now.
-        :returns: the record, ``landed`` or ``failed``; ``None`` while the job runs.
-        :raises VanishedError: the gateway does not know the job, and has had time to.
-        :raises GeminiImageError: the result could not be landed.
+        :param status: the status of the job.
+        :returns: the record, ``landed`` or ``failed``; ``None`` if the job is running.
+        :raises VanishedError: the gateway does not know the job, and the grace period is over.
+        :raises GeminiImageError: the image could not be stored.
         """
         if status.state is JobState.VANISHED and _seconds_since_submit(record) < VANISHED_GRACE:
             return None
@@ -137,13 +136,14 @@ class JobCollector:
         return await self._end(record, End(status.state.value), status)
 
     async def wait(
-        self, record: Record, *, timeout: float, poll_interval: float | None, at_once: bool = False
+        self, record: Record, *, timeout: float, poll_interval: float | None, poll_immediately: bool = False
     ) -> Record:
-        """Poll until the job ends, then land it.
+        """Poll until the job ends, then store its image.
 
         :param timeout: seconds from the submit, over all attempts.
-        :param poll_interval: seconds between polls; ``None``: the catalogue's schedule.
-        :param at_once: poll now, because something says that the job has ended.
+        :param poll_interval: seconds between polls; ``None``: the schedule of the model.
+        :param poll_immediately: poll before the first wait, because the job has probably ended.
+        :raises GeminiImageError: why there is no image.
         """
         await self.check_account(record)
         plan = PollSchedule(
@@ -153,20 +153,22 @@ class JobCollector:
             poll_interval=poll_interval,
             spread=LIMITS[record.gateway].poll_interval,
         )
-        end, result = await follow(plan, lambda: self.poll(record), poll_immediately=at_once)
+        end, result = await follow(plan, lambda: self.poll(record), poll_immediately=poll_immediately)
         return await self._end(record, end, result)
 
     async def fetch(self, record: Record) -> Record:
-        """Land the results of an ``answered`` record: they came without a job id."""
+        """Store the results of an ``answered`` record, which has links or bytes instead of a job id."""
         with paid():
             spooled = await self._spooled(record)
         if any(blob is None for blob in spooled):
-            raise StorageError(f"A spooled result of record {record.key} is gone.", billed=Billed.YES)
+            raise StorageError(
+                f"A result of record {record.key}, which was saved under spool/, is gone.", billed=Billed.YES
+            )
         images = [ResultImage(data=blob.data) for blob in spooled if blob is not None]
         return await self._land_or_note(record, [*images, *(ResultImage(url=link) for link in record.links)])
 
     async def _spooled(self, record: Record) -> list[Blob | None]:
-        """Results that came inside an answer, from the store; they are landed at once, which charges them anew."""
+        """Results that came inside an answer, read from the store. Landing charges their memory again."""
         async with self.purchase_context.room.share(empty=not record.spooled) as share:
             found: list[Blob | None] = []
             for key in record.spooled:
@@ -175,14 +177,14 @@ class JobCollector:
         return found
 
     async def land_answer(self, record: Record, status: JobStatus) -> Record:
-        """Land the results that came with the answer to the submit."""
+        """Store the results that came with the answer to the paid request."""
         if record.job_id is not None:
             return await self._land_job(record, status)
         return await self._land_or_note(record, status.images, status.cost)
 
     async def refetch(self, record: Record) -> Record:
-        """What had landed is gone from storage: ask once for a fresh link, and land it again."""
-        self.log.warning("The image of record %s is gone from storage; asking the gateway for it.", record.key)
+        """Poll once for a new link, and store the image again, because it is gone from storage."""
+        self.log.warning("The image of record %s is gone from storage; polling the gateway for a new link.", record.key)
         status = await self.poll(record) if record.job_id else None
         if status is not None and status.state is JobState.DONE:
             return await self._land_or_note(record, status.images, status.cost)
@@ -191,7 +193,7 @@ class JobCollector:
         raise gone
 
     async def move(self, record: Record, destination: Destination, suffix: str) -> Record:
-        """Let what was paid for, and has not landed, land at another destination.
+        """Change the destination of a paid image that has not landed.
 
         :returns: the record as it is stored now.
         """
@@ -200,14 +202,14 @@ class JobCollector:
             under_way = stored.state in ("submitted", "answered")
             return replace(stored, destination=destination, suffix=suffix) if under_way else None
 
-        self.log.info("What record %s paid for is to land in %s now.", record.key, destination.directory)
+        self.log.info("The paid image of record %s will land in %s.", record.key, destination.directory)
         return await asyncio.to_thread(self.purchase_context.ledger.change, record.key, moved)
 
     async def note(self, record: Record, error: GeminiImageError) -> None:
-        """Write what went wrong onto the record, without changing its state; failing to is logged, not raised."""
+        """Write an error to the record without changing its state. A failure to write is logged, not raised."""
 
         def noted(stored: Record) -> Record | None:
-            # Another attempt fetched it, or a person settled it.
+            # Another attempt stored the image, or a person resolved the record.
             overtaken = stored.state in ("landed", "failed") and stored.state != record.state
             return None if overtaken else with_error(stored, error)
 
@@ -227,17 +229,17 @@ class JobCollector:
         if end.status == "vanished":
             raise VanishedError(f"{job} is not known to the gateway any more. Record {record.key}.")
         cause = result if isinstance(result, GeminiImageError) else None
-        said = f"; the last failure was {cause.kind}" if cause else ""
+        said = f" (last error: {cause.kind})" if cause else ""
         if cause is not None:
-            await self._refuse_changed(record, cause, f"{job} could not be asked about{said}.")
+            await self._refuse_changed(record, cause, f"{job} could not be polled{said}.")
         if end.status == "timeout":
-            raise TimedOutError(f"{job} was still running at its deadline. It is left alone. Record {record.key}.")
+            raise TimedOutError(f"{job} was still running at its deadline. It keeps running. Record {record.key}.")
         raise LostContactError(
-            f"{job} could not be asked about{said}. It is left alone. Record {record.key}."
+            f"{job} could not be polled{said}. The job is not affected. Record {record.key}."
         ) from cause
 
     async def _refuse_changed(self, record: Record, cause: GeminiImageError, said: str) -> None:
-        """Say that the connection was changed, where that may be why the job could not be asked about."""
+        """Raise a `ConnectionChangedError` if the connection has changed, which may be why polling failed."""
         if isinstance(cause, ConnectionChangedError):
             raise cause
         async with self._noting_a_change(record):
@@ -254,7 +256,7 @@ class JobCollector:
         try:
             return await self.writer.land(record, status.images, status.cost)
         except LinkExpiredError:
-            self.log.warning("The link of job %s no longer answers; asking for a fresh one.", record.job_id)
+            self.log.warning("The link of job %s has expired; polling for a new one.", record.job_id)
         except UNFETCHED as error:
             await self.note(record, error)
             raise

@@ -366,7 +366,7 @@ def test_a_collect_says_where_what_was_paid_for_can_land_that_it_can_not_write(
     os.utime(record, (1e9, 1e9))  # whoever it belonged to is long gone
     target.polls_answer(target.link(), times=2)
     collected = target.run_as_is(GeminiImageCollectOperator)
-    assert "clear the task with another output_path: what was paid for lands there" in collected.log
+    assert "clear the task with another output_path: the paid image lands there" in collected.log
     target.polls_answer(target.link(), times=2)
     run.clear("made", dag=target.dag(output_path=OUT, file_name="fox"))
     assert returned(run)["images"][0]["uri"] == f"{OUT}/fox.png"

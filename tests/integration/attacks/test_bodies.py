@@ -186,7 +186,7 @@ def test_an_answer_to_a_poll_that_is_a_bomb_says_nothing_about_the_job(
         patch.setattr(exchange, "MAX_ANSWER", {True: 100_000, False: 100_000})
         answers(api, poll=answer_bombs(api)[name])
         run = target.generate()
-    assert "could not be asked about" in str(outcome(run))
+    assert "could not be polled" in str(outcome(run))
     assert api.sent < MUCH
     assert [record.state for record in target.records()] == ["submitted"]
     answers(api)
@@ -200,7 +200,7 @@ def test_an_api_that_only_trickles_is_given_up_in_time(
         patch.setattr(exchange, "OVERHEAD", -29.7)  # a poll's read timeout is 30 s
         answers(api, poll=api.pour(b" ", 0.02))
         run = target.generate()
-    assert "could not be asked about" in str(outcome(run))
+    assert "could not be polled" in str(outcome(run))
     answers(api)
     assert run.retry().state == "success"
 
@@ -243,7 +243,7 @@ def test_a_further_image_that_can_not_be_fetched_does_not_keep_the_first_from_la
     run = target.generate()
     [image] = returned(run)["images"]
     assert Path(image["uri"].removeprefix("file://")).read_bytes() == image_bytes()
-    assert "A further image of record" in run.log
+    assert "An additional image of record" in run.log
     assert [record.state for record in target.records()] == ["landed"]
 
 

@@ -194,7 +194,7 @@ def test_what_nobody_foresaw_is_noted_after_the_payment_and_lands_with_a_retry(
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", _breaking_after_the_payment(target, raised))
         run = target.generate()
-    target.kept(run, f"broke off ({type(raised).__name__} at ")
+    target.kept(run, f"Storing the image failed ({type(raised).__name__} at ")
     holds_nothing_secret(run)
     target.lands(run.retry())
 

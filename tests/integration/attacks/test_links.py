@@ -152,7 +152,7 @@ NO_LINKS = {
 def test_a_result_with_another_scheme_is_no_link_and_is_asked_for_again(target: Target, name: str) -> None:
     target.polls_answer(NO_LINKS[name].format(port=target.forbidden.port), times=5)
     run = target.generate()
-    assert isinstance(target.kept(run, "could not be asked about", noted=False), LostContactError)
+    assert isinstance(target.kept(run, "could not be polled", noted=False), LostContactError)
     target.lands(run.retry())
 
 
@@ -272,7 +272,7 @@ def test_a_poll_that_is_redirected_takes_the_key_nowhere_and_the_image_is_not_lo
     fault = {"route": f"{target.conn_id}.status", "status": status, "headers": {"Location": location}}
     target.sandbox.faults(times=5, **fault)
     run = target.generate()
-    target.kept(run, "could not be asked about", noted=False)
+    target.kept(run, "could not be polled", noted=False)
     assert target.images.connections == 0
     target.lands(run.retry())
 

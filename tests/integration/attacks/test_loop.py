@@ -220,7 +220,7 @@ def test_what_follows_a_packed_answer_is_bounded_too(
 
     answers(api, poll=route)
     run = target.generate()
-    assert "could not be asked about" in str(outcome(run))
+    assert "could not be polled" in str(outcome(run))
     assert api.sent < 40_000_000
     answers(api)
     assert run.retry().state == "success"

@@ -143,7 +143,7 @@ async def test_a_job_whose_account_is_another_one_now_is_not_lost_and_not_bought
         with pytest.raises(BadRequestError) as caught:
             await account.left().attempt(generation=generation, on_unknown="resubmit")
         said = str(caught.value)
-        assert "Point the connection back" in said
+        assert "Restore the connection" in said
         assert "The image was paid for." in said
         assert ("API key" in said, "the host was" in said) == (
             "key" in change or change == "both",
@@ -202,7 +202,7 @@ async def test_a_landed_image_that_is_gone_is_not_given_up_where_the_account_is_
     uri, _ = left.image(await left.attempt())
     account.point("key")
     remove(uri)
-    with pytest.raises(BadRequestError, match="Point the connection back"):
+    with pytest.raises(BadRequestError, match="Restore the connection"):
         await account.left().attempt()
     account.point_back()
     await account.left().attempt()
@@ -217,7 +217,7 @@ async def test_collect_leaves_a_job_whose_account_is_another_one_now_and_says_so
     account.point(change)
     report = await account.left().collect()
     assert report.keys["errors"] == [record.key]
-    assert "Point the connection back" in lines.text
+    assert "Restore the connection" in lines.text
     account.point_back()
     assert (await account.left().collect()).keys["landed"] == [record.key]
     assert account.paid() == 1
@@ -389,7 +389,7 @@ def test_a_retry_after_its_connection_was_renamed_says_that_it_is_gone_and_what_
     monkeypatch.delenv("AIRFLOW_CONN_ACCT")
     for dag in (make(mode), make(mode, geminiimg_conn_id="renamed")):
         error = failed_with(run.retry("made", dag=dag), "no Airflow connection 'acct'")
-        assert "Put the connection back under this id" in str(error)
+        assert "Restore the connection under this id" in str(error)
         assert "No money was spent" not in str(error)
     account.point_back()
     assert run.retry("made", dag=make(mode)).task("made").state == "success", run.log

@@ -529,6 +529,6 @@ def test_an_input_that_comes_back_alone_is_landed_and_is_not_what_was_asked_for(
     (tmp_path / "in.png").write_bytes(given)
     sandbox.faults(route="apimaster.status", body={"data": {"status": "SUCCESS", "output": [as_data_uri(given)]}})
     run = airflow.run_dag(edit(geminiimg_conn_id, on_mismatch="fail", image=str(tmp_path / "in.png")))
-    assert "An input image came back" in str(failed(run))
+    assert "The result is an unchanged input image" in str(failed(run))
     assert run.clear("made").state == "failed"
     assert len(sandbox.ledger()) == 1

@@ -213,7 +213,7 @@ def test_a_later_record_that_is_lost_is_noticed_though_an_older_one_is_left(sing
     single.clear(run, WOLF)
     single.ledger.store.delete(single.records()[-1])
     assert single.retry(run, WOLF) == "failed"
-    assert "Airflow remembers record" in run.log
+    assert "Airflow's task state has record" in run.log
     assert single.paid() == [FOX, WOLF]
 
 

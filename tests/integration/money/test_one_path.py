@@ -103,7 +103,7 @@ def test_what_airflow_remembers_and_the_root_lacks_is_not_bought_again(
     assert (run.state, images.paid()) == ("success", 1), run.log
     lose(images, monkeypatch)
     getattr(run, again)("made")
-    images.refused(run, "Nothing was sent.", "Airflow remembers")
+    images.refused(run, "Nothing was sent.", "task state has")
     if lose is change_namespace:
         images.refused(run, "namespace back")
     assert images.paid() == 1

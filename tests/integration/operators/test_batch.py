@@ -141,7 +141,7 @@ def test_two_tasks_of_one_prompt_are_told_apart_and_what_stands_twice_is_made_on
     assert found[2]["images"] == found[3]["images"]
     assert len({line["images"][0]["uri"] for line in found}) == 3
     assert run.task("pictures").value["cost"] == {"USD (google_list, estimate)": 0.1344}
-    assert re.search(r"3 of 3 images \(3 landed\), 0 under way, [0-9.]+ a second, cost: 0\.1344 USD", run.log)
+    assert re.search(r"3 of 3 images done \(3 landed\), 0 in flight, [0-9.]+ per second, cost: 0\.1344 USD", run.log)
 
 
 def test_a_table_makes_and_edits_and_names_each_file_after_its_columns(
@@ -385,7 +385,7 @@ def test_an_image_that_changed_since_the_plan_is_not_bought(
     with Image.open(copy) as image:
         image.transpose(Image.Transpose.ROTATE_180).save(copy)
     run.retry("pictures")
-    assert "another one than when this was planned" in str(why(run))
+    assert "has changed since the request was planned" in str(why(run))
     assert len(sandbox.ledger()) == made
 
 

@@ -211,11 +211,11 @@ def test_an_unknown_outcome_is_settled_by_a_parameter_and_stays_so_with_every_la
     after = works.left.at(record)
     assert after.state == ("landed" if word == "job" else "failed")
     assert collected(run) == ({"landed": 1, "keys": {"landed": [record.key]}} if word == "job" else {})
-    assert f"Settled, by this task's `resolve`: {record.key}" in run.log
+    assert f"Resolved by the `resolve` of this task: {record.key}" in run.log
     assert collected(run.retry("collect")) == {}
     again = works.collect(conf, resolve="{{ params.resolve | tojson }}")
     assert collected(again) == {}
-    assert f"Was settled before: {record.key}" in again.log
+    assert f"Already resolved: {record.key}" in again.log
     assert works.left.at(record) == after
 
     made = cleared.clear("made").task("made")
@@ -234,7 +234,7 @@ def test_a_verdict_on_what_is_not_unknown_is_refused_after_all_else_is_done_and_
     key = works.record("a").key
     task = failed(works.collect(resolve={key: "unpaid", "ledger/no/such/record/0/0/1.json": "lost"}), LedgerError)
     assert f"Not resolved: {key}" in task.log
-    assert "Not settled: ledger/no/such/record/0/0/1.json" in task.log
+    assert "Not resolved: ledger/no/such/record/0/0/1.json" in task.log
     assert [works.record(run_id).state for run_id in ("a", "b")] == ["landed"] * 2
     assert works.submits() == 2
 
@@ -274,7 +274,7 @@ def test_a_dry_run_calls_no_gateway_and_writes_nothing(works: Works, dry_run: An
         "unknown": 1,
         "keys": {"unknown": [key], "to_collect": [works.record("a").key]},
     }
-    assert f"Would be settled: {key}: lost" in run.log
+    assert f"Would be resolved: {key}: lost" in run.log
     assert works.left.everything() == before
     assert len(works.sandbox.calls()) == calls
 
