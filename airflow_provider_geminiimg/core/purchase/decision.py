@@ -33,8 +33,8 @@ class Policy:
     :param generation: ``ti.max_tries`` now.
     :param on_unknown: what to do after an unknown outcome.
     :param on_clear: whether a Clear may buy again an image that landed, or that failed after payment.
-    :param reuse: which images may be copied instead of bought: ``"task"``: those of this task instance; ``"dag"``: those
-        of all tasks and runs of its DAG.
+    :param reuse: which images may be copied instead of bought: ``"task"``: those of this task instance; ``"dag"``:
+        those of all tasks and runs of its DAG.
     :param run_recreated: the DAG run was deleted and created again; this counts as a Clear.
     """
 

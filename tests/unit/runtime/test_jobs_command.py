@@ -281,7 +281,7 @@ def test_one_odd_record_stops_no_command(shell: Shell) -> None:
         )
     status, out, err = shell.run("collect")
     assert (status, f"errors: {len(odd)}, unknown: 0, failed: 0, landed: 1" in out) == (1, True), out
-    assert all(f"Could not be looked at: {key}" in err for key in odd.values())
+    assert all(f"Could not be checked: {key}" in err for key in odd.values())
     status, out, _ = shell.run("purge", "--older-than", "0")
     assert out.splitlines()[:2] == [record.key, "1 records are removed."]
     assert sorted(shell.left.records()) == sorted(odd.values())

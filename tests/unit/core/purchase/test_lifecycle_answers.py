@@ -53,7 +53,7 @@ async def test_a_link_answer_whose_record_was_written_although_the_store_did_not
     wire.once["replace"] = "nothing"
     shop.store = wire
     await shop.buy()
-    assert "Perhaps paid twice" not in caplog.text
+    assert "Possible double charge" not in caplog.text
     assert shop.record.extra_jobs == []
 
 

@@ -31,7 +31,7 @@ async def test_a_store_that_fails_right_after_the_answer_does_not_lose_the_image
         result = await asyncio.wait_for(started(purchase, wire), 10)
         assert isinstance(result, JobInFlight)
         record = result.record
-        assert f"Job {record.job_id} was paid for, but its record {record.key} could not be written" in caplog.text
+        assert f"Job {record.job_id} is paid, but record {record.key} was not updated" in caplog.text
         manifest = (await purchase.finish(record)).manifest
     assert shop.submission(manifest) == 1
     assert shop.paid() == shop.submits() == 1

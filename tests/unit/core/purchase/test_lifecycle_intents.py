@@ -156,7 +156,7 @@ async def test_an_attempt_that_comes_back_from_the_dead_keeps_its_image_and_says
     shop.sandbox.release()
     assert shop.submission(await first) == 1
     assert shop.submission(second) == 2
-    assert "Perhaps paid twice" in caplog.text
+    assert "Possible double charge" in caplog.text
     assert shop.names() == ["hero-2.json", "hero-2.png", "hero.json", "hero.png"]
     assert [(shop.ledger.read(record_key(ITEM, n)) or shop.found()).record.state for n in (1, 2)] == ["landed"] * 2
 

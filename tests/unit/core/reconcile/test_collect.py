@@ -160,7 +160,7 @@ async def test_a_job_that_was_paid_for_beside_the_records_own_gets_a_record_and_
     assert key == record_key(dataclasses.replace(ITEM, item=f"x{digest}"), 1)
     extra = reconcile.entry_at(left.ledger, key).readable().record
     assert (extra.job_id, left.image(extra)) == (job_id, (f"{left.folder}/hero-x{digest}.png", 2))
-    assert f"Perhaps paid twice: job {job_id}" in lines.text
+    assert f"Possible double charge: extra job {job_id}" in lines.text
     assert left.image(kept) == (f"{left.folder}/hero.png", 1)
     left.change(extra, answer_within=0.0)
     before = left.everything()

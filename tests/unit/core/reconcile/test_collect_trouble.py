@@ -48,7 +48,7 @@ def at_fault(left: LeftBehind, record: Record, report: Report, lines: pytest.Log
     assert failure is not None
     assert record.key in str(failure)
     assert failure.retryable
-    [line] = [line for line in lines.messages if line.startswith("Could not be looked at")]
+    [line] = [line for line in lines.messages if line.startswith("Could not be checked")]
     assert record.key in line
     assert "No money was spent" not in line
 

@@ -73,11 +73,11 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
 
 
 async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(left: LeftBehind) -> None:
-    for task_id, verdict in (("a", UNPAID), ("b", LOST), ("c", Resolution("job", "another"))):
+    for task_id, resolution in (("a", UNPAID), ("b", LOST), ("c", Resolution("job", "another"))):
         record = left.change(await left.submitted(task_id), outcome=NOT_KNOWN)
-        assert reconcile.resolve(left.ledger, record.key, verdict) is True
+        assert reconcile.resolve(left.ledger, record.key, resolution) is True
         assert (left.at(record).state, left.at(record).job_id) == (
-            ("submitted", "another") if verdict.job_id else ("failed", record.job_id)
+            ("submitted", "another") if resolution.job_id else ("failed", record.job_id)
         )
 
 
@@ -96,7 +96,7 @@ async def test_an_image_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_a
     left.sandbox.faults(route="download", status=404, times=9)
     record = await left.failed()
     assert isinstance(record.error, LinkExpiredError)
-    with pytest.raises(BadRequestError, match="Only --lost is left"):
+    with pytest.raises(BadRequestError, match="Use --lost"):
         reconcile.resolve(left.ledger, record.key, UNPAID)
     reconcile.resolve(left.ledger, record.key, LOST)
     settled = left.at(record)
@@ -104,16 +104,16 @@ async def test_an_image_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_a
     assert nonzero(await left.collect()) == {}
 
 
-@pytest.mark.parametrize("verdict", [UNPAID, LOST, Resolution("job", "j")], ids=str)
+@pytest.mark.parametrize("resolution", [UNPAID, LOST, Resolution("job", "j")], ids=str)
 async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way_is_refused(
-    left: LeftBehind, verdict: Resolution
+    left: LeftBehind, resolution: Resolution
 ) -> None:
     record = await left.unknown()
-    assert reconcile.resolve(left.ledger, record.key, verdict) is True
+    assert reconcile.resolve(left.ledger, record.key, resolution) is True
     before = left.everything()
-    assert reconcile.resolve(left.ledger, record.key, verdict) is False
-    for other in {UNPAID, LOST, Resolution("job", "k")} - {verdict}:
-        with pytest.raises(BadRequestError, match="can't be settled"):
+    assert reconcile.resolve(left.ledger, record.key, resolution) is False
+    for other in {UNPAID, LOST, Resolution("job", "k")} - {resolution}:
+        with pytest.raises(BadRequestError, match="can't be resolved"):
             reconcile.resolve(left.ledger, record.key, other)
     assert left.everything() == before
 
@@ -127,20 +127,23 @@ async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left
 
 async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: LeftBehind) -> None:
     record = await left.unknown()
-    verdict = Resolution("job", left.sandbox.ledger()[0]["job_id"])
-    reconcile.resolve(left.ledger, record.key, verdict)
+    resolution = Resolution("job", left.sandbox.ledger()[0]["job_id"])
+    reconcile.resolve(left.ledger, record.key, resolution)
     await left.collect()
-    assert reconcile.resolve(left.ledger, record.key, verdict) is False
+    assert reconcile.resolve(left.ledger, record.key, resolution) is False
 
 
-@pytest.mark.parametrize("verdict", [UNPAID, LOST, Resolution("job", "j")], ids=str)
+@pytest.mark.parametrize("resolution", [UNPAID, LOST, Resolution("job", "j")], ids=str)
 @pytest.mark.parametrize(
     ("record", "said"),
     [
         (make_record(), "may still be waiting for its answer. Money may have been spent."),
-        (submitted(), "is not lost. The image was paid for. Nothing was changed. `jobs collect` lands it."),
-        (submitted(answer_within=0.0), "is not lost"),
-        (make_record(state="answered", links=["https://x"]), "is not lost"),
+        (
+            submitted(),
+            "can be collected. The image was paid for. Nothing was changed. `jobs collect` stores the image.",
+        ),
+        (submitted(answer_within=0.0), "can be collected"),
+        (make_record(state="answered", links=["https://x"]), "can be collected"),
         (landed(), "has landed"),
         (
             submitted(state="failed", outcome=UpstreamFailedError("x", billed=Billed.NO).to_dict()),
@@ -150,11 +153,11 @@ async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: 
     ids=["sending", "in flight", "to collect", "answered", "landed", "failed"],
 )
 def test_nothing_but_an_unknown_outcome_is_settled(
-    disk_left: LeftBehind, record: Record, said: str, verdict: Resolution
+    disk_left: LeftBehind, record: Record, said: str, resolution: Resolution
 ) -> None:
     disk_left.ledger.create(record)
     with pytest.raises(BadRequestError) as caught:
-        reconcile.resolve(disk_left.ledger, record.key, verdict)
+        reconcile.resolve(disk_left.ledger, record.key, resolution)
     assert said in str(caught.value)
     assert "Nothing was changed." in str(caught.value)
     assert disk_left.at(record) == record

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("record", "age", "standing"),
+    ("record", "age", "status"),
     [
         (make_record(), 239.0, "waiting"),
         (make_record(), 240.0, "unknown"),
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         (submitted(state="failed", outcome=UpstreamFailedError("x").to_dict()), 999.0, "failed"),
     ],
 )
-def test_a_record_stands_as_its_state_its_age_and_its_outcome_say(record: Record, age: float, standing: str) -> None:
-    assert RecordEntry(record.key, StoredRecord(record, "v", age)).standing == standing
+def test_a_record_stands_as_its_state_its_age_and_its_outcome_say(record: Record, age: float, status: str) -> None:
+    assert RecordEntry(record.key, StoredRecord(record, "v", age)).status == status
 
 
 async def test_every_record_of_the_namespace_is_walked_and_filters_leave_out_the_others(left: LeftBehind) -> None:
@@ -74,7 +74,7 @@ async def test_a_record_that_can_not_be_read_is_an_entry_like_any_other(left: Le
     left.store.create(f"{ITEM.path}/2.json", b"{")
     left.store.create(f"{ITEM.path}/3.json", json.dumps({"schema": 99}).encode())
     entries = [entry async for entry in reconcile.walk(left.ledger, SCOPE)]
-    assert [entry.standing for entry in entries] == ["waiting", "unreadable", "unreadable"]
+    assert [entry.status for entry in entries] == ["waiting", "unreadable", "unreadable"]
     assert "not JSON" in str(reconcile.summary(entries[1])["error"])
     assert "schema 99" in str(reconcile.summary(entries[2])["error"])
     with pytest.raises(LedgerError, match="not JSON"):
@@ -87,7 +87,7 @@ async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absen
     path.unlink()
     path.symlink_to("nowhere")
     [entry] = [entry async for entry in reconcile.walk(disk_left.ledger, SCOPE)]
-    assert (entry.standing, "listed" in str(entry.error)) == ("unreadable", True)
+    assert (entry.status, "listed" in str(entry.error)) == ("unreadable", True)
 
 
 async def test_a_record_that_is_removed_during_the_walk_is_not_there(disk_left: LeftBehind) -> None:
