@@ -1,7 +1,7 @@
-"""What Airflow reads about this provider: the connection form, the configuration section, where things are.
+"""The description of this provider for Airflow: connection form, configuration section, class names.
 
-Every Airflow process calls `get_provider_info`, so nothing may be imported here. Airflow takes any connection field
-that is missing or null in an extra as absent: that is why the optional fields allow null.
+Invariant: this module imports nothing, because every Airflow process calls `get_provider_info`. Optional connection
+fields allow null, because Airflow treats a missing field and a null in the extra in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPTIONAL_COUNT = {"type": ["integer", "null"], "minimum": 1}
 _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "gateway": {
         "label": "Gateway",
-        "description": "Which service the API key belongs to.",
+        "description": "The service of the API key.",
         "schema": {
             "type": "string",
             "enum": ["1min", "apimaster"],
@@ -33,9 +33,9 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "model": {
         "label": "Default model",
         "description": (
-            "Used where a task names no model. Empty: gemini-3.1-flash-image-preview on 1min.ai, "
-            "gemini-3.1-flash-image on APIMaster.ai. Any id is taken; of those listed here "
-            "gemini-2.5-flash-image is known on 1min.ai only. The connection's test says which ones there are."
+            "Used by tasks without a model. Empty: gemini-3.1-flash-image-preview on 1min.ai, "
+            "gemini-3.1-flash-image on APIMaster.ai. Any id is accepted; of the ids listed here, "
+            "gemini-2.5-flash-image exists only on 1min.ai. The connection test lists the available models."
         ),
         "schema": {
             "type": _OPTIONAL_TEXT,
@@ -51,34 +51,34 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
         },
     },
     "requests_per_minute": {
-        "label": "Requests a minute",
-        "description": "Submits, polls and uploads of one worker process. Empty: 180.",
+        "label": "Requests per minute",
+        "description": "Limit for submits, polls and uploads of one worker process. Empty: 180.",
         "schema": _OPTIONAL_COUNT,
     },
     "max_concurrency": {
-        "label": "Requests at once",
-        "description": "How many requests one worker process has in flight. Empty: 8.",
+        "label": "Concurrent requests",
+        "description": "Limit for requests in flight of one worker process. Empty: 8.",
         "schema": _OPTIONAL_COUNT,
     },
     "price_base": {
         "label": "Base price",
         "description": (
-            "What one 1K image of the default model costs you. Other models: see the prices by model. Empty: an "
-            "estimate by Google's list price."
+            "Your price of one 1K image of the default model. For other models use the prices by model. Empty: an "
+            "estimate from Google's list price."
         ),
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "prices": {
         "label": "Prices by model",
         "description": (
-            'What one image costs you, by model, and by size where you want: {"gemini-3-pro-image": {"1K": 0.14, '
-            '"4K": 0.25}}; one number alone is the price at 1K. Goes before the base price.'
+            'Your price of one image by model, and optionally by size: {"gemini-3-pro-image": {"1K": 0.14, '
+            '"4K": 0.25}}. A single number is the price at 1K. Takes precedence over the base price.'
         ),
         "schema": {"type": ["object", "null"]},
     },
     "price_currency": {
         "label": "Currency of the prices",
-        "description": "What the base price, the prices by model and all caps are in.",
+        "description": "The currency of the base price, the prices by model and all caps.",
         "schema": {
             "type": _OPTIONAL_TEXT,
             "enum": ["USD", "credits", None],
@@ -88,17 +88,17 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "daily_budget": {
         "label": "Daily budget",
         "description": (
-            "What all workers together may spend in a day (UTC), in the currency of the prices. Empty: no limit."
+            "Limit for the cost of all workers together per day (UTC), in the currency of the prices. Empty: no limit."
         ),
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "allow_http": {
         "label": "Allow plain http",
-        "description": "Send the API key unencrypted to a host that is not this machine. Only for a test network.",
+        "description": "Allow sending the API key unencrypted to another machine. Only for a test network.",
         "schema": {"type": ["boolean", "null"]},
     },
 }
-# Airflow folds these fields away under "Extra Fields" unless told what is in there.
+# Without a section name Airflow hides these fields under "Extra Fields".
 for _field in _CONN_FIELDS.values():
     _field["schema"] = {**_field["schema"], "section": "Gateway, model, limits and price"}
 
@@ -112,7 +112,7 @@ _CONNECTION_TYPE: dict[str, Any] = {
         "relabeling": {"password": "API key", "host": "Base URL"},
         "placeholders": {
             "host": "empty: https://api.1min.ai or https://apimaster.ai/v1",
-            "port": "443, where Airflow's test button asks for a port",
+            "port": "443, if Airflow's test button requires a port",
         },
     },
 }
@@ -120,8 +120,8 @@ _CONNECTION_TYPE: dict[str, Any] = {
 _OPTIONS: dict[str, dict[str, Any]] = {
     "root": {
         "description": (
-            "Folder URI of what the provider keeps: the ledger of what was paid for, and images of tasks without an\n"
-            "output path. Every worker must see the same folder, so use ``s3://`` where workers share no disk.\n"
+            "Folder URI for the data of the provider: the ledger of paid requests, and the images of tasks without an\n"
+            "output path. Every worker must see the same folder, so use ``s3://`` if workers share no disk.\n"
             "``file://`` and ``s3://`` are supported; ``s3://conn_id@bucket/prefix`` names an AWS connection.\n"
         ),
         "type": "string",
@@ -129,7 +129,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": "file://{AIRFLOW_HOME}/geminiimg",
     },
     "namespace": {
-        "description": "Keeps the ledgers of several Airflow deployments that share one root apart.\n",
+        "description": "Separates the ledgers of several Airflow deployments that share one root.\n",
         "type": "string",
         "example": "production",
         "default": "default",
@@ -146,29 +146,29 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "gallery_roots": {
         "description": (
             "Comma-separated URI prefixes, connection part included, from which the gallery may show images,\n"
-            "besides the root. Whoever may read a DAG sees the images of its tasks there. Unset: the root alone.\n"
+            "besides the root. Every user who may read a DAG sees its images there. Unset: only the root.\n"
         ),
         "type": "string",
         "example": "s3://aws_default@my-bucket/campaigns",
         "default": None,
     },
     "gallery_tabs": {
-        "description": "Show the tab Images on every DAG, run, task and task instance. Browse has its page anyway.\n",
+        "description": "Show the tab Images on each DAG, run, task and task instance. Browse has its page anyway.\n",
         "type": "boolean",
         "example": "False",
         "default": "True",
     },
     "max_batch_images": {
         "description": (
-            "How many images one batch may ask for: rows, each by its ``n``. More are refused before any is bought.\n"
-            "From 1 to 1000000; the worker holds some 4 KB of each.\n"
+            "Limit for the images of one batch (rows times ``n``). A larger batch is refused before money is spent.\n"
+            "From 1 to 1000000; the worker holds about 4 KB per image.\n"
         ),
         "type": "integer",
         "example": "50000",
         "default": "10000",
     },
     "record_prompts": {
-        "description": "Write prompts into the ledger and the sidecar files. When False, only their hash is kept.\n",
+        "description": "Write prompts into the ledger and the sidecar files. When False, only their hash is stored.\n",
         "type": "boolean",
         "example": "True",
         "default": "False",

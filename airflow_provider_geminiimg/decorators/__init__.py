@@ -1,1 +1,1 @@
-"""TaskFlow decorators: functions that say what to make."""
+"""TaskFlow decorators: a function returns the request, the task makes the image."""

@@ -1,8 +1,8 @@
-"""``@task.gemini_image`` and ``@task.gemini_image_batch``: a function says what to make, and the task makes it.
+"""``@task.gemini_image`` and ``@task.gemini_image_batch``: a function returns the request, the task makes the image.
 
-What must stay true: what a function returned is never rendered, so that no text of a user can ask for a connection; it
-is called once a generation of its task, before anything is paid for, and what it returned is kept in the store until
-it has landed: a retry makes that, whatever the function would say now.
+Invariants: the return value of the function is never rendered, so that no text of a user can read a connection. The
+function is called once per Clear, before money is spent. Its return value is saved until the image has landed; a retry
+uses the saved value.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from airflow_provider_geminiimg.operators.image import ImageOperator
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.image_task import ImageTask
 
-_RETURN_NONE = "Where nothing is meant, return None, or leave the field out."
+_RETURN_NONE = "To leave the field unset, return None for it, or omit it."
 
 
 class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
-    """Make the image that a function asks for: what ``@task.gemini_image`` makes of it. Returns its manifest.
+    """The operator of ``@task.gemini_image``: make the image that a function requests. Returns its manifest.
 
-    The function returns a prompt, a mapping of the fields of a request, or an `ImageRequest`. What it does not say, the
-    arguments say; a field that it leaves empty counts as not said. It is an edit where there is an `image`.
+    The function returns a prompt, a mapping of request fields, or an `ImageRequest`. The arguments of the decorator are
+    defaults for fields that the function omits or leaves empty. With an `image` the request is an edit.
 
     Takes the arguments of `ImageOperator`, and:
 
@@ -58,7 +58,7 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
         image: Any = None,
         **kwargs: Any,
     ) -> None:
-        # What the author wrote decides: an image that renders to nothing is an error, not another image to pay for.
+        # The value in the DAG decides. An `image` that renders to nothing is an error; it must not become a generation.
         self._is_edit = image is not None
         super().__init__(
             python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, prompt=prompt, image=image, **kwargs
@@ -80,7 +80,7 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
 
     @property
     def operation(self) -> str:  # type: ignore[override]
-        """``edit`` if there is an image to edit, else ``generate``; what the function returns may still change it."""
+        """``edit`` if `image` is given, else ``generate``; the return value of the function may change this."""
         return "edit" if self._is_edit else "generate"
 
     def _built(self, returned: Mapping[str, Any]) -> ImageRequest:
@@ -89,17 +89,17 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
             if name not in values or not _is_blank(value):
                 values[name] = value
             elif value is not None and values[name] is None:
-                raise BadRequestError(f"{name}{given(value)}: the function returned it empty.", hint=_RETURN_NONE)
+                raise BadRequestError(f"{name}{given(value)}: the function returned an empty value.", hint=_RETURN_NONE)
         is_edit = self._is_edit or not _is_blank(values["image"])
         return ImageRequest.build(**{"operation": "edit" if is_edit else "generate", **values})
 
 
 class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOperator):
-    """Make the images that a function asks for: what ``@task.gemini_image_batch`` makes of it.
+    """The operator of ``@task.gemini_image_batch``: make the images that a function requests.
 
-    The function returns, or yields, prompts and mappings: the rows of `GeminiImageBatchOperator`.
+    The function returns or yields prompts and mappings: the rows of `GeminiImageBatchOperator`.
 
-    Takes the arguments of `GeminiImageBatchOperator`, `requests` excepted, and:
+    Takes the arguments of `GeminiImageBatchOperator` except `requests`, and:
 
     :param python_callable: the function.
     :param op_args: its positional arguments (templated).
@@ -131,21 +131,23 @@ class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOpera
         is_table = isinstance(returned, Iterable) or hasattr(returned, "to_pylist")
         if isinstance(returned, (str, bytes, Mapping, ImageRequest)) or not is_table:
             raise BadRequestError(
-                f"The function returned {_kind(returned)}: @task.gemini_image_batch takes a list, or a generator, of "
-                "prompts and of mappings, or a data frame.",
-                hint="For one image there is @task.gemini_image.",
+                f"The function returned {_kind(returned)}: @task.gemini_image_batch takes a list or a generator of "
+                "prompts and mappings, or a data frame.",
+                hint="For one image use @task.gemini_image.",
             )
-        return records_of(returned, max_batch_images() + 1)  # one more, so that it is refused
+        return records_of(
+            returned, max_batch_images() + 1
+        )  # one more than allowed, so that the check of the limit sees it
 
 
 def gemini_image_task(
     python_callable: Callable[..., Any] | None = None, multiple_outputs: bool = False, **kwargs: Any
 ) -> TaskDecorator:
-    """``@task.gemini_image``: make the image that the function asks for.
+    """``@task.gemini_image``: make the image that the function requests.
 
     :param python_callable: the function; see `GeminiImageDecoratedOperator` for what it returns.
-    :param multiple_outputs: also give each field of the manifest as an XCom of its own. Default: ``False``, whatever
-        the function's annotation says, as that is not what the task returns.
+    :param multiple_outputs: also push each field of the manifest as its own XCom. Default: ``False``, regardless of the
+        annotation of the function, because the task returns something else.
     :param kwargs: arguments of `GeminiImageDecoratedOperator`.
     """
     return task_decorator_factory(
@@ -159,10 +161,10 @@ def gemini_image_task(
 def gemini_image_batch_task(
     python_callable: Callable[..., Any] | None = None, multiple_outputs: bool = False, **kwargs: Any
 ) -> TaskDecorator:
-    """``@task.gemini_image_batch``: make the images that the function asks for.
+    """``@task.gemini_image_batch``: make the images that the function requests.
 
     :param python_callable: the function; see `GeminiImageBatchDecoratedOperator` for what it returns.
-    :param multiple_outputs: also give each field of the summary as an XCom of its own. Default: ``False``.
+    :param multiple_outputs: also push each field of the summary as its own XCom. Default: ``False``.
     :param kwargs: arguments of `GeminiImageBatchDecoratedOperator`.
     """
     return task_decorator_factory(
@@ -174,16 +176,16 @@ def gemini_image_batch_task(
 
 
 def _call(operator: DecoratedOperator, context: Mapping[str, Any]) -> Any:
-    """What the function returns. In the task's own thread, where a timeout can end it."""
+    """The return value of the function. Called in the main thread, where a timeout can interrupt it."""
     context_merge(cast(Any, context), operator.op_kwargs)
     kwargs = determine_kwargs(operator.python_callable, operator.op_args, context)
     return operator.python_callable(*operator.op_args, **kwargs)
 
 
 def _fields(returned: Any) -> Mapping[str, Any]:
-    """What was returned, as fields of a request.
+    """The return value as request fields.
 
-    :raises BadRequestError: it is nothing of the kind. The message tells its type, and nothing of its text.
+    :raises BadRequestError: the value has another type. The message names the type and not the text.
     """
     if isinstance(returned, ImageRequest):
         return returned.model_dump(exclude_defaults=True)
@@ -194,7 +196,7 @@ def _fields(returned: Any) -> Mapping[str, Any]:
     raise BadRequestError(
         f"The function returned {_kind(returned)}: @task.gemini_image takes a prompt, a dict with the fields of a "
         "request, or an ImageRequest.",
-        hint="For many images there is @task.gemini_image_batch.",
+        hint="For many images use @task.gemini_image_batch.",
     )
 
 
@@ -204,5 +206,5 @@ def _kind(value: Any) -> str:
 
 
 def _is_blank(value: Any) -> bool:
-    """Whether a field that holds this is not set."""
+    """Whether the value counts as unset."""
     return value is None or (isinstance(value, str) and not value.strip())

@@ -227,7 +227,7 @@ async def waiting(caplog: pytest.LogCaptureFixture, tasks: int) -> None:
 
     def wait() -> None:
         deadline = time.monotonic() + 30
-        while caplog.text.count("is for the same image; waiting") < tasks:
+        while caplog.text.count("has the same request; waiting") < tasks:
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
@@ -695,7 +695,7 @@ def test_what_changed_since_the_last_run_is_named_the_bytes_of_an_input_too(
     first = manifest(airflow.run_dag(edit("make it winter"), run_id="monday"))
     Image.new("RGB", (64, 64), "blue").save(other)
     run = airflow.run_dag(edit("make it summer"), run_id="tuesday")
-    said = f"Since record {first['record']} changed: prompt, input image 2 (other bytes under the same address)."
+    said = f"Changed since record {first['record']}: prompt, input image 2 (other bytes under the same address)."
     assert said in run.log
     Image.new("RGB", (64, 64), "green").save(source)
     run.clear("made")

@@ -1,16 +1,18 @@
-"""Memory for images on their way from the gateway into storage, and for inputs on their way to it, shared by all that
-one process has under way at once.
+"""A semaphore over bytes: limits the memory of one process for images that it downloads, stores or sends.
 
-What must stay true: what is charged is what is held, as it arrives, whatever a host announced or an earlier image
-needed; whoever was let in first may always grow, so that nobody waits for ever, and no more than one is over the
-budget, but for those whose patience is at an end; an image of any size gets in once the others are out; what was
-expected of an image and has not arrived in time is others'; what is taken is given back whatever happens.
+Invariants:
 
-Nobody waits for ever either way: who has a share waits for more of that share, which the first of all always gets, and
-for turns to send and to upload, whose holders never wait for room; it never waits for a second share, for its turn to
-pay (that comes first), or for a turn to poll, whose holder may wait for room. What has come already, inside an answer,
-is charged at once, and makes others wait. A share whose bytes are on their way is left before their answer is waited
-for.
+- A share is charged with the bytes that are really held, as they arrive. Sizes that a host announced do not count.
+- The oldest share may always grow. So there is no deadlock, and at most one share exceeds the limit, except shares
+  whose patience has ended.
+- An image of any size is admitted when nothing else is held.
+- A share starts with the expected size. What has not arrived after `EXPECTED_SECONDS` is released.
+- A share is always released, also after an exception.
+
+There is no deadlock with other waits. The holder of a share may wait for growth of this share, and for turns to send
+and to upload, whose holders never wait for memory. It never waits for a second share, for a batch turn (which comes
+first), or for a turn to poll, whose holder may wait for memory. Bytes inside an answer are charged at once and make
+others wait. A share is released as soon as its bytes are sent, before the wait for the answer.
 """
 
 from __future__ import annotations
@@ -24,30 +26,32 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 
 ROOM = 36 * 1024 * 1024
-"""Bytes: two dozen images of 1K, two of 4K. More at once would hardly be faster, and fifty of 4K are a gigabyte."""
+"""Bytes: 24 images of 1K, or two of 4K. More would hardly be faster, and fifty images of 4K take a gigabyte."""
 
-EXPECTED_SECONDS = 30.0  # for which an image keeps the room that it was expected to need
-_MOST_AT_ONCE = 144  # however small the last one was: a connection takes memory too
+EXPECTED_SECONDS = 30.0  # how long a share keeps expected bytes that have not arrived
+_MOST_AT_ONCE = 144  # shares, even for tiny images, because each connection takes memory too
 
 
 class ByteSemaphore:
-    """Room for images. How large one is shows only when it is there: it is expected to be as large as the one before.
+    """Limits the bytes of images in memory. The size of an image is known only when it has arrived, so each image is
+    expected to be as large as the one before.
 
-    :param size: bytes.
+    :param size: limit in bytes. Default: `ROOM`.
     """
 
     def __init__(self, size: int = ROOM) -> None:
         self._size = self._free = size
         self._expected = size // 4
         self._given_back = asyncio.Event()
-        self._shares: dict[Share, None] = {}  # in the order in which they were let in
+        self._shares: dict[Share, None] = {}  # in the order of admission
 
     @contextlib.asynccontextmanager
     async def share(self, patience: float = math.inf, *, empty: bool = False) -> AsyncIterator[Share]:
-        """Wait for the share of one image and hold it.
+        """Context manager: wait for a share for one image, and hold it.
 
-        :param patience: seconds that it may wait, here and while it grows; then it takes what it needs.
-        :param empty: it begins with nothing. Default: with as much as the image before had, once that is free.
+        :param patience: seconds to wait, for admission and growth together; then the share takes what it needs.
+            Default: no limit.
+        :param empty: start with 0 bytes, without a wait. Default: start with the expected size.
         """
         share = Share(self, patience)
         while not empty and self._expected > self._free and self._free < self._size and share.patience > 0:
@@ -62,7 +66,7 @@ class ByteSemaphore:
 
     @contextlib.contextmanager
     def held(self, size: int) -> Iterator[None]:
-        """Charge bytes that are there already, whoever has to wait for it."""
+        """Context manager: charge bytes that are already in memory, without a wait."""
         self._free -= size
         try:
             yield
@@ -70,7 +74,7 @@ class ByteSemaphore:
             self._give_back(size)
 
     async def relief(self) -> None:
-        """Wait until no more is held than there is room for: who may cause more to come waits here, holding nothing."""
+        """Wait until the limit is no longer exceeded. Called without a share, before a step that needs more memory."""
         waiting = Share(self, math.inf)
         while self._free < 0:
             await self._change(waiting)
@@ -111,11 +115,13 @@ class ByteSemaphore:
 
 
 class Share:
-    """What one image takes of a `ByteSemaphore`. Called with the image's size once that is known: the next one is
-    expected to be as large.
+    """The bytes of one image in a `ByteSemaphore`. Call it with the size of the image when the size is known; the next
+    image is then expected to be as large.
 
-    :param room: whose share it is.
-    :param patience: seconds that it may still wait. `taken` are the bytes that it has, `since` is when it was let in.
+    :param room: the semaphore.
+    :param patience: seconds that the share may still wait.
+
+    `taken`: bytes that are charged. `since`: time of admission, by the monotonic clock.
     """
 
     def __init__(self, room: ByteSemaphore, patience: float) -> None:
@@ -128,21 +134,21 @@ class Share:
         self._room._settle(self, size)
 
     async def hold(self, size: int) -> None:
-        """Be charged for `size` bytes from now on. Waits while they don't fit, unless all others came later, or
-        its patience is at an end."""
+        """Set the charge to `size` bytes, before they arrive. Waits while they do not fit, unless this is the oldest
+        share or its patience has ended."""
         if size > self.taken:
             await self._room._grow(self, size)
         elif time.monotonic() - self.since > EXPECTED_SECONDS:
             self._room._take(self, size)
 
     def only(self, size: int) -> None:
-        """Be charged for `size` bytes alone, because all else is let go."""
+        """Set the charge to `size` bytes, because everything else was released."""
         self._room._take(self, size)
 
     def leave(self) -> None:
-        """Give all back, at once, and be charged for nothing any more."""
+        """Release all bytes now, before the context manager exits."""
         self._room._leave(self)
 
     def begin_again(self, size: int) -> None:
-        """Be charged for `size` bytes alone, because what else there was is given up. All others come first now."""
+        """Set the charge to `size` bytes for a new try, and become the youngest share."""
         self._room._begin_again(self, size)

@@ -1,8 +1,8 @@
-"""What a person is shown for approval, bound to its content.
+"""The images shown to a person for approval, bound to their bytes by hashes.
 
-What must stay true: where an image lies and what its bytes are is taken from the ledger's record, never from an XCom;
-what a try shows is kept under the root, under the SHA-256 of what is kept, before anybody is asked; only what was kept
-goes on, and only while its record and its bytes are what they were.
+Invariants: address and hash of an image come from the ledger's record, never from an XCom. The list of shown images is
+saved under the root, named by its SHA-256, before the person is asked. Only images of the saved list are returned, and
+only if their records and bytes are unchanged.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from airflow_provider_geminiimg.core.storage import Files, create_or_read
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError
 
 VERSION = 1
-_AT_ONCE = 4  # images that are read at the same time
-_AS_RETURNED = "Give it what the tasks returned, as it is: images=my_task.output."
+_CONCURRENCY = 4  # images that are read concurrently
+_AS_RETURNED = "Pass the return values of the tasks unchanged: images=my_task.output."
 _SHARE_THE_ROOT = "Set [geminiimg] root to storage that all workers share."
-_ASK_AGAIN = "Nothing goes on. Clear this task, and it asks again; so does a retry."
+_ASK_AGAIN = "No image is returned. To ask again, clear this task or let it retry."
 
 
 @dataclass(frozen=True)
 class Approval:
-    """What one try of a task shows to a person, and what may go on of it.
+    """The images that one try of a task shows to a person.
 
-    :param ledger: says where images lie, and keeps what was shown.
+    :param ledger: the records, and the store for the list of shown images.
     :param files: reads images.
     :param item: the task instance.
-    :param try_id: Airflow's id of this try, which no other try has.
+    :param try_id: Airflow's unique id of this try.
     """
 
     ledger: Ledger
@@ -45,14 +45,15 @@ class Approval:
     try_id: str
 
     def vouched(self, manifests: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-        """The manifests as their records say them, each image read and compared.
+        """The manifests with the values of their records, after each image was read and its hash compared.
 
-        :param name: of the argument, for the error.
-        :raises BadRequestError: a record says something else, or an image is not the one that landed.
+        :param manifests: as the tasks returned them.
+        :param name: of the argument, for errors.
+        :raises BadRequestError: a manifest differs from its record, or an image has changed since it landed.
         :raises GeminiImageError: a record or an image can't be read.
         """
         numbered = [(f"{name}[{index}]", manifest) for index, manifest in enumerate(manifests)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_CONCURRENCY) as pool:
             return list(pool.map(lambda each: self._vouched(*each), numbered))
 
     def _vouched(self, name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,13 +64,13 @@ class Approval:
         try:
             return dict(json.loads(_canonical(vouched)))
         except (TypeError, ValueError, RecursionError):
-            raise BadRequestError(f"{name}: holds values that are no plain JSON.", hint=_AS_RETURNED) from None
+            raise BadRequestError(f"{name}: has values that are not plain JSON.", hint=_AS_RETURNED) from None
 
     def _recorded(self, name: str, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What its record says of the images of a manifest, at the place that the manifest names."""
+        """The recorded manifest for the place that the manifest names."""
         key = manifest.get("record")
         if not isinstance(key, str) or not is_record_key(key):
-            raise BadRequestError(f"{name}: names no record, so nobody can say what its image is.", hint=_AS_RETURNED)
+            raise BadRequestError(f"{name}: names no record, so its image can't be verified.", hint=_AS_RETURNED)
         found = self.ledger.read(key)
         if found is None:
             raise BadRequestError(
@@ -83,8 +84,8 @@ class Approval:
                 return {**place.manifest, "record": key}
         said = ", ".join(public_uri(str(image["uri"])) for image in manifest["images"])
         raise BadRequestError(
-            f"{name}: names {said}, and its record {key} says that other images landed, or elsewhere.",
-            hint=f"Somebody edited the XCom or the record, or it was made by hand. {_AS_RETURNED}",
+            f"{name}: names {said}, but its record {key} has other images or other addresses.",
+            hint=f"The XCom or the record was edited, or the manifest was made by hand. {_AS_RETURNED}",
         )
 
     def _check_bytes(self, name: str, uri: str, digest: str) -> None:
@@ -94,47 +95,48 @@ class Approval:
             raise BadRequestError(f"{name}: {error.message}", hint=error.hint) from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise BadRequestError(
-                f"{name}: {public_uri(uri)} is not the image that landed: somebody replaced the file.",
-                hint="Put it back; or clear the task that made it.",
+                f"{name}: {public_uri(uri)} has changed since it landed: the file was replaced.",
+                hint="Restore the file, or clear the task that made the image.",
             )
 
     def keep(self, shown: Sequence[Mapping[str, Any]]) -> str:
-        """Keep what is about to be shown, as `vouched` gave it. Returns the SHA-256 of what is kept.
+        """Save the list of images to show. Returns its SHA-256.
 
-        :raises GeminiImageError: it can't be kept, or something else is in its place.
+        :param shown: the result of `vouched`.
+        :raises GeminiImageError: it can't be saved, or another file has its name.
         """
         data = _canonical({"version": VERSION, "try": self.try_id, "manifests": shown})
         digest = hashlib.sha256(data).hexdigest()
         key = f"{self._prefix}{digest}.json"
         if not create_or_read(self.ledger.store, key, data).ours:
-            raise LedgerError(f"{key} under {self.ledger.store.uri} is somebody else's file.")
+            raise LedgerError(f"{key} under {self.ledger.store.uri} already exists with other content.")
         return digest
 
     def recall(self, digest: str | None) -> list[dict[str, Any]]:
-        """What this try has shown.
+        """The saved list of the images that this try has shown.
 
-        :param digest: as `keep` gave it; ``None``: Airflow did not hand it on, as its ``dag.test()`` doesn't.
-        :raises LedgerError: it is not there, or was edited.
+        :param digest: the result of `keep`; ``None`` if Airflow did not pass it on, as in ``dag.test()``.
+        :raises LedgerError: the list is missing, or was edited.
         """
         keys = [key for key in self.ledger.store.keys(self._prefix) if digest in (None, self._digest(key))]
         blob = self.ledger.store.read(keys[0]) if len(keys) == 1 else None
         if blob is None:
             raise LedgerError(
-                f"What this task showed is not under {self.ledger.store.uri}: it was removed or edited, an earlier "
-                "version of this package showed it, or the root is not shared between workers.",
+                f"The list of the images that this task showed is not under {self.ledger.store.uri}: it was removed or "
+                "edited, an earlier version of this package showed it, or workers do not share the root.",
                 hint=f"{_ASK_AGAIN} {_SHARE_THE_ROOT}",
             )
         if hashlib.sha256(blob.data).hexdigest() != self._digest(keys[0]):
-            raise LedgerError(f"{keys[0]} under {self.ledger.store.uri} was edited since.", hint=_ASK_AGAIN)
+            raise LedgerError(f"{keys[0]} under {self.ledger.store.uri} was edited.", hint=_ASK_AGAIN)
         return list(json.loads(blob.data)["manifests"])
 
     def check(self, shown: Sequence[Mapping[str, Any]], told: Any, chosen: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse to go on with other images than those that were shown.
+        """Refuse to return images if anything has changed since they were shown.
 
-        :param shown: as `recall` gives it.
-        :param told: what the XCom says was shown.
-        :param chosen: what would go on.
-        :raises GeminiImageError: the XCom, a record or an image is another than then, or can't be read.
+        :param shown: the result of `recall`.
+        :param told: the XCom with the shown images.
+        :param chosen: the images to return.
+        :raises GeminiImageError: the XCom, a record or an image has changed, or can't be read.
         """
         try:
             edited = _canonical(told) != _canonical(shown)
@@ -142,14 +144,15 @@ class Approval:
             edited = True
         if edited:
             raise BadRequestError(
-                "The XCom with what was shown was edited or removed while a person was asked.", hint=_ASK_AGAIN
+                "The XCom with the shown images was edited or removed while the task waited for the answer.",
+                hint=_ASK_AGAIN,
             )
         try:
             now = self.vouched(chosen, "chosen")
         except BadRequestError as error:
-            raise BadRequestError(f"Since it was shown: {error.message}", hint=_ASK_AGAIN) from None
+            raise BadRequestError(f"Changed since it was shown: {error.message}", hint=_ASK_AGAIN) from None
         if [each["images"] for each in now] != [each["images"] for each in chosen]:
-            raise BadRequestError("The record of an image was edited since it was shown.", hint=_ASK_AGAIN)
+            raise BadRequestError("The record of an image has changed since it was shown.", hint=_ASK_AGAIN)
 
     @property
     def _prefix(self) -> str:
@@ -160,7 +163,7 @@ class Approval:
 
 
 def _names_the_same(given: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a manifest names the images of a record: all of them, in their order."""
+    """Whether a manifest names all images of a record, in the same order."""
     return len(given) == len(recorded) and all(
         image["uri"] == own["uri"] and image.get("sha256", own["sha256"]) == own["sha256"]
         for image, own in zip(given, recorded, strict=True)

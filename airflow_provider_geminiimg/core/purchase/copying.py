@@ -1,7 +1,7 @@
-"""What has landed before: whether it is still there, and a copy of it where it is wanted too.
+"""Images that landed earlier: checks whether they still exist, and copies them to other destinations.
 
-What must stay true: nothing is asked of a gateway here, and nothing costs money; what is copied is, byte by byte, what
-landed; what it is copied from is only read.
+Invariants: nothing here calls a gateway or costs money. A copy has the same bytes as the landed image. The source is
+only read.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 
 Intact = Literal["there", "changed", "gone", "unknown"]
-"""Whether an image is still the one that landed."""
+"""Whether a landed image is unchanged in storage."""
 
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """Where the image of a record lies: where it landed first, or a copy.
+    """A place of the image of a record: the place where it landed, or a copy.
 
-    :param destination: what was asked for.
-    :param manifest: what was written there.
+    :param destination: the requested destination.
+    :param manifest: of the files there.
     """
 
     destination: Destination
@@ -40,16 +40,16 @@ class ImagePlace:
 
 
 def image_places(record: Record, asked: Destination | None = None) -> list[ImagePlace]:
-    """All places of what has landed, `asked` first."""
+    """All places of a landed image, `asked` first."""
     copies = [ImagePlace(Destination(**copy["destination"]), copy["manifest"]) for copy in record.copies]
     places = [ImagePlace(record.destination, record.manifest or {}), *copies]
     return sorted(places, key=lambda place: place.destination != asked)
 
 
 async def find_image(files: Files, record: Record, asked: Destination) -> tuple[ImageState, Mapping[str, Any]]:
-    """Whether what has landed is still in any of its places, and the manifest of the first one where it is.
+    """The state of a landed image, and the manifest of the first place where it exists.
 
-    :param asked: where it is asked for now; looked at first.
+    :param asked: the destination of this attempt; checked first.
     """
     states = []
     for place in image_places(record, asked):
@@ -61,8 +61,8 @@ async def find_image(files: Files, record: Record, asked: Destination) -> tuple[
 
 
 async def reused_manifest(writer: ImageWriter, record: Record, asked: Destination) -> dict[str, Any]:
-    """The manifest of what has landed before, of the place that is asked for if it is there."""
-    if not record.copies:  # one place, which has just been looked at
+    """The manifest of a landed image, at the requested destination if the image exists there."""
+    if not record.copies:  # only one place, which was just checked
         return dict(record.manifest or {})
     _, manifest = await find_image(writer.purchase_context.files, record, asked)
     await _note_asked(writer.purchase_context.ledger, record, asked)
@@ -70,7 +70,7 @@ async def reused_manifest(writer: ImageWriter, record: Record, asked: Destinatio
 
 
 async def image_state(files: Files, manifest: Mapping[str, Any]) -> Literal["there", "gone", "unknown"]:
-    """Whether what a manifest names is still where it landed."""
+    """Whether the images of a manifest exist in storage."""
     states = [await asyncio.to_thread(files.state, image["uri"]) for image in manifest["images"]]
     return "gone" if "gone" in states else "unknown" if "unknown" in states else "there"
 

@@ -1,11 +1,11 @@
-"""Images that the tasks of one DAG have in common (``reuse="dag"``): what another one has made is copied, what
-another one is making is waited for, and of several that want the same one buys.
+"""Reuse of images between the tasks of one DAG (``reuse="dag"``): copy an image that another task landed, wait for an
+image that another task is making, and let only one of several tasks buy.
 
-What must stay true:
+Invariants:
 
-- Who buys has put its record's key into the index before the record is there, and sends only within `CLAIM_SECONDS`
-  (`submission`) of doing so. An entry whose record is not there after `ENTRY_SECONDS` is therefore nobody's.
-- A copy is the task's own: its image, its sidecar and its record stay when those that it was made from go.
+- A task that buys writes its record's key to the index before it creates the record, and sends only within
+  `CLAIM_SECONDS` (`submission`) after that. So an entry whose record does not exist after `ENTRY_SECONDS` is abandoned.
+- A copy belongs to its task: its image, sidecar file and record stay when the originals are removed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from airflow_provider_geminiimg.exceptions import (
 
 
 class DagReuse:
-    """One attempt's dealings with the other tasks of its DAG.
+    """Reuse of images of other tasks, for one attempt.
 
-    :param order: what is asked for.
-    :param purchase_context: what it needs from outside.
-    :param marker: the task state store's memory, where there is one.
+    :param order: the request of the attempt.
+    :param purchase_context: what a purchase needs from outside.
+    :param marker: the marker in Airflow's task state store, if there is one.
     """
 
     def __init__(self, order: Order, purchase_context: PurchaseContext, marker: Marker | None) -> None:
@@ -52,12 +52,12 @@ class DagReuse:
         self._followed: str | None = None
 
     async def look(self, step: Submit, fingerprint: str) -> ReuseDecision:
-        """What the index says about an image that this task would buy.
+        """Read the index and decide about an image that this task would buy.
 
-        :param step: what the task's own records say.
-        :param fingerprint: what the image is known by.
+        :param step: the step according to the task's own records.
+        :param fingerprint: of the image.
         :raises LedgerError: the entry, or the record that it names, can't be read.
-        :raises StorageError: the store failed, or does not say whether an image is still there.
+        :raises StorageError: the store failed.
         """
         known = await self._known(step, fingerprint)
         decision = decide_reuse(step, known, self.order.policy, self.order.timeout)
@@ -66,7 +66,7 @@ class DagReuse:
         return decision
 
     async def _known(self, step: Submit, fingerprint: str) -> IndexedImage:
-        """What other tasks have of the image, as far as `step` asks for it."""
+        """What the index and the records of other tasks say about the image."""
         item = self.order.item
         entry = await asyncio.to_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
         known = IndexedImage(entry, own=entry is not None and folder_of(entry.record) == item.path)
@@ -84,7 +84,7 @@ class DagReuse:
         return await self._earlier(known, entry, found) if _is_to_be_bought(found.record, known.intact) else known
 
     async def is_anothers(self, fingerprint: str) -> bool:
-        """Whether the index knows the image as another task's or run's.
+        """Whether the index names a record of another task or run for the image.
 
         :raises LedgerError: the entry can't be read.
         :raises StorageError: the store failed.
@@ -151,17 +151,17 @@ class DagReuse:
         return None
 
     async def tell_changes(self, step: Submit, wanted: Record) -> None:
-        """Say what is not as it was when this task asked last, in another run.
+        """Log the differences from the last request of this task in another run.
 
-        :param wanted: what is asked for now.
+        :param wanted: the record of this attempt.
         """
         earlier = await self._asked_before(wanted)
         if earlier is not None and step.replaces is None:
             changed = differences(earlier, self.order, [known["sha256"] for known in wanted.inputs])
-            self.log.info("Nothing is there to reuse. Since record %s changed: %s.", earlier.key, ", ".join(changed))
+            self.log.info("There is no image to reuse. Changed since record %s: %s.", earlier.key, ", ".join(changed))
 
     async def _asked_before(self, wanted: Record) -> Record | None:
-        """What this task asked for last, and was something else. For the log alone, so it fails nothing."""
+        """The last record of this task with another request. Only for the log, so errors are ignored."""
         if self.order.item.item != "0":  # in a batch, what asks for something else is another image
             return None
         key, store = task_key(self.order.item), self.ledger.store
@@ -176,11 +176,11 @@ class DagReuse:
     def _tell_wait(self, key: str, step: WaitForRecord) -> None:
         if key != self._followed:
             self._followed = key
-            self.log.info("Record %s is for the same image; waiting up to %.0f s for it.", key, step.seconds)
+            self.log.info("Record %s has the same request; waiting up to %.0f s for its image.", key, step.seconds)
 
 
 def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> StoredRecord | None:
-    """The record, unless it is another image's: its task was given other words before it came to writing it."""
+    """The record, if it has this fingerprint: its task may have changed its request before it wrote the record."""
     found = ledger.read(key)
     return found if found is not None and found.record.fingerprint == fingerprint else None
 
@@ -199,7 +199,7 @@ def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
             yield each
         folder = folder_of(each.key)
         older = [f"{folder}/{n}.json" for n in ledger.numbers_in(folder) if n < each.n]
-        for key in (*older, *reversed(each.copied_from), each.reused_from):  # the last one is looked at first
+        for key in (*older, *reversed(each.copied_from), each.reused_from):  # the last one is checked first
             if key is not None and key not in seen:
                 seen.add(key)
                 found = _asking_for(ledger, key, record.fingerprint)
@@ -212,7 +212,7 @@ def _lineage(ledger: Ledger, record: Record) -> Iterator[Record]:
 
 
 def _is_to_be_bought(record: Record, image: Intact) -> bool:
-    """Whether nothing but an earlier record of the same image keeps it from being bought."""
+    """Whether the image would be bought if no earlier record has it."""
     if record.state == "landed":
         return image in ("gone", "changed")
     unpaid = record.error is not None and record.error.billed is Billed.NO

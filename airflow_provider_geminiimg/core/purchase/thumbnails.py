@@ -1,17 +1,17 @@
-"""Small WebP copies of what has landed, so that a page of a hundred images loads fast.
+"""Small WebP copies of landed images, so that a page with a hundred images loads fast.
 
-A thumbnail is made once its record has landed, with the extra ``thumbnails`` (Pillow); where there is none, whoever
-shows images shows the image itself. What must stay true:
+A thumbnail is made after its record has landed, if the extra ``thumbnails`` (Pillow) is installed. Without a thumbnail,
+the gallery shows the image itself. Invariants:
 
-- Nothing about it fails a task, or holds one up for more than `SECONDS`. A decoder can't be interrupted: it works in a
-  daemon thread, and one that took too long is left behind and writes nothing any more.
-- Pixels, and so memory, are bounded by the header before anything is decoded, and a process makes one at a time.
-- A decoder is given pixels alone, so that no version of it unpacks anything else: EXIF data of 3 MB became gigabytes.
-- It is pixels alone: no metadata, in which a prompt or a place could be.
-- It shows what its record says. One that is there stays: the same job gives the same image. Where an image is
-  fetched again and other bytes come, the old thumbnails go before the record says so, so that in between, and if the
-  task dies there, none is there rather than a wrong one.
-- A record that is removed takes its thumbnails along.
+- A thumbnail never fails a task and never delays it by more than `SECONDS`. A decoder can't be interrupted, so it runs
+  in a daemon thread; a job that takes too long is abandoned and writes nothing.
+- The number of pixels, and so the memory, is checked by the header before decoding. A process makes one thumbnail at a
+  time.
+- The decoder gets only pixel data. With other data, Pillow unpacked 3 MB of EXIF data to gigabytes.
+- A thumbnail has no metadata, which could contain a prompt or a place.
+- A thumbnail belongs to the images of its record. If an image is downloaded again with other bytes, the old thumbnails
+  are deleted before the record is updated; a missing thumbnail is better than a wrong one.
+- Removing a record removes its thumbnails.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 512
-"""Pixels; the longest that a thumbnail's longer side is."""
+"""Maximum of the longer side of a thumbnail, in pixels."""
 
 MAX_PIXELS = {"png": 40_000_000, "jpg": 40_000_000, "webp": 20_000_000}
-"""How large an image may be, by its extension: under 400 MB are needed then. A WebP is held four times over while it
-is decoded. The most that a model makes is 19 million (12288 x 1536)."""
+"""Maximum pixels of an image, by its extension; decoding then needs less than 400 MB. A WebP needs four times its size
+during decoding. The largest images of the models have 19 million pixels (12288 x 1536)."""
 
 MAX_KEPT = 64 * 1024 * 1024
-"""Bytes that are kept in memory until the record has landed: one image may be that large."""
+"""Maximum bytes in an `ImageCache`: the size of the largest image."""
 
 SECONDS = 20.0
-"""How long the thumbnails of one record may take; a 4K image takes about half a second."""
+"""Time limit for the thumbnails of one record; a 4K image takes about half a second."""
 
-_BEAT = 0.5  # seconds between looks at the guard, which a signal changes and nothing tells of
-_SMALLER = ("RGB", "RGBA", "CMYK", "L")  # modes that shrink well as they are, which saves a copy at full size
+_BEAT = 0.5  # seconds between checks of the guard, which a signal handler sets without a notification
+_SMALLER = ("RGB", "RGBA", "CMYK", "L")  # modes that can be shrunk without a conversion at full size
 _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -59,48 +59,48 @@ _UPRIGHT = {
     6: "ROTATE_270",
     7: "TRANSVERSE",
     8: "ROTATE_90",
-}  # the EXIF orientation, and what sets an image upright that has it
+}  # EXIF orientation -> transposition that makes the image upright
 
 
 def thumbnail_keys(record: Record) -> list[str]:
-    """Where the thumbnails of all of the record's images lie, whether there are any or not."""
+    """The keys of the thumbnails of all images of the record, whether they exist or not."""
     return [thumbnail_key(record.key, index) for index, _ in enumerate((record.manifest or {}).get("images", ()))]
 
 
 class ImageCache:
-    """The bytes of images that have just been stored, by their SHA-256, as far as there is room for them."""
+    """The bytes of images that were just stored, by SHA-256, up to `MAX_KEPT` bytes."""
 
     def __init__(self) -> None:
         self.images: dict[str, bytes] = {}
 
     def add(self, sha256: str, data: bytes) -> None:
-        """Keep `data`, unless all together would be over `MAX_KEPT`."""
+        """Keep `data`, unless the total would exceed `MAX_KEPT`."""
         if self.size + len(data) <= MAX_KEPT:
             self.images[sha256] = data
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """The total of bytes."""
         return sum(map(len, self.images.values()))
 
 
 async def make_thumbnails(store: Store, record: Record, kept: ImageCache, *, log: Logs, guard: SubmitGuard) -> None:
-    """Make the thumbnails of a record that has landed, as far as that is possible. Raises nothing.
+    """Make the thumbnails of a landed record if possible. Never raises.
 
-    :param store: the root.
-    :param record: what has landed.
-    :param kept: the bytes of its images; of what else the record names none is made.
-    :param log: told where there is none.
-    :param guard: once the task is told to stop, nothing is waited for.
+    :param store: the store at the root.
+    :param record: the landed record.
+    :param kept: the bytes of its images; images without bytes get no thumbnail.
+    :param log: for warnings about missing thumbnails.
+    :param guard: after a kill, the thumbnails are not waited for.
     """
     try:
         await _make(store, record, kept, log, guard)
-    except Exception as error:  # no thread left, no memory left: the image is stored, and that is what counts
+    except Exception as error:  # such as no thread or memory; the image itself is stored
         log.warning("Record %s gets no thumbnail (%s).", record.key, type(error).__name__)
 
 
 async def _make(store: Store, record: Record, kept: ImageCache, log: Logs, guard: SubmitGuard) -> None:
-    if WORKER.is_stuck:  # it would only be waited for
+    if WORKER.is_stuck:  # a new job would wait for the stuck one
         log.warning("Record %s gets no thumbnail: an earlier one is still being made.", record.key)
         return
     images = (record.manifest or {})["images"]
@@ -127,12 +127,12 @@ def _tell_failures(failures: Mapping[str, type[Exception]], log: Logs) -> None:
         if issubclass(failure, ModuleNotFoundError):
             log.debug("No thumbnails are made without Pillow: pip install 'airflow-provider-geminiimg[thumbnails]'")
             return
-        # The name alone: a decoder's message may repeat what is in the image.
+        # Only the class name: the message of a decoder may repeat data of the image.
         log.warning("There is no thumbnail %s (%s). The image itself is stored.", key, failure.__name__)
 
 
 class ThumbnailJob:
-    """One record's thumbnails, made as long as somebody waits for them.
+    """A job that makes the thumbnails of one record, until it is abandoned.
 
     :param images: the bytes of its images, by the key of the thumbnail.
     """
@@ -143,9 +143,9 @@ class ThumbnailJob:
         self._images = images
 
     def run(self) -> dict[str, type[Exception]]:
-        """Make them.
+        """Make the thumbnails.
 
-        :returns: why some are not there, by key. The exceptions themselves would hold on to the bytes.
+        :returns: exception classes of missing thumbnails, by key. Exceptions would keep the image bytes alive.
         """
         failures = {key: self._make(key, data) for key, data in self._images.items()}
         return {key: failure for key, failure in failures.items() if failure is not None}
@@ -155,16 +155,16 @@ class ThumbnailJob:
             thumbnail = b"" if self.abandoned else render(data)
             if not self.abandoned:
                 create_or_read(self._store, key, thumbnail)
-        except Exception as error:  # whatever is in an image, and whatever becomes of a disk or a bucket
+        except Exception as error:  # of the decoder or of the store
             return type(error)
         return None
 
 
 class ThumbnailWorker:
-    """A daemon thread that does one job after the other.
+    """A daemon thread that runs one job after the other.
 
-    It is always the same thread: what a decoder gives back stays with its thread's share of the memory, of which a
-    process with many threads has many. No pool of the standard library: a process waits for those when it ends.
+    It is always the same thread, because memory that a decoder frees stays in the arena of its thread. It is not a pool
+    of the standard library, because a process waits for such a pool when it exits.
     """
 
     def __init__(self) -> None:
@@ -175,14 +175,14 @@ class ThumbnailWorker:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it is still at a job for which nobody waits any more."""
+        """Whether the thread is still running an abandoned job."""
         return self._is_alive and self._job is not None and self._job.abandoned
 
     def submit(self, job: ThumbnailJob) -> Future[dict[str, type[Exception]]]:
-        """Have a job done when all that came before are. One that is cancelled before its turn is not begun."""
+        """Queue a job. A job that is cancelled before its turn is not started."""
         future: Future[dict[str, type[Exception]]] = Future()
         with self._starting:
-            if not self._is_alive:  # the thread does not come along into a forked process
+            if not self._is_alive:  # a forked process has no copy of the thread
                 self._job, self._queue = None, queue.SimpleQueue()
                 self._thread = threading.Thread(target=self._run, name="geminiimg-thumbnails", daemon=True)
                 self._thread.start()
@@ -195,7 +195,7 @@ class ThumbnailWorker:
 
     def _run(self) -> None:
         while True:
-            self._do(*self._queue.get())  # nothing here holds on to a job while the next one is waited for
+            self._do(*self._queue.get())  # no variable here keeps a finished job alive
 
     def _do(self, job: ThumbnailJob, future: Future[dict[str, type[Exception]]]) -> None:
         if not future.set_running_or_notify_cancel():
@@ -204,24 +204,23 @@ class ThumbnailWorker:
         try:
             failures = job.run()
         finally:
-            self._job = None  # before anybody is told, who may bring the next one at once
+            self._job = None  # before the result is set, because the caller may submit the next job at once
         future.set_result(failures)
 
 
 WORKER = ThumbnailWorker()
-"""Of the process, and so in a module: it bounds the memory that decoders take to what one of them needs."""
+"""One per process, to limit the memory to one decoder; hence the module-level state."""
 
 
 def render(data: bytes) -> bytes:
-    """An image's thumbnail, as a WebP: its first frame, the right way up, transparency kept, without metadata.
+    """The thumbnail of an image as WebP: first frame, upright, with transparency, without metadata.
 
-    :param data: a PNG, JPEG or WebP.
-    :raises Exception: it can't be decoded, is too large, or is not one image to all who read it; whatever Pillow
-        raises, too.
+    :param data: a PNG, JPEG or WebP image.
+    :raises Exception: the image can't be decoded, is too large or is ambiguous; also any exception of Pillow.
     """
     from PIL import Image
 
-    info = inspect_image(data)  # before Pillow, which makes room for a WebP as soon as it opens one
+    info = inspect_image(data)  # before Pillow, which allocates memory for a WebP when it opens it
     if info.stored_size is None:
         raise ValueError("How large it is can't be told.")
     width, height = info.stored_size

@@ -191,23 +191,23 @@ def of(record: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
 A, B, C = (each["images"][0] for each in ABC)
 TWO = manifest(images=[A, B], record=key_of(map_index=5))
 LIES: dict[str, tuple[Any, str]] = {
-    "the image of another record": (of(ABC[0], [B]), "other images landed"),
-    "the address of another image": (of(ABC[0], [{**A, "uri": B["uri"]}]), "other images landed"),
-    "an address without a hash": (of(ABC[0], [{"uri": B["uri"]}]), "other images landed"),
-    "another hash": (of(ABC[0], [{**A, "sha256": B["sha256"]}]), "other images landed"),
-    "one image more": (of(ABC[0], [A, B]), "other images landed"),
-    "one image of two": (of(TWO, [B]), "other images landed"),
-    "images the other way round": (of(TWO, [B, A]), "other images landed"),
-    "an address nobody landed": (of(ABC[0], [{**A, "uri": "file:///etc/passwd"}]), "other images landed"),
-    "another spelling": (of(ABC[0], [{**A, "uri": f"{FOLDER}/a.png"}]), "other images landed"),
-    "a web address": (of(ABC[0], [{**A, "uri": "https://evil.example/a.png?sig=secret"}]), "other images landed"),
+    "the image of another record": (of(ABC[0], [B]), "has other images"),
+    "the address of another image": (of(ABC[0], [{**A, "uri": B["uri"]}]), "has other images"),
+    "an address without a hash": (of(ABC[0], [{"uri": B["uri"]}]), "has other images"),
+    "another hash": (of(ABC[0], [{**A, "sha256": B["sha256"]}]), "has other images"),
+    "one image more": (of(ABC[0], [A, B]), "has other images"),
+    "one image of two": (of(TWO, [B]), "has other images"),
+    "images the other way round": (of(TWO, [B, A]), "has other images"),
+    "an address nobody landed": (of(ABC[0], [{**A, "uri": "file:///etc/passwd"}]), "has other images"),
+    "another spelling": (of(ABC[0], [{**A, "uri": f"{FOLDER}/a.png"}]), "has other images"),
+    "a web address": (of(ABC[0], [{**A, "uri": "https://evil.example/a.png?sig=secret"}]), "has other images"),
     "no record": ({**ABC[0], "record": None}, "names no record"),
     "no record at all": ({"images": [A]}, "names no record"),
     "a record that is none": ({**ABC[0], "record": "ledger/../x"}, "names no record"),
     "a record that is not there": ({**ABC[0], "record": key_of("other")}, "is not under"),
     "a record that has not landed": ({**ABC[0], "record": key_of(map_index=6)}, "has not landed"),
     "a record that can't be read": ({**ABC[0], "record": key_of(map_index=7)}, "is not JSON"),
-    "values that are no JSON": ({**ABC[0], "when": dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)}, "no plain JSON"),
+    "values that are no JSON": ({**ABC[0], "when": dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)}, "not plain JSON"),
 }
 
 
@@ -304,7 +304,7 @@ def test_an_image_that_changes_while_a_person_is_asked_does_not_go_on(
     change(path)
     try:
         people.answer(run, "review", answer)
-        refused(run.go_on(), "Since it was shown")
+        refused(run.go_on(), "Changed since it was shown")
     finally:
         path.unlink(missing_ok=True)
 
@@ -334,7 +334,7 @@ def test_a_record_that_is_edited_while_a_person_is_asked_lets_nothing_go_on(
     path = Path(local_root.removeprefix("file://")) / ABC[0]["record"]
     path.write_text(path.read_text().replace("a.png", "evil.png").replace(A["sha256"], EVIL["images"][0]["sha256"]))
     people.answer(run, "review", "Approve")
-    refused(run.go_on(), "Since it was shown")
+    refused(run.go_on(), "Changed since it was shown")
 
 
 @pytest.mark.parametrize("on", ["local_root", "s3_root"])
@@ -368,7 +368,7 @@ def test_what_was_approved_is_what_is_in_the_store(
     else:
         Path(at.removeprefix("file://")).write_bytes(other)
     people.answer(run, "review", "Approve")
-    refused(run.go_on(), "somebody replaced the file")
+    refused(run.go_on(), "the file was replaced")
     assert len(sandbox.ledger()) == 2
 
 
@@ -420,7 +420,7 @@ def a_removal(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(an_edit, "was edited since"), (an_edit_under_its_hash, "removed or edited"), (a_removal, "removed or edited")],
+    [(an_edit, "was edited"), (an_edit_under_its_hash, "removed or edited"), (a_removal, "removed or edited")],
 )
 def test_what_was_kept_and_is_edited_lets_nothing_go_on(
     ask: Callable[..., Run], people: People, local_root: str, change: Callable[[Path], None], said: str
@@ -437,7 +437,7 @@ def test_a_root_that_is_not_shared_lets_nothing_go_on(
     run = ask()
     people.answer(run, "review", "Approve")
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", str(tmp_path / "another"))
-    refused(run.go_on(), "not shared between workers")
+    refused(run.go_on(), "workers do not share the root")
 
 
 def hand_on(run: Run, change: Callable[[dict[str, Any]], None]) -> None:
@@ -460,7 +460,7 @@ def test_arguments_that_are_edited_while_a_person_is_asked_let_nothing_else_go_o
         run.clear("review", "after")
         hand_on(run, lambda kwargs, digest=digest: kwargs.update(shown=digest))
         people.answer(run, "review", "Approve")
-        refused(run.go_on(), "What this task showed")
+        refused(run.go_on(), "The list of the images that this task showed")
 
 
 def test_without_its_hash_what_this_try_showed_is_found_all_the_same(

@@ -245,7 +245,7 @@ def test_a_batch_is_made_of_what_a_function_returns_or_yields_and_a_retry_does_n
     run.retry("made")
     assert run.task("made").value["counts"]["reused"] == 3
     assert (body.calls, sorted(prompts(sandbox))) == (1, bought), "all of it has landed"
-    assert "Since record" not in run.log
+    assert "Changed since record" not in run.log
     run.clear("made")
     assert (body.calls, prompts(sandbox)[3:]) == (2, ["a grey wolf"])
 

@@ -722,7 +722,7 @@ def test_a_record_that_is_not_under_the_root_is_an_error_that_says_why(
     run = airflow.run_dag(pair(conn_id, mode))
     (root / "ledger").rename(root / "lost")
     run.clear("picture")
-    assert "not shared between workers" in str(failed_with(run, LedgerError).error)
+    assert "workers do not share the ledger" in str(failed_with(run, LedgerError).error)
     assert len(sandbox.ledger()) == 1
 
 
