@@ -206,7 +206,7 @@ def test_a_clear_with_another_prompt_buys_another_image_beside_the_first(
     run = airflow.run_dag(one_task(geminiimg_conn_id, mode))
     first = landed(run, sandbox)
     second = landed(run.clear("made", dag=one_task(geminiimg_conn_id, mode, prompt="a blue fox")), sandbox, 2)
-    assert "changed: prompt" in run.log
+    assert ": prompt; the new request is sent" in run.log
     assert "/made." in first["images"][0]["uri"]
     assert "/made-2." in second["images"][0]["uri"]
     assert Path(first["images"][0]["uri"].removeprefix("file://")).exists()

@@ -699,7 +699,7 @@ def test_what_changed_since_the_last_run_is_named_the_bytes_of_an_input_too(
     assert said in run.log
     Image.new("RGB", (64, 64), "green").save(source)
     run.clear("made")
-    assert "changed: input image 1 (other bytes under the same address); submitting" in run.log
+    assert ": input image 1 (other bytes under the same address); the new request is sent" in run.log
     assert len(sandbox.ledger()) == 3
 
 

@@ -255,7 +255,7 @@ def test_the_form_suggests_the_models_of_the_catalogue_and_says_which_one_gatewa
         assert f"{model} on {GATEWAYS[gateway].label}" in field["description"]
     for model in models:
         names = [GATEWAYS[name].label for name in GATEWAYS if knows(name, model)]
-        assert (f"{model} is known on {names[0]} only" in field["description"]) == (len(names) == 1)
+        assert (f"{model} exists only on {names[0]}" in field["description"]) == (len(names) == 1)
 
 
 def test_the_form_offers_the_currencies_that_there_are_or_none() -> None:
