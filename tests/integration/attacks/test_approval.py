@@ -557,5 +557,5 @@ def test_an_answer_that_fills_in_another_form_by_rest_is_one_clear_error_and_a_r
 ) -> None:
     run = ask()
     assert people.answer(run, "review", "Approve", **form).status_code == 200
-    refused(run.go_on(), "The answer fills in the form with what it does not take")
+    refused(run.go_on(), "The answer has form values that do not fit the form")
     assert run.retry("review").task("review").state == "awaiting_input"

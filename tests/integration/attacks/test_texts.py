@@ -331,7 +331,7 @@ def test_a_plan_that_was_made_under_a_higher_limit_is_carried_out(
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__MAX_BATCH_IMAGES", "1")
     run.retry("pictures")
     assert "max_batch_images" not in run.log
-    assert "Keeping to what the first attempt planned: 3 images" in run.log
+    assert "Using the plan of the first attempt: 3 images" in run.log
 
 
 def test_a_generator_without_an_end_is_read_to_the_limit_and_refused(

@@ -278,7 +278,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "a ratio that no model takes": (ONE, {"prompt": "secret fox", "aspect_ratio": "7:3"}, "aspect_ratio='7:3'"),
     "an edit without an image": (ONE, {"prompt": "secret fox", "operation": "edit"}, "image: not given"),
     "no rows": (MANY, [], "requests: is empty"),
-    "one prompt for many": (MANY, "secret fox", "returned str: .* For one image there is @task.gemini_image"),
+    "one prompt for many": (MANY, "secret fox", "returned str: .* For one image use @task.gemini_image"),
     "a mapping for many": (MANY, {"prompt": "secret fox"}, "returned dict: "),
     "nothing for many": (MANY, None, "returned NoneType: "),
     "a row that is a number": (MANY, ["secret fox", 7], r"requests\[1\] \(given: int\)"),

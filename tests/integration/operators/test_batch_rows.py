@@ -231,7 +231,7 @@ def test_rows_that_hardly_differ_are_named_in_the_log(
     assert run.state == "success", run.log
     assert len(sandbox.ledger()) == 7
     assert re.search(r"white space or in the encoding of letters: rows 0 and 1; rows 2, 3 and 4\.", run.log)
-    assert "the rows ask for the same image: rows 6 and 7." in run.log
+    assert "the same image, so it is made once: rows 6 and 7." in run.log
     assert "a fox" not in run.log
 
 

@@ -158,7 +158,7 @@ def test_list_shows_what_can_not_be_read_as_such_goes_on_and_ends_with_an_error(
     shell.left.ledger.create(landed(n=2))
     status, out, err = shell.run("list")
     assert (status, [line.split()[0] for line in out.splitlines()]) == (1, ["unreadable", "landed"])
-    assert err == "error: 1 records can't be read; `jobs show` says why.\n"
+    assert err == "error: 1 records can't be read; `jobs show` has the reasons.\n"
     assert "not JSON" in shell.refused("show", record_key(ITEM, 1))
 
 

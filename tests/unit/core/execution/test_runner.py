@@ -317,5 +317,5 @@ def test_a_process_whose_parent_is_gone_starts_no_paid_request() -> None:
         assert supervisor.stdout.readline() == "guarded\n"
         supervisor.kill()
         said = supervisor.stdout.read()
-    assert "refused: The supervisor of this task process is gone" in said
+    assert "refused: The supervisor of this task process has died" in said
     assert "stopped: True" in said
