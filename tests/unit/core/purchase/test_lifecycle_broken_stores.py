@@ -62,7 +62,7 @@ async def test_a_store_that_never_comes_back_does_not_keep_the_image_from_landin
     shop.store = wire
     manifest = await shop.buy()
     assert shop.submission(manifest) == 1
-    assert "could not be written" in caplog.text
+    assert "was not updated" in caplog.text
     shop.store = shop.real
     shop.overdue()
     await shop.refused(OutcomeUnknownError)
