@@ -51,7 +51,7 @@ class Billed(str, enum.Enum):
 
 
 class Fault(str, enum.Enum):
-    """Who has to act: the DAG's author, the account's owner, the gateway, or whoever runs storage and workers."""
+    """The party that has to act: DAG author, account owner, gateway, or operators of storage and workers."""
 
     AUTHOR = "author"
     ACCOUNT = "account"

@@ -76,10 +76,10 @@ async def image_state(files: Files, manifest: Mapping[str, Any]) -> Literal["the
 
 
 async def read_back(files: Files, record: Record) -> tuple[Intact, list[bytes]]:
-    """The images of a record that has landed, from the first of its places where they still are what landed.
+    """The images of a landed record, from the first place where they are unchanged.
 
-    :returns: ``there`` and the images; else ``unknown`` if any place can't be read, ``changed`` if any has other
-        bytes, ``gone`` if none has any.
+    :returns: ``there`` and the images; else ``unknown`` if a place can't be read, ``changed`` if a place has other
+        bytes, ``gone`` if no place has the images.
     """
     states: set[Intact] = set()
     for place in image_places(record):
@@ -109,7 +109,7 @@ async def _read_place(files: Files, manifest: Mapping[str, Any]) -> tuple[Intact
 
 
 async def copy_to(writer: ImageWriter, record: Record, destination: Destination) -> dict[str, Any]:
-    """The manifest of what landed, at another destination; copied from any of its places unless it is there."""
+    """The manifest of a landed image at another destination. The image is copied there if it is not there yet."""
     ledger, files = writer.purchase_context.ledger, writer.purchase_context.files
     for place in image_places(record, destination):
         if place.destination == destination and await image_state(files, place.manifest) == "there":
@@ -128,7 +128,7 @@ async def copy_to(writer: ImageWriter, record: Record, destination: Destination)
 
 
 async def moved_to(writer: ImageWriter, record: Record, destination: Destination) -> Record:
-    """`record` as it would be if its image had been asked for at another destination, the name of which is claimed."""
+    """`record` with another destination, after claiming the file name there."""
     purchase_context, item_path = writer.purchase_context, folder_of(record.key)
     digest = (record.manifest or {})["images"][0]["sha256"]
     suffix = await asyncio.to_thread(
@@ -138,18 +138,18 @@ async def moved_to(writer: ImageWriter, record: Record, destination: Destination
 
 
 def asked_last(record: Record) -> Destination:
-    """Where the image of `record` was asked for last. Records of earlier versions do not say; their last copy does."""
+    """The last requested destination of the image. Records of earlier versions lack it; their last copy has it."""
     return record.asked or image_places(record)[-1].destination
 
 
 async def _note_asked(ledger: Ledger, record: Record, asked: Destination) -> None:
-    """Note on the record which of its places was asked for last, for a sensor that is not told."""
+    """Note the requested destination on the record, for a sensor."""
     if asked != asked_last(record) and asked in [place.destination for place in image_places(record)]:
         await asyncio.to_thread(ledger.change, record.key, lambda stored: replace(stored, asked=asked))
 
 
 def _with_copy(stored: Record, destination: Destination, manifest: dict[str, Any]) -> Record:
-    if destination == stored.destination:  # it is back where it landed first
+    if destination == stored.destination:  # the first destination again
         return replace(stored, manifest=manifest, asked=destination)
     asked = dataclasses.asdict(destination)
     others = [copy for copy in stored.copies if copy["destination"] != asked]
@@ -157,11 +157,11 @@ def _with_copy(stored: Record, destination: Destination, manifest: dict[str, Any
 
 
 async def land_copy(writer: ImageWriter, record: Record, source: Record, contents: Sequence[bytes]) -> Record:
-    """Land what another task has landed.
+    """Store a copy of the image of another task.
 
-    :param record: of the copy, `copy_of` in `reuse`.
-    :param source: the record of the images.
-    :param contents: their bytes, as `read_back` gives them.
+    :param record: the record of the copy, see `reuse_decision.copy_of`.
+    :param source: the record of the image.
+    :param contents: the image bytes, from `read_back`.
     :returns: the record as it is stored now, ``landed``.
     :raises StorageError: the bucket or the disk failed.
     """

@@ -205,7 +205,7 @@ class ImageWriter:
         try:
             kept = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
-            # The image is in storage. If the task failed now, nobody would find it.
+            # The image is in storage. Failing the task now would hide it.
             self.log.error(
                 "The image of job %s is in storage, but record %s was not updated (%s): %s",
                 record.job_id, record.key, error.kind, error.message,

@@ -94,10 +94,10 @@ class DagReuse:
         return entry is not None and folder_of(entry.record) != item.path
 
     async def _earlier(self, known: IndexedImage, entry: Entry, found: StoredRecord) -> IndexedImage:
-        """Who had the image before the record that the index names, where that has none.
+        """Search earlier records of the image, if the record in the index has no image.
 
-        It is named from now on, lest the copy that is made of it is known to nobody. The entry of a purchase that
-        failed stays: its task goes on by it.
+        The index then names the earlier record, so that the copy of it is found later. The entry of a failed purchase
+        stays, because its task still uses it.
 
         :raises LedgerError: a record can't be read.
         """
@@ -115,7 +115,7 @@ class DagReuse:
         return replace(known, found=replace(found, record=unknown), intact="unknown", images=())
 
     async def take(self, wanted: Record, copy: Take, writer: ImageWriter) -> Record | None:
-        """Land a copy as `wanted`; ``None`` where another attempt was first.
+        """Copy the image of another task to the destination of `wanted`; ``None`` if another attempt was first.
 
         :raises StorageError: the bucket or the disk failed.
         """
@@ -127,13 +127,13 @@ class DagReuse:
         return await land_copy(writer, wanted, copy.source, copy.images)
 
     async def restore(self, record: Record, writer: ImageWriter) -> Record | None:
-        """Land anew what is gone from all its places, from where another task of the DAG has the very same image.
+        """Store an image again that is gone from all its places, from a copy of another task of the DAG.
 
-        :param record: ``landed``.
-        :returns: the record as it is stored now; ``None``: no other task has it.
+        :param record: a ``landed`` record.
+        :returns: the record as it is stored now; ``None`` if no other task has the image.
         """
         starts = [record]
-        with contextlib.suppress(GeminiImageError):  # what can't be read here is asked of the gateway
+        with contextlib.suppress(GeminiImageError):  # if a record can't be read, the gateway is polled instead
             if self.order.policy.reuse == "dag":
                 index = index_key(record.key, record.fingerprint)
                 entry = await asyncio.to_thread(read_entry, self.ledger.store, index)
@@ -162,7 +162,7 @@ class DagReuse:
 
     async def _asked_before(self, wanted: Record) -> Record | None:
         """The last record of this task with another request. Only for the log, so errors are ignored."""
-        if self.order.item.item != "0":  # in a batch, what asks for something else is another image
+        if self.order.item.item != "0":  # in a batch another request is another item
             return None
         key, store = task_key(self.order.item), self.ledger.store
         try:
@@ -186,8 +186,7 @@ def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> StoredRecord | No
 
 
 def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
-    """What has landed for the same request before `record`: what it was copied from, and so on back, and older records
-    of each one's item.
+    """Earlier landed records of the same request: the sources of a copy, their sources, and older records of each item.
 
     :raises LedgerError: a record can't be read.
     :raises StorageError: the store failed.
