@@ -89,7 +89,7 @@ PROTECTIONS = (
     Protection(
         "Only a Clear compares what is asked for now",
         "core/purchase/decision.py",
-        "    return policy.anew or policy.generation > record.generation\n",
+        "    return policy.run_recreated or policy.generation > record.generation\n",
         "    return True\n",
     ),
     Protection(
@@ -256,9 +256,9 @@ PROTECTIONS = (
     Protection(
         "A task that was told to stop sends nothing",
         "core/execution/runner.py",
-        '        """From now on no paid request is started. Takes no lock: signal handlers call it."""\n'
+        '        """Start no further paid request. Takes no lock, because signal handlers call it."""\n'
         "        self._stopped = True\n",
-        '        """From now on no paid request is started. Takes no lock: signal handlers call it."""\n',
+        '        """Start no further paid request. Takes no lock, because signal handlers call it."""\n',
         live="term_intent",
     ),
 )
