@@ -254,7 +254,7 @@ def test_an_input_address_that_breaks_a_parser_is_one_clear_error(target: Target
 def test_an_upload_that_is_redirected_to_nowhere_costs_nothing_and_says_so(
     target: Target, name: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "in.png").write_bytes(attacks.image())
+    (tmp_path / "in.png").write_bytes(attacks.image_bytes())
     target.sandbox.faults(route="onemin.upload", status=307, headers={"Location": NOWHERE[name]})
     run = target.edit(str(tmp_path / "in.png"))
     error = outcome(run)

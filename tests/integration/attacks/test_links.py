@@ -240,7 +240,7 @@ def test_neither_key_nor_cookie_follows_a_download_to_another_host(target: Targe
     target.sandbox.faults(route="download", status=302, headers=first)
     target.sandbox.faults(route=f"{target.conn_id}.status", headers={"Set-Cookie": "session=SECRET"}, times=2)
     target.images.routes["/a"] = answer(302, b"", Location=target.link("/p.png", OTHER), Set_Cookie="session=SECRET")
-    target.images.routes["/p.png"] = answer(body=attacks.image())
+    target.images.routes["/p.png"] = answer(body=attacks.image_bytes())
     assert target.generate().state == "success"
     assert [path for path, _ in target.images.requests] == ["/a", "/p.png"]
     assert all(set(headers) == PLAIN for _, headers in target.images.requests)
@@ -279,7 +279,7 @@ def test_a_poll_that_is_redirected_takes_the_key_nowhere_and_the_image_is_not_lo
 
 @ONE_GATEWAY
 def test_an_upload_that_is_redirected_takes_neither_key_nor_image_anywhere(target: Target, tmp_path: Path) -> None:
-    (tmp_path / "in.png").write_bytes(attacks.image())
+    (tmp_path / "in.png").write_bytes(attacks.image_bytes())
     target.sandbox.faults(route="onemin.upload", status=307, headers={"Location": target.link()}, times=3)
     run = target.edit(str(tmp_path / "in.png"))
     error = outcome(run)
@@ -294,7 +294,7 @@ def test_an_upload_that_is_redirected_takes_neither_key_nor_image_anywhere(targe
 
 def test_a_name_that_is_public_first_and_loopback_second_is_looked_up_once(target: Target) -> None:
     target.internet.names[IMAGES] = [[PUBLIC], ["127.0.0.1"]]
-    target.images.routes["/p.png"] = answer(body=attacks.image())
+    target.images.routes["/p.png"] = answer(body=attacks.image_bytes())
     target.polls_answer(target.link())
     assert target.generate().state == "success"
     assert target.internet.asked == [IMAGES]
@@ -344,7 +344,7 @@ def test_an_input_address_that_leads_inwards_is_refused_before_anything_is_sent(
 def test_a_reference_that_leads_inwards_is_refused_before_anything_is_sent(
     target: Target, name: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "in.png").write_bytes(attacks.image())
+    (tmp_path / "in.png").write_bytes(attacks.image_bytes())
     run = target.edit(str(tmp_path / "in.png"), reference_images=[inwards(target, name)])
     target.refused_unsent(run, NOT_FOLLOWED)
     assert "SECRET" not in run.task("made").log.partition("Updating RenderedTaskInstanceFields")[2]
@@ -362,7 +362,7 @@ def test_an_input_address_that_is_redirected_inwards_is_refused_before_anything_
 
 def test_an_input_address_that_is_public_first_and_loopback_second_is_looked_up_once(target: Target) -> None:
     target.internet.names[IMAGES] = [[PUBLIC], ["127.0.0.1"]]
-    target.images.routes["/p.png"] = answer(body=attacks.image())
+    target.images.routes["/p.png"] = answer(body=attacks.image_bytes())
     target.lands(target.edit(target.link()))
     assert target.internet.asked == [IMAGES]
 
@@ -401,7 +401,7 @@ def test_an_input_of_a_scheme_that_airflow_does_not_serve_connects_to_nobody(tar
 
 
 def test_an_input_that_is_a_data_uri_is_refused(target: Target) -> None:
-    inline = f"data:image/png;base64,{base64.b64encode(attacks.image()).decode()}"
+    inline = f"data:image/png;base64,{base64.b64encode(attacks.image_bytes()).decode()}"
     target.refused_unsent(target.edit(inline), "image")
 
 

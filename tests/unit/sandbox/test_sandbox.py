@@ -198,9 +198,9 @@ def test_an_edit_shows_its_inputs_and_is_a_jpeg_in_the_first_inputs_shape(call: 
     red = call.upload(png("red", (160, 90))).json()["fileContent"]["path"]
     blue = call.upload(png("blue")).json()["asset"]["key"]
     answer = call.features("IMAGE_EDITOR", imageUrl=red, referenceImage1=blue, imageSize="1K").json()
-    image = call.http.get(answer["aiRecord"]["temporaryUrl"])
-    image = Image.open(io.BytesIO(image.content)).convert("RGB")
-    assert (image.headers["content-type"], image.size) == ("image/jpeg", (1376, 768))
+    result = call.http.get(answer["aiRecord"]["temporaryUrl"])
+    image = Image.open(io.BytesIO(result.content)).convert("RGB")
+    assert (result.headers["content-type"], image.size) == ("image/jpeg", (1376, 768))
     seen = [
         image.getpixel(((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)) for box in drawing.input_boxes(1376, 768, 2)
     ]

@@ -448,12 +448,12 @@ def test_of_an_image_that_is_something_else_too_only_the_image_is_in_the_thumbna
 
 def record_of(*images: bytes) -> tuple[Record, ImageCache]:
     """A record of these images, which have just landed."""
-    kept, images = ImageCache(), []
+    kept, described = ImageCache(), []
     for index, data in enumerate(images):
         digest = hashlib.sha256(data).hexdigest()
         kept.add(digest, data)
-        images.append({"uri": f"file:///pictures/{index}.png", "sha256": digest})
-    return landed(manifest={"images": images}), kept
+        described.append({"uri": f"file:///pictures/{index}.png", "sha256": digest})
+    return landed(manifest={"images": described}), kept
 
 
 async def made(store: Store, *images: bytes, guard: SubmitGuard | None = None) -> Record:
