@@ -200,7 +200,7 @@ def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shel
         assert "Nothing was changed" in shell("resolve", key, *words)
     assert "landed: 1" in shell("collect")
     assert "has landed" in shell.refused("resolve", keys[2], "--lost")
-    assert f"is that of record {keys[2]}" in shell.refused(
+    assert f"belongs to record {keys[2]}" in shell.refused(
         "resolve", asyncio.run(left.unknown("e")).key, "--job", job_id
     )
     assert left.calls("submit") == 5
