@@ -77,9 +77,9 @@ async def test_resolve_refuses_the_job_of_another_record_in_any_state(left: Left
     for key in list(left.store.keys("jobs/")):  # as records of before have none
         left.store.delete(key)
     for other in others.values():
-        with pytest.raises(BadRequestError, match=re.escape(f"job {other.job_id} is that of record {other.key}")):
+        with pytest.raises(BadRequestError, match=re.escape(f"job {other.job_id} belongs to record {other.key}")):
             reconcile.resolve(left.ledger, record.key, job(other.job_id))
-        with pytest.raises(BadRequestError, match="is that of record"):
+        with pytest.raises(BadRequestError, match="belongs to record"):
             reconcile.resolve(left.ledger, record.key, job(other.job_id), dry_run=True)
     assert left.at(record) == record
     own = {entry["job_id"] for entry in left.sandbox.ledger()} - {other.job_id for other in others.values()}
@@ -98,7 +98,7 @@ async def test_resolve_refuses_the_job_of_another_run_dag_and_namespace_and_a_fu
     for number, item in enumerate(elsewhere):
         left.ledger.create(submitted(item, job_id=f"job-{number}", extra_jobs=[f"extra-{number}"]))
         for job_id in (f"job-{number}", f"extra-{number}"):
-            with pytest.raises(BadRequestError, match="is that of record"):
+            with pytest.raises(BadRequestError, match="belongs to record"):
                 reconcile.resolve(left.ledger, record.key, job(job_id))
     # Another gateway's job of the same id is another job.
     left.ledger.create(submitted(dataclasses.replace(ITEM, task_id="x"), gateway="apimaster", job_id="theirs"))
