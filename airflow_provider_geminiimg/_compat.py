@@ -153,7 +153,7 @@ class LiteralXComMixin:
     """
 
     native_fields: ClassVar[Collection[str]] = ("image", "reference_images", "requests")
-    _telling_env: Any = None
+    _recording_env: Any = None
     _evaluates = True
     _missing: list[IncompleteText]
     _incomplete: dict[int, tuple[str, IncompleteText]]
@@ -165,18 +165,18 @@ class LiteralXComMixin:
         if parent is not self:
             render(parent, template_fields, context, jinja_env, seen_oids)
             return
-        from airflow_provider_geminiimg.core.validation.incomplete import telling
+        from airflow_provider_geminiimg.core.validation.incomplete import recording_missing
 
         seen = seen_oids | _returned_by_a_task(self, context)
         given = _given_by_a_task(self, context)
         self._missing = []
-        self._telling_env = telling(jinja_env, self._missing)
+        self._recording_env = recording_missing(jinja_env, self._missing)
         for name in template_fields:
             written = getattr(self, name)
             self._evaluates = not _is_native(jinja_env) or (name in self.native_fields and isinstance(written, str))
             self._incomplete = {}
             try:
-                render(parent, (name,), context, self._telling_env, seen)
+                render(parent, (name,), context, self._recording_env, seen)
                 rendered = _defined(getattr(self, name))
             except Exception as error:
                 if not _is_missing(error):
@@ -185,7 +185,7 @@ class LiteralXComMixin:
             else:
                 incomplete = {place: found for place, (_, found) in self._incomplete.items()}
                 self._rendered(name, GIVEN if name in given else written, rendered, incomplete)
-        self._telling_env = None
+        self._recording_env = None
 
     def _rendered(
         self,
@@ -205,7 +205,7 @@ class LiteralXComMixin:
 
     def _render(self, template: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         render = super()._render  # type: ignore[misc]
-        if self._telling_env is None or template.environment is not self._telling_env:
+        if self._recording_env is None or template.environment is not self._recording_env:
             return render(template, context, *args, **kwargs)
         self._missing.clear()
         if self._evaluates:

@@ -71,8 +71,8 @@ PROTECTIONS = (
     Protection(
         "A paid request that was written is never taken for unsent",
         "core/http/exchange.py",
-        '            return OutcomeUnknownError(f"The request was sent, and the contact broke off',
-        '            return NotSentError(f"The request was sent, and the contact broke off',
+        '            return OutcomeUnknownError(f"The request was sent, but the connection broke',
+        '            return NotSentError(f"The request was sent, but the connection broke',
     ),
     Protection(
         "An attempt waits for another one's answer until that is overdue",
@@ -95,9 +95,9 @@ PROTECTIONS = (
     Protection(
         "The trigger's first event is its last",
         "triggers/job.py",
-        "        settled = time.monotonic() + SETTLE\n",
+        "        earliest = time.monotonic() + MIN_SECONDS\n",
         '        yield TriggerEvent({"status": "running", "job_id": self.job_id, "code": None})\n'
-        "        settled = time.monotonic() + SETTLE\n",
+        "        earliest = time.monotonic() + MIN_SECONDS\n",
     ),
     Protection(
         "A job that the gateway does not know yet is given ten minutes",

@@ -59,7 +59,7 @@ def _fires_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker process ends late where the trigger runs in this one."""
     from airflow_provider_geminiimg.triggers import job
 
-    monkeypatch.setattr(job, "SETTLE", 0.0)
+    monkeypatch.setattr(job, "MIN_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""What the user asks for, in neutral words, so that a wrong wish is refused before anything is sent or paid for.
+"""The request for one image: its fields, its check against the catalogue, and its fingerprint.
 
-What must stay true: what leaves `ImageRequest.check` is exactly what the gateway's row takes (nothing is dropped or
-guessed); every refusal is one `BadRequestError` naming the field, the value and what is allowed, never the prompt's
-text or a link's query; one wish has one fingerprint, which changes only with `FINGERPRINT_VERSION`.
+What must stay true: `ImageRequest.check` returns exactly the given fields (nothing is dropped or guessed), or refuses
+the request before anything is sent or paid; every refusal is a `BadRequestError` that names the field, the value and
+the allowed values, and never contains the prompt or a link's query; equal requests have equal fingerprints, and a
+fingerprint changes only with `FINGERPRINT_VERSION`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ REQUEST_FIELDS = (
     "google_image_search",
     "variant",
 )
-SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")  # what all rows of a batch may have in common
+SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")  # fields that a batch may set for all rows
 
 _SETTINGS = ("resolution", "aspect_ratio", "temperature", "top_p", "google_search", "google_image_search")
 _IMAGES = ("image", "reference_images")
@@ -52,22 +53,22 @@ _EDIT_TAKES_IMAGES = 'Input images belong to the operation "edit" (GeminiImageEd
 
 @dataclass(frozen=True, slots=True)
 class CheckedRequest:
-    """A request that its gateway takes as it stands.
+    """A request that its gateway accepts.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param row: what the gateway takes for this model and operation; `ModelSpec.wire_model` is the id to send.
-    :param model: the id as the user wrote it.
+    :param row: the catalogue's row of the model and operation; `ModelSpec.wire_model` is the id to send.
+    :param model: the model id as the user wrote it.
     :param operation: ``generate`` or ``edit``.
-    :param prompt: what to draw.
-    :param resolution: ``512`` ``1K`` ``2K`` ``4K``; never ``None`` where the row takes one.
+    :param prompt: description of the image or of the edit.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` only if the model takes no size.
     :param aspect_ratio: width to height, as in ``16:9``.
     :param temperature: 0.0 to 2.0.
     :param top_p: 0.0 to 1.0.
     :param google_search: ground the image in a web search.
-    :param google_image_search: ground it in an image search too.
-    :param variant: tells two wanted images of one prompt apart; never sent.
+    :param google_image_search: also ground it in an image search.
+    :param variant: distinguishes two images of the same request; never sent.
     :param image: URI of the image to edit.
-    :param reference_images: URIs of the references.
+    :param reference_images: URIs of the reference images.
     """
 
     gateway: str
@@ -87,30 +88,30 @@ class CheckedRequest:
 
     @property
     def input_images(self) -> tuple[str, ...]:
-        """URIs of the images that go in: the one to edit first, then the references."""
+        """URIs of the input images: the image to edit, then the references."""
         return (() if self.image is None else (self.image,)) + self.reference_images
 
     def fields(self) -> dict[str, Any]:
-        """The settings that are set, by their neutral names, without prompt and images: fit for logs and records."""
+        """The fields that are set, without prompt and images, for logs and records."""
         values = {name: getattr(self, name) for name in (*_SETTINGS, "variant")}
         return {name: value for name, value in values.items() if value is not None}
 
     def fingerprint(self, *, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> str:
-        """64 hex digits that are the same exactly for the same wish at the same place.
+        """The fingerprint: 64 hex digits, equal exactly for equal requests through the same connection.
 
-        :param input_sha256: hex digests of the input images' bytes, in the order of `input_images`. The URIs
-            don't count: the same image elsewhere is the same wish.
+        :param input_sha256: hex digests of the input images' bytes, in the order of `input_images`. The URIs do not
+            matter: the same image at another place gives the same fingerprint.
         :param base_url_host: host of the API.
         :param conn_id: id of the Airflow connection.
-        :raises ValueError: when there are not as many digests as input images.
+        :raises ValueError: the number of digests is not the number of input images.
         """
         if len(input_sha256) != len(self.input_images):
             raise ValueError(f"{len(self.input_images)} input images need as many digests, got {len(input_sha256)}.")
         return self._digest(self.row.fingerprint_model, input_sha256, base_url_host, conn_id)
 
     def fingerprints(self, *, input_sha256: Sequence[str], base_url_host: str, conn_id: str) -> tuple[str, ...]:
-        """`fingerprint`, then those that earlier versions gave the same wish: they told the ids of a model apart, and
-        the variants ``1`` and ``1.0``."""
+        """The `fingerprint`, then the fingerprints that earlier versions gave the same request: they distinguished the
+        ids of a model, and the variants ``1`` and ``1.0``. The parameters are those of `fingerprint`."""
         first = self.fingerprint(input_sha256=input_sha256, base_url_host=base_url_host, conn_id=conn_id)
         names = [self.row.fingerprint_model, *other_ids(self.row)]
         spelled = [self]
@@ -136,21 +137,21 @@ class CheckedRequest:
 
 
 class ImageRequest(pydantic.BaseModel):
-    """What the user asks for, before a gateway is known. Make one with `build`.
+    """A request before its gateway is known. Create one with `build`.
 
     :param operation: ``generate`` or ``edit``.
-    :param prompt: what to draw; a number becomes its text.
-    :param model: model id; unset = the connection's, else the gateway's, see `catalog.default_model`.
+    :param prompt: description of the image or of the edit; a number becomes text.
+    :param model: model id; default: the connection's model, else the gateway's default, see `lookup.default_model`.
     :param image: the image to edit: a URI, or a manifest with exactly one image.
     :param reference_images: a list, a JSON array, one URI, a manifest, or a sequence of these.
-    :param resolution: ``512`` ``1K`` ``2K`` ``4K`` in any case; ``0.5K`` means ``512``.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K`` in any case; ``0.5K`` means ``512``.
     :param aspect_ratio: as in ``16:9``.
     :param temperature: 0.0 to 2.0.
     :param top_p: 0.0 to 1.0.
     :param google_search: true or false.
     :param google_image_search: true or false; needs `google_search`.
-    :param variant: any text or number; tells two wanted images of one prompt apart and is never sent.
-    :raises BadRequestError: for a value that can't be what its field means.
+    :param variant: any text or number; distinguishes two images of the same request and is never sent.
+    :raises BadRequestError: a value is not allowed for its field.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -175,10 +176,10 @@ class ImageRequest(pydantic.BaseModel):
 
     @classmethod
     def build(cls, **values: Any) -> ImageRequest:
-        """A request from values as people and templates write them; see the class for what each field takes.
+        """Create a request from values of DAGs, templates or rows.
 
-        :param values: by the neutral names; ``None``, and an empty text in an optional field, mean unset.
-        :raises BadRequestError: for a field that does not exist or a value that can't be what its field means.
+        :param values: the fields by name, see the class; ``None``, and blank text in an optional field, mean unset.
+        :raises BadRequestError: a field does not exist, or its value is not allowed.
         """
         refuse_missing_value(values)
         try:
@@ -187,11 +188,11 @@ class ImageRequest(pydantic.BaseModel):
             raise _refusal(error, values) from None
 
     def check(self, gateway: str, connection_model: str | None = None) -> CheckedRequest:
-        """This request, if the gateway takes it for its model and operation.
+        """Check this request against the gateway's row for its model and operation.
 
         :param gateway: ``1min`` or ``apimaster``.
         :param connection_model: the connection's model, for a request that names none.
-        :raises BadRequestError: naming the field, the value given and what is allowed.
+        :raises BadRequestError: the gateway does not accept a field; names the field, its value and the allowed values.
         """
         model = self.model or default_model(gateway, connection_model)
         row = lookup(gateway, model, self.operation)
@@ -210,15 +211,14 @@ class ImageRequest(pydantic.BaseModel):
 
 
 def check_literals(operation: str, model: Any, **values: Any) -> None:
-    """Refuse, when a DAG is parsed, the plain literals that no gateway takes for this model.
+    """Check literal arguments when a DAG is parsed; refuse those that no gateway accepts for the model.
 
-    What is only known at run time (templates, XComs, ``literal()``, any object of Airflow's) is left alone, as is
-    every field that is not given here.
+    Values that are only known at run time (templates, XComs, ``literal()``, any object of Airflow) are not checked.
 
     :param operation: ``generate`` or ``edit``.
-    :param model: the operator's model; unset or templated = any model of the catalogue.
-    :param values: the operator's arguments by their neutral names.
-    :raises BadRequestError: naming the field, the value given and what is allowed.
+    :param model: the operator's model; if unset or templated, any model of the catalogue.
+    :param values: the operator's arguments by name.
+    :raises BadRequestError: a value is not allowed; names the field, its value and the allowed values.
     """
     refuse_missing_value({name: value for name, value in {"model": model, **values}.items() if is_literal(value)})
     name = clean("model", model) if is_literal(model) else None
@@ -227,12 +227,12 @@ def check_literals(operation: str, model: Any, **values: Any) -> None:
 
 
 def prompt_sha256(prompt: str) -> str:
-    """Hex SHA-256 of the prompt's UTF-8 bytes: what records keep where prompts are not recorded."""
+    """Hex SHA-256 of the prompt in UTF-8; records contain it instead of the prompt unless prompts are recorded."""
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadRequestError:
-    """What pydantic itself found wrong (a field that is missing, unknown, or not one of its words)."""
+    """The error for what pydantic refuses: a missing or unknown field, or a value that is not in a ``Literal``."""
     problem = error.errors(include_url=False, include_context=False)[0]
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
@@ -243,7 +243,7 @@ def _refusal(error: pydantic.ValidationError, values: Mapping[str, Any]) -> BadR
     return BadRequestError(f"{name}{shown}: {problem['msg']}.")
 
 
-# Rules of a row. A name that is absent from `values` is not known yet and breaks no rule.
+# The rules of a row. A field that is missing in `values` is not known yet and breaks no rule.
 
 
 def _only_what_it_takes(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
@@ -254,14 +254,14 @@ def _only_what_it_takes(row: ModelSpec, values: Mapping[str, Any], where: str) -
         takes = ", ".join(("prompt", *(known for known in (*_IMAGES, *_SETTINGS) if known in row.fields)))
         hint = _EDIT_TAKES_IMAGES if name in _IMAGES else ""
         shown = f" ({len(value)} given)" if isinstance(value, tuple) else given(value)
-        refuse(name, shown, f"is not taken by {where}, which takes: {takes}.", hint)
+        refuse(name, shown, f"is not accepted by {where}, which accepts: {takes}.", hint)
 
 
 def _listed_values(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
     for name, allowed in (("resolution", row.resolutions), ("aspect_ratio", row.aspect_ratios)):
         value = values.get(name)
         if value is not None and value not in allowed:
-            problem = f"is not taken by {where}. Allowed: {', '.join(allowed)}."
+            problem = f"is not accepted by {where}. Allowed: {', '.join(allowed)}."
             refuse(name, given(value), problem, did_you_mean(value, allowed))
 
 
@@ -269,7 +269,7 @@ def _within_bounds(row: ModelSpec, values: Mapping[str, Any], where: str) -> Non
     for name, (low, high) in BOUNDS.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
-            refuse(name, given(value), f"out of range. Allowed: {low} to {high}.")
+            refuse(name, given(value), f"is out of range. Allowed: {low} to {high}.")
 
 
 def _image_search_needs_search(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
@@ -305,7 +305,7 @@ def _obey(row: ModelSpec, values: Mapping[str, Any], where: str) -> None:
 
 
 def _union(rows: Sequence[ModelSpec]) -> ModelSpec:
-    """A row that takes whatever one of these takes."""
+    """A row that accepts everything that at least one of `rows` accepts."""
     return dataclasses.replace(
         rows[0],
         fields=frozenset().union(*(row.fields for row in rows)),

@@ -1,7 +1,7 @@
-"""What the hook's methods do, written once and async.
+"""The implementation of the hook's methods, asynchronous.
 
-What must stay true: `Session.submit` alone costs money, and sends once; an input is read and checked before anything
-is sent; the key stays with the transport.
+What must stay true: only `Session.submit` costs money, and it sends once; an input is read and checked before anything
+is sent; only the transport has the API key.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 
 class Session:
-    """One connection, open.
+    """The calls through one open connection. For the methods see `GeminiImageHook`.
 
     :param connection: the account.
-    :param transport: sends to it.
+    :param transport: the transport of that account.
     """
 
     def __init__(self, connection: GatewayConnection, transport: Transport) -> None:
@@ -50,28 +50,28 @@ class Session:
         return await self.transport.send_free(self.gateway.check(), prompt="")
 
     async def test(self) -> str:
-        """What the free check finds, for people."""
+        """The result of the free check, as a message."""
         began = time.monotonic()
         models = (await self.check()).models
         milliseconds = (time.monotonic() - began) * 1000
         asked, label = self.connection.base_url, self.gateway.label
         where = label if asked == self.gateway.default_base_url else f"{label} at {asked}"
-        said = f"{where} accepts the key ({milliseconds:.0f} ms)."
-        return f"{said} {await self._models_in_words(models)}"
+        accepted = f"{where} accepts the key ({milliseconds:.0f} ms)."
+        return f"{accepted} {await self._models_in_words(models)}"
 
     async def _models_in_words(self, seen: tuple[str, ...]) -> str:
-        """Which image models there are, by the check or by the gateway's public list, and whether the default is one.
+        """The available image models, and whether the default model is among them, as a message.
 
-        :param seen: what the check itself told; empty where the gateway does not tell with it.
+        :param seen: the models from the check; empty if the check does not list them. Then the public list counts.
         """
-        gateway, said = self.connection.gateway, f"The key sees {len(seen)} models"
+        gateway, said = self.connection.gateway, f"The key can use {len(seen)} models"
         if not seen:
             try:
                 seen = (await self.transport.send(self.gateway.models(), prompt="")).models
             except GeminiImageError as error:
-                return f"Which models there are could not be read ({error.kind})."
+                return f"The list of models could not be read ({error.kind})."
             if not seen:
-                return "It does not tell which models the key may use."
+                return "It does not list the models that the key can use."
             said = f"Its public list has {len(seen)} image models"
         known = [model for model in seen if knows(gateway, model)]
         others = [
@@ -85,7 +85,7 @@ class Session:
             return said
         other = other_id(model)
         instead = (
-            f"it is there as {other}: write that as the connection's model"
+            f"it is listed as {other}; set that as the connection's model"
             if other in seen
             else ("change it, or enable it at the gateway")
         )
@@ -98,7 +98,7 @@ class Session:
             info = await asyncio.to_thread(inspect_input, image)
             warn_if_turned("image", info)
         except InvalidImageError as error:
-            raise BadRequestError(f"image can't be used: {error.message}") from None
+            raise BadRequestError(f"image cannot be used: {error.message}") from None
         digest = await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
         async with ByteSemaphore().share(empty=True) as share:
             images = [InputImage(image, info.media_type, digest)]
@@ -163,8 +163,6 @@ def _ended(job_id: str, end: End, result: JobStatus | GeminiImageError) -> JobSt
     if end.status == "vanished":
         raise OutcomeUnknownError(f"The gateway does not know job {job_id}.")
     if end.status == "timeout":
-        raise TimedOutError(f"Job {job_id} was still running at the deadline. It is left alone.")
+        raise TimedOutError(f"Job {job_id} was still running at the deadline. The job is not affected.")
     cause = result if isinstance(result, GeminiImageError) else None
-    raise LostContactError(
-        f"Job {job_id} could not be asked about several times in a row. It is left alone."
-    ) from cause
+    raise LostContactError(f"Several polls of job {job_id} in a row failed. The job is not affected.") from cause

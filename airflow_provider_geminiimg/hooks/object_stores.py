@@ -1,4 +1,4 @@
-"""Object stores, opened with what Airflow knows: its connections, and the providers that serve other stores."""
+"""Opens object stores with Airflow's connections and the storage backends of installed providers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CLIENTS_LOCK = threading.Lock()
 
 
 def default_s3_client(conn_id: str | None) -> Any:
-    """A boto3 S3 client, made once per process and connection. `AWS_ENDPOINT_URL` and the like are honoured.
+    """A boto3 S3 client, created once per process and connection. It respects `AWS_ENDPOINT_URL` and similar variables.
 
-    One that found no credentials never finds any, so it is not kept.
+    A client without credentials is not reused, because boto3 does not search for credentials again.
 
-    :param conn_id: an Airflow AWS connection, opened by the amazon provider with that connection's own settings;
-        ``None``: boto3's own chain, 10 s to connect, 60 s for an answer, standard retries.
+    :param conn_id: an Airflow AWS connection, opened by the amazon provider with the connection's settings; ``None``:
+        boto3's default credentials, a connect timeout of 10 s, a read timeout of 60 s, and standard retries.
     :raises BadRequestError: the connection does not exist, or the amazon provider is not installed.
     """
     slot = (os.getpid(), conn_id)  # sockets must not be shared with a forked process
@@ -35,7 +35,7 @@ def default_s3_client(conn_id: str | None) -> Any:
 
 
 def _plain_client() -> tuple[Any, bool]:
-    """A client, and whether it has credentials."""
+    """A client with boto3's default credentials, and whether there are any."""
     import boto3
     from botocore.config import Config
 
@@ -49,22 +49,25 @@ def _airflow_client(conn_id: str) -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     except ImportError as error:
         raise BadRequestError(
-            f"s3://{conn_id}@… names an Airflow connection, which needs the amazon provider; it is not installed.",
-            hint="pip install apache-airflow-providers-amazon, or leave the connection out of the URI.",
+            f"s3://{conn_id}@… names an Airflow connection. This requires the amazon provider, which is not installed.",
+            hint="Install apache-airflow-providers-amazon, or remove the connection from the URI.",
         ) from error
     hook = S3Hook(aws_conn_id=conn_id)
     try:
-        hook.get_connection(conn_id)  # S3Hook itself would go on with another identity
+        hook.get_connection(conn_id)  # without this check S3Hook would use other credentials
     except AirflowNotFoundException as error:
-        raise BadRequestError(f"s3://{conn_id}@… names the Airflow connection {conn_id!r}: there is none.") from error
+        raise BadRequestError(
+            f"s3://{conn_id}@… names the Airflow connection {conn_id!r}, which does not exist."
+        ) from error
     return hook.get_conn()
 
 
 def object_storage_path(uri: str, conn_id: str | None) -> Any:
-    """Airflow's `ObjectStoragePath` of a URI.
+    """Airflow's `ObjectStoragePath` for a URI.
 
-    :param conn_id: the Airflow connection that opens it; ``None``: what the machine itself may do.
-    :raises ValueError: no installed provider serves its scheme.
+    :param uri: the URI of a file or directory.
+    :param conn_id: the Airflow connection to use; ``None``: the machine's own credentials.
+    :raises ValueError: no installed provider supports the scheme of the URI.
     """
     from airflow.sdk import ObjectStoragePath
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import LiteralXComMixin
-from airflow_provider_geminiimg.core.validation.absent import IncompleteText, came_to_nothing
+from airflow_provider_geminiimg.core.validation.absent import IncompleteText, missing_after_rendering
 from airflow_provider_geminiimg.core.validation.arguments import is_literal
 from airflow_provider_geminiimg.core.validation.task_arguments import UNSET, Checks, TaskArguments
 
@@ -45,7 +45,7 @@ class CheckedArgumentsMixin(LiteralXComMixin):
         if isinstance(written, str) and isinstance(rendered, str) and written != rendered and rendered.strip() == UNSET:
             setattr(self, name, None)
             return
-        found = dict(came_to_nothing(name, written, rendered, incomplete))
+        found = dict(missing_after_rendering(name, written, rendered, incomplete))
         if incomplete and not any(isinstance(value, IncompleteText) for value in found.values()):
             found[name] = next(iter(incomplete.values()))  # inside a set, or inside an object with template fields
         if name in _OF_FUNCTION:

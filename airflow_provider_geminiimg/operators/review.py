@@ -86,7 +86,7 @@ class GeminiImageReviewOperator(CheckedArgumentsMixin, HITLOperator, SkipMixin):
             arguments = self._arguments()
             arguments.refuse_unrendered()
             given = manifests(self.images, "images")
-            arguments.refuse_nothing()
+            arguments.refuse_missing()
             approval = self._approval(context)
             shown = approval.vouched(given, "images")
             self._show(shown)

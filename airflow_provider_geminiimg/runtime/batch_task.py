@@ -97,7 +97,7 @@ def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception 
     attempt = TaskRun(context, task.log)
     plans = SavedRequestStore(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
-    task.arguments.refuse_nothing(None if known is None else task.arguments.checks)
+    task.arguments.refuse_missing(None if known is None else task.arguments.checks)
     requests = task.rows(context) if known is None else None
     lived = run(lambda: closed(_live(task, attempt, plans, known, requests)), task.guard)
     if isinstance(lived, GeminiImageError):

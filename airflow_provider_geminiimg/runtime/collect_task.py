@@ -18,7 +18,7 @@ from airflow_provider_geminiimg.runtime.errors import raise_outcome
 def run_task(arguments: TaskArguments, log: Logs) -> dict[str, Any]:
     """Resolve the given records, then collect."""
     try:
-        arguments.refuse_nothing()
+        arguments.refuse_missing()
         environment = Environment(log)
     except GeminiImageError as error:
         raise_outcome(error)

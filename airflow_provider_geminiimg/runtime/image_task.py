@@ -159,10 +159,10 @@ def _request(task: ImageTask, attempt: TaskRun, connection: GatewayConnection, c
     """The request of this attempt, checked for the gateway of the connection."""
     arguments, function = task.arguments, task.function
     if function is not None:
-        arguments.refuse_nothing()
+        arguments.refuse_missing()
         return returned_request.request(attempt, connection, lambda: function(context))
     arguments.refuse_unrendered()
     values = {name: arguments[name] for name in REQUEST_FIELDS}
     request = ImageRequest.build(**values, operation=task.operation).check(connection.gateway, connection.model)
-    arguments.refuse_nothing()
+    arguments.refuse_missing()
     return request

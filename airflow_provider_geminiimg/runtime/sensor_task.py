@@ -38,7 +38,7 @@ from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.core.redaction.ranges import UNIX_SECONDS
-from airflow_provider_geminiimg.core.validation.arguments import refuse_other_than_one_job
+from airflow_provider_geminiimg.core.validation.arguments import require_one_job
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
@@ -198,8 +198,8 @@ def _check(arguments: TaskArguments) -> None:
         arguments.checked(name)
     if arguments["job"] is not None:
         key_of_job(arguments["job"])
-    refuse_other_than_one_job(arguments["job"], arguments["job_id"])
-    arguments.refuse_nothing()
+    require_one_job(arguments["job"], arguments["job_id"])
+    arguments.refuse_missing()
 
 
 async def _collect(task: SensorTask, attempt: TaskRun, again: bool, resumed: bool) -> Record:

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 
 from airflow_provider_geminiimg._compat import TaskDeferralError, TaskDeferralTimeout, is_mapped
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.validation.arguments import is_literal, refuse_other_than_one_job
+from airflow_provider_geminiimg.core.validation.arguments import is_literal, require_one_job
 from airflow_provider_geminiimg.gallery.link import ImagesLink
 from airflow_provider_geminiimg.operators.arguments import DEFAULT_DEFERRABLE, parsers
 from airflow_provider_geminiimg.operators.base import CheckedArgumentsMixin
@@ -163,4 +163,4 @@ class GeminiImageJobSensor(CheckedArgumentsMixin, BaseSensorOperator):
 
             key_of_job(self.job)
         if is_literal(self.job) and is_literal(self.job_id):
-            refuse_other_than_one_job(self.job, self.job_id)
+            require_one_job(self.job, self.job_id)

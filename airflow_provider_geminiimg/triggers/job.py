@@ -1,12 +1,13 @@
-"""Waits for a job in the triggerer, where one event loop serves every waiting task of the deployment.
+"""The trigger that waits for a job in the triggerer, where one event loop serves all waiting tasks.
 
 What must stay true:
 
-- nothing here costs money, and nothing here writes: the event says how a job stands, the worker does the rest;
-- kwargs and event, which Airflow stores and logs in clear, hold ids, numbers and one word; no link, no message;
-- all triggers of one connection in one loop share one look-up, one client and one limiter;
-- a failure, of a poll or of the look-up, never ends the wait by itself: `PollSchedule` decides;
-- no answer holds up the loop: one that is larger than `MAX_POLL` is the worker's to read.
+- nothing here costs money or writes to storage: the event has the job's status, and the worker does the rest;
+- the arguments and the event, which Airflow stores and logs unencrypted, contain ids, numbers and one status word, no
+  link and no message;
+- all triggers of one connection in one event loop share one connection look-up, one client and one rate limit;
+- a failed poll or look-up does not end the wait by itself: `PollSchedule` decides;
+- no response blocks the event loop: the worker reads a response that is larger than `MAX_POLL`.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 
-LINGER = 30.0  # seconds that a client outlives its last trigger: mapped tasks come one by one
-LOOK_UP_AGAIN = 5.0  # seconds; a look-up that failed, or whose key was refused, is not repeated sooner
-LAST_POLL = 30.0  # seconds past the deadline that the last poll may take
-SETTLE = 6.0  # seconds after its start in which a trigger does not fire; see `GeminiImageJobTrigger.run`
-MAX_POLL = 1_000_000  # bytes; a real answer has a few thousand, unless an image is in it
+LINGER = 30.0  # seconds until an unused client is closed, because mapped tasks start one after another
+LOOK_UP_AGAIN = 5.0  # seconds until a failed look-up, or one whose key was refused, is repeated
+LAST_POLL = 30.0  # seconds after the deadline that the last poll may take
+MIN_SECONDS = 6.0  # a trigger does not fire earlier after its start; see `GeminiImageJobTrigger.run`
+MAX_POLL = 1_000_000  # bytes; a typical response has a few thousand, unless it contains an image
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_DOUBTS = (AuthenticationError, BadRequestError, NotSentError)  # failures that a corrected connection would end
+# Errors that may disappear when the connection is corrected, so it is looked up again.
+_CONNECTION_ERRORS = (AuthenticationError, BadRequestError, NotSentError)
 
 log = logging.getLogger(__name__)
 
 
 class Poller:
-    """What the triggers of one connection share in one event loop.
+    """The client that all triggers of one connection share in one event loop.
 
     :param conn_id: id of the Airflow connection.
     """
@@ -71,7 +73,7 @@ class Poller:
 
     @classmethod
     def join(cls, conn_id: str) -> Poller:
-        """The poller of this connection in the running loop. Every `join` needs a `leave`."""
+        """The poller of a connection in the running event loop. Each `join` needs a `leave`."""
         pollers = _POLLERS.setdefault(asyncio.get_running_loop(), {})
         poller = pollers.get(conn_id)
         if poller is None:
@@ -81,13 +83,14 @@ class Poller:
         return poller
 
     def leave(self) -> None:
-        """The client is closed `LINGER` seconds after the last trigger has left, or with the loop."""
+        """Release the poller. Its client is closed `LINGER` seconds after the last `leave`, or with the event loop."""
         self._users -= 1
         if not self._users:
             self._left.set()
 
     async def spread(self) -> tuple[float, float]:
-        """The gateway's pauses between polls; the longest of any gateway while the connection can't be looked up."""
+        """Shortest and longest pause between polls, in seconds. While the connection cannot be looked up: the longest
+        of any gateway."""
         with contextlib.suppress(GeminiImageError):
             await self._transport()
         if self._connection is None:
@@ -95,14 +98,14 @@ class Poller:
         return LIMITS[self._connection.gateway].poll_interval
 
     async def poll(self, job_id: str, model: str) -> JobStatus:
-        """Ask once.
+        """Poll once.
 
-        :raises GeminiImageError: the gateway, or Airflow's connection, could not be asked.
+        :raises GeminiImageError: the poll or the look-up of the connection failed.
         """
         try:
             transport = await self._transport()
             return await transport.send(transport.gateway.status(job_id, model=model))
-        except _DOUBTS:
+        except _CONNECTION_ERRORS:
             self._stale = True
             raise
 
@@ -111,12 +114,12 @@ class Poller:
             if self._stale and time.monotonic() - self._looked_up_at >= LOOK_UP_AGAIN:
                 await self._look_up()
             if self._failure is not None and not self._transports:
-                raise self._failure.scrubbed(prompt="")  # a copy, because a traceback grows with every raise
+                raise self._failure.scrubbed(prompt="")  # a copy, because each raise extends the traceback
             return self._transports[-1]
 
     async def _look_up(self) -> None:
         self._looked_up_at = time.monotonic()
-        # Whatever a secrets backend raises: it may be back in a minute.
+        # Any exception of a secrets backend counts as a lost contact, because the backend may soon work again.
         failure = await closed(self._open(), lambda error: _lost("The connection could not be looked up", error))
         if failure is not None:
             self._failure = failure
@@ -124,7 +127,7 @@ class Poller:
     async def _open(self) -> None:
         connection = await self._hook.aconnection()
         if connection != self._connection:
-            # The one before may still be answering; all are closed together.
+            # The previous client may still receive a response; all are closed together.
             self._transports.append(Transport(connection, max_poll=MAX_POLL))
             self._connection = connection
             log.info("Opened one client for connection %s", connection.conn_id)
@@ -150,19 +153,19 @@ _POLLERS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]
 
 
 class GeminiImageJobTrigger(BaseTrigger):
-    """Fires once, when a job has ended or is not worth waiting for any longer.
+    """Polls a job, and fires once when the job or the wait has ended.
 
-    The event is ``{"status", "job_id", "code"}``: the status is ``done``, ``failed`` or ``vanished`` (the gateway's
-    word), ``timeout``, ``lost`` or ``too_large`` (we stopped asking, the job is left alone; what is too large for here
-    is the worker's to read); the code is the gateway's own, or null.
+    The event is ``{"status", "job_id", "code"}``. The status is ``done``, ``failed`` or ``vanished`` as reported by the
+    gateway, or ``timeout``, ``lost`` (too many failed polls) or ``too_large`` (the worker must read the response) if
+    polling stopped while the job may still be running. The code is the gateway's error code, or null.
 
     :param geminiimg_conn_id: id of the Airflow connection.
-    :param job_id: the gateway's id of the job.
-    :param model: the model that it was submitted for.
-    :param submitted_at: when, in Unix seconds.
-    :param deadline: when to stop, in Unix seconds.
-    :param expected_seconds: when such a job may well be done; the first poll waits that long after the submit.
-    :param poll_interval: seconds between polls and before the first; default: the catalogue's schedule.
+    :param job_id: the gateway's job id.
+    :param model: the model of the submit.
+    :param submitted_at: Unix time of the submit.
+    :param deadline: Unix time of the last poll.
+    :param expected_seconds: typical duration of such a job; the first poll comes that many seconds after the submit.
+    :param poll_interval: seconds before the first poll and between polls; default: the catalogue's schedule.
     """
 
     def __init__(
@@ -185,7 +188,7 @@ class GeminiImageJobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class's path, and its arguments as plain JSON values."""
+        """The path of the class, and its arguments as JSON values."""
         return (
             "airflow_provider_geminiimg.triggers.job.GeminiImageJobTrigger",
             {
@@ -200,23 +203,24 @@ class GeminiImageJobTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, then fire once. Nothing follows the event: Airflow may never come back for it.
+        """Wait, then fire once. No code runs after the event, because Airflow may not resume the generator.
 
-        Not at once, even so: the process that deferred can take 5 s to end, and when its end is reported after the
-        task has gone on, Airflow up to 3.3.2 fails it (https://github.com/apache/airflow/issues/72716).
+        It fires `MIN_SECONDS` after its start at the earliest: the process that deferred can take 5 s to end, and if
+        its end is reported after the task has resumed, Airflow up to 3.3.2 fails the task
+        (https://github.com/apache/airflow/issues/72716).
         """
-        settled = time.monotonic() + SETTLE
+        earliest = time.monotonic() + MIN_SECONDS
         event = await closed(self._watch())
-        if isinstance(event, GeminiImageError):  # the worker asks on
-            log.error("Waiting for job %s ended early. %s", self.job_id, event)
+        if isinstance(event, GeminiImageError):  # the worker continues to poll
+            log.error("Waiting for job %s ended early; the worker continues to poll. %s", self.job_id, event)
             event = {"status": "lost", "job_id": self.job_id, "code": None}
-        await asyncio.sleep(settled - time.monotonic())
+        await asyncio.sleep(earliest - time.monotonic())
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
-        """Leave the job alone: no gateway can cancel, it is paid for, and the next attempt collects it.
+        """Do nothing: gateways cannot cancel a job, it is paid for, and the next attempt collects it.
 
-        Airflow also calls this for a trigger that another triggerer took over, and after the next attempt began.
+        Airflow also calls this for a trigger that moved to another triggerer, and after the next attempt began.
         """
 
     async def _watch(self) -> dict[str, Any]:
@@ -230,7 +234,7 @@ class GeminiImageJobTrigger(BaseTrigger):
                 spread=await poller.spread(),
             )
             status, code = "timeout", None
-            # One limit for the whole wait, because one for each poll is a tenth of a poll's CPU.
+            # One timeout for the complete wait, because a timeout for each poll takes a tenth of a poll's CPU.
             with anyio.move_on_after(max(0.0, self.deadline - time.time()) + LAST_POLL):
                 try:
                     end, result = await follow(plan, lambda: self._poll(poller))
@@ -242,12 +246,12 @@ class GeminiImageJobTrigger(BaseTrigger):
             poller.leave()
 
     async def _poll(self, poller: Poller) -> JobStatus:
-        # A mistake of ours must not end the wait for an image that is paid for.
+        # A bug in this package must not end the wait for a paid image.
         found = await closed(poller.poll(self.job_id, self.model), lambda error: _lost("The poll failed", error))
         if not isinstance(found, GeminiImageError):
             return found
         log.warning(
-            "Polling job %s failed (%s, HTTP %s); that says nothing about the job.",
+            "Polling job %s failed (%s, HTTP %s). The job may still be running; polling continues.",
             self.job_id, found.kind, found.status_code,
         )  # fmt: skip
         if found.code == TOO_LARGE:
@@ -255,16 +259,16 @@ class GeminiImageJobTrigger(BaseTrigger):
         raise found
 
 
-def _lost(said: str, error: Exception) -> LostContactError:
-    return LostContactError(f"{said} ({error_and_place(error)}).")
+def _lost(what: str, error: Exception) -> LostContactError:
+    return LostContactError(f"{what} ({error_and_place(error)}).")
 
 
 class _TooLargeError(Exception):
-    """The answer to a poll is more than is read here."""
+    """The response to a poll is larger than `MAX_POLL`."""
 
 
 def _code(result: JobStatus | GeminiImageError) -> str | None:
-    """The gateway's code, if it looks like one: it goes into Airflow's log and database."""
+    """The gateway's error code if it is a single word, because it is stored in Airflow's log and database."""
     error = result.error if isinstance(result, JobStatus) else result
     code = error.code if error is not None else None
     return code if code and _CODE.fullmatch(code) else None

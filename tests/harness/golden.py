@@ -45,7 +45,7 @@ _OTHERS = (
     (_LINK, "http://gateway.invalid/image"),
     (_HOST, "gateway.invalid"),
     (re.compile(r"From \d{4}-\d\d-\d\d 00:00 UTC"), "From 2023-11-15 00:00 UTC"),
-    # The system says how a contact broke off.
+    # The operating system decides how a connection breaks.
     (re.compile(r"\((?:RemoteProtocol|Read)Error\)"), "(RemoteProtocolError)"),
 )
 _DAY = re.compile(r"(budgets/.+/)\d{4}-\d\d-\d\d\.json")

@@ -170,13 +170,13 @@ CASES = [
     Case("a model with NUL", "model", "gemini\0", ("can be printed",)),
     Case("an empty prompt", "prompt", "", ["is empty", "what to draw"]),
     Case("a prompt of blanks", "prompt", " \n", ["is empty"]),
-    Case("a list where the prompt is meant", "prompt", [PROMPT], ["takes one text, not list"]),
-    Case("a mapping where the prompt is meant", "prompt", {"text": PROMPT}, ["takes one text, not dict"]),
-    Case("a flag where the prompt is meant", "prompt", True, ["takes one text, not bool"]),
-    Case("a list where the model is meant", "model", [PRO], ["list of 1", "takes one text"]),
-    Case("a list where the resolution is meant", "resolution", ["1K"], ["list of 1", "takes one text"]),
-    Case("a list where the ratio is meant", "aspect_ratio", ["16:9"], ["list of 1", "takes one text"]),
-    Case("a list where the variant is meant", "variant", ["a"], ["list of 1", "takes one text"]),
+    Case("a list where the prompt is meant", "prompt", [PROMPT], ["must be text, not list"]),
+    Case("a mapping where the prompt is meant", "prompt", {"text": PROMPT}, ["must be text, not dict"]),
+    Case("a flag where the prompt is meant", "prompt", True, ["must be text, not bool"]),
+    Case("a list where the model is meant", "model", [PRO], ["list of 1", "must be text"]),
+    Case("a list where the resolution is meant", "resolution", ["1K"], ["list of 1", "must be text"]),
+    Case("a list where the ratio is meant", "aspect_ratio", ["16:9"], ["list of 1", "must be text"]),
+    Case("a list where the variant is meant", "variant", ["a"], ["list of 1", "must be text"]),
     Case("a resolution that does not exist", "resolution", "8K", ["'8K'", "Allowed: 512, 1K, 2K, 4K."]),
     Case("a resolution in pixels", "resolution", 1024, ["'1024'", "Allowed: 512, 1K, 2K, 4K."]),
     Case("a resolution too small for the model", "resolution", "512", ["'512'", "1K, 2K, 4K"], beside={"model": PRO}),
@@ -197,12 +197,12 @@ CASES = [
         ["needs google_search=True, given: False"],
         beside={**ON_APIMASTER, "google_search": False},
     ),
-    Case("an image to edit where there is none", "image", "s3://in/cat.png", ["is not taken by", "EditOperator"]),
+    Case("an image to edit where there is none", "image", "s3://in/cat.png", ["is not accepted by", "EditOperator"]),
     Case(
         "a signed reference where there is none",
         "reference_images",
         [f"https://in.test/cat.png?{SIGNATURE}"],
-        ["1 given", "is not taken by", "EditOperator"],
+        ["1 given", "is not accepted by", "EditOperator"],
     ),
     # what belongs to the package
     Case("a timeout of nothing", "timeout", 0, ["=0", SECONDS]),
@@ -215,8 +215,8 @@ CASES = [
     Case("an on_clear that does not exist", "on_clear", "buy", ["'buy'", "Allowed: 'reuse' or 'regenerate'"]),
     Case("a reuse that does not exist", "reuse", "run", ["'run'", "Allowed: 'task' or 'dag'"]),
     Case("an on_mismatch that does not exist", "on_mismatch", "", ["''", "Allowed: 'accept' or 'fail'"]),
-    Case("a list where the folder is meant", "output_path", ["/out"], ["list of 1", "takes one text"]),
-    Case("a list where the connection is meant", "geminiimg_conn_id", ["onemin"], ["list of 1", "takes one text"]),
+    Case("a list where the folder is meant", "output_path", ["/out"], ["list of 1", "must be text"]),
+    Case("a list where the connection is meant", "geminiimg_conn_id", ["onemin"], ["list of 1", "must be text"]),
     Case("a path where the file name is meant", "file_name", "a/b", ["'a/b'", "is a path", PLAIN_NAME]),
     Case("a file name that leads upwards", "file_name", "..", ["'..'", "is a path", PLAIN_NAME]),
     Case("a file name with an extension", "file_name", "fox.PNG", ["'fox.PNG'", "extension", PLAIN_NAME]),
@@ -226,40 +226,42 @@ CASES = [
     Case("an empty file name", "file_name", "", ["''", "empty", PLAIN_NAME]),
     Case("a list where the file name is meant", "file_name", ["fox"], ["list of 1", "no text", PLAIN_NAME]),
     # what one gateway takes and the other refuses: known only with the connection
-    Case("a search on 1min", "google_search", True, ["True", "which takes: prompt, resolution"], at_parse=False),
+    Case("a search on 1min", "google_search", True, ["True", "which accepts: prompt, resolution"], at_parse=False),
     Case(
         "a temperature on APIMaster",
         "temperature",
         0.5,
-        ["0.5", "on apimaster", "which takes: prompt, resolution, aspect_ratio"],
+        ["0.5", "on apimaster", "which accepts: prompt, resolution, aspect_ratio"],
         beside=ON_APIMASTER,
         at_parse=False,
     ),
-    Case("a top_p on APIMaster", "top_p", 0.5, ["0.5", "which takes: prompt"], beside=ON_APIMASTER, at_parse=False),
+    Case("a top_p on APIMaster", "top_p", 0.5, ["0.5", "which accepts: prompt"], beside=ON_APIMASTER, at_parse=False),
     Case("a ratio for 3-pro on 1min", "aspect_ratio", "1:1", ["'1:1'", PRO], beside={"model": PRO}, at_parse=False),
-    Case("a size for 2.5", "resolution", "1K", ["'1K'", FLASH_25, "which takes: prompt."], beside={"model": FLASH_25}),
+    Case(
+        "a size for 2.5", "resolution", "1K", ["'1K'", FLASH_25, "which accepts: prompt."], beside={"model": FLASH_25}
+    ),
     # images that go in
     an_edit("an edit without its image", "image", None, "not given", "as a URI or a manifest"),
     an_edit("an edit whose image renders to nothing", "image", "", "not given", "as a URI or a manifest"),
-    an_edit("a list where the image is meant", "image", ["/cat.png"], "list of 1", "takes one image"),
+    an_edit("a list where the image is meant", "image", ["/cat.png"], "list of 1", "must be one image"),
     an_edit("the text of a list where the image is meant", "image", "['/cat.png']", "['/cat.png']", REPR),
-    an_edit("a number where the image is meant", "image", 5, "=5", "takes one image, as a URI or as a manifest"),
+    an_edit("a number where the image is meant", "image", 5, "=5", "must be one image, as a URI or as a manifest"),
     an_edit(
         "a manifest with two images where one is meant",
         "image",
         {"images": [{"uri": f"https://in.test/1.png?{SIGNATURE}"}, {"uri": "s3://in/2.png"}]},
-        "takes exactly one image, this manifest has 2",
+        "must be exactly one image; this manifest has 2",
     ),
     an_edit("a manifest without images", "image", {"images": []}, "dict of 1", "a manifest with images"),
     an_edit("a mapping that is no manifest", "reference_images", {"a": 1}, "dict of 1", "a manifest with images"),
     an_edit("the text of a list of references", "reference_images", f"['https://a.test/?{SIGNATURE}']", REPR),
-    an_edit("a number among references", "reference_images", ["s3://in/1.png", 5], "[1]=5", "takes URIs"),
+    an_edit("a number among references", "reference_images", ["s3://in/1.png", 5], "[1]=5", "must be URIs"),
     an_edit(
         "a ratio for an edit with 3-pro on 1min",
         "aspect_ratio",
         "1:1",
         "'1:1'",
-        "which takes: prompt, image",
+        "which accepts: prompt, image",
         model=PRO,
         at_parse=False,
     ),
@@ -343,7 +345,7 @@ def test_a_mapped_deferrable_that_is_no_yes_or_no_is_refused_before_money_is_spe
     with DAG("bad", schedule=None) as dag:
         GENERATE.partial(**arguments).expand(deferrable=[value])
     run = world.airflow.run_dag(dag)
-    world.is_refused(run, "deferrable", "takes true or false", map_index=0)
+    world.is_refused(run, "deferrable", "must be true or false", map_index=0)
 
 
 @pytest.mark.parametrize(("value", "defers"), [("False", False), ("true", True), (False, False), (True, True)], ids=str)
@@ -518,12 +520,15 @@ UNREADABLE = {
     "an object that is not there": ("{s3}/absent.png", "absent.png': does not exist"),
     "a bucket that is not there": ("s3://no-such-bucket-here/cat.png", "Create the bucket no-such-bucket-here"),
     "a bucket without a name": ("s3:///cat.png", "names no bucket"),
-    "a connection that is not there": ("s3://nowhere@in/cat.png", "the Airflow connection 'nowhere': there is none"),
+    "a connection that is not there": (
+        "s3://nowhere@in/cat.png",
+        "the Airflow connection 'nowhere', which does not exist",
+    ),
     "a password in the address": (f"s3://user:{SIGNATURE}@in/cat.png", "s3:// URIs take no password"),
     "an object that S3 denies": ("{refusing}/denied.png", "AccessDenied (HTTP 403)"),
     "a link inwards": (f"https://127.0.0.1/cat.png?{SIGNATURE}", "127.0.0.1, which is not a public address"),
     "a link to the cloud's own address": (f"https://169.254.169.254/?{SIGNATURE}", "not a public address"),
-    "a link in plain http": (f"http://example.com/cat.png?{SIGNATURE}", "is plain http; only https is followed"),
+    "a link in plain http": (f"http://example.com/cat.png?{SIGNATURE}", "is plain http; only https is allowed"),
     "a link with a password": (f"https://user:{SIGNATURE}@example.com/cat.png", "user name or password"),
     "a link that is none": (f"https://[in/cat.png?{SIGNATURE}", "is not an https address"),
     "a data URI": (f"data:image/png;base64,{SIGNATURE}", "is neither a URI nor an absolute path"),
@@ -618,7 +623,10 @@ FOLDERS = {
     "a bucket that is not there": ("s3://no-such-bucket-here/out", ["NoSuchBucket", "Create the bucket"]),
     "a bucket without a name": ("s3:///out", ["s3:///out/fox names no bucket"]),
     "a bucket that denies writing": ("{refusing}/denied", ["AccessDenied (HTTP 403)", "Grant the worker's AWS"]),
-    "a connection that is not there": ("s3://nowhere@out/x", ["the Airflow connection 'nowhere': there is none"]),
+    "a connection that is not there": (
+        "s3://nowhere@out/x",
+        ["the Airflow connection 'nowhere', which does not exist"],
+    ),
     "a web address": (f"https://out.test/x?{SIGNATURE}", ["https://out.test/x", "is a web address, not a place"]),
     "a scheme that nobody serves": ("nowhere://out/x", ["no installed Airflow provider serves nowhere://", "s3://"]),
 }
@@ -865,4 +873,4 @@ def test_a_mapped_output_where_one_image_is_meant_is_refused(world: World) -> No
 
     with DAG("bad", schedule=None) as dag:
         EDIT(**{**usual(), "image": image_file.expand(path=["s3://in/1.png", "s3://in/2.png"])})
-    world.is_refused(world.airflow.run_dag(dag), "image", "takes one image")
+    world.is_refused(world.airflow.run_dag(dag), "image", "must be one image")

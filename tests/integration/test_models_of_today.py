@@ -169,7 +169,7 @@ def test_the_connections_test_warns_of_a_default_that_is_not_served_and_names_it
     sandbox: Sandbox, connect: Callable[..., str], gateway: str
 ) -> None:
     for models, said in (
-        ([GA, "gemini-3.1-flash-lite-image"], f"The default model {FLASH} is not among them: it is there as {GA}"),
+        ([GA, "gemini-3.1-flash-lite-image"], f"The default model {FLASH} is not among them: it is listed as {GA}"),
         (["gemini-nano-banana-2.1"], f"The default model {FLASH} is not among them: change it"),
     ):
         sandbox.settings(models=models)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from airflow_provider_geminiimg.core.validation.request_values import WHOLE_VARIANT
-from airflow_provider_geminiimg.core.validation.texts import as_text, given, refuse_half_characters, shown
+from airflow_provider_geminiimg.core.validation.texts import as_text, given, refuse_lone_surrogates, shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 BLANK = (None, "")
@@ -55,7 +55,7 @@ def label(name: str, value: Any) -> str:
     text = str(value) if isinstance(value, bool) else as_text(value)
     if text is None:
         raise BadRequestError(f"{shown(name)}{given(value)}: takes text or a number.")
-    refuse_half_characters(name, text)
+    refuse_lone_surrogates(name, text)
     return text
 
 
@@ -73,7 +73,7 @@ def field_value(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     plain = value.strip()
-    refuse_nothing(name, plain)
+    refuse_missing(name, plain)
     if name == "aspect_ratio" and (found := _RATIO.fullmatch(plain)):
         width = int(found[1]) + (12 if (found[3] or "").upper() == "P" and int(found[1]) < 12 else 0)
         return f"{width}:{int(found[2])}"
@@ -98,7 +98,7 @@ def variant_spellings(value: Any) -> tuple[Any, ...]:
     if written is None:
         return (value,)
     text = written.strip()
-    refuse_nothing("variant", text)
+    refuse_missing("variant", text)
     found = WHOLE_VARIANT.fullmatch(text)
     if found is None:
         return (text if isinstance(value, Decimal) else value,)
@@ -106,7 +106,7 @@ def variant_spellings(value: Any) -> tuple[Any, ...]:
     return tuple(dict.fromkeys([whole, text, f"{whole}.0"]))
 
 
-def refuse_nothing(name: str, value: str) -> None:
+def refuse_missing(name: str, value: str) -> None:
     """:raises BadRequestError: the text is an error value of a spreadsheet, or its text for an empty cell."""
     if value.strip() in _EMPTY_TEXTS:
         raise BadRequestError(

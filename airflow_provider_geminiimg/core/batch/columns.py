@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 
 from airflow_provider_geminiimg.core.request import ImageRequest
-from airflow_provider_geminiimg.core.validation.texts import normalized, refuse_half_characters, shown
+from airflow_provider_geminiimg.core.validation.texts import normalized, refuse_lone_surrogates, shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 FIELDS = (*(name for name in ImageRequest.model_fields if name != "operation"), "n")
@@ -88,7 +88,7 @@ def refuse_twins(names: Iterable[str]) -> None:
     for name in names:
         if len(name) > MAX_NAME:
             raise BadRequestError(f"The column {shown(name)!r}: its name has more than {MAX_NAME} characters.")
-        refuse_half_characters(name, name)
+        refuse_lone_surrogates(name, name)
         if len(seen) > MAX_COLUMNS:
             raise BadRequestError(f"There are more than {MAX_COLUMNS} columns.", hint="Remove those that are not used.")
         key = tidy(name).casefold()

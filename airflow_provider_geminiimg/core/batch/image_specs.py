@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.core.batch.cells import (
     cell,
     field_value,
     label,
-    refuse_nothing,
+    refuse_missing,
     variant_spellings,
 )
 from airflow_provider_geminiimg.core.batch.columns import (
@@ -287,7 +287,7 @@ class _Maker:
                 raise BadRequestError(
                     f"prompt: names column {column!r}, which is empty in this row.", hint="Fill the cell."
                 )
-            refuse_nothing(column, values[inner])
+            refuse_missing(column, values[inner])
         return filled(self.shared["prompt"], values) if columns else self.shared["prompt"]
 
     def _no_prompt(self, own: str | None) -> BadRequestError:

@@ -1,8 +1,8 @@
-"""What each gateway takes for each model: data with sources.
+"""The model catalogue: fields, sizes, ratios, prices and limits of each model at each gateway, with sources.
 
 In reading order:
 
-- `google_models`: what Google publishes about a model
-- `model_specs`: the rows: gateway by model by operation
-- `lookup`: finds the row of an id; limits of the gateways
+- `google_models`: Google's data of each model
+- `model_specs`: the rows, one per gateway, model and operation
+- `lookup`: finds the row of a model id; the limits of the gateways
 """

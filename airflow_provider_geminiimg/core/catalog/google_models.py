@@ -1,7 +1,7 @@
-"""What Google publishes about its image models, whichever gateway passes them on: sizes, ratios, pixels, list prices.
+"""Google's published data of its image models: sizes, ratios, pixels, list prices. It does not depend on the gateway.
 
-What must stay true: figures are data and name their source in a comment; a model stands here under the name that the
-catalogue's rows give it; nothing here knows a gateway.
+What must stay true: figures are data, and a comment names their source; a model has the same name here as in the rows
+of the catalogue; nothing here depends on a gateway.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ _SCALES: Mapping[str, Fraction] = {
     "2K": Fraction(2),
     "4K": Fraction(4),
 }
-# Google's table prints this beside its own rule (half of 1K); which of the two comes is not known.
-_ALSO_PRINTED: Mapping[tuple[str, str], Pixels] = {("512", "21:9"): (792, 168)}
+# Google's table lists this size, which differs from half of 1K; it is not known which of the two the model returns.
+_ALSO_LISTED: Mapping[tuple[str, str], Pixels] = {("512", "21:9"): (792, 168)}
 
 
 @dataclass(frozen=True)
 class GoogleModel:
-    """What Google publishes about one model.
+    """Google's data of one model.
 
-    :param sizes: the sizes that it makes; empty where it takes none.
-    :param ratios: the ratios that it makes.
-    :param prices: list price of one image in USD, by size (``""`` where it takes none).
-    :param input_price: list price of one input image in USD; 0 where none is published.
-    :param pixels: width and height at 1K, by ratio; a landscape that is missing is its portrait, turned.
+    :param sizes: the allowed sizes; empty if the model takes no size.
+    :param ratios: the allowed aspect ratios.
+    :param prices: list price of one image in USD, by size (``""`` if the model takes no size).
+    :param input_price: list price of one input image in USD; 0 if none is published.
+    :param pixels: width and height at 1K, by ratio; a missing landscape ratio is the portrait one with swapped sides.
     """
 
     sizes: tuple[str, ...]
@@ -76,16 +76,16 @@ def _usd(**by_size: str) -> Mapping[str, Decimal]:
     return {size.lstrip("_"): Decimal(price) for size, price in by_size.items()}
 
 
-# Sources: Google's price pages as LiteLLM's price map cites them; sizes, ratios: Google's model pages.
+# Sources of prices: Google's price pages, as cited by LiteLLM's price map. Sizes and ratios: Google's model pages.
 GOOGLE_MODELS: Mapping[str, GoogleModel] = {
     FLASH: GoogleModel(
         SIZES, RATIOS_14, _usd(_512="0.0448", _1K="0.0672", _2K="0.1008", _4K="0.1512"), Decimal("0.0006")
     ),
     PRO: GoogleModel(SIZES[1:], RATIOS_10, _usd(_1K="0.134", _2K="0.134", _4K="0.24"), Decimal("0.0011")),
     FLASH_25: GoogleModel((), RATIOS_10, _usd(_="0.039"), pixels=_PIXELS_25),
-    # Ratios: 10 are sure, 14 a guess.
+    # Ratios: 10 are documented; it is not certain that the model takes all 14.
     FLASH_LITE: GoogleModel(("1K",), RATIOS_10, _usd(_1K="0.0336"), Decimal("0.0003")),
-    # 4K: Google's pages differ (0.0756 or 0.1134); a cap must not count too little.
+    # 4K: Google's pages differ (0.0756 or 0.1134); the higher price is safer for budgets.
     NANO_BANANA_21: GoogleModel(
         SIZES[1:], RATIOS_14, _usd(_1K="0.0336", _2K="0.0504", _4K="0.1134"), Decimal("0.0017")
     ),
@@ -93,10 +93,10 @@ GOOGLE_MODELS: Mapping[str, GoogleModel] = {
 
 
 def expected_pixels(model: str, resolution: str | None, aspect_ratio: str | None) -> tuple[Pixels, ...]:
-    """Every width and height that Google lists for a model, size and ratio; empty where it lists none.
+    """The widths and heights that Google lists for a model, size and ratio; empty if it lists none.
 
-    :param model: the name of the catalogue's row; one that is not known here has the table of the 3.x models.
-    :param resolution: a neutral size; ``None`` where the model takes none.
+    :param model: the model's name in the catalogue; an unknown model gets the table of the 3.x models.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` if the model takes no size.
     :param aspect_ratio: such as ``16:9``.
     """
     known = GOOGLE_MODELS.get(model, GOOGLE_MODELS[FLASH])
@@ -106,5 +106,5 @@ def expected_pixels(model: str, resolution: str | None, aspect_ratio: str | None
     if size not in _SCALES or len(at_1k) != 2:
         return ()
     listed = (int(at_1k[0] * _SCALES[size]), int(at_1k[1] * _SCALES[size]))
-    also = _ALSO_PRINTED.get((size, ratio)) if size in known.sizes else None
+    also = _ALSO_LISTED.get((size, ratio)) if size in known.sizes else None
     return (listed,) if also is None else (listed, also)

@@ -1,7 +1,7 @@
-"""The catalogue: what each gateway takes for each model, found by any id that users write, and what it allows.
+"""Finds the catalogue row of a model by any of its ids, and the limits of a gateway.
 
-What must stay true: all ids of a model lead to one row; no other module but `model_rows` and `google_models` holds a
-figure; a new model or gateway is new rows there, not new code elsewhere.
+What must stay true: all ids of a model lead to the same row; figures are only here, in `model_specs` and in
+`google_models`; a new model or gateway needs new rows there and no new code.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from airflow_provider_geminiimg.core.catalog.model_specs import ModelSpec as Mod
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 DEFAULT_MODELS: Mapping[str, str] = {"1min": FLASH, "apimaster": FLASH_GA}
-"""The id that is sent where nobody names a model.
+"""The default model id of each gateway.
 
-Sources: 1min.ai API docs show the preview ids alone; APIMaster.ai served `gemini-3.1-flash-image` and no other Gemini
+Sources: 1min.ai API docs show the preview ids only; APIMaster.ai served `gemini-3.1-flash-image` and no other Gemini
 image id on 2026-09-22 (its ComfyUI plugin, stated as checked).
 """
 
@@ -31,27 +31,25 @@ SUCCESSORS: Mapping[str, str] = {
     PRO: "gemini-3-pro-image",
     "gemini-2.5-flash-image-preview": FLASH_25,
 }
-"""The id that Google gave a preview model when it left preview. Google shut the 3.x preview ids down on 2026-06-25."""
+"""The id of each preview model after its preview. Google shut down the 3.x preview ids on 2026-06-25."""
 
 _SAME_MODEL: Mapping[str, str] = {
     FLASH_GA: FLASH,
     "gemini-3-pro-image": PRO,
     "gemini-2.5-flash-image-preview": FLASH_25,
 }
-"""Other ids of a row's model. Each is sent as it is written, but for a row that knows its model by one id alone."""
-
-"""Lowest and highest value. Source: 1min.ai API docs, the parameter tables of the image generators and editors."""
+"""Further ids of a row's model. Each is sent unchanged, except for a row with `ModelSpec.one_id`."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one gateway allows one account.
+    """The limits of a gateway for one account.
 
-    :param requests_per_minute: submits, polls and uploads together.
-    :param uploads_per_minute: uploads alone.
-    :param uploads_at_once: uploads at the same time.
+    :param requests_per_minute: maximum submits, polls and uploads per minute.
+    :param uploads_per_minute: maximum uploads per minute.
+    :param uploads_at_once: maximum simultaneous uploads.
     :param poll_interval: shortest and longest pause between two polls of a job, in seconds.
-    :param sources: where each of these figures comes from, by field name.
+    :param sources: the source of each figure, by field name.
     """
 
     requests_per_minute: int
@@ -92,7 +90,7 @@ _BY_KEY = {(row.gateway, row.model, row.operation): row for row in ROWS}
 
 
 def row_name(model: str) -> str:
-    """The name under which the catalogue has a model: one for all of its ids; an id that is not known is its own."""
+    """The model's name in the catalogue, the same for all of its ids; an unknown id is its own name."""
     return _SAME_MODEL.get(model, model)
 
 
@@ -102,10 +100,10 @@ def _known(gateway: str, model: str, operation: str) -> ModelSpec | None:
 
 
 def default_model(gateway: str, configured: str | None = None) -> str:
-    """The id that is sent where a request names no model.
+    """The model id for a request that names no model.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param configured: the connection's own default.
+    :param configured: the connection's default model.
     """
     return configured or DEFAULT_MODELS.get(gateway, FLASH)
 
@@ -116,13 +114,13 @@ def knows(gateway: str, model: str) -> bool:
 
 
 def known_ids(gateway: str) -> tuple[str, ...]:
-    """Every id by which users may write the models that the catalogue has on a gateway."""
+    """All model ids of the catalogue for a gateway."""
     names = dict.fromkeys(row.model for row in ROWS if row.gateway == gateway)
     return (*names, *(other for other, name in _SAME_MODEL.items() if name in names))
 
 
 def other_ids(row: ModelSpec) -> tuple[str, ...]:
-    """The ids of a row's model that are sent as they are written, without its name."""
+    """The further ids of a row's model that are sent unchanged, without the model's name."""
     return () if row.one_id else tuple(other for other, name in _SAME_MODEL.items() if name == row.model)
 
 
@@ -133,15 +131,15 @@ def other_id(model: str) -> str | None:
 
 
 def did_you_mean(gateway: str, model: str) -> str:
-    """A question that names the known id nearest to one that is not known; empty where none is near."""
+    """A question with the most similar known id; empty if none is similar."""
     close = difflib.get_close_matches(model, known_ids(gateway), n=1, cutoff=0.8)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _widest(gateway: str, model: str, operation: str) -> ModelSpec:
-    """What the gateway takes at most, for a model that the catalogue does not know there: no price, not verified.
+    """The row for a model that the catalogue does not have at this gateway: all fields, no price, not verified.
 
-    Of a model that another gateway offers, Google's own sizes and ratios are known all the same.
+    If another gateway offers the model, Google's sizes and ratios apply.
     """
     row = _BY_KEY[gateway, FLASH, operation]
     google = GOOGLE_MODELS.get(row_name(model))
@@ -166,15 +164,15 @@ def _widest(gateway: str, model: str, operation: str) -> ModelSpec:
 
 
 def lookup(gateway: str, model: str, operation: str) -> ModelSpec:
-    """The row by which a request is checked, priced and sent.
+    """The row that checks, prices and sends a request.
 
-    A model that the catalogue does not know on this gateway gets one `UserWarning` and the gateway's widest row, to
-    be sent under the id as written: model ids change faster than releases of this package.
+    A model that the catalogue does not have at this gateway gets a `UserWarning` and the gateway's row with the most
+    fields, and its id is sent unchanged, because new models appear between releases of this package.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param model: an id as users write it; all ids of one model lead to one row, and each is sent as it is written.
+    :param model: any id of the model.
     :param operation: ``generate`` or ``edit``.
-    :raises BadRequestError: for a gateway that does not exist.
+    :raises BadRequestError: the gateway does not exist.
     """
     if gateway not in LIMITS:
         raise BadRequestError(f"gateway={gateway!r} is not known. Allowed: {', '.join(LIMITS)}.")
@@ -182,8 +180,9 @@ def lookup(gateway: str, model: str, operation: str) -> ModelSpec:
     if row is not None:
         return row
     warnings.warn(
-        f"The model {model!r} is not in this package's catalogue for {operation} on {gateway}: it is sent as it is, "
-        f"its settings are checked by the gateway's widest table, its price is unknown." + did_you_mean(gateway, model),
+        f"The model {model!r} is not in the catalogue for {operation} on {gateway}: its id is sent unchanged, "
+        f"its settings are checked against all that the gateway takes, its price is unknown."
+        + did_you_mean(gateway, model),
         UserWarning,
         stacklevel=2,
     )
@@ -191,10 +190,10 @@ def lookup(gateway: str, model: str, operation: str) -> ModelSpec:
 
 
 def rows_for(model: str | None, operation: str) -> tuple[ModelSpec, ...]:
-    """The rows of a model over all gateways, for checks that are made before the gateway is known.
+    """The rows of a model at all gateways, for checks before the gateway is known.
 
-    :param model: an id as users write it; ``None`` means that the model is not known yet either: all rows. For a
-        model that no gateway knows: every gateway's widest row, without a warning (`lookup` gives it at run time).
+    :param model: any id of the model; ``None`` if it is not known yet: all rows. For a model that no gateway has: each
+        gateway's row with the most fields, without a warning (`lookup` warns when the task runs).
     :param operation: ``generate`` or ``edit``.
     """
     if model is None:

@@ -1,8 +1,7 @@
-"""What each gateway takes, gateway by model by operation: the rows of the catalogue.
+"""The rows of the catalogue, one per gateway, model and operation.
 
-What must stay true: rows are data; every figure names its source in `ModelSpec.sources`; a field stands in a row only
-where its source says that this gateway takes it, because both gateways ignore what they don't know and charge all the
-same.
+What must stay true: rows are data; every figure has its source in `ModelSpec.sources`; a row has a field only if its
+source says that the gateway takes it, because both gateways ignore unknown fields and still charge.
 """
 
 from __future__ import annotations
@@ -25,32 +24,32 @@ from airflow_provider_geminiimg.core.catalog.google_models import (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What one gateway takes for one model and operation, and what to expect of it.
+    """One row: the fields, limits, prices and times of one model and operation at one gateway.
 
     :param gateway: ``1min`` or ``apimaster``.
-    :param model: the row's own name. It never changes, whatever ids its model gets: budgets and prices go by it.
+    :param model: the row's name. It never changes, even if the model gets a new id; budgets and prices depend on it.
     :param operation: ``generate`` or ``edit``.
     :param wire_model: the id that is sent.
-    :param fingerprint_model: what stands for the model in fingerprints. It never changes and is the same for all ids
-        of the model, so that a new id buys nothing twice.
-    :param one_id: whether `wire_model` is sent whichever of the model's ids users write.
-    :param fields: the neutral names that it takes beside the prompt.
-    :param resolutions: the neutral sizes that it takes; empty where it takes none.
-    :param default_resolution: what is sent when none is asked for; ``None`` where it takes none.
-    :param aspect_ratios: the ratios that it takes; empty where it takes none.
-    :param max_reference_images: how many references beside `image`.
-    :param max_input_bytes: bytes that one input image may have.
-    :param max_total_input_bytes: bytes that all input images of one request may have.
-    :param input_media_types: what an input image may be.
-    :param prices: price of one image by resolution (``""`` where it takes none); empty = unknown. No gateway
-        publishes what it charges, so these are estimates.
-    :param input_price: what one input image adds to it.
-    :param currency: of `prices`: ``USD``.
-    :param price_basis: ``google_list`` (by Google's list price) or ``unknown``.
-    :param expected_seconds: seconds after which a first poll makes sense, by resolution as in `prices`.
-    :param read_timeouts: seconds to wait for a synchronous answer, by resolution as in `prices`.
-    :param verified: whether the gateway's own documentation shows this model in this operation.
-    :param sources: where each of these figures comes from, by field name.
+    :param fingerprint_model: the model's name in fingerprints. It never changes and is the same for all ids of the
+        model, so that a new id buys nothing twice.
+    :param one_id: whether `wire_model` is sent for each of the model's ids.
+    :param fields: the allowed request fields besides the prompt.
+    :param resolutions: the allowed sizes; empty if the model takes no size.
+    :param default_resolution: the size of a request that names none; ``None`` if the model takes no size.
+    :param aspect_ratios: the allowed aspect ratios; empty if the model takes none.
+    :param max_reference_images: maximum number of reference images besides `image`.
+    :param max_input_bytes: maximum size of one input image in bytes.
+    :param max_total_input_bytes: maximum size of all input images of a request in bytes.
+    :param input_media_types: the allowed media types of input images.
+    :param prices: price of one image by size (``""`` if the model takes none); empty if unknown. No gateway publishes
+        its prices, so these are estimates.
+    :param input_price: additional price for each input image.
+    :param currency: the currency of `prices`: ``USD``.
+    :param price_basis: ``google_list`` (Google's list price) or ``unknown``.
+    :param expected_seconds: typical duration of a job in seconds, by size as in `prices`.
+    :param read_timeouts: seconds to wait for a synchronous response, by size as in `prices`.
+    :param verified: whether the gateway's documentation lists this model for this operation.
+    :param sources: the source of each figure, by field name.
     """
 
     gateway: str
@@ -77,18 +76,18 @@ class ModelSpec:
     one_id: bool = False
 
     def price(self, resolution: str | None) -> Decimal | None:
-        """The price of one image, or ``None`` where it is unknown.
+        """The price of one image; ``None`` if it is unknown.
 
-        :param resolution: a neutral size; ``None`` where the row takes none.
+        :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` if the model takes no size.
         """
         return self.prices.get(resolution or "")
 
     def expected(self, resolution: str | None) -> float:
-        """Seconds after the submit at which the first poll makes sense."""
+        """Typical duration of a job in seconds; the first poll comes that long after the submit."""
         return self.expected_seconds.get(resolution or "", max(self.expected_seconds.values()))
 
     def read_timeout(self, resolution: str | None) -> float:
-        """Seconds to wait for the answer of a synchronous call."""
+        """Seconds to wait for a synchronous response."""
         return self.read_timeouts.get(resolution or "", max(self.read_timeouts.values()))
 
 
@@ -159,7 +158,7 @@ _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
 
 
 def _of_google(model: str) -> dict[str, Any]:
-    """What a row has from Google, whichever gateway passes the model on."""
+    """The values of a row that come from Google's data."""
     google = GOOGLE_MODELS[model]
     return {
         "model": model,
@@ -204,7 +203,7 @@ def _apimaster(model: str, expected_seconds: Mapping[str, float], **stated: Any)
 
 
 def _onemin_sources(page: str) -> dict[str, str]:
-    """The figures of a 1min row that its own page states, beside those that all 1min rows share."""
+    """The sources of a 1min row: its own page for four fields, and the sources that all 1min rows share."""
     stated = ("fields", "resolutions", "aspect_ratios", "max_reference_images")
     return {**_ONEMIN_SOURCES, **dict.fromkeys(stated, _ONEMIN_PAGE + page)}
 
@@ -233,7 +232,7 @@ _AT_APIMASTER: Mapping[str, dict[str, Any]] = {
 
 
 def _both(shared: dict[str, Any], fields: frozenset[str], references: int) -> tuple[ModelSpec, ModelSpec]:
-    """The rows of a model whose generator and editor take the same settings."""
+    """The two rows of a model whose generator and editor take the same settings."""
     return (
         ModelSpec(**shared, operation="generate", fields=fields, max_reference_images=0),
         ModelSpec(**shared, operation="edit", fields=_IMAGES | fields, max_reference_images=references),

@@ -31,7 +31,7 @@ from airflow_provider_geminiimg.core.gateways.base import Gateway
 from airflow_provider_geminiimg.core.gateways.prices import ALLOWED, NO_PRICES, PriceList, parse_prices, scaled
 from airflow_provider_geminiimg.core.validation.arguments import to_decimal
 from airflow_provider_geminiimg.core.validation.hosts import is_usable
-from airflow_provider_geminiimg.core.validation.texts import as_text, given, refuse_half_characters, shown
+from airflow_provider_geminiimg.core.validation.texts import as_text, given, refuse_lone_surrogates, shown
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 
 CURRENCIES = ("USD", "credits")
@@ -217,7 +217,7 @@ def _parse_field(conn_id: str, name: str, extra: _Extra, value: Any) -> Any:
             raise _wrong(conn_id, None, extra.allowed, f"the extra `{name}` is required.")
         return extra.default
     if isinstance(value, str):
-        refuse_half_characters(f"Connection {conn_id!r}: the extra `{name}`", value)
+        refuse_lone_surrogates(f"Connection {conn_id!r}: the extra `{name}`", value)
     reason = ""
     try:
         parsed = extra.parse(value)

@@ -1,6 +1,17 @@
-"""The only code that opens sockets to gateways and hosts of images.
+"""HTTP: the only code that connects to gateways and to hosts of images.
 
-In reading order: `transport` sends calls, each as one `exchange`, whose body `response_body` reads within
-`json_limits`; `rate_limit` says when, `key_auth` adds the key, `poll_client` is the client of polls. `download` fetches
-images, without the key, from `public_addresses` into a `download_buffer`. `tls` and `log_filter` serve them all.
+In reading order:
+
+- `transport`: sends the calls of one gateway account
+- `exchange`: one call: send, receive, and whether an error means that money was spent
+- `response_body`: reads and decompresses a response body
+- `json_limits`: bounds the size and depth of JSON responses
+- `rate_limit`: limits the calls per minute
+- `key_auth`: adds the API key
+- `poll_client`: the HTTP client of polls
+- `download`: downloads an image, without the API key
+- `download_buffer`: the memory of a download
+- `public_addresses`: resolves hosts, and tells public from private IP addresses
+- `tls`: TLS settings
+- `log_filter`: removes URLs' queries from the log lines of the HTTP libraries
 """

@@ -1,12 +1,14 @@
-"""Fetches an image from a link, with a client that knows no key and trusts no link.
+"""Downloads an image from an untrusted link, without the API key.
 
-A gateway's answer names any address it likes, and the worker stands inside somebody's network. What must stay true:
-no credential goes out; every hop's name is resolved once, refused unless every address is a public one, and connected
-to that very address, so that no second look-up can lead elsewhere; only the API's own scheme, host and port are exempt
-from that. Bytes come as they are stored (no content encoding), never more of them than allowed, and a body that breaks
-off is noticed. Memory is taken as bytes arrive: what a host announces only ends the growth, and allows to refuse; and
-a host that keeps it without sending is given up.
-Whatever is raised on the way is an outcome. No message and no log line shows more of a link than its host.
+A gateway can name any address, and the worker runs inside a private network. What must stay true:
+
+- no credential is sent;
+- the host of every hop is resolved once; the link is refused unless all its addresses are public, and the connection
+  goes to one of these addresses, so that a second look-up cannot lead elsewhere; only the API's own scheme, host and
+  port are exempt;
+- the body is not content-encoded, never larger than allowed, and a truncated body is detected;
+- memory grows with the received bytes; the announced size only limits it; a host that sends too slowly is disconnected;
+- every failure is an error of this package; no message and no log line shows more of a link than its host.
 """
 
 from __future__ import annotations
@@ -33,17 +35,17 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
-DOWNLOAD_SECONDS = 300.0  # for one image
+DOWNLOAD_SECONDS = 300.0  # time limit for one image
 MAX_REDIRECTS = 5
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two pieces of the body; the whole has the caller's limit
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two chunks; the caller limits the total time
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RETRY_LATER = {408, 425, 429}
-# What the network or the worker may have got over by the next try. What else is raised, the link or its host causes.
+# Failures of the network or the worker that may be over at the next try. The link or its host causes all others.
 _MAY_PASS = (httpx.TimeoutException, httpx.NetworkError, OSError, MemoryError)
-_SHOWN = 100  # characters of a host that is none
-_FREE_PIECES, _BYTES_A_PIECE = 10_000, 256  # a body in smaller pieces on the whole costs more CPU than it is worth
-_PIECES_AT_ONCE = 32  # after which others have their turn in the event loop
+_SHOWN = 100  # characters of an invalid host in a message
+_FREE_CHUNKS, _BYTES_PER_CHUNK = 10_000, 256  # a body in smaller chunks on average costs too much CPU
+_CHUNKS_PER_STEP = 32  # chunks between two yields to the event loop
 
 _log = logging.getLogger(__name__)
 
@@ -51,18 +53,18 @@ _log = logging.getLogger(__name__)
 async def download(
     url: str, *, max_bytes: int, timeout: float, exempt: str | None = None, hold: Hold | None = None
 ) -> bytes:
-    """The bytes behind a link, exactly as they came.
+    """Download a file; its bytes are returned unchanged.
 
-    :param url: an https address, often signed. Up to `MAX_REDIRECTS` redirects are followed.
-    :param max_bytes: the most to take.
-    :param timeout: seconds for all of it.
+    :param url: an https URL, often signed. Up to `MAX_REDIRECTS` redirects are followed.
+    :param max_bytes: maximum size in bytes.
+    :param timeout: seconds for the complete download.
     :param exempt: base URL of the API. Links with its scheme, host and port may be plain http and may lead to a private
-        address. Default: none is exempt.
-    :param hold: where memory is shared. The time that it takes does not count. Default: nobody is asked.
-    :raises LinkExpiredError: the host answered 401, 403, 404, 410 or the like.
-    :raises InvalidImageError: the body is empty, cut, encoded or too large.
-    :raises UpstreamFailedError: the host can't be reached, answered 5xx or 429, took too long, or the link leads
-        somewhere it must not.
+        address. Default: no link is exempt.
+    :param hold: waits until memory is available; this time does not count. Default: memory is not limited.
+    :raises LinkExpiredError: the host responded with 4xx, except 408, 425 and 429.
+    :raises InvalidImageError: the body is empty, truncated, content-encoded or too large.
+    :raises UpstreamFailedError: the host cannot be reached, responded with 5xx, 408, 425 or 429, or was too slow; or
+        the link is not allowed.
     """
     where = _Where()
     with quiet_http(show_path=False):
@@ -74,19 +76,19 @@ async def download(
 
 @dataclass
 class _Where:
-    """Which host is being asked, for whoever has to say that it failed."""
+    """The current host, for error messages."""
 
     host: str = "the link's host"
 
     def broken(self, error: Exception) -> GeminiImageError:
-        """What an exception means that is no outcome; its text may hold the link."""
-        said = f"Downloading from {self.host} failed: {type(error).__name__}."
+        """The error for any other exception. The exception's text is not used, because it may contain the link."""
+        message = f"Downloading from {self.host} failed: {type(error).__name__}."
         if isinstance(error, httpx.RemoteProtocolError):
-            # httpcore's pool raises again `from None`, which leaves the parser's complaint as context alone.
+            # httpcore's pool raises again `from None`, so the parser's error is only in the context.
             if error.__cause__ is not None and error.__cause__.__context__ is not None:
-                return InvalidImageError(said)  # its parser complains: what came is no HTTP, let alone an image
-            return _failed(f"{self.host} closed the connection without an answer.")
-        return _failed(said, isinstance(error, _MAY_PASS))
+                return InvalidImageError(message)  # a parser error: the response is not valid HTTP
+            return _failed(f"{self.host} closed the connection without a response.")
+        return _failed(message, isinstance(error, _MAY_PASS))
 
 
 async def _followed(
@@ -104,7 +106,7 @@ async def _followed(
                 target = found
     except TimeoutError:
         raise _failed(f"Downloading from {where.host} took longer than {timeout:g} s.") from None
-    raise _failed(f"The link leads from one redirect to the next, more than {MAX_REDIRECTS} times.", False)
+    raise _failed(f"The link redirects more than {MAX_REDIRECTS} times.", False)
 
 
 @dataclass(frozen=True)
@@ -134,26 +136,26 @@ def _parse(link: str | httpx.URL, own: Origin | None) -> _Target:
     if url.scheme not in DEFAULT_PORTS or not target.host or "%" in target.host:
         raise _failed("The link is not an https address.", False)
     if not is_usable(url):
-        raise _failed(f"The link leads to {target.host[:_SHOWN]!r}, which is no host's name or address.", False)
+        raise _failed(f"The link leads to {target.host[:_SHOWN]!r}, which is not a host name or IP address.", False)
     if url.userinfo:
-        raise _failed(f"The link to {target.host} holds a user name or password, which is never sent.", False)
+        raise _failed(f"The link to {target.host} contains a user name or password, which is never sent.", False)
     if url.scheme != "https" and not target.exempt:
-        raise _failed(f"The link to {target.host} is plain http; only https is followed.", False)
+        raise _failed(f"The link to {target.host} is plain http; only https is allowed.", False)
     return target
 
 
 async def _hop(target: _Target, buffer: DownloadBuffer, own: Origin | None) -> bytes | _Target:
-    """One request: the body, or where it redirects to."""
+    """Send one request; returns the body, or the target of a redirect."""
     addresses = await _resolve(target)
     context = await asyncio.to_thread(tls_context)
     why = "no address"
     for address in addresses:
-        # A transport for each hop, and no client around it: that would look at cookies, and at where a redirect leads.
+        # A transport for each hop and no client, which would process cookies and the redirect.
         async with httpx.AsyncHTTPTransport(verify=context, trust_env=False) as transport:
             try:
                 response = await transport.handle_async_request(_request(target, address))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                why = str(error) or type(error).__name__  # holds no link: the request was not yet looked at
+                why = str(error) or type(error).__name__  # contains no link: the error is from connecting
                 continue
             _log.info("HTTP request to %s://%s/…: %s", target.url.scheme, target.netloc, response.status_code)
             async with contextlib.aclosing(response):
@@ -161,18 +163,18 @@ async def _hop(target: _Target, buffer: DownloadBuffer, own: Origin | None) -> b
                     return _parse(_joined(target.url, response.headers["location"]), own)
                 _check_status(response, target.host)
                 return await _body(response, buffer, target.host)
-    raise _failed(f"No connection to {target.host} (port {target.port}) could be made: {why}.")
+    raise _failed(f"Connecting to {target.host} (port {target.port}) failed: {why}.")
 
 
 async def _resolve(target: _Target) -> list[str]:
-    """The addresses of a host, in the resolver's order; all of them public unless the host is exempt."""
+    """The IP addresses of a host, in the resolver's order; all are public unless the host is exempt."""
     name = target.host.strip("[]")
     try:
         addresses = await look_up(name, target.port)
     except OSError:
-        raise _failed(f"The link's host {target.host} is not known here.") from None
+        raise _failed(f"The link's host {target.host} cannot be resolved.") from None
     if not target.exempt and not all(is_public(address) for address in addresses):
-        raise _failed(f"The link leads to {target.host}, which is not a public address. Not followed.", False)
+        raise _failed(f"The link leads to {target.host}, which is not a public address. It was not opened.", False)
     return addresses
 
 
@@ -196,14 +198,14 @@ def _check_status(response: httpx.Response, host: str) -> None:
     if status >= 500 or status in _RETRY_LATER:
         raise _failed(f"{host} failed to send the image (HTTP {status}).")
     if status >= 400:
-        raise LinkExpiredError(f"The link to {host} no longer answers (HTTP {status}).")
-    raise _failed(f"{host} answered the link without a body (HTTP {status}).")
+        raise LinkExpiredError(f"The link to {host} no longer works (HTTP {status}).")
+    raise _failed(f"{host} responded without an image (HTTP {status}).")
 
 
 async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise InvalidImageError(f"{host} sent the image encoded although that was refused; its bytes can't be trusted.")
+        raise InvalidImageError(f"{host} sent the image with a content encoding, which was not requested.")
     length = response.headers.get("content-length", "")
     announced = int(length) if length.isdecimal() and len(length) <= 20 else None
     too_large = InvalidImageError(
@@ -218,10 +220,10 @@ async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> by
         with body.pace.window:
             await _read(response, body, host, too_large)
     except httpx.RemoteProtocolError:
-        raise InvalidImageError(f"The download from {host} broke off after {body.size} bytes.") from None
+        raise InvalidImageError(f"The download from {host} ended early, after {body.size} bytes.") from None
     if body.pace.window.cancelled_caught:
-        lately = f"{body.size} bytes, and hardly any in the last {body.pace.seconds:g} s"
-        raise _failed(f"{host} sends the image too slowly: {lately}.")
+        received = f"{body.size} bytes, almost none of them in the last {body.pace.seconds:g} s"
+        raise _failed(f"{host} sends the image too slowly: {received}.")
     if announced is not None and announced != body.size:
         raise InvalidImageError(f"{host} announced {announced} bytes and sent {body.size}.")
     if not body.size:
@@ -230,16 +232,16 @@ async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> by
 
 
 async def _read(response: httpx.Response, body: DownloadBuffer, host: str, too_large: InvalidImageError) -> None:
-    body.pace.went_on(0)
+    body.pace.progress(0)
     pieces = 0
     async for piece in response.aiter_raw():
         await body.add(piece)
         if body.size > body.most:
             raise too_large
         pieces += 1
-        if pieces > _FREE_PIECES + body.size // _BYTES_A_PIECE:
-            raise _failed(f"{host} sends the image in pieces of a few bytes each.")
-        if pieces % _PIECES_AT_ONCE == 0:
+        if pieces > _FREE_CHUNKS + body.size // _BYTES_PER_CHUNK:
+            raise _failed(f"{host} sends the image in chunks of a few bytes.")
+        if pieces % _CHUNKS_PER_STEP == 0:
             await asyncio.sleep(0)
 
 

@@ -1,7 +1,7 @@
-"""Holds the body of a download while it arrives.
+"""The memory of a download while it arrives, and the check that it makes progress.
 
-What must stay true: memory is taken as bytes arrive, asked for before it is taken, and never by what was announced
-alone; a body that hardly grows is given up, but the time that waiting for memory takes is not held against its host.
+What must stay true: memory grows with the received bytes, never with the announced size alone, and is reserved before
+it is used; a download without progress is aborted, but time spent waiting for memory does not count.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TypeAlias
 
 import anyio
 
-_FIRST_BYTES = 64 * 1024  # of memory for a body, which doubles as often as it is full
-_WINDOW = 30.0  # seconds in which a body has to go on
-_TENTH = 0.1  # of itself by which it has to: a steady link brings that if it is done within 300 seconds
-_LEAST = 128 * 1024  # bytes by which it has to: at less, an image of 1K would take more than 300 seconds
+_FIRST_BYTES = 64 * 1024  # initial capacity, doubled when it is full
+_WINDOW = 30.0  # seconds within which a download must make progress
+_PROGRESS = 0.1  # required growth within the window; a steady download of 300 seconds has it
+_MIN_PROGRESS = 128 * 1024  # required growth in bytes; with less, an image of 1K takes more than 300 seconds
 
 Hold: TypeAlias = Callable[[int], Awaitable[None]]
-"""Waits until so many bytes may be held, and is told before they are taken."""
+"""Waits until that many bytes of memory may be used; called before they are used."""
 
 
 class Pace:
-    """How long a body may take: all of it, and until it has grown by what it has to.
+    """The time limits of a download: for the complete body, and for the next progress.
 
-    :param limit: of all of it.
+    :param limit: the time limit of the complete download.
     """
 
     def __init__(self, limit: anyio.CancelScope) -> None:
@@ -35,15 +35,15 @@ class Pace:
         self._limits = (limit, self.window)
         self._needed = 0
 
-    def went_on(self, size: int) -> None:
-        """Tell how large the body is, as it grows."""
+    def progress(self, size: int) -> None:
+        """Report the received size in bytes."""
         if size >= self._needed:
-            self._needed = size + max(_LEAST, int(size * _TENTH))
+            self._needed = size + max(_MIN_PROGRESS, int(size * _PROGRESS))
             self.window.deadline = anyio.current_time() + self.seconds
 
     @contextlib.contextmanager
-    def stands_still(self) -> Iterator[None]:
-        """Within this block no time passes."""
+    def paused(self) -> Iterator[None]:
+        """Context manager: the time inside it does not count."""
         since = anyio.current_time()
         deadlines = [limit.deadline for limit in self._limits]
         for limit in self._limits:
@@ -56,11 +56,11 @@ class Pace:
 
 
 class DownloadBuffer:
-    """A body in memory, which grows with what has arrived, and not by what was announced.
+    """The body of a download in memory.
 
-    :param most: bytes that it may be large.
+    :param most: maximum size in bytes.
     :param hold: see `download`.
-    :param pace: stands still while `hold` is waited for.
+    :param pace: the time limits; paused while `hold` waits.
     """
 
     def __init__(self, most: int, hold: Hold | None, pace: Pace) -> None:
@@ -69,28 +69,28 @@ class DownloadBuffer:
         self.pace = pace
         self._hold = hold
         self._capacity = 0
-        self._body = io.BytesIO()  # gives its bytes away without a copy of them
+        self._body = io.BytesIO()  # getvalue() makes no copy
 
     async def add(self, piece: bytes) -> None:
-        """Take what has arrived; nothing of it is kept if it is too much."""
+        """Append a chunk; it is discarded if the body becomes too large."""
         needed = self.size + len(piece)
         if needed <= self.most and needed > self._capacity:
             await self._grow(needed)
         self.size = needed
         if needed <= self.most:
             self._body.write(piece)
-        self.pace.went_on(needed)
+        self.pace.progress(needed)
 
     def getvalue(self) -> bytes:
-        """All of it."""
+        """The complete body."""
         self._body.truncate(self.size)
         return self._body.getvalue()
 
     async def _grow(self, needed: int) -> None:
-        # In steps: growing piece by piece took a third of a download's CPU, and left holes in the memory.
+        # In steps: growing with each chunk took a third of a download's CPU and fragmented the memory.
         self._capacity = max(needed, min(max(2 * needed, _FIRST_BYTES), self.announced or self.most))
         if self._hold is not None:
-            with self.pace.stands_still():
+            with self.pace.paused():
                 await self._hold(self._capacity)
         self._body.seek(self._capacity - 1)
         self._body.write(b"\0")

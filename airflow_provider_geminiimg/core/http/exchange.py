@@ -1,8 +1,8 @@
-"""One sending of one call: what goes out, what comes back, and what a failure of it means for the money.
+"""One HTTP exchange: sends a call, receives the response, and decides whether a failure means that money was spent.
 
-What must stay true: whatever happens to the network is "not sent" only where no byte of the request was written, else
-"outcome unknown" where the call may cost money; a redirect is never followed, and proves only where it can that the
-request was not taken; more of an answer than is allowed is not read.
+What must stay true: a network failure is "not sent" only if no byte of the request was written; otherwise it is
+"outcome unknown" for a call that may cost money; a redirect is never followed, and means "not accepted" only if it
+proves that; a response is read only up to its size limit.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10.0  # seconds
 WRITE_TIMEOUT = 30.0
-OVERHEAD = 40.0  # seconds beside the read timeout for one exchange; well under the 60 that the ledger allows
-SLOWEST_UPLOAD = 100_000  # bytes a second
-MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: images may come inline
-LARGE_ANSWER = 1_000_000  # bytes; larger ones share the transport's `ANSWERS_ROOM`
-ANSWER_PATIENCE = 30.0  # seconds that a paid answer waits for room: one that is not read is lost in the end
+OVERHEAD = 40.0  # seconds added to the read timeout for one exchange; well under the 60 that the ledger allows
+SLOWEST_UPLOAD = 100_000  # bytes per second
+MAX_ANSWER = {True: 64_000_000, False: 16_000_000}  # bytes, by billable: images may be inline
+LARGE_ANSWER = 1_000_000  # bytes; larger responses share the transport's `MAX_RESPONSE_MEMORY`
+MEMORY_WAIT = 30.0  # seconds that a paid response waits for memory; then it is read anyway, or it would be lost
 TOO_LARGE = "answer_too_large"
-"""The code of an answer that is larger than it may be."""
+"""The error code for a response that is larger than its limit."""
 HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
 
-# Nothing of ours was written then, whatever a proxy was told before. No error that an answer may cause is among them:
-# httpx raises InvalidURL for where a redirect leads, too.
+# No byte of the request was written. A response cannot cause one of these errors: InvalidURL is missing, because httpx
+# raises it also for the target of a redirect.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-# What the network or the worker may have got over by the next try.
+# Failures of the network or the worker that may be over at the next try.
 _PASSING = (httpx.HTTPError, httpx.StreamError, OSError, MemoryError, RuntimeError)
-_NOT_TAKEN = (307, 308)  # the same request is wanted elsewhere
-_MAY_BE_TAKEN = (301, 302)  # to the same host they may mean "done, look there"
+_NOT_ACCEPTED = (307, 308)  # the same request must be sent elsewhere
+_MAYBE_ACCEPTED = (301, 302)  # to the same host they may mean "accepted, see there"
 _LOGIN = re.compile(r"/(log-?in|sign-?in|sso|oauth2?|saml2?)\b", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"(?:https?:)?//(?P<host>[\w.-]+|\[[\da-f:.]+\])(?::(?P<port>\d{1,5}))?|/(?!/)", re.IGNORECASE)
 _CHECK_HOST = "Check the host of the Airflow connection."
 
 
 class Exchange(Generic[T]):
-    """One sending of one call, and whether any byte of it was written.
+    """One sending of one call; `written` tells whether any byte of it was written.
 
-    :param call: what is sent.
+    :param call: the call.
     :param max_poll: see `Transport`.
     :param sent: see `Transport.send`.
     """
@@ -76,16 +76,16 @@ class Exchange(Generic[T]):
         self.time_limit = call.read_timeout + OVERHEAD + size / SLOWEST_UPLOAD
 
     @contextlib.asynccontextmanager
-    async def memory(self, room: ByteSemaphore) -> AsyncIterator[None]:
-        """What the answer's bytes are charged to, if they are many, as long as they are held."""
+    async def memory(self, semaphore: ByteSemaphore) -> AsyncIterator[None]:
+        """Context manager: reserve memory from `semaphore` for a large response."""
         share: Share | None = None
         async with contextlib.AsyncExitStack() as stack:
 
             async def hold(size: int) -> None:
                 nonlocal share
                 if size > LARGE_ANSWER and share is None:
-                    patience = ANSWER_PATIENCE if self.call.billable else math.inf
-                    share = await stack.enter_async_context(room.share(patience))
+                    patience = MEMORY_WAIT if self.call.billable else math.inf
+                    share = await stack.enter_async_context(semaphore.share(patience))
                 if share is not None:
                     await share.hold(size)
 
@@ -93,7 +93,7 @@ class Exchange(Generic[T]):
             yield
 
     async def run(self, client: httpx.AsyncClient, auth: httpx.Auth | None) -> Reply:
-        """Send the call, and read its answer within `memory`. The caller limits the time."""
+        """Send the call and read its response, inside `memory`. The caller sets the time limit."""
         response = await client.send(self._request(), auth=auth, stream=True, follow_redirects=False)
         try:
             body = await self._body(response.headers, response.aiter_raw())
@@ -102,41 +102,41 @@ class Exchange(Generic[T]):
         return Reply(response.status_code, response.headers, body)
 
     async def poll(self, polls: PollClient, auth: KeyAuth | None, url: str) -> Reply:
-        """As `run`, for a call that is its URL alone; its time is limited, too."""
+        """Same as `run`, with a time limit, for a call that is given as its URL."""
         headers = {**HEADERS, **(auth.headers(url) if auth is not None else {})}
-        self.written = True  # where it is not, the exception says so
+        self.written = True  # otherwise the exception says that nothing was written
         read = self.call.read_timeout
         async with polls.get(url, headers, connect=CONNECT_TIMEOUT, read=read, total=self.time_limit) as answer:
             body = await self._body(answer.headers, answer.content.iter_any())
         return Reply(answer.status, answer.headers, body)
 
     def parsed(self, reply: Reply) -> T:
-        """What the reply says.
+        """The parsed reply.
 
-        :raises GeminiImageError: it is not what was asked for.
+        :raises GeminiImageError: the reply is an error or is invalid.
         """
         if 300 <= reply.status < 400:
             raise self._redirected(reply)
         return self.call.parse(reply)
 
     def _redirected(self, reply: Reply) -> GeminiImageError:
-        """Never followed. Whoever redirects did not take the request, but for "see other", which may mean "done"."""
-        said = f"(HTTP {reply.status}), never followed."
+        """The error for a redirect, which is never followed. Some redirects prove that the request was not accepted."""
+        suffix = f"(HTTP {reply.status}), which is never followed."
         elsewhere = _ELSEWHERE.match(reply.headers.get("location", "").strip())
-        if not self.call.billable or not elsewhere or not self._not_taken(reply, elsewhere):
-            return self._doubt(f"The gateway answered with a redirect {said}")
+        if not self.call.billable or not elsewhere or not self._not_accepted(reply, elsewhere):
+            return self._invalid(f"The gateway responded with a redirect {suffix}")
         to = f" to {elsewhere['host']}" if elsewhere["host"] else ""
-        return BadRequestError(f"The gateway was not reached: its address redirects{to} {said}", hint=_CHECK_HOST)
+        return BadRequestError(f"The gateway was not reached: its address redirects{to} {suffix}", hint=_CHECK_HOST)
 
-    def _not_taken(self, reply: Reply, elsewhere: re.Match[str]) -> bool:
-        """Whether a redirect proves that the request was not taken."""
+    def _not_accepted(self, reply: Reply, elsewhere: re.Match[str]) -> bool:
+        """Whether a redirect proves that the gateway did not accept the request."""
         asked = httpx.URL(self.call.request) if isinstance(self.call.request, str) else self.call.request.url
         host, port = elsewhere["host"], int(elsewhere["port"] or 0)
         there, here = (0 if number in (80, 443, None) else number for number in (port, asked.port))
         own_names = (asked.host.lower(), asked.raw_host.decode("ascii", "replace").lower())
         other_host = host is not None and (host.strip("[]").lower() not in own_names or there != here)
         login = _LOGIN.search(reply.headers.get("location", "").partition("?")[0])
-        return reply.status in _NOT_TAKEN or (reply.status in _MAY_BE_TAKEN and bool(other_host or login))
+        return reply.status in _NOT_ACCEPTED or (reply.status in _MAYBE_ACCEPTED and bool(other_host or login))
 
     def _request(self) -> httpx.Request:
         sent = self.call.request
@@ -160,14 +160,14 @@ class Exchange(Generic[T]):
     async def _body(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> bytes:
         billable = self.call.billable
         try:
-            # A free call reads to the end, so that its connection can be used again.
+            # A free call reads to the end, so that its connection can be reused.
             return await ResponseBody(headers, self._most, self._hold).read(chunks, until_whole=billable)
         except UnreadableBodyError as error:
             code = TOO_LARGE if isinstance(error, TooLargeBodyError) else None
-            raise self._doubt(str(error), code) from None
+            raise self._invalid(str(error), code) from None
 
     def failure(self, error: Exception) -> GeminiImageError:
-        """What an exception means, whatever it is. Its text may hold the request."""
+        """The error for any exception. The exception's text is not used, because it may contain the request."""
         name = type(error).__name__
         passing = isinstance(error, _PASSING)
         if isinstance(error, _UNSENT) or (passing and not self.written):
@@ -175,14 +175,14 @@ class Exchange(Generic[T]):
         if not self.written:
             return BadRequestError(f"The request could not be sent ({name}).", hint=_CHECK_HOST)
         if self.call.billable:
-            return OutcomeUnknownError(f"The request was sent, and the contact broke off before its answer ({name}).")
+            return OutcomeUnknownError(f"The request was sent, but the connection broke before the response ({name}).")
         hint = None if passing else _CHECK_HOST
         return UpstreamFailedError(
-            f"The contact to the gateway broke off ({name}).", billed=Billed.NO, retryable=passing, hint=hint
+            f"The connection to the gateway broke ({name}).", billed=Billed.NO, retryable=passing, hint=hint
         )
 
-    def _doubt(self, message: str, code: str | None = None) -> GeminiImageError:
-        """The gateway took the request and gave an answer that can't be used."""
+    def _invalid(self, message: str, code: str | None = None) -> GeminiImageError:
+        """The error for a response that cannot be used."""
         if self.call.billable:
             return OutcomeUnknownError(message, code=code)
         return UpstreamFailedError(message, billed=Billed.NO, retryable=False, hint=_CHECK_HOST, code=code)

@@ -1,8 +1,8 @@
-"""How many values a JSON answer has and how deep it nests, told from its bytes as they arrive.
+"""Bounds the number of values and the depth of a JSON response while its bytes arrive.
 
-What must stay true: it is known before anything is parsed or walked, because both hold the interpreter for as long as
-there are values, and a few bytes can stand for millions; no real answer comes near a limit, and none is about the
-length of a text: an image may come inline. Work is linear in the bytes, whatever they are.
+What must stay true: the limits are checked before the JSON is parsed, because parsing blocks the interpreter and a few
+bytes can stand for millions of values; no real response comes near a limit; the length of a text is not limited here,
+because an image may be inline; the work is linear in the number of bytes.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import codecs
 import json
 import re
 
-MAX_ITEMS = 50_000  # values, and escapes in texts but those of slashes; a list of models has a few thousand
+MAX_ITEMS = 50_000  # values, and escapes in texts except escaped slashes; a list of models has a few thousand
 MAX_DEPTH = 64  # no known shape nests deeper than 10
-_BYTES_AN_ESCAPE = 16  # beyond `MAX_ITEMS`
+_BYTES_PER_ESCAPE = 16  # further escapes beyond `MAX_ITEMS` are allowed at this rate
 
 _OUTSIDE = re.compile(rb'[",\[\]{}]')
-# An escaped slash is passed over: base64 may consist of them, and to find them costs no more than other bytes do.
+# Escaped slashes do not count: base64 may contain many, and they cost no more than other bytes.
 _IN_TEXT = re.compile(rb'"|\\(?!/)')
 _CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class TooManyValuesError(Exception):
-    """An answer that no gateway has reason to give."""
+    """The response has more values or levels than any real response."""
 
 
 class AnswerShape:
-    """The shape of one answer so far.
+    """Counts the values and levels of one response.
 
-    `ended` says whether it is an object, or begins with one, that has ended. An empty one does not count: it keeps the
-    line open, and says nothing. A web page has no shape.
+    `ended` is true when a JSON object at the start of the response is complete. An empty object does not count: a
+    gateway may send it to keep the connection open. A web page is not examined.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class AnswerShape:
         self._depth = self._items = self._escapes = self._size = 0
 
     def add(self, piece: bytes) -> None:
-        """Follow what has arrived.
+        """Examine the next bytes.
 
-        :raises TooManyValuesError: it nests too deep, or has too many values.
+        :raises TooManyValuesError: the response nests too deep or has too many values.
         """
         if not self._begun:
             piece = self._begin(piece)
@@ -54,7 +54,7 @@ class AnswerShape:
         self._follow(piece)
 
     def _begin(self, piece: bytes) -> bytes:
-        """What is to be followed, once there is enough to tell the encoding by."""
+        """The bytes to examine, once there are enough to detect the encoding; until then ``b""``."""
         self._start += piece
         first = self._start.removeprefix(codecs.BOM_UTF8).replace(b"\0", b"").lstrip()[:1]
         if len(self._start) < 4 or not first:
@@ -81,7 +81,7 @@ class AnswerShape:
             self._mark(piece[at - 1])
         if self._depth > MAX_DEPTH or self._items > MAX_ITEMS:
             raise TooManyValuesError
-        if self._escapes > MAX_ITEMS + self._size // _BYTES_AN_ESCAPE:
+        if self._escapes > MAX_ITEMS + self._size // _BYTES_PER_ESCAPE:
             raise TooManyValuesError
 
     def _mark(self, byte: int) -> None:

@@ -1,7 +1,7 @@
-"""Attaches the API key to requests.
+"""Adds the API key to requests.
 
-What must stay true: the key goes to the API's own scheme, host and port, and into nothing else that we hold, write or
-pickle.
+What must stay true: the key is sent only to the API's own scheme, host and port; no other object, log or pickle
+contains it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from airflow_provider_geminiimg.core.http.tls import origin_of
 
 
 class KeyAuth(httpx.Auth):
-    """Attaches the key to a copy of the request: who holds the call, or an error of it, does not hold the key."""
+    """Adds the key to a copy of the request, so that neither the call nor an error of it contains the key.
+
+    :param headers: the headers with the key.
+    :param base_url: base URL of the API.
+    """
 
     def __init__(self, headers: Mapping[str, str], base_url: str) -> None:
         self._headers = headers
@@ -37,9 +41,9 @@ class KeyAuth(httpx.Auth):
         yield request
 
     def headers(self, url: httpx.URL | str) -> Mapping[str, str]:
-        """The headers that carry the key, if `url` is the API's. Text is only compared, because it is many polls'."""
+        """The headers with the key if `url` is the API's, else none. A text is not parsed, for the speed of polls."""
         own = url.startswith(self._root) if isinstance(url, str) else origin_of(url) == self._origin
         return self._headers if own else {}
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("This object holds an API key and can't be pickled.")
+        raise TypeError("This object contains an API key and cannot be pickled.")

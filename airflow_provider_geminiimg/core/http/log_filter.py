@@ -1,8 +1,8 @@
-"""Keeps links out of what the HTTP libraries log about our requests.
+"""Removes URLs' queries and header values from the log lines of httpx and httpcore.
 
-httpx logs every URL, its signature included, at INFO; httpcore logs response headers, a redirect's `Location`
-included, at DEBUG. What must stay true: what these loggers say inside `quiet_http()` names no query and no header
-value; what anybody else's requests say there is left alone.
+httpx logs every URL with its signature at INFO; httpcore logs response headers, such as the `Location` of a redirect,
+at DEBUG. What must stay true: inside `quiet_http()` these loggers write no query and no header value; outside of it
+their log lines are unchanged.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import httpx
 
 _LOGGERS = ("httpx", *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")))
 _show_path: contextvars.ContextVar[bool | None] = contextvars.ContextVar("geminiimg_quiet_http", default=None)
-# httpcore writes "<event> <name>=<repr> …"; of those only where it connects to is both useful and free of secrets.
+# httpcore logs "<event> <name>=<repr> …"; only these values are useful and contain no secret.
 _HARMLESS = re.compile(r"\b(?:host|port|timeout)=(?:'[^']*'|[\d.]+)")
 
 
 @contextlib.contextmanager
 def quiet_http(*, show_path: bool = True) -> Iterator[None]:
-    """Take URL queries and header values out of what httpx and httpcore log within this block.
+    """Context manager: remove URL queries and header values from the log lines of httpx and httpcore.
 
-    :param show_path: whether a URL's path may stay; not where the path itself may be the secret.
+    :param show_path: whether to log the path of a URL; ``False`` if the path may be a secret.
     """
     token = _show_path.set(show_path)
     try:

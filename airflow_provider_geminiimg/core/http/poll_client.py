@@ -1,11 +1,11 @@
-"""Connections for what is asked often and costs nothing: polls and checks, over aiohttp.
+"""The HTTP client of polls and checks, with aiohttp.
 
-A thousand waiting tasks ask all the time, in one event loop; over httpx a poll takes three times the CPU. What may cost
-money stays with httpx, whose own account of what was written decides whether a request is unpaid.
+In the triggerer a thousand jobs are polled in one event loop, and a poll with httpx takes three times the CPU. Calls
+that may cost money use httpx, because it reports whether any byte of the request was written.
 
-What must stay true: nothing is followed, decoded, stored or logged here; every failure is an exception of httpx, so
-that `core.http.exchange` has one way to read them. aiohttp takes long to import: import this where the first poll is
-made, not before.
+What must stay true: this client follows no redirect, decodes no body, keeps no cookie and logs nothing; every failure
+is an exception of httpx, so that `core.http.exchange` handles one kind. Importing aiohttp is slow, so import this
+module only before the first poll.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import aiohttp
 import httpx
 import yarl
 
-# Nothing was written then. A proxy is not among them: behind one, polls go over httpx.
+# Nothing was written. Errors of proxies are missing here, because polls through a proxy use httpx.
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ClientSSLError, aiohttp.ConnectionTimeoutError)
 
 
 class PollClient:
-    """Pooled connections to one gateway. Made in the event loop in which they are used.
+    """Pooled connections to one gateway. Create it in the event loop in which it is used.
 
-    :param tls: what to trust.
-    :param connections: how many at most.
+    :param tls: the TLS context.
+    :param connections: maximum number of connections.
     """
 
     def __init__(self, tls: ssl.SSLContext, *, connections: int) -> None:
@@ -42,15 +42,15 @@ class PollClient:
     async def get(
         self, url: str, headers: Mapping[str, str], *, connect: float, read: float, total: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask; what is left of the answer is thrown away with its connection.
+        """Send a GET request. If the response is not read to its end, its connection is closed.
 
-        :param url: where, as it goes over the wire.
-        :param headers: those that are not the protocol's own.
-        :param connect: seconds for opening a connection.
-        :param read: seconds without a byte of the answer.
-        :param total: seconds for all of it.
-        :raises httpx.TransportError: `httpx.ConnectError` where no byte was written. It does not hold the request, as
-            aiohttp's exceptions do.
+        :param url: the encoded URL.
+        :param headers: the headers, without those that HTTP itself requires.
+        :param connect: timeout for connecting, in seconds.
+        :param read: timeout between two parts of the response, in seconds.
+        :param total: timeout for the complete exchange, in seconds.
+        :raises httpx.ConnectError: no byte was written.
+        :raises httpx.TransportError: any other failure. Unlike aiohttp's exceptions it does not contain the request.
         """
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=read)
         where = yarl.URL(url, encoded=True)
@@ -70,7 +70,7 @@ class PollClient:
 
 
 async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Hide from aiohttp that a connection broke: it would send again by itself, which no limiter counts."""
+    """Prevent aiohttp's own retry after a broken connection, because the rate limit does not count it."""
     try:
         return await send(request)
     except _UNSENT:

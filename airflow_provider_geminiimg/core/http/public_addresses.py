@@ -1,7 +1,7 @@
-"""Looks up the addresses of a host, and says which of them are the public internet's.
+"""Resolves hosts, and tells public from private IP addresses.
 
-What must stay true: an address that is not known to be public counts as private, and so does one that only wraps up a
-private one; a name server that does not answer holds up look-ups alone.
+What must stay true: an address that is not known to be public counts as private, and so does an IPv6 address that
+embeds a private IPv4 address; a name server that does not respond blocks only other look-ups.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
-_LOOK_UPS = 32  # at once; a name server that does not answer holds each for as long as the resolver waits
+_LOOK_UPS = 32  # simultaneous; one that gets no response blocks its thread until the resolver's timeout
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_AZURE = ipaddress.ip_address("168.63.129.16")  # a public address by its number, and each machine's own host there
+_AZURE = ipaddress.ip_address("168.63.129.16")  # Azure's host service: in the public range, but local to each machine
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _RESOLVERS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
 
 
 async def look_up(name: str, port: int) -> list[str]:
-    """The addresses of a host, in the resolver's order.
+    """The IP addresses of a host, in the resolver's order.
 
-    :raises OSError: there are none.
+    :raises OSError: the host cannot be resolved.
     """
     found = await asyncio.get_running_loop().run_in_executor(
         _resolvers(), lambda: socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
@@ -33,7 +33,7 @@ async def look_up(name: str, port: int) -> list[str]:
 
 
 def _resolvers() -> ThreadPoolExecutor:
-    """Threads of the running loop for look-ups alone: those that hang must not keep records from being written."""
+    """Threads for look-ups alone, one pool per event loop: a look-up that hangs must not delay writing records."""
     loop = asyncio.get_running_loop()
     if loop not in _RESOLVERS:
         _RESOLVERS[loop] = ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="geminiimg-names")
@@ -41,7 +41,7 @@ def _resolvers() -> ThreadPoolExecutor:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, and so is every address that is wrapped up in it."""
+    """Whether an IP address, and an IPv4 address embedded in it, is public."""
     ip: _Address = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip in _NAT64:

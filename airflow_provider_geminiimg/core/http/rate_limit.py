@@ -1,7 +1,7 @@
-"""Limits how many calls one account sends from this process in a minute.
+"""Limits the calls per minute of one account in this process.
 
-What must stay true: no 60 seconds see more calls than allowed; every transport of a connection shares one `Limiter`,
-whatever thread or event loop it is in; when a limit binds, polls wait longer than submits do.
+What must stay true: no period of 60 seconds has more calls than allowed; all transports of a connection share one
+`Limiter`, across threads and event loops; when the limit is reached, polls wait longer than submits.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
 from airflow_provider_geminiimg.core.gateways.base import Call
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 
-MAX_PAUSE = 120.0  # seconds; a longer Retry-After is the business of whoever catches the outcome
+MAX_PAUSE = 120.0  # seconds; the code that catches the error handles a longer Retry-After
 
 
 class RateLimit:
-    """A rate of calls, shared by threads: at most `per_minute` in any 60 seconds, a tenth of them in one burst.
+    """A thread-safe rate limit: at most `per_minute` calls in any 60 seconds, a tenth of them in one burst.
 
-    :param per_minute: calls a minute.
+    :param per_minute: maximum calls per minute.
     """
 
     def __init__(self, per_minute: int) -> None:
@@ -32,9 +32,10 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def take(self, *, low_priority: bool = False) -> float:
-        """Take a slot; returns 0.0, or the seconds after which to try again.
+        """Take a slot if one is free.
 
-        :param low_priority: leave half of the burst to others.
+        :param low_priority: leave half of the burst to other calls.
+        :returns: 0.0 if a slot was taken, else the seconds after which to try again.
         """
         with self._lock:
             now = time.monotonic()
@@ -46,16 +47,16 @@ class RateLimit:
             return 0.0
 
     def pause(self, seconds: float) -> None:
-        """Let nothing pass for `seconds`, `MAX_PAUSE` at most."""
+        """Give no slot for `seconds`, at most `MAX_PAUSE`."""
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + min(seconds, MAX_PAUSE))
 
 
 class Limiter:
-    """What one account may send from this process. When it binds, polls wait longer than submits do.
+    """The rate limits of one account in this process.
 
-    :param per_minute: submits, polls, checks and uploads a minute. Downloads don't count.
-    :param uploads_per_minute: uploads a minute.
+    :param per_minute: maximum submits, polls, checks and uploads per minute. Downloads do not count.
+    :param uploads_per_minute: maximum uploads per minute.
     """
 
     def __init__(self, per_minute: int, uploads_per_minute: int) -> None:
@@ -63,13 +64,13 @@ class Limiter:
         self._uploads = RateLimit(uploads_per_minute)
 
     async def admit(self, call: Call[Any]) -> None:
-        """Wait for a slot."""
+        """Wait for a slot for `call`."""
         if kind_of(call) == "upload":
             await _slot(self._uploads)
         await _slot(self._calls, low_priority=kind_of(call) == "poll")
 
     def pause(self, seconds: float) -> None:
-        """Slow everyone down, because the gateway asked for it."""
+        """Delay all calls by `seconds`, because the gateway limits the rate."""
         self._calls.pause(seconds)
 
 
@@ -79,18 +80,18 @@ async def _slot(limit: RateLimit, *, low_priority: bool = False) -> None:
 
 
 def kind_of(call: Call[Any]) -> str:
-    """``submit``, ``poll`` (checks and lists of models too) or ``upload``: what a call counts as."""
+    """The kind of a call for the limits: ``submit``, ``poll`` (also checks and lists of models) or ``upload``."""
     if call.billable:
         return "submit"
     return "poll" if isinstance(call.request, str) else "upload"
 
 
-_limiters: dict[tuple[str, str, int, int], Limiter] = {}  # of the process, because its accounts' rates are
+_limiters: dict[tuple[str, str, int, int], Limiter] = {}  # global, because a rate limit applies to the process
 _limiters_lock = threading.Lock()
 
 
 def limiter_for(connection: GatewayConnection) -> Limiter:
-    """The limiter that every transport of this connection shares in this process."""
+    """The limiter that all transports of this connection share in this process."""
     limits = LIMITS[connection.gateway]
     rates = (connection.requests_per_minute or limits.requests_per_minute, limits.uploads_per_minute)
     with _limiters_lock:

@@ -1,9 +1,8 @@
-"""Reads the body of a gateway's answer: bounded, unpacked, and kept where only its frame is broken.
+"""Reads and decompresses the body of a gateway's response.
 
-What must stay true: a few bytes may stand for gigabytes, so nothing is unpacked further than it may be large, and no
-more arrives than that; nothing here holds up the event loop, whatever the size of a piece; a JSON object that is whole
-is the whole answer, whatever becomes of the connection after it: nothing that follows can change it, and it may hold
-the id of a job that was paid for.
+What must stay true: neither the received nor the decompressed size passes the limit, because a few bytes can stand for
+gigabytes; a large chunk does not block the event loop; a complete JSON object counts as the complete response even if
+the connection breaks after it, because it may contain the id of a paid job.
 """
 
 from __future__ import annotations
@@ -15,26 +14,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 
 from airflow_provider_geminiimg.core.http.json_limits import AnswerShape, TooManyValuesError
 
-_PACKED = ("gzip", "x-gzip", "deflate")
-_BY_ITS_HEADER = 47  # zlib's word for "gzip or zlib"
-_STEP = 16 * 1024  # bytes after which others have their turn in the event loop; a millisecond at most
-_FRAME = 64 * 1024  # bytes that a packed body may be larger than what is in it
+_COMPRESSED = ("gzip", "x-gzip", "deflate")
+_GZIP_OR_ZLIB = 47  # zlib's `wbits` for "detect gzip or zlib from the header"
+_STEP = 16 * 1024  # bytes between two yields to the event loop; a millisecond at most
+_FRAME = 64 * 1024  # bytes by which a compressed body may be larger than its content
 
 
 class UnreadableBodyError(Exception):
-    """A body that is no answer; the text says why."""
+    """The body cannot be used; the text says why."""
 
 
 class TooLargeBodyError(UnreadableBodyError):
-    """A body that is larger than an answer may be."""
+    """The body is larger than the limit."""
 
 
 class ResponseBody:
-    """One body, from its first piece to its last.
+    """Reads one response body.
 
-    :param headers: those of the answer.
-    :param limit: bytes of it at most, unpacked.
-    :param hold: told how large it is, as it grows; waits until so much may be held. Default: nobody is told.
+    :param headers: the response headers.
+    :param limit: maximum size in bytes, decompressed.
+    :param hold: called with the size as it grows; waits until that much memory may be used. Default: no limit on
+        memory.
     """
 
     def __init__(
@@ -46,16 +46,15 @@ class ResponseBody:
         self._begun = False
         self._hold = hold
         self._arrived = self._size = 0
-        self._body = io.BytesIO()  # gives its bytes away without a copy of them
+        self._body = io.BytesIO()  # getvalue() makes no copy
         self._shape = AnswerShape()
 
     async def read(self, pieces: AsyncIterator[bytes], *, until_whole: bool) -> bytes:
-        """The body.
+        """Read the body.
 
-        :param pieces: as they come.
-        :param until_whole: read no further than to the end of a JSON object, because what follows may keep one waiting.
-        :raises UnreadableBodyError: it is too large, has more values than an answer, or is packed in a way that can't
-            be undone.
+        :param pieces: the chunks as they arrive.
+        :param until_whole: stop after a complete JSON object, because the gateway may keep the connection open.
+        :raises UnreadableBodyError: the body is too large, has too many values, or cannot be decompressed.
         """
         try:
             async for piece in pieces:
@@ -85,36 +84,36 @@ class ResponseBody:
             try:
                 self._shape.add(part)
             except TooManyValuesError:
-                raise UnreadableBodyError("The gateway's answer has more values in it than any answer has.") from None
+                raise UnreadableBodyError("The gateway's response contains too many JSON values.") from None
 
     def _too_large(self) -> TooLargeBodyError:
-        return TooLargeBodyError(f"The gateway's answer is larger than {self._limit:,} bytes.")
+        return TooLargeBodyError(f"The gateway's response is larger than {self._limit:,} bytes.")
 
     def _begin(self, piece: bytes) -> None:
         self._begun = True
-        if self._encoding in ("", "identity") or piece.lstrip()[:1] == b"{":  # a label that is wrong costs no answer
+        if self._encoding in ("", "identity") or piece.lstrip()[:1] == b"{":  # a wrong header must not lose a response
             return
-        if self._encoding not in _PACKED:
-            raise UnreadableBodyError("The gateway's answer is encoded in a way that was not asked for.")
-        self._unpacker = zlib.decompressobj(_BY_ITS_HEADER)
+        if self._encoding not in _COMPRESSED:
+            raise UnreadableBodyError("The gateway's response has an encoding that was not requested.")
+        self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
 
     def _parts(self, piece: bytes) -> Iterator[bytes]:
-        """What a piece stands for, part by part."""
+        """The decompressed content of a chunk, in parts of `_STEP` bytes at most."""
         if self._unpacker is None:
             for at in range(0, len(piece), _STEP):
                 yield piece[at : at + _STEP]
             return
-        size = len(piece)  # of what is tried at once
+        size = len(piece)  # bytes to decompress in one call
         part = b""
-        while (piece or len(part) == _STEP) and not self._unpacker.eof:  # a part that is full may not be all
+        while (piece or len(part) == _STEP) and not self._unpacker.eof:  # after a full part there may be more
             before = self._unpacker.copy()
             try:
                 part = self._unpacker.decompress(piece[:size], _STEP)
             except zlib.error:
-                # What stands before the fault, such as a checksum that is wrong, was unpacked well.
+                # Retry with fewer bytes: the content before the error (such as a wrong checksum) is valid.
                 self._unpacker, size = before, size // 2
                 if not size:
-                    raise UnreadableBodyError("The gateway's answer can't be unpacked.") from None
+                    raise UnreadableBodyError("The gateway's response cannot be decompressed.") from None
                 continue
             piece = self._unpacker.unconsumed_tail + piece[size:]
             yield part

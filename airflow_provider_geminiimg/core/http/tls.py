@@ -1,7 +1,7 @@
-"""Which server a connection leads to, and what proves that it is that server: for everything that opens a socket here.
+"""TLS settings and origins of URLs, for all connections of this package.
 
-What must stay true: two URLs have one origin only if scheme, host and port are the same as they go over the wire. A
-decoded host is not compared: to decode one may raise, and what is decoded is not what is looked up.
+What must stay true: two URLs have the same origin only if scheme, host and port are equal as sent over the network.
+Hosts are compared in encoded form, because decoding may raise and the encoded name is the one that is resolved.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Origin: TypeAlias = tuple[str, str, int | None]
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """Scheme, host and port of a URL; equal where they lead to the same server."""
+    """Scheme, host and port of a URL."""
     return url.scheme, url.raw_host.decode("ascii", "replace").lower(), url.port or DEFAULT_PORTS.get(url.scheme)
 
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """The process's one: it verifies certificates by ``SSL_CERT_FILE``, ``SSL_CERT_DIR`` or else certifi's list.
+    """The TLS context of the process. CA certificates: ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi's list.
 
-    Making it takes about 20 ms, too much for an event loop that all triggers share: call it in a thread.
+    The first call takes about 20 ms, so call it in a thread and not in the event loop.
     """
     return httpx.create_ssl_context(trust_env=True)

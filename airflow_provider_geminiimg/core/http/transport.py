@@ -1,11 +1,11 @@
-"""Sends a gateway's `Call`s, each in its turn.
+"""Sends the `Call`s of one gateway account, within its rate and concurrency limits.
 
 What must stay true:
 
-- the key goes nowhere but where `core.http.key_auth` puts it, never along a redirect, and into nothing that we write;
-- a call that may cost money goes once, over a fresh connection; `core.http.exchange` says what became of it;
-- every exception of an exchange, whatever it is, is an outcome of `airflow_provider_geminiimg.exceptions`, scrubbed; an
-  httpx exception, which holds the request, is never chained to it.
+- only `core.http.key_auth` adds the API key; it follows no redirect and is in nothing that this package writes;
+- a call that may cost money is sent once, over a new connection; `core.http.exchange` decides what its failure means;
+- every exception becomes a scrubbed error of `airflow_provider_geminiimg.exceptions`; an httpx exception, which
+  contains the request, is never chained to it.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BILLABLE_WAIT = 15.0  # seconds that a billable call waits for its turn
-DEFAULT_CONCURRENCY = 8  # a thousand waiters in httpx's own pool cost five times as much as behind a semaphore
-ANSWERS_ROOM = 64_000_000  # bytes
-IN_LOOP = 8_000  # bytes of an answer that are read in the event loop: under 10 ms, whatever they are
+BILLABLE_WAIT = 15.0  # seconds that a billable call waits for a slot
+DEFAULT_CONCURRENCY = 8  # a semaphore, because a thousand waiters in httpx's own pool cost five times as much CPU
+MAX_RESPONSE_MEMORY = 64_000_000  # bytes of all large responses of one transport
+IN_LOOP = 8_000  # bytes; a response up to this size is parsed in the event loop (always under 10 ms)
 FREE_ATTEMPTS = 3
 
 
 class Transport:
     """Sends calls to one gateway. An async context manager, bound to the event loop in which it is first used.
 
-    :param connection: the account. Its `max_concurrency` bounds polls and billable calls, each for itself.
-    :param max_poll: bytes of an answer to a free call at most, where that is less than `MAX_ANSWER`.
+    :param connection: the account. Its `max_concurrency` limits polls and billable calls separately.
+    :param max_poll: maximum size in bytes of the response to a free call; default: `MAX_ANSWER`.
     """
 
     def __init__(self, connection: GatewayConnection, *, max_poll: int | None = None) -> None:
@@ -73,15 +73,15 @@ class Transport:
             "upload": asyncio.Semaphore(uploads),
         }
         self._pool_size = at_once + uploads
-        self._trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # no proxy reaches our own loopback
+        self._trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # a proxy cannot reach this loopback
         self._behind_proxy = self._trust_env and bool(getproxies())
         self._pool: httpx.AsyncClient | None = None
         self._polls: PollClient | None = None
         self._closed = False
         self._served: dict[str, tuple[str, ...]] = {}
         self._max_poll = max_poll
-        self._room = ByteSemaphore(ANSWERS_ROOM)
-        # One at a time, because each holds several copies of its answer.
+        self._memory = ByteSemaphore(MAX_RESPONSE_MEMORY)
+        # One thread, because parsing makes several copies of a response.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="geminiimg-answers")
 
     async def __aenter__(self) -> Transport:
@@ -93,7 +93,7 @@ class Transport:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the pooled connections. Nothing can be sent afterwards."""
+        """Close the pooled connections. Afterwards nothing can be sent."""
         self._closed = True
         self._reader.shutdown(wait=False)
         opened, self._pool, self._polls = (self._pool, self._polls), None, None
@@ -103,10 +103,10 @@ class Transport:
 
     @contextlib.asynccontextmanager
     async def turn(self, call: Call[Any]) -> AsyncIterator[None]:
-        """Hold a call's place among all calls of the account, for `send(call, has_turn=True)`.
+        """Wait for a slot within the account's limits and hold it, for `send(call, has_turn=True)`.
 
-        :param call: what will be sent. A billable call waits 15 seconds at most.
-        :raises RateLimitedError: the turn of a billable call did not come.
+        :param call: the call to send. A billable call waits 15 seconds at most.
+        :raises RateLimitedError: a billable call got no slot in time; nothing was sent.
         """
         turn = self._turns[kind_of(call)]
         try:
@@ -114,7 +114,7 @@ class Transport:
                 await self._take_turn(turn, call)
         except TimeoutError:
             raise RateLimitedError(
-                "This process has used up the connection's requests_per_minute or max_concurrency; nothing was sent.",
+                "The connection's requests_per_minute or max_concurrency is used up in this process; nothing was sent.",
                 retry_after=BILLABLE_WAIT,
             ) from None
         try:
@@ -129,25 +129,28 @@ class Transport:
         prompt: str | None = None,
         has_turn: bool = False,
         sent: Callable[[], None] | None = None,
-        room: ByteSemaphore | None = None,
+        image_memory: ByteSemaphore | None = None,
     ) -> T:
         """Send a call once.
 
-        :param call: what to send. A billable call waits 15 seconds at most for its turn.
-        :param prompt: the prompt of the job that the call is about, where the call does not hold it; ``""`` where
-            there is none. Its echo is taken out of what the gateway says; without it the gateway's text is withheld.
-        :param has_turn: the caller holds the call's `turn`.
-        :param sent: is called once the whole request is written; its `Body` is forgotten by then.
-        :param room: memory for images: a large answer, which may hold some, is not decoded while that is used up.
-        :raises GeminiImageError: whatever is not an answer. `NotSentError` where no byte was written,
-            `OutcomeUnknownError` where a billable call was written and not answered, `RateLimitedError` also where
-            its turn did not come.
+        :param call: the call. A billable call waits 15 seconds at most for a slot.
+        :param prompt: the prompt of the job, if the call does not contain it; ``""`` if there is none. Echoes of it are
+            removed from the gateway's texts. If the prompt is not known, the gateway's texts are withheld.
+        :param has_turn: whether the caller holds the call's `turn`.
+        :param sent: called when the complete request was written; its `Body` is released by then.
+        :param image_memory: memory for images; a large response, which may contain images, is parsed only when some of
+            it is free.
+        :returns: the parsed response.
+        :raises NotSentError: no byte of the request was written.
+        :raises OutcomeUnknownError: a billable request was written, and there is no usable response.
+        :raises RateLimitedError: the gateway limits the rate, or a billable call got no slot in time.
+        :raises GeminiImageError: any other error that the response means.
         """
         outcome: T | GeminiImageError
         if has_turn:
-            outcome = await self._exchange(call, sent, room)
+            outcome = await self._exchange(call, sent, image_memory)
         else:
-            outcome = await self._in_turn(call, room)
+            outcome = await self._in_turn(call, image_memory)
         known = call.prompt if prompt is None else prompt
         if isinstance(outcome, GeminiImageError):
             raise await self._scrubbed(outcome, known)
@@ -159,18 +162,19 @@ class Transport:
         return await self._in_thread(lambda: error.scrubbed(secrets=self._secrets, prompt=prompt))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """What takes over 10 ms with a long answer or prompt, off the event loop."""
+        """Run work that may take over 10 ms in a thread, so that it does not block the event loop."""
         if self._closed:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     async def send_free(self, call: Call[T], *, prompt: str | None = None) -> T:
-        """Send a call that costs nothing, up to three times while the failure may pass, with jitter between.
+        """Send a free call up to three times, with random pauses, as long as a retry can help.
 
-        :param call: what to send.
+        :param call: the call.
         :param prompt: see `send`.
-        :raises ValueError: for a billable call.
-        :raises GeminiImageError: the last failure.
+        :returns: the parsed response.
+        :raises ValueError: the call is billable.
+        :raises GeminiImageError: the last error.
         """
         if call.billable:
             raise ValueError("A billable call is sent once: use send().")
@@ -183,11 +187,12 @@ class Transport:
         return await retrying(self.send, call, prompt=prompt)
 
     async def explain(self, error: GeminiImageError, operation: str) -> GeminiImageError:
-        """Add to a refusal of a model what the gateway says that it serves, where it says so. Free; asked once.
+        """Add the gateway's list of models to the hint of an error that refuses the model. Free; fetched once.
 
-        :param error: whatever a submit ended with.
-        :param operation: what was asked for.
-        :returns: `error` with that in its hint, or `error` itself where nothing is to be added.
+        :param error: the error of a submit.
+        :param operation: ``generate`` or ``edit``.
+        :returns: the error with the list in its hint; `error` itself if it does not refuse the model or there is no
+            list.
         """
         if not refuses_model(error):
             return error
@@ -201,10 +206,10 @@ class Transport:
             return error
         return error.evolve(hint=f"{error.hint} {self.gateway.label} lists these image models now: {shown(models)}.")
 
-    async def _in_turn(self, call: Call[T], room: ByteSemaphore | None) -> T | GeminiImageError:
+    async def _in_turn(self, call: Call[T], image_memory: ByteSemaphore | None) -> T | GeminiImageError:
         try:
             async with self.turn(call):
-                return await self._exchange(call, None, room)
+                return await self._exchange(call, None, image_memory)
         except RateLimitedError as error:
             return error
 
@@ -217,15 +222,15 @@ class Transport:
             raise
 
     async def _exchange(
-        self, call: Call[T], sent: Callable[[], None] | None, room: ByteSemaphore | None
+        self, call: Call[T], sent: Callable[[], None] | None, image_memory: ByteSemaphore | None
     ) -> T | GeminiImageError:
-        """The call's value, or its failure as a value, so that no exception that holds the request is chained to it."""
+        """The parsed response, or the error as a value, so that no exception with the request is chained to it."""
         exchange = Exchange(call, self._max_poll, sent)
         try:
-            async with exchange.memory(self._room):
+            async with exchange.memory(self._memory):
                 reply = await self._reply(exchange)
-                if room is not None and len(reply.content) > LARGE_ANSWER:
-                    await room.relief()
+                if image_memory is not None and len(reply.content) > LARGE_ANSWER:
+                    await image_memory.relief()
                 if not call.billable and len(reply.content) <= IN_LOOP:
                     return exchange.parsed(reply)
                 return await self._in_thread(lambda: exchange.parsed(reply))
@@ -233,7 +238,7 @@ class Transport:
             if isinstance(error, RateLimitedError) and error.retry_after:
                 self._limiter.pause(error.retry_after)
             return error
-        except Exception as error:  # whatever it is, an answer or an address may have caused it
+        except Exception as error:  # any exception: a response or an address may have caused it
             return exchange.failure(error)
 
     async def _reply(self, exchange: Exchange[T]) -> Reply:
@@ -249,7 +254,7 @@ class Transport:
     async def _pooled(self) -> httpx.AsyncClient:
         if self._pool is None:
             client = await self._client(connections=self._pool_size, keep=self._pool_size)
-            self._pool = self._pool or client  # another task may have made one meanwhile
+            self._pool = self._pool or client  # another task may have created one meanwhile
         return self._pool
 
     async def _polling(self) -> PollClient:
@@ -257,7 +262,7 @@ class Transport:
             module, tls = await asyncio.to_thread(lambda: (_poll_client_module(), tls_context()))
             if self._closed:
                 raise NotSentError("This transport is closed.")
-            if self._polls is None:  # another task may have made one meanwhile
+            if self._polls is None:  # another task may have created one meanwhile
                 self._polls = module.PollClient(tls, connections=self._pool_size)
         return self._polls
 

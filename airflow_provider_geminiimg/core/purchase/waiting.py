@@ -79,7 +79,7 @@ class JobCollector:
         call = transport.gateway.status(str(record.job_id), model=record.wire_model, inputs=inputs)
         try:
             room = self.purchase_context.room
-            status = await transport.send(call, prompt=self.prompt or record.prompt, room=room)
+            status = await transport.send(call, prompt=self.prompt or record.prompt, image_memory=room)
         except GeminiImageError as error:
             if changed and error.status_code in _REFUSALS:
                 raise connection_changed(record, changed, f"{error.message} (HTTP {error.status_code}).") from error

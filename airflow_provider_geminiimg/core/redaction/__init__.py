@@ -1,8 +1,8 @@
-"""What leaves this package as text holds no secret, no link, no prompt and no control character.
+"""Redaction: no text that this package writes contains a secret, a signed link, a prompt or a control character.
 
 In reading order:
 
-- `scrubbing`: takes keys, links, image bytes and prompts out of a text
-- `printable`: makes text from outside fit to be shown
-- `ranges`: numbers from outside, each within what it can mean
+- `scrubbing`: removes keys, URL queries, image bytes and prompts from a text
+- `printable`: escapes control characters
+- `ranges`: the valid ranges of numbers from outside
 """

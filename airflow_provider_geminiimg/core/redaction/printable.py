@@ -1,7 +1,7 @@
-"""Makes text from outside fit to be printed: on a terminal, in a log line, in a message.
+"""Escapes control characters in untrusted text for terminals, log lines and messages.
 
-What must stay true: nothing that is printed moves a cursor, clears a screen, begins a line, turns the direction of
-writing or is no character at all; printable text stays as it is.
+What must stay true: the result contains no control character, line break, invisible or bidirectional mark, or lone
+surrogate; printable text is not changed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 
 
 def printable(text: str, instead: str | None = None) -> str:
-    """`text` on one line: C0 and C1 controls, DEL, line breaks, marks that nobody sees or that turn the direction of
-    writing, and halves of characters are replaced.
+    """`text` on one line, with each non-printable character replaced.
 
-    :param instead: what stands for each of them; default: its escape, as in ``\\x1b``.
+    :param instead: the replacement; default: the character's escape, such as ``\\x1b``.
     """
     if text.isprintable():
         return text
@@ -23,7 +22,7 @@ def printable(text: str, instead: str | None = None) -> str:
 
 
 def printable_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON that may be printed, with the same value: letters of all scripts stay as they are."""
+    """`value` as JSON in which non-printable characters are escaped; letters of all scripts are not."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return re.sub(r"[^ -~\n]", lambda found: _json_escape(found.group()), text)
 

@@ -1,7 +1,7 @@
-"""Takes out of a text what no log, record or message may hold: keys, queries of links, image bytes, the prompt.
+"""Removes keys, URL queries, image bytes and the prompt from a text, for logs, records and messages.
 
-What must stay true: where a text can't tell where a link or a run of bytes ends, too much is taken out rather than too
-little; nothing here raises on any text, and none takes longer than its length allows.
+What must stay true: if the end of a link or of base64 bytes is not certain, more text is removed rather than less;
+nothing here raises; the time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.core.redaction.printable import printable
 _SLASH = r"(?:\\{0,16}/)"  # as it stands, or escaped by a JSON encoder, once or more
 _BASE64 = r"(?:[A-Za-z0-9+/_-]|\\{1,16}/)"
 _RUN_BEGINS = r"(?:(?<![A-Za-z0-9+/_\\-])|(?<=\\[rn]))"
-# What a text must not show, and what stands there instead. Compiled at first use: every DAG file imports this module.
+# Patterns to remove and their replacements. Compiled at first use, because every DAG file imports this module.
 _HIDDEN = (
     (
         r"(?i)data:(?:[\w/+.;=-]|\\{1,16}/)*;base64,\s*"
@@ -32,17 +32,17 @@ _HIDDEN = (
     (rf"(?i)(?P<scheme>\bhttps?:{_SLASH}{{2}})[^\s/\"'<>\\]+@", r"\g<scheme>"),
     (rf"(?i)(?P<scheme>\b[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<scheme>"),
     (rf"(?P<lead>(?<![\w:/\\]){_SLASH}{{2}})[^\s/\"'<>\\@:]*:[^\s/\"'<>\\]*@", r"\g<lead>"),  # without a scheme
-    (rf"{_BASE64}{{256,}}={{0,2}}", "[bytes]"),  # no word, hash or token of an error is that long
+    (rf"{_BASE64}{{256,}}={{0,2}}", "[bytes]"),  # no word, hash or token in an error is that long
     (rf"{_RUN_BEGINS}(?:{_BASE64}{{48,}}(?:\s|\\{{1,16}}[rn])+){{2,}}{_BASE64}*={{0,2}}", "[bytes]"),  # in lines
 )
-# Where an address begins: with its scheme, or without one.
+# Start of a URL, with or without a scheme.
 _ADDRESS = rf"(?i)[a-z][a-z0-9+.-]{{0,30}}:{_SLASH}{{2}}|(?<![\w:/\\]){_SLASH}{{2}}(?=[\w\[])"
-_QUERY = r"(?i)[?#](?=\S)|(?<=\S)[?#]|%3f|(?:&(?:amp;)?|\\{1,16}u0026)[\w.-]+="  # where its query begins
-_INNER = "=&?/%+"  # before an address that is part of another one's query
-# What ends a query, raw spaces and quotes in it included: a quote or bracket that no further part of it follows.
+_QUERY = r"(?i)[?#](?=\S)|(?<=\S)[?#]|%3f|(?:&(?:amp;)?|\\{1,16}u0026)[\w.-]+="  # start of a query
+_INNER = "=&?/%+"  # characters before a URL that is part of another URL's query
+# End of a query, which may contain raw spaces and quotes: a quote or bracket that no further part of the query follows.
 _QUERY_END = r"[\"'](?=\s*(?:[,}\])>;:.\\]|$))|[<>](?![A-Za-z0-9_%+/=-])"
-_BARE_QUERY = r"\?[\w.~%-]{1,64}=[^\s\"'<>]*"  # of an address that does not look like one
-# Names whose value is a secret, however name and value are written; of the second kind only if it looks like one.
+_BARE_QUERY = r"\?[\w.~%-]{1,64}=[^\s\"'<>]*"  # query of an incomplete URL
+# Names whose value is a secret. With a name of the second kind the value must also look like a secret.
 _SECRET_NAME = (
     r"(?:signature|credential|security[-_]?token|api[-_]?key|access[-_]?key(?:[-_]?id)?|secret[-_]?key"
     r"|(?<![a-z0-9])sig)"
@@ -64,28 +64,28 @@ _NAMED = (
 _WORD = r"[^\s\"'<>]+"
 _ESCAPED = r"(?i)%[0-9a-f]{2}|\\{1,16}(?:u[0-9a-f]{4}|x[0-9a-f]{2})|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,8});|[^\x00-\x7f]"
 _UNICODE_ESCAPE = r"\\{1,16}(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))"
-# Python refuses to read a number of more than 4,300 digits, leading zeros among them.
+# Python refuses to parse a number with more than 4,300 digits, including leading zeros.
 _LEADING_ZEROS = r"(?i)(&#x?)0+(?=[0-9a-f])"
 _LONG_REFERENCE = r"(?i)&#x?[0-9a-f]{9,};?"
 _SEMICOLON = "(?:;|%(?:25)*3b)"
 _HASH = "(?:#|%(?:25)*23)"
 _AMPERSAND = rf"(?:&|%(?:25)*26)(?:amp{_SEMICOLON})*"
-_LAYERS = 3  # of escapes, one within the other, that are looked through
+_LAYERS = 3  # nested escapes that are decoded
 _FILE = r"(?i)\.[a-z][a-z0-9]{1,4}$"
-_CUT = 8  # first or last characters of a key by which it is known where it was cut
+_CUT = 8  # first or last characters by which a shortened key is recognized
 _KEY_SIGNS = r"[\w*.\u2026+/=~-]{0,200}"
-_SPLIT = 12  # characters of a secret that is also looked for where line breaks split it
-_ECHO = 12  # letters and digits in a row; an echo of the prompt that is shorter says too little to be one
-_WHOLE_FORM = 500  # characters of a prompt up to which it is looked for in any case of its letters as a whole
+_SPLIT = 12  # length from which a secret is also found if line breaks split it
+_ECHO = 12  # consecutive letters and digits from which a part of the prompt counts as an echo
+_WHOLE_FORM = 500  # characters; a prompt up to this length is searched as a whole, ignoring case
 _PIECE = 256  # characters
-_PROMPT = 20_000  # characters of the prompt that are looked for; no model takes more
+_PROMPT = 20_000  # characters of the prompt that are searched for; no model takes more
 
 
 def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
-    """`text` in a normal form of Unicode, in a time that grows with its length.
+    """`text` in a Unicode normal form, in linear time.
 
-    Python sorts the marks of a letter in a time that grows with the square of their number, so long texts are taken in
-    pieces. No piece begins within a letter, unless that has more marks than any script writes.
+    Python needs quadratic time for the marks of one letter, so a long text is normalized in pieces. A piece begins
+    inside a letter only if the letter has more marks than any script uses.
     """
     pieces, start = [], 0
     for at, char in enumerate(text if len(text) > _PIECE and not text.isascii() else ""):
@@ -96,14 +96,16 @@ def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
 
 
 def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, limit: int = 500) -> str:
-    """`text` without secrets, URL queries, image bytes and echoes of the prompt, on one line of `limit` characters.
+    """`text` without secrets, URL queries, image bytes and echoes of the prompt, on one line.
 
-    What is no printable character (a line break, a terminal's escape, a change of direction) becomes a blank: whoever
-    reads a log must not take a gateway's text for lines of ours.
+    Each non-printable character (line break, terminal escape, bidirectional mark) becomes a space, so that a gateway's
+    text cannot imitate a log line.
 
-    :param secrets: texts to take out wherever they stand, however URLs, JSON or HTML escape them, and in any case.
-    :param prompt: the prompt that was sent; it is taken out whole, however JSON or HTML escape it, and in pieces of
-        12 letters and digits and more, whatever stands between them and in any case.
+    :param text: the text.
+    :param secrets: texts to remove, also if escaped for URLs, JSON or HTML, and in any case.
+    :param prompt: the prompt that was sent. It is removed as a whole, also if escaped for JSON or HTML, and in parts of
+        12 or more letters and digits, ignoring case and the characters between them.
+    :param limit: maximum length of the result in characters. Default: 500.
     """
     for secret in filter(None, secrets):
         text = re.sub(_spelled(secret), "[secret]", text)
@@ -116,7 +118,7 @@ def scrub(text: str, *, secrets: Iterable[str] = (), prompt: str | None = None, 
 
 
 def _without_links(text: str) -> str:
-    """`text` without bytes of images, and what must not be seen of links."""
+    """`text` without image bytes, URL credentials and URL queries."""
     for hidden, instead in _HIDDEN:
         text = re.sub(hidden, instead, text)
     text = re.sub(_BARE_QUERY, "?[removed]", _without_queries(text))
@@ -126,14 +128,14 @@ def _without_links(text: str) -> str:
 
 
 def _without_nameless_query(word: re.Match[str]) -> str:
-    """A word as it is, but what follows the question mark of a path or of a file's name."""
+    """A word without the part after the question mark of a path or file name."""
     path, mark, asked = word.group().partition("?")
     is_address = "/" in path.strip("/\\") or re.search(_FILE, path)
     return f"{path}?[removed]" if mark and is_address and re.match(r"\W{0,3}\w{3}", asked) else word.group()
 
 
 def _without_escaped_link(word: re.Match[str]) -> str:
-    """A word as it is, unless it turns out to hold part of a signed link once its escapes are undone."""
+    """A word, or ``[removed]`` if it contains part of a signed link after its escapes are decoded."""
     text = word.group()
     if not re.search(_ESCAPED, text):
         return text
@@ -148,17 +150,17 @@ def _without_escaped_link(word: re.Match[str]) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """`text` with one layer of escapes of URLs, JSON and HTML undone, and wide signs as the usual ones."""
+    """`text` with one layer of URL, JSON and HTML escapes decoded and full-width characters normalized."""
     text = re.sub(_UNICODE_ESCAPE, lambda found: chr(int(found[1] or found[2], 16)), text)
     text = re.sub(_LONG_REFERENCE, "&#xfffd;", re.sub(_LEADING_ZEROS, r"\1", text))
     return normalized("NFKC", unquote(html.unescape(text), errors="replace"))
 
 
 def _without_queries(text: str) -> str:
-    """`text` without the query of any address in it, even where the address holds raw white space or quotes."""
+    """`text` without the query of any URL, even if the URL contains raw white space or quotes."""
     starts = [found.start() for found in re.finditer(_ADDRESS, text)]
     ends = [*starts[1:], len(text)][: len(starts)]
-    for at in range(len(starts) - 2, -1, -1):  # an address within another one's query is part of it
+    for at in range(len(starts) - 2, -1, -1):  # a URL inside another URL's query is part of it
         if text[ends[at] - 1] in _INNER:
             ends[at] = ends[at + 1]
     query, query_end = re.compile(_QUERY), re.compile(_QUERY_END)
@@ -180,7 +182,7 @@ def _without_queries(text: str) -> str:
 
 
 def _forms(text: str) -> list[str]:
-    """The ways in which a gateway may repeat a text."""
+    """The forms in which a gateway may repeat a text: unchanged, or escaped for HTML or JSON."""
     encoded = json.dumps(text)[1:-1]
     forms = (text, html.escape(text), json.dumps(text, ensure_ascii=False)[1:-1], encoded)
     return list(dict.fromkeys((*forms, json.dumps(encoded)[1:-1])))
@@ -188,12 +190,12 @@ def _forms(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=32)
 def _spelled(secret: str) -> re.Pattern[str]:
-    """A secret, each of its characters as it stands or escaped for URLs, JSON or HTML, once or more; and in Base64."""
+    """A pattern for a secret, with each character plain or escaped for URLs, JSON or HTML; and for its base64."""
     between = r"(?:(?:[\r\n]|\\{1,16}[rn])+[ \t]*)?" if len(secret) >= _SPLIT else ""
-    chars = re.sub(r"\\+", r"\\", secret)  # a run of backslashes has as many spellings as it can be divided
+    chars = re.sub(r"\\+", r"\\", secret)  # a run of backslashes would have very many spellings
     spelled = [between.join(_spelled_char(char) for char in chars)]
     data = secret.encode("utf-8", "surrogatepass")
-    for lead in range(3):  # what stands before it moves its bits
+    for lead in range(3):  # preceding bytes shift the bits of base64
         encoded = base64.b64encode(b"\0" * lead + data).decode()[(0, 2, 3)[lead] : (lead + len(data)) * 8 // 6]
         if len(encoded) >= _SPLIT:
             core = re.escape(encoded).replace("/", r"(?:\\{0,16}/|_|%2F)").replace(r"\+", r"(?:\+|-|%2B)")
@@ -202,7 +204,7 @@ def _spelled(secret: str) -> re.Pattern[str]:
 
 
 def _without_cut(text: str, secret: str) -> str:
-    """`text` without what begins or ends as a secret does, such as one that was shortened for a message."""
+    """`text` without shortened forms of a secret: words that begin or end like it."""
     head, tail = secret[:_CUT].casefold(), secret[-_CUT:].casefold()
     folded = text.casefold()
     if len(secret) < 2 * _CUT or (head not in folded and tail not in folded):
@@ -232,7 +234,7 @@ def _spelled_char(char: str) -> str:
 
 def _without_echo(text: str, forms: list[str]) -> str:
     for form in forms:
-        if len(form) > _WHOLE_FORM:  # in other cases of letters its pieces are found
+        if len(form) > _WHOLE_FORM:  # other cases are found in parts, below
             text = text.replace(form, "[prompt]")
         else:
             text = re.sub(re.escape(form), "[prompt]", text, flags=re.IGNORECASE)
@@ -253,6 +255,6 @@ def _without_echo(text: str, forms: list[str]) -> str:
 
 
 def _letters(text: str) -> tuple[str, list[int]]:
-    """The letters and digits of `text` in one case, and where each of them stands."""
+    """The letters and digits of `text`, casefolded, and the position of each."""
     found = [(letter, at) for at, char in enumerate(text) for letter in char.casefold() if letter.isalnum()]
     return "".join(letter for letter, _ in found), [at for _, at in found]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
-from airflow_provider_geminiimg.core.validation.texts import refuse_half_characters
+from airflow_provider_geminiimg.core.validation.texts import refuse_lone_surrogates
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
 WEB_SCHEMES = ("http", "https")
@@ -142,7 +142,7 @@ def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
     :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character,
         or what another parser of such addresses reads in another way.
     """
-    refuse_half_characters(what, uri)
+    refuse_lone_surrogates(what, uri)
     scheme, rest = _scheme_and_rest(uri, what)
     authority = re.split("[/?#]" if scheme in WEB_SCHEMES else "/", rest, maxsplit=1)[0]
     path = rest[len(authority) :].removeprefix("/")

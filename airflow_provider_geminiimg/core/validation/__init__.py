@@ -1,12 +1,12 @@
-"""What arguments take. Light enough to be imported while a DAG is parsed.
+"""Validation of arguments. Light enough to be imported while a DAG is parsed.
 
 In reading order:
 
-- `texts`: values of users, before anything takes them apart
-- `absent`: what stands for no value at all
-- `incomplete`: templates that print a missing value as a word
-- `arguments`: one reader for each kind of argument
-- `request_values`: the fields of a request
-- `hosts`: which addresses can be asked at all
+- `texts`: values in error messages, numbers as text, invalid Unicode
+- `absent`: recognizes missing values
+- `incomplete`: detects templates that render a missing value as a word, such as ``None``
+- `arguments`: one parser for each kind of argument
+- `request_values`: parsers of the fields of a request
+- `hosts`: recognizes hosts that cannot be resolved
 - `task_arguments`: the rendered arguments of one task
 """

@@ -1,7 +1,7 @@
-"""What stands for no value at all: empty text, and the words that are written where a value is missing.
+"""Recognizes missing values: empty text, and the words that programs write for a missing value.
 
-An empty cell of pandas becomes the text ``nan``, an XCom that is not there becomes ``None``, JSON's becomes ``null``.
-What must stay true: none of these is a prompt, and none of them passes for an argument that somebody wrote.
+An empty cell of pandas becomes the text ``nan``, a missing XCom becomes ``None``, a missing JSON value ``null``. What
+must stay true: none of these counts as a prompt or as a given argument.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ RENDERED_WORDS = frozenset(
         *("[]", "()", "set()", '""', "''", "[null]", "[None]", '[""]', "['']"),
     )
 )
-"""What Python, pandas, JSON and JavaScript write for no value. In this spelling alone: a label may be "none"."""
+"""The words of Python, pandas, JSON and JavaScript for a missing value. Case-sensitive: a label may be "none"."""
 
 _NO_PROMPTS = frozenset(word.casefold() for word in RENDERED_WORDS) | {
     *("na", "n/a", "<n/a>", "#n/a", "#n/a n/a", "#na", "#null!", "#ref!", "#value!", "#name?", "#div/0!", "#num!"),
     *("-nan", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "inf", "-inf", "nil", "{}"),
-}  # what spreadsheets, pandas and NumPy write where there is nothing to see, casefolded
-_DEPTH = 20  # lists within lists; what takes lists refuses deeper ones
+}  # words of spreadsheets, pandas and NumPy for a missing value, casefolded
+_DEPTH = 20  # nested lists; arguments with deeper lists are refused elsewhere
 _SPACE = re.compile(r"\s+")
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing in it that anybody could see: white space, control and zero-width characters."""
+    """Whether a text has only white space, control and zero-width characters."""
     return all(unicodedata.category(char)[0] in "ZC" and unicodedata.category(char) != "Co" for char in text)
 
 
 def is_no_prompt(text: str) -> bool:
-    """Whether the whole text is a word for a missing value, in any case."""
+    """Whether the complete text is a word for a missing value, ignoring case."""
     return text.strip().casefold() in _NO_PROMPTS
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a rendered value is none: ``None``, NaN, nothing to see, an empty list, or a word for it."""
+    """Whether a rendered value is missing: ``None``, NaN, blank text, an empty list, or a word for a missing value."""
     if isinstance(value, str):
         return is_blank(value) or _SPACE.sub("", value) in RENDERED_WORDS
-    # An empty mapping is left to what reads it.
+    # An empty mapping is not missing; the argument's parser decides about it.
     return not isinstance(value, Mapping) and (is_missing(value) or (isinstance(value, Sized) and len(value) == 0))
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value that is no text is none: ``None``, NaN, an empty list or mapping. As text it would be a word."""
+    """Whether a value that is not text is missing: ``None``, NaN, or an empty list or mapping."""
     if type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas, which may not be there
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which may not be installed
         return True
     if isinstance(value, Decimal):
         return value.is_nan()
@@ -62,10 +62,10 @@ def is_missing(value: Any) -> bool:
 
 
 class IncompleteText(str):
-    """Text in which a missing value is printed as a word.
+    """Text that contains a word for a missing value.
 
     :param text: the text.
-    :param word: what stands for the value.
+    :param word: the word, such as ``None``.
     """
 
     word: str
@@ -80,19 +80,21 @@ class IncompleteText(str):
         return IncompleteText(text, self.word) if self.word.casefold() in text.casefold() else text
 
 
-def came_to_nothing(
+def missing_after_rendering(
     name: str,
     written: Any,
     rendered: Any,
     incomplete: Mapping[int, IncompleteText] = MappingProxyType({}),
     depth: int = 0,
 ) -> Iterator[tuple[str, Any]]:
-    """What is written, and is nothing once it is rendered: the place of each, and what it came to.
+    """The parts of an argument that the DAG gives and that are missing after rendering.
 
-    :param name: the argument.
-    :param written: as it stands in the DAG. What is written as nothing is wanted so.
-    :param rendered: what became of it.
-    :param incomplete: texts in it, by their identity, in which something is missing.
+    :param name: the name of the argument.
+    :param written: the value in the DAG. A value that is empty in the DAG is intended and does not count.
+    :param rendered: the rendered value.
+    :param incomplete: texts in `rendered` with a missing value, by their ``id()``.
+    :param depth: the current nesting depth.
+    :returns: the path of each part, such as ``requests[0].prompt``, and its rendered value.
     """
     if _is_written_as_nothing(written):
         return
@@ -103,8 +105,10 @@ def came_to_nothing(
         yield name, rendered
         return
     for key, part, became in _parts(written, rendered) if depth < _DEPTH else ():
-        if not (isinstance(part, str) and part == became):  # a word in a list or a row that is no template is meant so
-            yield from came_to_nothing(f"{name}{key}", part, became, incomplete, depth + 1)
+        if not (
+            isinstance(part, str) and part == became
+        ):  # an unchanged text in a list or row is no template, so it is intended
+            yield from missing_after_rendering(f"{name}{key}", part, became, incomplete, depth + 1)
 
 
 def _is_written_as_nothing(written: Any) -> bool:

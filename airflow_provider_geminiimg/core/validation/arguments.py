@@ -1,7 +1,7 @@
-"""What arguments take: of the operators, the sensor, a batch's rows, and the connection's amounts of money.
+"""Parsers of arguments: of the operators, of the sensor, of a batch's rows, and of amounts of money.
 
-What must stay true: a DAG file pays for the import of this each time it is parsed, so it imports nothing that only a
-running task needs.
+A parser takes the name and the rendered value of an argument, and returns the parsed value or raises `BadRequestError`.
+What must stay true: importing this module is fast, because every parse of a DAG file imports it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.validation.texts import (
     as_text,
     given,
     normalized,
-    refuse_half_characters,
+    refuse_lone_surrogates,
 )
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
@@ -28,48 +28,48 @@ OnMismatch = Literal["accept", "fail"]
 OnUnknown = Literal["fail", "resubmit"]
 ReuseScope = Literal["task", "dag"]
 
-DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster watches a job for up to 20 minutes, and charges if it finishes
+DEFAULT_TIMEOUT = 1800.0  # seconds; APIMaster runs a job for up to 20 minutes, and charges for it if it finishes
 DEFAULT_WIDTH = 50  # images of a batch under way at once
-MAX_SECONDS = 30 * 86400.0  # for waits; far longer ones are no date any more, which would show only after paying
-MAX_VARIANTS = 100  # of one row
-MAX_IMAGES = 10_000  # of one batch, and so its rows, unless [geminiimg] max_batch_images says otherwise
-_LARGEST = 15  # digits of an amount before the point; with six behind it Python calculates exactly
-_DIGITS = 30  # after the point; written out, 1e-999999999 would fill the memory
-_CHARACTERS = 100  # of a number; more are none that anybody means
+MAX_SECONDS = 30 * 86400.0  # for waits; a much longer one is no valid date, which would fail only after paying
+MAX_VARIANTS = 100  # per row
+MAX_IMAGES = 10_000  # images and rows per batch; default of [geminiimg] max_batch_images
+_LARGEST = 15  # digits of an amount before the point; with six decimals Python calculates exactly
+_DIGITS = 30  # digits after the point; 1e-999999999 as text would exhaust the memory
+_CHARACTERS = 100  # maximum length of a number as text
 _FLAGS = {"true": True, "false": False}
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json")
-_WINDOWS_CHARACTERS = '<>:"|?*'  # not in its names; what follows a ":" is a stream of another file
+_WINDOWS_CHARACTERS = '<>:"|?*'  # not allowed in Windows file names; ":" would name a stream of another file
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$) *(\.|$)", re.IGNORECASE)
 
 
 def text(name: str, value: Any) -> str | None:
-    """A rendered text field; empty means unset.
+    """A text; ``None`` and empty mean unset.
 
-    :raises BadRequestError: for anything but text.
+    :raises BadRequestError: the value is not text.
     """
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise BadRequestError(f"{name}{given(value)}: takes one text, not {type(value).__name__}.")
-    refuse_half_characters(name, value)
+        raise BadRequestError(f"{name}{given(value)}: must be text, not {type(value).__name__}.")
+    refuse_lone_surrogates(name, value)
     return value
 
 
 def choice(name: str, value: Any, allowed: Any) -> Any:
-    """A rendered field with a closed list of values, a ``Literal``.
+    """One of the values of a ``Literal``.
 
-    :raises BadRequestError: for any other value.
+    :raises BadRequestError: the value is another one.
     """
     if value not in get_args(allowed):
         words = " or ".join(map(repr, get_args(allowed)))
-        raise BadRequestError(f"{name}{given(value)}: is not one of its words. Allowed: {words}.")
+        raise BadRequestError(f"{name}{given(value)}: is not allowed. Allowed: {words}.")
     return value
 
 
 def seconds(name: str, value: Any) -> float | None:
-    """A rendered number of seconds, above 0 and up to `MAX_SECONDS`; ``None`` and empty mean unset.
+    """A number of seconds above 0 and up to `MAX_SECONDS`, or a ``timedelta``; ``None`` and empty mean unset.
 
-    :raises BadRequestError: for anything else.
+    :raises BadRequestError: the value is anything else.
     """
     if value is None or value == "":
         return None
@@ -80,61 +80,64 @@ def seconds(name: str, value: Any) -> float | None:
         number = math.nan
     if not 0 < number <= MAX_SECONDS:
         allowed = f"Allowed: above 0, up to {MAX_SECONDS:.0f} (30 days)"
-        raise BadRequestError(f"{name}{given(value)}: takes a number of seconds. {allowed}.")
+        raise BadRequestError(f"{name}{given(value)}: must be a number of seconds. {allowed}.")
     return number
 
 
 def money(name: str, value: Any) -> Decimal | None:
-    """A rendered amount of money above 0; ``None`` and empty mean unset.
+    """An amount of money above 0; ``None`` and empty mean unset.
 
-    :raises BadRequestError: for anything else.
+    :raises BadRequestError: the value is anything else.
     """
     if value is None or value == "":
         return None
     amount = to_decimal(value)
     if amount is None or amount <= 0:
-        raise BadRequestError(f"{name}{given(value)}: takes a number above 0, in the connection's price currency.")
+        raise BadRequestError(f"{name}{given(value)}: must be a number above 0, in the connection's price currency.")
     return amount
 
 
 def whole(name: str, value: Any, most: int) -> int | None:
-    """A rendered whole number from 1 to `most`; ``None`` and empty mean unset."""
+    """A whole number from 1 to `most`; ``None`` and empty mean unset.
+
+    :raises BadRequestError: the value is anything else.
+    """
     if value is None or value == "":
         return None
     try:
-        is_float = isinstance(value, float | Decimal) and value == value // 1  # pandas makes floats of whole numbers
+        is_float = isinstance(value, float | Decimal) and value == value // 1  # pandas converts whole numbers to floats
         number = 0 if isinstance(value, bool) else int(value) if is_float else int(as_text(value) or "")
     except (ValueError, ArithmeticError):
         number = 0
     if not 1 <= number <= most:
-        raise BadRequestError(f"{name}{given(value)}: takes a whole number from 1 to {most}.")
+        raise BadRequestError(f"{name}{given(value)}: must be a whole number from 1 to {most}.")
     return number
 
 
-def refuse_other_than_one_job(job: Any, job_id: Any) -> None:
-    """:raises BadRequestError: a sensor is given neither `job` nor `job_id`, or both."""
+def require_one_job(job: Any, job_id: Any) -> None:
+    """:raises BadRequestError: a sensor has neither `job` nor `job_id`, or both."""
     if (job is None) == (job_id in (None, "")):
         found = "neither (did the submit task run?)" if job is None else "both"
-        raise BadRequestError(f"job, job_id: exactly one of them is needed, given: {found}.")
+        raise BadRequestError(f"job, job_id: exactly one of them is required; given: {found}.")
 
 
 def flag(name: str, value: Any) -> bool | None:
-    """A rendered yes or no; ``None`` and empty mean unset.
+    """A boolean, or the text ``true`` or ``false`` in any case; ``None`` and empty mean unset.
 
-    :raises BadRequestError: for anything but ``true`` and ``false``, as a value or as text in any case.
+    :raises BadRequestError: the value is anything else.
     """
     if value is None or value == "":
         return None
     found = value if isinstance(value, bool) else _FLAGS.get((as_text(value) or "").strip().lower())
     if found is None:
-        raise BadRequestError(f"{name}{given(value)}: takes true or false.")
+        raise BadRequestError(f"{name}{given(value)}: must be true or false.")
     return found
 
 
 def is_literal(value: Any) -> bool:
-    """Whether the value stands for itself: no template, nothing of Airflow's."""
+    """Whether the value is a plain literal: not a template, and no object of Airflow."""
     parts, depth = [value], 0
-    while parts:  # a level at a time: what nests deeper than the interpreter goes is refused later, with its name
+    while parts:  # level by level, not recursively: a value that nests too deep is refused later, with its name
         if not all(map(_may_be_literal, parts)):
             return False
         depth += 1
@@ -155,7 +158,7 @@ def _parts_of(value: Any) -> Iterable[Any]:
 
 
 def to_decimal(value: object) -> Decimal | None:
-    """The number that `value` or its text is, digit by digit; ``None``: it is none, or no amount of anything."""
+    """A finite number or its text as an exact decimal; ``None`` if it is not a number or has too many digits."""
     written = (as_text(value) or "").strip()
     try:
         number = Decimal(written if len(written) <= _CHARACTERS else "NaN")
@@ -166,57 +169,57 @@ def to_decimal(value: object) -> Decimal | None:
 
 
 def encoding(name: str, value: Any) -> str | None:
-    """A rendered encoding's name, as Python knows it; ``None`` and empty mean unset.
+    """The name of a text encoding of Python; ``None`` and empty mean unset.
 
-    :raises BadRequestError: there is no such encoding of text.
+    :raises BadRequestError: Python has no text encoding with that name.
     """
     wanted = (text(name, value) or "").strip()
     if not wanted:
         return None
     try:
-        "".encode(wanted)  # refuses codecs that are none of text, such as base64
+        "".encode(wanted)  # refuses codecs that do not encode text, such as base64
     except (LookupError, ValueError):
-        allowed = "Allowed: utf-8, utf-16, cp1252, and every other encoding that Python knows"
-        raise BadRequestError(f"{name}{given(value)}: is no encoding. {allowed}.") from None
+        allowed = "Allowed: utf-8, utf-16, cp1252, and every other text encoding of Python"
+        raise BadRequestError(f"{name}{given(value)}: is not an encoding. {allowed}.") from None
     return wanted
 
 
 def delimiter(name: str, value: Any) -> str | None:
-    """A rendered delimiter of cells; ``None`` and empty mean unset.
+    """A delimiter of CSV cells; ``None`` and empty mean unset.
 
-    :raises BadRequestError: it is not one character, or one that means something else in a file.
+    :raises BadRequestError: the value is not one character, or is a quote, line break, letter or digit.
     """
     wanted = text(name, value)
     if wanted is None:
         return None
     wanted = {"\\t": "\t", "tab": "\t"}.get(wanted, wanted)
     if len(wanted) != 1 or wanted in '\r\n"\0' or wanted.isalnum():
-        raise BadRequestError(f'{name}{given(value)}: takes one character, such as ";", "," or "\\t".')
+        raise BadRequestError(f'{name}{given(value)}: must be one character, such as ";", "," or "\\t".')
     return wanted
 
 
 def stem(name: str, value: Any) -> str | None:
-    """A rendered file name without extension, in Unicode's composed form; ``None`` means unset.
+    """A file name without extension, in Unicode's composed form (NFC); ``None`` means unset.
 
-    :raises BadRequestError: for a name that is a path, hidden, too long, has an image's extension, or is none on
-        Windows.
+    :raises BadRequestError: the name is empty, a path, hidden, too long, has an image's extension, or is not allowed
+        on Windows.
     """
     if value is None:
         return None
     plain = (as_text(value) or "").strip()
-    refuse_half_characters(name, plain)
-    plain = normalized("NFC", plain)  # two spellings of one letter would be two files, or one
+    refuse_lone_surrogates(name, plain)
+    plain = normalized("NFC", plain)  # otherwise two encodings of one letter would be two files
     wrong = (
-        "empty or no text" if not plain
+        "empty or not text" if not plain
         else "a path" if any(char in plain for char in "/\\\0") or plain in (".", "..")
         else "hidden" if plain.startswith(".")
         else "with control characters" if not plain.isprintable()
         else "longer than 120 bytes" if len(plain.encode()) > 120
         else "with an extension, which comes from the image's bytes" if plain.lower().endswith(_IMAGE_SUFFIXES)
-        else f"with a character that names on Windows can't have ({_WINDOWS_CHARACTERS})"
+        else f"with a character that is not allowed on Windows ({_WINDOWS_CHARACTERS})"
         if any(char in _WINDOWS_CHARACTERS for char in plain)
         else "a device on Windows" if _WINDOWS_DEVICE.match(plain)
-        else "with a dot at its end, which Windows drops" if plain.endswith(".")
+        else "with a trailing dot, which Windows removes" if plain.endswith(".")
         else None
     )  # fmt: skip
     if wrong:
@@ -226,7 +229,7 @@ def stem(name: str, value: Any) -> str | None:
 
 
 def portable_stem(usual: str) -> str:
-    """A file name of our own making without what is no name on Windows."""
+    """A generated file name, made valid on Windows."""
     name = re.sub(f"[{_WINDOWS_CHARACTERS}]", lambda found: f"%{ord(found[0]):02X}", usual)
     device = _WINDOWS_DEVICE.match(name)
     if device:
@@ -236,9 +239,9 @@ def portable_stem(usual: str) -> str:
 
 
 def names_of(template: str) -> list[str]:
-    """The names that a file name asks for, as in ``{sku}-{aspect_ratio}``.
+    """The column names in a file name template such as ``{sku}-{aspect_ratio}``.
 
-    :raises BadRequestError: its braces are not in pairs, or hold more than a name.
+    :raises BadRequestError: braces are not paired, or contain more than a name.
     """
     try:
         parts = list(string.Formatter().parse(template))
@@ -246,5 +249,5 @@ def names_of(template: str) -> list[str]:
         raise BadRequestError(f"file_name{given(template)}: {error}.") from None
     names = [name for _, name, _, _ in parts if name is not None]
     if any(not name.isidentifier() or spec or conversion for _, name, spec, conversion in parts if name is not None):
-        raise BadRequestError(f"file_name{given(template)}: braces take one column's name, such as {{sku}}.")
+        raise BadRequestError(f"file_name{given(template)}: braces must contain the name of a column, such as {{sku}}.")
     return names

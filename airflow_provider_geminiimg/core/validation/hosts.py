@@ -1,8 +1,8 @@
-"""Which addresses can be asked at all: found out before anybody is.
+"""Recognizes URLs whose host cannot be resolved or encoded, before any request is sent.
 
-Clients take a URL apart piece by piece while they send it, and what breaks then (Punycode that means nothing, a label
-that no resolver takes) is raised in the middle of a call. What must stay true: whatever passes here breaks no parser,
-resolver or TLS handshake later.
+HTTP clients parse parts of a URL only while they send it, and then raise in the middle of a call (for example for
+invalid Punycode or a label that is too long). What must stay true: a URL that passes here causes no error in a parser,
+resolver or TLS handshake.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import re
 
 import httpx
 
-_LONGEST_NAME = 253  # of a host, RFC 1035
-_NAME = re.compile(r"[A-Za-z0-9._-]+")  # once encoded; parsers don't agree on what else may stand in a host
+_LONGEST_NAME = 253  # characters of a host name (RFC 1035)
+_NAME = re.compile(r"[A-Za-z0-9._-]+")  # an encoded host name; parsers differ about other characters
 
 
 def is_usable(url: str | httpx.URL) -> bool:
-    """Whether every part of `url` can be sent, and its host looked up."""
+    """Whether every part of `url` can be sent and its host can be resolved."""
     try:
         parsed = httpx.URL(url)
         name = parsed.raw_host.decode("ascii").strip("[]")
-        if len(name) > _LONGEST_NAME:  # before its parts are looked at, of which it may have thousands
+        if len(name) > _LONGEST_NAME:  # checked first, because a longer name may have thousands of labels
             return False
-        _ = parsed.netloc, name.encode("idna")  # which measures labels
+        _ = parsed.netloc, name.encode("idna")  # raises for a label that is too long
         if ":" not in name:
-            _ = [httpx.URL(scheme="https", host=label).host for label in name.split(".") if label]  # reads Punycode
+            _ = [httpx.URL(scheme="https", host=label).host for label in name.split(".") if label]  # decodes Punycode
         known = _NAME.fullmatch(name) is not None or ipaddress.IPv6Address(name).scope_id is None
     except Exception:  # whatever the parsers raise
         return False

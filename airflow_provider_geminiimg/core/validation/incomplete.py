@@ -1,7 +1,7 @@
-"""Templates that tell where they print a missing value as a word, such as ``None`` in the middle of a prompt.
+"""Detects templates that render a missing value as a word, such as ``None`` in the middle of a prompt.
 
-What must stay true: a value counts where it is printed or made into text, and nowhere else: a condition, a default and
-a comparison may do with a missing value what they like. What a DAG's own ``finalize`` makes of a value is printed.
+What must stay true: a missing value counts only where it is printed or converted to text; conditions, defaults and
+comparisons may use missing values. If a DAG sets Jinja's ``finalize``, its result is the printed value.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _TEXT_FILTERS = frozenset(
         *("string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "wordwrap"),
     )
 )
-"""Filters that make text of whatever they are given."""
+"""Filters that convert any value to text."""
 _OPERATORS = SandboxedEnvironment.default_binop_table
-_DEPTH = 3  # lists and mappings within each other that are looked through for a missing value
+_DEPTH = 3  # nested lists and mappings that are searched for a missing value
 
 
-def telling(env: Environment, found: list[IncompleteText]) -> Environment:
-    """The environment; the missing values that its templates print are put into `found`, too."""
+def recording_missing(env: Environment, found: list[IncompleteText]) -> Environment:
+    """An overlay of `env` that also appends the missing values which its templates print to `found`."""
     usual = env.finalize
 
-    @pass_context  # also keeps Jinja from printing constants while it compiles
+    @pass_context  # also prevents Jinja from printing constants during compilation
     def finalize(context: Any, value: Any) -> Any:
         kind = getattr(getattr(usual, "jinja_pass_arg", None), "name", "")
         given = {"context": (context,), "eval_context": (context.eval_ctx,), "environment": (env,)}.get(kind, ())
@@ -43,9 +43,9 @@ def telling(env: Environment, found: list[IncompleteText]) -> Environment:
             found.append(missing)
         return printed
 
-    overlay: Any = env.overlay(finalize=finalize, optimized=False)  # nothing is worked out where nobody watches
+    overlay: Any = env.overlay(finalize=finalize, optimized=False)  # no constant folding, which would not be observed
     overlay.filters = {name: _watched(name, each) for name, each in env.filters.items()}
-    # Jinja compiles calls and operators so that its sandbox can look at them; here it is these functions that do.
+    # As for a sandbox, Jinja compiles calls and operators to calls of these functions.
     overlay.sandboxed, overlay.intercepted_unops, overlay.intercepted_binops = True, frozenset(), frozenset(_OPERATORS)
     overlay.call, overlay.call_binop = functools.partial(_called, env), functools.partial(_operated, env)
     overlay.concatenated = _concatenated
@@ -54,7 +54,7 @@ def telling(env: Environment, found: list[IncompleteText]) -> Environment:
 
 
 def _called(env: Any, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """A call in a template. Of functions only methods of texts are watched: a DAG's own print what they like."""
+    """A call in a template. Only methods of texts are observed; a DAG's own functions are not."""
     call = functools.partial(env.call, context) if env.sandboxed else context.call
     made = call(function, *args, **kwargs)
     text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps `format`
@@ -72,15 +72,15 @@ def _concatenated(context: Any, parts: tuple[Any, ...]) -> Any:
 
 
 def _watched(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose text remembers that a missing value is printed in it. A DAG's own filters print what they like."""
+    """A filter that marks its text as incomplete if it contains a missing value. A DAG's own filters are unchanged."""
     if name not in _TEXT_FILTERS or usual is not FILTERS.get(name):
         return usual
 
-    @functools.wraps(usual)  # and so with what Jinja noted on it about the arguments that it takes
+    @functools.wraps(usual)  # also copies Jinja's attributes about its arguments
     def watched(*args: Any, **kwargs: Any) -> Any:
         given = list(args)
         if name == "join" and isinstance(given[1], Iterator):
-            given[1] = list(given[1])  # it can be gone through once
+            given[1] = list(given[1])  # an iterator can be read only once
         made = usual(*given, **kwargs)
         attribute = kwargs.get("attribute", given[3] if name == "join" and len(given) > 3 else None)
         if attribute is not None:
@@ -91,21 +91,21 @@ def _watched(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _told(made: Any, parts: Iterable[Any]) -> Any:
-    """`made`; text in which a missing value of its parts is printed remembers that."""
+    """`made`, as `IncompleteText` if it is text that contains a missing value of its parts."""
     if not isinstance(made, str):
         return made
     return next((IncompleteText(made, each.word) for each in _missing(parts) if _is_printed(each.word, made)), made)
 
 
 def _missing(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[IncompleteText]:
-    """Those that are missing, and texts in which one is, as such text."""
+    """The missing values and incomplete texts among `values`, each as `IncompleteText`."""
     for value in values:
-        # An undefined value without a name is an inline `if` without `else`, which is meant so.
+        # An undefined value without a name comes from an inline `if` without `else`, which is intended.
         if isinstance(value, IncompleteText):
             yield value
         elif isinstance(value, Undefined):
             if value._undefined_name is not None:
-                yield IncompleteText(str(value), str(value))  # a strict one raises, as it does where it is printed
+                yield IncompleteText(str(value), str(value))  # StrictUndefined raises here, as when printed
         elif is_missing(value) or (isinstance(value, (list, tuple)) and all(map(is_missing, value))):
             yield IncompleteText(str(value), str(value))
         if depth and isinstance(value, (Mapping, list, tuple)):
@@ -113,13 +113,13 @@ def _missing(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[IncompleteT
 
 
 def _is_printed(word: str, text: str) -> bool:
-    """Whether a word for a missing value is in a text, as filters and methods may have left it."""
+    """Whether a text contains a word for a missing value, also escaped or in another case."""
     folded = text.casefold()
     return any(each.casefold() in folded for each in (word, FILTERS["escape"](word), quote_plus(word)))
 
 
 def _joining(usual: Any) -> Any:
-    """A code generator for which ``~`` is `_concatenated`."""
+    """A code generator that compiles ``~`` to `_concatenated`."""
 
     class Generator(usual):  # type: ignore[misc]
         def visit_Concat(self, node: Any, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""The rendered arguments of a task, as its operator hands them to what runs it."""
+"""The rendered arguments of a task, which its operator passes to `runtime`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 UNSET = "unset"
-"""What a template renders to where it means that the argument shall count as not given."""
+"""The word that a template renders to if the argument counts as not given."""
 
 Checks = Mapping[str, Callable[[str, Any], Any]]
 
-_WANT_NOTHING = (
-    f"Where nothing is meant, leave the argument out, or let the template render to the word {UNSET}. Otherwise give "
-    "the value that is missing (an XCom, a Variable, a parameter), then clear the task."
+_PROVIDE_VALUE = (
+    f"If no value is intended, omit the argument, or let the template render to the word {UNSET}. Otherwise provide "
+    "the missing value (an XCom, a Variable, a parameter), then clear the task."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TaskArguments:
-    """What an operator was given, after rendering.
+    """The rendered arguments of an operator.
 
-    :param values: argument -> what it was rendered to.
-    :param checks: argument -> what reads its value, and raises `BadRequestError` where it is none.
-    :param absent: place in an argument -> what is left there of something that the DAG says.
-    :param unrendered: argument -> what its template names that is not there.
+    :param values: the rendered value of each argument.
+    :param checks: the parser of each argument; it raises `BadRequestError` for a value that is not allowed.
+    :param absent: parts of arguments that are missing after rendering: path -> rendered value.
+    :param unrendered: arguments that could not be rendered: name -> the missing variable.
     """
 
     values: Mapping[str, Any] = field(repr=False)
@@ -38,35 +38,35 @@ class TaskArguments:
     unrendered: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Any:
-        """The argument as it was rendered."""
+        """The rendered value of an argument."""
         return self.values[name]
 
     def checked(self, name: str) -> Any:
-        """The argument, read.
+        """The parsed value of an argument.
 
-        :raises BadRequestError: it is none of what it can be.
+        :raises BadRequestError: the value is not allowed.
         """
         return self.checks[name](name, self.values[name])
 
     def refuse_unrendered(self) -> None:
-        """:raises BadRequestError: a template names something that is not there."""
+        """:raises BadRequestError: a template refers to something that does not exist."""
         for name, why in self.unrendered.items():
-            problem = f"can't be rendered: {scrub(why, limit=200)}."
-            raise BadRequestError(f"{name}: {problem}", hint=_WANT_NOTHING)
+            problem = f"cannot be rendered: {scrub(why, limit=200)}."
+            raise BadRequestError(f"{name}: {problem}", hint=_PROVIDE_VALUE)
 
-    def refuse_nothing(self, names: Collection[str] | None = None) -> None:
-        """Refuse what came to nothing.
+    def refuse_missing(self, names: Collection[str] | None = None) -> None:
+        """Refuse arguments that are given in the DAG but missing after rendering.
 
-        :param names: of these arguments alone.
-        :raises BadRequestError: an argument is written in the DAG, and nothing is left of it.
+        :param names: check only these paths; default: all.
+        :raises BadRequestError: a part of an argument is missing.
         """
         self.refuse_unrendered()
         for place, value in self.absent.items():
             if names is None or place in names:
-                raise BadRequestError(f"{place}{_problem(value)}", hint=_WANT_NOTHING)
+                raise BadRequestError(f"{place}{_problem(value)}", hint=_PROVIDE_VALUE)
 
 
 def _problem(value: Any) -> str:
-    if isinstance(value, IncompleteText):  # which may be a prompt, and so is not shown
-        return f": a part of it came to nothing when it was rendered, and would be {value.word!r} in the text."
-    return f"{given(value)}: is empty: what the DAG says came to nothing when it was rendered."
+    if isinstance(value, IncompleteText):  # it may be a prompt, so it is not shown
+        return f": a part of it has no value after rendering, and would appear as {value.word!r} in the text."
+    return f"{given(value)}: is empty: the value in the DAG is missing after rendering."

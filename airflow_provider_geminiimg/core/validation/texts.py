@@ -1,7 +1,7 @@
-"""Values of users, before anything takes them apart or shows them.
+"""Untrusted values of users: as text, and in error messages.
 
-What must stay true: nothing here raises anything but `BadRequestError`, whatever the value is; what a message shows of
-a value is cut before it is searched for what must be hidden.
+What must stay true: for any value, nothing here raises any exception except `BadRequestError`; a value in a message is
+shortened before secrets are removed from it, to bound the time.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from airflow_provider_geminiimg.core.redaction.scrubbing import normalized as normalized
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
-MAX_DEPTH = 20  # lists within lists; nothing that is meant nests deeper
-_SHOWN = 4_000  # characters of a value that are searched for what must be hidden, of which a message shows some
-_BITS = 1_100  # of a whole number; 1e308, the largest of the usual numbers, has 1,024
+MAX_DEPTH = 20  # nested lists
+_SHOWN = 4_000  # characters of a value that are scrubbed; a message shows fewer
+_BITS = 1_100  # of an integer; 1e308, the largest float, has 1,024
 
 
 def given(value: Any) -> str:
-    """The value for an error message: short, without a link's query, collections by their size alone."""
+    """The value for an error message: shortened, without a link's query; of a collection only its size."""
     if isinstance(value, int) and value.bit_length() > _BITS:
         return f"=a whole number of {value.bit_length()} bits"
     if isinstance(value, str):
@@ -31,15 +31,15 @@ def given(value: Any) -> str:
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """A user's own name of something, for an error message."""
+    """A name that a user chose, shortened and scrubbed for an error message."""
     return scrub(text[:_SHOWN], limit=limit)
 
 
 def as_text(value: Any) -> str | None:
-    """A text as it is, and a number as people write it.
+    """A text unchanged, or a number as text.
 
-    ``None`` for all else, and for a whole number that is larger than anything it could mean: Python refuses to write
-    those of more than 4,300 digits.
+    ``None`` for any other type, and for an integer of more than 1,100 bits, because Python refuses to convert an
+    integer of more than 4,300 digits.
     """
     if isinstance(value, str):
         return value
@@ -48,15 +48,15 @@ def as_text(value: Any) -> str | None:
     return None if isinstance(value, int) and value.bit_length() > _BITS else str(value)
 
 
-def refuse_half_characters(name: str, text: str) -> None:
-    """Refuse a lone surrogate: JSON and Python's texts may hold one, and no file, request or log can.
+def refuse_lone_surrogates(name: str, text: str) -> None:
+    """Refuse a text with a lone surrogate, which JSON and Python allow but UTF-8 cannot encode.
 
-    :param name: what the message calls the text; made fit for one here, as most of millions of cells need none.
-    :raises BadRequestError: there is one.
+    :param name: the name of the text in the message; it is scrubbed here.
+    :raises BadRequestError: the text contains a lone surrogate.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise BadRequestError(
-            f"{shown(name, 200)}: holds half a character (a lone surrogate), which can't be written as UTF-8."
+            f"{shown(name, 200)}: contains half a character (a lone surrogate), which UTF-8 cannot encode."
         ) from None

@@ -102,14 +102,14 @@ def test_a_result_that_only_trickles_is_given_up_in_time(target: Target, monkeyp
 def test_a_result_that_breaks_off_does_not_land(target: Target) -> None:
     whole = image_bytes()
     run = result(target, answer(body=whole[:-100], Content_Length=str(len(whole))))
-    target.kept(run, "broke off after")
+    target.kept(run, "ended early, after")
     target.lands(run.retry())
 
 
 @ONE_GATEWAY
 def test_a_result_that_is_a_gzip_bomb_is_not_unpacked(target: Target) -> None:
     run = result(target, answer(body=gzip.compress(bytes(100_000_000)), Content_Encoding="gzip"))
-    target.kept(run, "encoded although that was refused")
+    target.kept(run, "content encoding, which was not requested")
     target.lands(run.retry())
 
 
@@ -138,7 +138,7 @@ def test_an_input_that_is_a_device_is_not_read(target: Target, device: str) -> N
 @ONE_GATEWAY
 def test_an_input_that_is_a_gzip_bomb_is_not_unpacked(target: Target) -> None:
     target.images.routes["/p.png"] = answer(body=gzip.compress(bytes(100_000_000)), Content_Encoding="gzip")
-    target.refused_unsent(target.edit(target.link()), "encoded although that was refused")
+    target.refused_unsent(target.edit(target.link()), "content encoding, which was not requested")
 
 
 # The API's own answers

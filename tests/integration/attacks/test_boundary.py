@@ -148,7 +148,7 @@ def test_a_link_that_itself_breaks_a_parser_is_kept_and_bought_again_by_a_clear_
     target.polls_answer("https://xn--0/p.png?sig=SECRET", times=4)  # the trigger asks, and then the worker
     run = target.generate(deferrable=True)
     for again in (lambda: run, run.retry):
-        target.kept(again(), "which is no host's name")
+        target.kept(again(), "which is not a host name")
     holds_nothing_secret(run)
     target.lands(run.clear("made", dag=target.dag(on_clear="regenerate")), 2)
 

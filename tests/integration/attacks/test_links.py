@@ -62,7 +62,7 @@ INWARDS = {
     "multicast": "224.0.0.1",
 }
 SOME = ("loopback", "decimal", "IPv6", "IPv4-mapped", "link-local", "private 10", "metadata", "metadata IPv6")
-NOT_FOLLOWED = "not a public address. Not followed."
+NOT_FOLLOWED = "not a public address. It was not opened."
 
 
 def inwards(target: Target, name: str) -> str:
@@ -227,7 +227,7 @@ def test_redirects_that_go_round_in_circles_end(target: Target) -> None:
     target.images.routes["/p.png"] = answer(302, b"", Location=target.link(name=OTHER))
     target.polls_answer(target.link())
     run = target.generate()
-    target.kept(run, "from one redirect to the next")
+    target.kept(run, "The link redirects more than")
     assert len(target.images.requests) == 6
     target.lands(run.retry())
 

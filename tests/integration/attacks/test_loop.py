@@ -88,7 +88,7 @@ def packed(body: bytes) -> Route:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stalls]:
-    monkeypatch.setattr(job_module, "SETTLE", 0.0)
+    monkeypatch.setattr(job_module, "MIN_SECONDS", 0.0)
     with stalls() as found:
         yield found
 
@@ -238,7 +238,7 @@ def test_a_host_of_thousands_of_labels_is_refused_before_they_are_looked_at(
     nowhere = f"https://{'a.' * labels}com/p.png"
     api.routes["/p.png"] = answer(302, Location=nowhere)
     answers(api, poll=as_json(done(nowhere)) if place == "link" else None)
-    assert "no host's name" in str(outcome(target.generate()))
+    assert "not a host name" in str(outcome(target.generate()))
     assert watched.longest < LONGEST / 4
 
 

@@ -173,7 +173,7 @@ def test_fifty_large_images_behind_a_small_one_share_the_budget_and_all_land(
 def test_fifty_large_answers_to_submits_share_a_budget_and_each_is_paid_once(
     target: Target, api: Host, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "ANSWER_PATIENCE", 600.0)  # on a busy machine 30 s pass while others are read
+    monkeypatch.setattr(exchange, "MEMORY_WAIT", 600.0)  # on a busy machine 30 s pass while others are read
     extra = {"gateway": "apimaster", "requests_per_minute": 100_000, "max_concurrency": AT_ONCE}
     connect(target.conn_id, host=f"{api.url}/v1", password="key", extra=extra)
     crowd = Crowd(api, answer(body=image_bytes()))
@@ -208,8 +208,8 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_i
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name, value in (
-        (transport, "ANSWERS_ROOM", 8_000_000),
-        (exchange, "ANSWER_PATIENCE", 1.0),
+        (transport, "MAX_RESPONSE_MEMORY", 8_000_000),
+        (exchange, "MEMORY_WAIT", 1.0),
         (exchange, "OVERHEAD", 3.0),
         (apimaster, "ASYNC_READ_TIMEOUT", 5.0),
     ):

@@ -105,7 +105,7 @@ class TestValuesAsPeopleWriteThem:
 
     @pytest.mark.parametrize("written", ["yes", 1, 0, [True]])
     def test_what_is_neither_true_nor_false_is_refused(self, written: Any) -> None:
-        refused(lambda: build(google_search=written), "google_search", "takes true or false")
+        refused(lambda: build(google_search=written), "google_search", "must be true or false")
 
     @pytest.mark.parametrize(("written", "text"), [(123, "123"), (1.5, "1.5"), ("  a cat ", "  a cat ")])
     def test_a_number_where_the_prompt_should_be_becomes_its_text(self, written: Any, text: str) -> None:
@@ -120,7 +120,7 @@ class TestValuesAsPeopleWriteThem:
 
     @pytest.mark.parametrize("written", [["a"], {"text": "a"}, True, b"a"])
     def test_a_prompt_that_is_no_text_is_refused_without_showing_it(self, written: Any) -> None:
-        refused(lambda: build(prompt=written), "prompt: takes one text, not")
+        refused(lambda: build(prompt=written), "prompt: must be text, not")
 
     def test_a_prompt_that_utf8_cannot_hold_is_refused(self) -> None:
         refused(lambda: build(prompt="half \ud83d"), "prompt", "UTF-8")
@@ -128,7 +128,7 @@ class TestValuesAsPeopleWriteThem:
     @pytest.mark.parametrize("field", ["model", "aspect_ratio", "resolution", "variant"])
     @pytest.mark.parametrize("written", [["16:9"], ("16:9",), {"a": 1}, True])
     def test_a_list_where_a_text_is_meant_is_refused(self, field: str, written: Any) -> None:
-        refused(lambda: build(**{field: written}), field, "takes one text")
+        refused(lambda: build(**{field: written}), field, "must be text")
 
     @pytest.mark.parametrize(("written", "text"), [(1, "1"), (" b ", "b"), ("", None)])
     def test_a_variant_may_be_a_number(self, written: Any, text: str | None) -> None:
@@ -217,11 +217,11 @@ class TestImages:
         assert edit(image=written).image == "s3://a"
 
     def test_a_manifest_with_two_images_is_no_image(self) -> None:
-        refused(lambda: edit(image=manifest("s3://a", "s3://b")), "image", "exactly one image, this manifest has 2")
+        refused(lambda: edit(image=manifest("s3://a", "s3://b")), "image", "exactly one image; this manifest has 2")
 
     @pytest.mark.parametrize("written", [["s3://a"], Lazy("s3://a"), '["s3://a"]', 5, [manifest("s3://a")]], ids=shown)
     def test_a_list_is_no_image(self, written: Any) -> None:
-        refused(lambda: edit(image=written), "image", "takes one image")
+        refused(lambda: edit(image=written), "image", "must be one image")
 
     def test_a_refusal_shows_no_query_of_a_link(self) -> None:
         error = refused(lambda: build(image="https://bucket/cat.png?X-Amz-Signature=s3cr3t").check("1min"), "cat.png")
@@ -266,13 +266,15 @@ class TestWhatAGatewayTakes:
             checked = getattr(request.check(gateway), field)
             assert checked == getattr(request, field)
         else:
-            refused(lambda: request.check(gateway), field, f"{model} ({operation} on {gateway})", "which takes: prompt")
+            refused(
+                lambda: request.check(gateway), field, f"{model} ({operation} on {gateway})", "which accepts: prompt"
+            )
 
     def test_a_refused_field_is_shown_with_its_value_and_what_is_taken_instead(self) -> None:
         error = refused(lambda: build(model=PRO, aspect_ratio="16:9").check("1min"))
         assert error.message == (
-            "aspect_ratio='16:9': is not taken by gemini-3-pro-image-preview (generate on 1min), "
-            "which takes: prompt, resolution, temperature, top_p."
+            "aspect_ratio='16:9': is not accepted by gemini-3-pro-image-preview (generate on 1min), "
+            "which accepts: prompt, resolution, temperature, top_p."
         )
 
     @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
@@ -388,7 +390,7 @@ class TestLiteralsOfADag:
             (FLASH, {"temperature": "warm"}, "a number from"),
             (FLASH, {"google_image_search": True, "google_search": None}, "needs google_search=True"),
             (FLASH, {"prompt": "  "}, "prompt: is empty"),
-            (FLASH, {"prompt": ["a"]}, "prompt: takes one text"),
+            (FLASH, {"prompt": ["a"]}, "prompt: must be text"),
             (FLASH, {"image": "s3://a"}, "GeminiImageEditOperator"),
             (["x"], {}, "model"),
         ],

@@ -225,7 +225,7 @@ def test_the_connection_test_says_who_answered_where_how_fast_and_what_the_key_s
         "apimaster": (
             "APIMaster.ai",
             sandbox.apimaster_url,
-            "The key sees 6 models, among them these of the catalogue: ",
+            "The key can use 6 models, among them these of the catalogue: ",
         ),
     }[geminiimg_conn_id]
     assert works is True

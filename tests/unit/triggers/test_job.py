@@ -92,7 +92,7 @@ async def test_a_failed_job_fires_with_the_gateways_code_and_without_its_words(
 async def test_a_job_that_is_done_at_once_fires_when_the_worker_that_deferred_is_surely_gone(
     sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "SETTLE", 1.0)
+    monkeypatch.setattr(job_module, "MIN_SECONDS", 1.0)
     job_id = await submit(onemin)
     await asyncio.to_thread(GeminiImageHook(onemin).wait, job_id, poll_interval=0.05)
     began = time.monotonic()
@@ -177,7 +177,7 @@ def test_a_loop_that_ends_closes_what_the_triggers_opened(sandbox: Sandbox, onem
     script = (
         "import asyncio, sys\n"
         "from airflow_provider_geminiimg.triggers import job\n"
-        "job.SETTLE = 0\n"
+        "job.MIN_SECONDS = 0\n"
         "async def main():\n"
         "    import time\n"
         "    now = time.time()\n"

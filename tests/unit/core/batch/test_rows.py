@@ -335,9 +335,9 @@ def test_a_whole_number_is_a_count_however_it_is_written(two: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [0, 1.5, "1.5", "1.000", "1,000", "two", True, float("inf"), Decimal("inf"), 101])
 def test_what_is_no_count_is_refused(wrong: Any) -> None:
-    with pytest.raises(BadRequestError, match="takes a whole number from 1 to 100"):
+    with pytest.raises(BadRequestError, match="must be a whole number from 1 to 100"):
         whole("n", wrong, 100)
-    assert "takes a whole number" in refusal([{"prompt": "a fox", "n": wrong}])
+    assert "must be a whole number" in refusal([{"prompt": "a fox", "n": wrong}])
 
 
 @pytest.mark.parametrize("value", ["16:09", "16:09:00", "04:09 PM", "4:09:00 pm", dt.time(16, 9), " 16:9 "], ids=repr)

@@ -105,7 +105,7 @@ async def test_an_empty_body_is_no_image(host: Host) -> None:
 
 async def test_a_body_that_breaks_off_is_noticed_and_may_be_fetched_again(host: Host) -> None:
     host.routes["/p.png"] = answer(body=b"half", Content_Length="8")
-    with pytest.raises(InvalidImageError, match="broke off after 4 bytes") as caught:
+    with pytest.raises(InvalidImageError, match="ended early, after 4 bytes") as caught:
         await fetch(host)
     assert caught.value.retryable
 
@@ -120,7 +120,7 @@ async def test_a_chunked_body_that_breaks_off_is_noticed(host: Host) -> None:
         handler.close_connection = True
 
     host.routes["/p.png"] = route
-    with pytest.raises(InvalidImageError, match="broke off after 4 bytes"):
+    with pytest.raises(InvalidImageError, match="ended early, after 4 bytes"):
         await fetch(host)
 
 
@@ -143,7 +143,7 @@ async def test_a_body_that_grows_above_the_limit_is_refused(host: Host) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
 async def test_an_encoded_body_is_refused(host: Host, encoding: str) -> None:
     host.routes["/p.png"] = answer(Content_Encoding=encoding)
-    with pytest.raises(InvalidImageError, match="encoded"):
+    with pytest.raises(InvalidImageError, match="content encoding"):
         await fetch(host)
 
 
@@ -172,7 +172,7 @@ async def test_a_host_that_is_not_there_may_be_asked_again() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(UpstreamFailedError, match=r"No connection to 127\.0\.0\.1") as caught:
+        with pytest.raises(UpstreamFailedError, match=r"Connecting to 127\.0\.0\.1") as caught:
             await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url)
     assert caught.value.retryable
     assert caught.value.billed is Billed.YES
@@ -217,10 +217,10 @@ async def test_a_link_to_a_private_address_is_not_followed_in_any_spelling(forbi
 async def test_a_name_is_refused_unless_all_its_addresses_are_public(
     forbidden: Forbidden, internet: Internet, addresses: list[str]
 ) -> None:
-    internet.names["pictures.test"] = [addresses]
+    internet.names["images.test"] = [addresses]
     with pytest.raises(UpstreamFailedError, match=r"images\.test, which is not a public address"):
-        await download(f"https://pictures.test:{forbidden.port}/p.png", max_bytes=10, timeout=20)
-    assert internet.asked == ["pictures.test"]
+        await download(f"https://images.test:{forbidden.port}/p.png", max_bytes=10, timeout=20)
+    assert internet.asked == ["images.test"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -303,12 +303,12 @@ async def test_a_host_is_resolved_once_and_reached_at_that_address_under_its_nam
 ) -> None:
     host, asked = tls_host
     host.routes["/p.png"] = answer()
-    internet.names["pictures.test"] = [["127.0.0.1"]]
-    url = f"https://pictures.test:{host.port}"
+    internet.names["images.test"] = [["127.0.0.1"]]
+    url = f"https://images.test:{host.port}"
     assert await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url) == b"picture"
-    assert internet.asked == ["pictures.test"]
-    assert asked == ["pictures.test"]
-    assert host.requests[0][1]["host"] == f"pictures.test:{host.port}"
+    assert internet.asked == ["images.test"]
+    assert asked == ["images.test"]
+    assert host.requests[0][1]["host"] == f"images.test:{host.port}"
 
 
 async def test_the_next_address_is_tried_where_the_first_does_not_answer(
@@ -316,8 +316,8 @@ async def test_the_next_address_is_tried_where_the_first_does_not_answer(
 ) -> None:
     host, _ = tls_host
     host.routes["/p.png"] = answer()
-    internet.names["pictures.test"] = [["127.0.0.9", "127.0.0.1"]]
-    url = f"https://pictures.test:{host.port}"
+    internet.names["images.test"] = [["127.0.0.9", "127.0.0.1"]]
+    url = f"https://images.test:{host.port}"
     assert await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url) == b"picture"
 
 

@@ -335,7 +335,7 @@ async def test_an_answer_in_an_encoding_that_has_no_bounds_is_not_unpacked(
     server.answers["/packed"] = encoded(encoding, gzip.compress(gzip.compress(b'{"fine": true}')))
     assert isinstance(await failure(transport, call(f"{server.base_url}/packed", billable=True)), OutcomeUnknownError)
     error = await failure(transport, call(f"{server.base_url}/packed"))
-    assert "encoded in a way that was not asked for" in str(error)
+    assert "has an encoding that was not requested" in str(error)
 
 
 async def test_an_answer_that_can_not_be_unpacked_is_no_answer(server: RawServer, transport: Transport) -> None:
