@@ -64,7 +64,7 @@ class Session:
 
         :param seen: the models from the check; empty if the check does not list them. Then the public list counts.
         """
-        gateway, said = self.connection.gateway, f"The key can use {len(seen)} models"
+        gateway, message = self.connection.gateway, f"The key can use {len(seen)} models"
         if not seen:
             try:
                 seen = (await self.transport.send(self.gateway.models(), prompt="")).models
@@ -72,24 +72,24 @@ class Session:
                 return f"The list of models could not be read ({error.kind})."
             if not seen:
                 return "It does not list the models that the key can use."
-            said = f"Its public list has {len(seen)} image models"
+            message = f"Its public list has {len(seen)} image models"
         known = [model for model in seen if knows(gateway, model)]
         others = [
             model for model in seen if is_image_model(gateway, model) and "gemini" in model and model not in known
         ]
-        said += f", among them these of the catalogue: {', '.join(known) or 'none'}."
+        message += f", among them these of the catalogue: {', '.join(known) or 'none'}."
         if others:
-            said += f" Not in the catalogue: {shown(others)}."
+            message += f" Not in the catalogue: {shown(others)}."
         model = default_model(gateway, self.connection.model)
         if model in seen:
-            return said
+            return message
         other = other_id(model)
         instead = (
             f"it is listed as {other}; set that as the connection's model"
             if other in seen
             else ("change it, or enable it at the gateway")
         )
-        return f"{said} The default model {model} is not among them: {instead}."
+        return f"{message} The default model {model} is not among them: {instead}."
 
     async def upload(self, image: str | bytes) -> str:
         if isinstance(image, str):

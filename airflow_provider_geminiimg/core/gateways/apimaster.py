@@ -152,7 +152,7 @@ class ApiMaster(Gateway):
         body = Known(inputs).without_inputs(_about(job_id, answer.body))
         if responses.names_another_job(job_id, *map(_task(body).get, _IDS)):
             raise answer.error(self.label, rules.ANOTHER_JOB, Reason())
-        if any(_NO_SUCH_TASK.match(said or "") for said in (answer.reason.code, answer.reason.message)):
+        if any(_NO_SUCH_TASK.match(text or "") for text in (answer.reason.code, answer.reason.message)):
             return JobStatus(JobState.VANISHED, job_id=job_id)
         status = self._read(answer, body) if answer.ok else None
         if status is None:

@@ -133,7 +133,7 @@ class GatewayResponse:
         """
         if refusals and issubclass(rule.error, _MAY_BE_A_REFUSAL) and reason.refused(self._prompt):
             rule = Rule(ContentRefusedError, "refused the content.", rule.billed)
-        page = " It answered with a web page." if self.markup else ""
+        page = " The response was a web page." if self.markup else ""
         return rule.error(
             f"{gateway} {rule.message}{page}",
             billed=rule.billed,

@@ -51,35 +51,40 @@ class Rule:
 Rules = Mapping[tuple[int | None, str | None], Rule]
 """By HTTP status and the gateway's error code; ``None`` matches any."""
 
-_FIX = "Correct what the gateway names, then clear the task."
-_LEFT_ALONE = "The job is left alone; the next poll asks again, nothing is bought twice."
+_FIX = "Correct the value that the gateway names, then clear the task."
+_NEXT_POLL = "The job is not affected. The next poll asks again; nothing is bought twice."
 
-WRONG = Rule(BadRequestError, "refused the request as wrong.", hint=_FIX)
+WRONG = Rule(BadRequestError, "refused the request as invalid.", hint=_FIX)
 BALANCE = Rule(InsufficientBalanceError, "refused the request: the account's balance does not cover it.")
-SLOW_DOWN = Rule(RateLimitedError, "asks to slow down.")
-REFUNDED = Rule(UpstreamFailedError, "could not make the image, and does not charge for that.")
+SLOW_DOWN = Rule(RateLimitedError, "limits the request rate.")
+REFUNDED = Rule(UpstreamFailedError, "could not generate the image and does not charge for it.")
 UNKNOWN = Rule(
-    OutcomeUnknownError, "gave no answer that tells what became of the request.", billed=Billed.UNKNOWN, retryable=False
+    OutcomeUnknownError,
+    "gave no response that says whether it accepted the request.",
+    billed=Billed.UNKNOWN,
+    retryable=False,
 )
-FREE_FAILED = Rule(UpstreamFailedError, "did not answer a call that costs nothing as it should.")
-POLL_FAILED = Rule(UpstreamFailedError, "gave no answer about the job.", Billed.YES, True, _LEFT_ALONE)
-ANOTHER_JOB = Rule(UpstreamFailedError, "answered about another job.", Billed.YES, True, _LEFT_ALONE)
+FREE_FAILED = Rule(UpstreamFailedError, "gave no valid response to a free call.")
+POLL_FAILED = Rule(UpstreamFailedError, "gave no valid response about the job.", Billed.YES, True, _NEXT_POLL)
+ANOTHER_JOB = Rule(UpstreamFailedError, "responded about another job.", Billed.YES, True, _NEXT_POLL)
 ENDED = Rule(
     UpstreamFailedError,
     "ended the job without an image.",
     Billed.UNKNOWN,
     retryable=False,
-    hint='Look at the account\'s usage; clear the task with on_clear="regenerate" to buy again.',
+    hint='Check the account\'s usage. To buy again, clear the task with on_clear="regenerate".',
 )
-NO_IMAGE = Rule(NoImageError, "ended the job well, without an image.", Billed.UNKNOWN)
+NO_IMAGE = Rule(NoImageError, "finished the job without an image.", Billed.UNKNOWN)
 NO_LINK = Rule(
     UpstreamFailedError,
-    "made the image, and gave no usable link to it yet.",
+    "generated the image but has not returned a usable link to it yet.",
     Billed.YES,
     True,
     "The next poll asks for the link again; nothing is bought twice.",
 )
-NO_HANDLE = Rule(OutcomeUnknownError, "made the image, and gave neither a usable link to it nor a job id.", Billed.YES)
+NO_HANDLE = Rule(
+    OutcomeUnknownError, "generated the image but returned neither a usable link to it nor a job id.", Billed.YES
+)
 
 COMMON_RULES: Rules = {
     **{(status, None): WRONG for status in (400, 404, 405, 413, 415, 422)},
@@ -88,7 +93,7 @@ COMMON_RULES: Rules = {
     (403, None): Rule(
         AuthenticationError,
         "does not allow this key to make the request.",
-        hint="Look at what the key may do in the gateway's console, then clear the task.",
+        hint="Check the permissions of the key in the gateway's console, then clear the task.",
     ),
     (429, None): SLOW_DOWN,
 }
@@ -96,11 +101,11 @@ COMMON_RULES: Rules = {
 POLL_RULES: Mapping[int, Rule] = {
     401: Rule(
         AuthenticationError,
-        "does not accept the API key any more. The job is left alone.",
+        "no longer accepts the API key. The job is not affected.",
         Billed.YES,
-        hint="Put a valid API key into the connection's password, then clear the task: it picks the same job up again.",
+        hint="Put a valid API key into the connection's password, then clear the task to continue with the same job.",
     ),
-    429: Rule(RateLimitedError, "asks to poll more slowly.", Billed.YES),
+    429: Rule(RateLimitedError, "limits the rate of polls.", Billed.YES),
 }
 
 

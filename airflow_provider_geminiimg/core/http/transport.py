@@ -65,14 +65,14 @@ class Transport:
         self._limiter = limiter_for(connection)
         self._secrets = (connection.api_key,)
         self._auth = KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)
-        at_once = connection.max_concurrency or DEFAULT_CONCURRENCY
+        concurrency = connection.max_concurrency or DEFAULT_CONCURRENCY
         uploads = LIMITS[connection.gateway].uploads_at_once
         self._turns = {
-            "submit": asyncio.Semaphore(at_once),
-            "poll": asyncio.Semaphore(at_once),
+            "submit": asyncio.Semaphore(concurrency),
+            "poll": asyncio.Semaphore(concurrency),
             "upload": asyncio.Semaphore(uploads),
         }
-        self._pool_size = at_once + uploads
+        self._pool_size = concurrency + uploads
         self._trust_env = not is_loopback(httpx.URL(self.gateway.base_url).host)  # a proxy cannot reach this loopback
         self._behind_proxy = self._trust_env and bool(getproxies())
         self._pool: httpx.AsyncClient | None = None

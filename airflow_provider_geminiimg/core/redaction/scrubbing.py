@@ -238,13 +238,13 @@ def _without_echo(text: str, forms: list[str]) -> str:
             text = text.replace(form, "[prompt]")
         else:
             text = re.sub(re.escape(form), "[prompt]", text, flags=re.IGNORECASE)
-    said, places = _letters(text)
+    folded, places = _letters(text)
     hidden = bytearray(len(text))
     for form in forms:
         letters, _ = _letters(form)
         pieces = {letters[at : at + _ECHO] for at in range(len(letters) - _ECHO + 1)}
-        for at in range(len(said) - _ECHO + 1):
-            if said[at : at + _ECHO] in pieces:
+        for at in range(len(folded) - _ECHO + 1):
+            if folded[at : at + _ECHO] in pieces:
                 start, end = places[at], places[at + _ECHO - 1] + 1
                 hidden[start:end] = b"\1" * (end - start)
     kept, done = [], 0

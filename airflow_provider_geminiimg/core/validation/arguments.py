@@ -173,15 +173,15 @@ def encoding(name: str, value: Any) -> str | None:
 
     :raises BadRequestError: Python has no text encoding with that name.
     """
-    wanted = (text(name, value) or "").strip()
-    if not wanted:
+    codec = (text(name, value) or "").strip()
+    if not codec:
         return None
     try:
-        "".encode(wanted)  # refuses codecs that do not encode text, such as base64
+        "".encode(codec)  # refuses codecs that do not encode text, such as base64
     except (LookupError, ValueError):
         allowed = "Allowed: utf-8, utf-16, cp1252, and every other text encoding of Python"
         raise BadRequestError(f"{name}{given(value)}: is not an encoding. {allowed}.") from None
-    return wanted
+    return codec
 
 
 def delimiter(name: str, value: Any) -> str | None:
@@ -189,13 +189,13 @@ def delimiter(name: str, value: Any) -> str | None:
 
     :raises BadRequestError: the value is not one character, or is a quote, line break, letter or digit.
     """
-    wanted = text(name, value)
-    if wanted is None:
+    char = text(name, value)
+    if char is None:
         return None
-    wanted = {"\\t": "\t", "tab": "\t"}.get(wanted, wanted)
-    if len(wanted) != 1 or wanted in '\r\n"\0' or wanted.isalnum():
+    char = {"\\t": "\t", "tab": "\t"}.get(char, char)
+    if len(char) != 1 or char in '\r\n"\0' or char.isalnum():
         raise BadRequestError(f'{name}{given(value)}: must be one character, such as ";", "," or "\\t".')
-    return wanted
+    return char
 
 
 def stem(name: str, value: Any) -> str | None:
@@ -228,9 +228,9 @@ def stem(name: str, value: Any) -> str | None:
     return plain
 
 
-def portable_stem(usual: str) -> str:
+def portable_stem(generated: str) -> str:
     """A generated file name, made valid on Windows."""
-    name = re.sub(f"[{_WINDOWS_CHARACTERS}]", lambda found: f"%{ord(found[0]):02X}", usual)
+    name = re.sub(f"[{_WINDOWS_CHARACTERS}]", lambda found: f"%{ord(found[0]):02X}", generated)
     device = _WINDOWS_DEVICE.match(name)
     if device:
         end = device.end(1)

@@ -31,66 +31,66 @@ _DEPTH = 3  # nested lists and mappings that are searched for a missing value
 
 def recording_missing(env: Environment, found: list[IncompleteText]) -> Environment:
     """An overlay of `env` that also appends the missing values which its templates print to `found`."""
-    usual = env.finalize
+    original = env.finalize
 
     @pass_context  # also prevents Jinja from printing constants during compilation
     def finalize(context: Any, value: Any) -> Any:
-        kind = getattr(getattr(usual, "jinja_pass_arg", None), "name", "")
+        kind = getattr(getattr(original, "jinja_pass_arg", None), "name", "")
         given = {"context": (context,), "eval_context": (context.eval_ctx,), "environment": (env,)}.get(kind, ())
-        printed = value if usual is None else usual(*given, value)
+        printed = value if original is None else original(*given, value)
         missing = next(_missing([printed], 0), None)
         if missing is not None:
             found.append(missing)
         return printed
 
     overlay: Any = env.overlay(finalize=finalize, optimized=False)  # no constant folding, which would not be observed
-    overlay.filters = {name: _watched(name, each) for name, each in env.filters.items()}
+    overlay.filters = {name: _marking_filter(name, each) for name, each in env.filters.items()}
     # As for a sandbox, Jinja compiles calls and operators to calls of these functions.
     overlay.sandboxed, overlay.intercepted_unops, overlay.intercepted_binops = True, frozenset(), frozenset(_OPERATORS)
-    overlay.call, overlay.call_binop = functools.partial(_called, env), functools.partial(_operated, env)
+    overlay.call, overlay.call_binop = functools.partial(_call, env), functools.partial(_binary_operation, env)
     overlay.concatenated = _concatenated
-    overlay.code_generator_class = _joining(env.code_generator_class)
+    overlay.code_generator_class = _concatenating(env.code_generator_class)
     return overlay  # type: ignore[no-any-return]
 
 
-def _called(env: Any, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(env: Any, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     """A call in a template. Only methods of texts are observed; a DAG's own functions are not."""
     call = functools.partial(env.call, context) if env.sandboxed else context.call
     made = call(function, *args, **kwargs)
     text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps `format`
-    return _told(made, (text, *args, *kwargs.values())) if isinstance(text, str) else made
+    return _marked(made, (text, *args, *kwargs.values())) if isinstance(text, str) else made
 
 
-def _operated(env: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
+def _binary_operation(env: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
     own = env.sandboxed and operator in env.intercepted_binops
     made = env.call_binop(context, operator, left, right) if own else _OPERATORS[operator](left, right)
-    return _told(made, (left, right))
+    return _marked(made, (left, right))
 
 
 def _concatenated(context: Any, parts: tuple[Any, ...]) -> Any:
-    return _told((markup_join if context.eval_ctx.autoescape else str_join)(parts), parts)
+    return _marked((markup_join if context.eval_ctx.autoescape else str_join)(parts), parts)
 
 
-def _watched(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
+def _marking_filter(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that marks its text as incomplete if it contains a missing value. A DAG's own filters are unchanged."""
-    if name not in _TEXT_FILTERS or usual is not FILTERS.get(name):
-        return usual
+    if name not in _TEXT_FILTERS or original is not FILTERS.get(name):
+        return original
 
-    @functools.wraps(usual)  # also copies Jinja's attributes about its arguments
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(original)  # also copies Jinja's attributes about its arguments
+    def marking(*args: Any, **kwargs: Any) -> Any:
         given = list(args)
         if name == "join" and isinstance(given[1], Iterator):
             given[1] = list(given[1])  # an iterator can be read only once
-        made = usual(*given, **kwargs)
+        made = original(*given, **kwargs)
         attribute = kwargs.get("attribute", given[3] if name == "join" and len(given) > 3 else None)
         if attribute is not None:
             given[1] = list(map(make_attrgetter(given[0].environment, attribute), given[1]))
-        return _told(made, (*given, *kwargs.values()))
+        return _marked(made, (*given, *kwargs.values()))
 
-    return watched
+    return marking
 
 
-def _told(made: Any, parts: Iterable[Any]) -> Any:
+def _marked(made: Any, parts: Iterable[Any]) -> Any:
     """`made`, as `IncompleteText` if it is text that contains a missing value of its parts."""
     if not isinstance(made, str):
         return made
@@ -118,10 +118,10 @@ def _is_printed(word: str, text: str) -> bool:
     return any(each.casefold() in folded for each in (word, FILTERS["escape"](word), quote_plus(word)))
 
 
-def _joining(usual: Any) -> Any:
+def _concatenating(base: Any) -> Any:
     """A code generator that compiles ``~`` to `_concatenated`."""
 
-    class Generator(usual):  # type: ignore[misc]
+    class Generator(base):  # type: ignore[misc]
         def visit_Concat(self, node: Any, frame: Any) -> None:
             self.write("environment.concatenated(context, (")
             for part in node.nodes:
