@@ -217,10 +217,10 @@ async def test_a_link_to_a_private_address_is_not_followed_in_any_spelling(forbi
 async def test_a_name_is_refused_unless_all_its_addresses_are_public(
     forbidden: Forbidden, internet: Internet, addresses: list[str]
 ) -> None:
-    internet.names["images.test"] = [addresses]
-    with pytest.raises(UpstreamFailedError, match=r"images\.test, which is not a public address"):
-        await download(f"https://images.test:{forbidden.port}/p.png", max_bytes=10, timeout=20)
-    assert internet.asked == ["images.test"]
+    internet.names["pictures.test"] = [addresses]
+    with pytest.raises(UpstreamFailedError, match=r"pictures\.test, which is not a public address"):
+        await download(f"https://pictures.test:{forbidden.port}/p.png", max_bytes=10, timeout=20)
+    assert internet.asked == ["pictures.test"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -303,12 +303,12 @@ async def test_a_host_is_resolved_once_and_reached_at_that_address_under_its_nam
 ) -> None:
     host, asked = tls_host
     host.routes["/p.png"] = answer()
-    internet.names["images.test"] = [["127.0.0.1"]]
-    url = f"https://images.test:{host.port}"
+    internet.names["pictures.test"] = [["127.0.0.1"]]
+    url = f"https://pictures.test:{host.port}"
     assert await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url) == b"picture"
-    assert internet.asked == ["images.test"]
-    assert asked == ["images.test"]
-    assert host.requests[0][1]["host"] == f"images.test:{host.port}"
+    assert internet.asked == ["pictures.test"]
+    assert asked == ["pictures.test"]
+    assert host.requests[0][1]["host"] == f"pictures.test:{host.port}"
 
 
 async def test_the_next_address_is_tried_where_the_first_does_not_answer(
@@ -316,8 +316,8 @@ async def test_the_next_address_is_tried_where_the_first_does_not_answer(
 ) -> None:
     host, _ = tls_host
     host.routes["/p.png"] = answer()
-    internet.names["images.test"] = [["127.0.0.9", "127.0.0.1"]]
-    url = f"https://images.test:{host.port}"
+    internet.names["pictures.test"] = [["127.0.0.9", "127.0.0.1"]]
+    url = f"https://pictures.test:{host.port}"
     assert await download(f"{url}/p.png", max_bytes=10, timeout=20, exempt=url) == b"picture"
 
 
