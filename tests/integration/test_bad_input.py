@@ -166,9 +166,9 @@ LONG = "x" * 121
 
 CASES = [
     # what every gateway refuses
-    Case("a model of 5 MB", "model", "x" * 5_000_000, ("200 characters",)),
-    Case("a model with NUL", "model", "gemini\0", ("can be printed",)),
-    Case("an empty prompt", "prompt", "", ["is empty", "what to draw"]),
+    Case("a model of 5 MB", "model", "x" * 5_000_000, ("200 printable characters",)),
+    Case("a model with NUL", "model", "gemini\0", ("printable characters",)),
+    Case("an empty prompt", "prompt", "", ["is empty", "must describe the image"]),
     Case("a prompt of blanks", "prompt", " \n", ["is empty"]),
     Case("a list where the prompt is meant", "prompt", [PROMPT], ["must be text, not list"]),
     Case("a mapping where the prompt is meant", "prompt", {"text": PROMPT}, ["must be text, not dict"]),
@@ -224,7 +224,7 @@ CASES = [
     Case("a file name that is too long", "file_name", LONG, ["'xxx", "longer than 120 bytes", PLAIN_NAME]),
     Case("a file name with a line break", "file_name", "a\nb", ["a\\nb", "control characters", PLAIN_NAME]),
     Case("an empty file name", "file_name", "", ["''", "empty", PLAIN_NAME]),
-    Case("a list where the file name is meant", "file_name", ["fox"], ["list of 1", "no text", PLAIN_NAME]),
+    Case("a list where the file name is meant", "file_name", ["fox"], ["list of 1", "not text", PLAIN_NAME]),
     # what one gateway takes and the other refuses: known only with the connection
     Case("a search on 1min", "google_search", True, ["True", "which accepts: prompt, resolution"], at_parse=False),
     Case(
