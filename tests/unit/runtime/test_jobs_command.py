@@ -188,7 +188,7 @@ def test_collect_ends_with_an_error_where_something_could_not_be_looked_at(shell
     status, out, err = shell.run("collect")
     assert (status, "landed: 1" in out) == (1, True)
     assert err.count("error: ") == 2
-    assert "1 of the records could not be looked at" in err
+    assert "1 records could not be checked" in err
 
 
 def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shell) -> None:
