@@ -1,5 +1,16 @@
-"""The gallery: a run's images in Airflow's own pages, for whoever may read its DAG.
+"""The gallery: images of a DAG in Airflow's own pages, for users who may read the DAG.
 
-What must stay true: what is shown comes from the ledger, never from an XCom, which a user can edit; every address but
-the page's own asks Airflow whether this user may read this DAG; whatever people or gateways wrote is text.
+Invariants: the displayed data comes from the ledger, never from an XCom, which users can edit. Every address except the
+page's own asks Airflow whether the user may read the DAG. Texts from people or gateways are displayed as plain text.
+
+In reading order:
+
+- `routes`: all addresses
+- `plugin`: registers the gallery in Airflow
+- `app`: the FastAPI application
+- `queries`: reads records and images from the ledger
+- `addresses`: converts between record keys and addresses
+- `page`: the HTML page and its static files
+- `link`: the link on a task instance
+- `markdown`: tables of images for reviews
 """

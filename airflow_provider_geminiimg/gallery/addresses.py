@@ -1,7 +1,6 @@
-"""The gallery's addresses: a record's key taken apart, and put together again.
+"""Addresses of records in the gallery, converted from and to record keys.
 
-What must stay true: an address holds names alone, each quoted; it leads to one record, and never says where an image
-lies.
+Invariants: an address contains only names, each quoted. It identifies one record, and never the location of an image.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from airflow_provider_geminiimg.gallery.routes import IMAGE, THUMBNAIL
 
 @dataclass(frozen=True)
 class Address:
-    """One submission, as an address of the gallery names it.
+    """The address of one submission in the gallery.
 
-    A name that was too long for the ledger, and was cut there, stands for itself.
+    A name that was too long for the ledger stays in its cut, encoded form.
 
     :param n: number of the submission within its item, from 1.
     """
@@ -37,15 +36,15 @@ class Address:
         return key_of_names(namespace, self.dag_id, names, self.n)
 
     def image(self, index: int) -> str:
-        """Where the gallery serves one of its images."""
+        """Return the gallery's address of one of its images."""
         return IMAGE.at(**vars(self), index=index)
 
     def thumbnail(self, index: int) -> str:
-        """Where the gallery serves the thumbnail of one of its images."""
+        """Return the gallery's address of the thumbnail of one of its images."""
         return THUMBNAIL.at(**vars(self), index=index)
 
 
 def address_of(key: str) -> Address:
-    """What a record's key stands for."""
+    """Return the address of a record, from its key."""
     dag_id, run_id, task_id, map_index, item = names_of(key)
     return Address(dag_id, run_id, task_id, int(map_index), item, int(key.rpartition("/")[2].removesuffix(".json")))

@@ -1,14 +1,14 @@
-"""The gallery as an application: what is served at each of its routes, and to whom.
+"""The gallery's FastAPI application.
 
-What must stay true:
+Invariants:
 
-- All but the page itself and its files ask Airflow, for the very DAG in their path, whether this user may read its
-  XComs. Airflow takes the DAG from a path parameter called ``dag_id``, and from the query only where there is none.
-- A DAG that Airflow knows no more is no team's, and so everybody's to Airflow: where there are teams, it is nobody's.
-- Nothing is changed from here: GET and HEAD only.
-- An image's bytes are read from where its record says that they lie, if that is a place the gallery may read, and
-  served as what they are; a body that is no image, or not the one that landed, is not served. What has landed was
-  inspected then: its header is not followed again for each who looks.
+- Every route except the page and its static files asks Airflow whether the user may read the XComs of the DAG in its
+  path. Airflow takes the DAG from the path parameter ``dag_id``, and from the query only if there is no such parameter.
+- Airflow allows everybody to read a DAG that it does not know. With teams, the gallery shows such a DAG to nobody.
+- All routes are read-only: GET and HEAD.
+- An image is read from the location in its record, if the gallery may read that location. It is served only if the
+  bytes are an image and match the stored hash. The stored bytes were inspected before, so a request does not parse
+  their header again.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ _STATUS: tuple[tuple[type[GeminiImageError], int], ...] = (
     (GeminiImageError, 500),
 )
 _NOTHING = "There is nothing at this address."
-# As Airflow's own patterns of ids, but for dots alone, and for the ``=`` of a name that was too long for the ledger.
+# Airflow's patterns for ids, without "." and "..", and with the ``=`` of names that were too long for the ledger.
 _NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
-# What a run's id may hold an administrator says ([scheduler] allowed_run_id_pattern), and a timetable.
+# Administrators ([scheduler] allowed_run_id_pattern) and timetables decide which characters a run's id may contain.
 _RUN = re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]{1,250}")
 _TAG = re.compile('"[^"]*"')
 _COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
 _PARTS: Mapping[str, re.Pattern[str]] = {
-    "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # and so no "~", which means any DAG
+    "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # without "~", which means any DAG
     "run_id": _RUN,
     "task_id": _NAME,
     "map_index": re.compile(r"-1|0|[1-9][0-9]{0,8}"),
@@ -88,7 +88,7 @@ _PARTS: Mapping[str, re.Pattern[str]] = {
 }
 
 
-# What may be asked for, and how a refusal says so.
+# Permitted values of query parameters, and their description in errors.
 _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "task_id": (_NAME, "a task's id"),
     "map_index": (_PARTS["map_index"], "a whole number from -1"),
@@ -102,14 +102,14 @@ _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
 
 
 def _known(request: Request) -> None:
-    """Refuse an address that no record can have, and a question that makes no sense."""
+    """Refuse an address that no record can have, and invalid query parameters."""
     for name, value in request.path_params.items():
         if not _PARTS[name].fullmatch(value):
             raise HTTPException(404, _NOTHING)
     for name, (pattern, allowed) in _ASKED.items():
         given = request.query_params.getlist(name)
         if len(given) > 1:
-            raise HTTPException(422, f"{name} is given {len(given)} times. Allowed: once.")
+            raise HTTPException(422, f"{name} occurs {len(given)} times. Allowed: once.")
         if given and not pattern.fullmatch(given[0]):
             raise HTTPException(422, f"{name} can't be {given[0][:80]!r}. Allowed: {allowed}.")
 
@@ -121,18 +121,18 @@ def _gallery_queries() -> GalleryQueries:
 
 
 def _reads(dag_id: str | None = None) -> Any:
-    """Airflow's own check whether a user may read a DAG's XComs; by default the DAG of the request's path."""
+    """Return Airflow's check whether a user may read a DAG's XComs; by default the DAG of the request's path."""
     return requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM, param_dag_id=dag_id)
 
 
 def _has_its_team(dag_id: str) -> None:
-    """Refuse a DAG that was deleted, if teams decide who may read what."""
+    """Refuse a deleted DAG if permissions depend on teams."""
     if conf.getboolean("core", "multi_team", fallback=False) and DagModel.get_dagmodel(dag_id) is None:
-        raise HTTPException(404, "Airflow has no such DAG any more, so nobody can say which team may see its images.")
+        raise HTTPException(404, "Airflow has no such DAG any more, so the team that may see its images is not known.")
 
 
 def _may_read(request: Request, user: Any, dag_id: str) -> bool:
-    if not _PARTS["dag_id"].fullmatch(dag_id):  # no DAG's id: one that was cut, or whoever made its folder
+    if not _PARTS["dag_id"].fullmatch(dag_id):  # not the id of a DAG: cut, or a folder of another origin
         return False
     try:
         _reads(dag_id)(request, user)
@@ -149,13 +149,13 @@ pages = APIRouter()
 
 @pages.api_route("/", methods=READ)
 def index() -> Response:
-    """The page."""
+    """Serve the page."""
     return HTMLResponse(page.PAGE, headers={"Content-Security-Policy": _PAGE_POLICY})
 
 
 @pages.api_route(f"/{routes.STATIC.path}", methods=READ)
 def static(version: str, name: str) -> Response:
-    """A module of the page's script, or its style, of the version that is installed."""
+    """Serve a script module or the style sheet of the installed version."""
     if version != page.VERSION or name not in page.FILES:
         raise HTTPException(404, _NOTHING)
     kind = page.MEDIA_TYPES[PurePath(name).suffix]
@@ -164,7 +164,7 @@ def static(version: str, name: str) -> Response:
 
 @pages.api_route(f"/{routes.DAGS.path}", methods=READ)
 def dags(request: Request, user: GetUserDep, queries: QueriesDep) -> dict[str, Any]:
-    """The DAGs that have images, or will have, and that this user may read."""
+    """List the DAGs with records that this user may read."""
     return {"dags": [dag_id for dag_id in queries.dags() if _may_read(request, user, dag_id)]}
 
 
@@ -180,7 +180,7 @@ def images(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=page.MAX_PAGE_SIZE)] = page.PAGE_SIZE,
 ) -> dict[str, Any]:
-    """A run's records, some at a time."""
+    """List the records of a run, in pages."""
     items, following = queries.page(RecordFilter(dag_id, run_id, task_id, map_index, model, standing), after, limit)
     return {"items": items, "next": following}
 
@@ -189,7 +189,7 @@ def images(
 def summary(
     dag_id: str, run_id: str, queries: QueriesDep, task_id: str | None = None, map_index: int | None = None
 ) -> dict[str, Any]:
-    """What a run's records come to."""
+    """Return totals for the records of a run."""
     return queries.summary(RecordFilter(dag_id, run_id, task_id, map_index))
 
 
@@ -205,7 +205,7 @@ def sources(
     item: str,
     n: int,
 ) -> dict[str, Any]:
-    """The images that one was made from; those of another DAG only where the user may read that DAG, too."""
+    """List the source images of an image. Those of another DAG are included only if the user may read that DAG."""
     record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
 
     def shown(place: int, source: Mapping[str, str]) -> dict[str, Any]:
@@ -213,7 +213,10 @@ def sources(
         about = {"role": role, "name": source["uri"].rpartition("/")[2], "image": None, "why": None}
         made = queries.made(source)
         if made is None:
-            return {**about, "why": "It was not made here, or lies where the gallery may not read."}
+            return {
+                **about,
+                "why": "It was not made by this package, or is outside the folders that the gallery may read.",
+            }
         of = address_of(made[0].key)
         if of.dag_id != dag_id and not _may_read(request, user, of.dag_id):
             return {**about, "why": "It belongs to a DAG that you may not read."}
@@ -235,7 +238,7 @@ def image(
     n: int,
     index: int,
 ) -> Response:
-    """An image's bytes, as they are in storage."""
+    """Serve an image's bytes unchanged."""
     record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
     return _image(request, queries, record, index)
 
@@ -252,7 +255,7 @@ def thumbnail(
     n: int,
     index: int,
 ) -> Response:
-    """An image's thumbnail; the image itself where there is none."""
+    """Serve an image's thumbnail, or the image itself if there is none."""
     record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
     queries.image(record, index)
     blob = queries.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
@@ -264,7 +267,7 @@ def thumbnail(
 def _image(request: Request, queries: GalleryQueries, record: Record, index: int) -> Response:
     *places, last = queries.places(record, index)
     for image in places:
-        with contextlib.suppress(GeminiImageError):  # gone, or outside what the gallery may read: another place may do
+        with contextlib.suppress(GeminiImageError):  # deleted, or not permitted: try another copy
             return _landed(request, queries, image)
     return _landed(request, queries, last)
 
@@ -273,13 +276,15 @@ def _landed(request: Request, queries: GalleryQueries, image: Mapping[str, Any])
     data = queries.files.read(str(image["uri"]), max_bytes=MAX_IMAGE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != image.get("sha256"):
-        raise InvalidImageError("The file is not the image that landed there: somebody replaced it.")
+        raise InvalidImageError("The file is not the image that was stored there: somebody replaced it.")
     return _answer(request, data, digest)
 
 
 def _answer(request: Request, data: bytes, version: str) -> Response:
-    """The answer with these bytes, which were inspected before they were stored; or that the client has them."""
-    # Whoever logs in next in the same browser asks anew.
+    """Return a response with these bytes, or 304 if the client has them. The bytes were inspected before they were
+    stored.
+    """
+    # Vary: after another login in the same browser, the image is requested again.
     headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
     headers["ETag"] = f'"{version.strip(chr(34))}"'
     if _is_known(headers["ETag"], ",".join(request.headers.getlist("if-none-match"))):
@@ -288,7 +293,7 @@ def _answer(request: Request, data: bytes, version: str) -> Response:
 
 
 def _is_known(tag: str, known: str) -> bool:
-    """Whether `tag` is one of those that a client has: several, weak ones, or any (RFC 9110, 13.1.2)."""
+    """Return whether `tag` is among the tags of If-None-Match: a list, weak tags, or ``*`` (RFC 9110, 13.1.2)."""
     return known.strip() == "*" or tag in _TAG.findall(known)
 
 
@@ -308,11 +313,11 @@ def _failed(_: Request, error: Exception) -> Response:
 def _misspelt(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     names = sorted({str(each["loc"][-1]) for each in error.errors()})
-    return JSONResponse({"detail": f"These can't be: {', '.join(names)}."}, 422)
+    return JSONResponse({"detail": f"Invalid values: {', '.join(names)}."}, 422)
 
 
 def make_app() -> FastAPI:
-    """The gallery as an application of its own, to be mounted in Airflow's API server."""
+    """Create the application, which Airflow's API server mounts."""
     app = FastAPI(title="Images", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(pages)
     app.include_router(per_dag)

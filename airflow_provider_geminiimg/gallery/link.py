@@ -1,6 +1,6 @@
 """The link from a task instance to its images in the gallery.
 
-Airflow keeps what is made here, so what must stay true: the address is stable, and holds nothing but names.
+Airflow stores these links. Invariant: an address is stable, and contains only names.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class ImagesLink(BaseOperatorLink):
-    """Opens the gallery, inside Airflow's frame, at one task instance."""
+    """Opens the gallery, inside Airflow's frame, for one task instance."""
 
     name = "Images"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """The address.
+        """Return the address.
 
-        :param operator: the operator; not looked at.
-        :param ti_key: which task instance.
+        :param operator: the operator; not used.
+        :param ti_key: the task instance.
         """
         names = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, *([ti_key.map_index] if ti_key.map_index >= 0 else []))
         query = urlencode(list(zip(VIEW, names, strict=False)), quote_via=quote)

@@ -1,7 +1,8 @@
-"""Images for a person to look at: the Markdown body of Airflow's `ApprovalOperator`, `HITLOperator`, and of ours.
+"""Markdown tables of images, for the body of Airflow's `ApprovalOperator` and `HITLOperator`, and of our review
+operator.
 
-What must stay true: every address is made here, from a record's key that was taken apart, and leads to the gallery,
-which asks whether the reader may see it. Whatever else a manifest says is shown as text, whatever it holds.
+Invariants: every address is built here from a parsed record key, and leads to the gallery, which checks the reader's
+permissions. All other texts of a manifest are displayed as plain text.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
 from airflow_provider_geminiimg.gallery.routes import PREFIX
 
-_GALLERY = PREFIX.lstrip("/")  # relative: Airflow may live under a path
-_MAX_TEXT = 120  # characters of one fact: a cell of a table is no place for more
-_ALLOWED = "Allowed: what a task of this package returned, or a list of such: images=my_task.output."
+_GALLERY = PREFIX.lstrip("/")  # relative, because Airflow may be served under a path
+_MAX_TEXT = 120  # characters of one text in a table cell
+_ALLOWED = "Allowed: the result of a task of this package, or a list of such results: images=my_task.output."
 
-_MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: a backslash before it makes a character of it
-# GitHub's Markdown makes links of addresses, and looks for them after it has taken the backslashes away. A character
-# that nobody sees, between what makes an address one, is what it can't take away.
+_MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation, which a backslash turns into plain text
+# GitHub's Markdown turns addresses into links after it has removed the backslashes. An invisible character inside
+# the address prevents this.
 _ADDRESS = re.compile(r"(?<=/)(?=/)|(?<=@)|(?<=www)(?=\.)", re.IGNORECASE)
 _UNSEEN = "\u2060"
 
 
 def review_markdown(manifest: Any, columns: int = 3) -> str:
-    """Markdown tables of images: above each its number and file name, below it pixels, model, cost, and a mismatch.
+    """Build Markdown tables of images: number and file name above each image; pixels, model, cost and mismatch below
+    it.
 
-    An image opens in full size. It and its preview come from the gallery, which shows them to those who may read the
-    DAG. Where an image has no address there (its record is of another ``[geminiimg] namespace``, or its ids are very
-    long), the table says "No preview".
+    A click on an image opens it in full size. Image and preview come from the gallery, which shows them to users who
+    may read the DAG. If an image has no address in the gallery (its record belongs to another ``[geminiimg]
+    namespace``, or its ids are very long), the table contains "No preview".
 
-    :param manifest: what a task returned, or a list of such; also what a mapped task returned, and JSON text.
+    :param manifest: the result of a task, or a list of such results, also of a mapped task, or JSON text.
     :param columns: images side by side. Airflow shows them up to 300 pixels wide.
-    :raises BadRequestError: it is no manifest, or `columns` is below 1.
+    :raises BadRequestError: it is not a manifest, or `columns` is below 1.
     """
     if columns < 1:
         raise BadRequestError(f"columns{given(columns)}: takes a whole number from 1.")
@@ -49,11 +51,11 @@ def review_markdown(manifest: Any, columns: int = 3) -> str:
 
 
 def manifests(value: Any, name: str = "manifest") -> list[dict[str, Any]]:
-    """The manifests in `value`, at least one.
+    """Return the manifests in `value`, at least one.
 
-    :param value: as for `review_markdown`.
+    :param value: see `review_markdown`.
     :param name: of the argument, for the error.
-    :raises BadRequestError: there is none, or something else is among them.
+    :raises BadRequestError: there is none, or `value` contains something else.
     """
     if isinstance(value, str):
         try:
@@ -63,18 +65,18 @@ def manifests(value: Any, name: str = "manifest") -> list[dict[str, Any]]:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, set, frozenset)):
-        raise BadRequestError(f"{name}{given(value)}: is no manifest.", hint=_ALLOWED)
+        raise BadRequestError(f"{name}{given(value)}: is not a manifest.", hint=_ALLOWED)
     found = list(value)
     if not found:
-        raise BadRequestError(f"{name}{given(value)}: there is no image to look at.", hint=_ALLOWED)
+        raise BadRequestError(f"{name}{given(value)}: contains no image.", hint=_ALLOWED)
     for index, each in enumerate(found):
         if not _is_manifest(each):
-            raise BadRequestError(f"{name}[{index}]{given(each)}: is no manifest with images.", hint=_ALLOWED)
+            raise BadRequestError(f"{name}[{index}]{given(each)}: is not a manifest with images.", hint=_ALLOWED)
     return [dict(each) for each in found]
 
 
 def labels(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to call each manifest: ``1: name.png``, ``2: name.png`` and so on, never two alike."""
+    """Return a label for each manifest: ``1: name.png``, ``2: name.png`` and so on; labels are unique."""
     return [f"{number}: {_name(each['images'][0])}" for number, each in enumerate(found, 1)]
 
 
@@ -117,17 +119,17 @@ def _facts(manifest: Mapping[str, Any], image: Mapping[str, Any]) -> Iterator[st
 
 
 def _address(key: Any) -> Address | None:
-    """Where the gallery has the images of a record; ``None`` where that can't be said."""
+    """Return the gallery's address of a record's images; ``None`` if there is none."""
     if not isinstance(key, str) or not is_record_key(key):
         return None
     try:
         address = address_of(key)
         address.image(0)
-    except ValueError:  # a map index that is no number, half a character
+    except ValueError:  # a map index that is not a number, or a lone surrogate
         return None
     if address.key(settings.namespace()) != key:
         return None
-    # A browser takes . and .. out of an address, quoted or not.
+    # Browsers remove . and .. from an address, quoted or not.
     return None if {".", ".."} & {address.dag_id, address.run_id, address.task_id, address.item} else address
 
 
@@ -136,11 +138,11 @@ def _name(image: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One short line: no control characters, nothing that turns the direction of writing, no half characters."""
+    """Return one short line without control characters, direction marks and lone surrogates."""
     line = " ".join(printable(text, " ").split())
     return line if len(line) <= _MAX_TEXT else f"{line[: _MAX_TEXT - 1]}…"
 
 
 def _text(text: str) -> str:
-    """Markdown that shows as `text`, in a table too."""
+    """Return Markdown that displays as `text`, also in a table."""
     return _MARKUP.sub(r"\\\g<0>", _ADDRESS.sub(_UNSEEN, _plain(text)))

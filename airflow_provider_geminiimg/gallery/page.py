@@ -1,14 +1,15 @@
-"""The gallery's page, and the script and style that it loads.
+"""The gallery's HTML page, with its scripts and its style sheet.
 
-What must stay true:
+Invariants:
 
-- A browser never runs modules of two versions together. The address of each file holds a hash of all of them: what
-  lies there may be kept for ever, and at another version's address there is nothing. The page, which names the version,
-  is never kept.
-- The files are read once, when the application is made: an upgrade of the package changes nothing until the API server
-  is restarted.
-- The page is the same for everybody and holds nothing of anybody's: what it shows it asks for as the user who looks.
-- Addresses are relative, because Airflow may live under a path.
+- A browser never runs modules of two versions together. The address of each file contains a hash of all files, so the
+  files may be cached for ever, and the addresses of other versions return nothing. The page contains the version and is
+  never cached.
+- The files are read once, when the application is created: an upgrade of the package takes effect when the API server
+  restarts.
+- The page is the same for all users and contains no user data. Its script requests the data with the permissions of the
+  user.
+- Addresses are relative, because Airflow may be served under a path.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from string import Template
 from airflow_provider_geminiimg.gallery import routes
 
 PAGE_SIZE, MAX_PAGE_SIZE = 60, 200
-# Said here, because what the system says of a suffix may be something that browsers run no module from.
+# Fixed here, because browsers refuse modules with the media types that some systems assign to these suffixes.
 MEDIA_TYPES: Mapping[str, str] = {".js": "text/javascript", ".css": "text/css"}
 _FOLDER = Path(__file__).parent / "static"
 _HANDED_ON = {
@@ -42,7 +43,7 @@ def _version_of(files: Mapping[str, bytes]) -> str:
 
 
 def _page() -> str:
-    """The page, with the addresses of its files and all that its script is told."""
+    """Build the page, with the addresses of its files and the data for its script."""
     told = {
         "routes": {name: {"path": route.path, "query": route.query} for name, route in _HANDED_ON.items()},
         "view": routes.VIEW,

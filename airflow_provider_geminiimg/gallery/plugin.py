@@ -1,8 +1,9 @@
-"""What Airflow loads: where the gallery lives and from which of its pages it opens.
+"""The Airflow plugin: registers the gallery and its views.
 
-Every Airflow process loads plugins, so the application itself is made when the first request comes. What must stay
-true: one destination that Airflow does not know would take every view away; addresses are relative, because Airflow
-may live under a path.
+Every Airflow process loads plugins, so the application itself is created with the first request.
+
+Invariants: Airflow drops all views if one of them has an unknown destination, so every destination must be valid.
+Addresses are relative, because Airflow may be served under a path.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _TABS = {"dag": (_DAG,), "dag_run": (_DAG, _RUN), "task": (_DAG, _TASK), "task_i
 
 
 def views() -> list[dict[str, Any]]:
-    """The page under Browse, and the tabs unless they are switched off."""
+    """Return the page under Browse, and the tabs unless they are disabled."""
     href = f"{PREFIX.lstrip('/')}/"
     page = {"name": NAME, "href": href, "destination": "nav", "category": "browse", "url_route": NAV_ROUTE}
     tabs = [
@@ -37,7 +38,7 @@ def views() -> list[dict[str, Any]]:
 
 
 class LateApp:
-    """The gallery's application, made at the first request."""
+    """The gallery's application, created with the first request."""
 
     def __init__(self) -> None:
         self._app: Any = None

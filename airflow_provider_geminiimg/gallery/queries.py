@@ -1,7 +1,7 @@
-"""What the ledger holds of a DAG's runs, in the words and the order in which the gallery shows it.
+"""Queries for the gallery: the records of a DAG's runs, in the gallery's format and order.
 
-What must stay true: an address names a record, and only that record says where its images lie; no value here holds a
-link that was paid for, and none holds a prompt unless prompts are recorded; a record that can't be read is shown.
+Invariants: an address identifies a record, and only that record gives the locations of its images. No result contains a
+paid link, or a prompt unless prompts are recorded. A record that cannot be read is shown as such.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from airflow_provider_geminiimg.core.storage import Files, decode_segment, encod
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
 
-MAX_LOOKED_AT = 5_000  # records that one summary reads
-MAX_READ = 1_000  # records that one page reads: a filter that few fit goes on with the next page
-MAX_PAGE_BYTES = 16 << 20  # of the records that one page reads
-MAX_SUMMARY_BYTES = 32 << 20  # of those that one summary reads
-MAX_PLANS = 200  # of batches that one summary reads
-MAX_IMAGES = 100  # of one record that are shown; an answer of a gateway brings 16 at most
-MAX_PLACES = 8  # of one image that are looked at
+MAX_LOOKED_AT = 5_000  # records that a summary reads
+MAX_READ = 1_000  # records that a page reads; with a selective filter, the next page continues
+MAX_PAGE_BYTES = 16 << 20  # bytes of records that a page reads
+MAX_SUMMARY_BYTES = 32 << 20  # bytes of records that a summary reads
+MAX_PLANS = 200  # batch plans that a summary reads
+MAX_IMAGES = 100  # images of one record that are shown; an answer of a gateway has at most 16
+MAX_PLACES = 8  # copies of one image that are tried
 MAX_PLAN_BYTES = 64 << 20
 MAX_SIDECAR_BYTES = 1 << 20
-_NUMBER = re.compile(r"-?[0-9]{1,18}")  # a longer one is no number of ours, and may be too long for Python
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # longer numbers are not written by this package, and may exceed Python's limit
 
 
 @dataclass(frozen=True)
 class RecordFilter:
-    """Which records of a run are asked for; ``None``: any.
+    """Filter for the records of a run; ``None`` means no restriction.
 
     :param standing: see `core.reconcile.RECORD_STATUSES`.
     """
@@ -64,7 +64,7 @@ class RecordFilter:
     standing: str | None = None
 
     def fits(self, entry: RecordEntry) -> bool:
-        """Whether what was read is asked for."""
+        """Return whether a record passes the filter."""
         model = None if entry.found is None else entry.found.record.model
         return self.model in (None, model) and self.standing in (None, entry.status)
 
@@ -72,9 +72,9 @@ class RecordFilter:
 class GalleryQueries:
     """The records and images that the gallery may show.
 
-    :param ledger: the root's.
-    :param namespace: as ``[geminiimg] namespace`` says.
-    :param files: reads images, and only from where the gallery may.
+    :param ledger: the root's ledger.
+    :param namespace: from ``[geminiimg] namespace``.
+    :param files: reads images, restricted to the permitted locations.
     """
 
     def __init__(self, ledger: Ledger, namespace: str, files: Files) -> None:
@@ -82,18 +82,18 @@ class GalleryQueries:
         self._folder = f"{LEDGER}/{encode_segment(namespace)}"
 
     def dags(self) -> list[str]:
-        """The DAGs that have records. One whose id was too long for the ledger is not among them."""
+        """Return the DAGs that have records, except those whose id was too long for the ledger."""
         names = map(decode_segment, self.ledger.store.folders(self._folder))
         return [name for name in names if name is not None]
 
     def page(self, wanted: RecordFilter, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Some records, and the cursor for those after them; ``None``: there are none.
+        """Return some records, and the cursor for the next page; ``None`` at the end.
 
-        Of a large run a page may hold few records, or none, and a cursor: it has read its part of them, and the next
-        page reads on.
+        Each page reads a limited part of the run. With a filter it may return few records or none, together with a
+        cursor.
 
-        :param after: the cursor that an earlier page gave.
-        :param limit: how many.
+        :param after: the cursor from an earlier page.
+        :param limit: maximum number of records.
         """
         keys = self._keys(wanted)
         if after:
@@ -110,8 +110,10 @@ class GalleryQueries:
         return list(map(self.item, found)), keys[MAX_READ - 1] if len(keys) > MAX_READ else None
 
     def summary(self, wanted: RecordFilter) -> dict[str, Any]:
-        """What all records of a run, or of a part of it, come to; the first `MAX_LOOKED_AT` of them, and of
-        `MAX_SUMMARY_BYTES`."""
+        """Return totals for the records of a run or of a part of it.
+
+        Reads at most `MAX_LOOKED_AT` records and `MAX_SUMMARY_BYTES`.
+        """
         keys = self._keys(wanted)
         read = itertools.takewhile(lambda each: each[1] <= MAX_SUMMARY_BYTES, self._read(keys[:MAX_LOOKED_AT]))
         entries = [entry for entry, _ in read]
@@ -134,10 +136,10 @@ class GalleryQueries:
         }
 
     def record(self, address: Address) -> Record:
-        """The record at an address.
+        """Return the record at an address.
 
         :raises BadRequestError: there is none.
-        :raises GeminiImageError: it can't be read.
+        :raises GeminiImageError: it cannot be read.
         """
         key = address.key(self.namespace)
         entry = look(self.ledger, key) if _is_shown(key) else None
@@ -146,16 +148,16 @@ class GalleryQueries:
         return entry.readable().record
 
     def image(self, record: Record, index: int) -> Mapping[str, Any]:
-        """One of the images that a record says have landed.
+        """Return one of the stored images of a record.
 
-        :raises BadRequestError: it has none such.
+        :raises BadRequestError: the record has no such image.
         """
         return self.places(record, index)[0]
 
     def places(self, record: Record, index: int) -> list[Mapping[str, Any]]:
-        """One of the images that a record says have landed, in all its places, the one that was asked for last first.
+        """Return all copies of one stored image of a record; the last requested one comes first.
 
-        :raises BadRequestError: it has none such.
+        :raises BadRequestError: the record has no such image.
         """
         found = [images[index] for images in _places(record) if index < len(images)]
         if not found:
@@ -163,11 +165,11 @@ class GalleryQueries:
         return found
 
     def made(self, source: Mapping[str, str]) -> tuple[Record, int] | None:
-        """The record, and the number of its image, that an input image came from, if it is one of ours.
+        """Return the record and image number of an input image, if this package made it.
 
-        The sidecar beside it says which record; only what that record says of itself is believed.
+        The sidecar of the file names the record, and the image's hash must be in that record.
 
-        :param source: one of `Record.inputs`.
+        :param source: an entry of `Record.inputs`.
         """
         try:
             sidecar = f"{source['uri'].rpartition('.')[0]}.json"
@@ -181,7 +183,7 @@ class GalleryQueries:
         return None if entry is None or index is None else (entry.readable().record, index)
 
     def item(self, entry: RecordEntry) -> dict[str, Any]:
-        """One record as the page shows it."""
+        """Return one record in the page's format."""
         address = address_of(entry.key)
         names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
         names["record"] = entry.key
@@ -212,12 +214,12 @@ class GalleryQueries:
         }
 
     def _images(self, record: Record) -> list[dict[str, Any]]:
-        places = _places(record)  # once: a record may have many images, and be in many places
+        places = _places(record)  # computed once: a record may have many images and copies
         shown = range(min(MAX_IMAGES, len(_images(record)), max(map(len, places))))
         return [self._shown(record, n, next(images[n] for images in places if n < len(images))) for n in shown]
 
     def shown(self, record: Record, index: int) -> dict[str, Any]:
-        """One image: what is known of it, and the addresses at which the gallery serves it."""
+        """Return one image in the page's format, with its gallery addresses."""
         return self._shown(record, index, self.image(record, index))
 
     def _shown(self, record: Record, index: int, image: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,16 +235,17 @@ class GalleryQueries:
         }
 
     def _hidden(self, uri: str) -> str | None:
-        """Why the gallery may not show what lies there, if it may not."""
+        """Return the reason why the gallery may not read a location; ``None`` if it may."""
         try:
             self.files.check(uri, "uri")
         except BadRequestError:
-            return "It lies outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
+            return "It is outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
         return None
 
     def _not_started(self, wanted: RecordFilter, keys: Sequence[str]) -> tuple[int, int, bool]:
-        """How many images batches have planned and no record is of yet; how many plans can't be read; and whether
-        there are more plans than are read here."""
+        """Return the number of planned batch images without a record, the number of unreadable plans, and whether more
+        plans exist than were read.
+        """
         begun: dict[str, set[str]] = defaultdict(set)
         for key in keys:
             begun[task_instance_of(key)].add(key.split("/")[-2])
@@ -255,9 +258,9 @@ class GalleryQueries:
         return sum(filter(None, plans)), plans.count(None), len(latest) > MAX_PLANS
 
     def _plan(self, key: str, begun: set[str]) -> int | None:
-        """How many images of a plan have not begun; ``None``: it can't be read."""
+        """Return the number of images of a plan that have not started; ``None`` if the plan cannot be read."""
         blob = self.ledger.store.read(key, MAX_PLAN_BYTES)
-        if blob is None:  # all of it has just landed
+        if blob is None:  # the plan was removed, because all its images have just been stored
             return 0
         try:
             return len(Plan.model_validate_json(blob.data).keys() - begun)
@@ -274,7 +277,7 @@ class GalleryQueries:
         return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[RecordEntry, int]]:
-        """The records, each with the bytes of all up to it."""
+        """Iterate over the records, each with the total size of all records read so far."""
         size = 0
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             rest = iter(keys)
@@ -289,12 +292,12 @@ def _is_shown(key: str) -> bool:
 
 
 def _order(key: str) -> tuple[Any, ...]:
-    """Keys in the order in which people count: numbers as such, and before names."""
+    """Sort key for record keys: numbers in numeric order, and before names."""
     return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in re.split(r"[/.]", key))
 
 
 def _places(record: Record) -> list[Sequence[Mapping[str, Any]]]:
-    """The images of a record in its places, those that were asked for last first."""
+    """Return the images of a record for each set of copies, the last requested one first."""
     places = image_places(record, asked_last(record))[:MAX_PLACES]
     return [place.manifest.get("images") or () for place in places]
 
@@ -310,7 +313,7 @@ def _said(error: GeminiImageError | None) -> dict[str, Any] | None:
 
 
 def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
-    """What was paid, by currency and by where the price is from; and for how many paid images no price is known."""
+    """Return the paid amounts by currency and basis, and the number of paid images without a known price."""
     sums: dict[tuple[str, str], float] = {}
     without = 0
     for record in records:
@@ -322,6 +325,6 @@ def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
             continue
         which = (str(cost.get("currency")), str(cost.get("basis")))
         sums[which] = sums.get(which, 0.0) + float(cost["amount"])
-    # A sum that is no number any more is of amounts that nobody can have paid: it is shown as one that is not known.
+    # An infinite sum comes from implausible amounts; it is shown as unknown.
     known = {which: round(amount, 6) if math.isfinite(amount) else None for which, amount in sorted(sums.items())}
     return [{"amount": amount, "currency": c, "basis": b} for (c, b), amount in known.items()], without

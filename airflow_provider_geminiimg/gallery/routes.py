@@ -1,8 +1,10 @@
-"""Where the gallery is and what its routes are called: declared here, and nowhere else.
+"""All addresses of the gallery.
 
-The application serves these routes, the page's script gets them with the page, and links, tabs and Markdown are made of
-them. Airflow keeps links in its database, so what must stay true: an address that was given out once stays. Nothing is
-imported here: every Airflow process reads this.
+The application serves these routes, the page's script receives them with the page, and links, tabs and Markdown are
+built from them.
+
+Invariants: Airflow stores links in its database, so an address never changes. This module imports nothing else, because
+every Airflow process loads it.
 """
 
 from __future__ import annotations
@@ -10,27 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-PREFIX = "/geminiimg"  # where Airflow's API server has the gallery
+PREFIX = "/geminiimg"  # path of the gallery on Airflow's API server
 NAV_ROUTE = "images"
-FRAME = "plugin"  # Airflow's own prefix of a page that has a plugin's view in it
+FRAME = "plugin"  # Airflow's path prefix of pages that embed a plugin's view
 
-# What the page is about is said in its query, by these names.
+# The page's query parameters, which select a DAG, run, task or task instance.
 VIEW = ("dag_id", "run_id", "task_id", "map_index")
 
 
 @dataclass(frozen=True)
 class Route:
-    """One of the gallery's addresses, below `PREFIX`.
+    """An address of the gallery, below `PREFIX`.
 
     :param path: with names in braces.
-    :param query: the names that its query may have.
+    :param query: the permitted query parameters.
     """
 
     path: str
     query: tuple[str, ...] = ()
 
     def at(self, **names: object) -> str:
-        """The address with these names in its path, each quoted."""
+        """Return the address with these names in its path, each quoted."""
         return self.path.format(**{name: quote(str(value), safe="") for name, value in names.items()})
 
 

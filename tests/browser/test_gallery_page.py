@@ -493,7 +493,7 @@ def test_who_may_not_look_is_told_so_in_a_sentence(sign_in: SignIn, world: World
     expect(page.get_by_role("alert")).to_contain_text("You have no right to see these images.")
     page.context.clear_cookies()
     page.reload()
-    expect(page.get_by_role("alert")).to_contain_text("You are not signed in, or no longer.")
+    expect(page.get_by_role("alert")).to_contain_text("You are not signed in, or your session has expired.")
 
 
 def test_an_airflow_that_does_not_answer_is_named_and_asked_again(sign_in: SignIn, world: World) -> None:

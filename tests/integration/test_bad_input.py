@@ -482,7 +482,7 @@ CONTENTS = {
     "a GIF": (b"GIF89a" + bytes(40), "is a GIF"),
     "a HEIC": (b"\0\0\0\x18ftypheic" + bytes(40), "is HEIC or AVIF"),
     "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
-    "an image that is cut": (png()[:60], "is cut or damaged"),
+    "an image that is cut": (png()[:60], "is incomplete or damaged"),
     "an image that is too large": (png(LIMIT + 1), f"is larger than the {LIMIT} bytes"),
 }
 
@@ -513,10 +513,10 @@ UNREADABLE = {
     "a folder": ("{folder}", "is not a regular file"),
     "a relative path": ("in/cat.png", "'in/cat.png' is neither a URI nor an absolute path"),
     "a link without its scheme": (f"in.test/cat.png?{SIGNATURE}", "'in.test/cat.png' is neither a URI nor"),
-    "a path that leads upwards": ("{folder}/../../etc/cat.png", 'holds ".."'),
-    "a file on another host": ("file://host/cat.png", "a file URI names no host"),
-    "a scheme that nobody serves": ("nowhere://in/cat.png", "no installed Airflow provider serves"),
-    "a query that no store knows": (f"nowhere://in/cat.png?{SIGNATURE}", "'nowhere://in/cat.png' holds \"?\""),
+    "a path that leads upwards": ("{folder}/../../etc/cat.png", 'contains ".."'),
+    "a file on another host": ("file://host/cat.png", "a file URI has no host"),
+    "a scheme that nobody serves": ("nowhere://in/cat.png", "no installed Airflow provider supports"),
+    "a query that no store knows": (f"nowhere://in/cat.png?{SIGNATURE}", "'nowhere://in/cat.png' contains \"?\""),
     "an object that is not there": ("{s3}/absent.png", "absent.png': does not exist"),
     "a bucket that is not there": ("s3://no-such-bucket-here/cat.png", "Create the bucket no-such-bucket-here"),
     "a bucket without a name": ("s3:///cat.png", "names no bucket"),
@@ -524,7 +524,7 @@ UNREADABLE = {
         "s3://nowhere@in/cat.png",
         "the Airflow connection 'nowhere', which does not exist",
     ),
-    "a password in the address": (f"s3://user:{SIGNATURE}@in/cat.png", "s3:// URIs take no password"),
+    "a password in the address": (f"s3://user:{SIGNATURE}@in/cat.png", "a s3:// URI cannot contain a password"),
     "an object that S3 denies": ("{refusing}/denied.png", "AccessDenied (HTTP 403)"),
     "a link inwards": (f"https://127.0.0.1/cat.png?{SIGNATURE}", "127.0.0.1, which is not a public address"),
     "a link to the cloud's own address": (f"https://169.254.169.254/?{SIGNATURE}", "not a public address"),
@@ -616,10 +616,10 @@ def places(world: World, request: pytest.FixtureRequest) -> Places:
 
 FOLDERS = {
     "a folder below a file": ("{folder}/file/out", ["/file/out", "Not a directory", "Check that the disk is"]),
-    "a folder that is a file": ("{folder}/file", ["/file", "can't be written to", "Check that the disk is"]),
-    "a folder where none can be made": ("/proc/nowhere", ["/proc/nowhere", "can't be written to"]),
+    "a folder that is a file": ("{folder}/file", ["/file", "cannot be written to", "Check that the disk is"]),
+    "a folder where none can be made": ("/proc/nowhere", ["/proc/nowhere", "cannot be written to"]),
     "a relative folder": ("pictures/out", ["'pictures/out/", "is neither a URI nor an absolute path", "Write it as"]),
-    "a folder that leads upwards": ("{folder}/../out", ['holds ".."']),
+    "a folder that leads upwards": ("{folder}/../out", ['contains ".."']),
     "a bucket that is not there": ("s3://no-such-bucket-here/out", ["NoSuchBucket", "Create the bucket"]),
     "a bucket without a name": ("s3:///out", ["s3:///out/fox names no bucket"]),
     "a bucket that denies writing": ("{refusing}/denied", ["AccessDenied (HTTP 403)", "Grant the worker's AWS"]),
@@ -628,7 +628,7 @@ FOLDERS = {
         ["the Airflow connection 'nowhere', which does not exist"],
     ),
     "a web address": (f"https://out.test/x?{SIGNATURE}", ["https://out.test/x", "is a web address, not a place"]),
-    "a scheme that nobody serves": ("nowhere://out/x", ["no installed Airflow provider serves nowhere://", "s3://"]),
+    "a scheme that nobody serves": ("nowhere://out/x", ["no installed Airflow provider supports nowhere://", "s3://"]),
 }
 
 
@@ -681,9 +681,9 @@ def test_what_lies_outside_the_allowed_roots_is_neither_read_nor_written(
 
 def test_dots_lead_out_of_no_allowed_root(world: World, fence: Path) -> None:
     world.image_file()
-    world.refused(GENERATE, "output_path", 'holds ".."', output_path=f"{fence}/../elsewhere")
-    world.refused(EDIT, "image", 'holds ".."', image=f"{fence}/../cat.png")
-    world.refused(EDIT, "image", 'holds ".."', image=f"https://in.test/a/%2e%2e/cat.png?{SIGNATURE}")
+    world.refused(GENERATE, "output_path", 'contains ".."', output_path=f"{fence}/../elsewhere")
+    world.refused(EDIT, "image", 'contains ".."', image=f"{fence}/../cat.png")
+    world.refused(EDIT, "image", 'contains ".."', image=f"https://in.test/a/%2e%2e/cat.png?{SIGNATURE}")
 
 
 def test_what_lies_within_the_allowed_roots_is_read_and_written(world: World, fence: Path) -> None:

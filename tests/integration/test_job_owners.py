@@ -61,7 +61,7 @@ def age_entries(left: LeftBehind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what was noted of jobs be so old that only the records count."""
     from airflow_provider_geminiimg.core.ledger import job_index
 
-    monkeypatch.setattr(job_index, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(job_index, "WRITE_SECONDS", 0.0)
 
 
 # resolve

@@ -238,7 +238,7 @@ def test_21_9_at_512_lands_without_a_mismatch_and_a_wrong_shape_with_one(
     sandbox.faults(route=f"{geminiimg_conn_id}.submit", outcome="wrong_size")
     run = airflow.run_dag(dag(geminiimg_conn_id, None, dag_id="wrong", **wanted))
     assert run.state == "failed"
-    assert "aspect_ratio 21:9 was asked" in why(run)
+    assert "the requested aspect_ratio 21:9" in why(run)
 
 
 # A ratio for an edit

@@ -1,8 +1,8 @@
-"""What image bytes are, found without a decoder.
+"""Facts about image files, found without a decoder.
 
 In reading order:
 
-- `inspection`: kind, size, wholeness, and whether it is what was asked for
-- `parts`: the parts that a file is made of
-- `pixels`: the pixels without anything else, for a decoder
+- `inspection`: format, size and completeness, and comparison with the request
+- `parts`: the chunks and segments of a file
+- `pixels`: the pixel data alone, for a decoder
 """

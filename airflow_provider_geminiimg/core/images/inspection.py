@@ -1,10 +1,12 @@
-"""What bytes are: PNG, JPEG or WebP, how large, and whole; and whether that is what was asked for.
+"""Inspection of image bytes: format, size and completeness, and comparison with the request.
 
-An image is paid for before it can be looked at, so this is the last place at which an error page, a cut download or
-an empty body is noticed before it would be stored as a success. What must stay true: bytes are only ever read, never
-decoded or rewritten (images carry signed provenance data); any bytes at all end in an `ImageInfo` or in an
-`InvalidImageError`, and no message repeats any of them; a header of any length takes less than a tenth of a second or
-so, and one that is too long to be followed does not make an image an invalid one.
+An image is paid for before its bytes are known, so this is the last check that detects an error page, an incomplete
+download or an empty body before it is stored.
+
+Invariants: bytes are only read, never decoded or rewritten, because images contain signed provenance data. Any input
+results in an `ImageInfo` or an `InvalidImageError`, and no message repeats any of its bytes. A header of any length
+takes less than about a tenth of a second. A header that is too long to be read completely does not make an image
+invalid.
 """
 
 from __future__ import annotations
@@ -28,26 +30,28 @@ from airflow_provider_geminiimg.exceptions import InvalidImageError
 MAX_IMAGE_BYTES = 64 * 1024 * 1024  # a 4K PNG of noise is about 50 MB
 
 MAX_SIDE = 32_768
-"""Pixels; a longer side is taken for a broken header. The longest that a model makes is 12288 (8:1 at 4K)."""
+"""Pixels; a longer side means an invalid header. The longest side that a model makes is 12288 (8:1 at 4K)."""
 
 RATIO_TOLERANCE = 0.03
-"""How far width / height may be from what was asked, as a share of it. Google's own tables are up to 2 % off."""
+"""Permitted relative difference of width / height from the request. Google's own tables differ by up to 2 %."""
 
-_BLOCK = 16  # the models cut sides to whole blocks of pixels: 1:8 at 1K was seen as 352 x 2928, 4 % off by 14 pixels
+_BLOCK = (
+    16  # models round sides down to whole blocks of pixels: 1:8 at 1K was 352 x 2928, which differs by 14 pixels or 4 %
+)
 
 _NOMINAL_SIDE = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image's header says.
+    """The facts from an image's header.
 
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
     :param extension: ``png``, ``jpg`` or ``webp``.
-    :param width: pixels, as it is displayed: an orientation tag that turns it by a quarter swaps its sides. ``None``
-        where the header is too long to be followed to where it says so.
-    :param height: likewise.
-    :param orientation: the EXIF orientation: 1 (as it is stored) to 8.
+    :param width: pixels as displayed: an orientation tag with a quarter turn swaps width and height. ``None`` if the
+        header is too long to be read up to the size.
+    :param height: pixels as displayed; ``None`` as for `width`.
+    :param orientation: the EXIF orientation, from 1 (as stored) to 8.
     """
 
     media_type: str
@@ -58,25 +62,25 @@ class ImageInfo:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height, where they are known."""
+        """Width and height, if they are known."""
         return None if self.width is None or self.height is None else (self.width, self.height)
 
     @property
     def stored_size(self) -> tuple[int, int] | None:
-        """Width and height in pixels as a decoder finds them, before the orientation tag is obeyed."""
+        """Width and height in pixels as a decoder returns them, before the orientation tag is applied."""
         return self.size and (self.size[::-1] if self.orientation in _QUARTER_TURNS else self.size)
 
 
 def media_type_of(data: bytes) -> str | None:
-    """The media type that the first bytes of an image name; ``None`` where they are no image's."""
+    """Return the media type from the first bytes of an image; ``None`` if they are not an image."""
     return next((media_type for fits, media_type, *_ in _FORMATS if fits(data)), None)
 
 
 def inspect_image(data: bytes) -> ImageInfo:
-    """Tell what image `data` is, from its magic bytes and its header, and that its end is there.
+    """Return the format and size of an image from its magic bytes and header, and check that its end exists.
 
-    :param data: the whole body, as it was received.
-    :raises InvalidImageError: it is empty, HTML, SVG, of another kind, cut, or its dimensions make no sense.
+    :param data: the complete body, as it was received.
+    :raises InvalidImageError: it is empty, HTML, SVG, another format, truncated, or has an invalid size.
     """
     if not data:
         raise InvalidImageError("The image is empty (0 bytes).")
@@ -91,7 +95,7 @@ def inspect_image(data: bytes) -> ImageInfo:
             return ImageInfo(media_type, extension, None, None)
         width, height = size
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-            raise InvalidImageError(f"The {extension} header says {width} x {height} pixels, which can't be right.")
+            raise InvalidImageError(f"The {extension} header declares an invalid size of {width} x {height} pixels.")
         orientation = _orientation(exif)
         shown = (height, width) if orientation in _QUARTER_TURNS else (width, height)
         return ImageInfo(media_type, extension, *shown, orientation)
@@ -105,18 +109,18 @@ def mismatch(
     aspect_ratio: str | None,
     listed: Sequence[tuple[int, int]] = (),
 ) -> str | None:
-    """Say in one sentence how an image differs from what was asked, or ``None`` where it does not.
+    """Describe in one sentence how an image differs from the request; ``None`` without a difference.
 
-    The models keep the *area* of a resolution, not a side: in Google's table of output sizes 1K is 1024 x 1024,
-    1376 x 768 (16:9), 1584 x 672 (21:9) and 384 x 3072 (1:8). So an image's class is the power of two nearest to
-    the square root of its area, which in that table is within 7 % of the nominal side.
+    The models keep the *area* of a resolution, not a side: in Google's table of output sizes 1K is 1024 x 1024, 1376 x
+    768 (16:9), 1584 x 672 (21:9) and 384 x 3072 (1:8). Therefore an image's class is the power of two nearest to the
+    square root of its area, which in that table is within 7 % of the nominal side.
 
     :param info: the image.
-    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; ``None`` or another word: not compared.
-    :param aspect_ratio: such as ``16:9``; ``None``: not compared. Compared within `RATIO_TOLERANCE`, or one 16-pixel
-        block of the shorter side.
-    :param listed: widths and heights that the model's own table gives for what was asked. An image near one of them
-        is right, whatever the words say: for 21:9 at 512 Google prints 792 x 168, which is neither.
+    :param resolution: ``512``, ``1K``, ``2K`` or ``4K``; other values and ``None`` are not compared.
+    :param aspect_ratio: for example ``16:9``; ``None`` is not compared. The tolerance is `RATIO_TOLERANCE`, or one
+        16-pixel block of the shorter side.
+    :param listed: sizes from the model's own table for this request. An image near one of them always matches: for 21:9
+        at 512, Google lists 792 x 168, which has another ratio and area.
     """
     if any(_near_listed(info, pixels) for pixels in listed):
         return None
@@ -124,13 +128,13 @@ def mismatch(
     wanted, nominal = _ratio(aspect_ratio), _NOMINAL_SIDE.get(resolution or "")
     if info.size is None:
         asked = [str(each) for each, known in ((aspect_ratio, wanted), (resolution, nominal)) if known is not None]
-        return f"How large the image is can't be told; {' and '.join(asked)} was asked." if asked else None
+        return f"The size of the image is not known; {' and '.join(asked)} was requested." if asked else None
     width, height = info.size
     if wanted is not None and not _near(width, height, wanted):
-        parts.append(f"aspect_ratio {aspect_ratio} was asked, which is {wanted:.3f}, and {width / height:.3f} came")
+        parts.append(f"the requested aspect_ratio {aspect_ratio} is {wanted:.3f}, the actual one {width / height:.3f}")
     side = math.sqrt(width * height)
     if nominal is not None and round(math.log2(side)) != round(math.log2(nominal)):
-        parts.append(f"resolution {resolution} was asked, the area of a {side:.0f} pixel square came")
+        parts.append(f"the requested resolution is {resolution}, the actual area that of a {side:.0f} pixel square")
     if not parts:
         return None
     return f"The image has {width} x {height} pixels: {'; '.join(parts)}."
@@ -157,11 +161,11 @@ def _ratio(text: str | None) -> float | None:
 
 
 def _cut(extension: str, size: int) -> InvalidImageError:
-    return InvalidImageError(f"The {extension} image is cut or damaged: it breaks off within {size} bytes.")
+    return InvalidImageError(f"The {extension} image is incomplete or damaged: it ends after {size} bytes.")
 
 
 def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:
-    """An unsigned integer; a slice that is too short would pass as a small number, so it is an IndexError."""
+    """Read an unsigned integer; raise IndexError if the data is too short."""
     if start + size > len(data):
         raise IndexError
     return int.from_bytes(data[start : start + size], "big" if big else "little")
@@ -169,12 +173,12 @@ def _uint(data: bytes, start: int, size: int, *, big: bool) -> int:
 
 _QUARTER_TURNS = (5, 6, 7, 8)
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
-_MAX_EXIF = 1 << 20  # bytes that are looked at
-_MAX_ENTRIES = 1_000  # of its first directory, which holds a few dozen
+_MAX_EXIF = 1 << 20  # bytes that are read
+_MAX_ENTRIES = 1_000  # entries of its first directory that are read; usually there are a few dozen
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation that EXIF data holds; 1 where it holds none, or is damaged."""
+    """Return the orientation from EXIF data; 1 if there is none or the data is damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     big = tiff.startswith(b"MM")
     try:
@@ -191,7 +195,7 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-_Measured = tuple[tuple[int, int] | None, bytes]  # width and height if they can be told, EXIF data
+_Measured = tuple[tuple[int, int] | None, bytes]  # width and height if they are known, EXIF data
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -204,7 +208,7 @@ def _measure_png(data: bytes) -> _Measured:
             has_pixels = has_pixels or name == b"IDAT"
             if name == b"eXIf" and not exif:
                 exif = _exif(data, start, end)
-    except TooManyPartsError as error:  # whether the others are there can be seen without a look at each
+    except TooManyPartsError as error:  # search for the remaining chunks instead of reading each
         has_pixels = has_pixels or find(data, b"IDAT", error.offset) >= 0
         if find(data, _PNG_END, error.offset) < 0:
             raise IndexError from None
@@ -227,7 +231,7 @@ def _measure_jpeg(data: bytes) -> _Measured:
     else:
         if size is None or marker != JPEG_SCAN:
             raise _cut("jpg", len(data))
-    # Only what follows the start of the scan counts: an embedded thumbnail has an end marker of its own.
+    # Search after the start of the scan, because an embedded thumbnail has its own end marker.
     if offset < 0 or find(data, b"\xff\xd9", offset) < 0:
         raise _cut("jpg", len(data))
     return size, exif
@@ -250,7 +254,7 @@ def _measure_webp(data: bytes) -> _Measured:
 
 
 def _webp_exif(data: bytes, end: int) -> bytes:
-    """The EXIF chunk of an extended WebP; empty where there is none, or none among the first `MAX_PARTS` chunks."""
+    """Return the EXIF chunk of an extended WebP; empty if it is not among the first `MAX_PARTS` chunks."""
     with contextlib.suppress(TooManyPartsError):
         for name, start, stop in webp_chunks(data, 12, end):
             if name == b"EXIF":

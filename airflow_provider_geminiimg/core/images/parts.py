@@ -1,7 +1,7 @@
-"""The parts that PNG, JPEG and WebP files are made of, found without decoding any of them.
+"""Chunks and segments of PNG, JPEG and WebP files, found without decoding.
 
-What must stay true: the work has an end whatever the bytes are. At most `MAX_PARTS` parts are looked at, and no single
-call of C code runs over more than `_WINDOW` bytes, because other threads wait for it.
+Invariants: the work is limited for all input. At most `MAX_PARTS` parts are read, and no single call of C code covers
+more than `_WINDOW` bytes, because other threads wait for it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_PARTS = 65_536
-"""Parts of one file that are looked at: a PNG of 64 MiB has as many if each holds 1 KB. libpng makes parts of 8 KB."""
+"""Maximum number of parts read from one file: enough for a PNG of 64 MiB with parts of 1 KB. libpng uses 8 KB."""
 
 _WINDOW = 1 << 20  # bytes
 _PNG_HEAD, _WEBP_HEAD, _UINT16 = struct.Struct(">I4s"), struct.Struct("<4sI"), struct.Struct(">H")
 
 JPEG_SCAN, JPEG_END = 0xDA, 0xD9
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of the segments that hold the size; the others of that range are tables."""
+"""Markers of the segments with the image size; the other markers of that range are tables."""
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 class TooManyPartsError(Exception):
     """A file has more than `MAX_PARTS` parts.
 
-    :param offset: where the next one begins.
+    :param offset: position of the next part.
     """
 
     def __init__(self, offset: int) -> None:
@@ -34,10 +34,10 @@ class TooManyPartsError(Exception):
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The name of each chunk up to ``IEND``, and where its content starts and ends.
+    """Iterate over the chunks up to ``IEND``: name, start and end of the content.
 
-    :raises IndexError: the file breaks off.
-    :raises TooManyPartsError: it has too many.
+    :raises IndexError: the file is truncated.
+    :raises TooManyPartsError: it has too many chunks.
     """
     offset = 8
     for _ in range(MAX_PARTS):
@@ -52,9 +52,9 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_chunks(data: bytes, offset: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The name of each chunk between two places, and where its content starts and ends.
+    """Iterate over the chunks between two positions: name, start and end of the content.
 
-    :raises TooManyPartsError: there are too many.
+    :raises TooManyPartsError: there are too many chunks.
     """
     for _ in range(MAX_PARTS):
         if offset + 8 > end:
@@ -66,10 +66,10 @@ def webp_chunks(data: bytes, offset: int, end: int) -> Iterator[tuple[bytes, int
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker of each segment up to the first scan or the end, and where its content starts and ends.
+    """Iterate over the segments up to the first scan or the end: marker, start and end of the content.
 
-    :raises IndexError: the file breaks off, or goes on with what is no segment.
-    :raises TooManyPartsError: there are too many.
+    :raises IndexError: the file is truncated, or contains something that is not a segment.
+    :raises TooManyPartsError: there are too many segments.
     """
     offset = 2
     for _ in range(MAX_PARTS):
@@ -90,7 +90,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def find(data: bytes, wanted: bytes, start: int) -> int:
-    """As `bytes.find`, but other threads get their turn meanwhile."""
+    """Like `bytes.find`, but lets other threads run in between."""
     for offset in range(start, len(data), _WINDOW):
         found = data.find(wanted, offset, offset + _WINDOW + len(wanted) - 1)
         if found >= 0:
@@ -99,13 +99,13 @@ def find(data: bytes, wanted: bytes, start: int) -> int:
 
 
 def count(data: bytes, wanted: bytes, start: int, end: int) -> int:
-    """As `bytes.count`, but other threads get their turn meanwhile."""
+    """Like `bytes.count`, but lets other threads run in between."""
     windows = ((offset, min(offset + _WINDOW + len(wanted) - 1, end)) for offset in range(start, end, _WINDOW))
     return sum(data.count(wanted, *window) for window in windows)
 
 
 def _after_fill(data: bytes, offset: int) -> int:
-    """Where fill bytes, of which there may be any number, have ended."""
+    """Return the position after any number of fill bytes."""
     size = 16
     while data[offset] == 0xFF:
         window = data[offset : offset + size]

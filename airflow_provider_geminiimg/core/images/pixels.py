@@ -1,8 +1,7 @@
-"""An image's pixels without anything else, so that a decoder is given nothing that it could stumble over.
+"""The pixel data of an image without any other data, as input for a decoder.
 
-What must stay true: no metadata (EXIF, colour profiles, texts, comments, previews) and no second frame reaches a
-decoder, whatever its version does with them; the parts that are left are few, whatever the file was made of; nothing is
-decoded here.
+Invariants: no metadata (EXIF, colour profiles, texts, comments, previews) and no second frame reaches a decoder. The
+number of remaining parts is small. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from airflow_provider_geminiimg.core.images.parts import (
 )
 
 MAX_DECODED = 500_000_000
-"""Pixels of a JPEG times its scans, each of which may touch every pixel: 12 scans at 40 megapixels. A progressive JPEG
-has ten."""
+"""Maximum of a JPEG's pixels times its scans, each of which may change every pixel: 12 scans at 40 megapixels. A
+progressive JPEG has ten."""
 
 _JPEG_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD}) | JPEG_FRAMES
 _JPEG_COLOURS = {0xE0: (b"JFIF\0", b"\0\0", 14), 0xEE: (b"Adobe", b"", 12)}  # marker: start, end, length of its content
@@ -31,20 +30,20 @@ _WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
 
 
 def pixels_of(data: bytes, extension: str, pixels: int) -> bytes:
-    """The same image with its first frame and what is needed to decode it, and without all else.
+    """Return the image with its first frame, the data that is needed to decode it, and nothing else.
 
-    :param data: a PNG, JPEG or WebP that `inspect_image` takes.
+    :param data: a PNG, JPEG or WebP file that `inspect_image` accepts.
     :param extension: ``png``, ``jpg`` or ``webp``.
-    :param pixels: how many it has.
-    :raises ValueError: its parts make no image, or too much work.
-    :raises IndexError: it breaks off.
-    :raises TooManyPartsError: it is made of too many parts.
+    :param pixels: number of its pixels.
+    :raises ValueError: its parts are not a valid image, or need too much work.
+    :raises IndexError: it is truncated.
+    :raises TooManyPartsError: it has too many parts.
     """
     return _FORMATS[extension](data, pixels)
 
 
 def _png(data: bytes, _: int) -> bytes:
-    """The first header, palette and transparency, and one chunk of all pixels."""
+    """Keep the header, palette and transparency, and one chunk with all pixels."""
     small: dict[bytes, bytes] = {}
     pixels = []
     for name, start, end in png_chunks(data):
@@ -52,13 +51,13 @@ def _png(data: bytes, _: int) -> bytes:
             pixels.append(data[start:end])
         elif name in _PNG_SMALL and not pixels:
             if end - start > _PNG_SMALL[name]:
-                raise ValueError("A chunk is longer than it can be.")
+                raise ValueError("A chunk is too long.")
             small.setdefault(name, data[start:end])
     chunks = {**{name: small[name] for name in _PNG_SMALL if name in small}, b"IDAT": b"".join(pixels), b"IEND": b""}
     return b"".join([data[:8], *(part for name, body in chunks.items() for part in _png_chunk(name, body))])
 
 
-_PNG_SMALL: Mapping[bytes, int] = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256}  # in their order, with their longest
+_PNG_SMALL: Mapping[bytes, int] = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256}  # in file order, with maximum lengths
 
 
 def _png_chunk(name: bytes, body: bytes) -> tuple[bytes, ...]:
@@ -66,7 +65,7 @@ def _png_chunk(name: bytes, body: bytes) -> tuple[bytes, ...]:
 
 
 def _jpeg(data: bytes, pixels: int) -> bytes:
-    """The tables, the frame's header, what says which colours they are, and the scans."""
+    """Keep the tables, the frame header, the colour information and the scans."""
     kept, colours, scan = [data[:2]], dict(_JPEG_COLOURS), len(data)
     for marker, start, end in jpeg_segments(data):
         if marker in _JPEG_TABLES:
@@ -81,12 +80,12 @@ def _jpeg(data: bytes, pixels: int) -> bytes:
     if end < scan:
         raise ValueError("It has no scan, or no end.")
     if count(data, b"\xff\xda", scan, end) * pixels > MAX_DECODED:
-        raise ValueError("Its scans are too many.")
+        raise ValueError("It has too many scans.")
     return b"".join([*kept, data[scan:end]])
 
 
 def _webp(data: bytes, _: int) -> bytes:
-    """The one frame, or the first, with its transparency."""
+    """Keep the first frame with its transparency."""
     parts: dict[bytes, bytes] = {}
     for name, start, end in webp_chunks(data, 12, len(data)):
         if name in _WEBP_PARTS:

@@ -1,13 +1,13 @@
-"""What has been paid for, and what else is kept under the root.
+"""The ledger: records of everything that was paid for, and the other documents under the root.
 
 In reading order:
 
-- `layout`: where everything lies: each key is built and taken apart here
+- `layout`: builds and parses every key under the root
 - `records`: one record for every submission that may have cost money
-- `record_values`: what the values of a record may be
-- `file_names`: names of files, claimed before money is spent
-- `fingerprint_index`: which record has the image of a request
-- `job_index`: which record a job belongs to
-- `budget`: what may be spent
-- `manifest`: what a task returns, and the sidecar beside an image
+- `record_values`: the permitted values of a record
+- `file_names`: file names, claimed before money is spent
+- `fingerprint_index`: the record that has the image of a request
+- `job_index`: the record that owns a job
+- `budget`: `max_cost` and the daily budget
+- `manifest`: the result of a task, and the sidecar file of an image
 """

@@ -1,13 +1,13 @@
-"""What may be spent: a cap on what one attempt buys, and a daily budget that all workers of a connection share.
+"""Cost limits: `max_cost` for one attempt, and a daily budget that all workers of a connection share.
 
-What must stay true: whatever leads to a purchase, its money is put aside from both before the intent is on record, and
-of the daily budget only what the day's document gave to this process; so of any number of workers that buy and die, all
-together never pass the budget by the package's prices, and each that dies loses at most its lease. What may have been
-paid for stays spent. A document that can't be read is an error, never "nothing spent".
+Invariants: the price of every paid request is reserved from both limits before its ``intent`` is recorded. Of the daily
+budget, a process spends only what the day's document has leased to it. Therefore any number of workers, including
+killed ones, never exceed the budget by the package's prices, and a killed worker loses at most its lease. Money that
+may have been charged stays spent. A document that cannot be read is an error, never "nothing spent".
 
-`<root>/budgets/<namespace>/<connection id>/<day>.json` holds integers alone, in millionths of the currency: what
-attempts spent that ended, and a lease for each that runs or was killed. Every write sets what the writer's own lease is
-from then on, so that repeating one whose answer got lost changes nothing.
+`<root>/budgets/<namespace>/<connection id>/<day>.json` contains only integers, in millionths of the currency: the sum
+that ended attempts spent, and a lease for each attempt that runs or was killed. Every write sets the writer's own lease
+to an absolute value, so repeating a write whose answer was lost changes nothing.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from airflow_provider_geminiimg.exceptions import (
 )
 
 MICRO = 1_000_000
-PARTS = 100  # of the budget: what a lease takes at once at most, and so what a kill loses
-LEFT_PARTS = 8  # of what is left: so that near the end of the budget no worker holds what another one could spend
-CLOCK_SECONDS = 60.0  # after which the store is asked again what time it is
+PARTS = 100  # a lease takes at most this fraction of the budget at a time; a killed worker loses no more
+LEFT_PARTS = 8  # and at most this fraction of the remaining budget, so that other workers can use the rest
+CLOCK_SECONDS = 60.0  # time between two requests for the store's clock
 
 
 class DailyBudgetSpentError(OverBudgetError):
-    """The connection's daily budget does not cover the image, nor others that are not cheaper.
+    """The remaining daily budget of the connection does not cover the image, or any image of at least this price.
 
-    It is an `OverBudgetError` to whoever reads the record later.
+    A record that contains this error returns it as a plain `OverBudgetError`.
     """
 
 
 def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: Decimal | None = None) -> int:
-    """What one image is expected to cost, in millionths of the connection's currency; 0 where nothing caps it.
+    """Return the expected cost of one image in millionths of the connection's currency; 0 without any cap.
 
     :param max_cost: the user's cap, for `refuse_over`.
     :raises BadRequestError: there is a cap, and the price is not known in its currency.
@@ -65,9 +65,9 @@ def price_of(request: CheckedRequest, connection: GatewayConnection, max_cost: D
 def price_of_all(
     requests: Iterable[CheckedRequest], connection: GatewayConnection, max_cost: Decimal | None = None
 ) -> int:
-    """What all these images are expected to cost together; see `price_of`.
+    """Return the expected cost of all these images together; see `price_of`.
 
-    :raises BadRequestError: there is a cap, and some price is not known in its currency; it names each of them.
+    :raises BadRequestError: there is a cap, and some prices are not known in its currency; the message lists them.
     """
     if max_cost is None and connection.daily_budget is None:
         return 0
@@ -96,28 +96,28 @@ def _no_price(
     shown = json.dumps({"prices": entries}).replace('"..."', "<price>")
     currency = currency_of(connection)
     return BadRequestError(
-        f"What an image of {wanted} costs in {currency} is not known, and there is a cap ({' and '.join(caps)}).",
-        hint=f"Put what one image costs you, in {currency}, into the extra `prices` of connection "
+        f"The price of an image of {wanted} in {currency} is not known, but a cap is set ({' and '.join(caps)}).",
+        hint=f"Add your price of one image, in {currency}, to the extra field `prices` of connection "
         f"{connection.conn_id!r}, then clear the task: {shown}.",
     )
 
 
 def refuse_over(max_cost: Decimal | None, price: int, connection: GatewayConnection, what: str = "The image") -> None:
-    """Keep to `max_cost`.
+    """Raise if a price exceeds `max_cost`.
 
-    :param price: in millionths, of `what` in all.
-    :raises OverBudgetError: it is more.
+    :param price: total for `what`, in millionths.
+    :raises OverBudgetError: the price is larger.
     """
     if max_cost is not None and price > _micro(max_cost, ROUND_FLOOR):
         currency = currency_of(connection)
         raise OverBudgetError(
             f"{what} would cost {_shown(price)} {currency}; max_cost is {max_cost:f} {currency}.",
-            hint="Raise max_cost, or ask for less; then clear the task.",
+            hint="Raise max_cost, or request a smaller image; then clear the task.",
         )
 
 
 def currency_of(connection: GatewayConnection) -> str:
-    """What the connection's caps are in."""
+    """Return the currency of the connection's caps."""
     return connection.price_currency or "USD"
 
 
@@ -133,11 +133,11 @@ _Micros = Annotated[int, pydantic.Field(ge=0, le=10**24)]
 
 
 class Day(pydantic.BaseModel):
-    """What a day's document holds; amounts in millionths of the currency.
+    """The document of one day; amounts in millionths of the currency.
 
-    :param currency: what all of it is in.
-    :param spent: by attempts that ended.
-    :param leases: what attempts that run, or were killed, may spend or have spent, by their claims.
+    :param currency: the currency of all amounts.
+    :param spent: total of the attempts that ended.
+    :param leases: for each attempt that runs or was killed, by its claim: the amount that it may spend.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
@@ -154,13 +154,13 @@ class Day(pydantic.BaseModel):
 
 @dataclass
 class _Lease:
-    """This process's part of one day.
+    """This process's lease for one day.
 
-    :param key: of the day's document.
-    :param claim: random; names the lease in it.
-    :param connection: whose budget it is.
-    :param held: what the document gave.
-    :param used: of that, what is reserved or spent.
+    :param key: key of the day's document.
+    :param claim: random; identifies the lease in the document.
+    :param connection: the connection whose budget it is.
+    :param held: amount that the document has leased.
+    :param used: part of `held` that is reserved or spent.
     """
 
     key: str
@@ -171,13 +171,13 @@ class _Lease:
 
 
 class Reservation:
-    """Money put aside for one paid request; given back unless it may have been spent."""
+    """Money that is reserved for one paid request, and returned unless it may have been spent."""
 
     def __init__(self) -> None:
         self.spent = False
 
     async def spend(self, sending: Awaitable[JobStatus]) -> JobStatus:
-        """Send. From the first byte on it counts as spent, until an answer says that nothing was paid."""
+        """Send the request. It counts as spent from the start, until an answer shows that nothing was charged."""
         self.spent = True
         try:
             status = await sending
@@ -190,10 +190,10 @@ class Reservation:
 
 
 class Budgets:
-    """What one attempt may spend: its own cap, and its part of the daily budgets. Belongs to one event loop.
+    """The cost limits of one attempt: its own cap, and its leases of daily budgets. Belongs to one event loop.
 
-    :param store: the root's.
-    :param log: where to say what could not be given back.
+    :param store: the root's store.
+    :param log: receives a warning if a lease could not be returned.
     """
 
     def __init__(self, store: Store, log: Logs) -> None:
@@ -206,32 +206,32 @@ class Budgets:
         self._turn = asyncio.Lock()
 
     def expect(self, images: int) -> None:
-        """So many images may be bought: a lease is taken for several of them at once."""
+        """Set the number of images that may be paid for, so that a lease covers several of them."""
         self._expected = images
 
     def refuse_over(self, max_cost: Decimal | None, price: int, connection: GatewayConnection) -> None:
-        """Keep all that this attempt buys to `max_cost`.
+        """Raise if the total of this attempt would exceed `max_cost`.
 
-        :param price: in millionths, of what would be bought next.
-        :raises OverBudgetError: with what was bought or is being bought it is more.
+        :param price: price of the next request, in millionths.
+        :raises OverBudgetError: the total of reserved and spent money would be larger.
         """
-        what = "The image, with what this attempt has bought already," if self._bought else "The image"
+        what = "The image, together with this attempt's earlier images," if self._bought else "The image"
         refuse_over(max_cost, self._bought + price, connection, what)
 
     @contextlib.asynccontextmanager
     async def reserved(
         self, connection: GatewayConnection, namespace: str, price: int, max_cost: Decimal | None = None
     ) -> AsyncIterator[Reservation]:
-        """Put `price` aside while a request is sent: of `max_cost`, and of the day that the store's clock shows.
+        """Reserve `price` while a request is sent: from `max_cost`, and from the current day by the store's clock.
 
         :param price: in millionths, see `price_of`.
-        :param max_cost: what this attempt may buy for in all; ``None``: no cap.
+        :param max_cost: cap of this attempt in total; ``None``: no cap.
         :raises OverBudgetError: `max_cost` or the connection's daily budget does not cover it.
-        :raises LedgerError: the day's document can't be read.
+        :raises LedgerError: the day's document cannot be read.
         :raises StorageError: the store failed.
         """
         self.refuse_over(max_cost, price, connection)
-        self._bought += price  # nothing is awaited since the check
+        self._bought += price  # no await between the check and this line
         reservation = Reservation()
         lease: _Lease | None = None
         try:
@@ -245,14 +245,16 @@ class Budgets:
                     lease.used -= price
 
     async def close(self) -> None:
-        """Give back what was not spent. What can't be given back stays unspent, and the log says so."""
+        """Return the unspent parts of all leases. If this fails, the money stays unspent for the day, and the log says
+        so.
+        """
         leases, self._leases = self._leases, {}
         for lease in leases.values():
             try:
                 await asyncio.to_thread(self._give_back, lease)
             except GeminiImageError as error:
                 self.log.warning(
-                    "%s %s of the daily budget of connection %s could not be given back (%s); nobody spends it today.",
+                    "%s %s of the daily budget of connection %s could not be returned (%s) and stays unused today.",
                     _shown(lease.held - lease.used), currency_of(lease.connection), lease.connection.conn_id,
                     error.kind,
                 )  # fmt: skip
@@ -275,14 +277,14 @@ class Budgets:
         return _day(self._clock[1] + now - self._clock[0])
 
     def _lease_more(self, lease: _Lease, price: int) -> int:
-        """Let the day's document give what is missing for `price`, and more where more is expected.
+        """Increase the lease to cover `price`, and further images if more are expected.
 
-        :returns: what it gave in all.
+        :returns: the new size of the lease.
         """
         budget = _micro(lease.connection.daily_budget or Decimal(), ROUND_FLOOR)
 
         def more(day: Day) -> Day:
-            held = day.leases.get(lease.claim, 0)  # more than is known here where an answer got lost
+            held = day.leases.get(lease.claim, 0)  # larger than `lease.held` if an answer was lost
             missing, left = lease.used + price - held, budget - day.taken
             if missing <= 0:
                 return day
@@ -297,14 +299,14 @@ class Budgets:
     def _give_back(self, lease: _Lease) -> None:
         def ended(day: Day) -> Day:
             if lease.claim not in day.leases:
-                return day  # written before, and the answer got lost; or nothing was ever leased
+                return day  # already written, and the answer was lost; or there was no lease
             others = {claim: amount for claim, amount in day.leases.items() if claim != lease.claim}
             return day.model_copy(update={"spent": day.spent + lease.used, "leases": others})
 
         self._change(lease, ended)
 
     def _change(self, lease: _Lease, step: Callable[[Day], Day]) -> Day:
-        """Move the day's document on; asked again where another worker was quicker."""
+        """Update the day's document; `step` is called again if another worker wrote first."""
         last: list[Day] = []
 
         def stepped(blob: Blob | None) -> bytes | None:
@@ -316,19 +318,19 @@ class Budgets:
         return last[0]
 
     def _parse(self, lease: _Lease, data: bytes) -> Day:
-        where = f"What was spent today, {lease.key} under {self.store.uri},"
+        where = f"The daily budget document {lease.key} under {self.store.uri}"
         try:
             day = Day.model_validate_json(data)
         except pydantic.ValidationError:
             raise LedgerError(
-                f"{where} can't be read.",
+                f"{where} cannot be read.",
                 billed=Billed.NO,
-                hint="Restore it, or run the version that wrote it. Without it the whole budget counts anew.",
+                hint="Restore it, or run the package version that wrote it. Removing it restarts the budget.",
             ) from None
         if day.currency != currency_of(lease.connection):
             raise BadRequestError(
-                f"{where} is in {day.currency}, and connection {lease.connection.conn_id!r} is in "
-                f"{currency_of(lease.connection)} now.",
+                f"{where} is in {day.currency}, but connection {lease.connection.conn_id!r} now uses "
+                f"{currency_of(lease.connection)}.",
                 hint="Change price_currency back until the next UTC day.",
             )
         return day
@@ -342,9 +344,9 @@ def _over_budget(lease: _Lease, day: Day, price: int, budget: int) -> DailyBudge
     today = lease.key.rpartition("/")[2].removesuffix(".json")
     tomorrow = datetime.strptime(today, "%Y-%m-%d") + timedelta(days=1)
     return DailyBudgetSpentError(
-        f"The image would cost {_shown(price)} {day.currency}, and of the daily budget of connection "
-        f"{lease.connection.conn_id!r}, {_shown(budget)} {day.currency}, {_shown(day.spent)} are spent and "
-        f"{_shown(day.taken - day.spent)} are leased to tasks that run or were killed.",
-        hint=f"From {tomorrow:%Y-%m-%d} 00:00 UTC on there is a new one; or raise daily_budget on the connection. Then "
-        "retry or clear the task.",
+        f"The image would cost {_shown(price)} {day.currency}, which the daily budget of connection "
+        f"{lease.connection.conn_id!r} does not cover: of {_shown(budget)} {day.currency}, {_shown(day.spent)} "
+        f"are spent and {_shown(day.taken - day.spent)} are leased to tasks that run or were killed.",
+        hint=f"Wait for the next budget at {tomorrow:%Y-%m-%d} 00:00 UTC, or raise daily_budget on the connection. "
+        "Then retry or clear the task.",
     )

@@ -1,11 +1,10 @@
-"""Names of files, claimed before anything is spent on what shall land there.
+"""File names of images, claimed before money is spent.
 
-What must stay true: a name belongs to one task instance, and within it to one item; a file that somebody else put there
-is never replaced; two images of one task instance never share a name. A claim that ended without a file is free for its
-task instance, and for everybody once a person has had its record removed (`release_names`).
+Invariants: a name belongs to one task instance, and within it to one item. A file of another owner is never replaced.
+Two images of one task instance never share a name. A claim without a file is free for its task instance; it is free for
+all after a person has removed its record (`release_names`).
 
-Claims settle names before money is spent. That no file is replaced does not depend on them: files are created
-exclusively.
+Claims detect conflicts before money is spent. They do not protect existing files: files are always created exclusively.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageEr
 
 EXTENSIONS = ("png", "jpg", "webp", "json")
 IMAGE_BYTES = {"512": 1 << 20, "1K": 3 << 20, "2K": 8 << 20, "4K": 24 << 20}
-"""About what a large PNG of a resolution has: so much a directory is tried with before money is spent."""
+"""Size of a large PNG for each resolution, in bytes; the writing check uses a file of this size."""
 MAX_SIDECAR_BYTES = 1 << 20
-_SUFFIXES = 1000  # that are tried for one image
+_SUFFIXES = 1000  # maximum number of names to try for one image
 
 
 @dataclass(frozen=True)
 class NameClaim:
-    """Who has a name.
+    """The owner of a file name.
 
-    :param item: `Item.path` of whose image has it.
+    :param item: `Item.path` of the image's item.
     :param stem: URI of the file, without an extension.
-    :param attempt: `Ledger.attempt` of who claimed it; empty where an earlier version of this package did.
-    :param released: a person had the record of its image removed.
+    :param attempt: `Ledger.attempt` of the claiming attempt; empty in claims of earlier versions of this package.
+    :param released: a person had the record of the image removed.
     """
 
     item: str
@@ -44,14 +43,14 @@ class NameClaim:
 
     @property
     def key(self) -> str:
-        """Where it lies, relative to the root."""
+        """The key of the claim, relative to the root."""
         return name_key(same_place(self.stem))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     def same_task(self, other: NameClaim) -> bool:
-        """Whether both are of one task instance."""
+        """Return whether both claims belong to one task instance."""
         return folder_of(self.item) == folder_of(other.item)
 
 
@@ -66,15 +65,16 @@ def reserve_name(
     *,
     moves: bool = False,
 ) -> str:
-    """Claim a destination for an item.
+    """Claim the file name of an image.
 
-    :param item_path: `Item.path` of whose image shall land there.
-    :param n: number of the submission that needs it.
-    :param digest: SHA-256 of the image, where it is known already: an attempt that died may have written it.
-    :param size: bytes that the image may have.
-    :param moves: the submission was paid for before, so that later ones of its item may have names, too.
-    :returns: what is added to the file name, because another image of this task instance has it or may still take it.
-    :raises BadRequestError: the name is another task instance's, or the directory can't be written.
+    :param item_path: `Item.path` of the image's item.
+    :param n: number of the submission.
+    :param digest: SHA-256 of the image, if it is known: an earlier attempt may have written the file.
+    :param size: expected size of the image in bytes.
+    :param moves: the submission was paid for earlier, so later submissions of its item may have names as well.
+    :returns: the suffix of the file name; empty unless another image of this task instance has, or may still get, the
+        name.
+    :raises BadRequestError: the name belongs to another task instance, or the directory cannot be written.
     :raises StorageError: the store failed.
     """
     files.check(join_uri(destination.directory, destination.stem), "output_path")
@@ -95,15 +95,15 @@ def reserve_name(
 
 
 def release_names(ledger: Ledger, record: Record) -> None:
-    """Free the names of a record that is about to be removed; those that another record of its item has stay claimed.
+    """Free the names of a record that is about to be removed, except names that another record of its item uses.
 
     :raises StorageError: the store failed.
     """
     item_path = folder_of(record.key)
     numbers = (number for number in ledger.numbers_in(item_path) if number != record.n)
     try:
-        kept = _used(ledger, item_path, numbers)
-    except GeminiImageError:  # nobody can tell which names a record has that can't be read
+        still_used = _used(ledger, item_path, numbers)
+    except GeminiImageError:  # the names of an unreadable record are not known
         return
 
     def released(blob: Blob | None) -> bytes | None:
@@ -111,25 +111,26 @@ def release_names(ledger: Ledger, record: Record) -> None:
         return replace(claim, released=True).to_json() if claim is not None and claim.item == item_path else None
 
     for place in _places({_wanted_stem(record), *_stems(record)}):
-        if place not in kept:
+        if place not in still_used:
             update(ledger.store, name_key(place), released)
 
 
 def read_claim(store: Store, key: str) -> NameClaim | None:
-    """The claim at `key`, ``None`` where there is none.
+    """Read the claim at `key`; ``None`` if there is none.
 
-    :raises StorageError: it can't be read.
+    :raises StorageError: it cannot be read.
     """
     blob = store.read(key)
     return None if blob is None else _parsed(blob.data, key)
 
 
 def is_sidecar_of(files: Files, uri: str, record: str, sha256: str | None) -> bool:
-    """Whether a file is the sidecar of a record, or of the same image in an earlier one of its item, which a copy that
-    was not finished leaves behind.
+    """Return whether a file is the sidecar of a record, or of the same image in an earlier record of its item.
+
+    An incomplete copy leaves the second kind.
 
     :param record: key of the record.
-    :param sha256: of its image; ``None``: it is not known.
+    :param sha256: digest of its image; ``None`` if it is not known.
     :raises StorageError: the file could not be read.
     """
     try:
@@ -148,7 +149,7 @@ def _suffixes(n: int) -> Iterator[str]:
 
 
 def _claim(ledger: Ledger, wanted: NameClaim) -> NameClaim | None:
-    """Who has the name now: `wanted`, where it was free."""
+    """Claim a name if it is free, and return its owner, which is `wanted` after success."""
 
     def claimed(blob: Blob | None) -> bytes | None:
         found = None if blob is None else _parsed(blob.data, wanted.key)
@@ -160,12 +161,12 @@ def _claim(ledger: Ledger, wanted: NameClaim) -> NameClaim | None:
 
 
 def _is_free(ledger: Ledger, found: NameClaim, wanted: NameClaim) -> bool:
-    """Whether `wanted` may replace a claim."""
+    """Return whether `wanted` may replace the claim `found`."""
     if found.released or not found.same_task(wanted):
         return found.released
-    if found.item == wanted.item:  # its other records have been asked
+    if found.item == wanted.item:  # the caller has checked the other records of this item
         return True
-    if found.attempt == wanted.attempt:  # it may not be on record yet
+    if found.attempt == wanted.attempt:  # its record may not be written yet
         return False
     return same_place(wanted.stem) not in _used(ledger, found.item, ledger.numbers_in(found.item))
 
@@ -173,7 +174,7 @@ def _is_free(ledger: Ledger, found: NameClaim, wanted: NameClaim) -> bool:
 def _refuse_foreign(
     ledger: Ledger, destination: Destination, wanted: NameClaim, owner: NameClaim | None, blocking: str | None
 ) -> None:
-    """Refuse a name that this task instance does not have already."""
+    """Raise if the name belongs to another task instance or to an unknown file."""
     if owner is not None and not owner.same_task(wanted) and not owner.released:
         raise _taken(destination, f"{owner.item} claimed it")
     if blocking is not None and not (owner is not None and _may_be_own(ledger, owner, wanted, blocking)):
@@ -181,10 +182,10 @@ def _refuse_foreign(
 
 
 def _may_be_own(ledger: Ledger, owner: NameClaim, wanted: NameClaim, blocking: str) -> bool:
-    """Whether this task instance may have written a file that is there, so that it goes on to another name.
+    """Return whether this task instance may have written the existing file, so that it may use another name.
 
-    A copy that was not finished leaves an image that no record names. Without any record of who claimed the name, the
-    ledger was lost, and nothing is bought beside the image.
+    An incomplete copy leaves an image without a record. If the claim's owner has no record at all, the ledger was lost;
+    then nothing is paid for beside this file.
     """
     if not owner.same_task(wanted):
         return False
@@ -194,7 +195,7 @@ def _may_be_own(ledger: Ledger, owner: NameClaim, wanted: NameClaim, blocking: s
 
 
 def _blocking_file(files: Files, stem: str, record: str, digest: str | None) -> str | None:
-    """The name of a file that keeps the image of `record` from a name. What it wrote itself does not."""
+    """Return the name of an existing file that prevents the use of a name. Files that `record` wrote itself do not."""
     for uri in files.there([f"{stem}.{extension}" for extension in EXTENSIONS]):
         try:
             if uri.endswith(".json"):
@@ -209,20 +210,20 @@ def _blocking_file(files: Files, stem: str, record: str, digest: str | None) -> 
 
 
 def _used(ledger: Ledger, item_path: str, numbers: Iterable[int]) -> set[str]:
-    """The places that images of some of an item's records have, or may still take."""
+    """Return the places that images of these records have, or may still get."""
     found = (ledger.read(f"{item_path}/{number}.json") for number in numbers)
     return {place for each in found if each is not None for place in _places(_stems(each.record))}
 
 
 def _places(stems: Iterable[str]) -> Iterator[str]:
-    """The places of names. One that is an address no longer, where an earlier version wrote, is nobody's to take."""
+    """Return the places of stems. Addresses that are no longer valid, from earlier versions, are skipped."""
     for stem in stems:
         with contextlib.suppress(BadRequestError):
             yield same_place(stem)
 
 
 def _stems(record: Record) -> Iterator[str]:
-    """The names that images of `record` have, or may still take."""
+    """Return the stems that images of `record` have, or may still get."""
     if record.state != "failed":
         yield _wanted_stem(record)
     for manifest in (record.manifest, *(copy["manifest"] for copy in record.copies)):
@@ -242,9 +243,9 @@ def _parsed(data: bytes, key: str) -> NameClaim:
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StorageError(
-            f"The claim of a file name, {key} under the root, can't be read.",
+            f"The claim of a file name, {key} under the root, cannot be read.",
             retryable=False,
-            hint="Restore it; or remove it, once no task is writing an image of that name.",
+            hint="Restore it, or remove it while no task is writing an image with that name.",
         ) from None
     return NameClaim(item, stem, attempt, released is True)
 

@@ -1,8 +1,8 @@
-"""Who has, or is making, the image of a fingerprint: one entry for each within a DAG.
+"""Index of fingerprints: for each image request of a DAG, the record that has the image or is about to pay for it.
 
-What must stay true: an entry names a record, and is written exclusively or over the very one that was read; each
-write of it differs from every other, so that nobody writes over what somebody has just renewed; an entry that can't be
-read is an error, never "no entry".
+Invariants: an entry names a record. It is created exclusively, or replaced conditionally on the version that was read.
+Every write of an entry is unique, so that a stale version never matches. An entry that cannot be read is an error,
+never "no entry".
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from airflow_provider_geminiimg.exceptions import LedgerError
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry as it lies in the store.
+    """An entry as read from the store.
 
     :param record: key of the record that has the image, or will have it.
-    :param claim: the claim of whoever wrote it.
-    :param version: the store's version of it, for a conditional write.
-    :param age: seconds since it was last written, by the store's clock, never below 0.
+    :param claim: claim of the attempt that wrote the entry.
+    :param version: the store's version, for a conditional write.
+    :param age: seconds since the last write, by the store's clock, never below 0.
     """
 
     record: str
@@ -33,9 +33,9 @@ class Entry:
 
 
 def read_entry(store: Store, key: str) -> Entry | None:
-    """The entry at `key`; ``None`` only where the store is sure that there is none.
+    """Read the entry at `key`; ``None`` only if the store confirms that there is none.
 
-    :raises LedgerError: it can't be read.
+    :raises LedgerError: the entry cannot be read.
     :raises StorageError: the store failed.
     """
     blob = store.read(key)
@@ -51,7 +51,7 @@ def _parsed(store: Store, key: str, blob: Blob) -> Entry:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise LedgerError(
             f"The index entry {key} under {store.uri} can't be read.",
-            hint="Nothing was sent. Restore it; or remove it, once no task is making this image.",
+            hint="Nothing was sent. Restore the entry, or remove it while no task is making this image.",
         ) from None
     return Entry(record, claim, blob.version, blob.age)
 
@@ -61,10 +61,10 @@ def _names(entry: Entry, record: Record) -> bool:
 
 
 def write_entry(store: Store, key: str, record: Record, over: Entry | None) -> bool:
-    """Let the entry at `key` name `record`; ``False`` where somebody else wrote it since it was read.
+    """Let the entry at `key` name `record`; return ``False`` if another writer changed it after it was read.
 
-    :param over: the entry as it was read, ``None`` where there was none.
-    :raises LedgerError: it was written by somebody else, and can't be read.
+    :param over: the entry as it was read, ``None`` if there was none.
+    :raises LedgerError: another writer changed it, and it cannot be read.
     :raises StorageError: the store failed.
     """
     data = json.dumps({"record": record.key, "claim": record.claim}).encode()
@@ -73,10 +73,10 @@ def write_entry(store: Store, key: str, record: Record, over: Entry | None) -> b
 
 
 def point_to(store: Store, key: str, record: Record, *, instead_of: str | None = None) -> None:
-    """Let the entry at `key` name `record`, unless somebody else writes it at this moment.
+    """Let the entry at `key` name `record`, unless another writer changes it at the same time.
 
-    :param instead_of: only where it names this record now, or nothing.
-    :raises LedgerError: the entry that is there can't be read.
+    :param instead_of: write only if the entry names this record now, or does not exist.
+    :raises LedgerError: the existing entry cannot be read.
     :raises StorageError: the store failed.
     """
     if write_entry(store, key, record, None):

@@ -1,9 +1,9 @@
-"""Which record a job belongs to: one entry for each job that a gateway was paid for.
+"""Index of jobs: the record that owns each paid job.
 
-What must stay true: one job belongs to one record, however its id gets there (a submit's answer, a person's
-`resolve`, an extra job, a trigger's event); who can't have it learns whose it is; an entry says nothing any more once
-its record does not hold the job. Records that nothing was paid for (copies, and a sensor's of a job from elsewhere)
-own no job.
+Invariants: one job belongs to one record, regardless of the source of its id (a submit's answer, `resolve`, an extra
+job, a trigger's event). If the job already has an owner, the caller receives the owner's key. An entry is void if its
+record does not contain the job. Records without a payment (copies, and a sensor's record of an external job) own no
+job.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
 )
 
-SETTLE_SECONDS = 60.0
-"""How long an entry counts though its record does not hold the job, by the store's clock: it is being written."""
+WRITE_SECONDS = 60.0
+"""Age up to which an entry is valid although its record does not contain the job yet, by the store's clock."""
 
 _CONFLICTS = 5
 _READERS = 8
 
 
 def own(ledger: Ledger, record: Record, job_id: str, *, instead_of: Collection[str] = ()) -> str | None:
-    """Let a job be `record`'s.
+    """Make `record` the owner of a job.
 
-    :param instead_of: keys of records that hand it on.
-    :returns: the key of the record that has it already; ``None``: it is this one's now.
-    :raises LedgerError: whose it is can't be read.
+    :param instead_of: keys of records that give up the job.
+    :returns: the key of the record that already owns it; ``None`` if `record` owns it now.
+    :raises LedgerError: the entry cannot be read.
     :raises StorageError: the store failed.
     """
     key = job_key(record.gateway, job_id)
@@ -54,15 +54,15 @@ def own(ledger: Ledger, record: Record, job_id: str, *, instead_of: Collection[s
 
 
 def owner(ledger: Ledger, gateway: str, job_id: str) -> str | None:
-    """The key of the record that has a job, as far as it is noted."""
+    """Return the key of the record that owns a job, according to the index; ``None`` without a valid entry."""
     entry = read_entry(ledger.store, job_key(gateway, job_id))
     return entry.record if entry is not None and _holds(ledger, entry, job_id) else None
 
 
 def search(ledger: Ledger, record: Record, job_id: str) -> str | None:
-    """The key of another record that has a job: all of them are read, because those of old have no entry.
+    """Return the key of another record that contains a job. Reads all records, because old ones have no entry.
 
-    What can't be read is passed over.
+    Records that cannot be read are skipped.
     """
 
     def is_its(key: str) -> bool:
@@ -91,9 +91,9 @@ def disown(ledger: Ledger, record: Record) -> None:
 
 
 def another_records_job(job_id: str, other: str, key: str) -> LedgerError:
-    """What to raise where a job was handed to a task that another record stands for.
+    """Return the error for a job that was passed to a task, but belongs to another record.
 
-    :param key: of the record, or the item, that it was handed to.
+    :param key: key of the task's record or item.
     """
     return LedgerError(
         f"Job {job_id} is that of record {other}, so it says nothing about {key}.",
@@ -103,7 +103,7 @@ def another_records_job(job_id: str, other: str, key: str) -> LedgerError:
 
 
 def answered_with_anothers(record: Record, job_id: str, other: str) -> OutcomeUnknownError:
-    """What to raise where the gateway gave a request the job that another record stands for."""
+    """Return the error for a gateway answer that contains the job of another record."""
     return OutcomeUnknownError(
         f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about this "
         f"request. Record {record.key}."
@@ -111,9 +111,9 @@ def answered_with_anothers(record: Record, job_id: str, other: str) -> OutcomeUn
 
 
 def take_back(ledger: Ledger, record: Record, other: str, log: Any) -> OutcomeUnknownError:
-    """Take another record's job out of `record`, unless an image of it has landed there meanwhile.
+    """Remove another record's job from `record`, unless an image of it has been stored in the meantime.
 
-    :returns: what the record says from then on.
+    :returns: the error that is written to the record.
     """
     unknown = answered_with_anothers(record, str(record.job_id), other)
 
@@ -133,7 +133,7 @@ def take_back(ledger: Ledger, record: Record, other: str, log: Any) -> OutcomeUn
 
 
 def has(record: Record, job_id: str) -> bool:
-    """Whether a job is one that `record` stands for."""
+    """Return whether `record` paid for a job."""
     paid_here = record.reused_from is None and record.operation != "unknown"
     return paid_here and job_id in (record.job_id, *record.extra_jobs)
 
@@ -142,12 +142,15 @@ def _holds(ledger: Ledger, entry: Entry, job_id: str) -> bool:
     found = ledger.read(entry.record)
     if found is None:
         return False
-    being_written = entry.age < SETTLE_SECONDS and found.record.state != "landed"
+    being_written = entry.age < WRITE_SECONDS and found.record.state != "landed"
     return being_written or has(found.record, job_id)
 
 
 def key_of_job(job: Any) -> str:
-    """The key of the record that a submit operator wrote."""
+    """Return the key of the record that a submit operator returned.
+
+    :raises BadRequestError: `job` is not the result of a submit operator.
+    """
     key = job.get("record") if isinstance(job, Mapping) else None
     if not isinstance(key, str) or not is_record_key(key):
         raise BadRequestError(

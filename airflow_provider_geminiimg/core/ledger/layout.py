@@ -1,21 +1,22 @@
-"""Where everything lies under the root: each key is built here, and taken apart here.
+"""Layout of the root: every key is built and parsed here.
 
-    ledger/<task instance>/<item>/<n>.json        what has been paid for, one record a submission
+    ledger/<task instance>/<item>/<n>.json        one record for each submission that may have cost money
     forgotten/<task instance>/<item>/<n>-<claim>.json   tombstones of records that a person removed
-    names/<place>.json                            which image has a file's name
-    index/<namespace>/<dag>/<fingerprint>.json    which record has the image of a request
-    index/<namespace>/<dag>/tasks/<task>/<map index>.json   what a task asked for last
-    jobs/<gateway>/<job>.json                     which record a job belongs to
-    budgets/<namespace>/<connection>/<day>.json   what may still be spent today
+    names/<place>.json                            the owner of a file name
+    index/<namespace>/<dag>/<fingerprint>.json    the record that has the image of a request
+    index/<namespace>/<dag>/tasks/<task>/<map index>.json   the last request of a task
+    jobs/<gateway>/<job>.json                     the record that owns a job
+    budgets/<namespace>/<connection>/<day>.json   the daily budget of a connection
     batches/<task instance>/<generation>.json     the plan of a batch
-    returned/<task instance>/<generation>.json    what a decorated function asked for
-    shown/<task instance>/<try>-<digest>.json     what a review showed
-    spool/<task instance>/<item>/<n>.json.<claim>.<index>   image bytes that came inline, until they land
-    thumbs/<task instance>/<item>/<n>/<index>.webp   thumbnails of landed images
+    returned/<task instance>/<generation>.json    the request that a decorated function returned
+    shown/<task instance>/<try>-<digest>.json     the content of a review
+    spool/<task instance>/<item>/<n>.json.<claim>.<index>   image bytes from an inline answer, until they are stored
+    thumbs/<task instance>/<item>/<n>/<index>.webp   thumbnails of stored images
     images/<dag>/<run>/<task>/<map index>/        images without an output path of their own
 
-A task instance is ``<namespace>/<dag>/<run>/<task>/<map index>``, each part encoded by `encode_segment`. What must stay
-true: no key changes its form, as later versions of the package read what earlier ones wrote.
+A task instance is ``<namespace>/<dag>/<run>/<task>/<map index>``, each part encoded by `encode_segment`.
+
+Invariant: the form of a key never changes, because later versions of the package read the files of earlier ones.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _RECORD_KEY = re.compile(rf"ledger(?:/(?!\.{{1,2}}/)[\w.~+%:=-]+){{6}}/{_NUMBER}
 
 @dataclass(frozen=True)
 class Item:
-    """What a record belongs to: the parts of a task instance that no retry, clear or worker changes.
+    """Identifies the records of one image: the parts of a task instance that no retry, Clear or worker changes.
 
     :param item: ``"0"`` for a task that makes one image; in a batch, the beginning of the image's fingerprint.
     """
@@ -54,7 +55,7 @@ class Item:
 
     @property
     def task_instance(self) -> str:
-        """The task instance, as it stands in keys."""
+        """The task instance as a part of keys."""
         return _joined(self.namespace, self.dag_id, self.run_id, self.task_id, str(self.map_index))
 
     @property
@@ -72,67 +73,67 @@ class Item:
 
 
 def record_key(item: Item, n: int) -> str:
-    """Where the record of `item`'s submission number `n` lies, relative to the root."""
+    """Return the key of `item`'s record for submission number `n`, relative to the root."""
     return f"{item.path}/{n}.json"
 
 
 def is_record_key(key: str) -> bool:
-    """Whether `key` is one that a record can have."""
+    """Return whether `key` has the form of a record's key."""
     return _RECORD_KEY.fullmatch(key) is not None
 
 
 def record_number(name: str) -> int | None:
-    """Which submission a record is of, by the last part of its key; ``None``: it is no record's."""
+    """Return the submission number from the last part of a record's key; ``None`` for any other name."""
     found = _NUMBERED.fullmatch(name)
     return None if found is None else int(found[1])
 
 
 def folder_of(key: str) -> str:
-    """The folder in which a record lies: its item's `path`; of such a path, that of its task instance."""
+    """Return the folder of a record (its item's `path`) or of an item (its task instance's folder)."""
     return key.rpartition("/")[0]
 
 
 def task_instance_of(key: str) -> str:
-    """The task instance of a record, as it stands in keys."""
+    """Return the task instance of a record, as a part of keys."""
     return key.removeprefix(f"{LEDGER}/").rsplit("/", 2)[0]
 
 
 def tombstone_key(key: str, claim: str) -> str:
-    """Where it is noted that a person had a record removed. A later record may get the same key: hence its claim."""
+    """Return the key of a record's tombstone. It contains the claim, because a later record may have the same key."""
     return f"forgotten/{_of_record(key)}-{encode_segment(claim)}.json"
 
 
 def spool_key(key: str, claim: str, index: int) -> str:
-    """Where the bytes of an image that came inline lie until it lands.
+    """Return the key under which the bytes of an inline image are kept until the image is stored.
 
-    :param key: of its record.
-    :param index: its place in the answer, from 0.
+    :param key: the record's key.
+    :param index: position of the image in the answer, from 0.
     """
     return f"spool/{key.removeprefix(f'{LEDGER}/')}.{claim}.{index}"
 
 
 def thumbnail_key(key: str, index: int) -> str:
-    """Where the thumbnail of an image lies.
+    """Return the key of an image's thumbnail.
 
-    :param key: of its record.
-    :param index: the image's place in the manifest, from 0.
+    :param key: the record's key.
+    :param index: position of the image in the manifest, from 0.
     """
     return f"thumbs/{_of_record(key)}/{index}.webp"
 
 
-# What points to records
+# Entries that point to records
 
 
 def name_key(place: str) -> str:
-    """Where it is noted which image has a file's name.
+    """Return the key of the claim for a file name.
 
-    :param place: as `same_place` gives it.
+    :param place: from `same_place`.
     """
     return f"names/{place}.json"
 
 
 def index_key(item_path: str, fingerprint: str) -> str:
-    """Where it is noted who has the image of `fingerprint`.
+    """Return the key of the index entry for `fingerprint`.
 
     :param item_path: the path of any item, or the key of any record, of the DAG.
     """
@@ -141,25 +142,25 @@ def index_key(item_path: str, fingerprint: str) -> str:
 
 
 def task_key(item: Item) -> str:
-    """Where it is noted what a task asked for last, in any of its DAG's runs."""
+    """Return the key of a task's last request, over all runs of its DAG."""
     return f"index/{_joined(item.namespace, item.dag_id, 'tasks', item.task_id, str(item.map_index))}.json"
 
 
 def job_key(gateway: str, job_id: str) -> str:
-    """Where it is noted whose job it is."""
+    """Return the key of the entry that names the owner of a job."""
     return f"jobs/{_joined(gateway, job_id)}.json"
 
 
 def budget_key(namespace: str, conn_id: str, day: str) -> str:
-    """Where a day's budget of a connection lies."""
+    """Return the key of a connection's budget for one day."""
     return f"budgets/{_joined(namespace, conn_id)}/{day}.json"
 
 
-# What belongs to a task instance
+# Documents of a task instance
 
 
 def saved_key(folder: str, task_instance: str, generation: int) -> str:
-    """Where it is noted what a task's first attempt asked for.
+    """Return the key of a task's saved request.
 
     :param folder: `PLANS` or `RETURNED`.
     """
@@ -167,24 +168,24 @@ def saved_key(folder: str, task_instance: str, generation: int) -> str:
 
 
 def generation_of(name: str) -> int | None:
-    """For which Clear something was saved, by the last part of its key; ``None``: nothing of ours."""
+    """Return the generation from the last part of a saved request's key; ``None`` for any other name."""
     found = _SAVED.fullmatch(name)
     return None if found is None else int(found[1])
 
 
 def plan_of(key: str) -> tuple[str, int, int] | None:
-    """The task instance, as it stands in keys, the map index and the generation of a plan; ``None``: it is none."""
+    """Parse a plan's key into task instance, map index and generation; ``None`` for any other key."""
     found = _PLAN_KEY.fullmatch(key)
     return None if found is None else (found[1], int(found[2]), int(found[3]))
 
 
 def shown_prefix(item: Item, try_id: str) -> str:
-    """What the keys of what one try of a review showed begin with; a digest and ``.json`` follow."""
+    """Return the prefix of the keys for one try of a review; a digest and ``.json`` follow."""
     return f"{SHOWN}/{item.task_instance}/{encode_segment(try_id)}-"
 
 
 def names_of(key: str) -> list[str]:
-    """The DAG, the run, the task, the map index and the item of a record, by its key; one that was cut stays cut."""
+    """Return DAG, run, task, map index and item of a record's key. A name that was cut stays encoded."""
     _, _, *parts, _ = key.split("/")
     return [part if (name := decode_segment(part)) is None or _has_surrogates(name) else name for part in parts]
 

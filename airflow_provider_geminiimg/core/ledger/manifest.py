@@ -1,6 +1,6 @@
-"""What a task returns about its images, and what lies beside each image as its sidecar.
+"""The manifest: what a task returns about its images, and the content of the sidecar files.
 
-What must stay true: under 2 KB an image, plain JSON, nothing in it expires or is secret.
+Invariants: less than 2 KB per image; plain JSON; nothing in it expires or is secret.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.core.request import CheckedRequest
 
 Basis = Literal["gateway", "connection", "google_list", "reused", "unknown"]
-TOLERANCE = 0.1  # by which a reported cost may differ from the estimate, as a share of it, without a word
+TOLERANCE = 0.1  # relative difference between reported and estimated cost that is not logged
 
 
 @dataclass(frozen=True)
 class StoredImage:
     """One image in storage.
 
-    :param uri: where it lies.
+    :param uri: its location.
     :param media_type: from its bytes.
-    :param width: pixels; ``None`` where they can't be told, see `ImageInfo`.
-    :param height: likewise.
+    :param width: pixels; ``None`` if they are not known, see `ImageInfo`.
+    :param height: pixels; ``None`` if they are not known.
     :param size: bytes.
     :param sha256: hex digest of the bytes, which are exactly those that the gateway sent.
     """
@@ -41,14 +41,14 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an image costs.
+    """The cost of an image.
 
-    :param amount: ``None`` where it is not known.
+    :param amount: ``None`` if it is not known.
     :param currency: ``USD`` or ``credits``, or the connection's own.
-    :param basis: ``gateway`` (what the gateway reported), ``connection`` (by the prices that the connection states),
-        ``google_list`` (by Google's list price, because what the gateway charges is not known), ``reused`` (nothing
-        was paid: another task of the DAG had it), ``unknown``. Earlier versions wrote ``gateway`` for an estimate too.
-    :param estimate: whether the amount is this package's estimate, and not what the gateway reported.
+    :param basis: ``gateway`` (reported by the gateway), ``connection`` (the connection's own prices), ``google_list``
+        (Google's list price, because the gateway's price is not known), ``reused`` (nothing was paid: a copy of another
+        task's image), ``unknown``. Earlier versions wrote ``gateway`` for some estimates, too.
+    :param estimate: whether this package estimated the amount.
     """
 
     amount: float | None
@@ -58,12 +58,12 @@ class Cost:
 
 
 def estimate(request: CheckedRequest, connection: GatewayConnection) -> Cost:
-    """What one image is expected to cost, its input images included where their price is known.
+    """Return the expected cost of one image, including its input images if their price is known.
 
-    The connection's own prices are taken as they are: they say what a whole image costs.
+    The connection's own prices are for the complete image, so input images add nothing to them.
 
-    :param request: what is asked for.
-    :param connection: through which account.
+    :param request: the request.
+    :param connection: the connection that pays.
     """
     row = request.row
     own, listed = connection.own_price(row, request.resolution), row.price(request.resolution)
@@ -76,17 +76,17 @@ def estimate(request: CheckedRequest, connection: GatewayConnection) -> Cost:
 
 
 def reported(amount: float) -> Cost:
-    """What the gateway said that an image cost. Gateways report in USD, or not at all."""
+    """Return the cost that the gateway reported. Gateways report in USD, or not at all."""
     return Cost(amount, "USD", "gateway")
 
 
 def size_in_words(image: Mapping[str, Any]) -> str:
-    """The pixels of a manifest's image, for a log line."""
+    """Return the pixels of a manifest's image, for a log line."""
     return f"{image['width']} x {image['height']}" if image["width"] else "pixels unknown"
 
 
 def cost_in_words(cost: Mapping[str, Any]) -> str:
-    """A cost of a record or manifest, for a log line: an estimate says that it is one."""
+    """Return the cost of a record or manifest, for a log line; an estimate is marked as such."""
     if cost.get("amount") is None:
         return "cost unknown"
     kind = "estimated by " if cost.get("estimate") else "by "
@@ -94,7 +94,7 @@ def cost_in_words(cost: Mapping[str, Any]) -> str:
 
 
 def differs_from_estimate(expected: Mapping[str, Any], actual: Cost) -> bool:
-    """Whether what the gateway reported differs from the estimate by more than a tenth of it."""
+    """Return whether the reported cost differs from the estimate by more than `TOLERANCE`."""
     amount, estimated = actual.amount, expected.get("amount")
     if amount is None or estimated is None or expected.get("currency") != actual.currency:
         return False
@@ -104,11 +104,11 @@ def differs_from_estimate(expected: Mapping[str, Any], actual: Cost) -> bool:
 def build(
     record: Record, images: Sequence[StoredImage], *, mismatch: str | None, cost: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The manifest of what landed, as the ledger keeps it and a task returns it.
+    """Build the manifest of stored images, as the ledger keeps it and a task returns it.
 
-    :param record: what was paid for.
-    :param images: what was written.
-    :param mismatch: one sentence on how the image differs from what was asked, or ``None``.
+    :param record: the record of the submission.
+    :param images: the written files.
+    :param mismatch: one sentence about the difference from the request, or ``None``.
     :param cost: see `Cost`.
     """
     return {
@@ -129,11 +129,13 @@ def build(
 
 
 def sidecar(manifest: Mapping[str, Any], record: Record) -> dict[str, Any]:
-    """What lies beside an image: manifest, the prompt's hash, inputs, and the prompt if prompts are recorded."""
+    """Build the content of a sidecar file: manifest, hash of the prompt, inputs, and the prompt if prompts are
+    recorded.
+    """
     extra = {"prompt_sha256": record.prompt_sha256, "inputs": record.inputs}
     return {**manifest, **extra, **({"prompt": record.prompt} if record.prompt is not None else {})}
 
 
 def iso(seconds: float) -> str:
-    """Unix seconds as ISO 8601 in UTC."""
+    """Format Unix seconds as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, tz=timezone.utc).isoformat(timespec="milliseconds")

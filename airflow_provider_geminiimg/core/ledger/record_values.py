@@ -1,7 +1,7 @@
-"""What the values of a record may be, so that whoever shows, adds up or sends them need not look again.
+"""Permitted values of a record, so that code which displays, adds up or sends them needs no further checks.
 
-What must stay true: whatever passes can be written as JSON, shown as a date, printed and added up; whatever this
-package writes passes; what a later version of this package adds passes, too.
+Invariants: a permitted value can be written as JSON, shown as a date, printed and added up. All values that this
+package writes are permitted. Unknown fields from later versions are permitted, too.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 MAX_BYTES = 4 << 20
-"""Of one record. The largest that are written hold sixteen links, and copies of one image in many places."""
+"""Maximum size of a record. The largest ones contain sixteen links, and copies of one image in many places."""
 
 MAX_NEW_BYTES = MAX_BYTES - (128 << 10)
-"""Of one when it is made: links and what landed come on top, and it must be readable then, too."""
+"""Maximum size of a new record. Links and the manifest are added later, and must fit into `MAX_BYTES`."""
 
 _MAX_DEPTH = 32
 _MAX_NUMBER = 1 << 63
 
 UnixTime = Annotated[float, Field(ge=0, le=253_402_300_799, allow_inf_nan=False)]
-"""Seconds since 1970, up to the last year that a date can have."""
+"""Seconds since 1970, up to the last year that `datetime` supports."""
 Seconds = Annotated[float, Field(ge=0, le=10_000_000_000, allow_inf_nan=False)]
 
 _Types = tuple[type, ...]
@@ -50,8 +50,10 @@ _MANIFEST: Mapping[str, _Types] = {
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON brought nothing that can't be shown and written again: a number that is none or is too large, half a
-    character, a nesting without an end."""
+    """Return whether parsed JSON can be displayed and written again.
+
+    It contains no infinite or huge number, no lone surrogate, and no nesting deeper than `_MAX_DEPTH`.
+    """
     rest = [(value, 0)]
     while rest:
         each, depth = rest.pop()
@@ -73,19 +75,19 @@ def _is_plain_value(value: Any) -> bool:
 
 
 def is_cost(value: Any) -> bool:
-    """Whether it is what `manifest.Cost` is written as: an amount has a currency."""
+    """Return whether a value has the form of `manifest.Cost`; an amount requires a currency."""
     if not _fits(value, _COST):
         return False
     return value.get("amount") is None or isinstance(value.get("currency"), str)
 
 
 def is_request(value: Any) -> bool:
-    """Whether it is what `CheckedRequest.fields` gives, as far as others look into it."""
+    """Return whether a value has the form of `CheckedRequest.fields`, for the fields that other code reads."""
     return _fits(value, _REQUEST)
 
 
 def is_manifest(value: Any) -> bool:
-    """Whether it is what `manifest.build` makes, of one image at least."""
+    """Return whether a value has the form that `manifest.build` returns, with at least one image."""
     images = value.get("images") if isinstance(value, Mapping) else None
     if not isinstance(images, list) or not images or not _fits(value, _MANIFEST):
         return False
@@ -94,7 +96,7 @@ def is_manifest(value: Any) -> bool:
 
 
 def is_copy(value: Any) -> bool:
-    """Whether it is one of `ledger.Record.copies`."""
+    """Return whether a value has the form of an entry of `Record.copies`."""
     destination = value.get("destination") if isinstance(value, Mapping) else None
     if not isinstance(destination, Mapping) or destination.keys() != {"directory", "stem"}:
         return False
@@ -102,7 +104,7 @@ def is_copy(value: Any) -> bool:
 
 
 def _fits(value: Any, shape: Mapping[str, _Types]) -> bool:
-    """Whether what is there is of the types of `shape`."""
+    """Return whether the fields that are present have the types of `shape`."""
     if not isinstance(value, Mapping):
         return False
     return all(_is(value[name], types) for name, types in shape.items() if name in value)

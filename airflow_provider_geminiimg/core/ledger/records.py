@@ -1,16 +1,17 @@
-"""What has been paid for: one record for every submission that may have cost money.
+"""Records: one for every submission that may have cost money.
 
-What must stay true:
+Invariants:
 
-- A record is created exclusively before the request that may cost money is sent. Who loses the race reads again.
-- Only the record with the highest number of an item decides. Records are never moved or reused. A person may have one
-  removed; what excuses its absence is written down first (`Ledger.add_tombstone`).
-- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. An image that is in
-  storage, or an answer of the gateway that comes after all, outweighs a failure that somebody else wrote down. The one
-  step back is of an answer that turns out to be another record's: whoever wrote it down takes it out again.
-- A record that can't be read, or that a newer version wrote, is an error that names it, never "no record".
-- Nothing in a record is secret but the link of an ``answered`` one: it is the only handle to an image that was paid
-  for, and it is taken out when the image lands.
+- A record is created exclusively before the request that may cost money is sent. An attempt that loses this race reads
+  again.
+- Only the record with the highest number of an item decides. Records are never moved or reused. A person may remove
+  one; its tombstone is written first (`Ledger.add_tombstone`).
+- States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A stored image, or a
+  late answer of the gateway, replaces a failure that another attempt recorded. The only step back removes an answer
+  that belongs to another record; the attempt that wrote it performs this step.
+- A record that cannot be read, or that a newer version wrote, is an error that names it, never "no record".
+- A record contains no secret except the link of an ``answered`` one. That link is the only way to fetch the paid image,
+  and it is removed when the image is stored.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _TAKEN_BACK: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True)
 class Destination:
-    """Where an image is meant to land: a directory URI, and a file name without its extension."""
+    """The destination of an image: a directory URI, and a file name without its extension."""
 
     directory: str
     stem: str
@@ -70,35 +71,35 @@ class Destination:
 class Record:
     """One submission that may have cost money.
 
-    :param key: where the record lies, relative to the root.
+    :param key: key of the record, relative to the root.
     :param n: number of the submission within its item, from 1.
-    :param claim: random; tells the attempt that created the record.
-    :param generation: ``ti.max_tries`` when it was claimed or landed: a larger one later means a Clear.
-    :param answer_within: seconds after the record's last write by which the answer must be there (read timeout + 60).
+    :param claim: random; identifies the attempt that created the record.
+    :param generation: ``ti.max_tries`` when it was claimed or landed. A larger value later means a Clear.
+    :param answer_within: seconds from the record's last write until the answer is overdue (read timeout + 60).
     :param wire_model: the id that was sent for `model`; a poll needs it.
-    :param request_fields: the neutral fields that were asked for, without the prompt.
+    :param request_fields: the gateway-neutral request fields, without the prompt.
     :param inputs: address (without query) and SHA-256 of each input image.
-    :param destination: where the image is meant to land, as it was asked for.
-    :param suffix: added to the file name where an earlier image of the same item keeps, or may still take, the name.
-    :param resubmission: bought again after an unknown outcome, in this generation.
+    :param destination: the requested destination.
+    :param suffix: added to the file name if an earlier image of the same item has, or may still get, the name.
+    :param resubmission: paid again after an unknown outcome, in this generation.
     :param links: result links, only while ``answered``.
-    :param spooled: keys of inline results waiting under the root, only while ``answered``.
-    :param extra_jobs: further jobs that another living attempt paid for.
-    :param outcome: what went wrong last, as `GeminiImageError.to_dict` gives it.
-    :param manifest: what landed.
-    :param copies: manifests of copies that a clear with another destination asked for.
-    :param asked: where the image was asked for last; ``None``: there is one place, or an earlier version wrote this.
-    :param reused_from: key of another task's record whose image was copied: nothing was paid for this one.
-    :param copied_from: keys of the records that the image of `reused_from` was copied from in turn, the nearest first:
-        any of them may be removed.
-    :param told: the token of the task state store that is told of this record; ``None``: Airflow has no such store, or
-        a version of this package wrote the record that did not note it.
-    :param regenerate: bought because a Clear asked for another image than what had landed, in this generation.
-    :param decided_by: number of the older record that a Clear of this generation came back to; ``None``: this one
+    :param spooled: keys of inline results under the root, only while ``answered``.
+    :param extra_jobs: further jobs that another concurrent attempt paid for.
+    :param outcome: the last error, from `GeminiImageError.to_dict`.
+    :param manifest: the stored images.
+    :param copies: manifests of copies that a Clear with another destination requested.
+    :param asked: the last requested destination; ``None`` if there is only one, or in records of earlier versions.
+    :param reused_from: key of another task's record whose image was copied; nothing was paid for this record.
+    :param copied_from: keys of the records that the image of `reused_from` was copied from, nearest first. Any of them
+        may have been removed.
+    :param told: token of the task state store that has the claim of this record; ``None`` if Airflow has no such store,
+        or in records of earlier versions.
+    :param regenerate: paid because a Clear requested a new image in place of a stored one, in this generation.
+    :param decided_by: number of the older record that a Clear of this generation returned to; ``None`` if this record
         decides.
-    :param api_host: the host of the base URL that it was sent to; ``None``: not known, so nothing is compared with it.
-    :param key_digest: `GatewayConnection.key_digest` of the key that it was sent with; ``None``: likewise.
-    :param buy_again: a person said so: the next attempt that asks for this buys once, whether or not this was paid for.
+    :param api_host: host of the base URL that the request was sent to; ``None`` if unknown, then nothing is compared.
+    :param key_digest: `GatewayConnection.key_digest` of the API key; ``None`` if unknown, then nothing is compared.
+    :param buy_again: a person decided that the next attempt pays once, whether or not this submission was charged.
     """
 
     key: str
@@ -148,7 +149,7 @@ class Record:
 
     @property
     def error(self) -> GeminiImageError | None:
-        """What went wrong last, if anything did."""
+        """The last error, if any."""
         return None if self.outcome is None else from_dict(self.outcome)
 
 
@@ -157,10 +158,10 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record as it lies in the store.
+    """A record as read from the store.
 
-    :param version: the store's version of it, for a conditional write.
-    :param age: seconds since it was last written, by the store's clock, never below 0.
+    :param version: the store's version, for a conditional write.
+    :param age: seconds since the last write, by the store's clock, never below 0.
     :param size: bytes.
     """
 
@@ -171,12 +172,12 @@ class StoredRecord:
 
 
 def new_claim() -> str:
-    """A random name for one attempt's right to pay."""
+    """Return a random identifier for the claim of one attempt."""
     return secrets.token_hex(16)
 
 
 def process_identity() -> dict[str, Any]:
-    """Host, process and time of a claim, for whoever reads the record later."""
+    """Return host, process id and time of a claim, for a person who reads the record."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "claimed_at": time.time()}
 
 
@@ -188,22 +189,22 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.attempt = new_claim()  # tells what this attempt has claimed from what others have
+        self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
         self._ahead: dict[str, int] = {}
 
     def read(self, key: str) -> StoredRecord | None:
-        """The record at `key`; ``None`` only where the store is sure that there is none.
+        """Read the record at `key`; ``None`` only if the store confirms that there is none.
 
-        :raises LedgerError: the record can't be read, or a newer version of this package wrote it.
+        :raises LedgerError: the record cannot be read, or a newer version of this package wrote it.
         :raises StorageError: the store failed.
         """
         blob = self.store.read(key, MAX_BYTES)
         return None if blob is None else self._found(key, blob)
 
     def latest(self, item: Item) -> StoredRecord | None:
-        """The record that decides for `item`: the one with the highest number.
+        """Read the record that decides for `item`: the one with the highest number.
 
-        :raises LedgerError: it can't be read.
+        :raises LedgerError: it cannot be read.
         :raises StorageError: the store failed.
         """
         ahead = self._ahead.pop(item.path, None)
@@ -216,16 +217,16 @@ class Ledger:
         found = self.read(key)
         if found is None:
             raise LedgerError(
-                f"Record {key} under {self.store.uri} is listed but can't be read.",
-                hint="Nothing was sent. Restore the record, or find out who removes objects under the root.",
+                f"Record {key} under {self.store.uri} is listed but cannot be read.",
+                hint="Nothing was sent. Restore the record, or find out which process removes objects under the root.",
             )
         return found
 
     def prefetch(self, item: Item) -> None:
-        """List the records of all items of this one's task instance at once, for the next `latest` of each.
+        """List the records of all items of this item's task instance in one request, for the next `latest` of each.
 
-        Only what is there is believed, and once: "no record" is never told from this, and whoever submits on the word
-        of a record that has a successor by now is refused that one's key.
+        A prefetched number is used once, and only if its record exists; a missing record is always confirmed by the
+        store. If a record has a newer successor by then, the exclusive create of the next submission fails.
 
         :raises StorageError: the store failed.
         """
@@ -235,27 +236,27 @@ class Ledger:
                 self._ahead[folder] = max(number, self._ahead.get(folder, 0))
 
     def numbers(self, item: Item) -> list[int]:
-        """The numbers of `item`'s records, rising."""
+        """Return the numbers of `item`'s records in ascending order."""
         return self.numbers_in(item.path)
 
     def numbers_in(self, folder: str) -> list[int]:
-        """The numbers of the records in an item's folder, rising."""
+        """Return the numbers of the records in an item's folder in ascending order."""
         names = (key.rsplit("/", 1)[1] for key in self.store.keys(folder + "/"))
         return sorted(filter(None, map(record_number, names)))
 
     def create(self, record: Record) -> StoredRecord | None:
-        """Claim `record.key` exclusively; ``None`` where another attempt was first.
+        """Claim `record.key` exclusively; return ``None`` if another attempt was first.
 
-        A create whose answer got lost, or came as a failure, is found again by its claim.
+        If the answer of the create is lost, or it fails after it was stored, the record is recognised by its claim.
 
-        :raises BadRequestError: it is so large that nobody would read it again.
-        :raises LedgerError: another record is there and can't be read.
-        :raises StorageError: the store failed, and the record is not there.
+        :raises BadRequestError: the record is too large to be read again.
+        :raises LedgerError: another record exists and cannot be read.
+        :raises StorageError: the store failed, and the record does not exist.
         """
         data = _RECORD.dump_json(record)
         if len(data) > MAX_NEW_BYTES:
             raise BadRequestError(
-                f"What is asked for is too long to be kept on record: {len(data)} bytes; at most {MAX_NEW_BYTES} fit.",
+                f"The request is too long for a record: {len(data)} bytes; at most {MAX_NEW_BYTES} are allowed.",
                 hint="Shorten variant, model, the addresses of input images or output_path; or, if [geminiimg] "
                 "record_prompts is set, the prompt.",
             )
@@ -270,39 +271,41 @@ class Ledger:
         return self._found(record.key, stored.blob)
 
     def change(self, key: str, step: Callable[[Record], Record | None], *, takes_back: bool = False) -> Record:
-        """Move a record forward: `step` gets what is stored and returns what shall be, or ``None`` for "leave it".
+        """Move a record forward: `step` receives the stored record and returns the new one, or ``None`` for no change.
 
-        Written only if nobody else wrote in between; otherwise `step` is asked again about what is stored then.
+        The write is conditional: if another writer was first, `step` is called again with the newly stored record.
 
-        :param takes_back: an answer that was written down may be taken out again.
-        :raises LedgerError: the record is gone, or the step would move its state back.
+        :param takes_back: allow the removal of a recorded answer.
+        :raises LedgerError: the record does not exist, or the step would move its state back.
         :raises StorageError: the store failed.
         """
         last: list[Record] = []
 
         def stepped(blob: Blob | None) -> bytes | None:
             if blob is None:
-                raise LedgerError(f"Record {key} under {self.store.uri} is gone.", hint="Restore it before a retry.")
+                raise LedgerError(
+                    f"Record {key} under {self.store.uri} does not exist.", hint="Restore it before a retry."
+                )
             record = self._parse(key, blob.data)
             wanted = step(record)
             last[:] = [record if wanted is None else wanted]
             if wanted is None or wanted == record:
                 return None
             if wanted.state not in (_TAKEN_BACK if takes_back else _NEXT)[record.state]:
-                raise LedgerError(f"Record {key} is {record.state} and can't become {wanted.state}.")
+                raise LedgerError(f"Record {key} is {record.state} and cannot become {wanted.state}.")
             return _RECORD.dump_json(wanted)
 
         update(self.store, key, stepped, billed=Billed.UNKNOWN)
         return last[0]
 
     def add_tombstone(self, record: Record) -> None:
-        """Write down that a person has this record removed, before it is: only then may it be missing."""
+        """Write a tombstone before a person removes this record. Only a record with a tombstone may be missing."""
         said = {"record": record.key, "claim": record.claim, "state": record.state, "job_id": record.job_id}
         key = tombstone_key(record.key, record.claim)
         create_or_read(self.store, key, json.dumps({**said, "at": time.time()}).encode())
 
     def has_tombstone(self, key: str, claim: str) -> bool:
-        """Whether a person had the record of this claim removed."""
+        """Return whether a person removed the record with this claim."""
         return is_record_key(key) and self.store.read(tombstone_key(key, claim)) is not None
 
     def _found(self, key: str, blob: Blob) -> StoredRecord:
@@ -324,14 +327,14 @@ class Ledger:
         if wrong := _wrong_fields(record):
             raise _no_record(where, wrong)
         if record.state == "landed" and record.manifest is None:
-            raise LedgerError(f"{where} is landed and names no image.", hint=_UNREADABLE)
+            raise LedgerError(f"{where} has the state landed, but contains no image.", hint=_UNREADABLE)
         if record.key != key or not key.endswith(f"/{record.n}.json"):
-            raise LedgerError(f"{where} says that it is another one.", hint=_UNREADABLE)
+            raise LedgerError(f"{where} contains the key or number of another record.", hint=_UNREADABLE)
         return _with_sane_costs(record)
 
 
 def _with_sane_costs(record: Record) -> Record:
-    """A record without amounts that no image costs: earlier versions believed a gateway whatever it reported."""
+    """Return the record without implausible amounts, which earlier versions accepted from gateways."""
     manifest = None if record.manifest is None else _with_sane_cost(record.manifest)
     copies = [{**copy, "manifest": _with_sane_cost(copy["manifest"])} for copy in record.copies]
     return replace(record, cost=_sane(record.cost), manifest=manifest, copies=copies)
@@ -347,26 +350,26 @@ def _sane(cost: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _UNREADABLE = (
-    "Nothing was sent. Restore the record; or ask the gateway what was paid for, and buy the image in a DAG run "
-    "with a new run id."
+    "Nothing was sent. Restore the record; or check the gateway's console for the payment, and make the image in a "
+    "DAG run with a new run id."
 )
 
 
 def _values(where: str, data: bytes) -> Any:
-    """What is written in a record."""
+    """Parse the content of a record."""
     if len(data) > MAX_BYTES:
-        raise LedgerError(f"{where} is no record: it has more than {MAX_BYTES} bytes.", hint=_UNREADABLE)
+        raise LedgerError(f"{where} is not a record: it has more than {MAX_BYTES} bytes.", hint=_UNREADABLE)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
         raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=_UNREADABLE) from None
     if not is_plain(values):
-        raise LedgerError(f"{where} holds a number or a text that is none.", hint=_UNREADABLE)
+        raise LedgerError(f"{where} contains an invalid number or text.", hint=_UNREADABLE)
     return values
 
 
 def _wrong_fields(record: Record) -> set[str]:
-    """The fields whose values nobody can use."""
+    """Return the names of fields with invalid values."""
     fits = {
         "outcome": _is_outcome(record),
         "inputs": all({"uri", "sha256"} <= each.keys() for each in record.inputs),
@@ -387,9 +390,9 @@ def _is_outcome(record: Record) -> bool:
 
 
 def _no_record(where: str, fields: Collection[str]) -> LedgerError:
-    return LedgerError(f"{where} is not a record: {', '.join(sorted(fields))}.", hint=_UNREADABLE)
+    return LedgerError(f"{where} has invalid fields: {', '.join(sorted(fields))}.", hint=_UNREADABLE)
 
 
 def with_error(record: Record, error: GeminiImageError, state: State | None = None) -> Record:
-    """`record` with what went wrong, in another state if one is given."""
+    """Return `record` with an error, and optionally in another state."""
     return replace(record, outcome=error.to_dict(), state=state or record.state)

@@ -1,27 +1,27 @@
-"""Where bytes are kept: the ledger's objects (`Store`) and the users' images (`Files`), on disk, S3 and elsewhere.
+"""Storage: the ledger's objects (`Store`) and the users' files (`Files`), on disk, S3 and other stores.
 
-An image that was paid for is only as safe as the writes below it, so this is the one room that touches a disk or a
-bucket. What must stay true:
+This is the only package that accesses disks and buckets. Invariants:
 
-- Only one of any number of writers creates an object. S3: ``If-None-Match: *``. Disk: a temporary file in the same
+- Only one of several concurrent writers creates an object. S3: ``If-None-Match: *``. Disk: a temporary file in the same
   folder, fsync, `os.link`. A later write names the version that it replaces.
-- "Absent" is said only where the store said so. A refusal (403, EACCES) and a failure are `StorageError`.
-- Ages come from the store's own clock: those of two workers may differ.
-- An answer can get lost, and then the caller's own write comes back as "taken". So nothing outside calls `Store.create`
-  or `Store.replace` itself: `create_or_read`, `replace_or_read` and `update` know their own writes again.
-- Nothing here knows Airflow: what opens its connections is handed in (`Openers`).
+- "Absent" is reported only if the store confirms it. A refusal (403, EACCES) and a failure are `StorageError`.
+- Ages come from the store's own clock, because the clocks of two workers may differ.
+- The answer of a write can be lost, and then the caller's own write looks like another writer's. Therefore other
+  packages do not call `Store.create` or `Store.replace` directly: `create_or_read`, `replace_or_read` and `update`
+  recognise their own writes.
+- Nothing here depends on Airflow: the functions that open connections are passed in (`Openers`).
 
 In reading order:
 
-- `base`: what every kind of storage has to do
-- `uris`: names and addresses
-- `cas`: create-or-read and update, which know a lost answer
-- `local`: a disk
+- `base`: the interfaces of all kinds of storage
+- `uris`: path segments and URIs
+- `cas`: create-or-read and update, which handle lost answers
+- `local`: disk
 - `s3`: the ledger's objects on S3
 - `s3_files`: users' files on S3
-- `object_storage`: everything else that Airflow serves
-- `files`: which kind serves a URI
-- `write_checks`: whether a place takes what an image needs
+- `object_storage`: all other stores that Airflow supports
+- `files`: selects the storage for a URI
+- `write_checks`: tests whether a directory accepts an image
 """
 
 from __future__ import annotations

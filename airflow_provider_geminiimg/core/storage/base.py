@@ -1,4 +1,4 @@
-"""What every kind of storage has to do: `Store` for the ledger's objects, `Backend` for the users' images."""
+"""Interfaces of all kinds of storage: `Store` for the ledger's objects, `Backend` for the users' images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 S3ClientFactory = Callable[[str | None], Any]
-"""Gives a boto3 S3 client for an Airflow connection id, or for ``None`` by boto3's own chain of credentials."""
+"""Returns a boto3 S3 client for an Airflow connection id, or for ``None`` with boto3's own credential chain."""
 
 PathFactory = Callable[[str, str | None], Any]
-"""Gives the `ObjectStoragePath` of a URI, opened with an Airflow connection's id; ValueError: nothing serves it."""
+"""Returns the `ObjectStoragePath` of a URI for an Airflow connection id; raises ValueError for unsupported URIs."""
 
 
 def _no_path(uri: str, conn_id: str | None) -> Any:
@@ -28,10 +28,10 @@ def _no_path(uri: str, conn_id: str | None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Openers:
-    """What opens storage, handed in by whoever knows Airflow.
+    """Functions that open storage, provided by code that depends on Airflow.
 
     :param s3_client: for ``s3://``.
-    :param path: for everything but ``s3://``, ``file://`` and plain paths; default: nothing serves those.
+    :param path: for everything except ``s3://``, ``file://`` and plain paths. Default: these are not supported.
     """
 
     s3_client: S3ClientFactory
@@ -39,19 +39,19 @@ class Openers:
 
 
 Content = bytes | Iterable[bytes]
-"""What a file shall hold: all of it, or pieces, of which not more than one at a time need be in memory."""
+"""The content of a file: all bytes, or an iterable of pieces, of which one at a time is in memory."""
 
 OURS = "#"
-"""Stands in the names of temporary and lock files; `encode_segment` never lets it into a key."""
+"""Marks the names of temporary and lock files; `encode_segment` never produces it in a key."""
 
 
 def pieces(content: Content) -> Iterable[bytes]:
-    """`content` as pieces."""
+    """Return `content` as an iterable of pieces."""
     return (content,) if isinstance(content, bytes) else content
 
 
 def sha256(data: bytes) -> str:
-    """Hex digest of `data`."""
+    """Return the hex digest of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -60,8 +60,8 @@ class Blob:
     """One stored object.
 
     :param data: its bytes.
-    :param version: names this content for `Store.replace`.
-    :param age: seconds since it was last written, by the store's clock; never below 0.
+    :param version: identifies this content for `Store.replace`.
+    :param age: seconds since the last write, by the store's clock; never below 0.
     """
 
     data: bytes = field(repr=False)
@@ -74,11 +74,13 @@ _PROBING = threading.Lock()
 
 
 class Store(abc.ABC):
-    """Objects under one root, addressed by keys such as ``a/b/c.json``. Blocking: call it through `asyncio.to_thread`.
+    """Objects under one root, with keys such as ``a/b/c.json``. The methods block: call them through
+    `asyncio.to_thread`.
 
-    Every failure is a `StorageError`. A version names a content: two writes of the same bytes may have the same one.
+    Every failure is a `StorageError`. A version identifies a content: two writes of the same bytes may have the same
+    version.
 
-    :param uri: the root, without a slash at its end.
+    :param uri: the root, without a trailing slash.
     """
 
     def __init__(self, uri: str) -> None:
@@ -86,47 +88,49 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def create(self, key: str, data: bytes) -> str | None:
-        """Create an object that is not there yet.
+        """Create an object that does not exist yet.
 
-        :returns: its version, or ``None`` where the key is taken. It may be taken by this very call (a lost answer):
-            read it and compare the claim before believing that somebody else won.
+        :returns: its version, or ``None`` if the key exists. If an answer was lost, this call may have created it: read
+            the object and compare the claim before assuming another writer.
         """
 
     @abc.abstractmethod
     def read(self, key: str, limit: int | None = None) -> Blob | None:
-        """The object, or ``None`` only where the store says that there is none.
+        """Return the object, or ``None`` only if the store confirms that there is none.
 
-        :param limit: of a larger one come this many bytes and one more, and it is not loaded whole.
+        :param limit: maximum number of bytes; of a larger object, this number of bytes plus one is returned.
         """
 
     @abc.abstractmethod
     def replace(self, key: str, data: bytes, version: str) -> str | None:
         """Replace an object if it still has `version`.
 
-        :returns: the new version, or ``None`` where the stored one is another or gone. As with `create`, read it
-            before believing that somebody else wrote.
+        :returns: the new version, or ``None`` if the stored version differs or the object does not exist. As with
+            `create`, read it before assuming another writer.
         """
 
     @abc.abstractmethod
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Remove an object; it is no error if it does not exist."""
 
     @abc.abstractmethod
     def keys(self, prefix: str) -> Iterator[str]:
-        """All keys that start with `prefix`, in the order of their bytes."""
+        """Iterate over all keys that start with `prefix`, in byte order."""
 
     @abc.abstractmethod
     def folders(self, folder: str) -> list[str]:
-        """The names that keys have directly below `folder`, where more parts follow; sorted, without slashes."""
+        """Return the names of the folders directly below `folder`, sorted, without slashes."""
 
     @abc.abstractmethod
     def now(self) -> float:
-        """Unix seconds by the store's own clock, which all workers share."""
+        """Return Unix seconds by the store's own clock, which all workers share."""
 
     def probe(self) -> None:
-        """Refuse a root on which promises don't hold. Done once per process and root; writes and removes one object.
+        """Test that the root supports exclusive creation and conditional replacement, once per process and root.
 
-        :raises StorageError: the same key could be created twice, or replaced by the name of another version.
+        Writes and removes one object.
+
+        :raises StorageError: the same key could be created twice, or replaced with another version's name.
         """
         with _PROBING:
             if (os.getpid(), self.uri) in _PROBED:
@@ -140,20 +144,20 @@ class Store(abc.ABC):
             with self._needing("does not create objects exclusively, with a checksum"):
                 self.create(key, first)
                 again = self.create(key, second)
-            with self._needing("does not let objects be read"):
+            with self._needing("does not allow reading objects"):
                 found = self.read(key)
             if again is not None or found is None or found.data != first:
                 raise self._unfit("creates the same object twice")
-            with self._needing("does not replace objects on condition, with a checksum"):
+            with self._needing("does not replace objects conditionally, with a checksum"):
                 replaced = self.replace(key, second, found.version)
                 stale = self.replace(key, first, found.version)
                 found = self.read(key)
             if stale is not None or found is None or found.data != second:
                 raise self._unfit(f"{'ignores' if replaced else 'refuses'} conditions on replacing an object")
-            with self._needing("does not let objects be listed"):
+            with self._needing("does not allow listing objects"):
                 if key not in self.keys(key):
-                    raise self._unfit("does not list an object that is there")
-            with self._needing(f"does not let objects be removed ({key} is left there)"):
+                    raise self._unfit("does not list an existing object")
+            with self._needing(f"does not allow removing objects ({key} remains there)"):
                 self.delete(key)
         except BaseException:
             with contextlib.suppress(StorageError):
@@ -162,7 +166,7 @@ class Store(abc.ABC):
 
     @contextlib.contextmanager
     def _needing(self, lacking: str) -> Iterator[None]:
-        """Turn a failure that no retry can help into what the root lacks."""
+        """Convert a permanent failure into an error that names the missing feature of the root."""
         try:
             yield
         except StorageError as error:
@@ -173,47 +177,47 @@ class Store(abc.ABC):
     def _unfit(self, what: str, hint: str = "") -> StorageError:
         usual = "Set [geminiimg] root to a bucket with conditional writes (If-None-Match, If-Match) or to a disk."
         return StorageError(
-            f"{self.uri} can't hold the record of what was paid for: it {what}.",
+            f"{self.uri} cannot hold the ledger: it {what}.",
             retryable=False,
             hint=f"{hint} {usual}".strip(),
         )
 
 
 def checked_key(key: str) -> str:
-    """`key`, if it can be one.
+    """Return `key` if it is valid.
 
     :raises StorageError: it has an empty part, ``.``, ``..`` or a character that only temporary files have.
     """
     if any(part in ("", ".", "..") for part in key.split("/")) or OURS in key or "\0" in key:
-        raise StorageError(f"{key!r} is no key of a store.", retryable=False)
+        raise StorageError(f"{key!r} is not a valid key of a store.", retryable=False)
     return key
 
 
 class Backend(abc.ABC):
-    """What `Files` needs of a kind of storage. Failures are `StorageError`."""
+    """One kind of storage for `Files`. Failures are `StorageError`."""
 
     @abc.abstractmethod
     def read(self, place: Location, max_bytes: int) -> bytes | None:
-        """At most `max_bytes` + 1 bytes; None where there is no such file."""
+        """Return at most `max_bytes` + 1 bytes; None if the file does not exist."""
 
     @abc.abstractmethod
     def create(self, place: Location, data: bytes, media_type: str) -> bool:
-        """Write a new file; False where the name is taken."""
+        """Write a new file; return False if the name is taken."""
 
     @abc.abstractmethod
     def sha256(self, place: Location) -> str | None:
-        """Hex digest of what is there."""
+        """Return the hex digest of a file; None if it does not exist."""
 
     @abc.abstractmethod
     def put(self, place: Location, content: Content, media_type: str) -> None:
-        """Write a file, replacing one of that name."""
+        """Write a file, replacing an existing one."""
 
     @abc.abstractmethod
     def exists(self, place: Location) -> bool:
-        """False only where the store says so."""
+        """Return whether the file exists; False only if the store confirms it."""
 
     def there(self, places: Sequence[Location]) -> list[Location]:
-        """Those of some files of one directory that are there; one that can't be told of is left out."""
+        """Return the files of one directory that exist; a file that cannot be checked is left out."""
         found = []
         for place in places:
             with contextlib.suppress(GeminiImageError):
@@ -223,7 +227,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, place: Location) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Remove a file; it is no error if it does not exist."""
 
-    def check_exclusive(self, place: Location, media_type: str) -> None:  # noqa: B027 - most have nothing to find out
-        """Find out, by a file that is there and may be replaced, whether `create` really replaces none."""
+    def check_exclusive(self, place: Location, media_type: str) -> None:  # noqa: B027 - most kinds need no test
+        """Test with an existing, replaceable file whether `create` really replaces no file."""

@@ -1,9 +1,9 @@
-"""Conditional writes whose answer may get lost: the one create-or-read and the one update of the package.
+"""Conditional writes whose answer may be lost: the only create-or-read and the only update of the package.
 
-What must stay true: "somebody else wrote" is said only after what is stored has been read and is not the caller's own.
-A write whose answer got lost, came as a failure, or was repeated by the client and refused because its first try had
-won, is found again by its bytes or by the claim in them. What others wrote meanwhile is never written over: an update
-asks its step again.
+Invariants: "another writer" is reported only after the stored object was read and is not the caller's own. A write is
+recognised by its bytes or by its claim if its answer was lost, if it failed after it was stored, or if the client
+repeated it and the repetition was refused. Changes of other writers are never overwritten: an update calls its step
+again.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from airflow_provider_geminiimg.core.storage.base import Blob, Store
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, StorageError
 
 UPDATE_SECONDS = 60.0
-"""How long an update is repeated while other writers are quicker."""
-_VANISHED = 5  # creations that were refused for an object that was gone when it was read
+"""Maximum time for which an update is repeated while other writers write first."""
+_VANISHED = 5  # maximum number of refused creations whose object does not exist when it is read
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is stored after a conditional write.
+    """The stored object after a conditional write.
 
     :param blob: the object.
-    :param ours: whether this very write put it there.
+    :param ours: whether this write created it.
     """
 
     blob: Blob
@@ -34,10 +34,10 @@ class Stored:
 
 
 def create_or_read(store: Store, key: str, data: bytes, *, is_ours: Callable[[bytes], bool] | None = None) -> Stored:
-    """Create an object, or read the one that is there.
+    """Create an object, or read the existing one.
 
-    :param is_ours: tells the caller's own object, which may have been changed since. Default: the same bytes.
-    :raises StorageError: the store failed, and what is there, if anything, is not the caller's.
+    :param is_ours: recognises the caller's own object, which may have been changed since. Default: the same bytes.
+    :raises StorageError: the store failed, and the stored object, if any, is not the caller's.
     """
     stored, failure = _created(store, key, data, is_ours or data.__eq__)
     if failure is not None and (stored is None or not stored.ours):
@@ -49,7 +49,7 @@ def create_or_read(store: Store, key: str, data: bytes, *, is_ours: Callable[[by
 def _created(
     store: Store, key: str, data: bytes, is_ours: Callable[[bytes], bool]
 ) -> tuple[Stored | None, StorageError | None]:
-    """What is there after a creation, and how it failed, if it did; at least one of them."""
+    """Return the stored object after a creation, and the failure of the creation; at least one of them."""
     for _ in range(_VANISHED):
         version, failure = _attempted(lambda: store.create(key, data))
         if version is not None:
@@ -59,13 +59,13 @@ def _created(
             return Stored(found, is_ours(found.data)), failure
         if failure is not None:
             return None, failure
-    return None, StorageError(f"{key} under {store.uri} is refused as taken, and is not there when it is read.")
+    return None, StorageError(f"{key} under {store.uri} is refused as existing, but does not exist when it is read.")
 
 
 def replace_or_read(store: Store, key: str, data: bytes, version: str) -> Stored | None:
-    """Replace an object that still has `version`, or read the one that is there; ``None``: it is gone.
+    """Replace an object that still has `version`, or read the existing one; ``None`` if it does not exist.
 
-    :raises StorageError: the store failed, and the object is as it was.
+    :raises StorageError: the store failed, and the object is unchanged.
     """
     new, failure = _attempted(lambda: store.replace(key, data, version))
     if new is not None:
@@ -81,12 +81,13 @@ def replace_or_read(store: Store, key: str, data: bytes, version: str) -> Stored
 def update(
     store: Store, key: str, step: Callable[[Blob | None], bytes | None], *, billed: Billed = Billed.NO
 ) -> Blob | None:
-    """Move an object on: written only if nobody else wrote in between, otherwise the step is asked again.
+    """Change an object with a conditional write; if another writer was first, call the step again.
 
-    :param step: gets what is stored (``None``: nothing) and returns what shall be, or ``None`` for "leave it". Asked
-        again after a write of its own whose answer got lost and on which others built, so it must be repeatable.
-    :param billed: whether money was spent, for the error that says that others were quicker for `UPDATE_SECONDS`.
-    :returns: what is stored now.
+    :param step: receives the stored object (``None``: nothing) and returns the new content, or ``None`` for no change.
+        It may be called again after its own write, if the answer was lost and other writers changed the result, so it
+        must be repeatable.
+    :param billed: whether money was spent; used in the error after `UPDATE_SECONDS` of failed attempts.
+    :returns: the stored object.
     :raises StorageError: the store failed.
     """
     give_up, patience = time.monotonic() + UPDATE_SECONDS, 0.01
@@ -104,16 +105,16 @@ def update(
             return stored.blob
         if time.monotonic() > give_up:
             raise StorageError(
-                f"{key} under {store.uri} was written by others for {UPDATE_SECONDS:.0f} s, each time before this one.",
+                f"{key} under {store.uri} could not be updated in {UPDATE_SECONDS:.0f} s: others kept writing it.",
                 billed=billed,
-                hint="A retry goes on.",
+                hint="A retry continues.",
             )
         time.sleep(random.uniform(0.0, patience))
         patience = min(1.0, patience * 2)
 
 
 def _created_or_found(store: Store, key: str, data: bytes) -> Stored:
-    """As `create_or_read`, but no failure where others are found to have written: they may have built on this."""
+    """Like `create_or_read`, but without an error if others have written: they may have changed this write's result."""
     stored, failure = _created(store, key, data, data.__eq__)
     if stored is None:
         assert failure is not None
@@ -122,7 +123,7 @@ def _created_or_found(store: Store, key: str, data: bytes) -> Stored:
 
 
 def _attempted(write: Callable[[], str | None]) -> tuple[str | None, StorageError | None]:
-    """The version that a write brings; or how it failed, which does not say that nothing was written."""
+    """Return the version of a write, or its failure. A failure does not prove that nothing was written."""
     try:
         return write(), None
     except StorageError as failure:

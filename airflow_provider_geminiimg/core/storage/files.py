@@ -1,4 +1,4 @@
-"""Which kind of storage serves a URI, and whether the URI may be used at all."""
+"""Selects the storage for a URI, and checks whether the URI may be used."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def open_store(uri: str, openers: Openers) -> Store:
-    """The store at a root URI.
+    """Open the store at a root URI.
 
     :param uri: ``s3://[conn_id@]bucket[/prefix]``, ``file:///folder`` or ``/folder``.
-    :param openers: open what the URI's connection leads to.
+    :param openers: open the connection of the URI.
     :raises BadRequestError: another scheme, which has no exclusive creation.
     """
     place = locate(uri, "root")
@@ -43,22 +43,23 @@ def open_store(uri: str, openers: Openers) -> Store:
             hint="Set [geminiimg] root to a folder, such as file:///shared/geminiimg; leave it unset for the default.",
         )
     raise BadRequestError(
-        f"root: {place.shown} can't hold the record of what was paid for; allowed: s3:// and file://.",
-        hint="Images may go anywhere (output_path); [geminiimg] root needs a store that creates exclusively.",
+        f"root: {place.shown} cannot hold the ledger; allowed: s3:// and file://.",
+        hint="[geminiimg] root needs a store with exclusive creation. Images may be elsewhere (output_path).",
     )
 
 
 class Files:
-    """Reads and writes images wherever a URI points. Blocking: call it through `asyncio.to_thread`.
+    """Reads and writes images at any URI. The methods block: call them through `asyncio.to_thread`.
 
-    ``s3://`` goes through boto3, ``file://`` and plain paths to the disk, and all else through Airflow's
-    ``ObjectStoragePath``. Web addresses can be checked here, but they are downloaded, not read as files.
+    ``s3://`` uses boto3, ``file://`` and plain paths use the disk, and all other URIs use Airflow's
+    ``ObjectStoragePath``. Web addresses can be checked here, but are downloaded elsewhere.
 
-    :param openers: open what the URI's connection leads to.
-    :param allowed_roots: URI prefixes, connection part included, within which every URI must lie; compared by whole
-        path segments after symbolic links are resolved. Default: anywhere.
-    :param setting: which setting names them, for the message.
-    :param root: URI of the root; what is written under it on disk is its owner's alone. Default: nothing is written.
+    :param openers: open the connection of a URI.
+    :param allowed_roots: URI prefixes, connection part included. Every URI must be under one of them; whole path
+        segments are compared after symbolic links are resolved. Default: no restriction.
+    :param setting: name of the setting with these prefixes, for messages.
+    :param root: URI of the root. Files under it on disk are accessible to their owner only. Default: nothing is written
+        under it.
     """
 
     def __init__(
@@ -82,19 +83,19 @@ class Files:
     def check(self, uri: str, field: str) -> None:
         """Refuse a URI that is malformed or outside the allowed roots.
 
-        :param uri: an input, an output, or one that was recorded.
-        :param field: what the message calls it.
+        :param uri: an input, an output, or a recorded URI.
+        :param field: its name in the message.
         :raises BadRequestError: with the reason and the allowed roots.
         """
         self._place(uri, field)
 
     def read(self, uri: str, *, max_bytes: int, landed: bool = False) -> bytes:
-        """All bytes of a file.
+        """Return all bytes of a file.
 
-        :param uri: where it is.
-        :param max_bytes: the largest size to take.
-        :param landed: it is an image of a record, and its bytes will be compared with that; see `state`.
-        :raises BadRequestError: it is not there, too large, or the scheme is not known.
+        :param uri: its location.
+        :param max_bytes: maximum size.
+        :param landed: it is a recorded image, whose bytes are compared with the record; see `state`.
+        :raises BadRequestError: it does not exist, is too large, or the scheme is unknown.
         :raises StorageError: it could not be read.
         """
         place = self._place(uri, "uri", landed=landed)
@@ -106,13 +107,14 @@ class Files:
         return data
 
     def write(self, uri: str, data: bytes, *, media_type: str, sha256: str) -> bool:
-        """Write a new file whole, never over other bytes.
+        """Write a complete new file, never over other bytes.
 
-        :param uri: where to.
+        :param uri: its location.
         :param data: its bytes.
-        :param media_type: its content type, where the store keeps one.
+        :param media_type: its content type, if the store keeps one.
         :param sha256: hex digest of `data`.
-        :returns: True where it is written or was there with the same bytes; False where the name is taken by others.
+        :returns: True if it is written or already existed with the same bytes; False if the name is taken by other
+            bytes.
         :raises StorageError: it could not be written.
         """
         place = self._place(uri, "uri")
@@ -120,7 +122,7 @@ class Files:
             return write_new(self._backend(place), place, data, media_type, sha256)
 
     def put(self, uri: str, content: Content, *, media_type: str) -> None:
-        """Write a file whole, replacing one of that name.
+        """Write a complete file, replacing an existing one.
 
         :raises StorageError: it could not be written.
         """
@@ -130,7 +132,7 @@ class Files:
 
     @contextlib.contextmanager
     def _doubting(self, uri: str) -> Iterator[None]:
-        """A directory that fails to take a file is checked again before the next payment."""
+        """Discard the saved check of a directory after a failed write, so that it is checked again before a payment."""
         try:
             yield
         except StorageError:
@@ -138,7 +140,7 @@ class Files:
             raise
 
     def sha256(self, uri: str) -> str | None:
-        """Hex digest of a file, ``None`` where there is none.
+        """Return the hex digest of a file, ``None`` if it does not exist.
 
         :raises StorageError: it could not be read.
         """
@@ -146,31 +148,34 @@ class Files:
         return self._backend(place).sha256(place)
 
     def state(self, uri: str) -> State:
-        """Whether an image that landed is there. ``unknown`` where the store would not or could not say, or the
-        address is allowed no more; the log says why. See `locate` for addresses that are looked at all the same."""
+        """Return whether a stored image exists.
+
+        ``unknown`` means that the store gave no clear answer, or that the address is no longer allowed; the log has the
+        reason. See `locate` for old addresses that are still checked.
+        """
         try:
             place = self._place(uri, "uri", landed=True)
             return "there" if self._backend(place).exists(place) else "gone"
         except GeminiImageError as error:
-            self._warn(f"Can't look at an image that landed: {error.message} {error.hint}".strip())
+            self._warn(f"A stored image cannot be checked: {error.message} {error.hint}".strip())
             return "unknown"
 
     def there(self, uris: Sequence[str]) -> list[str]:
-        """Those of some files of one directory that are there. What the store would not or could not say is not."""
+        """Return the files of one directory that exist. Files without a clear answer are left out."""
         places = {self._place(uri, "uri"): uri for uri in uris}
         found = self._backend(next(iter(places))).there(list(places))
         return [places[place] for place in found]
 
     def check_writable(self, directory_uri: str, size: int = SMALL_IMAGE, stem: str = "") -> None:
-        """Find out whether a directory takes an image and its sidecar, before money is spent.
+        """Check that a directory accepts an image and its sidecar, before money is spent.
 
-        What they need is done: a hidden file of each kind is written and removed. A directory that took them is
-        believed to for a while, so that a batch does not ask for each of its images.
+        Writes and removes a hidden file of each kind. A successful check is valid for a while, so that a batch does not
+        repeat it for each image.
 
-        :param size: bytes that the image may have.
-        :param stem: file name that it is meant to get, without its extension.
-        :raises BadRequestError: it does not.
-        :raises StorageError: it could not be told now; trying again can help.
+        :param size: expected size of the image in bytes.
+        :param stem: its file name, without extension.
+        :raises BadRequestError: the directory does not accept the files.
+        :raises StorageError: a temporary failure; a retry can help.
         """
         directory = self._place(directory_uri, "output_path").shown.rstrip("/")
         refuse_chain(directory_uri, "output_path")
@@ -184,7 +189,7 @@ class Files:
             raise BadRequestError(f"output_path: {error.message}", hint=error.hint) from None
         except StorageError as error:
             kind = StorageError if error.retryable else BadRequestError
-            raise kind(f"output_path: {directory} can't be written to. {error.message}", hint=error.hint) from error
+            raise kind(f"output_path: {directory} cannot be written to. {error.message}", hint=error.hint) from error
 
     def _place(self, uri: str, field: str, *, landed: bool = False) -> Location:
         place = locate(uri, field, landed=landed)

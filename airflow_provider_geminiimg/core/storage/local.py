@@ -1,9 +1,9 @@
-"""One disk, which all workers share.
+"""The disk that all workers share.
 
-What must stay true: an object appears whole or not at all (a synced temporary file in the same folder gets the final
-name); of any number of creators one wins (`os.link` never replaces); a replacing writer holds the root's lock, which
-excludes threads and processes alike; what lies under the root is its owner's alone, whatever the umask is. Time is the
-disk's, which may differ from this machine's.
+Invariants: an object appears completely or not at all (a synced temporary file in the same folder gets the final name).
+One of several creators wins (`os.link` never replaces). A writer that replaces an object holds the root's lock, which
+excludes threads and processes. Everything under the root is accessible to its owner only, regardless of the umask.
+Times come from the disk, which may differ from this machine's clock.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import StorageError
 
 LOCK_SECONDS = 30.0
-"""How long a replacing writer waits for another one on the same disk. The lock is held for about a millisecond."""
+"""Seconds that a writer waits for the root's lock. The lock is held for about a millisecond."""
 
 IMAGES = "images"
-"""The folder under the root that holds images without an output path of their own."""
+"""Folder under the root for images without an output path of their own."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError)
-_REFUSALS = (  # trying again can't help
+_REFUSALS = (  # permanent failures
     errno.EACCES,
     errno.EFBIG,
     errno.EISDIR,
@@ -58,7 +58,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 class _Modes:
     """The modes of new folders and files.
 
-    :param exact: set as they are; otherwise the process's umask is taken off.
+    :param exact: set the modes exactly; otherwise the umask applies.
     """
 
     folder: int
@@ -71,9 +71,9 @@ _BY_UMASK = _Modes(0o777, 0o666, exact=False)
 
 
 class LocalStore(Store):
-    """A folder. New folders are 0700, files 0600, whatever the umask is.
+    """A folder. New folders have the mode 0700 and files 0600, regardless of the umask.
 
-    :param root: its absolute path; made when it is first written to.
+    :param root: its absolute path; created with the first write.
     """
 
     def __init__(self, root: str) -> None:
@@ -141,17 +141,17 @@ class LocalStore(Store):
         return self._root / checked_key(key)
 
     def now(self) -> float:
-        """As `Store.now`: a file is touched on the disk and its time read back."""
+        """See `Store.now`. Touches a file on the disk and reads its time back."""
         try:
             with self._lock_file() as handle:
                 os.utime(handle)
                 return os.fstat(handle).st_mtime
         except OSError:
-            return time.time()  # who may only read here decides nothing by ages
+            return time.time()  # a read-only process makes no decision by ages
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the root's lock: one open file each, so that threads exclude each other as processes do."""
+        """Hold the root's lock. Each call opens the file itself, so that threads exclude each other as processes do."""
         with self._lock_file() as handle:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _try_lock(handle):
@@ -161,7 +161,7 @@ class LocalStore(Store):
             try:
                 yield
             finally:
-                # Closing is not enough: a process forked meanwhile holds a copy of the handle.
+                # Closing is not enough: a process that was forked in the meantime holds a copy of the handle.
                 fcntl.flock(handle, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
@@ -181,10 +181,10 @@ class _NoLinksError(StorageError):
 
 
 class DiskFiles(Backend):
-    """Users' files. Under the root they are its owner's alone; elsewhere the umask decides, as for any other file.
+    """Users' files. Under the root they are accessible to their owner only; elsewhere the umask applies.
 
-    :param warn: where to say what a file system lacks.
-    :param root: path of the root, where it is on disk.
+    :param warn: receives a text about missing features of a file system.
+    :param root: path of the root, if it is on disk.
     """
 
     def __init__(self, warn: Callable[[str], None], root: Path | None = None) -> None:
@@ -205,8 +205,8 @@ class DiskFiles(Backend):
                 except _NoLinksError:
                     written = _move_to_free_name(temporary, place.file, modes)
         self._warn(
-            f"{place.file.parent} is on a file system without hard links: a file is put in the place of an empty one, "
-            "which a worker that is killed at that very moment leaves behind."
+            f"{place.file.parent} is on a file system without hard links: a file replaces an empty file of its name. "
+            "If the worker is killed at that moment, the empty file remains."
         )
         return written
 
@@ -234,7 +234,7 @@ class DiskFiles(Backend):
             place.file.unlink(missing_ok=True)
 
     def _prepare(self, file: Path) -> _Modes:
-        """Make the folder of a new file. Returns the modes that apply there."""
+        """Create the folder of a new file, and return the modes for it."""
         if self._root is None or not _is_below(file, self._root):
             _make_folders(file.parent, _BY_UMASK)
             return _BY_UMASK
@@ -247,7 +247,7 @@ class DiskFiles(Backend):
 
 @contextlib.contextmanager
 def _failures(doing: str, path: Path) -> Iterator[None]:
-    """Turn any failure of the operating system into a `StorageError` that names what was done to what."""
+    """Convert any failure of the operating system into a `StorageError` that names the operation and the path."""
     try:
         yield
     except OSError as error:
@@ -259,7 +259,7 @@ def _failures(doing: str, path: Path) -> Iterator[None]:
 
 
 def _make_folders(path: Path, modes: _Modes) -> None:
-    """Make a folder and those above it; each new one has its mode and is on the disk when this returns."""
+    """Create a folder and its parents. New folders have their mode and are synced to disk when this returns."""
     if path.is_dir():
         return
     _make_folders(path.parent, modes)
@@ -271,7 +271,7 @@ def _make_folders(path: Path, modes: _Modes) -> None:
 
 
 def _close_folders(top: Path, folder: Path) -> None:
-    """Take others' rights from `top`, `folder` and those between, which earlier versions left open."""
+    """Make `top`, `folder` and the folders between them private; earlier versions left them open."""
     for path in (folder, *folder.parents):
         if not path.is_relative_to(top):
             return
@@ -280,12 +280,12 @@ def _close_folders(top: Path, folder: Path) -> None:
 
 
 def _set_mode(target: Path | int, mode: int) -> None:
-    with contextlib.suppress(OSError):  # some file systems know no modes, and some folders are another user's
+    with contextlib.suppress(OSError):  # some file systems have no modes, and some folders belong to another user
         os.chmod(target, mode)  # noqa: PTH101 - it may be an open file
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    """Whether `path` lies in `folder`, as it is written or after symbolic links are resolved."""
+    """Return whether `path` is in `folder`, either literally or after symbolic links are resolved."""
     spellings = (Path(os.path.normpath(path)), Path(os.path.realpath(path)))
     return any(spelling.is_relative_to(at) for spelling in spellings for at in (folder, Path(os.path.realpath(folder))))
 
@@ -295,7 +295,7 @@ def _sync_folder(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no fsync of a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
             raise
     finally:
         os.close(handle)
@@ -303,7 +303,7 @@ def _sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path, content: Content, modes: _Modes) -> Iterator[Path]:
-    """A synced file with `content` beside `path`, removed at the end unless it was moved away."""
+    """Context manager for a synced file with `content` beside `path`; removed at the end unless it was moved."""
     temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
     try:
         handle = _create_file(temporary, os.O_WRONLY, modes)
@@ -317,7 +317,7 @@ def _temporary(path: Path, content: Content, modes: _Modes) -> Iterator[Path]:
 
 
 def _create_file(path: Path, flags: int, modes: _Modes) -> int:
-    """Open a file that is not there yet."""
+    """Open a new file; fail if it exists."""
     handle = os.open(path, os.O_CREAT | os.O_EXCL | flags, modes.file)
     if modes.exact:
         _set_mode(handle, modes.file)
@@ -325,18 +325,18 @@ def _create_file(path: Path, flags: int, modes: _Modes) -> int:
 
 
 def _link(temporary: Path, path: Path) -> bool:
-    """Give a temporary file its final name; False where the name is taken."""
+    """Give a temporary file its final name; return False if the name is taken."""
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # A network file system may have linked it, lost the answer and asked again: then the file has two names.
+        # A network file system may have linked it, lost the answer and tried again: then the file has two names.
         if temporary.stat().st_nlink < 2:
             return False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         raise _NoLinksError(
-            f"{path.parent} is on a file system without hard links, on which two writers can't be told apart.",
+            f"{path.parent} is on a file system without hard links, where two writers could replace each other.",
             retryable=False,
             hint="Use another disk or a bucket.",
         ) from error
@@ -345,7 +345,7 @@ def _link(temporary: Path, path: Path) -> bool:
 
 
 def _move_to_free_name(temporary: Path, path: Path, modes: _Modes) -> bool:
-    """Give a temporary file its final name without a link; an empty file holds the name until then."""
+    """Give a temporary file its final name without a link. An empty file reserves the name until then."""
     try:
         os.close(_create_file(path, os.O_WRONLY, modes))
     except FileExistsError:
@@ -360,9 +360,9 @@ def _move_to_free_name(temporary: Path, path: Path, modes: _Modes) -> bool:
 
 
 def _read_file(path: Path, limit: int | None = None) -> tuple[bytes, float] | None:
-    """Content (at most `limit` + 1 bytes) and time of the last change; None only where there is no such file."""
+    """Return content (at most `limit` + 1 bytes) and modification time; None only if the file does not exist."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block otherwise
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, a named pipe would block
     except _ABSENT:
         return None
     try:

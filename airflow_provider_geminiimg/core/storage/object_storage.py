@@ -1,6 +1,6 @@
-"""Everywhere else: whatever Airflow's providers serve, through `ObjectStoragePath`.
+"""All other stores that Airflow's providers support, through `ObjectStoragePath`.
 
-What must stay true: a file is opened only where `ObjectStoragePath` finds in its URI what `locate` found.
+Invariant: a file is opened only if `ObjectStoragePath` reads its URI in the same way as `locate`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from airflow_provider_geminiimg.core.storage.base import Backend, Content, PathF
 from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
-_REFUSALS = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)  # no retry can help
-_CONTENT_TYPE_ARGUMENT = {"gs": "content_type"}  # the others guess it or keep none
+_REFUSALS = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)  # permanent failures
+_CONTENT_TYPE_ARGUMENT = {"gs": "content_type"}  # other stores guess the type or have none
 
 
 class OtherFiles(Backend):
-    """All else, as Airflow's providers bring it. Not exclusive: a look before the write is all that fsspec offers.
+    """Files in other stores. Creation is not exclusive: fsspec only allows a check before the write.
 
-    :param open_path: gives the `ObjectStoragePath` of a URI and a connection.
+    :param open_path: returns the `ObjectStoragePath` of a URI and a connection.
     """
 
     def __init__(self, open_path: PathFactory) -> None:
@@ -46,14 +46,14 @@ class OtherFiles(Backend):
             return sha256(self._path(place).read_bytes())
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
-        data = b"".join(pieces(content))  # it may be written twice
+        data = b"".join(pieces(content))  # the write may be repeated
         argument = _CONTENT_TYPE_ARGUMENT.get(place.scheme)
         arguments = {argument: media_type} if argument else {}
         with self._errors("Writing", place):
             path = self._path(place)
             try:
                 self._write(path, data, arguments)
-            except FileNotFoundError:  # only file systems with real folders say so
+            except FileNotFoundError:  # only file systems with real folders raise this
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._write(path, data, arguments)
 
@@ -62,7 +62,7 @@ class OtherFiles(Backend):
             path = self._path(place)
             path.fs.invalidate_cache()
             try:
-                path.fs.info(path.path)  # not exists(): it takes any failure for absence
+                path.fs.info(path.path)  # not exists(), which treats any failure as absence
             except FileNotFoundError:
                 return False
             return True
@@ -70,7 +70,7 @@ class OtherFiles(Backend):
     def remove(self, place: Location) -> None:
         with self._errors("Removing", place), contextlib.suppress(FileNotFoundError):
             path = self._path(place)
-            if glob.has_magic(path.path):  # unlink() would take it for a pattern
+            if glob.has_magic(path.path):  # unlink() would treat it as a pattern
                 path.fs.rm_file(path.path)
             else:
                 path.unlink()
@@ -82,10 +82,10 @@ class OtherFiles(Backend):
     def _path(self, place: Location) -> Any:
         try:
             path = self._open_path(f"{place.scheme}://{place.bucket}/{place.path}", place.conn_id)
-            path.fs  # noqa: B018  (the first moment at which an unknown scheme shows)
+            path.fs  # noqa: B018  (raises for an unknown scheme)
         except (ValueError, ImportError) as error:
             raise BadRequestError(
-                f"{place.shown}: no installed Airflow provider serves {place.scheme}://.",
+                f"{place.shown}: no installed Airflow provider supports {place.scheme}://.",
                 hint="Install the provider for it, or use s3://, file:// or a plain path.",
             ) from error
         if not _is_at(path, place):
@@ -110,7 +110,9 @@ class OtherFiles(Backend):
 
 
 def _is_at(path: Any, place: Location) -> bool:
-    """Whether an `ObjectStoragePath` leads where a URI does. Some file systems know their host from the connection."""
+    """Return whether an `ObjectStoragePath` has the address of a URI. Some file systems take the host from the
+    connection.
+    """
     opened = (path.protocol, path.path.strip("/"))
     keys = (place.path.strip("/"), f"{place.bucket}/{place.path}".strip("/"))
     return opened in [(place.scheme, key) for key in keys]

@@ -1,8 +1,8 @@
-"""S3, by boto3: conditional writes and bounded calls.
+"""S3 through boto3, with conditional writes.
 
-What must stay true: a 403 on reading is a failure, never "absent"; bodies go to botocore as streams, because it logs
-plain `bytes` at DEBUG. botocore repeats a request whose answer was lost, and then our own success comes back as
-"taken": whoever gets ``None`` from a conditional write reads the object before believing that somebody else won.
+Invariants: a 403 while reading is a failure, never "absent". Bodies are passed to botocore as streams, because it logs
+plain `bytes` at DEBUG. botocore repeats a request whose answer was lost, and then our own success looks like "taken":
+after ``None`` from a conditional write, the caller reads the object before it assumes another writer.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ABSENT = {"NoSuchKey", "404", "NotFound"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
-_MAY_PASS = {"RequestTimeout", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}  # though HTTP 400
+_MAY_PASS = {"RequestTimeout", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}  # temporary, HTTP 400
 _MAY_PASS_STATUSES = {408, 409, 425, 429}
-_NEVER_PASSES = {501, 505}  # of the statuses from 500 on
+_NEVER_PASSES = {501, 505}  # permanent ones among the statuses from 500 on
 _TOO_LARGE = {"EntityTooLarge", "413"}
 _NO_SUCH_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
-_NO_NAME = {  # that boto3 takes for a bucket's, or has an endpoint for; our keys are all valid
+_NO_NAME = {  # invalid bucket name, region or endpoint; the keys of this package are always valid
     *("ParamValidationError", "EndpointProviderError", "EndpointResolutionError", "InvalidRegionError"),
     *("UnsupportedS3ArnError", "UnsupportedS3ConfigurationError", "UnsupportedS3AccesspointConfigurationError"),
 }
@@ -46,34 +46,38 @@ _HINTS = {
     **dict.fromkeys(_NO_SUCH_BUCKET, "Create the bucket {bucket}, or correct its name."),
     **dict.fromkeys(
         _NO_NAME,
-        "Correct the name of the bucket {bucket}, and the region and endpoint that it is looked for at. An access "
-        "point is written with colons alone: s3://arn:aws:s3:region:account:accesspoint:name/key.",
+        "Correct the name, region and endpoint of the bucket {bucket}. Write an access point with colons only: "
+        "s3://arn:aws:s3:region:account:accesspoint:name/key.",
     ),
     **dict.fromkeys(
         _NO_CREDENTIALS, "Give the worker AWS credentials, or name an Airflow connection: s3://conn_id@bucket/key."
     ),
     **dict.fromkeys(_DENIED, _GRANT),
-    **dict.fromkeys(_TOO_LARGE, "Raise the size that the store of {bucket} takes, and any proxy before it."),
+    **dict.fromkeys(
+        _TOO_LARGE, "Raise the maximum object size of the store of {bucket}, and of any proxy in front of it."
+    ),
     **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"), _REGION),
 }
 _STATUS_HINTS = {
     401: _GRANT,
     403: _GRANT,
-    **dict.fromkeys((400, 405, 411, 415, 501), "The store of {bucket} does not do this as S3 does. Use another one."),
+    **dict.fromkeys(
+        (400, 405, 411, 415, 501), "The store of {bucket} does not support this S3 operation. Use another store."
+    ),
 }
 _REFUSALS = {400, 403, 405, 411, 415, 501}
-"""HTTP statuses that a store may answer with to one header, and not to the same request without it."""
+"""HTTP statuses with which a store may refuse a single header of a request."""
 
 
 class _ConflictError(StorageError):
-    """Another conditional write was under way; asking again settles it."""
+    """Another conditional write is in progress; a repetition gives a clear result."""
 
 
 _PLAINLY: contextvars.ContextVar[bool] = contextvars.ContextVar("plainly", default=False)
 
 
 def _ask_for_no_checksums(context: Any, **_: Any) -> None:
-    """Keep botocore, for a call that is made `plainly`, from adding checksum headers of its own."""
+    """Prevent botocore from adding checksum headers to a call inside `plainly`."""
     from botocore.config import Config
 
     if _PLAINLY.get():
@@ -82,13 +86,13 @@ def _ask_for_no_checksums(context: Any, **_: Any) -> None:
 
 
 class S3Calls:
-    """Calls on one bucket's objects; every failure of boto3 comes out as a `StorageError`."""
+    """Calls for the objects of one bucket. Every failure of boto3 becomes a `StorageError`."""
 
     def __init__(self, factory: S3ClientFactory, conn_id: str | None, bucket: str) -> None:
         self._factory, self._conn_id, self.bucket = factory, conn_id, bucket
 
     def call(self, operation: str, key: str | None, *, unless: Collection[str] = (), **arguments: Any) -> Any:
-        """Call `operation` of the client; ``None`` where it fails with a code of `unless`."""
+        """Call `operation` of the client; return ``None`` if it fails with a code of `unless`."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if key is not None:
@@ -107,7 +111,7 @@ class S3Calls:
 
     @contextlib.contextmanager
     def plainly(self) -> Iterator[None]:
-        """Make calls without any checksum header, for a store that refuses them."""
+        """Context manager for calls without any checksum header, for a store that refuses them."""
         events = self._client().meta.events
         events.register_first("before-parameter-build.s3", _ask_for_no_checksums, unique_id="geminiimg-plainly")
         token = _PLAINLY.set(True)
@@ -117,7 +121,9 @@ class S3Calls:
             _PLAINLY.reset(token)
 
     def get(self, key: str) -> Any:
-        """A `get_object`; ``None`` where there is no such object. Asked plainly where the store takes no more."""
+        """Call `get_object`; ``None`` if the object does not exist. Repeats it without checksum headers if they are
+        refused.
+        """
         try:
             return self.call("get_object", key, unless={"NoSuchKey"})
         except StorageError as refusal:
@@ -128,7 +134,7 @@ class S3Calls:
             raise
 
     def put(self, key: str, data: bytes, media_type: str | None, *, checksum: bool = True, **condition: str) -> Any:
-        """Write one object whole; ``None`` where the condition does not hold."""
+        """Write one complete object; ``None`` if the condition is not met."""
         unmet = TAKEN | (ABSENT if "IfMatch" in condition else set())
         arguments: dict[str, str] = {} if media_type is None else {"ContentType": media_type}
         if checksum:
@@ -148,7 +154,7 @@ class S3Calls:
         raise AssertionError("unreachable")
 
     def body(self, key: str, found: Any, limit: int | None = None) -> bytes:
-        """The body of a `get_object`, at most `limit` + 1 bytes of it."""
+        """Return the body of a `get_object`, at most `limit` + 1 bytes of it."""
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
 
@@ -159,7 +165,7 @@ class S3Calls:
             raise self._failed("get_object", key, type(error).__name__) from error
 
     def pages(self, **wanted: str) -> Iterator[Any]:
-        """The answers of a listing, one after the other."""
+        """Iterate over the answers of a listing."""
         while True:
             page = self.call("list_objects_v2", None, **wanted)
             yield page
@@ -177,7 +183,7 @@ class S3Calls:
             raise StorageError(f"No S3 client could be made from {name}: {type(error).__name__}.") from error
 
     def _failed(self, operation: str, key: str | None, why: str, code: str = "", status: int = 0) -> StorageError:
-        """What came of a call; without a status no answer came."""
+        """Return the error for a failed call; a status of 0 means that there was no answer."""
         may_pass = code in _BUSY or _may_pass(code, status)
         kind = _ConflictError if code in _BUSY else StorageError
         usual = "Check the bucket and the worker's network."
@@ -190,21 +196,21 @@ class S3Calls:
 
 
 def is_refusal(error: StorageError) -> bool:
-    """Whether a store does not do what was asked, and may do the same without some of its headers."""
+    """Return whether a store refuses an operation, and might accept it without some of its headers."""
     answer = getattr(error.__cause__, "response", None) or {}  # botocore's time-outs have one that is None
     status, code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
     return not error.retryable and status in _REFUSALS and code not in _TOO_LARGE | _NO_SUCH_BUCKET
 
 
 def _may_pass(code: str, status: int) -> bool:
-    """Whether trying the same again can help."""
+    """Return whether a repetition can help."""
     if code in _MAY_PASS or status in _MAY_PASS_STATUSES:
         return True
     return code not in _HINTS and (status == 0 or (status >= 500 and status not in _NEVER_PASSES))
 
 
 def _age(found: Any) -> float:
-    """Seconds between an object's last change and the store's own clock, which dates every answer."""
+    """Return the seconds between an object's last change and the store's clock, which is in every answer."""
     return max(0.0, _dated(found) - float(found["LastModified"].timestamp()))
 
 
@@ -217,7 +223,7 @@ class S3Store(Store):
     """A prefix of a bucket with conditional writes.
 
     :param uri: ``s3://bucket/prefix`` or ``s3://conn_id@bucket/prefix``.
-    :param s3_client: gives the client; asked at every call, so it should keep what it made.
+    :param s3_client: returns the client; called for every request, so it should cache the client.
     """
 
     def __init__(self, uri: str, s3_client: S3ClientFactory) -> None:
@@ -228,7 +234,9 @@ class S3Store(Store):
         self._s3 = S3Calls(s3_client, place.conn_id, place.bucket)
 
     def create(self, key: str, data: bytes) -> str | None:
-        media_type = "image/webp" if key.endswith(".webp") else _JSON  # a thumbnail; all else but spool is JSON
+        media_type = (
+            "image/webp" if key.endswith(".webp") else _JSON
+        )  # thumbnails are WebP; all other objects except spooled images are JSON
         done = self._s3.put(self._key(key), data, media_type, IfNoneMatch="*")
         return None if done is None else str(done["ETag"])
 

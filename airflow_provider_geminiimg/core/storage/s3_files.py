@@ -1,8 +1,8 @@
-"""Users' files in a bucket, also in one that takes less than S3 does.
+"""Users' files in a bucket, including stores that support only a part of S3.
 
-What must stay true: nothing is written over another file, and nothing is taken for written whose bytes were not
-compared, by the store or here. A store may refuse checksum headers, conditions or content types: then a file is written
-without what it refuses, as long as this holds, and the log says so once.
+Invariants: a write never replaces another file, and succeeds only after its bytes were compared, by the store or here.
+A store may refuse checksum headers, conditions or content types. Files are then written without them, as long as the
+invariants hold, and the log says so once.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from airflow_provider_geminiimg.exceptions import StorageError
 
 @dataclass(frozen=True)
 class PutMode:
-    """What a put asks of the store, besides keeping the bytes.
+    """The features that a put uses.
 
-    :param checksum: compare the bytes with their SHA-256; otherwise they are compared after the write.
-    :param media_type: keep the content type.
-    :param condition: refuse a name that is taken; otherwise a look before the write must have said that it is free.
+    :param checksum: the store compares the SHA-256; otherwise the bytes are compared after the write.
+    :param media_type: the store keeps the content type.
+    :param condition: the store refuses an existing name; otherwise the name is checked before the write.
     """
 
     checksum: bool = True
@@ -41,17 +41,17 @@ _MODES = sorted(
     key=lambda mode: (not mode.condition, [mode.checksum, mode.media_type].count(False), mode.checksum),
 )
 _LACKING = {
-    "checksum": "checksums (x-amz-checksum-sha256): files are written without, and compared after the write",
-    "media_type": "content types: files are written without",
-    "condition": "conditions (If-None-Match): a look before the write takes their place, so that a file which somebody "
-    "else writes under the same name at that very moment may be replaced",
+    "checksum": "checksums (x-amz-checksum-sha256): files are written without them, and compared after the write",
+    "media_type": "content types: files are written without them",
+    "condition": "conditional writes (If-None-Match): the name is checked before the write instead, so a file that "
+    "somebody else writes under the same name at the same moment may be replaced",
 }
 
 
 class PutModes:
-    """What the directories of one process turned out to take.
+    """The supported features of each directory, for one process.
 
-    :param warn: where to say, once, what a directory does not take.
+    :param warn: receives a text, once, about the missing features of a directory.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -59,27 +59,27 @@ class PutModes:
         self._known: dict[str, PutMode] = {}
 
     def of(self, directory: str) -> PutMode:
-        """What to ask for first."""
+        """Return the mode to try first."""
         return self._known.get(directory, _MODES[0])
 
     def to_try(self, directory: str, *, exclusive: bool) -> list[PutMode]:
-        """What to ask for, one after the other. A condition that is not heeded is never asked for again."""
+        """Return the modes to try, in order. A condition that was ignored once is not used again."""
         known = self.of(directory)
         modes = [mode for mode in _MODES if mode.condition <= known.condition]
         return list(dict.fromkeys((known, *(mode for mode in modes if exclusive or mode.condition == known.condition))))
 
     def learn(self, directory: str, mode: PutMode) -> None:
-        """This is what the directory takes."""
+        """Save the mode that the directory supports."""
         before, self._known[directory] = self.of(directory), mode
         lost = [name for name in _LACKING if getattr(before, name) and not getattr(mode, name)]
         if lost:
-            self._warn(f"{directory} takes no {'; and no '.join(_LACKING[name] for name in lost)}.")
+            self._warn(f"{directory} does not support {'; nor '.join(_LACKING[name] for name in lost)}.")
 
 
 class S3Files(Backend):
     """Users' files in a bucket.
 
-    :param modes: what its directories are known to take.
+    :param modes: the known features of its directories.
     """
 
     def __init__(self, s3: S3Calls, modes: PutModes) -> None:
@@ -98,7 +98,7 @@ class S3Files(Backend):
         try:
             self._write(place, data, media_type, exclusive=False)
         except StorageError as failure:
-            if failure.retryable:  # the answer alone may be lost
+            if failure.retryable:  # perhaps only the answer was lost
                 with contextlib.suppress(StorageError):
                     if self.sha256(place) == sha256(data):
                         return
@@ -124,7 +124,7 @@ class S3Files(Backend):
         return self._s3.get(place.path) is not None
 
     def there(self, places: Sequence[Location]) -> list[Location]:
-        """One listing instead of two requests for each; who may not list asks for each."""
+        """Use one listing instead of two requests per file; without permission to list, check each file."""
         prefix = os.path.commonprefix([place.path for place in places])  # noqa: RUF071 - keys are no paths
         try:
             known = {entry["Key"] for page in self._s3.pages(Prefix=prefix) for entry in page.get("Contents", ())}
@@ -136,7 +136,7 @@ class S3Files(Backend):
         self._s3.call("delete_object", place.path, unless={"NoSuchKey"})
 
     def check_exclusive(self, place: Location, media_type: str) -> None:
-        """Create what is there once more, by the condition alone: some stores take the header, and do not heed it."""
+        """Create an existing file again with the condition only: some stores accept the header and ignore it."""
         mode = self._modes.of(_directory(place))
         if not mode.condition:
             return
@@ -144,13 +144,13 @@ class S3Files(Backend):
         try:
             replaced = self._put(place, other, media_type, mode, exclusive=True)
         except StorageError as error:
-            # Refused in whatever words, or the answer alone is lost.
+            # Refused with any code, or only the answer was lost.
             replaced = not is_refusal(error) and self.sha256(place) == sha256(other)
         if replaced:
             self._modes.learn(_directory(place), dataclasses.replace(mode, condition=False))
 
     def _write(self, place: Location, data: bytes, media_type: str, *, exclusive: bool) -> bool:
-        """Write as the directory is known to take it, else with less and less; False where the name is taken."""
+        """Write with the known features of the directory, then with fewer; return False if the name is taken."""
         directory = _directory(place)
         refusal: StorageError | None = None
         for mode in self._modes.to_try(directory, exclusive=exclusive):
@@ -170,13 +170,15 @@ class S3Files(Backend):
         raise refusal
 
     def _is_taken(self, place: Location, mode: PutMode) -> bool:
-        """Whether a look says so. Also before a put with a condition, which not every store heeds."""
+        """Return whether the file exists. Checked also before a conditional put, because not every store honours the
+        condition.
+        """
         try:
             return self._s3.call("head_object", place.path, unless=ABSENT) is not None
         except StorageError:
             if not mode.condition:
                 raise
-            return False  # who may not look writes by the condition alone
+            return False  # without permission to check, rely on the condition
 
     def _put(self, place: Location, data: bytes, media_type: str, mode: PutMode, *, exclusive: bool) -> bool:
         condition = {"IfNoneMatch": "*"} if exclusive and mode.condition else {}
@@ -190,24 +192,29 @@ class S3Files(Backend):
         return True
 
     def _compare(self, place: Location, data: bytes, etag: str) -> None:
-        """Compare what was put with what lies there: by the MD5 that most stores give as ETag, else by reading it."""
+        """Compare the written bytes with the stored ones: by the MD5 that most stores return as ETag, or by reading
+        them.
+        """
         if etag.strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return
         try:
             if self.sha256(place) == sha256(data):
                 return
-            found = "is not what was written"
+            found = "differs from the written bytes"
         except StorageError as error:
             if not is_refusal(error):
                 raise
-            found = "can't be compared with what was written: the store takes no checksum, and it can't be read back"
-        left = "" if self._removed_ours(place, etag) else " It was left there, because it may be somebody else's."
-        raise StorageError(f"What came to lie at {place.shown} {found}.{left}", retryable=False)
+            found = (
+                "cannot be compared with the written bytes: the store supports no checksum, and does not allow reading"
+            )
+        left = "" if self._removed_ours(place, etag) else " It was not removed, because it may belong to somebody else."
+        raise StorageError(f"The file {place.shown} {found}.{left}", retryable=False)
 
     def _removed_ours(self, place: Location, etag: str) -> bool:
-        """Remove what a put left; not where another file may have taken its place, or the store can't say.
+        """Remove the file of a failed put, and return whether it is removed.
 
-        A look comes before the condition, because some stores take the header, and do not heed it.
+        It is kept if another file may have replaced it, or if the store gives no clear answer. The ETag is checked
+        before the conditional delete, because some stores ignore the condition.
         """
         try:
             with self._s3.plainly():

@@ -1,9 +1,9 @@
-"""Names and addresses: path segments for any text, and URIs taken apart.
+"""Path segments for any text, and URIs parsed into their parts.
 
-What must stay true: different texts never share a segment; URIs are taken literally (a percent sign is a percent sign,
-so that nothing can hide behind one), and ``..`` is refused. An address that another parser could read in another way is
-refused where that other parser gets it: fsspec chains file systems at ``::``, cuts at ``?`` and ``#`` and drops line
-breaks; web servers decode twice, cut at ``;`` and stop at null bytes.
+Invariants: different texts never share a segment. URIs are literal: a percent sign is a percent sign, so that it cannot
+hide another character. ``..`` is refused. An address that another parser reads differently is refused if that parser
+receives it: fsspec splits at ``::``, cuts at ``?`` and ``#`` and drops line breaks; web servers decode twice, cut at
+``;`` and stop at null bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from airflow_provider_geminiimg.core.validation.texts import refuse_lone_surroga
 from airflow_provider_geminiimg.exceptions import BadRequestError, scrub
 
 WEB_SCHEMES = ("http", "https")
-_LITERAL_SCHEMES = ("s3", "file")  # what opens them gets bucket and key, or the path, and parses nothing
+_LITERAL_SCHEMES = ("s3", "file")  # opened with bucket and key, or with the path, without further parsing
 _SAME_SCHEME = {"s3a": "s3", "s3n": "s3", "local": "file", "gcs": "gs", "abfss": "abfs", "adl": "abfs"}
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # no "::": fsspec would take it for one file system inside another
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # no "::", which fsspec reads as a chain of file systems
 CHAIN = "::"
-"""Where fsspec, and all that is built on it, takes a URI for one file system inside another."""
+"""fsspec, and everything built on it, reads this in a URI as a chain of file systems."""
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?")
 _AZURE_HOST = ".core.windows.net"
@@ -37,26 +37,26 @@ _REREAD = {
     "an empty part": re.compile(r"^/|//"),
     "a part of dots and spaces alone": re.compile(r"(^|/)[. ]+(/|$)"),
 }
-"""What file systems behind fsspec read in ways of their own, by what a message calls it."""
-_IN_ITS_FOLDER = ('"?" or "#"', "an empty part")  # of these: whatever is read instead lies in the folder that is named
-_AFTER_NAME = re.compile("[;?#]")  # ends a part's name, for a server that takes the path apart after decoding it
-_DECODED_AT_MOST = 5  # times; what still changes then is made to deceive
+"""Patterns that file systems behind fsspec read differently, by their name in messages."""
+_IN_ITS_FOLDER = ('"?" or "#"', "an empty part")  # those after which the other file is still in the named folder
+_AFTER_NAME = re.compile("[;?#]")  # ends a part's name for a server that decodes the path before parsing it
+_DECODED_AT_MOST = 5  # rounds of decoding; a path that still changes after them is refused
 _ODD_ESCAPES = re.compile(rb"%u([0-9a-f]{4})|\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]", re.IGNORECASE)
-"""Of characters, and overlong ones of a dot and a slash, as some servers decode them."""
+"""Escaped characters, and overlong encodings of a dot and a slash, which some servers decode."""
 
 _ENCODED = re.compile(r"[^A-Za-z0-9_.~+:-]|:(?=:)|(?<=:):")
 _MAX_SEGMENT = 120
-_DIGEST = 32  # characters of the hash at the end of what was cut
+_DIGEST = 32  # characters of the hash at the end of a cut segment
 _CUT = re.compile(rf"=|[A-Za-z0-9_.~+:%-]{{{_MAX_SEGMENT - _DIGEST - 1}}}=[0-9a-f]{{{_DIGEST}}}")
 
 
 def encode_segment(segment: str) -> str:
-    """One path segment for any text, a different one for every different text.
+    """Encode any text as one path segment, with different segments for different texts.
 
-    All but ``[A-Za-z0-9_.~+-]`` and single ``:`` is percent-encoded, as are ``.`` and ``..``; what gets longer than
-    120 bytes is cut and ends in ``=`` and a hash; the empty text is ``=`` alone.
+    All characters except ``[A-Za-z0-9_.~+-]`` and a single ``:`` are percent-encoded, as are ``.`` and ``..``. A result
+    of more than 120 bytes is cut and ends with ``=`` and a hash. The empty text becomes ``=``.
 
-    :param segment: a DAG id, run id, task id or the like.
+    :param segment: a DAG id, run id, task id or similar.
     """
     if segment in ("", ".", ".."):
         return segment.replace(".", "%2E") or "="
@@ -68,15 +68,15 @@ def encode_segment(segment: str) -> str:
 
 
 def is_cut(text: str) -> bool:
-    """Whether `text` looks like a segment that does not say what it stands for, because that was too long, or empty."""
+    """Return whether `text` has the form of a cut or empty segment, which cannot be decoded."""
     return _CUT.fullmatch(text) is not None
 
 
 def decode_segment(segment: str) -> str | None:
-    """The text that `encode_segment` made this of; ``None`` where that is not known, because it was cut."""
+    """Return the text of a segment from `encode_segment`; ``None`` if it was cut."""
     try:
         text = unquote(segment, errors="surrogatepass")
-    except UnicodeDecodeError:  # not by us
+    except UnicodeDecodeError:  # not written by this package
         return None
     return text if encode_segment(text) == segment else None
 
@@ -86,13 +86,13 @@ def _percent(text: str) -> str:
 
 
 def join_uri(directory: str, name: str) -> str:
-    """The URI of `name` (which may hold ``/``) in the directory URI `directory`."""
+    """Return the URI of `name` (which may contain ``/``) in the directory URI `directory`."""
     return f"{directory}{name}" if directory.endswith("/") else f"{directory}/{name}"
 
 
 @dataclass(frozen=True)
 class Location:
-    """A URI taken apart. `path` is absolute for files, else the key within `bucket`."""
+    """A parsed URI. `path` is absolute for files, otherwise the key within `bucket`."""
 
     scheme: str
     conn_id: str | None
@@ -107,17 +107,17 @@ class Location:
 
     @property
     def shown(self) -> str:
-        """The URI as a message may repeat it: without a query, and without user and fragment of a web address."""
+        """The URI for messages: without a query, and without user and fragment of a web address."""
         if self.scheme == "file":
             return self.path
         conn = f"{self.conn_id}@" if self.conn_id and self.scheme not in WEB_SCHEMES else ""
         path = self.path if self.scheme == "s3" else self.path.partition("?")[0]
         if self.scheme in WEB_SCHEMES:
-            path = path.partition("#")[0]  # browsers keep it to themselves, and some hosts put secrets there
+            path = path.partition("#")[0]  # browsers do not send it, and some hosts put secrets there
         return f"{self.scheme}://{conn}{self.bucket}/{path}"
 
     def segments(self) -> tuple[str, ...]:
-        """What `allowed_roots` are compared by: scheme, connection, bucket, and each part of the path."""
+        """The parts that are compared with `allowed_roots`: scheme, connection, bucket, and each part of the path."""
         if self.scheme == "file":
             return ("file", "", "", *(part for part in os.path.realpath(self.path).split("/") if part))
         path = self.path.partition("?")[0].partition("#")[0] if self.scheme in WEB_SCHEMES else self.path
@@ -125,22 +125,23 @@ class Location:
 
 
 def same_place(uri: str) -> str:
-    """64 hex digits that every spelling of one place has: ``file://`` or not, through symbolic links, doubled slashes.
+    """Return 64 hex digits that are equal for all notations of one place: with or without ``file://``, symbolic links,
+    doubled slashes.
 
-    One bucket by way of two connections is two places here.
+    The same bucket through two connections counts as two places.
 
-    :raises BadRequestError: it is no URI.
+    :raises BadRequestError: it is not a valid URI.
     """
     return hashlib.sha256("\n".join(locate(uri).segments()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
-    """Take a URI apart.
+    """Parse a URI.
 
-    :param landed: an image is on record there. Versions that took more addresses may have written it: one of these is
-        no error where it can't lead out of its folder.
-    :raises BadRequestError: it is relative, has no bucket, or holds a password, ``..``, a null byte, half a character,
-        or what another parser of such addresses reads in another way.
+    :param landed: the address of a recorded image, which may come from a version with fewer restrictions. It is
+        accepted if it cannot lead out of its folder.
+    :raises BadRequestError: it is relative, has no bucket, or contains a password, ``..``, a null byte, a lone
+        surrogate, or a part that another parser reads differently.
     """
     refuse_lone_surrogates(what, uri)
     scheme, rest = _scheme_and_rest(uri, what)
@@ -149,7 +150,7 @@ def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
     conn_id, _, bucket = authority.rpartition("@")
     if scheme == "file":
         if authority not in ("", "localhost"):
-            raise BadRequestError(f"{what}: a file URI names no host; write file:///folder/name (three slashes).")
+            raise BadRequestError(f"{what}: a file URI has no host; write file:///folder/name (three slashes).")
         conn_id, bucket, path = "", "", f"/{path}"
     place = Location(scheme, conn_id or None, bucket.lower() if scheme in WEB_SCHEMES else bucket, path, uri)
     _refuse_ambiguous(place, authority, what)
@@ -159,7 +160,7 @@ def locate(uri: str, what: str = "uri", *, landed: bool = False) -> Location:
 
 
 def _scheme_and_rest(uri: str, what: str) -> tuple[str, str]:
-    """The scheme, by its one name, and what follows ``://``.
+    """Return the scheme, with aliases replaced, and the text after ``://``.
 
     :raises BadRequestError: it is neither a URI nor an absolute path.
     """
@@ -168,8 +169,8 @@ def _scheme_and_rest(uri: str, what: str) -> tuple[str, str]:
     if not separator or not _SCHEME.fullmatch(scheme.lower()):
         raise BadRequestError(
             f"{what}: {scrub(uri.partition('?')[0][:4_000], limit=80)!r} is neither a URI nor an absolute path.",
-            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only a "
-            "image that goes in) https://host/name.",
+            hint="Write it as s3://bucket/key, s3://conn_id@bucket/key, file:///folder/name, /folder/name, or (only "
+            "for input images) https://host/name.",
         )
     return _SAME_SCHEME.get(scheme.lower(), scheme.lower()), rest
 
@@ -177,52 +178,51 @@ def _scheme_and_rest(uri: str, what: str) -> tuple[str, str]:
 def _refuse_ambiguous(place: Location, authority: str, what: str) -> None:
     """Refuse a password, a missing bucket, a query in the bucket's place, and a path that leads out of its folder.
 
-    :raises BadRequestError: there is such a thing.
+    :raises BadRequestError: the URI has one of these.
     """
     scheme, path = place.scheme, place.path
     if ":" in (place.conn_id or "") and scheme not in WEB_SCHEMES:
         raise BadRequestError(
-            f"{what}: {scheme}:// URIs take no password.",
-            hint=f"Put it into an Airflow connection, and name that one: {scheme}://conn_id@bucket/key.",
+            f"{what}: a {scheme}:// URI cannot contain a password.",
+            hint=f"Put it into an Airflow connection, and use that connection: {scheme}://conn_id@bucket/key.",
         )
     if scheme != "file" and not place.bucket:
         raise BadRequestError(f"{what}: {place.shown} names no bucket.")
     if "?" in authority or "#" in authority:
-        raise BadRequestError(f"{what}: a {scheme}:// URI holds a query where its bucket should be.")
+        raise BadRequestError(f"{what}: a {scheme}:// URI contains a query where its bucket should be.")
     climbs = _climbs(path.partition("?")[0]) if scheme in WEB_SCHEMES else ".." in path.split("/") or "\0" in path
     if climbs:
-        raise BadRequestError(f'{what}: {place.shown!r} holds ".." or a null byte, which no path may.')
+        raise BadRequestError(f'{what}: {place.shown!r} contains ".." or a null byte, which are not allowed.')
 
 
 def refuse_chain(uri: str, what: str) -> None:
-    """Refuse ``::`` in an address below which files get theirs: whoever opens one through fsspec ends up elsewhere.
+    """Refuse ``::`` in a directory, because fsspec would open its files at another address.
 
-    :raises BadRequestError: it holds one.
+    :raises BadRequestError: it contains ``::``.
     """
     if CHAIN in uri:
         raise BadRequestError(
-            f'{what}: {scrub(locate(uri, what).shown, limit=200)!r} holds "::", which ObjectStoragePath takes for one '
-            "file system inside another: whoever opens it there gets another file.",
+            f'{what}: {scrub(locate(uri, what).shown, limit=200)!r} contains "::". Airflow\'s ObjectStoragePath '
+            "reads this as a chain of file systems, and would open another file.",
             hint='Allowed: a directory without "::" in its name.',
         )
 
 
 def _refuse_rereading(place: Location, what: str, but_for: Sequence[str]) -> None:
-    """Refuse what Airflow's ``ObjectStoragePath``, or a file system behind it, would read in another way than this.
+    """Refuse parts that Airflow's ``ObjectStoragePath``, or a file system behind it, would read differently.
 
-    :param but_for: what of `_REREAD` an address may hold all the same.
-    :raises BadRequestError: there is such a thing.
+    :param but_for: names of `_REREAD` that are accepted in this address.
+    :raises BadRequestError: there is such a part.
     """
     shown = f"{what}: {scrub(place.shown, limit=200)!r}"
     if place.bucket.lower().endswith(_AZURE_HOST):
         raise BadRequestError(
-            f"{shown} names a storage account where Airflow takes a container, and a container where it takes a "
-            "connection.",
-            hint=f"Write it as {place.scheme}://conn_id@container/folder: the connection names the account.",
+            f"{shown} contains a storage account; Airflow expects the form connection@container.",
+            hint=f"Write it as {place.scheme}://conn_id@container/folder; the connection contains the account.",
         )
     if not _HOST.fullmatch(place.bucket):
         raise BadRequestError(
-            f"{shown}: {scrub(place.bucket, limit=80)!r} is no bucket or host.",
+            f"{shown}: {scrub(place.bucket, limit=80)!r} is not a bucket or host.",
             hint=f"Write it as {place.scheme}://bucket/key or {place.scheme}://conn_id@bucket/key.",
         )
     for held, found in _REREAD.items():
@@ -230,14 +230,16 @@ def _refuse_rereading(place: Location, what: str, but_for: Sequence[str]) -> Non
             continue
         if found.search(place.path.removesuffix("/")) or found.search(place.conn_id or ""):
             raise BadRequestError(
-                f"{shown} holds {held}, with which Airflow's ObjectStoragePath would open another file.",
-                hint="Rename what it names. Only on s3:// and on disks are names taken as they are.",
+                f"{shown} contains {held}, with which Airflow's ObjectStoragePath would open another file.",
+                hint="Rename the file or folder. Only s3:// and disks accept all names.",
             )
 
 
 def _climbs(path: str) -> bool:
-    """Whether some web server would find a ``..`` or a null byte in a path: decoded as often as it can be, with
-    backslashes for slashes, without path parameters, control characters and spaces, and with each look-alike of a dot.
+    """Return whether some web server could find ``..`` or a null byte in a path.
+
+    The path is decoded repeatedly, backslashes count as slashes, path parameters, control characters and spaces are
+    ignored, and characters that look like a dot count as dots.
     """
     data = path.encode("utf-8", "surrogatepass")
     for _ in range(_DECODED_AT_MOST):

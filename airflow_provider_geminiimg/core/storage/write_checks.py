@@ -1,7 +1,7 @@
-"""New files for users, and whether a directory takes them: found out by writing what an image needs.
+"""Writes new files for users, and checks whether a directory accepts an image by writing similar files.
 
-What must stay true: the check makes the very requests that an image and its sidecar need, with as many bytes, before
-money is spent; it removes what it wrote, or says where it could not.
+Invariants: before money is spent, the check makes the same requests that an image and its sidecar need, with as many
+bytes. It removes its files, or warns about those that it could not remove.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ SAMPLES = (
     ("webp", "image/webp"),
     ("json", "application/json"),
 )
-"""What may have to be written beside each other: a policy may allow some names or content types only."""
-BELIEVED = 10.0
-"""Seconds for which a directory that took files is taken to be writable."""
+"""All kinds of files that may be written: a policy may allow only some names or content types."""
+VALID_SECONDS = 10.0
+"""Seconds for which a successful check is valid."""
 _ADDED = len("-1000+9-x0123456789abcdef-0123456789ab")
-"""What may be added to a file name: a number, which image of an answer it is, a job found beside it, a digest."""
-_STEP = 32  # characters to whose multiple a name is made longer, so that few lengths have to be tried
-_EFFORT = 20.0  # a check that takes long is believed so many times as long
+"""Longest suffix of a file name: submission number, image number, extra job, digest."""
+_STEP = 32  # name lengths are rounded up to a multiple of this, so that few lengths are checked
+_EFFORT = 20.0  # a slow check is valid for this multiple of its duration
 
 
 def write_new(backend: Backend, place: Location, data: bytes, media_type: str, digest: str) -> bool:
-    """Write a new file; True also where the same bytes are there, as after a write whose answer got lost.
+    """Write a new file; return True also if the same bytes exist, as after a write whose answer was lost.
 
     :param digest: hex SHA-256 of `data`.
     """
@@ -51,13 +51,13 @@ def write_new(backend: Backend, place: Location, data: bytes, media_type: str, d
 
 @dataclass(frozen=True)
 class _Check:
-    """How a check came out.
+    """Result of a check.
 
-    :param size: bytes of the image that was written.
-    :param length: of the names that were written.
-    :param ended: by the monotonic clock.
-    :param good_until: by the monotonic clock.
-    :param failure: of it, as `GeminiImageError.to_dict` gives it.
+    :param size: bytes of the written image.
+    :param length: length of the written names.
+    :param ended: monotonic time.
+    :param good_until: monotonic time.
+    :param failure: its error, from `GeminiImageError.to_dict`.
     """
 
     size: int
@@ -67,18 +67,18 @@ class _Check:
     failure: dict[str, object] | None = None
 
     def holds(self, size: int, length: int, asked: float) -> bool:
-        """Whether it answers a question that was asked then."""
+        """Return whether this result covers a request with this size and name length, made at time `asked`."""
         return self.fresh(asked) and size <= self.size and length <= self.length
 
     def fresh(self, asked: float) -> bool:
-        """Whether it is still believed."""
+        """Return whether this result is still valid at time `asked`."""
         return asked <= max(self.good_until, self.ended)
 
 
 class WritingChecks:
-    """The checks of one process. Whoever asks while one is under way shares its outcome.
+    """The checks of one process. Concurrent callers share one check.
 
-    :param warn: where to say what a directory lacks, and what could not be removed.
+    :param warn: receives a text about missing features, and about files that could not be removed.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -88,12 +88,12 @@ class WritingChecks:
         self._done: dict[str, _Check] = {}
 
     def check(self, backend: Backend, directory: Callable[[str], Location], key: str, size: int, stem: str) -> None:
-        """Find out whether a directory takes an image of `size` bytes and its sidecar.
+        """Check whether a directory accepts an image of `size` bytes and its sidecar.
 
-        :param directory: gives the place of a name in it.
-        :param key: names the directory.
-        :param stem: file name that the image is meant to get, without its extension; it may get a longer one.
-        :raises GeminiImageError: it does not.
+        :param directory: returns the location of a name in the directory.
+        :param key: identifies the directory.
+        :param stem: planned file name of the image, without extension; a suffix may be added.
+        :raises GeminiImageError: the directory does not accept it.
         """
         asked = time.monotonic()
         length = -(-len(stem) // _STEP) * _STEP + _ADDED
@@ -109,7 +109,7 @@ class WritingChecks:
             raise from_dict(known.failure)
 
     def forget(self, key: str) -> None:
-        """The directory has refused a file since."""
+        """Discard the result for a directory that has refused a file."""
         self._done.pop(key, None)
 
     def _checked(self, backend: Backend, directory: Callable[[str], Location], size: int, length: int) -> _Check:
@@ -120,25 +120,25 @@ class WritingChecks:
             ended = time.monotonic()
             return _Check(size, length, ended, ended, error.to_dict())
         ended = time.monotonic()
-        believed = max(BELIEVED, _EFFORT * (ended - began))
+        valid = max(VALID_SECONDS, _EFFORT * (ended - began))
         if left:
-            believed = float("inf")  # each further check would leave more behind
+            valid = float("inf")  # each further check would leave more files
             self._warn(
-                f"{', '.join(place.shown for place in left)}: written to find out whether the directory takes files, "
-                "and can't be removed. Remove that, and let the worker remove files there."
+                f"{', '.join(place.shown for place in left)}: test file of the check for write access, which could not "
+                "be removed. Remove it, and allow the worker to remove files there."
             )
-        return _Check(size, length, ended, ended + believed)
+        return _Check(size, length, ended, ended + valid)
 
     def _write_samples(
         self, backend: Backend, directory: Callable[[str], Location], size: int, length: int
     ) -> list[Location]:
-        """Write one file of each kind, and remove them; those that could not be removed."""
+        """Write one file of each kind, remove them, and return those that could not be removed."""
         name, left = f".geminiimg-{uuid.uuid4().hex}".ljust(length, "-"), []
         for number, (extension, media_type) in enumerate(SAMPLES):
             place, data = directory(f"{name}.{extension}"), b"\0" * (size if number == 0 else 64)
             try:
                 if not write_new(backend, place, data, media_type, sha256(data)):
-                    raise StorageError(f"What was written to {place.shown} is not what is there.")
+                    raise StorageError(f"The content of {place.shown} differs from the written bytes.")
                 if number == 0:
                     backend.check_exclusive(place, media_type)
             except GeminiImageError:
@@ -156,8 +156,8 @@ class WritingChecks:
         except GeminiImageError as error:
             if not error.retryable:
                 self._warn(
-                    f"What is written to {place.shown.rpartition('/')[0]} can't be read back: a retry or a Clear can't "
-                    "tell that what has landed is there, and asks for access. Let the worker read files there."
+                    f"Files in {place.shown.rpartition('/')[0]} cannot be read: a retry or a Clear will fail, because "
+                    "it cannot check the stored image. Allow the worker to read files there."
                 )
 
 

@@ -1,15 +1,15 @@
-/* Addresses: the gallery's routes, as the server hands them to this page, and the page's own views.
+/* Addresses: the gallery's routes, which the server passes to this page, and the page's own views.
  *
- * What must stay true: every address is relative, because Airflow may live under a path.
+ * Invariant: every address is relative, because Airflow may be served under a path.
  */
 
 const declared = JSON.parse(document.body.dataset.gallery);
 
-export const PAGE = declared.page_size; // images that are asked for at once
-export const LOOK = declared.max_page_size; // the most that one request may bring
-export const VIEW = declared.view; // the names in the query that say what the page is about: DAG, run, task, index
-export const FRAME = declared.frame; // the part of the path by which Airflow's page around this one is known
-export const HOME = "?browse"; // not empty, so that nothing is taken from the page around
+export const PAGE = declared.page_size; // images per request
+export const LOOK = declared.max_page_size; // maximum per request
+export const VIEW = declared.view; // the query parameters: DAG, run, task, index
+export const FRAME = declared.frame; // the path segment that identifies Airflow's surrounding page
+export const HOME = "?browse"; // not empty, so that the query of the surrounding page is not used
 
 const isGiven = ([, value]) => value !== null && value !== undefined;
 
@@ -19,8 +19,8 @@ export function withQuery(path, query) {
 }
 
 /**
- * The address of one of the gallery's routes.
- * @param values what stands in its path and its query, by name; `null` is left out
+ * Returns the address of one of the gallery's routes.
+ * @param values for its path and its query, by name; `null` values are left out
  */
 export function routeTo(which, values) {
   const { path, query } = declared.routes[which];
@@ -35,11 +35,11 @@ export function routeTo(which, values) {
   return withQuery(filled, rest);
 }
 
-/* Airflow 3.1 puts ids into the query as they are: a plus in it is a plus, and a space is always written %20. */
+/* Airflow 3.1 inserts ids into the query without encoding: a plus is a plus, and a space is always %20. */
 export const theQuery = () => new URLSearchParams(location.search.replaceAll("+", "%2B"));
 export const asQuery = (query) => `?${query.toString().replaceAll("+", "%20")}`;
 
-/** The address of a view: of this page, with another query. */
+/** The address of a view: this page with another query. */
 export function viewAddress(dag, run, task, index) {
   const given = [dag, run, task, index].map((value, i) => [VIEW[i], value]).filter(isGiven);
   return asQuery(new URLSearchParams(given));

@@ -1,9 +1,9 @@
-/* What the gallery and Airflow answer. */
+/* Requests to the gallery and to Airflow's API. */
 
 import { routeTo, withQuery } from "./addresses.js";
 
 const AIRFLOW = "../api/v2"; // Airflow's own API, beside the gallery
-const RUNS = 8; // that are asked for at once
+const RUNS = 8; // requested at once
 const MOST_INSTANCES = 2000;
 
 class Trouble extends Error {
@@ -25,13 +25,13 @@ async function getJson(address, options = {}) {
   throw new Trouble(answer.status, typeof body?.detail === "string" ? body.detail : `HTTP ${answer.status}`);
 }
 
-/** What the gallery answers at one of its routes; see `routeTo`. */
+/** The gallery's answer at one of its routes; see `routeTo`. */
 export const ask = async (which, values = {}) => getJson(routeTo(which, values));
 
 const dagRuns = (dag) => `${AIRFLOW}/dags/${encodeURIComponent(dag)}/dagRuns`;
 const dagRun = (dag, run) => `${dagRuns(dag)}/${encodeURIComponent(run)}`;
 
-/* What Airflow itself says; `null` where it does not: images are shown without it. */
+/* Data from Airflow itself; `null` after a failure: images are then shown without it. */
 export const runOf = (dag, run) => getJson(dagRun(dag, run)).catch(() => null);
 const instancesOf = (dag, run, query) => getJson(withQuery(`${dagRun(dag, run)}/taskInstances`, query)).catch(() => null);
 
@@ -40,14 +40,14 @@ export function runsOfDag(dag, offset) {
   return getJson(withQuery(dagRuns(dag), { order_by: "-run_after", limit: RUNS, offset }));
 }
 
-/** The runs of some DAGs, newest first. A POST, but one that only reads: it carries a list. */
+/** The runs of some DAGs, newest first. A read-only POST, because it sends a list. */
 export function runsOfDags(dags, offset) {
   const body = JSON.stringify({ dag_ids: dags, order_by: "-run_after", page_limit: RUNS, page_offset: offset });
   const headers = { Accept: "application/json", "Content-Type": "application/json" };
   return getJson(`${AIRFLOW}/dags/~/dagRuns/list`, { method: "POST", headers, body });
 }
 
-/** When each task instance of a run began its last attempt: what landed before that was not made by it. */
+/** Start of the last attempt of each task instance of a run. Earlier images were not made by that attempt. */
 export async function beginnings(dag, run, task) {
   const found = new Map();
   for (let offset = 0; offset < MOST_INSTANCES; ) {

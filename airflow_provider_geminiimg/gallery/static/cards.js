@@ -1,4 +1,4 @@
-/* One image, or what stands in for one. */
+/* The card of one image, or of a request without an image. */
 
 import { chip, h, icon } from "./dom.js";
 import { durationOf, pixels, priceOf, shapeOf } from "./format.js";
@@ -41,7 +41,7 @@ export function imageCard(entry) {
       h("label", { class: "choose" }, choose, h("span", { "aria-hidden": "true" }, "Compare"))));
 }
 
-/** Where an image is on its way, or may not be shown. */
+/** The card of an image that is in progress, or that may not be shown. */
 export function otherCard(entry) {
   const { item, image } = entry;
   const { label: state, tone } = image ? { label: "Not shown", tone: "warn" } : standingOf(item);
@@ -56,7 +56,7 @@ export function otherCard(entry) {
       factsOf(item, image)));
 }
 
-/** What came to no image: why, and what to do about it. */
+/** A failed request: the reason, and what to do. */
 export function troubleRow({ key, item }) {
   const { label: state, tone } = standingOf(item);
   const { message = null, hint = null } = item.error ?? {};

@@ -17,7 +17,7 @@ class Compare extends Dialog {
     this.stages = [];
   }
 
-  /** @param images each with `image`, and `item` where the record is known; `role` where it is not the result */
+  /** @param images each with `image`, with `item` if the record is known, and with `role` if it is a source */
   open(images) {
     const same = (read) => new Set(images.map((each) => JSON.stringify(read(each) ?? null))).size === 1;
     const rows = [
@@ -56,7 +56,7 @@ class Compare extends Dialog {
     for (const stage of this.stages) stage.zoom(factor);
   }
 
-  /** All show the same part of their image. */
+  /** Shows the same part in all images. */
   follow(leader) {
     if (this.leader && this.leader !== leader) return;
     this.leader = leader;
@@ -70,7 +70,7 @@ class Compare extends Dialog {
   }
 
   closed() {
-    $("panes").replaceChildren(); // lets go of the full-size images
+    $("panes").replaceChildren(); // releases the full-size images
     super.closed();
   }
 }

@@ -1,8 +1,8 @@
-/* A dialog with buttons, keys and a way back. */
+/* A dialog with buttons and keys, which restores the focus when it closes. */
 
 import { $ } from "./dom.js";
 
-/** What both dialogs have: buttons that say what they do, keys for them, and a way back to where the focus was. */
+/** Common part of both dialogs: labelled buttons, their keys, and the return of the focus. */
 export class Dialog {
   constructor(id, actions, keys) {
     this.element = $(id);

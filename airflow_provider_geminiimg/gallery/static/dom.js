@@ -1,7 +1,7 @@
-/* Elements, and what is said to a screen reader.
+/* Creates elements, and announces texts to screen readers.
  *
- * What must stay true: what others wrote (prompts, names, messages of a gateway) goes into the page as text, never as
- * markup: this page has the full power that its user has over Airflow.
+ * Invariant: foreign texts (prompts, names, messages of a gateway) are inserted as text, never as markup, because this
+ * page has all permissions of its user in Airflow.
  */
 
 export const $ = (id) => document.getElementById(id);

@@ -1,4 +1,4 @@
-/* A run's filters by task, model and state. */
+/* The filters of a run by task, model and state. */
 
 import { h } from "./dom.js";
 import { STANDINGS } from "./records.js";
@@ -14,7 +14,7 @@ export const FILTERS = [
   },
 ];
 
-/** The filters, as far as there is something to choose. */
+/** The filters that have more than one option. */
 export function showFilters(bar, seen, filters, choose) {
   for (const { name: which, label: text, all, options } of FILTERS) {
     const list = [["", all], ...options(seen)];

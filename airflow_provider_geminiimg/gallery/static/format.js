@@ -1,8 +1,8 @@
-/* Numbers, sizes, times and prices as people read them. */
+/* Formats numbers, sizes, times and prices. */
 
 import { h } from "./dom.js";
 
-const CLOSE = 0.035; // pixels are whole, and models round them: a ratio this near is the one that was asked for
+const CLOSE = 0.035; // tolerance for ratios, because models round pixels
 const RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8", "8:1"];
 
 export const counted = (number, one, many = `${one}s`) => `${number.toLocaleString()} ${number === 1 ? one : many}`;
@@ -16,7 +16,7 @@ function amountOf(value, currency) {
 const ESTIMATES = ["connection", "google_list"];
 
 export const BASES = {
-  gateway: "by the gateway's word",
+  gateway: "reported by the gateway",
   connection: "estimated by the connection's price",
   google_list: "estimated by Google's list price",
   reused: "another task of this DAG had paid for it",
@@ -48,7 +48,7 @@ export function proportion(text) {
   return width / height;
 }
 
-/** How large an image is; none where its header does not tell. */
+/** The pixels of an image; nothing if its header does not declare them. */
 export const pixels = (image) => image?.width && `${image.width} × ${image.height}`;
 
 export function ratioOf(image) {
@@ -57,7 +57,7 @@ export function ratioOf(image) {
   return near ?? `${got.toLocaleString(undefined, { maximumFractionDigits: 2 })}:1`;
 }
 
-/** The ratio that was asked for and the one that came: one text where they agree, both where they don't. */
+/** The requested ratio and the actual one; only one of them if they agree. */
 export function shapeOf(item, image) {
   const wanted = item.requested?.aspect_ratio;
   if (!image?.width) return { text: wanted, odd: false };

@@ -1,10 +1,10 @@
-/* The grid's shape, the way through it by the arrow keys, and the totals above it. */
+/* The shape of the grid, its arrow keys, and the totals above it. */
 
 import { chip, h } from "./dom.js";
 import { BASES, counted, priceOf, proportion, ratioOf } from "./format.js";
 import { STANDINGS } from "./records.js";
 
-/** The arrow keys go from card to card, up and down by what lies there. */
+/** The arrow keys move between cards, up and down by their position on the screen. */
 export function walk(event) {
   const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 };
   const step = steps[event.key];
@@ -23,7 +23,7 @@ export function walk(event) {
   }
 }
 
-/** The shape that most images have is the shape of every frame, so that nothing moves when an image comes. */
+/** All frames have the most common shape of the images, so that nothing moves when an image is loaded. */
 export function setShape(grid, entries) {
   const seen = {};
   for (const { item, image } of entries) {

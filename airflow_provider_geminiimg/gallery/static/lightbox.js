@@ -1,4 +1,4 @@
-/* One image, large, with what is known of it. */
+/* The large view of one image, with its details. */
 
 import { ask } from "./api.js";
 import { compare } from "./compare.js";
@@ -14,7 +14,7 @@ async function copyText(text, button) {
   const said = button.lastChild;
   let done = false;
   try {
-    await navigator.clipboard.writeText(text); // only there over https, and on this machine
+    await navigator.clipboard.writeText(text); // available only over https, and on this machine
     done = true;
   } catch {
     const field = h("textarea", { readonly: true, class: "spoken" });
@@ -69,9 +69,9 @@ class Lightbox extends Dialog {
     const { entry } = this;
     const { listing } = entry;
     const isLast = () => by > 0 && this.place + 1 >= this.all.length && !listing.limit && this.element.open;
-    while (isLast() && await listing.more()); // nothing follows a page that can't be read
+    while (isLast() && await listing.more()); // stops at a page that cannot be read
     const to = this.all[this.place + by];
-    if (!to || this.entry !== entry) return; // whoever went elsewhere while a page was read stays there
+    if (!to || this.entry !== entry) return; // the user has moved on while the page was read
     this.show(to);
     say(`${nameOf(to.image)}, ${this.place + 1} of ${this.all.length}`);
   }
@@ -125,7 +125,7 @@ class Lightbox extends Dialog {
     ].filter(Boolean);
   }
 
-  /** What the image was made from, beside it. */
+  /** Shows the source images beside the image. */
   async chain(entry) {
     const { item } = entry;
     const place = this.element.querySelector(".chain");

@@ -1,4 +1,4 @@
-/* The images of one run: read in pages, looked at again while something is under way. */
+/* The images of one run: read in pages, and updated while images are in progress. */
 
 import { LOOK, PAGE, viewAddress } from "./addresses.js";
 import { ask, beginnings, runOf } from "./api.js";
@@ -10,15 +10,15 @@ import { emptyNote, notice } from "./messages.js";
 import { BUSY, keyOf, labelOf, originChip, RUN_TONES, TROUBLES, workOf } from "./records.js";
 import { listings } from "./state.js";
 
-const PAUSE = 3000; // milliseconds between two looks at what is under way
+const PAUSE = 3000; // milliseconds between two updates
 const LONGEST_PAUSE = 60_000;
-const FEW = 2; // troubles that are shown without being asked for
+const FEW = 2; // failures that are shown expanded
 
 export class Listing {
   /**
-   * @param where its `dag`, `run`, `task` and `index`, as far as the page is about them
-   * @param filters what a person chose among them
-   * @param limit how many to show at most; `null`: all, in pages
+   * @param where the `dag`, `run`, `task` and `index` that the page shows, as far as they are given
+   * @param filters the selected filters
+   * @param limit maximum number of images; `null`: all, in pages
    */
   constructor(where, filters = {}, limit = null) {
     Object.assign(this, { where, filters, limit, items: [], next: null, entries: [], cards: new Map() });
@@ -55,11 +55,11 @@ export class Listing {
     return ask("summary", { ...this.names, task_id: this.where.task, map_index: this.where.index });
   }
 
-  /** The first page, and all that surrounds it. */
+  /** Loads the first page, the totals and the filters. */
   async load() {
     this.grid.setAttribute("aria-busy", "true");
     const surroundings = Promise.all([this.readSummary(), runOf(this.where.dag, this.where.run)]);
-    surroundings.catch(() => {}); // said below, where it is waited for
+    surroundings.catch(() => {}); // handled below, where it is awaited
     try {
       this.take(await this.page(null, this.limit ?? PAGE));
       [this.summary, this.run] = await surroundings;
@@ -80,7 +80,7 @@ export class Listing {
     return this.reading;
   }
 
-  /** The page after those that are shown, once for all who ask for it; whether another one follows. */
+  /** Loads the next page, once for concurrent callers; returns whether another page follows. */
   async readMore() {
     try {
       const { items, next } = await this.page(this.next, PAGE);
@@ -111,7 +111,7 @@ export class Listing {
     if (this.summary === null || this.isBusy) this.timer = setTimeout(() => this.look(), this.pause);
   }
 
-  /** What has changed since the last look, as long as somebody may see it. */
+  /** Updates the images while the page is visible. */
   async look() {
     if (document.hidden || !this.visible || !this.element.isConnected) {
       this.asleep = true;
@@ -128,7 +128,7 @@ export class Listing {
       if (changed) await this.again();
       this.surround();
       if (changed || ended) this.readBeginnings();
-      // A long list takes long to read: looking at it never takes more than a part of anybody's time.
+      // A long list takes long to read: the pause grows with the duration of an update.
       this.pause = Math.min(Math.max(PAUSE, 4 * (performance.now() - since)), LONGEST_PAUSE);
     } catch (error) {
       this.below.replaceChildren(notice(error));
@@ -142,7 +142,7 @@ export class Listing {
     if (this.asleep) this.look();
   }
 
-  /** Read again what is shown; what is new among it is said. */
+  /** Reads the shown records again, and announces new images. */
   async again() {
     const wanted = Math.max(this.items.length, this.limit ?? PAGE);
     let [items, next] = [[], null];
@@ -160,7 +160,7 @@ export class Listing {
     say(`${counted(arrived.length, "image")} arrived: ${names}${arrived.length > 3 ? " and more" : ""}.`);
   }
 
-  /** Make the grid show these items, in this order, leaving alone what has not changed. */
+  /** Shows these items in the grid, in this order; unchanged cards are kept. */
   show(items) {
     this.items = items;
     const images = (item) => (item.images.length ? item.images : [null]);
@@ -225,7 +225,7 @@ export class Listing {
     }
   }
 
-  /** @param last the number of the last submission of each item of work */
+  /** @param last the number of the last submission of each item */
   originOf(item, last = new Map()) {
     if (last.get(workOf(item)) > item.n) return "earlier";
     if (item.reused_from) return "reused";
@@ -234,7 +234,7 @@ export class Listing {
     return new Date(item.landed_at) < new Date(began) ? "reused" : "new";
   }
 
-  /** Totals, and what to say below the images. */
+  /** Shows the totals, and the text below the images. */
   surround() {
     const seen = this.summary;
     if (!seen) return;

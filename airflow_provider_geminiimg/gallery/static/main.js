@@ -1,7 +1,6 @@
-/* The gallery's page: what a DAG, a run, a task or a task instance has made, and what it still waits for.
+/* Entry point of the page: shows the stored and pending images of a DAG, a run, a task or a task instance.
  *
- * What must stay true: whatever can be done with a mouse can be done with the keyboard, and what arrives is said to a
- * screen reader.
+ * Invariants: everything can be done with the keyboard, and new images are announced to screen readers.
  */
 
 import { FRAME, theQuery, VIEW } from "./addresses.js";
@@ -12,7 +11,7 @@ import { chosen, listings, showChosen } from "./state.js";
 import { followTheme } from "./theme.js";
 import { browse, ofDag, ofRunView } from "./views.js";
 
-/** Airflow's page around this one may have got the query instead: then it is taken from there. */
+/** Reads the query from this page, or from Airflow's surrounding page if this one has none. */
 function takeQuery() {
   try {
     if (parent !== window && !location.search && parent.location.pathname.includes(`/${FRAME}/`)) {
@@ -27,7 +26,7 @@ function start() {
   followTheme();
   takeQuery();
   const query = theQuery();
-  // Airflow leaves what it has no value for as it stands, braces and all.
+  // Airflow leaves a placeholder without a value unchanged, including its braces.
   const given = (which) => (/^\{\w+\}$/.test(query.get(which) ?? "") ? null : query.get(which) || null);
   const [dag, run, task, index] = VIEW.map(given);
   const where = { dag, run, task, index: /^-?\d+$/.test(index) ? index : null };

@@ -1,12 +1,12 @@
-/* What is said in place of images. */
+/* Messages that are shown in place of images. */
 
 import { h, icon } from "./dom.js";
 
 const REFUSALS = {
-  0: "Airflow does not answer. Check your connection; this page tries again by itself where something is under way.",
-  401: "You are not signed in, or no longer. Reload Airflow and sign in.",
-  403: "You have no right to see these images. Whoever may read the DAG's XComs may: ask your Airflow administrator.",
-  404: "There is nothing here: the run, the DAG or the image is gone, or its address is wrong.",
+  0: "Airflow does not answer. Check your connection. While images are in progress, the page retries.",
+  401: "You are not signed in, or your session has expired. Reload Airflow and sign in.",
+  403: "You have no right to see these images. Ask your Airflow administrator for access to the DAG's XComs.",
+  404: "There is nothing here: the run, the DAG or the image was deleted, or its address is wrong.",
 };
 
 export function notice(error) {
@@ -19,12 +19,12 @@ const EXAMPLE = `GeminiImageGenerateOperator(
     prompt="A lighthouse keeper drinking coffee at dawn",
 )`;
 
-/** @param listing `null` where the page is about more than one run */
+/** @param listing `null` if the page shows more than one run */
 export function emptyNote(listing) {
   const code = (text) => h("code", null, text);
   const place = (title, ...said) => h("div", { class: "empty" }, icon("image"), h("h2", null, title), said);
   if (listing?.isBusy) {
-    const soon = "The run is under way. Images appear here as soon as they are asked for, and arrive as they land.";
+    const soon = "The run is in progress. Images appear here as soon as they are requested.";
     return place("No image yet", h("p", null, soon));
   }
   const whose = listing && (listing.where.task ? "This task" : "This run");

@@ -1,4 +1,4 @@
-/* What a record is called, and how it stands. */
+/* Labels of records and of their states. */
 
 import { chip } from "./dom.js";
 import { BASES, priceOf } from "./format.js";
@@ -19,8 +19,8 @@ export const TROUBLES = ["unknown", "failed", "unreadable"];
 
 const ORIGINS = {
   new: ["good", "New", "The task's last attempt made it."],
-  reused: ["plain", "Reused", "It was there before, and the task's last attempt paid nothing for it."],
-  earlier: ["plain", "Earlier", "A later image has taken its place."],
+  reused: ["plain", "Reused", "It existed before, and the task's last attempt paid nothing for it."],
+  earlier: ["plain", "Earlier", "The task has a newer image."],
 };
 
 export const BILLED = { no: "No money was spent.", yes: "It was paid for.", unknown: "Money may have been spent." };

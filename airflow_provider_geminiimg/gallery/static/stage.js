@@ -2,7 +2,7 @@
 
 const MARGIN = 16; // pixels around an image that fits
 
-/** An image in a box that it fits into, or is larger than and moves about in. */
+/** An image in a box: fitted to the box, or enlarged and movable. */
 export class Stage {
   constructor(box, changed) {
     Object.assign(this, { box, changed, element: box.querySelector("img"), factor: 1 });
@@ -12,7 +12,7 @@ export class Stage {
     box.addEventListener("pointerdown", (event) => this.grab(event));
   }
 
-  /** @param image with its `href` and, where known, `thumb`, `width` and `height` */
+  /** @param image with its `href` and, if known, `thumb`, `width` and `height` */
   show(image, alt) {
     this.image = image;
     this.element.alt = alt;
@@ -22,7 +22,7 @@ export class Stage {
     full.src = image.href;
     full.decode().catch(() => {}).then(() => {
       if (this.image !== image) return;
-      this.element.src = image.href; // where it can't be shown, the browser says so itself
+      this.element.src = image.href; // if it cannot be shown, the browser says so
       this.box.classList.remove("waits");
     });
     this.zoom(1);

@@ -1,12 +1,12 @@
-/* What the page holds: the listings that are shown, and the images that are chosen for comparison. */
+/* State of the page: the displayed listings, and the images that are selected for comparison. */
 
 import { $, h, icon, say } from "./dom.js";
 import { nameOf } from "./records.js";
 
 const MOST_CHOSEN = 4;
 
-export const listings = []; // those of the view that is shown
-export const chosen = new Map(); // what is shown in the tray, by key
+export const listings = []; // of the displayed view
+export const chosen = new Map(); // images in the tray, by key
 
 export function setChosen(entry, isChosen) {
   const isFull = isChosen && chosen.size === MOST_CHOSEN;

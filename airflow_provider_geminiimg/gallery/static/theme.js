@@ -1,13 +1,13 @@
-/* Light and dark. */
+/* The light and the dark theme. */
 
-/* Light and dark follow Airflow's own switch, or the browser's outside of it. */
+/* The theme follows Airflow's setting, or the browser's outside of Airflow. */
 export function followTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let outer = null;
   try {
     if (parent !== window) outer = parent.document.documentElement;
   } catch {
-    // embedded elsewhere: the browser's choice holds
+    // embedded elsewhere: the browser's setting applies
   }
   const themed = () => outer?.classList.contains("dark") || outer?.classList.contains("light");
   const set = () => {

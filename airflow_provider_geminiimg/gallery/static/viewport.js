@@ -1,6 +1,6 @@
-/* Thumbnails, and whatever else waits until it is on the screen.
+/* Loads thumbnails and further pages when they come onto the screen.
  *
- * What must stay true: a thumbnail is asked for when its place comes onto the screen, and not before.
+ * Invariant: a thumbnail is requested when its place comes onto the screen, and not before.
  */
 
 import { h, icon } from "./dom.js";
@@ -20,7 +20,7 @@ const thumbnails = whenSeen(
   },
   (frame) => {
     const image = frame.querySelector("img");
-    // Who scrolls past does not wait for it; a request that has not come back is taken back.
+    // A request is cancelled if the user scrolls past before it returns.
     if (image?.hasAttribute("src") && !image.complete) image.removeAttribute("src");
   },
 );
@@ -39,7 +39,7 @@ export function framed(frame) {
   return frame;
 }
 
-/** Calls `more` whenever the end of a list comes near, until it answers that there is no more. */
+/** Calls `more` whenever the end of a list comes near, until it returns false. */
 export function endless(parent, more) {
   const end = h("div", { class: "end", "aria-hidden": "true" });
   let asking = false;
@@ -49,7 +49,7 @@ export function endless(parent, more) {
     const goesOn = await more();
     asking = false;
     watch.unobserve(end);
-    if (goesOn) watch.observe(end); // tells again at once where the end is still near
+    if (goesOn) watch.observe(end); // fires again immediately if the end is still near
   });
   parent.append(end);
   watch.observe(end);

@@ -1,4 +1,4 @@
-/* The page's views: recent runs, the runs of a DAG, one run. */
+/* The views of the page: recent runs, the runs of a DAG, one run. */
 
 import { asQuery, HOME, theQuery, viewAddress } from "./addresses.js";
 import { ask, runsOfDag, runsOfDags } from "./api.js";
@@ -12,7 +12,7 @@ import { labelOf, RUN_TONES } from "./records.js";
 import { listings } from "./state.js";
 import { endless, framed, thumbnail, whenSeen } from "./viewport.js";
 
-const SAMPLE = 12; // images of a run where many runs are shown
+const SAMPLE = 12; // images per run in a view of several runs
 
 function showHead(where, title) {
   const steps = [["Images", HOME]];

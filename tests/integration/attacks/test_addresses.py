@@ -349,7 +349,7 @@ def test_an_image_at_an_address_that_leads_elsewhere_is_not_looked_for_and_not_b
     error = outcome(run)
     assert "Can't tell whether the image of record" in str(error)
     assert (error.billed, "copy the file by hand" in error.hint) == (Billed.YES, True)
-    assert "Can't look at an image that landed: uri: " in run.log
+    assert "A stored image cannot be checked: uri: " in run.log
     assert store == before
     assert [path.read_text() for path in target.root.glob("ledger/**/*.json")] == [record]
     assert len(target.sandbox.ledger()) == 1

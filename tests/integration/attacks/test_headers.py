@@ -108,7 +108,7 @@ def test_such_an_input_is_read_and_no_loop_stands_still(target: Target, stalls: 
 def test_an_input_whose_size_can_not_be_told_is_refused_before_anything_is_sent(target: Target) -> None:
     path = target.folder / "in.jpg"
     path.write_bytes(LONG["JPEG, empty segments"](6_900_000))
-    target.refused_unsent(target.edit(str(path)), "How large the image is can't be told")
+    target.refused_unsent(target.edit(str(path)), "The size of the image is not known")
 
 
 @ONE_GATEWAY
@@ -118,7 +118,7 @@ def test_a_result_whose_size_can_not_be_told_is_a_mismatch_and_is_never_bought_a
     run = target.generate(aspect_ratio="16:9", on_mismatch="fail")
     error = outcome(run)
     assert isinstance(error, MismatchError)
-    assert "How large the image is can't be told; 16:9" in str(error)
+    assert "The size of the image is not known; 16:9" in str(error)
     [record] = target.records()
     check(target, (record.manifest or {})["images"][0], data)
     assert record.state == "landed"

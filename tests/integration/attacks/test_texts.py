@@ -109,7 +109,7 @@ def test_what_is_too_long_to_be_kept_on_record_is_refused_and_leaves_no_record(
 
         made()
     run = target.airflow.run_dag(dag)
-    error = target.refused_unsent(run, "too long to be kept on record")
+    error = target.refused_unsent(run, "too long for a record")
     assert isinstance(error, BadRequestError)
     value.clear()
     assert run.clear().task("made").state == "success"  # nothing is in the way of what fits

@@ -96,7 +96,9 @@ def test_jobs_that_vanish_while_they_are_waited_for_are_made_again_within_the_ca
     run.retry("made", dag=batch(apimaster, max_cost=ONE, on_unknown="resubmit", timeout=30))
     assert len(sandbox.ledger()) == 1
     assert counts(run) == {"landed": 1, "failed": 2}
-    assert "with what this attempt has bought already, would cost 0.1344 USD; max_cost is 0.1 USD" in str(error_of(run))
+    assert "together with this attempt's earlier images, would cost 0.1344 USD; max_cost is 0.1 USD" in str(
+        error_of(run)
+    )
 
 
 @pytest.mark.usefixtures("vanishing")

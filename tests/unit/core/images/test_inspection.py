@@ -161,8 +161,8 @@ def test_a_ratio_may_be_off_by_three_percent(width: int, fits: bool) -> None:
 def test_a_mismatch_is_one_sentence_with_both_differences() -> None:
     said = mismatch(ImageInfo("image/png", "png", 1024, 1024), resolution="2K", aspect_ratio="16:9")
     assert said == (
-        "The image has 1024 x 1024 pixels: aspect_ratio 16:9 was asked, which is 1.778, and 1.000 came; "
-        "resolution 2K was asked, the area of a 1024 pixel square came."
+        "The image has 1024 x 1024 pixels: the requested aspect_ratio 16:9 is 1.778, the actual one 1.000; "
+        "the requested resolution is 2K, the actual area that of a 1024 pixel square."
     )
 
 

@@ -288,7 +288,7 @@ def test_a_record_that_is_listed_but_not_there_is_a_ledger_error(store: Store) -
     assert Ledger(store).create(make_record())
     wire = Wire(store)
     wire.once["read"] = "nothing"
-    with pytest.raises(LedgerError, match="is listed but can't be read"):
+    with pytest.raises(LedgerError, match="is listed but cannot be read"):
         Ledger(wire).latest(ITEM)
 
 
@@ -404,7 +404,7 @@ def test_a_store_that_never_lets_a_change_through_is_a_storage_error(store: Stor
 
 
 def test_a_change_of_a_record_that_is_gone_is_a_ledger_error(ledger: Ledger) -> None:
-    with pytest.raises(LedgerError, match="is gone"):
+    with pytest.raises(LedgerError, match="does not exist"):
         ledger.change(record_key(ITEM, 1), lambda stored: stored)
 
 
@@ -429,7 +429,7 @@ def test_states_only_move_forward(local_root: str, before: str, after: str) -> N
     if after in FORWARD[before]:
         assert ledger.change(record.key, step).state == after
     else:
-        with pytest.raises(LedgerError, match=f"is {before} and can't become {after}"):
+        with pytest.raises(LedgerError, match=f"is {before} and cannot become {after}"):
             ledger.change(record.key, step)
         found = ledger.read(record.key)
         assert found is not None
@@ -526,5 +526,5 @@ def test_a_root_that_is_removed_under_a_ledger_is_no_silent_success(local_root: 
     record = make_record()
     assert ledger.create(record)
     shutil.rmtree(disk(ledger.store))
-    with pytest.raises(LedgerError, match="is gone"):
+    with pytest.raises(LedgerError, match="does not exist"):
         ledger.change(record.key, lambda stored: with_error(stored, OutcomeUnknownError("?")))

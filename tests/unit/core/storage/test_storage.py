@@ -573,7 +573,7 @@ def test_a_folder_that_took_files_is_believed_to_for_a_while_and_then_asked_agai
     files.check_writable(s3)
     boto3.client("s3").delete_bucket(Bucket=s3.removeprefix("s3://"))
     files.check_writable(s3)
-    monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks.BELIEVED", 0.0)
+    monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks.VALID_SECONDS", 0.0)
     monkeypatch.setattr("airflow_provider_geminiimg.core.storage.write_checks._EFFORT", 0.0)
     again = Files(AIRFLOW_OPENERS)
     for _ in range(2):
@@ -590,7 +590,7 @@ def test_a_writable_folder_passes_and_stays_empty(files: Files, folder: str) -> 
     "bucket", ["my bucket", "a+b", "b:80", "é", "arn:aws:s3:us-east-1:123456789012:accesspoint/name"]
 )
 def test_a_name_that_no_bucket_can_have_is_refused_with_how_to_write_it(files: Files, s3: str, bucket: str) -> None:
-    with pytest.raises(BadRequestError, match="Correct the name of the bucket") as error:
+    with pytest.raises(BadRequestError, match="Correct the name, region and endpoint of the bucket") as error:
         files.check_writable(f"s3://{bucket}/pictures")
     assert "s3://arn:aws:s3:region:account:accesspoint:name/key" in error.value.hint
     with pytest.raises(StorageError) as refused:
@@ -802,7 +802,7 @@ def test_other_storage_goes_through_airflow(files: Files, other: str) -> None:
 
 
 def test_a_scheme_that_no_provider_serves_is_refused_by_name(files: Files) -> None:
-    with pytest.raises(BadRequestError, match="no installed Airflow provider serves nowhere://"):
+    with pytest.raises(BadRequestError, match="no installed Airflow provider supports nowhere://"):
         files.check_writable("nowhere://bucket/out")
 
 
