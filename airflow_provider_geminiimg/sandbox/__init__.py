@@ -1,12 +1,26 @@
-"""Both gateways in a box: for the demo, for users' own tests and for benchmarks. No key, no money, no network.
+"""The sandbox: a local server that replaces both gateways, for the demo, for users' tests and for benchmarks.
 
-What must stay true: nothing in the hook, the operators or the plugin imports this package; it shares no code and no
-table with the adapters that it tests; it never keeps an API key; importing it is cheap (FastAPI, uvicorn and Pillow
-are loaded when a sandbox starts).
+Needs no API key, no money and no network.
+
+Invariants: the hook, the operators and the plugin do not import this package. It shares no code and no tables with the
+adapters that it tests. It never stores an API key. Importing it is cheap: FastAPI, uvicorn and Pillow are loaded when a
+sandbox starts.
 
     with Sandbox(latency=0.2) as box:
         ...  # send requests to box.onemin_url and box.apimaster_url
         assert len(box.ledger()) == 1
+
+In reading order:
+
+- `server`: runs the sandbox in a thread or in the foreground
+- `client`: controls a running sandbox
+- `app`: the web application: checks, call list, faults
+- `routes`: names of the gateways' routes
+- `onemin`, `apimaster`: the two gateways
+- `state`: jobs, uploads, calls and settings
+- `faults`: failures that a test queues
+- `images`, `fonts`: draw the images
+- `pytest_plugin`: the fixture `geminiimg_sandbox`
 """
 
 from __future__ import annotations

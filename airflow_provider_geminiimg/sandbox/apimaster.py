@@ -1,7 +1,7 @@
-"""APIMaster.ai as its documentation and public clients describe it, bad manners included.
+"""Imitation of APIMaster.ai, by its documentation and public clients, including its irregularities.
 
-What must stay true: a bad ratio is a 500; a poll that names another model (or none) finds nothing; failed jobs are
-refunded; a synchronous call that the gateway gives up on leaves a job behind that is charged when it ends.
+Invariants: an invalid ratio is a 500. A poll with another model, or without one, finds nothing. Failed jobs are
+refunded. A synchronous call that the gateway stops waiting for leaves a job that is charged when it ends.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZES = {"gemini-3.1-flash-lite-image": ("1K",), "gemini-nano-banana-2.1": ("1K"
 BASE = Decimal("0.0672")
 MULTIPLIERS = {"512": Decimal(1), "1K": Decimal(1), "2K": Decimal(4) / Decimal(3), "4K": Decimal(2)}
 
-# status -> (type, code, message): what a queued fault answers with when it gives no body.
+# status -> (type, code, message): the answer of a queued fault without a body.
 ERRORS: dict[int, tuple[str, str, str]] = {
     400: ("invalid_request_error", "invalid_parameter", "Invalid parameter"),
     401: ("authentication_error", "invalid_api_key", "Invalid token"),
@@ -73,7 +73,7 @@ def _request_id() -> str:
 
 
 def router(box: Box, studio: Studio) -> APIRouter:
-    """The routes under ``/v1``."""
+    """Return the routes under ``/v1``."""
     routes = APIRouter(prefix="/v1")
 
     @routes.post("/images/generations/async")
@@ -133,7 +133,7 @@ def _buy(box: Box, order: Order, *, hidden: bool = False) -> Job:
 
 
 async def _made(box: Box, order: Order) -> Job:
-    """The job of a call that waits for its image; taking too long, it is hidden, and the answer a 408."""
+    """Return the finished job of a synchronous call. After too long, the job becomes hidden and the answer is a 408."""
     patience = box.settings.sync_gives_up
     job = _buy(box, replace(order, mode="sync"), hidden=box.settings.latency > patience)
     await job.finish(patience)
@@ -196,12 +196,12 @@ async def _read_order(box: Box, studio: Studio, request: Request, route: str) ->
 
 
 def _looks_newer(model: str) -> bool:
-    """Ids that are newer than this package work here as they would there; 2.5 is not enabled here."""
+    """Return whether an unknown id is accepted. Ids newer than this package are; 2.5 is not enabled here."""
     return model.startswith("gemini-") and "image" in model and not model.startswith("gemini-2")
 
 
 def _check_values(body: Mapping[str, Any]) -> str:
-    """The resolution in the models' own words."""
+    """Check the values of a request, and return its resolution in the package's notation."""
     if "n" in body and (isinstance(body["n"], bool) or body["n"] != 1 or not isinstance(body["n"], int)):
         raise refused(400, "n must be the number 1", param="n")
     resolution = RESOLUTIONS.get(str(body.get("resolution", "1K")).upper())
@@ -236,7 +236,7 @@ async def _input(box: Box, studio: Studio, url: str) -> Input:
     elif job := box.job_of_key(unquote(urlsplit(url).path).lstrip("/").removeprefix("asset.1min.ai/")):
         data = await asyncio.to_thread(studio.image, sketch(job))
     if data is None:
-        # The sandbox fetches nothing from anywhere: the address itself stands for the image.
+        # The sandbox fetches nothing: the address itself represents the image.
         return Input(hashlib.sha256(url.encode()).hexdigest(), "text/uri-list")
     try:
         return await asyncio.to_thread(read_input, data)
@@ -245,17 +245,17 @@ async def _input(box: Box, studio: Studio, url: str) -> Input:
 
 
 def sketch(job: Job) -> Sketch:
-    """What to draw for a job of either gateway."""
+    """Return the values for drawing the image of a job, of either gateway."""
     order = job.order
     return Sketch(job.number, order.model, order.prompt, order.shape, tuple(order.inputs))
 
 
 def failure(job: Job) -> dict[str, Any] | None:
-    """The error of a failed task; ``None`` for a failure that comes without a reason."""
+    """Return the error of a failed task; ``None`` for a failure without a reason."""
     moderation = "Your request was rejected by the safety system"
     if job.order.outcome == "refused_echo":
         moderation += f": {job.order.prompt}"
-    # Moderation arrives nested, as text that holds another error.
+    # A moderation error is nested: a text that contains another error.
     nested = json.dumps({"error": {"code": "moderation_blocked", "message": moderation, "type": "image_error"}})
     refusal = {"code": "bad_response", "message": f"upstream answered: {nested}", "type": "upstream_error"}
     return {
@@ -266,7 +266,7 @@ def failure(job: Job) -> dict[str, Any] | None:
 
 
 def _finished(box: Box, job: Job, base_url: str) -> list[dict[str, Any]]:
-    """The images of a call that waited for them."""
+    """Return the images of a synchronous call."""
     if job.failed:
         error = failure(job) or {}
         raise refused(502, error.get("message"), code=error.get("code"))
@@ -274,7 +274,7 @@ def _finished(box: Box, job: Job, base_url: str) -> list[dict[str, Any]]:
 
 
 def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
-    """A task's envelope in one of its shapes, as the job stands now."""
+    """Return a task's envelope for the current state of the job, in one of its formats."""
     shape_name = _alternate(box.settings.poll_shape, job, "succeeded", "completed")
     if shape_name.startswith("new_api"):
         return _task_row(box, job, base_url, "result_url" if shape_name == "new_api" else "fail_reason")
@@ -297,7 +297,7 @@ def poll_body(box: Box, job: Job, base_url: str) -> dict[str, Any]:
 
 
 def _task_row(box: Box, job: Job, base_url: str, link_field: str) -> dict[str, Any]:
-    """A task as new-api writes it, with its own words, a number as ``id``, and reasons as JSON in a text."""
+    """Return a task as new-api writes it, with its own status words, a numeric ``id``, and reasons as JSON text."""
     row: dict[str, Any] = {"id": job.number, "task_id": job.job_id, "status": "QUEUED", "fail_reason": ""}
     if job.done:
         error = failure(job) if job.failed else None

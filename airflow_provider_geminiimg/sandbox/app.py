@@ -1,8 +1,7 @@
-"""The sandbox's web application: checks, call list and faults in front, the two gateways behind.
+"""The sandbox's web application: access checks, call list and faults, in front of the two gateways.
 
-What must stay true: every call of a gateway is in the call list, with no key and no query in it; a call that is
-dropped gets no byte of an answer; nothing here can be reached under a host name that was not allowed, or from a web
-page of another origin.
+Invariants: the call list contains every call of a gateway, without key and query. A dropped call gets no byte of an
+answer. Requests with a host name that is not allowed, or from web pages of another origin, are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from airflow_provider_geminiimg.sandbox.images import Studio
 from airflow_provider_geminiimg.sandbox.routes import route_of
 from airflow_provider_geminiimg.sandbox.state import Box, Refused
 
-# Which documented body a fault gets that brings a status alone.
+# The documented body for a fault that has a status only.
 DEFAULT_BODIES: dict[str, Callable[[int], Any]] = {
     "onemin": onemin.default_body,
     "apimaster": apimaster.error_body,
@@ -45,7 +44,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?")
 
 @dataclass
 class Answer:
-    """A whole response, kept back until the faults have had their say."""
+    """A complete response, which faults may change before it is sent."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -55,7 +54,7 @@ class Answer:
 class Front:
     """The middleware in front of both gateways.
 
-    :param hosts: host names that may stand in ``Host``.
+    :param hosts: permitted host names in ``Host``.
     """
 
     def __init__(self, app: ASGIApp, box: Box, hosts: Collection[str]) -> None:
@@ -92,11 +91,13 @@ class Front:
             await _reply(scope, receive, send, answer, None if fault is None else fault.cut_after)
 
     def _refusal(self, method: str, headers: Headers, route: str | None) -> Response | None:
-        """The answer to a request that a web page of another origin may have made; ``None`` for any other one."""
+        """Return the refusal of a request that may come from a web page of another origin; ``None`` for any other
+        request.
+        """
         host = headers.get("host", "")
         if _hostname(host) not in self.hosts:
             return _refused("This host name is not served here (--allow-host).", 400)
-        # A browser names the page that asks. Another port of this machine is another origin, and "same-site".
+        # A browser sends the origin of the page. Another port of this machine is another origin, and "same-site".
         origins = headers.getlist("origin")
         sites = headers.getlist("sec-fetch-site")
         if any(not _is_own(origin, host) for origin in origins) or any(site not in _OWN_SITES for site in sites):
@@ -124,7 +125,7 @@ class Front:
         return call
 
     async def _answer(self, scope: Scope, body: bytes, route: str, fault: Fault | None) -> Answer | None:
-        """The answer to give; ``None`` to cut the connection."""
+        """Return the answer; ``None`` to close the connection."""
         if fault is None:
             return await self._ask(scope, body)
         scope["state"]["outcome"] = fault.outcome
@@ -142,7 +143,7 @@ class Front:
         return answer
 
     async def _ask(self, scope: Scope, body: bytes) -> Answer:
-        """What the gateway itself answers."""
+        """Return the gateway's own answer."""
         answer = Answer()
         chunks: list[bytes] = []
 
@@ -166,7 +167,9 @@ def _hostname(host: str) -> str:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether a page of `origin` was served under this very host and port, by this server or by a proxy before it."""
+    """Return whether a page of `origin` was served under this host and port, by this server or by a proxy in front of
+    it.
+    """
     try:
         parts = urlsplit(origin)
     except ValueError:
@@ -215,7 +218,7 @@ async def _reply(scope: Scope, receive: Receive, send: Send, answer: Answer, cut
 
 
 async def _reply_misframed(scope: Scope, receive: Receive, send: Send, answer: Answer, frame: Frame) -> None:
-    """The whole body in a frame that is broken."""
+    """Send the complete body in a broken frame."""
     body, headers = answer.body, [header for header in answer.headers if header[0] != b"content-length"]
     if frame == "gzip":
         body = gzip.compress(body)[:-8] + b"\0" * 8
@@ -234,7 +237,7 @@ async def _reply_misframed(scope: Scope, receive: Receive, send: Send, answer: A
 
 
 async def _abort(scope: Scope, receive: Receive, *, flush: bool = False) -> None:
-    """Cut the connection. The server's protocol class puts its transport into the scope's state."""
+    """Close the connection. The server's protocol class puts its transport into the scope's state."""
     transport: asyncio.Transport = scope["state"]["transport"]
     if flush:
         transport.close()
@@ -245,7 +248,7 @@ async def _abort(scope: Scope, receive: Receive, *, flush: bool = False) -> None
 
 
 def make_app(box: Box, hosts: Collection[str]) -> Front:
-    """The whole application."""
+    """Create the complete application."""
     studio = Studio()
     app = FastAPI(title="geminiimg sandbox", openapi_url=None)
     app.include_router(onemin.router(box))
@@ -299,7 +302,7 @@ def _s3_error(code: str, message: str) -> Response:
 
 
 def _views(box: Box) -> APIRouter:
-    """What tests and demos look at."""
+    """Routes that tests and demos read."""
     routes = APIRouter()
 
     @routes.get("/ledger")
@@ -337,7 +340,7 @@ def _views(box: Box) -> APIRouter:
 
 
 def _actions(box: Box) -> APIRouter:
-    """What tests and demos do."""
+    """Routes that tests and demos use to control the sandbox."""
     routes = APIRouter()
 
     @routes.post("/release")

@@ -1,7 +1,7 @@
-"""Faults that a test queues for the next calls of a route, and the calls that are held.
+"""Faults that a test queues for the next calls of a route, and calls that are held.
 
-What must stay true: without a queued fault a call is untouched; `charge` alone decides whether the gateway's own work
-(and its charge) happens before the fault strikes, so that a test knows what was paid for.
+Invariants: without a queued fault, a call is unchanged. `charge` alone decides whether the gateway processes (and
+charges) the call before the fault, so a test knows what was paid for.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ Route = Literal[
 
 
 def outcome_of(state: Any) -> Outcome:
-    """How the job is to end that this request makes; `state` is the request's."""
+    """Return the outcome of the job that a request creates; `state` is the request's."""
     found: Outcome | None = getattr(state, "outcome", None)
     return found or "image"
 
 
 class Fault(BaseModel):
-    """What happens to the next `times` calls of `route`. One with nothing else in it lets that many calls pass.
+    """A fault for the next `times` calls of `route`. Without further fields, these calls are processed normally.
 
     :param route: the route.
-    :param times: how many calls.
-    :param charge: ``before`` (default): the fault strikes before the gateway does anything, so nothing is charged.
-        ``after``: the gateway has done its work, a submit is accepted and charged, and then the fault strikes.
-    :param hold: keep the call until ``POST /_sandbox/release``, then go on with the rest of the fault.
-    :param delay: seconds to wait, likewise.
-    :param drop: cut the connection without an answer.
-    :param status: answer with this status (200 where only `body` is given).
-    :param body: the answer's body: text, or JSON; without it the gateway's documented body of that status.
-    :param headers: headers to add to the answer.
-    :param cut_after: send this many bytes of the answer's body, then cut the connection.
-    :param frame: send the answer's body whole, in a broken frame: ``length`` (the announced length is larger, then the
-        connection is closed), ``reset`` (the same, reset), ``open`` (the same, left open), ``chunked`` (no last chunk)
-        or ``gzip`` (its checksum is wrong).
-    :param outcome: how the job ends that this submit makes.
-    :param prompt_contains: only for submits whose prompt contains this text; other calls pass it by.
+    :param times: number of calls.
+    :param charge: ``before`` (default): the fault happens before the gateway does anything, so nothing is charged.
+        ``after``: the gateway processes the call first; a submit is accepted and charged.
+    :param hold: hold the call until ``POST /_sandbox/release``, then continue with the rest of the fault.
+    :param delay: seconds to wait, then continue with the rest of the fault.
+    :param drop: close the connection without an answer.
+    :param status: answer with this status (200 if only `body` is given).
+    :param body: the answer's body, text or JSON. Default: the gateway's documented body for the status.
+    :param headers: additional headers of the answer.
+    :param cut_after: send this number of bytes of the answer's body, then close the connection.
+    :param frame: send the complete body in a broken frame: ``length`` (the announced length is too large, then the
+        connection is closed), ``reset`` (as before, but reset), ``open`` (as before, but left open), ``chunked``
+        (without the last chunk) or ``gzip`` (with a wrong checksum).
+    :param outcome: outcome of the job that this submit creates.
+    :param prompt_contains: apply only to submits whose prompt contains this text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,12 +83,12 @@ class Fault(BaseModel):
 
     @property
     def answers(self) -> bool:
-        """Whether the fault's own answer takes the place of the gateway's."""
+        """Whether the fault's own answer replaces the gateway's."""
         return self.status is not None or self.body is not None
 
 
 def _prompt_of(body: bytes) -> str:
-    """The prompt of a submit to either gateway; empty where the body is not understood."""
+    """Return the prompt of a submit to either gateway; empty if the body is not understood."""
     try:
         request = json.loads(body)
         prompt = request["promptObject"]["prompt"] if "promptObject" in request else request["prompt"]
@@ -98,9 +98,9 @@ def _prompt_of(body: bytes) -> str:
 
 
 class Faults:
-    """The queue, and the calls that wait for a release.
+    """The queue of faults, and the calls that are held.
 
-    :param touched: called when a call is held or let go.
+    :param touched: called when a call is held or released.
     """
 
     def __init__(self, touched: Callable[[], None]) -> None:
@@ -112,9 +112,9 @@ class Faults:
         self._queue.append([fault, fault.times])
 
     def take(self, route: str, body: bytes = b"") -> Fault | None:
-        """The fault for the next call of `route`, used up.
+        """Remove and return the fault for the next call of `route`.
 
-        :param body: the call's, in which a submit has its prompt.
+        :param body: the body of the call, which contains the prompt of a submit.
         """
         for item in self._queue:
             wanted = item[0].prompt_contains
@@ -127,15 +127,15 @@ class Faults:
         return None
 
     def waiting(self) -> list[dict[str, Any]]:
-        """The faults that are still queued."""
+        """Return the queued faults."""
         return [{**fault.model_dump(exclude_defaults=True), "times": times} for fault, times in self._queue]
 
     def held(self) -> list[str]:
-        """The routes of the calls that are held now."""
+        """Return the routes of the held calls."""
         return [route for route, _ in self._held]
 
     async def hold(self, route: str) -> bool:
-        """Wait for the release; ``False`` when the call is to be dropped instead."""
+        """Wait for the release; return ``False`` if the call must be dropped."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         item = (route, future)
         self._held.append(item)
@@ -148,7 +148,7 @@ class Faults:
             self._touched()
 
     def release(self, *, go_on: bool = True) -> int:
-        """Let every held call go on (or drop it); how many there were."""
+        """Continue (or drop) every held call, and return their number."""
         count = 0
         for _, future in list(self._held):
             if not future.done():

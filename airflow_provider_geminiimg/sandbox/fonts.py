@@ -1,7 +1,7 @@
-"""Fonts that have the letters of a text: Pillow's own has those of English only.
+"""Selects a font that has the characters of a text. Pillow's own font has ASCII only.
 
-What must stay true: the same text gets the same font on the same machine; without any font but Pillow's a letter with
-an accent is drawn as the letter without it, never as a box.
+Invariants: the same text gets the same font on the same machine. Without a suitable font, a letter with an accent is
+drawn without the accent, never as a box.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-# What Linux, macOS and Windows have, the broadest first; Pillow looks for them where the system keeps its fonts.
+# Common fonts of Linux, macOS and Windows, in order of coverage; Pillow searches the system's font folders.
 _NAMES = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "FreeSans.ttf"),
     *("Arial Unicode.ttf", "Arial.ttf", "arial.ttf", "segoeui.ttf"),
@@ -27,9 +27,9 @@ _NO_ACCENT = {
 
 
 def font_for(text: str, size: float) -> tuple[FreeTypeFont, str]:
-    """A font, and the text as that font can draw it.
+    """Return a font, and the text in the form that the font can draw.
 
-    :param text: what shall be drawn.
+    :param text: the text to draw.
     :param size: in pixels.
     """
     from PIL import ImageFont
@@ -57,12 +57,12 @@ def _installed(size: int) -> list[FreeTypeFont]:
 
 
 def _drawn(font: FreeTypeFont, letters: set[str]) -> set[str]:
-    """The letters that the font has; for the others it draws what it draws for a code point that no font has."""
+    """Return the letters that the font has. For others it draws the same glyph as for an undefined code point."""
     missing = bytes(font.getmask("\uffff"))
     return {letter for letter in letters if bytes(font.getmask(letter)) != missing}
 
 
 def _plain(char: str) -> str:
-    """A letter without its accents, as far as it has some."""
+    """Return a letter without its accents."""
     bare = "".join(part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part))
     return _NO_ACCENT.get(char, bare or char)

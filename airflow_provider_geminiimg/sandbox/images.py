@@ -1,7 +1,7 @@
-"""The images: right pixel size, pleasant to look at, and saying which submission they are.
+"""Draws the images, with the requested pixel size and the number of their submission.
 
-What must stay true: the same job always gives the same bytes; `read_submission` works on PNG, JPEG and WebP alike;
-a 1K image takes well under 0.1 s. Pillow is imported inside, because it comes with the extra ``sandbox`` only.
+Invariants: the same job always gives the same bytes. `read_submission` works for PNG, JPEG and WebP. A 1K image takes
+much less than 0.1 s. Pillow is imported inside the functions, because only the extra ``sandbox`` installs it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PIXELS: dict[str, tuple[int, int]] = {
     "16:9": (1376, 768),
     "21:9": (1584, 672),
 }
-# Google's table prints this size against its own rule, half of 1K; nobody has said which one comes.
+# Google's table lists this size, but its rule (half of 1K) gives another one; the actual one is not known.
 PRINTED_21_9_AT_512 = (792, 168)
 SCALES: dict[str, float] = {"512": 0.5, "1K": 1, "2K": 2, "4K": 4}
 FORMATS: dict[str, tuple[str, str]] = {
@@ -65,7 +65,7 @@ _CACHE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Shape:
-    """What kind of file a job makes."""
+    """Size and format of the file that a job creates."""
 
     resolution: str
     ratio: str
@@ -80,9 +80,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Input:
-    """An input image as it arrived: the hash of its bytes, and a thumbnail to draw into the result.
+    """An input image: the hash of its bytes, and a thumbnail that is drawn into the result.
 
-    `sha256` is that of the address where the image is a web address, which the sandbox does not fetch.
+    For a web address, which the sandbox does not fetch, `sha256` is the hash of the address.
     """
 
     sha256: str
@@ -93,7 +93,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Sketch:
-    """All that an image depends on."""
+    """All values that determine an image."""
 
     number: int
     model: str
@@ -103,7 +103,10 @@ class Sketch:
 
 
 def require_pillow() -> None:
-    """:raises ImportError: naming the extra, where Pillow is missing."""
+    """Check that Pillow is installed.
+
+    :raises ImportError: it is missing; the message names the extra.
+    """
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
@@ -111,10 +114,10 @@ def require_pillow() -> None:
 
 
 def shape(resolution: str, ratio: str, extension: str, *, printed: bool = False) -> Shape:
-    """What an image is like.
+    """Return size and format of an image.
 
-    :param printed: where Google's table contradicts its own rule, as it prints it.
-    :raises KeyError: for a resolution or ratio that the models don't know.
+    :param printed: use the size of Google's table where it contradicts its rule.
+    :raises KeyError: the resolution or the ratio is unknown.
     """
     if printed and (resolution, ratio) == ("512", "21:9"):
         return Shape(resolution, ratio, *PRINTED_21_9_AT_512, extension)
@@ -124,7 +127,10 @@ def shape(resolution: str, ratio: str, extension: str, *, printed: bool = False)
 
 
 def read_input(data: bytes) -> Input:
-    """:raises ValueError: where the bytes are not an image."""
+    """Read an input image.
+
+    :raises ValueError: the bytes are not an image.
+    """
     from PIL import Image
 
     try:
@@ -147,17 +153,17 @@ def nearest_ratio(width: int, height: int) -> str:
 
 
 def read_submission(data: bytes) -> int:
-    """The number of the submission that a sandbox image belongs to, from its bytes (PNG, JPEG or WebP).
+    """Return the submission number of a sandbox image from its bytes (PNG, JPEG or WebP).
 
-    :raises ValueError: where this is not an image of a sandbox.
+    :raises ValueError: it is not an image of a sandbox.
     """
     return int(read_image(data)["submission"])
 
 
 def read_image(data: bytes) -> dict[str, Any]:
-    """What a sandbox image says of itself: ``submission``, ``model``, ``prompt`` (its first 2,000 characters).
+    """Return the data in a sandbox image: ``submission``, ``model``, ``prompt`` (its first 2,000 characters).
 
-    :raises ValueError: where this is not an image of a sandbox.
+    :raises ValueError: it is not an image of a sandbox.
     """
     from PIL import Image
 
@@ -170,7 +176,7 @@ def read_image(data: bytes) -> dict[str, Any]:
 
 
 class Studio:
-    """Draws images when they are asked for, and keeps the last ones."""
+    """Draws images on request, and caches the last ones."""
 
     def __init__(self) -> None:
         self._made: OrderedDict[Sketch, bytes] = OrderedDict()
@@ -192,7 +198,7 @@ class Studio:
 
 
 def draw(sketch: Sketch) -> bytes:
-    """The image's bytes."""
+    """Return the image's bytes."""
     from PIL import Image
 
     size = (sketch.shape.width, sketch.shape.height)
@@ -211,7 +217,7 @@ def draw(sketch: Sketch) -> bytes:
 
 
 def _landscape(prompt: str, size: tuple[int, int]) -> Image:
-    """A sky, a sun and three ridges, in colours of the prompt's hash."""
+    """Draw a sky, a sun and three ridges, in colours from the prompt's hash."""
     from PIL import Image, ImageDraw
 
     rng = random.Random(hashlib.sha256(prompt.encode("utf-8", "replace")).digest())
@@ -249,7 +255,7 @@ def _landscape(prompt: str, size: tuple[int, int]) -> Image:
 
 
 def input_boxes(width: int, height: int, count: int) -> list[tuple[int, int, int, int]]:
-    """Where an edit shows its input images: left, top, right, bottom, in a row along the top."""
+    """Return the boxes (left, top, right, bottom) in which an edit shows its input images, in a row at the top."""
     gap = max(4, min(width, height) // 40)
     top = _band(width, height) + gap
     side = min(height // 3, (width - gap) // max(count, 1) - gap, _THUMBNAIL)
@@ -275,7 +281,7 @@ def _paste_inputs(image: Image, inputs: Sequence[Input]) -> None:
 
 
 def _write(image: Image, sketch: Sketch) -> None:
-    """The submission's number along the top, the prompt on a dark panel at the bottom."""
+    """Write the submission's number at the top, and the prompt on a dark panel at the bottom."""
     from PIL import ImageDraw
 
     width, height = image.size

@@ -1,7 +1,7 @@
-"""1min.ai as its documentation and public clients describe it, bad manners included.
+"""Imitation of 1min.ai, by its documentation and public clients, including its irregularities.
 
-What must stay true: fields that a model does not take are accepted and ignored, and written down as ignored; a result
-is a storage key plus one signed link; every error has the documented body.
+Invariants: fields that a model does not support are accepted, ignored, and listed as ignored. A result is a storage key
+and one signed link. Every error has the documented body.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OPERATIONS = {GENERATE: "generate", EDIT: "edit"}
 _COMMON = frozenset({"prompt", "imageSize", "temperature", "topP"})
 _IMAGES = ("imageUrl", "referenceImage1", "referenceImage2")
 
-# (model family, operation) -> the promptObject fields that have an effect, by the contract's table.
+# (model family, operation) -> the promptObject fields that have an effect.
 FIELDS: dict[tuple[str, str], frozenset[str]] = {
     ("3.1", GENERATE): _COMMON | {"aspectRatio"},
     ("3.1", EDIT): _COMMON | {"aspectRatio", *_IMAGES},
@@ -39,7 +39,7 @@ FIELDS: dict[tuple[str, str], frozenset[str]] = {
     ("2.5", GENERATE): frozenset({"prompt"}),
     ("2.5", EDIT): frozenset({"prompt", *_IMAGES}),
 }
-# (model id, operation) -> family. The editor of 2.5 has an id of its own.
+# (model id, operation) -> family. The editor of 2.5 has its own id.
 MODELS: dict[tuple[str, str], str] = {
     **{(f"gemini-3.1-flash-image{tail}", kind): "3.1" for tail in ("", "-preview") for kind in OPERATIONS},
     **{(f"gemini-3-pro-image{tail}", kind): "3-pro" for tail in ("", "-preview") for kind in OPERATIONS},
@@ -53,7 +53,7 @@ SIZES = {
     **dict.fromkeys(("3-pro", "2.1"), ("1K", "2K", "4K")),
     **dict.fromkeys(("2.5", "lite"), ("1K",)),
 }
-# Made up (1min publishes none): Google's list price in credits of 0.00001 USD.
+# Invented, because 1min publishes no prices: Google's list price in credits of 0.00001 USD.
 CREDITS = {
     "3.1": {"512": 4480, "1K": 6720, "2K": 10080, "4K": 15120},
     "lite": {"1K": 3360},
@@ -63,7 +63,7 @@ CREDITS = {
 }
 TEAM_CREDITS = 100_000_000
 
-# status -> (errorCode, message): what a queued fault answers with when it gives no body.
+# status -> (errorCode, message): the answer of a queued fault without a body.
 ERRORS: dict[int, tuple[str, str]] = {
     400: ("UNKNOWN_ERROR", "Unsupported feature type"),
     401: ("HTTP_EXCEPTION", "Api Key is not active"),
@@ -88,19 +88,21 @@ def refused(status: int, code: str, message: str, details: Any = None) -> Refuse
 
 
 def default_body(status: int) -> Any:
-    """The body of an error of this status that a test queued without one."""
+    """Return the error body of a status, for a queued fault without a body."""
     if status > 500:
         return CLOUDFLARE.format(status=status)
     return error_body(*ERRORS.get(status, ERRORS[400]))
 
 
 def upstream(message: str, truth: str) -> Refused:
-    """1min's message may say "busy" for a permanent error; the truth is in the details."""
+    """Return an error of the model behind the gateway. The message says "busy" even for a permanent error; the details
+    have the real reason.
+    """
     return refused(400, "EXTERNAL_API_RESPONSE_WITH_ERROR", message, {"error": {"code": 400, "message": truth}})
 
 
 def router(box: Box) -> APIRouter:
-    """The routes under ``/api``."""
+    """Return the routes under ``/api``."""
     routes = APIRouter(prefix="/api")
 
     @routes.post("/features")
@@ -136,7 +138,7 @@ def router(box: Box) -> APIRouter:
 
 
 def public_router(box: Box) -> APIRouter:
-    """The list of models, which asks for no key and shows nothing without a feature."""
+    """Return the list of models. It needs no key, and is empty without a feature."""
     routes = APIRouter()
 
     @routes.get("/models")
@@ -176,7 +178,7 @@ def _base(request: Request) -> str:
 
 
 def _new_uuid() -> str:
-    """Like the vendor's samples, not a hexadecimal UUID."""
+    """Return an id like the vendor's samples, which are not hexadecimal UUIDs."""
     letters = "0123456789abcdefghijklmnopqrstuvwxyz"
     return "-".join("".join(secrets.choice(letters) for _ in range(n)) for n in (8, 4, 4, 4, 12))
 
@@ -230,7 +232,7 @@ async def _read_order(box: Box, request: Request, account: str) -> tuple[Order, 
 
 
 def _guess_family(model: str, kind: str) -> str:
-    """Ids that are newer than this package work here as they would there; ids of other vendors don't."""
+    """Return the family of an unknown model. Ids newer than this package are accepted; ids of other vendors are not."""
     known = {name for name, _ in MODELS}
     if model in known or not (model.startswith("gemini-") and "image" in model):
         raise refused(400, "UNSUPPORTED_MODEL", "The model is not supported", {"model": model, "type": kind})
@@ -244,7 +246,7 @@ def _require(wanted: Mapping[str, Any], names: tuple[str, ...]) -> None:
 
 
 def _check_values(family: str, fields: Mapping[str, Any]) -> str:
-    """The image size; values that the model behind refuses are an error, and free."""
+    """Return the image size. Values that the model refuses are an error without a charge."""
     size = fields.get("imageSize", "1K")
     if size not in SIZES[family]:
         raise upstream("The model is busy, please try again", f"image_size must be one of {SIZES[family]}")
@@ -273,7 +275,7 @@ async def _inputs(box: Box, fields: Mapping[str, Any]) -> tuple[Input, ...]:
 
 
 def reason(job: Job) -> str | None:
-    """Why a job failed, in the model's words; ``None`` for a bare failure."""
+    """Return the model's reason for a failed job; ``None`` for a failure without a reason."""
     return {
         "refused": "The request was blocked: PROHIBITED_CONTENT",
         "refused_echo": f"The request was blocked: PROHIBITED_CONTENT. Your prompt: {job.order.prompt}",
@@ -289,7 +291,7 @@ def _failure(job: Job) -> Refused:
 
 
 def record(box: Box, job: Job, base_url: str) -> dict[str, Any]:
-    """The answer to a submit or a poll, as the job stands now."""
+    """Return the answer to a submit or a poll for the current state of the job."""
     order = job.order
     status = "PROCESSING" if not job.done else "FAILURE" if job.failed else "SUCCESS"
     detail: dict[str, Any] = {
@@ -302,7 +304,7 @@ def record(box: Box, job: Job, base_url: str) -> dict[str, Any]:
         detail["resultObject"] = _result_object(box, job.key)
         link = box.signed_link(base_url, job.key)
     elif status == "FAILURE" and (why := reason(job)):
-        # Both places are seen in the wild.
+        # Both places occur in practice.
         if job.number % 2:
             detail["resultObject"] = [why]
         else:
@@ -330,7 +332,7 @@ def _team(box: Box, job: Job) -> dict[str, Any]:
         "teamId": f"team-{job.order.account}",
         "status": "ACTIVE",
         "creditLimit": TEAM_CREDITS if box.settings.credits is None else box.settings.credits,
-        # It lags a call: this job is not in it yet.
+        # It is one call behind: this job is not included yet.
         "usedCredit": int(box.spent("1min") - (job.order.price if job.charged else 0)),
     }
 

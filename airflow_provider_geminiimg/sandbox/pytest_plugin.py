@@ -1,7 +1,7 @@
 """The pytest fixture `geminiimg_sandbox`.
 
-Put ``pytest_plugins = ["airflow_provider_geminiimg.sandbox.pytest_plugin"]`` into your top ``conftest.py``. One
-sandbox serves the whole session; every test finds it empty.
+Add ``pytest_plugins = ["airflow_provider_geminiimg.sandbox.pytest_plugin"]`` to your top-level ``conftest.py``. One
+sandbox serves the whole session, and is empty at the start of every test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gateways' routes, by the names that faults and the call list give them."""
+"""Names of the gateways' routes, for faults and the call list."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUTES: dict[tuple[str, str], str] = {
 
 
 def route_of(method: str, path: str) -> str | None:
-    """The name of a gateway's route; ``None`` for the sandbox's own pages."""
+    """Return the name of a gateway's route; ``None`` for the sandbox's own addresses."""
     if path.startswith("/_sandbox/"):
         return None
     if (method, path) in ROUTES:

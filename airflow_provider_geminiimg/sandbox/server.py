@@ -1,7 +1,7 @@
-"""Runs the sandbox: in a thread of this process (`Sandbox`), or in the foreground (`serve`).
+"""Runs the sandbox in a thread of this process (`Sandbox`), or in the foreground (`serve`).
 
-What must stay true: it listens before anybody is told its port; it stops within a second, whatever is held; it logs
-nothing that came in; no browser takes an answer for a page that may run scripts, or shows it within another page.
+Invariants: it listens before its port is announced. It stops within a second, even with held calls. It logs nothing
+from requests. No browser treats an answer as a page that may run scripts, or shows it inside another page.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADERS = (
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
 )
-"""Of every answer, those of faults included: their bodies are whatever somebody queued."""
+"""Headers of every answer, including those of faults, whose bodies are arbitrary."""
 
 
 class _Protocol(H11Protocol):
@@ -101,12 +101,12 @@ def _url(host: str, sock: socket.socket) -> str:
 
 
 class Sandbox(SandboxClient):
-    """A sandbox in a thread of this process; a context manager.
+    """A sandbox in a thread of this process, and a context manager.
 
-    :param latency: seconds that a job takes.
-    :param port: 0 picks a free one.
-    :param settings: more of `airflow_provider_geminiimg.sandbox.state.Settings`.
-    :raises ImportError: where Pillow is missing.
+    :param latency: duration of a job in seconds.
+    :param port: 0 selects a free port.
+    :param settings: further fields of `airflow_provider_geminiimg.sandbox.state.Settings`.
+    :raises ImportError: Pillow is missing.
     """
 
     def __init__(self, *, latency: float = 0.2, port: int = 0, **settings: Any) -> None:
@@ -137,12 +137,12 @@ class Sandbox(SandboxClient):
 
 
 def serve(*, host: str, port: int, allow_hosts: Collection[str], settings: Settings) -> None:
-    """Run in the foreground until interrupted, after one line that says where and how.
+    """Run in the foreground until interrupted. Prints one line with the address and an example connection.
 
     :param host: the address to listen on.
-    :param port: 0 picks a free one.
-    :param allow_hosts: host names, besides the local ones and `host`, that callers may use.
-    :raises ImportError: where Pillow is missing.
+    :param port: 0 selects a free port.
+    :param allow_hosts: permitted host names in addition to the local ones and `host`.
+    :raises ImportError: Pillow is missing.
     """
     require_pillow()
     sock = _listen(host, port)

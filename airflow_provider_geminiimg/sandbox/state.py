@@ -1,7 +1,7 @@
-"""What the sandbox remembers: jobs, uploads, calls, settings. It decides by the wall clock alone.
+"""State of the sandbox: jobs, uploads, calls and settings.
 
-What must stay true: a key never gets in here (callers pass `account`, a short hash); a job is written down in the
-same step that charges for it; a job's state is computed from its times, so nothing runs in the background.
+Invariants: a key is never stored here (callers pass `account`, a short hash). A job is recorded and charged in one
+step. A job's state is computed from its times by the wall clock, so nothing runs in the background.
 """
 
 from __future__ import annotations
@@ -31,27 +31,29 @@ FAILURES: frozenset[str] = frozenset({"refused", "refused_echo", "failed", "bare
 
 
 class Settings(BaseModel):
-    """How the sandbox behaves; ``POST /_sandbox/settings`` changes any of these.
+    """Behaviour of the sandbox; ``POST /_sandbox/settings`` changes any field.
 
-    :param latency: seconds that a job takes (default 2; 0.2 for `Sandbox`).
-    :param honour_async: ``False``: the gateways ignore "async" and answer late, with the finished image.
-    :param credits: 1min credits that the team has in all; ``None`` (default) = without end.
-    :param balance: USD that the APIMaster account has in all; ``None`` (default) = without end.
+    :param latency: duration of a job in seconds (default 2; 0.2 for `Sandbox`).
+    :param honour_async: ``False``: the gateways ignore "async", and answer later with the finished image.
+    :param credits: total 1min credits of the team; ``None`` (default) = unlimited.
+    :param balance: total USD of the APIMaster account; ``None`` (default) = unlimited.
     :param balance_error: ``plain`` (default): 406 and 402; ``odd``: an error inside a 200, and 403.
-    :param link_seconds: seconds that a result link works (default: seven days).
-    :param sync_gives_up: seconds after which a call that waits for its image is answered without it (default 180).
-        1min: ``PROCESSING``. APIMaster: a 408; the job goes on, and is charged when it ends.
-    :param submit_code: whether APIMaster's submit answers carry ``code``: ``always``, ``never``, or ``alternate``
-        (default), from submission to submission.
-    :param poll_shape: APIMaster's polls: ``succeeded`` (``url`` is a string), ``completed`` (a list, with cost, expiry
-        and progress), ``alternate`` (default) between these, ``new_api`` (a task row as new-api writes it), or
-        ``new_api_old`` (the same from before it had a field for the link).
-    :param sync_shape: APIMaster's synchronous answers: ``data``, ``task``, or ``alternate`` (default).
-    :param result_object: 1min's ``resultObject``: ``list`` (default), ``string``, ``images``, ``output``, ``mixed``.
-    :param models: the ids that both gateways serve, and list; ``None`` (default) = all that the sandbox knows, and ids
+    :param link_seconds: lifetime of a result link in seconds (default: seven days).
+    :param sync_gives_up: seconds after which a synchronous call is answered without its image (default 180). 1min:
+        ``PROCESSING``. APIMaster: a 408; the job continues, and is charged when it ends.
+    :param submit_code: whether APIMaster's submit answers contain ``code``: ``always``, ``never``, or ``alternate``
+        (default), alternating between submissions.
+    :param poll_shape: format of APIMaster's polls: ``succeeded`` (``url`` is a string), ``completed`` (a list, with
+        cost, expiry and progress), ``alternate`` (default) between these, ``new_api`` (a task row as new-api writes
+        it), or ``new_api_old`` (the same from before it had a field for the link).
+    :param sync_shape: format of APIMaster's synchronous answers: ``data``, ``task``, or ``alternate`` (default).
+    :param result_object: format of 1min's ``resultObject``: ``list`` (default), ``string``, ``images``, ``output``,
+        ``mixed``.
+    :param models: the ids that both gateways serve and list; ``None`` (default) = all that the sandbox knows, and ids
         that are newer than this package.
-    :param printed_sizes: 21:9 at 512 comes as 792 x 168, as Google's table prints it, and not as half of 1K (default).
-    :param link_place: where 1min puts ``temporaryUrl``: in the ``record`` (default) or at the ``top`` level.
+    :param printed_sizes: an image of 21:9 at 512 has 792 x 168 pixels, as in Google's table, instead of half of 1K
+        (default).
+    :param link_place: position of 1min's ``temporaryUrl``: in the ``record`` (default) or at the ``top`` level.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,7 +79,7 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Order:
-    """What a gateway understood of a submit, before it is charged."""
+    """A parsed submit request, before it is charged."""
 
     gateway: str
     route: str
@@ -97,7 +99,7 @@ class Order:
 
 @dataclass
 class Job:
-    """A submission that was accepted, and charged unless `hidden` (then it is charged when it ends)."""
+    """An accepted submission. It is charged immediately, or if it is `hidden`, when it ends."""
 
     order: Order
     number: int
@@ -117,7 +119,9 @@ class Job:
 
     @property
     def refunded(self) -> bool:
-        """APIMaster gives the money of failed jobs back, 1min only where the submit itself answered so."""
+        """Whether the money was returned: APIMaster refunds failed jobs, 1min only if the submit itself returned the
+        failure.
+        """
         return self.done and self.failed and (self.order.gateway == "apimaster" or self.order.mode == "sync")
 
     @property
@@ -127,7 +131,7 @@ class Job:
     async def finish(self, patience: float | None = None) -> None:
         """Wait for the job's end, at most `patience` seconds.
 
-        A sleep may end a little before the wall clock says so, hence the loop.
+        A sleep may end slightly before the wall clock reaches the time, hence the loop.
         """
         give_up = self.ready_at if patience is None else min(self.ready_at, self.created + patience)
         while (left := give_up - time.time()) > 0:  # noqa: ASYNC110 - the clock is what is waited for
@@ -138,7 +142,7 @@ class Job:
         return min(99, int(100 * (time.time() - self.created) / took))
 
     def entry(self) -> dict[str, Any]:
-        """This job as ``GET /_sandbox/ledger`` shows it."""
+        """Return this job in the format of ``GET /_sandbox/ledger``."""
         order = self.order
         return {
             "number": self.number,
@@ -166,7 +170,7 @@ class Job:
 
 
 class Refused(Exception):
-    """A call that a gateway answers with an error.
+    """A call that the gateway answers with an error.
 
     :param status: the HTTP status.
     :param body: the JSON body.
@@ -179,7 +183,7 @@ class Refused(Exception):
 
 
 class Box:
-    """All that one sandbox knows. Used from its event loop only."""
+    """The complete state of one sandbox. Used from its event loop only."""
 
     def __init__(self, settings: Settings) -> None:
         self._first_settings = settings
@@ -189,7 +193,7 @@ class Box:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, go back to the settings of the start, drop the calls that are held."""
+        """Delete everything, restore the initial settings, and drop held calls."""
         self.settings = self._first_settings
         self.jobs: dict[str, Job] = {}
         self.assets: dict[str, bytes] = {}
@@ -215,14 +219,14 @@ class Box:
         return purse is None or self.spent(order.gateway) + order.price <= purse
 
     def accept(self, order: Order, *, job_id: str, hidden: bool = False) -> Job:
-        """Write the job down and charge for it, in one step."""
+        """Record the job and charge for it, in one step."""
         now = time.time()
         number = len(self.jobs) + 1
         stamp = datetime.fromtimestamp(now, timezone.utc).strftime("%Y_%m_%d_%H_%M_%S")
         if order.gateway == "1min":
             key = f"development/images/{stamp}_{number:06d}.{order.shape.extension}"
         else:
-            # As in the vendor's sample, the name says .jpg whatever the bytes are.
+            # As in the vendor's sample, the name always ends in .jpg.
             key = f"imgs/{int(now * 1e6)}{number:03d}.jpg"
         job = Job(order, number, job_id, key, now, now + self.settings.latency, hidden)
         self.jobs[job_id] = self._by_key[key] = job
@@ -242,7 +246,7 @@ class Box:
     # Links
 
     def signed_link(self, base_url: str, key: str) -> str:
-        """A link as S3 signs them, with its own expiry in it."""
+        """Return a link in the form of S3's signed links, with its own expiry."""
         path = f"/asset.1min.ai/{quote(key)}"
         date = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         query = {
@@ -256,7 +260,7 @@ class Box:
         return self._served(f"{base_url}{path}?{urlencode(query)}")
 
     def plain_link(self, base_url: str, key: str) -> str:
-        """A link that works for `Settings.link_seconds`, unsigned."""
+        """Return an unsigned link that is valid for `Settings.link_seconds`."""
         return self._served(f"{base_url}/{key}")
 
     def _served(self, link: str) -> str:
@@ -269,7 +273,7 @@ class Box:
     # Waiting
 
     def touch(self) -> None:
-        """Wake whoever waits for something to change."""
+        """Wake all waiting callers of `until`."""
         condition = self._changed
         if condition is None:
             return
@@ -282,7 +286,7 @@ class Box:
         task.add_done_callback(lambda done: done.exception())
 
     async def until(self, ready: Callable[[], bool], timeout: float) -> bool:
-        """Wait until `ready()`, at most `timeout` seconds; whether it is."""
+        """Wait until `ready()` is true, at most `timeout` seconds; return whether it is."""
         if self._changed is None:
             self._changed = asyncio.Condition()
         async with self._changed:
@@ -294,7 +298,7 @@ class Box:
 
 
 async def json_object(request: Request) -> dict[str, Any] | None:
-    """The body of a request; ``None``: it is no JSON object."""
+    """Return the body of a request; ``None`` if it is not a JSON object."""
     try:
         body = json.loads(await request.body())
     except ValueError:
@@ -303,5 +307,5 @@ async def json_object(request: Request) -> dict[str, Any] | None:
 
 
 def account_of(key: str) -> str:
-    """A short hash: tells accounts apart and says nothing about the key."""
+    """Return a short hash that distinguishes accounts and does not reveal the key."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
