@@ -14,16 +14,16 @@ from benchmarks.results import Row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 1 where the file that the docs are made from is not whole."""
+    """Run the benchmarks; return 1 if ``--check`` finds missing results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="What the package costs, beside what a user would otherwise write.",
+        description="Measures the package, and compares it with code that a user might write instead.",
         epilog="\n".join(f"{name:12} {text}" for name, text in BENCHMARKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
-    parser.add_argument("--quick", action="store_true", help="small and rough: to see that they run; writes nothing")
-    parser.add_argument("--check", action="store_true", help="run nothing: is there a result of each benchmark?")
+    parser.add_argument("--quick", action="store_true", help="short runs to test the benchmarks; writes nothing")
+    parser.add_argument("--check", action="store_true", help="run nothing; check that each benchmark has a result")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.names if name not in BENCHMARKS]
     if unknown:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as wherever they are installed
     machine = results.machine()
     if machine["load"] > 0.5 * (os.cpu_count() or 1):
-        print(f"The machine is busy (load {machine['load']}): ratios hold better than figures.", flush=True)
+        print(f"The machine is busy (load {machine['load']}): ratios are more reliable than figures.", flush=True)
     rows: list[Row] = []
     for name in given.names or BENCHMARKS:
         print(f"{name}: {BENCHMARKS[name]} ...", end=" ", flush=True)
@@ -47,13 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check() -> int:
-    """Whether the committed results are those of these benchmarks, each of them and no other."""
+    """Check that the committed results contain exactly these benchmarks."""
     measured = {row.benchmark for row in results.read()[1]}
     missing, left = [name for name in BENCHMARKS if name not in measured], measured - set(BENCHMARKS)
     for name in missing:
         print(f"{name} has no result: make bench NAMES={name}", file=sys.stderr)
     for name in sorted(left):
-        print(f"{name} is no benchmark any more: make bench drops its rows", file=sys.stderr)
+        print(f"{name} is not a benchmark: make bench removes its rows", file=sys.stderr)
     return int(bool(missing or left))
 
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, so that its work and its memory are not those of whoever is measured."""
+"""Runs a server in its own process, so that its CPU and memory are not measured."""
 
 from __future__ import annotations
 

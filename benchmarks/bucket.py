@@ -1,4 +1,4 @@
-"""S3 for the benchmarks: moto in a process of its own, as the tests have it in theirs."""
+"""S3 for the benchmarks: moto in its own process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How soon a finished image is noticed, and how many polls that takes: the real `PollSchedule` on a virtual clock.
+"""Delay until a finished image is noticed, and number of polls: the real `PollSchedule` on a virtual clock.
 
-The images' times are log-normal with a median of 10 s, from a seed. The schedule does not know them: it has the
-catalogue's figures alone.
+The durations of the images are log-normal with a median of 10 s and a fixed seed. The schedule uses only the figures of
+the catalogue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.results import Row
 GATEWAY, RESOLUTION = "1min", "1K"
 MEDIAN, SPREADS = 10.0, (0.3, 0.4, 0.5)  # seconds; sigma of their logarithm
 FIXED = 4.0  # seconds between the peer's polls
-FEWER, DELAY = 0.7, 1.0  # reaches
+FEWER, DELAY = 0.7, 1.0  # targets
 RUNNING = JobStatus(JobState.RUNNING)
 DONE = JobStatus(JobState.DONE, images=(ResultImage(url="https://example.com/a.png"),))
 
@@ -66,7 +66,7 @@ def run(quick: bool) -> list[Row]:
         ours, peer = summed(planned(took, rng) for took in times), summed(map(fixed, times))
         title, name = f"times' sigma {sigma}", f"a poll every {FIXED:g} s"
         rows += [
-            Row("detection", f"polls of an image, {title}", "", ours[0], name, peer[0], reach=FEWER),
-            Row("detection", f"median seconds from done to known, {title}", "s", ours[1], name, peer[1], reach=DELAY),
+            Row("detection", f"polls of an image, {title}", "", ours[0], name, peer[0], target=FEWER),
+            Row("detection", f"median seconds from done to known, {title}", "s", ours[1], name, peer[1], target=DELAY),
         ]
     return rows

@@ -1,7 +1,7 @@
-"""The gateway of the benchmarks: the sandbox in a process of its own, as slow as a gateway and as quick as the wire.
+"""The gateway of the benchmarks: the sandbox in its own process, with realistic latencies and fast answers.
 
-What must stay true: latencies come from a seed, so that a simulation knows them and the code that is measured does
-not; every image is the same ready-made one, because drawing is the gateway's work and would be most of the time.
+Invariants: latencies come from a seed, so that a simulation knows them and the measured code does not. Every image is
+the same prepared file, because drawing would take most of the time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How a batch's cost grows with its size: seconds beside what the gateway takes, and memory, of 100 to 10,000 images.
+"""Growth of a batch's cost with its size: time in addition to the gateway's, and memory, for 100 to 10,000 images.
 
-The gateway answers at once, so all that is left is the package's own. The plot in the docs is drawn from these rows.
+The gateway answers immediately, so only the package's own cost remains. The plot in the docs is drawn from these rows.
 """
 
 from __future__ import annotations

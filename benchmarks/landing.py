@@ -1,8 +1,8 @@
-"""Two hundred images of 8 MB from the gateway into a bucket, 16 at a time: poll, download, write.
+"""Two hundred images of 8 MB from the gateway to a bucket, 16 at a time: poll, download, write.
 
-What each does is what it would do in a task: the package checks the bytes, names them by their checksum, writes a
-sidecar and moves the record forward; the others move bytes. Submits come before, and are not measured. The ledger is
-on disk, the images go to S3; nobody has Pillow, because nobody else makes thumbnails.
+Each contestant does what it would do in a task. The package checks the bytes, computes the checksum, writes a sidecar
+and updates the record; the peers copy the bytes. Submits run before the measurement. The ledger is on disk, the images
+go to S3. Pillow is disabled, because the peers make no thumbnails.
 """
 
 from __future__ import annotations

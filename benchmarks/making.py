@@ -1,4 +1,4 @@
-"""A batch as a task runs it, in a process of its own: the operator's own `execute`, without a scheduler around it."""
+"""Runs a batch as a task does, in its own process: the operator's `execute` without a scheduler."""
 
 from __future__ import annotations
 

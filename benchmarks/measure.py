@@ -1,4 +1,4 @@
-"""How benchmarks measure: a sandbox in a process of its own, each contestant in a fresh interpreter, medians."""
+"""Measuring: a sandbox in its own process, each contestant in a new interpreter, medians."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MARK = "geminiimg-benchmark-result "
 
 @contextlib.contextmanager
 def sandbox(latency: float = 0.2, **settings: Any) -> Iterator[SandboxClient]:
-    """A sandbox in a process of its own.
+    """Run a sandbox in its own process.
 
-    :param latency: seconds that a job takes.
-    :param settings: more of `airflow_provider_geminiimg.sandbox.state.Settings`.
+    :param latency: duration of a job in seconds.
+    :param settings: further fields of `airflow_provider_geminiimg.sandbox.state.Settings`.
     """
     command = [sys.executable, "-m", "airflow_provider_geminiimg", "sandbox", "--port", "0", "--latency", str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -52,11 +52,11 @@ def sandbox(latency: float = 0.2, **settings: Any) -> Iterator[SandboxClient]:
 def fresh(
     function: Callable[..., Any], /, *, env: Mapping[str, str] | None = None, stdin: Any = None, **arguments: Any
 ) -> Any:
-    """What a function of a module returns in an interpreter of its own, so that nobody inherits another's memory.
+    """Call a function of a module in a new interpreter, without inherited memory, and return its result.
 
-    :param function: a module's function. What it takes and returns must be plain JSON values.
-    :param env: more of the environment, such as an ``AIRFLOW_CONN_…``.
-    :param stdin: what the process shall have as its file 0.
+    :param function: a function of a module, with plain JSON values as arguments and result.
+    :param env: additional environment, for example an ``AIRFLOW_CONN_…``.
+    :param stdin: file 0 of the process.
     :param arguments: its keyword arguments.
     """
     with tempfile.TemporaryDirectory(prefix="geminiimg-bench-") as home:
@@ -77,7 +77,7 @@ def fresh(
 
 
 def clean_environment(home: str) -> dict[str, str]:
-    """This environment without Airflow's own variables, with an Airflow home that nobody else uses."""
+    """Return this environment without Airflow's variables, and with a separate Airflow home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     return {
         **kept,
@@ -88,17 +88,17 @@ def clean_environment(home: str) -> dict[str, str]:
 
 
 def median(measure: Callable[[], float], repeats: int) -> float:
-    """The median of repeated runs."""
+    """Return the median of repeated runs."""
     return statistics.median(measure() for _ in range(repeats))
 
 
 def rss() -> int:
-    """Bytes of this process that are in memory now."""
+    """Return the resident memory of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value under which a `share` (0 to 1) of `values` lies."""
+    """Return the value below which a `share` (0 to 1) of `values` is."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 

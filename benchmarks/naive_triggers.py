@@ -1,4 +1,4 @@
-"""Triggers that somebody would write, for the trigger runner to load by their path."""
+"""Triggers that a user might write, which the trigger runner loads by their path."""
 
 from __future__ import annotations
 

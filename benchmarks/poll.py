@@ -1,8 +1,8 @@
-"""What one poll costs a triggerer: CPU, with 1,000 jobs in flight in one event loop.
+"""CPU of one poll in a triggerer, with 1,000 jobs in one event loop.
 
-Ours are the real triggers. Every peer is a trigger that somebody would write: it asks, reads the answer's status, and
-sleeps. CPU, because a loop that serves a thousand tasks is full when its processor is, and because it is the same on a
-busy machine.
+Our side uses the real triggers. Each peer is a trigger that a user might write: it sends a request, reads the status,
+and sleeps. CPU is measured because it limits an event loop with a thousand tasks, and because it does not depend on
+other load.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.sandbox import SandboxClient
 from benchmarks.measure import fresh, sandbox
 from benchmarks.results import Row
 
-JOBS, REACH = 1000, 0.35
+JOBS, TARGET = 1000, 0.35
 AT_ONCE = 8  # as many requests at the same time as ours has by default
 CONN, KEY, MODEL = "geminiimg_bench", "sandbox-key", "gemini-3.1-flash-image-preview"
 HEADERS = {"API-KEY": KEY}
@@ -194,7 +194,7 @@ def run(quick: bool) -> list[Row]:
                 times[name].append(fresh(contestant, env=env, **{**given, "polls": polls, **less}))
     took = {name: statistics.median(values) for name, values in times.items()}
     return [
-        Row("poll", "CPU of a poll", "ms", took[""], peer, took[peer], reach=REACH if peer == SHARED else None)
+        Row("poll", "CPU of a poll", "ms", took[""], peer, took[peer], target=TARGET if peer == SHARED else None)
         for peer in PEERS
     ]
 

@@ -1,7 +1,7 @@
-"""What benchmarks find: rows, the table for a terminal, and the file that the docs are made from.
+"""Results of benchmarks: rows, the table for a terminal, and the file that the docs are generated from.
 
-What must stay true: the committed file holds what was measured and nothing else; a benchmark that was not run keeps
-its rows; a reach stands with its row, so that "met" is never an opinion.
+Invariants: the committed file contains only measured figures. A benchmark that was not run keeps its rows. The target
+is a part of its row.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results.json")
-HEAD = ("benchmark", "figure", "ours", "peer", "theirs", "ratio", "reach", "met")
+HEAD = ("benchmark", "figure", "ours", "peer", "theirs", "ratio", "target", "met")
 PACKAGES = ("apache-airflow", "httpx", "aiohttp")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, alone or beside a peer's.
+    """One figure, alone or compared with a peer's.
 
-    :param benchmark: the name of its module.
-    :param figure: what was measured.
-    :param unit: of `ours` and `theirs`; such as ``ms``.
-    :param ours: the package's figure; ``None``: the peer's is shown for comparison alone.
-    :param peer: what it is compared with; empty: nothing.
-    :param theirs: the peer's figure, from the same run.
-    :param reach: what `ours`, or `ours` divided by `theirs` where there is a peer, shall come to; ``None``: no reach.
-    :param at_least: the reach is a lower bound; else it is an upper one.
+    :param benchmark: name of its module.
+    :param figure: description of the measurement.
+    :param unit: of `ours` and `theirs`, for example ``ms``.
+    :param ours: the package's figure; ``None``: the peer's figure is shown for comparison only.
+    :param peer: the compared code; empty: nothing.
+    :param theirs: the peer's figure from the same run.
+    :param target: target for `ours`, or for `ours` divided by `theirs` if there is a peer; ``None``: no target.
+    :param at_least: the target is a lower bound; otherwise an upper bound.
     """
 
     benchmark: str
@@ -40,21 +40,21 @@ class Row:
     ours: float | None
     peer: str = ""
     theirs: float | None = None
-    reach: float | None = None
+    target: float | None = None
     at_least: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """Ours divided by the peer's; ``None`` where there is nothing to compare."""
+        """Ours divided by the peer's; ``None`` without a peer."""
         return None if self.ours is None or not self.theirs else self.ours / self.theirs
 
     @property
     def met(self) -> bool | None:
-        """Whether the reach was reached; ``None`` where there is none, or nothing to hold against it."""
+        """Whether the target is met; ``None`` without a target or without a figure."""
         value = self.ratio if self.peer else self.ours
-        if self.reach is None or value is None:
+        if self.target is None or value is None:
             return None
-        return value >= self.reach if self.at_least else value <= self.reach
+        return value >= self.target if self.at_least else value <= self.target
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of `HEAD`."""
@@ -62,13 +62,13 @@ class Row:
         ours, theirs = (short(value) + unit if value is not None else "" for value in (self.ours, self.theirs))
         ratio = "" if self.ratio is None else f"{short(self.ratio)} ×"
         sign = "≥" if self.at_least else "≤"
-        reach = "" if self.reach is None else f"{sign} {short(self.reach)}{' ×' if self.peer else unit}"
+        target = "" if self.target is None else f"{sign} {short(self.target)}{' ×' if self.peer else unit}"
         met = {None: "", True: "yes", False: "no"}[self.met]
-        return (self.benchmark, self.figure, ours, self.peer, theirs, ratio, reach, met)
+        return (self.benchmark, self.figure, ours, self.peer, theirs, ratio, target, met)
 
 
 def short(value: float) -> str:
-    """A number with three digits that count, and no more."""
+    """Format a number with three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -80,7 +80,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def read(path: Path = RESULTS) -> tuple[dict[str, Any], list[Row]]:
-    """The machine of the last run, and the rows; both empty where nothing was measured yet."""
+    """Return the machine of the last run, and the rows; both empty if there are no results yet."""
     if not path.exists():
         return {}, []
     found = json.loads(path.read_text())
@@ -88,20 +88,20 @@ def read(path: Path = RESULTS) -> tuple[dict[str, Any], list[Row]]:
 
 
 def write(rows: Iterable[Row], machine: Mapping[str, Any], path: Path = RESULTS) -> None:
-    """Write the file: one row a line, so that a diff shows what changed."""
+    """Write the file with one row per line, so that a diff shows the changes."""
     lines = ",\n".join("    " + json.dumps(asdict(row), ensure_ascii=False) for row in rows)
     path.write_text(f'{{\n  "machine": {json.dumps(dict(machine))},\n  "rows": [\n{lines}\n  ]\n}}\n')
 
 
 def merged(before: Iterable[Row], now: Sequence[Row], order: Sequence[str]) -> list[Row]:
-    """`now`, and of `before` what is of other benchmarks in `order`."""
+    """Return `now`, together with the rows of other benchmarks in `order` from `before`."""
     run = {row.benchmark for row in now}
     kept = [row for row in before if row.benchmark not in run and row.benchmark in order]
     return sorted([*now, *kept], key=lambda row: order.index(row.benchmark))
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on. The load is that before the run: a busy machine measures itself."""
+    """Return the machine of the measurement. The load is measured before the run."""
     return {
         "processors": os.cpu_count(),
         "architecture": platform.machine(),

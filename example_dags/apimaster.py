@@ -1,6 +1,6 @@
-"""One image from APIMaster.ai, with the fields that this gateway takes.
+"""One image from APIMaster.ai, with the settings that this gateway supports.
 
-The connection ``apimaster``: type ``geminiimg``, password = API key, extra ``{"gateway": "apimaster"}``.
+Connection ``apimaster``: type ``geminiimg``, password = API key, extra ``{"gateway": "apimaster"}``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A campaign: three variants of one idea, then one final image made from them.
+"""A campaign: three variants of one idea, and one final image that is edited from them.
 
-Image 0 is edited; image 1 is the reference for its colours. All waiting is done by the triggerer. Clear the run,
-and everything is answered from what was paid for before.
+Image 0 is edited; image 1 is the reference for its colours. All tasks wait in the triggerer. If you clear the run, it
+returns the images that were already paid for.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ with DAG(
     tags=["geminiimg"],
     params={
         "idea": Param("A lighthouse keeper drinking coffee at dawn", type="string"),
-        "folder": Param("file:///tmp/geminiimg/campaign", type="string", description="s3://... in real life"),
-        "poll_interval": Param(None, type=["null", "number"], description="unset: as the model usually needs"),
+        "folder": Param("file:///tmp/geminiimg/campaign", type="string", description="in production: s3://..."),
+        "poll_interval": Param(None, type=["null", "number"], description="null: the catalogue's schedule"),
     },
     default_args={
         "geminiimg_conn_id": "geminiimg_default",
         "output_path": "{{ params.folder }}/{{ dag_run.run_after | ds }}",
         "poll_interval": "{{ params.poll_interval or 'unset' }}",
         "deferrable": True,
-        # Safe: a retry carries on with what was paid for.
+        # Safe: a retry continues with the job that was paid for.
         "retries": 2,
         "retry_delay": timedelta(seconds=5),
     },
 ):
-    # `variant` is never sent. It tells the three images apart, which otherwise would be the same purchase.
+    # `variant` is never sent. Without it, the three requests would be identical and be paid for once.
     variants = GeminiImageGenerateOperator.partial(
         task_id="variants",
         prompt="{{ params.idea }}, photographed for a billboard",
@@ -40,7 +40,7 @@ with DAG(
 
     @task(multiple_outputs=False)
     def pick(images: list[dict], number: int) -> dict:
-        """Take one manifest: in real life a person or a model chooses here."""
+        """Return one manifest. In production, a person or a model selects it."""
         return images[number]
 
     GeminiImageEditOperator(

@@ -12,12 +12,12 @@ from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOpe
 with DAG(
     "geminiimg_catalogue",
     tags=["geminiimg"],
-    params={"folder": Param("file:///tmp/geminiimg/catalogue", type="string", description="s3://... in real life")},
+    params={"folder": Param("file:///tmp/geminiimg/catalogue", type="string", description="in production: s3://...")},
 ):
 
     @task
     def products() -> list[dict]:
-        """The fields that differ from row to row."""
+        """Return the arguments that differ between rows."""
         with Path(__file__).with_name("products.csv").open(newline="") as file:
             return [
                 {"file_name": row["sku"], "prompt": f"Catalogue photograph of {row['product']}, {row['setting']}"}
@@ -28,7 +28,7 @@ with DAG(
         task_id="images",
         aspect_ratio="1:1",
         resolution="1K",
-        # A folder for each run: a file name that is taken is an error, and nothing is ever replaced.
+        # A folder for each run: an existing file is never replaced, and its name is an error.
         output_path="{{ params.folder }}/{{ dag_run.run_after | ts_nodash }}",
         deferrable=True,
         map_index_template="{{ task.file_name }}",
@@ -37,7 +37,7 @@ with DAG(
 
     @task
     def index(manifests: list[dict]) -> dict[str, str]:
-        """Where every image is, by file name."""
+        """Return the location of every image by file name."""
         uris = [image["uri"] for manifest in manifests for image in manifest["images"]]
         return {uri.rsplit("/", 1)[-1]: uri for uri in uris}
 

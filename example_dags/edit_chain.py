@@ -1,4 +1,6 @@
-"""Each step edits what the one before made. An operator's output is a manifest, and a manifest is an input."""
+"""A chain of edits: each task edits the image of the one before. The output of an operator is a manifest, which is a
+valid input.
+"""
 
 from __future__ import annotations
 

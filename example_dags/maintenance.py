@@ -1,6 +1,6 @@
-"""Once a day: collect what killed, failed or cleared tasks paid for and left behind. It buys nothing.
+"""Daily maintenance: collects paid images that no task has fetched. It pays for nothing.
 
-Trigger it by hand with ``{"resolve": {"ledger/...": "unpaid"}}`` to settle an outcome that nobody knows.
+To resolve an unknown outcome, trigger the DAG with ``{"resolve": {"ledger/...": "unpaid"}}``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ with DAG(
     max_active_runs=1,
     params={
         "resolve": Param({}, type="object", description='{"ledger/...": "unpaid", "lost" or {"job": "its id"}}'),
-        "dry_run": Param(False, type="boolean", description="only say what would be done"),
+        "dry_run": Param(False, type="boolean", description="only log what would be done"),
     },
 ):
     GeminiImageCollectOperator(
         task_id="collect",
         resolve="{{ params.resolve | tojson }}",
         dry_run="{{ params.dry_run }}",
-        # A gateway or a bucket that was down for a moment.
+        # For a temporary outage of a gateway or a bucket.
         retries=2,
         retry_delay=timedelta(minutes=5),
     )

@@ -1,6 +1,6 @@
-"""One image from 1min.ai, with the fields that this gateway takes.
+"""One image from 1min.ai, with the settings that this gateway supports.
 
-The connection ``onemin``: type ``geminiimg``, password = API key, extra ``{"gateway": "1min"}``.
+Connection ``onemin``: type ``geminiimg``, password = API key, extra ``{"gateway": "1min"}``.
 """
 
 from __future__ import annotations

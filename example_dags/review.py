@@ -1,7 +1,8 @@
-"""Five variants of one image; a person picks two, says what to change, and the finished ones are published to S3.
+"""A review: a person selects two of five variants and comments on them; the edited images are published to S3.
 
-Open the run's task ``review`` and its tab "Required Actions". What is picked is edited through the connection
-``apimaster``, with the comment, and lands in ``folder``; the asset event says where. A rejection skips all of that.
+Open the task ``review`` of the run, and its tab "Required Actions". The selected images are edited through the
+connection ``apimaster``, with the comment as a part of the prompt, and stored in ``folder``. The asset event contains
+their locations. A rejection skips these tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ with DAG(
     params={
         "idea": Param("A lighthouse keeper drinking coffee at dawn", type="string"),
         "folder": Param("s3://aws_default@my-bucket/published", type="string"),
-        "poll_interval": Param(None, type=["null", "number"], description="unset: as the model usually needs"),
+        "poll_interval": Param(None, type=["null", "number"], description="null: the catalogue's schedule"),
     },
     default_args={
         "poll_interval": "{{ params.poll_interval or 'unset' }}",
@@ -36,27 +37,27 @@ with DAG(
 
     review = GeminiImageReviewOperator(
         task_id="review",
-        subject="Pick two for the billboard: {{ params.idea }}",
+        subject="Select two for the billboard: {{ params.idea }}",
         images=variants.output,
         choose="several",
     )
 
     @task
     def wish(comment: str) -> str:
-        """The comment is text of a person's: it goes into a prompt, and is rendered by nobody."""
+        """Build a prompt with the person's comment. The prompt is not rendered as a template."""
         return f"Add the line 'Good morning.' in the sky. {comment}".strip()
 
     finished = GeminiImageEditOperator.partial(
         task_id="finished",
         geminiimg_conn_id="apimaster",
         prompt=wish(review.output["comment"]),
-        # A folder for each run: a file name that is taken is an error, and nothing is ever replaced.
+        # A folder for each run: an existing file is never replaced, and its name is an error.
         output_path="{{ params.folder }}/{{ dag_run.run_after | ts_nodash }}",
     ).expand(image=review.output)
 
     @task(outlets=[published])
     def publish(manifests: list[dict]):
-        """Tell whoever waits for the asset where the images are."""
+        """Add the locations of the images to the asset event."""
         yield Metadata(published, {"images": [image["uri"] for each in manifests for image in each["images"]]})
 
     publish(finished.output)

@@ -1,7 +1,7 @@
-"""Order an image, do something else, then wait for it.
+"""Submit an image, do other work, then wait for the image.
 
-The submit task ends as soon as the gateway has the job. The sensor knows where the image belongs; either may be
-retried or cleared without buying again.
+The submit task ends when the gateway has the job. The sensor stores the image. Both can be retried or cleared without a
+second payment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ with DAG("geminiimg_submit_and_wait", tags=["geminiimg"]):
 
     @task
     def write_caption() -> str:
-        """Whatever takes its time while the image is being made."""
+        """Other work, while the gateway makes the image."""
         return "Set sail."
 
     image = GeminiImageJobSensor(task_id="image", job=order.output, mode="reschedule", timeout=1800)

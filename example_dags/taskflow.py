@@ -1,6 +1,6 @@
-"""Functions that say what to make: a poster of one city, and a postcard of each.
+"""Decorated functions that return prompts: a poster of one city, and a postcard of each.
 
-What a function returned is kept until it has landed: a retry makes that, and does not call the function again.
+The return value is saved until the images are stored: a retry uses it, and does not call the function again.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ with DAG("geminiimg_taskflow", tags=["geminiimg"], default_args={"retries": 2}):
 
     @task
     def forecast() -> dict[str, str]:
-        """The weather by city: in real life from a service, or in the words of a language model."""
+        """Return the weather by city. In production, this comes from a service or a language model."""
         return {"Bergen": "in the rain", "Lisbon": "on a bright morning", "Prague": "in the fog"}
 
     @task.gemini_image(aspect_ratio="2:3", deferrable=True)
     def poster(weather: dict[str, str], city: str) -> str:
-        """Return a prompt, or a dict with more of a request's fields."""
+        """Return a prompt, or a dict with further fields of a request."""
         return f"A travel poster of {city} {weather[city]}, as a screen print"
 
     @task.gemini_image_batch(resolution="512", file_name="{city}")

@@ -1,7 +1,8 @@
-"""``make check``: prints the figures of the package's structure, and fails where one of its rules is broken.
+"""``make check``: counts the package's structure, and fails if it breaks a rule.
 
-Which room may import which is import-linter's to say; this counts what it can't tell. What must stay true: an exception
-has a reason, and one that nothing needs any more is an error too.
+import-linter checks which package may import which; this script checks the other rules.
+
+Invariant: every exception to a rule has a reason, and an exception that is no longer needed is an error.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pathlib import Path
 import grimp
 
 PACKAGE = Path(__file__).resolve().parents[1] / "airflow_provider_geminiimg"
-MOST_ENTRIES = {"": 16, "core": 14}  # of a folder: what a reader meets at once
+MOST_ENTRIES = {"": 16, "core": 14}  # maximum number of entries in a folder
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 40
 KNOWS_VERSIONS = "_compat"
 VERSION_WORDS = ("AIRFLOW_V_", "airflow.__version__", "importlib.metadata", "packaging.version")
-# What breaks a rule for now, by the name that its line begins with, and why that is better than keeping the rule.
+# Permitted exceptions: the first word of the error line, and the reason.
 EXCEPTIONS: Mapping[str, str] = {}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -27,7 +28,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Module:
-    """One module: its dotted name within the package, and what it holds."""
+    """A module: its dotted name within the package, and its content."""
 
     name: str
     text: str
@@ -39,14 +40,14 @@ class Module:
 
 
 def read(package: Path) -> Iterator[Module]:
-    """The modules of a package."""
+    """Iterate over the modules of a package."""
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         yield Module(".".join(path.relative_to(package).with_suffix("").parts), text, ast.parse(text))
 
 
 def entries(package: Path) -> Iterator[str]:
-    """Folders with more in them than a reader can take in."""
+    """Report folders with too many entries."""
     for folder, most in MOST_ENTRIES.items():
         path = package / folder
         count = sum(entry.name != "__pycache__" for entry in path.iterdir()) if path.is_dir() else 0
@@ -56,11 +57,11 @@ def entries(package: Path) -> Iterator[str]:
 
 
 def cycles(package: Path) -> Iterator[str]:
-    """Modules that import each other, lazy imports included."""
+    """Report modules that import each other, including lazy imports."""
     graph = grimp.build_graph(package.name, exclude_type_checking_imports=True, cache_dir=None)
     left = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     print(f"{len(left)} modules, {sum(map(len, left.values()))} imports")
-    # Whatever imports nothing that is left is in no circle, and neither is what is imported by nothing that is left.
+    # Repeatedly remove modules that import no remaining module, or that no remaining module imports; cycles remain.
     while outside := {name for name in left if left[name].isdisjoint(left)} | (
         left.keys() - set().union(*left.values())
     ):
@@ -70,7 +71,7 @@ def cycles(package: Path) -> Iterator[str]:
 
 
 def private_names(package: str, modules: Sequence[Module]) -> Iterator[str]:
-    """Imports of what another module or room keeps for itself."""
+    """Report imports of a private name from another module or package."""
     for module in modules:
         room = ".".join([package, *module.name.split(".")[:-1]])
         for node in ast.walk(module.tree):
@@ -87,7 +88,7 @@ def _is_private(name: str) -> bool:
 
 
 def versions(modules: Sequence[Module]) -> Iterator[str]:
-    """Readers of Airflow's version beside the one that may."""
+    """Report modules that read Airflow's version, except the one that may."""
     for module in modules:
         found = [word for word in VERSION_WORDS if word in module.text]
         if found and module.name != KNOWS_VERSIONS:
@@ -95,7 +96,7 @@ def versions(modules: Sequence[Module]) -> Iterator[str]:
 
 
 def lengths(modules: Sequence[Module]) -> Iterator[str]:
-    """Modules and functions that are too long to be read at once."""
+    """Report modules and functions that are too long."""
     for module in modules:
         if (lines := module.text.count("\n")) > MOST_LINES:
             yield f"{module.name} has {lines} lines, more than {MOST_LINES}"
@@ -110,7 +111,7 @@ def _lines(node: ast.stmt) -> int:
 
 
 def contents(modules: Sequence[Module]) -> Iterator[str]:
-    """Modules of a room in core that its own table of contents does not name."""
+    """Report modules in core that the docstring of their package does not name."""
     rooms = {module.name.removesuffix(".__init__"): module for module in modules if module.name.endswith(".__init__")}
     for module in modules:
         room, _, name = module.name.rpartition(".")
@@ -119,7 +120,7 @@ def contents(modules: Sequence[Module]) -> Iterator[str]:
 
 
 def broken(package: Path, exceptions: Mapping[str, str]) -> list[str]:
-    """What breaks a rule in a package that can be imported, one line each; but for the exceptions."""
+    """Return one line for each broken rule, without the permitted exceptions."""
     modules = list(read(package))
     found = [
         *entries(package),
@@ -131,11 +132,11 @@ def broken(package: Path, exceptions: Mapping[str, str]) -> list[str]:
     ]
     unused = exceptions.keys() - {line.split()[0] for line in found}
     lines = [line for line in found if line.split()[0] not in exceptions]
-    return lines + [f"{name} needs no exception any more: take it out of EXCEPTIONS" for name in sorted(unused)]
+    return lines + [f"{name} no longer needs an exception: remove it from EXCEPTIONS" for name in sorted(unused)]
 
 
 def main() -> int:
-    """Print what is counted, what is excused and what is wrong; 1 if anything is."""
+    """Print the counts, the exceptions and the errors; return 1 if there are errors."""
     wrong = broken(PACKAGE, EXCEPTIONS)
     for name, reason in EXCEPTIONS.items():
         print(f"exception: {name}: {reason}")

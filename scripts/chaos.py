@@ -1,13 +1,13 @@
-"""``make chaos ROUNDS=50 SEED=1``: processes of a real Airflow are killed at random moments, and the money is counted.
+"""``make chaos ROUNDS=50 SEED=1``: kills processes of a real Airflow at random moments, and counts the money.
 
-A round is 20 mapped tasks: both gateways, one with its ledger on S3 and one on disk, waiting and deferred. While they
-run, 3 to 6 SIGKILLs strike task processes, their supervisors and the triggerer. When all is over, what was paid for is
-compared with what has landed.
+A round has 20 mapped tasks: both gateways, one with its ledger on S3 and one on disk, waiting and deferred. While they
+run, 3 to 6 SIGKILLs hit task processes, their supervisors and the triggerer. At the end, the paid images are compared
+with the stored ones.
 
-What must stay true: a round's victims and moments follow from the seed alone, and moments are calls that reach the
-gateway, never times. A record is aged, in place of waiting four minutes for its answer, only when the process that
-wrote it is gone. The first round whose sum is wrong ends it with an error and leaves the home folder; nothing is left
-running in any case.
+Invariants: the seed alone determines the victims and moments of a round. A moment is a call that reaches the gateway,
+never a time. A record is aged, instead of waiting four minutes for its answer, only if the process that wrote it is
+gone. The first round with a wrong result ends the script with an error and keeps the home folder. No process remains in
+any case.
 """
 
 from __future__ import annotations
@@ -90,15 +90,15 @@ AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAUL
 
 
 class ChaosError(Exception):
-    """A round did not come out as it must, or did not end."""
+    """A round had a wrong result, or did not end."""
 
 
 @dataclass(frozen=True)
 class Half:
-    """The ten tasks of a round that go through one gateway.
+    """The ten tasks of a round that use one gateway.
 
-    :param folder: the root on disk; ``None``: it is on S3.
-    :param retries: of its tasks; few, so that some kills are the end of a task.
+    :param folder: the root on disk; ``None``: the root is on S3.
+    :param retries: of its tasks; few, so that some kills end a task.
     """
 
     dag_id: str
@@ -131,13 +131,13 @@ class Half:
 class Kill:
     """One SIGKILL.
 
-    :param half: at which gateway the moment is looked for.
+    :param half: index of the gateway whose calls are counted.
     :param operation: ``submit``, ``status`` or ``download``.
-    :param count: strike when the so many-th such call has arrived.
+    :param count: kill when this number of calls has arrived.
     :param victim: ``task``, ``supervisor`` or ``triggerer``.
-    :param pick: which of the processes that are there, from 0 to 1.
-    :param struck: the task process that it killed, or took the supervisor from; of a triggerer its own.
-    :param at: when it was killed, in Unix seconds.
+    :param pick: selects one of the existing processes, from 0 to 1.
+    :param struck: the task process that was killed or lost its supervisor; for a triggerer, its own process.
+    :param at: time of the kill in Unix seconds.
     """
 
     half: int

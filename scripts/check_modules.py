@@ -1,12 +1,10 @@
-"""``make check``: what a linter would say of the gallery's ES modules, without npm.
+"""``make check``: a linter for the gallery's ES modules, without npm.
 
-Node reads the syntax; its program is the one on the path, or Playwright's own. The rest is read here, from the names in
-the text. It needs one rule that the modules keep: a name that one of them has at its top level means the same in all of
-them, so that whoever uses it imports it.
+Node checks the syntax, either from the path or from Playwright. The other checks read the names in the text. They rely
+on one rule: a top-level name has the same meaning in all modules, so that every user of the name must import it.
 
-What is found: an import of a file or of a name that is not there, or that nobody uses; a name that is used and not
-imported, or declared nowhere; an export that nobody imports; a top-level name that nobody uses; modules that import
-each other in a circle; a module that is too long.
+Errors: an import of a file or name that does not exist or is not used; a name that is used without import or
+declaration; an export that nobody imports; an unused top-level name; an import cycle; a module that is too long.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""``make demo``: the campaign of ``example_dags``, run by a real Airflow, paid to a sandbox. No key, no money.
+"""``make demo``: runs the campaign of ``example_dags`` in a real Airflow with a sandbox. Needs no key and no money.
 
-What must stay true: the second demo clears the run of the first and buys nothing, and proves it by the sandbox's own
-ledger: this script ends with an error otherwise. That sandbox is a new process which remembers no job, so whatever
-comes back comes from our ledger and our storage. Everything lies in ``.demo``, which lives until ``make clean``.
+Invariants: a second demo clears the run of the first and pays for nothing; otherwise the script ends with an error. It
+checks this with the sandbox's own ledger. The sandbox of the second demo is a new process without any job, so the
+images come from our ledger and storage. All files are in ``.demo``, until ``make clean``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
     began = time.monotonic()
     again = FINISHED.exists()
     if DEMO.exists() and not again:
-        say("The last demo did not finish, and its sandbox is gone: starting afresh.")
+        say("The last demo did not finish, and its sandbox has ended: starting from the beginning.")
         shutil.rmtree(DEMO)
     DEMO.mkdir(exist_ok=True)
     FINISHED.unlink(missing_ok=True)
@@ -86,10 +86,10 @@ def run_campaign(airflow: LiveAirflow, *, again: bool) -> None:
     :raises PlaygroundError: when it does not succeed.
     """
     if again:
-        say(f"The run {RUN_ID!r} of the first demo is there. Clearing all of its tasks ...")
+        say(f"The run {RUN_ID!r} of the first demo exists. Clearing all of its tasks ...")
         airflow.clear(DAG_ID, RUN_ID)
     else:
-        say(f"Running {DAG_ID}: three variants, then a final image made from them ...")
+        say(f"Running {DAG_ID}: three variants, then a final image that is edited from them ...")
         airflow.trigger(DAG_ID, RUN_ID, {"folder": IMAGES.as_uri(), "poll_interval": 1})
     state = airflow.wait(DAG_ID, RUN_ID, timeout=180, watch=Progress())
     expect_success(airflow, DAG_ID, RUN_ID, state)
@@ -116,7 +116,7 @@ def row(airflow: LiveAirflow, ti: Mapping[str, Any]) -> dict[str, str]:
     (image,) = manifest["images"]
     path = Path(unquote(urlsplit(image["uri"]).path))
     if path.stat().st_size != image["size"]:
-        raise PlaygroundError(f"{relative(path)} is not what the task says that it wrote")
+        raise PlaygroundError(f"{relative(path)} differs from the task's result")
     cost = manifest["cost"]
     return {
         "file": relative(path),
@@ -149,7 +149,7 @@ def report(
     say("")
     say(f"Paid submissions that the sandbox counted in this run: {len(bill)}.")
     if again:
-        say("Why: Clear keeps Airflow's run, and the ledger knows what was paid for in it. The task's own words:")
+        say("Reason: after a Clear, the ledger still has the paid images of the run. From the task's log:")
         say(f"  {reason}")
     wanted = 0 if again else len(rows)
     # The first one may have a reused image, too: where Airflow failed a task that had paid, and its retry did not.
@@ -159,9 +159,9 @@ def report(
     FINISHED.touch()
     say("\nOpen:")
     say(f"  {next(each['file'] for each in rows if '/final' in each['file'])}   the final image")
-    say(f"  {relative(IMAGES)}   all images, each with what is known of it beside it (.json)")
-    say(f"  {relative(DEMO / 'airflow' / 'geminiimg' / 'ledger')}   what was paid for")
-    say(f"  {relative(DEMO / 'airflow' / 'logs')}   what Airflow said")
+    say(f"  {relative(IMAGES)}   all images, each with its sidecar file (.json)")
+    say(f"  {relative(DEMO / 'airflow' / 'geminiimg' / 'ledger')}   the ledger")
+    say(f"  {relative(DEMO / 'airflow' / 'logs')}   the logs of Airflow")
     say(
         f"\n{seconds:.0f} s in all. "
         + ("`make clean` forgets it." if again else "Now run `make demo` again: it costs nothing.")

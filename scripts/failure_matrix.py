@@ -1,7 +1,9 @@
-"""``python -m scripts.failure_matrix``: what the rows of the failure matrix came to, for the terminal and for the docs.
+"""``python -m scripts.failure_matrix``: collects the results of the failure matrix, for the terminal and for the docs.
 
-Each row that runs leaves a file in ``build/matrix``. What must stay true: the committed file, from which the docs are
-made, holds what tests have seen and nothing else; written twice it is the same.
+Each row that runs leaves a file in ``build/matrix``.
+
+Invariants: the committed file, which the docs are generated from, contains only test results. Writing it twice gives
+the same file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""``make mutation``: take out one protection at a time, and see which tests turn red.
+"""``make mutation``: removes one protection at a time, and shows which tests fail.
 
-A test that stays green whatever is taken out proves nothing. Each protection is taken out of a copy of the tree; there
-the rows of the failure matrix run, until enough of them are red; or the tests of an attack, file by file.
-What must stay true: the working tree is never changed; a protection whose code moved is an error, never a green line;
-nothing taken out leaves the matrix green, nor any of the files that are named for it.
+A test that passes without the protection proves nothing. Each protection is removed in a copy of the tree. There, the
+rows of the failure matrix run until enough of them fail; or the tests of an attack run, file by file.
+
+Invariants: the working tree is never changed. A protection whose code has moved is an error. A run succeeds only if
+every removed protection makes the matrix fail, and every test file that is named for it.
 """
 
 from __future__ import annotations

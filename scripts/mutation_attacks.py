@@ -1,6 +1,6 @@
-"""The protections against hostile hosts, records and colleagues, and which tests must turn red without each of them.
+"""Protections against hostile hosts, records and users, and the tests that must fail without each of them.
 
-What must stay true: every test file that a protection names notices that it is gone.
+Invariant: every test file that a protection names fails without it.
 """
 
 from __future__ import annotations

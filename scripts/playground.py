@@ -1,6 +1,6 @@
-"""What ``make demo`` and ``make ui`` share: the sandbox as a process, how they end, what a failed run says.
+"""Common code of ``make demo`` and ``make ui``: the sandbox process, the shutdown, the errors of a failed run.
 
-What must stay true: nothing of it outlives the script, however that is asked to end.
+Invariant: no process outlives the script, however it ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class PlaygroundError(Exception):
-    """Something did not come out as promised."""
+    """A step had a wrong result."""
 
 
 def end_when_asked() -> None:
@@ -53,7 +53,7 @@ def sandbox() -> Iterator[SandboxClient]:
         found = re.search(r"http://\S+", process.stdout.readline())
         if found is None:
             raise PlaygroundError("the sandbox did not start")
-        say(f"The sandbox plays both gateways at {found.group()}.")
+        say(f"The sandbox replaces both gateways at {found.group()}.")
         client = SandboxClient(found.group())
         yield client
         client.close()

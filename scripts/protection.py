@@ -1,4 +1,4 @@
-"""One protection that ``make mutation`` takes out."""
+"""A protection that ``make mutation`` removes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Protection:
-    """One protection, and how it is taken out.
+    """A protection, and how to remove it.
 
-    :param name: what it promises.
-    :param file: where it is, in the package.
-    :param code: the code that keeps the promise; it must be there once.
-    :param without: what stands there instead.
-    :param live: the live rows that need it, where those in this process can't tell; as pytest's ``-k`` takes them.
-    :param tests: the files of tests of which each has one that turns red, and which to run, as pytest's ``-k`` takes
-        them; empty: the rows of the matrix turn red.
+    :param name: its promise.
+    :param file: its file in the package.
+    :param code: the protecting code; it must occur exactly once.
+    :param without: the replacement.
+    :param live: live rows that need it, if the rows in this process do not; for pytest's ``-k``.
+    :param tests: test files that must each fail, with the tests to run for pytest's ``-k``; empty: rows of the matrix
+        must fail.
     """
 
     name: str

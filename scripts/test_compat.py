@@ -1,10 +1,11 @@
-"""Every supported Airflow and Python: an environment under ``.venvs``, the built wheel in it, and the tests that count.
+"""``make test-compat``: tests the built wheel with every supported Airflow and Python, in environments under
+``.venvs``.
 
-The oldest two Airflows run on this Python, the other Pythons run the newest Airflow. An interpreter that this machine
-does not have is named and left out; one that is there and does not run is an error under ``CI=true``.
+The two oldest Airflows run on this Python, the other Pythons run the newest Airflow. A Python that is not installed is
+listed and skipped; an installed one that does not run is an error under ``CI=true``.
 
-What must stay true: the wheel is tested, never the source tree, so the tests run from a copy without the package; and
-nothing is downloaded but packages.
+Invariants: the wheel is tested, never the source tree, so the tests run from a copy without the package. Only packages
+are downloaded.
 """
 
 from __future__ import annotations

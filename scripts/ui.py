@@ -1,7 +1,7 @@
-"""``make ui``: Airflow's pages with images in them, at http://localhost:8080. No login, no key, no money.
+"""``make ui``: serves Airflow with sample images at http://localhost:8080. Needs no login, no key and no money.
 
-What must stay true: everything lies in ``.ui``, which lives until ``make clean``; one such Airflow at a time, because
-they would share its database; a second start finds the runs and images of the first; nothing outlives the script.
+Invariants: all files are in ``.ui``, until ``make clean``. Only one such Airflow runs at a time, because they share a
+database. A second start shows the runs and images of the first. No process outlives the script.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, home: Path = UI) -> int:
         say(f"\nThis did not work: {error}")
         return 1
     except KeyboardInterrupt:
-        say("\nStopped; nothing is left running. `make ui` shows the same again, `make clean` forgets it.")
+        say("\nStopped; no process is left. `make ui` shows the same runs again, `make clean` deletes them.")
         return 0
 
 
@@ -76,7 +76,7 @@ def alone(home: Path, port: int) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise PlaygroundError(f"it runs already, at {lock.read()}. End that one first, with Ctrl-C.") from None
+            raise PlaygroundError(f"it already runs at {lock.read()}. Stop it first with Ctrl-C.") from None
         lock.truncate(0)
         lock.write(address(port))
         lock.flush()
@@ -97,8 +97,8 @@ def check_port(port: int) -> None:
             number = getattr(error, "errno", None)
             if family == socket.AF_INET6 and number != errno.EADDRINUSE:
                 continue  # a machine without IPv6
-            why = "is taken by another program" if number == errno.EADDRINUSE else f"can't be used ({error})"
-            raise PlaygroundError(f"port {port} {why}. Take another one: make ui PORT=8081") from None
+            why = "is taken by another program" if number == errno.EADDRINUSE else f"cannot be used ({error})"
+            raise PlaygroundError(f"port {port} {why}. Choose another one: make ui PORT=8081") from None
 
 
 def serve(home: Path, port: int) -> int:
@@ -177,7 +177,7 @@ def first_to_end(airflow: LiveAirflow) -> str:
     ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     for name, pid in airflow.pids.items():
         if ended and ended.si_pid == pid:
-            return f"Airflow's {name} ended by itself. Its log: {relative(airflow.log_file(name))}"
+            return f"Airflow's {name} has stopped unexpectedly. Its log: {relative(airflow.log_file(name))}"
     return "the sandbox ended by itself."
 
 

@@ -44,7 +44,7 @@ _OTHERS = (
     (_MOMENT, r'\1"2023-11-14T22:13:20.000+00:00"'),
     (_LINK, "http://gateway.invalid/image"),
     (_HOST, "gateway.invalid"),
-    (re.compile(r"From \d{4}-\d\d-\d\d 00:00 UTC"), "From 2023-11-15 00:00 UTC"),
+    (re.compile(r"budget at \d{4}-\d\d-\d\d 00:00 UTC"), "budget at 2023-11-15 00:00 UTC"),
     # The operating system decides how a connection breaks.
     (re.compile(r"\((?:RemoteProtocol|Read)Error\)"), "(RemoteProtocolError)"),
 )

@@ -1,10 +1,10 @@
-"""A whole Airflow on this machine: api-server, scheduler, DAG processor and triggerer, each a process of its own.
+"""A complete Airflow on this machine: API server, scheduler, DAG processor and triggerer, each in its own process.
 
-For the demo, the benchmarks, and the tests that need real workers and a real triggerer. SQLite and the LocalExecutor,
-on free ports of 127.0.0.1, in a home of its own.
+For the demo, the benchmarks, and tests that need real workers and a real triggerer. It uses SQLite and the
+LocalExecutor, on free ports of 127.0.0.1, in its own home folder.
 
-What must stay true: nothing of it outlives `LiveAirflow.stop`, not even a task whose supervisor was killed. Every
-component starts a session of its own, and a session is what a process can't lose by being orphaned.
+Invariant: no process remains after `LiveAirflow.stop`, not even a task whose supervisor was killed. Every component
+starts its own session, and orphaned processes stay in their session.
 
     with LiveAirflow(home, dags_folder, {"AIRFLOW_CONN_X": "..."}) as airflow:
         airflow.trigger("my_dag", "run")
@@ -59,21 +59,21 @@ _SETTINGS = {
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on right now."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class LiveAirflow:
-    """One Airflow. Its database and logs live in `home` and survive `stop`, so that a second one carries on.
+    """One Airflow. Its database and logs are in `home` and remain after `stop`, so that a later one can continue.
 
-    :param home: AIRFLOW_HOME; made if absent.
-    :param dags_folder: where the DAG files are.
-    :param env: more environment for every component: connections, settings (they win over this class's own).
-    :param users: the role of each user, ``{"ada": "ADMIN", "vera": "VIEWER"}``. Their passwords are their names, and
-        the first one is whom `api` speaks as. Default: no login, everybody is an administrator.
-    :param port: where on 127.0.0.1 the api-server listens. Default: a free port.
+    :param home: AIRFLOW_HOME; created if it does not exist.
+    :param dags_folder: folder of the DAG files.
+    :param env: additional environment for every component, which overrides the defaults of this class.
+    :param users: the role of each user, ``{"ada": "ADMIN", "vera": "VIEWER"}``. Passwords equal the names; `api` uses
+        the first user. Default: no login, everybody is an administrator.
+    :param port: port of the API server on 127.0.0.1. Default: a free port.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""A PostgreSQL server for one test: Debian's, on a free port of 127.0.0.1, its data in a folder that goes with it.
+"""A PostgreSQL server for one test: Debian's, on a free port of 127.0.0.1, with its data in a temporary folder.
 
-With SQLite, a dozen tasks at once end in "database is locked".
+With SQLite, a dozen simultaneous tasks fail with "database is locked".
 
     with Postgres() as postgres:
         LiveAirflow(home, dags, {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url})

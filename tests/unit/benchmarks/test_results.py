@@ -19,12 +19,12 @@ def row(benchmark: str = "poll", ours: float | None = 1.0, **values: object) -> 
 @pytest.mark.parametrize(
     ("found", "met"),
     [
-        (row(reach=1.0), True),
-        (row(reach=0.9), False),
-        (row(reach=0.5, peer="httpx", theirs=2.0), True),
-        (row(reach=0.4, peer="httpx", theirs=2.0), False),
-        (row(reach=0.5, peer="httpx", theirs=2.0, at_least=True), True),
-        (row(reach=0.6, peer="httpx", theirs=2.0, at_least=True), False),
+        (row(target=1.0), True),
+        (row(target=0.9), False),
+        (row(target=0.5, peer="httpx", theirs=2.0), True),
+        (row(target=0.4, peer="httpx", theirs=2.0), False),
+        (row(target=0.5, peer="httpx", theirs=2.0, at_least=True), True),
+        (row(target=0.6, peer="httpx", theirs=2.0, at_least=True), False),
         (row(peer="httpx", theirs=2.0), None),
     ],
 )
@@ -33,7 +33,7 @@ def test_a_reach_is_held_against_the_ratio_where_there_is_a_peer(found: Row, met
 
 
 def test_the_table_says_what_was_to_be_reached_and_whether_it_was() -> None:
-    [_, line] = table([row(reach=0.4, peer="httpx", theirs=2.0)]).splitlines()
+    [_, line] = table([row(target=0.4, peer="httpx", theirs=2.0)]).splitlines()
     assert line.split("  ")[-1] == "no"
     assert "0.5 ×" in line
     assert "≤ 0.4 ×" in line

@@ -108,7 +108,7 @@ def test_an_exception_excuses_what_it_names_and_is_an_error_once_nothing_needs_i
     modules = {"a.py": "x = 1\n" * 401, "b.py": "x = 1\n" * 401}
     assert check(modules, a="for a reason") == ["b has 401 lines, more than 400"]
     assert check({"a.py": ""}, a="for a reason", b="for a reason") == [
-        "a needs no exception any more: take it out of EXCEPTIONS"
+        "a no longer needs an exception: remove it from EXCEPTIONS"
     ]
 
 

@@ -38,7 +38,7 @@ def test_a_port_where_a_browser_would_find_somebody_else_is_refused(host: str) -
 
 
 def test_a_number_that_is_no_port_is_refused() -> None:
-    with pytest.raises(PlaygroundError, match="port 70000 can't be used"):
+    with pytest.raises(PlaygroundError, match="port 70000 cannot be used"):
         check_port(70_000)
 
 
@@ -57,7 +57,7 @@ def test_where_the_port_is_taken_it_says_so_and_starts_nothing(tmp_path: Path) -
 def test_a_second_one_on_the_same_folder_is_refused_and_told_where_the_first_is(tmp_path: Path) -> None:
     with (
         alone(tmp_path, 8123),
-        pytest.raises(PlaygroundError, match=r"runs already, at http://localhost:8123\."),
+        pytest.raises(PlaygroundError, match=r"already runs at http://localhost:8123\."),
         alone(tmp_path, 8124),
     ):
         pass
