@@ -18,6 +18,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_provider_geminiimg.core.execution.runner import CancelledUnsentError
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.ledger.budget import Budgets, Reservation, price_of
@@ -187,6 +188,7 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], bool]] = {
     "nobody knows": (lambda: raising(OutcomeUnknownError("?")), True),
     "cut off": (lambda: raising(ConnectionResetError()), True),
     "interrupted": (lambda: raising(asyncio.CancelledError()), True),
+    "interrupted before it was sent": (lambda: raising(CancelledUnsentError()), False),
     "turned away": (lambda: raising(RateLimitedError("slow down")), False),
     "not sent": (lambda: raising(NotSentError("no connection")), False),
 }

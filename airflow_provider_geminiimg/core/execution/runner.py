@@ -24,6 +24,10 @@ BEAT = 1.0  # seconds; a signal just before a lock wait is handled only when the
 THREADS = 32  # for storage; asyncio's default of six on two processors is too low for fifty images in flight
 
 
+class CancelledUnsentError(asyncio.CancelledError):
+    """Cancelled before a byte of the request was written."""
+
+
 class SubmitGuard:
     """The stop flag for paid requests, and a count of paid requests without a recorded answer.
 
@@ -73,6 +77,18 @@ class SubmitGuard:
         """Wait until every paid request has its record; ``False`` if that took longer than `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._paying == 0, seconds)
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` brings; who is cancelled meanwhile is told once it has ended."""
+    working = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        if not working.cancelled():
+            working.exception()  # nobody asks for it any more
+        raise
 
 
 def run(make_coroutine: Callable[[], Coroutine[Any, Any, T]], guard: SubmitGuard | None = None) -> T:

@@ -153,8 +153,9 @@ class Exchange(Generic[T]):
         )
 
     async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        self.written = self.written or event.endswith("send_request_headers.started")
-        if self._sent is not None and event.endswith("send_request_body.complete"):
+        if event.endswith("send_request_headers.started"):  # a CONNECT holds nothing of the request
+            self.written = info["request"].method != b"CONNECT"
+        if self._sent is not None and self.written and event.endswith("send_request_body.complete"):
             self._sent()
 
     async def _body(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> bytes:

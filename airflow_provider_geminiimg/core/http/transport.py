@@ -25,6 +25,7 @@ import tenacity
 
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
 from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore
+from airflow_provider_geminiimg.core.execution.runner import CancelledUnsentError
 from airflow_provider_geminiimg.core.gateways.base import Call, JobStatus, Reply
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, is_loopback
 from airflow_provider_geminiimg.core.gateways.model_refusals import is_image_model, refuses_model, shown
@@ -234,6 +235,10 @@ class Transport:
                 if not call.billable and len(reply.content) <= IN_LOOP:
                     return exchange.parsed(reply)
                 return await self._in_thread(lambda: exchange.parsed(reply))
+        except asyncio.CancelledError as error:
+            if exchange.written:
+                raise
+            raise CancelledUnsentError(*error.args) from None
         except GeminiImageError as error:
             if isinstance(error, RateLimitedError) and error.retry_after:
                 self._limiter.pause(error.retry_after)

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from airflow_provider_geminiimg.core.execution.runner import CancelledUnsentError
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
@@ -181,6 +182,9 @@ class Reservation:
         self.spent = True
         try:
             status = await sending
+        except CancelledUnsentError:
+            self.spent = False
+            raise
         except GeminiImageError as error:
             self.spent = error.billed is not Billed.NO
             raise

@@ -109,7 +109,12 @@ def spool_key(key: str, claim: str, index: int) -> str:
     :param key: the record's key.
     :param index: position of the image in the answer, from 0.
     """
-    return f"spool/{key.removeprefix(f'{LEDGER}/')}.{claim}.{index}"
+    return f"{spool_prefix(key)}{claim}.{index}"
+
+
+def spool_prefix(key: str) -> str:
+    """What the keys of all image bytes begin with that came inline for a record."""
+    return f"spool/{key.removeprefix(f'{LEDGER}/')}."
 
 
 def thumbnail_key(key: str, index: int) -> str:

@@ -251,8 +251,9 @@ class Ledger:
 
         :raises BadRequestError: the record is too large to be read again.
         :raises LedgerError: another record exists and cannot be read.
-        :raises StorageError: the store failed, and the record does not exist.
+        :raises StorageError: the store failed, and the record does not exist; or a key is too long for it.
         """
+        self.store.check_key(tombstone_key(record.key, record.claim))  # longer than whatever else goes by this one
         data = _RECORD.dump_json(record)
         if len(data) > MAX_NEW_BYTES:
             raise BadRequestError(

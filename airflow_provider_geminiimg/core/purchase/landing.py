@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from airflow_provider_geminiimg.core.catalog.google_models import expected_pixels
@@ -215,14 +216,15 @@ class ImageWriter:
 
     async def _after_landing(self, record: Record, landed: Record) -> None:
         store = self.purchase_context.ledger.store
-        try:
-            # What was bought is the newest. A copy stands in for what it was made from, which goes first.
-            key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
-            await asyncio.to_thread(lambda: point_to(store, key, landed, instead_of=older))
-            for spooled in record.spooled:
-                await asyncio.to_thread(store.delete, spooled)
-        except GeminiImageError as error:
-            self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
+        # What was bought is the newest. A copy stands in for what it was made from, which goes first.
+        key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
+        steps: list[Callable[[], object]] = [lambda: point_to(store, key, landed, instead_of=older)]
+        steps += [partial(store.delete, spooled) for spooled in record.spooled]
+        for step in steps:
+            try:
+                await asyncio.to_thread(step)
+            except GeminiImageError as error:
+                self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
 
     async def _drop_thumbnails(self, record: Record, stored: Sequence[StoredImage]) -> None:
         """Delete the thumbnails of an earlier landing if the images differ now."""

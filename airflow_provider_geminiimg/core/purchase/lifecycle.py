@@ -261,19 +261,23 @@ class Purchase:
         if self.order.policy.reuse == "task":
             return await self._submit(step)
         self.guard.check()
-        match await self.sharing.look(step, await self.history.fingerprint()):
-            case Buy() as buy:
-                return await self._submit(buy.step, buy)
-            case WaitForRecord(seconds):
-                await asyncio.sleep(min(seconds + 0.1, LOOK_AGAIN))
-                return LookAgain()
-            case Refuse() as refused:
-                return refused
-            case Take() as copy:
-                suffix = await self._reserve(step.n, copy.sha256)
-                wanted = copy_of(await self._record(step, suffix, 0.0), copy.source)
-                landed = await self.sharing.take(wanted, copy, self.writer)
-                return LookAgain() if landed is None else LandedImage.of(landed)
+        fingerprint, room = await self.history.fingerprint(), self.purchase_context.room
+        async with room.share(empty=True) as share:
+            decision = await self.sharing.look(step, fingerprint, share)
+            if isinstance(decision, Take):
+                return await self._take(step, decision)
+        if isinstance(decision, Buy):
+            return await self._submit(decision.step, decision)
+        if isinstance(decision, WaitForRecord):
+            await asyncio.sleep(min(decision.seconds + 0.1, LOOK_AGAIN))
+            return LookAgain()
+        return decision
+
+    async def _take(self, step: Submit, copy: Take) -> LandedImage | LookAgain:
+        """Copy what another task has, unless another attempt is first."""
+        wanted = copy_of(await self._record(step, await self._reserve(step.n, copy.sha256), 0.0), copy.source)
+        landed = await self.sharing.take(wanted, copy, self.writer)
+        return LookAgain() if landed is None else LandedImage.of(landed)
 
     async def _reserve(self, n: int, digest: str | None = None, *, moves: bool = False) -> str:
         order = self.order
@@ -346,14 +350,16 @@ class Purchase:
             yield call, share.leave
 
     async def _after_answer(self, record: Record, status: JobStatus) -> LandedImage | JobInFlight:
-        if status.state is not JobState.DONE:
+        try:
+            if status.state is not JobState.DONE:
+                return JobInFlight(record)
+            return LandedImage.of(await self.collector(record).land_answer(record, status))
+        finally:  # what could not be stored is stored by the next attempt, if it is on record
             await self.submission.wait_until_recorded()
-            return JobInFlight(record)
-        return LandedImage.of(await self.collector(record).land_answer(record, status))
 
     async def _record(self, step: Submit, suffix: str, read_timeout: float) -> Record:
-        order, request = self.order, self.order.checked()
-        connection = order.connection
+        order, request, connection = self.order, self.order.checked(), self.order.connection
+        digests = self.history.inputs or order.input_sha256 or await self.history.input_digests_now()
         return Record(
             key=record_key(order.item, step.n),
             n=step.n,
@@ -375,7 +381,7 @@ class Purchase:
             prompt=request.prompt if order.record_prompts else None,
             inputs=[
                 {"uri": public_uri(uri), "sha256": digest}
-                for uri, digest in zip(request.input_images, await self.history.input_digests_now(), strict=True)
+                for uri, digest in zip(request.input_images, digests, strict=True)
             ],
             destination=order.destination,
             suffix=suffix,

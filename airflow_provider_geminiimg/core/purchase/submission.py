@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome, closed
-from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
+from airflow_provider_geminiimg.core.execution.runner import CancelledUnsentError, SubmitGuard, to_its_end
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.http.exchange import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
@@ -81,7 +81,7 @@ class Submission:
                     return LookAgain()
                 status = await self._send(claimed.record, since, send, claiming)
                 with self.room.held(sum(len(image.data or b"") for image in status.images)):
-                    return Answered(await self._write_answer(claimed.record, status), status)
+                    return Answered(await to_its_end(self._write_answer(claimed.record, status)), status)
 
     def _claim(self, wanted: Record) -> StoredRecord | None:
         """Create the record. If the task was killed in the meantime, record that nothing was sent."""
@@ -247,7 +247,10 @@ class Submission:
             )  # fmt: skip
             return replace(stored, extra_jobs=[*stored.extra_jobs, str(answer.job_id)])
 
-        self.ledger.change(answer.key, answered)
+        stored = self.ledger.change(answer.key, answered)
+        if stored.state == "landed" and stored.claim == answer.claim:  # before this could be written
+            for key in answer.spooled:
+                self.ledger.store.delete(key)
         later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
         if later:
             self.log.error(
@@ -273,6 +276,8 @@ def _unsent(_: Record, error: BaseException) -> GeminiImageError:
 
 def _broken_off(record: Record, error: BaseException) -> GeminiImageError:
     """The error for a foreign exception while the request is in flight."""
+    if isinstance(error, CancelledUnsentError):
+        return _unsent(record, error)
     if isinstance(error, asyncio.CancelledError):
         return OutcomeUnknownError(
             f"The task was interrupted while the paid request was in flight. Record {record.key}."

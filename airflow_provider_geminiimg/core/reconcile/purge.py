@@ -30,6 +30,7 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     SHOWN,
     folder_of,
     index_key,
+    spool_prefix,
     task_instance_of,
 )
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
@@ -221,7 +222,7 @@ def _remove(ledger: Ledger, record: Record) -> None:
         else:  # if another process changes the entry in the meantime, its change stays
             write_entry(ledger.store, index, earlier, noted)
     disown(ledger, record)
-    for key in (*record.spooled, *thumbnail_keys(record), record.key):
+    for key in (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record), record.key):
         ledger.store.delete(key)
 
 

@@ -125,6 +125,13 @@ class Store(abc.ABC):
     def now(self) -> float:
         """Return Unix seconds by the store's own clock, which all workers share."""
 
+    def check_key(self, key: str) -> None:
+        """Asks nobody.
+
+        :raises StorageError: nothing can be stored at `key`.
+        """
+        checked_key(key)
+
     def probe(self) -> None:
         """Test that the root supports exclusive creation and conditional replacement, once per process and root.
 

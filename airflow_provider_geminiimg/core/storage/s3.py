@@ -23,6 +23,7 @@ from airflow_provider_geminiimg.core.storage.uris import locate
 from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 _CONFLICT_TRIES = 5
+_MAX_KEY = 1024  # bytes
 _JSON = "application/json"
 
 TAKEN = {"PreconditionFailed", "412"}
@@ -265,5 +266,15 @@ class S3Store(Store):
     def now(self) -> float:
         return _dated(self._s3.call("list_objects_v2", None, Prefix=self._prefix, MaxKeys=1))
 
+    def check_key(self, key: str) -> None:
+        self._key(key)
+
     def _key(self, key: str) -> str:
-        return self._prefix + checked_key(key)
+        whole = self._prefix + checked_key(key)
+        if len(whole.encode()) > _MAX_KEY:
+            raise StorageError(
+                f"{self.uri} can't hold {key}: the name of an object has {_MAX_KEY} bytes at most, prefix included.",
+                retryable=False,
+                hint="Shorten the prefix of [geminiimg] root, the namespace, or the ids of DAG, run and task.",
+            )
+        return whole

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from airflow.sdk import DAG
 
 from airflow_provider_geminiimg.core import storage
 from airflow_provider_geminiimg.core.execution import byte_semaphore
@@ -391,6 +392,46 @@ def test_a_batch_of_edits_holds_the_inputs_of_few_at_a_time_and_makes_each_once(
     assert len(target.records()) == edits
     assert {record.state for record in target.records()} == {"landed"}
     assert next(jobs) == edits + 1
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("reuse", ["task", "dag"])
+def test_a_batch_of_large_images_that_are_copied_holds_few_at_a_time_and_buys_none(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, reuse: str
+) -> None:
+    data = image_bytes((16, 16)) + bytes(12 * MB)
+    body = json.dumps({"data": [{"b64_json": base64.b64encode(data).decode()}]}).encode()
+    api.otherwise = answer(body=body, Content_Type="application/json")
+
+    def batch(folder: str) -> dict[str, Any]:
+        return {
+            "requests": [f"number {number}" for number in range(AT_ONCE)],
+            "geminiimg_conn_id": target.conn_id,
+            "max_concurrency": AT_ONCE,
+            "reuse": reuse,
+            "output_path": str(target.folder / folder),
+        }
+
+    ran = target.run_as_is(GeminiImageBatchOperator, **batch("first"))
+    assert ran.task("made").state == "success", ran.log
+    write, over = storage.Files.write, threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        over.wait(0.2)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(storage.Files, "write", slow)
+    api.otherwise = answer(500)
+    with growth() as grown:
+        if reuse == "dag":
+            ran = target.run_as_is(GeminiImageBatchOperator, **batch("second"))
+        else:
+            with DAG("attacked", schedule=None) as edited:
+                GeminiImageBatchOperator(task_id="made", **batch("second"))
+            ran.clear(dag=edited)
+    assert ran.task("made").state == "success", ran.log
+    assert len(list((target.folder / "second").glob("*.png"))) == AT_ONCE
+    assert grown.most < 2 * BUDGET
 
 
 @ONE_GATEWAY

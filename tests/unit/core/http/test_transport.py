@@ -494,6 +494,26 @@ async def test_a_failing_tls_handshake_is_known_to_be_unpaid(
     assert server.received == []
 
 
+@pytest.mark.parametrize("answers", ["never", "with a tunnel to nobody"])
+async def test_what_is_told_to_a_proxy_before_the_request_is_no_byte_of_it(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    monkeypatch.setattr(exchange, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setenv("HTTPS_PROXY", server.base_url)
+    if answers == "never":
+        server.release.clear()
+    server.answers["gateway.invalid:443"] = b"HTTP/1.1 200 Connection established\r\n\r\n"
+    written: list[bool] = []
+    async with Transport(connection_to("https://gateway.invalid")) as transport:
+        paid = call("https://gateway.invalid/x", billable=True, read_timeout=0.3)
+        async with transport.turn(paid):
+            with pytest.raises(NotSentError):
+                await transport.send(paid, has_turn=True, sent=lambda: written.append(True))
+    server.release.set()
+    assert [received.head.split()[0] for received in server.received] == ["CONNECT"]
+    assert written == []
+
+
 async def test_a_billable_call_never_meets_a_pooled_connection_that_the_server_is_closing(
     server: RawServer, transport: Transport
 ) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
+from airflow_provider_geminiimg.core.ledger.layout import record_key, spool_key, tombstone_key
 from airflow_provider_geminiimg.exceptions import LinkExpiredError, StorageError
-from tests.harness.records import Wire
+from tests.harness.records import ITEM, Wire
 from tests.harness.shop import Shop, png, until
 
 if TYPE_CHECKING:
@@ -66,6 +68,46 @@ def answers_inline(shop: Shop, data: bytes) -> bytes:
 def inline_shop(root: str, sandbox: Sandbox) -> tuple[Shop, bytes]:
     shop = Shop(root, sandbox, "apimaster")
     return shop, answers_inline(shop, png())
+
+
+@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
+async def test_where_the_bytes_of_an_answer_could_not_be_kept_because_their_key_is_too_long_nothing_is_sent(
+    s3: str, sandbox: Sandbox, spare: int, fits: bool
+) -> None:
+    item = dataclasses.replace(ITEM, dag_id="d" * 200, run_id="r" * 200, task_id="t" * 200)
+    longest = max(tombstone_key(record_key(item, 1), "c" * 32), spool_key(record_key(item, 1), "c" * 32, 0), key=len)
+    root = "/".join(["p" * 80] * 12)[: 1024 - len(longest) - 1 - spare].replace("/", "-")
+    shop = Shop(f"{s3}/{root}", sandbox, "apimaster")
+    shop.folder = f"{s3}/pictures"
+    answers_inline(shop, png())
+    shop.files.full = True
+    error = await shop.refused(StorageError, item=item)
+    assert shop.submits() == fits
+    if fits:  # the answer is kept, and landed by the next attempt
+        shop.files.full = False
+        assert (await shop.buy(item=item))["images"]
+        assert shop.submits() == 1
+    else:
+        assert not error.retryable
+        assert "1024 bytes" in error.message
+        assert shop.ledger.latest(item) is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "operation"), [("spool/", "create"), ("ledger/", "replace"), ("index/", "create")], ids=lambda each: each
+)
+async def test_inline_bytes_that_landed_leave_no_spool_where_the_store_failed_once(
+    root: str, sandbox: Sandbox, bad: str, operation: str
+) -> None:
+    shop, data = inline_shop(root, sandbox)
+    await asyncio.to_thread(shop.real.probe)
+    wire = Wire(shop.real, bad)
+    wire.once[operation] = "before"
+    shop.store = wire
+    manifest = await shop.buy()
+    assert shop.files.read(manifest["images"][0]["uri"], max_bytes=10**6) == data
+    assert shop.record.state == "landed"
+    assert list(shop.real.keys("spool/")) == []
 
 
 async def test_inline_bytes_land_and_leave_no_spool(root: str, sandbox: Sandbox) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from typing import Any
 
 import pytest
 
@@ -52,14 +53,56 @@ async def started(purchase: Purchase, wire: Wire) -> LandedImage | JobInFlight:
         await mending
 
 
+async def test_an_answer_that_could_be_neither_recorded_nor_landed_at_once_is_on_record_when_the_attempt_ends(
+    link_shop: Shop,
+) -> None:
+    shop = link_shop
+    await asyncio.to_thread(shop.real.probe)
+    wire = Wire(shop.real, "ledger/")
+    wire.always["replace"] = "before"
+    shop.store, shop.files.full = wire, True
+    async with shop.attempt() as purchase:
+        with pytest.raises(StorageError):
+            await asyncio.wait_for(started(purchase, wire), 10)
+    assert shop.record.state == "answered"
+    shop.files.full = False
+    assert shop.submission(await shop.buy()) == 1
+    assert shop.submits() == 1
+
+
+async def test_an_attempt_that_is_interrupted_before_its_answer_is_recorded_records_it_first(each_shop: Shop) -> None:
+    shop = each_shop
+    await asyncio.to_thread(shop.real.probe)
+    looking, go_on = threading.Event(), threading.Event()
+
+    class Slow(Wire):
+        def read(self, key: str, limit: int | None = None) -> Any:
+            if key.startswith("jobs/"):
+                looking.set()
+                go_on.wait(10)
+            return super().read(key, limit)
+
+    shop.store = Slow(shop.real)
+    attempt = asyncio.create_task(shop.buy())
+    await asyncio.to_thread(looking.wait, 10)
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    go_on.set()
+    assert shop.record.state == "submitted"
+    assert shop.submission(await shop.buy()) == 1
+    assert shop.submits() == 1
+
+
 async def test_a_store_that_never_comes_back_does_not_keep_the_image_from_landing(
-    link_shop: Shop, caplog: pytest.LogCaptureFixture
+    link_shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = link_shop
     await asyncio.to_thread(shop.real.probe)
     wire = Wire(shop.real, "ledger/")
     wire.always["replace"] = "before"
     shop.store = wire
+    monkeypatch.setattr(submission_module, "RECORDING_SECONDS", 0.1)
     manifest = await shop.buy()
     assert shop.submission(manifest) == 1
     assert "was not updated" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,21 @@ async def test_an_unpaid_failure_in_between_does_not_allow_another_resubmission(
     assert (shop.submits(), shop.paid()) == (3, 2)
     await shop.refused(OutcomeUnknownError, on_unknown="resubmit")
     assert shop.submits() == 3
+
+
+async def test_an_attempt_that_is_interrupted_while_it_connects_has_sent_nothing(disk_shop: Shop) -> None:
+    shop, reachable = disk_shop, disk_shop.base_url
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shop.base_url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        attempt = asyncio.create_task(shop.buy())
+        (await asyncio.to_thread(silent.accept))[0].close()
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+    assert (shop.record.state, (shop.record.outcome or {})["kind"]) == ("failed", "not_sent")
+    shop.base_url = reachable
+    assert shop.submission(await shop.buy()) == 1
+    assert shop.submits() == 1
 
 
 async def test_an_interrupted_request_is_outcome_unknown(disk_shop: Shop) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
-from airflow_provider_geminiimg.core.ledger.layout import record_key, thumbnail_key
+from airflow_provider_geminiimg.core.ledger.layout import record_key, spool_key, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.storage import encode_segment
@@ -117,6 +117,7 @@ async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_image_and_
     [uri] = [image["uri"] for image in (gone.manifest or {})["images"]]
     left.change(gone, spooled=["spool/x"])
     left.store.create("spool/x", b"bytes")
+    left.store.create(spool_key(gone.key, gone.claim, 0), b"left there by a landing that was killed")
     reconcile.forget(left.ledger, gone.key)
     assert left.environment.files.state(uri) == "there"
     assert list(left.store.keys("spool/")) == []
