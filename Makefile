@@ -38,7 +38,7 @@ check: $(READY) ## Run the linters, the type checker, the rules of the structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell airflow_provider_geminiimg benchmarks docs example_dags scripts tests *.md
-	$(BIN)/mypy airflow_provider_geminiimg
+	$(BIN)/mypy airflow_provider_geminiimg scripts tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.check_modules
 	$(BIN)/python -m scripts.architecture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task
 
@@ -28,7 +30,7 @@ with DAG("campaign", default_args={**PATIENT, "geminiimg_conn_id": "onemin"}):
     ).expand(variant=["calm", "bold", "playful"])
 
     @task(multiple_outputs=False)
-    def first(images: list[dict]) -> dict:
+    def first(images: list[dict[str, Any]]) -> dict[str, Any]:
         return images[0]
 
     GeminiImageEditOperator(

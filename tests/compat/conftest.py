@@ -75,7 +75,7 @@ def _serialize(dag: DAG) -> None:
     try:
         from airflow.serialization.definitions.dag import SerializedDAG
     except ImportError:  # Airflow 3.1
-        from airflow.serialization.serialized_objects import SerializedDAG
+        from airflow.serialization.serialized_objects import SerializedDAG  # type: ignore[attr-defined]
 
     dag.validate()
     lazy = LazyDeserializedDAG.from_dag(dag)

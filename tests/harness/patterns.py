@@ -18,7 +18,7 @@ from typing import Any
 import airflow_provider_geminiimg
 
 if hasattr(re, "_parser"):  # since Python 3.11
-    from re import _parser as parser
+    from re import _parser as parser  # type: ignore[attr-defined]
 else:
     import sre_parse as parser
 

@@ -204,7 +204,7 @@ class Play:
         """
         waits = {} if self.mode == BATCH else {"deferrable": False}
         operator = self.dag(**{**waits, **changes}).tasks[0]
-        ti = SimpleNamespace(
+        ti: Any = SimpleNamespace(
             dag_id="rows", run_id="run", task_id=operator.task_id, map_index=-1, max_tries=0, try_number=1
         )
         return lambda: operator.execute({"ti": ti, "task_state_store": task_state_store})

@@ -37,6 +37,9 @@ class Bucket:
     them is done, and from then on nothing is answered. ``plain``: those writes are refused with a checksum header.
     """
 
+    _kind: Kind | None
+    _writes: Writes
+
     def __init__(self) -> None:
         self.end()
 
@@ -45,8 +48,8 @@ class Bucket:
 
     def end(self) -> None:
         """All is well again."""
-        self._kind: Kind | None = None
-        self._writes: Writes = lambda path, body: False
+        self._kind = None
+        self._writes = lambda path, body: False
         self._begun = False
         self._asked_again = threading.Event()
 
@@ -87,6 +90,7 @@ class Disk:
     def __init__(self) -> None:
         self._open, self._fsync = os.open, os.fsync
         self._paths: dict[int, str] = {}
+        self._writes: Writes
         self.end()
 
     def begin(self, writes: Writes) -> None:
@@ -94,7 +98,7 @@ class Disk:
 
     def end(self) -> None:
         """There is space again."""
-        self._writes: Writes = lambda path, body: False
+        self._writes = lambda path, body: False
 
     def open(self, path: Any, flags: int, *args: Any, **more: Any) -> int:
         handle = self._open(path, flags, *args, **more)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +151,14 @@ def record(here: Store, there: Store, key: str) -> None:
     assert Ledger(there).create(found.record)
 
 
+def item_of(parts: Sequence[str]) -> Item:
+    namespace, dag_id, run_id, task_id, map_index = parts
+    return Item(namespace, dag_id, run_id, task_id, int(map_index))
+
+
 def kept(here: Store, there: Store, key: str) -> None:
     folder, *parts, name = key.split("/")
-    item, generation = Item(*parts[:-1], int(parts[-1])), int(name.removesuffix(".json"))
+    item, generation = item_of(parts), int(name.removesuffix(".json"))
     model: Any = {PLANS: Plan, RETURNED: SavedRequest}[folder]
     wanted = SavedRequestStore(model, here, folder, item, None).read(generation)
     assert wanted is not None
@@ -185,10 +190,7 @@ def tombstone(here: Store, there: Store, key: str) -> None:
 def shown(here: Store, there: Store, key: str) -> None:
     _, *parts, last = key.removesuffix(".json").split("/")
     try_id, _, digest = last.rpartition("-")
-    one, other = (
-        Approval(Ledger(store), Files(AIRFLOW_OPENERS), Item(*parts[:-1], int(parts[-1])), try_id)
-        for store in (here, there)
-    )
+    one, other = (Approval(Ledger(store), Files(AIRFLOW_OPENERS), item_of(parts), try_id) for store in (here, there))
     assert other.keep(one.recall(digest)) == digest
 
 

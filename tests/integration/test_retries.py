@@ -260,7 +260,7 @@ def test_a_dag_run_that_is_made_again_with_another_prompt_buys_it_and_its_retrie
 def test_a_task_that_was_told_to_stop_before_it_began_buys_nothing_until_its_retry(
     airflow: AirflowHarness, sandbox: Sandbox, geminiimg_conn_id: str, mode: dict[str, Any]
 ) -> None:
-    told = []
+    told: list[Any] = []
 
     def tell(context: Any) -> None:
         if not told:

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -238,7 +239,7 @@ async def waiting(caplog: pytest.LogCaptureFixture, tasks: int) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger=LOGGER)
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
-    monkeypatch.setattr(lifecycle.random, "uniform", lambda low, high: 0.01)
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.01)
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def store() -> dict[str, Any]:
     for conn_id in (None, "mine"):
         _STORE_CACHE.pop(f"memory-{conn_id}" if conn_id else "memory", None)
         attach("memory", conn_id, fs=MemoryFileSystem())
-    return MemoryFileSystem.store
+    store: dict[str, Any] = MemoryFileSystem.store
+    return store
 
 
 def put(key: str, data: bytes) -> None:
@@ -292,8 +293,10 @@ def test_what_was_paid_for_under_a_name_that_is_refused_now_is_not_bought_again_
 
 
 LOOKED_AT = ("memory://bucket/a//b", "memory://bucket//a", "memory://bucket/a?b", "memory://bucket/a#b")
-NOT_LOOKED_AT = ("memory://bucket/a::b", "memory://bucket/a\tb", "memory://bucket/./a", "memory://bucket/a\\b")
-NOT_LOOKED_AT += ("memory://bucket/.. /a", "memory://buc ket/a")
+NOT_LOOKED_AT = (
+    *("memory://bucket/a::b", "memory://bucket/a\tb", "memory://bucket/./a", "memory://bucket/a\\b"),
+    *("memory://bucket/.. /a", "memory://buc ket/a"),
+)
 
 
 def landed_before_it_was_refused(target: Target, monkeypatch: pytest.MonkeyPatch, out: str) -> tuple[Run, DAG, str]:

@@ -6,9 +6,10 @@ import asyncio
 import datetime as dt
 import hashlib
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from airflow.models.hitl import HITLDetail
@@ -444,9 +445,9 @@ def hand_on(run: Run, change: Callable[[dict[str, Any]], None]) -> None:
     """Edit what Airflow hands on to the end of a review, which no API does."""
     with create_session() as session:
         ti = session.query(TaskInstance).filter_by(dag_id="look", run_id=run.run_id, task_id="review").one()
-        kwargs = deserialize(ti.next_kwargs)
+        kwargs: Any = deserialize(ti.next_kwargs)
         change(kwargs)
-        ti.next_kwargs = serialize(kwargs)
+        ti.next_kwargs = cast(Any, serialize(kwargs))
 
 
 def test_arguments_that_are_edited_while_a_person_is_asked_let_nothing_else_go_on(
@@ -458,7 +459,7 @@ def test_arguments_that_are_edited_while_a_person_is_asked_let_nothing_else_go_o
     earlier = kept(local_root)[0].stem[-64:]
     for digest in ("0" * 64, earlier, "", 5):
         run.clear("review", "after")
-        hand_on(run, lambda kwargs, digest=digest: kwargs.update(shown=digest))
+        hand_on(run, operator.methodcaller("update", shown=digest))
         people.answer(run, "review", "Approve")
         refused(run.go_on(), "The list of the images that this task showed")
 

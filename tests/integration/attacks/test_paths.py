@@ -25,6 +25,7 @@ from tests.harness import attacks
 from tests.harness import forbidden as web
 from tests.harness.attacks import FromTask, Target, answers, every_write, image_bytes, outcome, returned
 from tests.harness.forbidden import Host, answer, as_json
+from tests.harness.inprocess import Run
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["onemin"], indirect=True)
@@ -177,7 +178,7 @@ def test_no_text_instead_of_an_image_forges_a_line_in_the_log(target: Target, ap
     no_line_is_forged(target, target.generate())
 
 
-def no_line_is_forged(target: Target, run: attacks.Run) -> None:
+def no_line_is_forged(target: Target, run: Run) -> None:
     error = outcome(run)
     assert "forged" in str(error)
     assert str(error).isprintable()

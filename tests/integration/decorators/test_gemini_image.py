@@ -231,7 +231,7 @@ def test_braces_in_what_a_function_takes_from_a_task_and_returns_are_not_rendere
 def test_a_batch_is_made_of_what_a_function_returns_or_yields_and_a_retry_does_not_ask_again(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, root: str, returned: str
 ) -> None:
-    said = [["a red fox", {"prompt": ASKING, "n": 2}], ["a grey wolf"]]
+    said: list[list[Any]] = [["a red fox", {"prompt": ASKING, "n": 2}], ["a grey wolf"]]
     body = Says(*(rows if returned == "list" else (row for row in rows) for rows in said))
     sandbox.faults(BUSY)
     run = airflow.run_dag(asks(MANY, body, apimaster, max_concurrency=1))

@@ -378,7 +378,7 @@ class _Png:
 
     def __call__(self, request: dict[str, Any], size: int) -> bool:
         body = request["wsgi.input"].getvalue()
-        return request["REQUEST_METHOD"] == "PUT" and body[1:4] == b"PNG"
+        return bool(request["REQUEST_METHOD"] == "PUT" and body[1:4] == b"PNG")
 
 
 @pytest.mark.usefixtures("local_root")

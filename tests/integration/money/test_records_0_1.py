@@ -191,7 +191,7 @@ def submits(sandbox: Sandbox) -> int:
     return sum(call["route"].endswith(".submit") for call in sandbox.calls())
 
 
-def errors(run: Run) -> list[type[BaseException]]:
+def errors(run: Run) -> list[type[BaseException | None]]:
     found = [made.error for made in run.tasks() if made.error is not None]
     return [type(error.__cause__ if isinstance(error, AirflowFailException) else error) for error in found]
 

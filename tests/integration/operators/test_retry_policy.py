@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.models.taskinstancehistory import TaskInstanceHistory
-from airflow.sdk import DAG, RetryAction, task
+from airflow.sdk import DAG, RetryAction, TriggerRule, task
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow.utils.session import create_session
 
@@ -194,7 +194,7 @@ def test_mapped_tasks_and_the_sensor_take_the_policy_too(
         order = GeminiImageSubmitOperator(task_id="order", prompt="a boat", geminiimg_conn_id=apimaster)
         GeminiImageJobSensor(task_id="made", job=order.output, poke_interval=0.05)
         dag.get_task("refused") >> order
-        order.trigger_rule = "all_done"
+        order.trigger_rule = TriggerRule.ALL_DONE
     run = airflow.run_dag(dag)
     assert [(each.state, each.try_number) for each in run.tasks("refused")] == [("failed", 1)]
     assert (run.task("made").state, run.task("made").try_number) == ("success", 2)

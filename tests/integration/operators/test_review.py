@@ -201,7 +201,7 @@ def test_a_signed_link_is_not_shown() -> None:
     assert "secret" not in review_markdown(manifest(images=[{"uri": uri}]))
 
 
-BAD_IMAGES = [
+BAD_IMAGES: list[Any] = [
     None, 5, "", "no json", "[]", [], {}, [None], {"images": []}, {"images": [{}]}, {"images": [{"uri": 5}]}, b"x",
     {"uri": "s3://b/a.png"}, [["a"]], {"images": "text"}, "[" * 9999,
 ]  # fmt: skip

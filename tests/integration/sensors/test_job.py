@@ -432,7 +432,7 @@ SOFT = [{}, {"soft_fail": True}, {"never_fail": True}, {"silent_fail": True}]
         ("refused", ContentRefusedError, SOFT),
         ("failed", UpstreamFailedError, SOFT[1:2]),
         ("bare_failed", UpstreamFailedError, SOFT[2:3]),
-        ("no_picture", NoImageError, SOFT[3:]),
+        ("no_image", NoImageError, SOFT[3:]),
     ],
     ids=["refused", "failed", "bare_failed", "no_image"],
 )

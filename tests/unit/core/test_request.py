@@ -507,7 +507,7 @@ class TestFingerprint:
     @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
     @pytest.mark.parametrize("edit", [{}, {"operation": "edit", "image": "s3://in/cat.png"}])
     def test_no_id_and_every_id_of_the_default_model_are_one_wish(self, gateway: str, edit: dict[str, Any]) -> None:
-        models = ({}, {"model": FLASH}, {"model": "gemini-3.1-flash-image"})
+        models: tuple[dict[str, str], ...] = ({}, {"model": FLASH}, {"model": "gemini-3.1-flash-image"})
         assert len({fingerprint(checked(gateway, **edit, **model)) for model in models}) == 1
 
     def test_ten_fingerprints_are_pinned_and_all_differ(self) -> None:
@@ -542,7 +542,7 @@ class TestFingerprint:
 
     def test_every_part_of_a_wish_and_of_its_place_changes_the_fingerprint(self) -> None:
         base = checked(**EDIT, reference_images=["s3://r"], temperature=0.5)
-        changes = [
+        changes: list[dict[str, Any]] = [
             {"prompt": "a red fox "},
             {"temperature": 0.6},
             {"resolution": "2K"},

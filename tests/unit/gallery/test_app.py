@@ -25,7 +25,7 @@ from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thum
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
 from airflow_provider_geminiimg.core.purchase.copying import image_places
 from airflow_provider_geminiimg.core.storage import Files, encode_segment
-from airflow_provider_geminiimg.gallery.queries import address_of
+from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.api_server import USERS, api_server, gallery_app
 from tests.harness.left_behind import LeftBehind
@@ -680,12 +680,22 @@ def test_an_image_in_thousands_of_places_is_looked_for_in_some(
     record = put(left, ITEM, manifest={"images": images}, copies=copies)
     shelf = "airflow_provider_geminiimg.gallery.queries"
     listed: list[Record] = []
-    monkeypatch.setattr(f"{shelf}.image_places", lambda *given: listed.append(given[0]) or image_places(*given))
+
+    def places(*given: Any) -> Any:
+        listed.append(given[0])
+        return image_places(*given)
+
+    monkeypatch.setattr(f"{shelf}.image_places", places)
     assert len(get(LISTING).json()["items"][0]["images"]) == 100
     assert len(listed) == 1
     looked: list[str] = []
     really = Files.read
-    monkeypatch.setattr(Files, "read", lambda files, uri, **more: looked.append(uri) or really(files, uri, **more))
+
+    def read(files: Files, uri: str, **more: Any) -> bytes:
+        looked.append(uri)
+        return really(files, uri, **more)
+
+    monkeypatch.setattr(Files, "read", read)
     assert get(image_of(record)).status_code == 404
     assert 1 < len(looked) < 20
 
@@ -779,7 +789,8 @@ async def test_a_sidecar_that_names_a_record_of_another_image_is_not_believed(
 ) -> None:
     source, other = await left.attempt(), await left.attempt("other")
     sidecar = f"{(source.manifest or {})['images'][0]['uri'].rpartition('.')[0]}.json"
-    for content in ({"record": other.key}, {"record": "ledger/../x"}, {"record": 7}, [], "x"):
+    contents: tuple[Any, ...] = ({"record": other.key}, {"record": "ledger/../x"}, {"record": 7}, [], "x")
+    for content in contents:
         left.environment.files.put(sidecar, json.dumps(content).encode(), media_type="application/json")
         task = replace(ITEM, task_id=f"edit-{hashlib.md5(repr(content).encode()).hexdigest()}")
         image = (source.manifest or {})["images"][0]

@@ -207,7 +207,7 @@ def test_an_edit_shows_its_inputs_and_is_a_jpeg_in_the_first_inputs_shape(call: 
     assert [max(range(3), key=lambda n: pixel[n]) for pixel in seen] == [0, 2]
     [entry] = sandbox.ledger()
     assert len({item["sha256"] for item in entry["inputs"]}) == 2
-    assert read_submission(image.content) == 1
+    assert read_submission(result.content) == 1
 
 
 def test_the_2_5_model_makes_webp(call: Caller, sandbox: Sandbox) -> None:
@@ -420,7 +420,7 @@ def test_a_synchronous_failure_is_an_error_and_refunded(call: Caller, sandbox: S
 def test_a_job_can_end_well_without_an_image(call: Caller, sandbox: Sandbox) -> None:
     sandbox.settings(latency=0)
     sandbox.faults(
-        {"route": "onemin.submit", "outcome": "no_image"}, {"route": "apimaster.submit", "outcome": "no_picture"}
+        {"route": "onemin.submit", "outcome": "no_image"}, {"route": "apimaster.submit", "outcome": "no_image"}
     )
     record = call.features().json()["aiRecord"]
     assert (record["status"], record["aiRecordDetail"]["resultObject"]) == ("SUCCESS", [])

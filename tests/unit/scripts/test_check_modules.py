@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_geminiimg.core.reconcile import STANDINGS
+from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES
 from scripts import check_modules
 from scripts.check_modules import STATIC
 
@@ -71,4 +71,4 @@ def test_a_mistake_in_a_module_is_named(
 
 def test_the_page_has_a_label_for_every_standing() -> None:
     [table] = re.findall(r"const STANDINGS = \{\n(.*?)\n\};", (STATIC / "records.js").read_text(), re.DOTALL)
-    assert {name.strip('"') for name in re.findall(r'^  ([\w"-]+): \{', table, re.MULTILINE)} == set(STANDINGS)
+    assert {name.strip('"') for name in re.findall(r'^  ([\w"-]+): \{', table, re.MULTILINE)} == set(RECORD_STATUSES)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,7 +32,7 @@ def _quick_look_ups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def look_ups(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str]]:
+def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the connections that were looked up."""
     seen: list[str] = []
     original = GeminiImageHook.aconnection

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -391,7 +392,7 @@ class Frame:
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], index: str | None = None) -> None:
         self.columns = list(columns)
         self.rows = rows
-        self.index = type("Index", (), {"names": [index]})
+        self.index = SimpleNamespace(names=[index])
 
     def __iter__(self) -> Any:
         return iter(self.columns)

@@ -22,8 +22,8 @@ from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, R
 from airflow_provider_geminiimg.exceptions import NoImageError, UpstreamFailedError, scrub
 from tests.harness import attacks
 from tests.harness import forbidden as web
-from tests.harness.attacks import Target, answer, answers, image_bytes, outcome, returned
-from tests.harness.forbidden import Host, as_json, done
+from tests.harness.attacks import Target, answers, image_bytes, outcome, returned
+from tests.harness.forbidden import Host, answer, as_json, done
 from tests.harness.hostile_images import png_chunk
 
 target, api, internet, forbidden, host = attacks.target, attacks.api, web.internet, web.forbidden, web.host

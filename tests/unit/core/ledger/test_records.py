@@ -341,11 +341,13 @@ def test_writers_at_once_lose_nothing(root: str) -> None:
     record = submitted()
     assert Ledger(open_store(root, AIRFLOW_OPENERS)).create(record)
 
+    def add_job(ledger: Ledger, job: str) -> None:
+        ledger.change(record.key, lambda stored: dataclasses.replace(stored, extra_jobs=[*stored.extra_jobs, job]))
+
     def add(writer: int) -> None:
         ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
         for number in range(4):
-            job = f"job-{writer}-{number}"
-            ledger.change(record.key, lambda s, job=job: dataclasses.replace(s, extra_jobs=[*s.extra_jobs, job]))
+            add_job(ledger, f"job-{writer}-{number}")
 
     race([lambda writer=writer: add(writer) for writer in range(4)])  # type: ignore[misc]
     found = Ledger(open_store(root, AIRFLOW_OPENERS)).read(record.key)
@@ -484,7 +486,10 @@ def test_an_odd_id_gets_a_record_of_its_own(ledger: Ledger, odd: str) -> None:
 
 
 def test_odd_ids_have_different_paths() -> None:
-    paths = {Item("default", *ids, -1).path for ids in itertools.product(ODD_IDS, repeat=3)}
+    paths = {
+        Item("default", dag_id, run_id, task_id, -1).path
+        for dag_id, run_id, task_id in itertools.product(ODD_IDS, repeat=3)
+    }
     assert len(paths) == len(ODD_IDS) ** 3
 
 

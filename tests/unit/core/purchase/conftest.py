@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO, logger="a-task")
     monkeypatch.setattr(lifecycle, "LOOK_AGAIN", 0.02)
     monkeypatch.setattr(submission_module, "RECORD_AGAIN", 0.02)
-    monkeypatch.setattr(lifecycle.random, "uniform", lambda low, high: 0.01)
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.01)
 
 
 @pytest.fixture

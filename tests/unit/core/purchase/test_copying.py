@@ -67,7 +67,7 @@ async def test_every_intact_place_counts_and_the_one_that_is_asked_for_first(sho
     async def at(name: str, generation: int) -> str:
         manifest = await shop.buy(generation=generation, destination=places[name])
         assert shop.submission(manifest) == 1
-        return manifest["images"][0]["uri"].rpartition("/")[0].rpartition("-")[2]
+        return str(manifest["images"][0]["uri"]).rpartition("/")[0].rpartition("-")[2]
 
     assert [await at(name, generation) for generation, name in enumerate("abca")] == list("abca")
     calls = shop.calls()

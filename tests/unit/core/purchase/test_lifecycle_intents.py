@@ -220,7 +220,7 @@ async def test_an_answer_never_goes_into_the_record_of_another_claim(shop: Shop)
     other = shop.put(make_record())
     shop.sandbox.release()
     record = await first
-    assert shop.record == dataclasses.replace(other, extra_jobs=[record.job_id])
+    assert shop.record == dataclasses.replace(other, extra_jobs=[str(record.job_id)])
 
 
 async def test_a_record_with_two_jobs_keeps_the_one_whose_image_has_not_landed(

@@ -603,8 +603,8 @@ print("peak", int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 def in_a_process(folder: Path, data: bytes, before: str = "", **environment: str) -> list[str]:
     """What a process logs that makes the thumbnail of this image, and its memory at most, in MB."""
-    (folder / "picture").write_bytes(data)
-    values = {"picture": str(folder / "picture"), "root": str(folder / "root"), "before": before}
+    (folder / "image").write_bytes(data)
+    values = {"image": str(folder / "image"), "root": str(folder / "root"), "before": before}
     code = MAKE.format(here=str(REPOSITORY), **values)
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
