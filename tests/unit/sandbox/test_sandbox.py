@@ -330,7 +330,7 @@ def test_a_late_408_leaves_a_hidden_job_that_is_charged_when_it_ends(call: Calle
     [entry] = sandbox.ledger()
     assert (entry["hidden"], entry["charged"], entry["outcome"]) == (True, False, "running")
     [entry] = until(sandbox.ledger, lambda found: found[0]["charged"])
-    assert entry["outcome"] == "picture"
+    assert entry["outcome"] == "image"
 
 
 # Keys and money
