@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.architecture import PACKAGE, broken
+from tests.harness import REPOSITORY, TESTS
 
 Check = Callable[..., list[str]]
 NUMBERS = count()
@@ -112,7 +113,6 @@ def test_an_exception_excuses_what_it_names_and_is_an_error_once_nothing_needs_i
     ]
 
 
-REPOSITORY = PACKAGE.parent
 MAPS = ("docs/architecture.md", "CONTRIBUTING.md")
 PATH = re.compile(r"(?<![\w/.…<])([\w-]+(?:/[\w-]+)*(?:/|\.(?:py|md|toml|json)))(?![\w<*])")
 NAMES = re.compile(r"`([\w/]+\.py)` \(((?:`[\w.]+`(?:, )?)+)\)")
@@ -134,3 +134,32 @@ def test_each_name_that_a_map_of_the_code_gives_for_a_module_is_in_it(page: str)
         source = next(base / path for base in (PACKAGE, REPOSITORY) if (base / path).exists()).read_text()
         lost += [f"{path}: {name}" for name in re.findall(r"[\w.]+", names) if name.split(".")[-1] not in source]
     assert not lost
+
+
+# The tree of tests
+
+UNIT = TESTS / "unit"
+SUITES = ("browser", "compat", "heavy", "integration", "live", "matrix", "unit")
+ELSEWHERE = {"benchmarks": REPOSITORY / "benchmarks", "harness": TESTS / "harness", "scripts": REPOSITORY / "scripts"}
+
+
+@pytest.mark.parametrize("path", sorted(UNIT.rglob("test_*.py")), ids=lambda path: str(path.relative_to(UNIT)))
+def test_a_unit_test_lies_at_the_path_of_its_module_and_begins_with_its_name(path: Path) -> None:
+    first, *others = path.relative_to(UNIT).parts
+    folder = (
+        ELSEWHERE[first].joinpath(*others).parent if first in ELSEWHERE else PACKAGE / path.parent.relative_to(UNIT)
+    )
+    modules = {"package" if folder == PACKAGE else folder.name, *(module.stem for module in folder.glob("*.py"))}
+    name = path.stem.removeprefix("test_")
+    assert any(name == module or name.startswith(f"{module}_") for module in modules), sorted(modules)
+
+
+def test_every_test_lies_in_a_suite_that_a_target_of_make_runs_and_none_is_longer_than_a_thousand_lines() -> None:
+    tests = [path for path in TESTS.rglob("test_*.py") if "fixtures" not in path.parts]
+    assert not [path for path in tests if path.relative_to(TESTS).parts[0] not in SUITES]
+    assert not [path for path in tests if len(path.read_text().splitlines()) > 1000]
+
+
+def test_the_harness_imports_no_script() -> None:
+    imports = re.compile(r"^\s*(?:from|import) scripts\b", re.MULTILINE)
+    assert not [path for path in (TESTS / "harness").rglob("*.py") if imports.search(path.read_text())]
