@@ -282,9 +282,9 @@ async def test_without_it_and_for_another_image_or_another_dag_each_buys(disk_ta
     assert disk_tasks.paid() == 4
 
 
-@pytest.mark.parametrize("fate", ["gone", "changed"])
+@pytest.mark.parametrize(("fate", "says"), [("gone", "is gone from storage"), ("changed", "has changed since")])
 async def test_an_image_that_is_not_there_as_it_landed_is_bought(
-    tasks: Tasks, fate: str, caplog: pytest.LogCaptureFixture
+    tasks: Tasks, fate: str, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await tasks.want("first")
     tasks.remove(first)
@@ -295,7 +295,7 @@ async def test_an_image_that_is_not_there_as_it_landed_is_bought(
     second = await tasks.want("second")
     assert tasks.paid() == 2
     assert second.reused_from is None
-    assert f"the image of record {first.key} {"is gone" if fate == "gone" else "has changed"}" in caplog.text
+    assert f"the image of record {first.key} {says}" in caplog.text
     assert tasks.entry(second).record == second.key
 
 
