@@ -108,7 +108,7 @@ def test_such_an_input_is_read_and_no_loop_stands_still(target: Target, stalls: 
 def test_an_input_whose_size_can_not_be_told_is_refused_before_anything_is_sent(target: Target) -> None:
     path = target.folder / "in.jpg"
     path.write_bytes(LONG["JPEG, empty segments"](6_900_000))
-    target.refused_unsent(target.edit(str(path)), "The size of the image is not known")
+    target.refused_unsent(target.edit(str(path)), "The size of the image can't be read")
 
 
 @ONE_GATEWAY

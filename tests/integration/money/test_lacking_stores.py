@@ -211,7 +211,7 @@ def test_what_somebody_else_wrote_over_a_file_is_left_there(
 
     client.meta.events.register("after-call.s3.PutObject", after_our_put, unique_id="over")
     files, uri = Files(Openers(s3_client=lambda _: client)), f"{out}/a.png"
-    with pytest.raises(StorageError, match="left there"):
+    with pytest.raises(StorageError, match="was not removed"):
         files.write(uri, b"ours", media_type="image/png", sha256=_digest(b"ours"))
     assert files.read(uri, max_bytes=99) == b"somebody else's"
 

@@ -797,7 +797,7 @@ async def test_a_sidecar_that_names_a_record_of_another_image_is_not_believed(
         record = put(left, task, operation="edit", inputs=[{"uri": image["uri"], "sha256": image["sha256"]}])
         [shown] = await sources_of(get, record)
         assert shown["image"] is None
-        assert "not made here" in shown["why"]
+        assert "not made by this package" in shown["why"]
 
 
 async def test_a_source_outside_the_gallerys_folders_is_not_looked_at(
