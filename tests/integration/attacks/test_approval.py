@@ -81,7 +81,7 @@ def refused(run: Run, said: str, map_index: int = -1) -> None:
     review = run.task("review", map_index)
     assert review.state == "failed", run.log
     assert said in str(review.error), review.error
-    assert "asks again" in str(review.error) or "Delete this task instance" in str(review.error)
+    assert "To ask again" in str(review.error) or "Delete this task instance" in str(review.error)
     assert review.value is None
     assert run.task("after").state == "upstream_failed"
 
