@@ -496,7 +496,7 @@ def test_a_batch_that_fails_over_its_rows_has_bought_nothing(
 ) -> None:
     with DAG("many", schedule=None) as dag:
 
-        @task.gemini_image_batch(geminiimg_conn_id=apimaster)
+        @task.gemini_image_batch(task_id="pictures", geminiimg_conn_id=apimaster)
         def images() -> list[Any]:
             return ["a fox", {"prompt": HALF}, {"prompt": "a fox", "sku": 10**5_000}]
 
