@@ -341,7 +341,7 @@ def test_a_generator_without_an_end_is_read_to_the_limit_and_refused(
     given_out = itertools.count()
     with DAG("many", schedule=None) as dag:
 
-        @task.gemini_image_batch(geminiimg_conn_id=apimaster)
+        @task.gemini_image_batch(task_id="pictures", geminiimg_conn_id=apimaster)
         def images() -> Iterator[str]:
             for number in given_out:
                 yield f"fox {number}"
