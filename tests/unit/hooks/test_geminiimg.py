@@ -249,7 +249,7 @@ def test_the_connection_test_tells_our_models_from_the_gateways_others(
 ) -> None:
     sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}, {"id": GA}]}))
     _, message = GeminiImageHook(connect("mine", **sandbox.connection("apimaster"))).test_connection()
-    assert f"sees 2 models, among them these of the catalogue: {GA}." in message
+    assert f"can use 2 models, among them these of the catalogue: {GA}." in message
     sandbox.faults(route="apimaster.check", body=json.dumps({"data": [{"id": "gpt-image-1"}]}))
     _, message = GeminiImageHook("mine").test_connection()
     assert "these of the catalogue: none." in message
