@@ -304,7 +304,7 @@ NO_IMAGES = {
 @pytest.mark.parametrize("name", HUGE)
 def test_a_result_that_claims_to_be_huge_does_not_land(target: Target, name: str) -> None:
     run = result(target, answer(body=HUGE[name]))
-    target.kept(run, "pixels, which declares an invalid size")
+    target.kept(run, "header declares an invalid size")
     target.lands(run.retry())
 
 
@@ -312,7 +312,7 @@ def test_a_result_that_claims_to_be_huge_does_not_land(target: Target, name: str
 @pytest.mark.parametrize("name", HUGE)
 def test_an_input_that_claims_to_be_huge_is_refused_before_anything_is_sent(target: Target, name: str) -> None:
     (target.folder / "in.png").write_bytes(HUGE[name])
-    target.refused_unsent(target.edit(str(target.folder / "in.png")), "pixels, which declares an invalid size")
+    target.refused_unsent(target.edit(str(target.folder / "in.png")), "header declares an invalid size")
 
 
 @ONE_GATEWAY

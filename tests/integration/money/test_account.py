@@ -145,7 +145,7 @@ async def test_a_job_whose_account_is_another_one_now_is_not_lost_and_not_bought
         said = str(caught.value)
         assert "Restore the connection" in said
         assert "The image was paid for." in said
-        assert ("API key" in said, "the host was" in said) == (
+        assert ("the API key has changed" in said, "the host was" in said) == (
             "key" in change or change == "both",
             change in ("host", "both"),
         )
@@ -339,7 +339,7 @@ def test_no_task_buys_again_where_its_connection_leads_to_another_account(
     make, mode, images = KINDS[kind]
     run = dies(account, airflow, make({**mode, "timeout": 100_000}), images)
     account.point(change)
-    failed_with(run.retry("made"), "was changed")
+    failed_with(run.retry("made"), "has changed")
     assert all("another-key" not in str(kwargs) for _, kwargs in run.task("made").triggers)
     account.point_back()
     assert run.retry("made").task("made").state == "success", run.log
@@ -371,7 +371,7 @@ def test_a_job_whose_account_changes_while_a_trigger_waits_is_not_bought_again(
     account.sandbox.settings(latency=0.5)
     run = airflow.run_dag(one_image(DEFERRED))
     assert run.task("made").events[0]["status"] == "vanished"
-    error = failed_with(run, "was changed")
+    error = failed_with(run, "has changed")
     assert isinstance(error, BadRequestError)
     account.point_back()
     assert run.clear("made").task("made").state == "success", run.log
