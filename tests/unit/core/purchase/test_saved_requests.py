@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.harness.inprocess import AirflowHarness
 
 ITEM = Item("default", "many", "run", "pictures", -1)
-LANDED = "The image was paid for. All of it has landed. A retry returns it, at no cost."
+LANDED = "The image was paid for. Every image has landed. A retry returns them, at no cost."
 
 
 class Wanted(Saved):
@@ -52,7 +52,7 @@ def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.mark.parametrize(
     ("step", "said"),
-    [("write", "No money was spent. Nothing was sent. A retry goes on."), ("finish", LANDED)],
+    [("write", "No money was spent. Nothing was sent. A retry continues."), ("finish", LANDED)],
 )
 def test_who_writes_at_the_same_moment_as_another_attempt_says_what_that_costs(
     kept: SavedRequestStore[Wanted], gate: Gate, step: str, said: str
