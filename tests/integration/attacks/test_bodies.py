@@ -193,6 +193,28 @@ def test_an_answer_to_a_poll_that_is_a_bomb_says_nothing_about_the_job(
     assert run.retry().state == "success"
 
 
+OVER = {
+    "size": ("x" * 90_000, "x" * 101_000),
+    "depth": (json.loads("[" * 60 + "]" * 60), json.loads("[" * 70 + "]" * 70)),
+}
+
+
+@ONE_GATEWAY
+@pytest.mark.parametrize("what", OVER)
+def test_an_answer_is_read_up_to_its_limits_and_no_further(
+    target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(exchange, "MAX_ANSWER", {True: 100_000, False: 100_000})
+    outcomes = []
+    for job_id, beside in zip(("job-1", "job-2"), OVER[what], strict=True):
+        said = json.dumps({"beside": beside, "aiRecord": {"uuid": job_id, "status": "PROCESSING"}}).encode()
+        packed = answer(body=gzip.compress(said), Content_Type="application/json", Content_Encoding="gzip")
+        answers(api, submit=packed)
+        outcomes.append(target.generate(variant=job_id))
+    assert outcomes[0].state == "success"
+    assert isinstance(outcome(outcomes[1]), OutcomeUnknownError)
+
+
 def test_an_api_that_only_trickles_is_given_up_in_time(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,7 +212,7 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_i
         (transport, "MAX_RESPONSE_MEMORY", 8_000_000),
         (exchange, "MEMORY_WAIT", 1.0),
         (exchange, "OVERHEAD", 3.0),
-        (apimaster, "ASYNC_READ_TIMEOUT", 5.0),
+        (apimaster, "ASYNC_READ_TIMEOUT", 15.0),
     ):
         monkeypatch.setattr(module, name, value)
     crowd, stands_still, over = Crowd(api, answer(body=image_bytes())), threading.Event(), threading.Event()
@@ -223,17 +223,17 @@ def test_a_paid_answer_that_stands_still_and_fills_the_room_costs_no_other_its_i
             return
         with crowd._lock:
             crowd.submits += 1
-            first, job_id = crowd.submits == 1, f"job-{crowd.submits}"
+            last, job_id = crowd.submits == 4, f"job-{crowd.submits}"  # which is given up last, too
         body = {"padding": "x" * 1_500_000, "data": [{"status": "submitted", "task_id": job_id}]}
-        if first:
+        if last:
             handler.send_response(200)
             handler.end_headers()
-            handler.wfile.write(b'{"padding": "' + b"x" * 7_500_000)
+            handler.wfile.write(b'{"padding": "' + b"x" * 30_000_000)  # far more than sockets hold
             stands_still.set()
             while not over.wait(0.5):
                 handler.wfile.write(b"x")
         else:
-            stands_still.wait(10)
+            stands_still.wait(12)
             as_json(body)(handler)
 
     api.otherwise = answered

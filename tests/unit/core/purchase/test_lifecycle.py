@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_geminiimg.core.execution.byte_semaphore import ROOM
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination
@@ -53,6 +54,16 @@ async def test_a_first_attempt_buys_once_and_lands(shop: Shop) -> None:
     assert (record.n, record.state, record.manifest) == (1, "landed", manifest)
     assert (record.links, record.outcome) == ([], None)
     assert manifest["reused"] is False
+
+
+async def test_nothing_is_paid_for_while_the_memory_for_images_is_used_up(disk_shop: Shop) -> None:
+    async with disk_shop.attempt() as purchase:
+        with purchase.purchase_context.room.held(ROOM + 1):
+            starting = asyncio.create_task(purchase.start())
+            done, _ = await asyncio.wait([starting], timeout=3.0)
+            assert (done, disk_shop.submits()) == (set(), 0)
+        await starting
+    assert disk_shop.paid() == 1
 
 
 async def test_both_gateways_give_the_same_manifest(local_root: str, sandbox: Sandbox) -> None:
