@@ -218,7 +218,7 @@ def test_the_gallery_is_in_this_airflows_pages_and_shows_what_a_task_made_to_who
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
     purge_cached_app()
     browser = TestClient(create_app("core"))
-    plugins, listing = "/api/v2/plugins", f"/geminiimg/{api_path(made)}/pictures"
+    plugins, listing = "/api/v2/plugins", f"/geminiimg/{api_path(made)}/images"
     assert [browser.get(path).status_code for path in (plugins, listing)] == [401, 401]
     token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="ada", role="ADMIN"))
     browser.headers["Authorization"] = f"Bearer {token}"

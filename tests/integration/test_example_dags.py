@@ -115,7 +115,7 @@ def test_submit_and_wait_publishes_the_image(
     airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
 ) -> None:
     run = airflow.run_dag(load("submit_and_wait"))
-    landed = manifest(run, "picture")
+    landed = manifest(run, "image")
     assert run.task("publish").value == f"Set sail. {landed['images'][0]['uri']}"
     assert len(sandbox.ledger()) == 1
 
@@ -181,7 +181,7 @@ def test_review_publishes_what_a_person_picks_with_the_comment_in_the_prompt(
     assert all(uri.startswith(f"{folder}/") for uri in uris)
     with create_session() as session:
         (event,) = session.query(AssetEvent).filter_by(source_dag_id=run.dag.dag_id, source_run_id=run.run_id)
-        assert event.extra["pictures"] == uris
+        assert event.extra["images"] == uris
 
 
 def test_review_publishes_nothing_of_what_a_person_rejects(

@@ -161,7 +161,7 @@ async def test_an_answer_that_names_the_job_of_another_record_says_nothing_about
     left = each_left
     first = await left.submitted("first")
     same_job(left, str(first.job_id))
-    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {first.key}")):
         await left.attempt("second")
     second = left.record("second")
     assert (second.state, second.job_id) == ("intent", None)
@@ -239,7 +239,7 @@ async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_
     assert (await left.collect()).counts()["landed"] == 1
     assert (await left.collect()).counts()["landed"] == 0
     unknown = await left.unknown("unknown")
-    with pytest.raises(BadRequestError, match="is that of record"):
+    with pytest.raises(BadRequestError, match="belongs to record"):
         reconcile.resolve(left.ledger, unknown.key, job(gone.job_id))
 
 
@@ -414,7 +414,7 @@ async def test_a_collect_notes_whose_a_job_is_where_its_submit_could_not(left: L
     await left.collect()
     assert left.image(first)[1] == 1
     same_job(left, str(first.job_id))
-    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {first.key}")):
         await left.attempt("second")
     assert left.paid() == 2
 
@@ -429,7 +429,7 @@ async def test_a_collect_lands_a_job_that_two_records_hold_for_one_of_them(
     report = await left.collect()
     assert (report.keys["unknown"], report.keys["landed"]) == ([first.key], [second.key])
     assert (left.at(first).state, left.at(first).job_id) == ("intent", None)
-    assert f"is that of record {second.key}" in lines.text
+    assert f"belongs to record {second.key}" in lines.text
     assert reconcile.resolve(left.ledger, first.key, RESUBMIT) is True
 
 

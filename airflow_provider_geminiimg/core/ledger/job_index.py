@@ -96,7 +96,7 @@ def another_records_job(job_id: str, other: str, key: str) -> LedgerError:
     :param key: key of the task's record or item.
     """
     return LedgerError(
-        f"Job {job_id} is that of record {other}, so it says nothing about {key}.",
+        f"Job {job_id} belongs to record {other}, so it says nothing about {key}.",
         billed=Billed.UNKNOWN,
         hint="Nothing was sent. Clear the task that submitted: it finds out what became of its request.",
     )
@@ -105,7 +105,7 @@ def another_records_job(job_id: str, other: str, key: str) -> LedgerError:
 def answered_with_anothers(record: Record, job_id: str, other: str) -> OutcomeUnknownError:
     """Return the error for a gateway answer that contains the job of another record."""
     return OutcomeUnknownError(
-        f"The gateway answered with job {job_id}, which is that of record {other}: that says nothing about this "
+        f"The gateway answered with job {job_id}, which belongs to record {other}: that says nothing about this "
         f"request. Record {record.key}."
     )
 

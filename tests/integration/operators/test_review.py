@@ -209,7 +209,7 @@ BAD_IMAGES: list[Any] = [
 
 @pytest.mark.parametrize("value", BAD_IMAGES)
 def test_what_is_no_manifest_is_refused(value: Any) -> None:
-    with pytest.raises(BadRequestError, match=r"no manifest|neither|no image") as refused:
+    with pytest.raises(BadRequestError, match=r"not a manifest|neither|no image") as refused:
         review_markdown(value)
     assert "No money was spent" in str(refused.value)
 

@@ -88,7 +88,7 @@ async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_re
     held = gate.hold("GET", "/jobs/")
     task = asyncio.create_task(left.attempt("hero"))
     await asyncio.to_thread(held.reached)
-    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {other.key}")):
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {other.key}")):
         await task
     held.let_go()
     record = left.record("hero")
@@ -112,6 +112,6 @@ async def test_a_job_that_was_never_noted_is_noted_by_the_attempt_that_collects_
         left.store.delete(key)
     assert left.image(await left.attempt("first"))[1] == 1
     answers_with(left, str(first.job_id))
-    with pytest.raises(OutcomeUnknownError, match=re.escape(f"is that of record {first.key}")):
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {first.key}")):
         await left.attempt("second")
     assert left.paid() == 2
