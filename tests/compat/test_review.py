@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG, task
+from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_geminiimg import GeminiImageReviewOperator
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
@@ -21,7 +22,7 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 if TYPE_CHECKING:
     from tests.compat.conftest import Outcome
 
-WAITING = ("awaiting_input", "deferred")
+WAITING = getattr(TaskInstanceState, "AWAITING_INPUT", None)  # since Airflow 3.3; before, a trigger asks again
 
 
 @pytest.fixture
@@ -70,7 +71,9 @@ def person(_database: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., th
         while time.monotonic() < deadline:
             asked = browser.get("/api/v2/dags/look/dagRuns/~/hitlDetails").json()["hitl_details"]
             # SQLite locks no rows: an answer that comes while Airflow writes that the task waits is not seen.
-            waiting = [each["task_instance"] for each in asked if each["task_instance"]["state"] in WAITING]
+            waiting = [
+                each["task_instance"] for each in asked if each["task_instance"]["state"] == WAITING or not WAITING
+            ]
             if waiting:
                 [at] = waiting
                 where = f"/api/v2/dags/look/dagRuns/{at['dag_run_id']}/taskInstances/review/-1/hitlDetails"
