@@ -35,7 +35,7 @@ target, api, internet, forbidden, host = attacks.target, attacks.api, web.intern
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
 AT_ONCE = 50
 MB = 1024 * 1024
-BUDGET = 250 * MB  # what the process may grow by: room for landing, one image more, sockets, and whatever else it does
+BUDGET = 320 * MB  # what the process may grow by: room for landing, one image more, sockets, and whatever else it does
 
 
 class Growth:
