@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_geminiimg.core.reconcile.resolution import read_resolutions
 from airflow_provider_geminiimg.core.validation.arguments import (
     MAX_VARIANTS,
     OnClear,
@@ -30,6 +29,7 @@ from airflow_provider_geminiimg.core.validation.arguments import (
     text,
     whole,
 )
+from airflow_provider_geminiimg.core.validation.resolution import read_resolutions
 from airflow_provider_geminiimg.core.validation.task_arguments import Checks
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError

@@ -234,7 +234,7 @@ def _collect(arguments: argparse.Namespace, environment: Environment) -> int:
 
 def _resolve(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
-    from airflow_provider_geminiimg.core.reconcile.resolution import read_resolutions
+    from airflow_provider_geminiimg.core.validation.resolution import read_resolutions
 
     said = [word for word in ("unpaid", "lost", "resubmit") if getattr(arguments, word)]
     word = said[0] if said else {"job": arguments.job_id}

@@ -19,9 +19,9 @@ from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight
 from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect
-from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import join_uri
+from airflow_provider_geminiimg.core.validation.resolution import Resolution
 from airflow_provider_geminiimg.exceptions import GeminiImageError, OutcomeUnknownError
 from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.sandbox import read_submission

@@ -49,7 +49,6 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Policy, decide
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
-from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.core.storage import (
@@ -61,6 +60,7 @@ from airflow_provider_geminiimg.core.storage import (
     open_store,
     same_place,
 )
+from airflow_provider_geminiimg.core.validation.resolution import Resolution
 from airflow_provider_geminiimg.exceptions import (
     KINDS,
     AuthenticationError,

@@ -11,8 +11,7 @@ In reading order:
 
 - `scan`: lists records with their status
 - `collect`: stores images that were paid for and have not landed
-- `resolution`: the decision of a person about a record
-- `resolve`: applies the decision to the record
+- `resolve`: applies a person's decision (`core.validation.resolution`) to the record
 - `purge`: removes records
 """
 

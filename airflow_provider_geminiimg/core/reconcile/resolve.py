@@ -14,8 +14,8 @@ from airflow_provider_geminiimg.core.gateways import get_gateway
 from airflow_provider_geminiimg.core.ledger.job_index import own, owner, search
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
-from airflow_provider_geminiimg.core.reconcile.resolution import Resolution, Word
 from airflow_provider_geminiimg.core.reconcile.scan import billed, entry_at, record_status
+from airflow_provider_geminiimg.core.validation.resolution import Resolution, Word
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,

@@ -8,5 +8,6 @@ In reading order:
 - `arguments`: one parser for each kind of argument
 - `request_values`: parsers of the fields of a request
 - `hosts`: recognizes hosts that cannot be resolved
+- `resolution`: a person's decision about a record
 - `task_arguments`: the rendered arguments of one task
 """

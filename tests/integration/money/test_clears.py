@@ -13,8 +13,8 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.reconcile.resolution import Resolution
 from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.core.validation.resolution import Resolution
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
-from airflow_provider_geminiimg.core.reconcile.resolution import Resolution, read_resolutions
+from airflow_provider_geminiimg.core.validation.resolution import Resolution, read_resolutions
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LinkExpiredError, UpstreamFailedError
 from tests.harness.left_behind import LOST, NOT_KNOWN, UNPAID, LeftBehind, nonzero
 from tests.harness.records import Wire, landed, make_record, submitted
