@@ -95,7 +95,7 @@ _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "item": (_NAME, "an item's name"),
     "n": (_COUNT, "a whole number from 0"),
     "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
-    "standing": (re.compile("|".join(RECORD_STATUSES)), f"one of {', '.join(RECORD_STATUSES)}"),
+    "status": (re.compile("|".join(RECORD_STATUSES)), f"one of {', '.join(RECORD_STATUSES)}"),
     "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
     "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {page.MAX_PAGE_SIZE}"),
 }
@@ -176,12 +176,12 @@ def images(
     task_id: str | None = None,
     map_index: int | None = None,
     model: str | None = None,
-    standing: str | None = None,
+    status: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=page.MAX_PAGE_SIZE)] = page.PAGE_SIZE,
 ) -> dict[str, Any]:
     """List the records of a run, in pages."""
-    items, following = queries.page(RecordFilter(dag_id, run_id, task_id, map_index, model, standing), after, limit)
+    items, following = queries.page(RecordFilter(dag_id, run_id, task_id, map_index, model, status), after, limit)
     return {"items": items, "next": following}
 
 

@@ -53,7 +53,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")  # longer numbers are not written by this
 class RecordFilter:
     """Filter for the records of a run; ``None`` means no restriction.
 
-    :param standing: see `core.reconcile.RECORD_STATUSES`.
+    :param status: see `core.reconcile.RECORD_STATUSES`.
     """
 
     dag_id: str
@@ -61,12 +61,12 @@ class RecordFilter:
     task_id: str | None = None
     map_index: int | None = None
     model: str | None = None
-    standing: str | None = None
+    status: str | None = None
 
     def fits(self, entry: RecordEntry) -> bool:
         """Return whether a record passes the filter."""
         model = None if entry.found is None else entry.found.record.model
-        return self.model in (None, model) and self.standing in (None, entry.status)
+        return self.model in (None, model) and self.status in (None, entry.status)
 
 
 class GalleryQueries:
@@ -120,10 +120,10 @@ class GalleryQueries:
         records = [entry.found.record for entry in entries if entry.found is not None]
         costs, without_price = _total(records)
         not_started, unreadable, more = self._not_started(wanted, keys)
-        standings = Counter(entry.status for entry in entries)
-        standings.update({"unreadable": unreadable} if unreadable else {})
+        statuses = Counter(entry.status for entry in entries)
+        statuses.update({"unreadable": unreadable} if unreadable else {})
         return {
-            "standings": dict(standings),
+            "statuses": dict(statuses),
             "not_started": not_started,
             "wanted": len({folder_of(key) for key in keys}) + not_started,
             "images": sum(len(_images(record)) for record in records),
@@ -187,7 +187,7 @@ class GalleryQueries:
         address = address_of(entry.key)
         names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
         names["record"] = entry.key
-        about = {**names, "standing": entry.status, "next": RECORD_STATUSES[entry.status]}
+        about = {**names, "status": entry.status, "next": RECORD_STATUSES[entry.status]}
         if entry.found is None:
             return {**about, "error": _said(entry.error), "images": []}
         record = entry.found.record

@@ -39,7 +39,7 @@ class Route:
 _RUN = "api/dags/{dag_id}/runs/{run_id}"
 _IMAGE = "{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}"
 DAGS = Route("api/dags")
-IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "model", "standing", "after", "limit"))
+IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "model", "status", "after", "limit"))
 SUMMARY = Route(f"{_RUN}/summary", ("task_id", "map_index"))
 SOURCES = Route(f"{_RUN}/sources", ("task_id", "map_index", "item", "n"))
 IMAGE = Route(f"f/{_IMAGE}")

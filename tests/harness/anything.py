@@ -100,14 +100,14 @@ _PIECES = [
     *(LINK, SIGNED, "//h.test/a.webp", "https://h.test/p?x=1&amp;y=2", "data:image/png;base64,AAAA", KEY, "A" * 64),
 ]
 _CONTENT = one_of(*[lambda by: "".join(lists(sampled(_PIECES), 6)(by))] * 2, _VALUES)
-_STANDING = one_of(*[sampled(["SUCCESS", "FAILURE", "PROCESSING", "succeeded", "failed", "in_progress"])] * 3, _VALUES)
+_STATUS = one_of(*[sampled(["SUCCESS", "FAILURE", "PROCESSING", "succeeded", "failed", "in_progress"])] * 3, _VALUES)
 _IDS = one_of(*[sampled(["job-1", "task_01K8SGYNNNVBQTXNR4MM964S7K"])] * 2, _VALUES)
 _IMAGE = one_of(_CONTENT, some_of({"url": _CONTENT, "b64_json": _CONTENT, "expires_at": _SCALARS}))
 _TASK = some_of(
     {
         "task_id": _IDS,
         "id": _IDS,
-        "status": _STANDING,
+        "status": _STATUS,
         "result": one_of(lambda by: {"images": lists(_IMAGE, 2)(by)}, _CONTENT),
         "cost": _SCALARS,
         "progress": _SCALARS,
@@ -117,7 +117,7 @@ _TASK = some_of(
 _JOB = some_of(
     {
         "uuid": _IDS,
-        "status": _STANDING,
+        "status": _STATUS,
         "aiRecordDetail": some_of({"resultObject": one_of(lists(_CONTENT, 2), _CONTENT), "responseObject": _CONTENT}),
         "temporaryUrl": _CONTENT,
         "errorMessage": _VALUES,
@@ -453,7 +453,7 @@ GALLERY_PATHS = decided(
     )
 )
 _QUERY_NAMES = sampled(
-    [b"task_id", b"map_index", b"item", b"n", b"model", b"standing", b"after", b"limit", b"dag_id", b"x"]
+    [b"task_id", b"map_index", b"item", b"n", b"model", b"status", b"after", b"limit", b"dag_id", b"x"]
 )
 _QUERY_VALUES = one_of(
     lambda by: b"".join(b"%%%02x" % byte for byte in by.bytes(by.below(9))),

@@ -479,7 +479,7 @@ def test_any_record_is_shown_collected_settled_and_purged_or_is_unreadable(loop:
         assert [item["record"] for item in items] == [key, fine]
         as_json({"items": items, "summary": gallery.summary(wanted)})
         entry = reconcile.entry_at(ledger, key)
-        assert items[0]["standing"] == entry.status
+        assert items[0]["status"] == entry.status
         assert jobs_command._line(reconcile.summary(entry))
         as_json(reconcile.summary(entry))
         if entry.found is None:

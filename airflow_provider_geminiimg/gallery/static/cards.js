@@ -3,7 +3,7 @@
 import { chip, h, icon } from "./dom.js";
 import { durationOf, pixels, priceOf, shapeOf } from "./format.js";
 import { lightbox } from "./lightbox.js";
-import { BILLED, BUSY, describe, labelOf, nameOf, standingOf } from "./records.js";
+import { BILLED, BUSY, describe, labelOf, nameOf, statusOf } from "./records.js";
 import { chosen, setChosen } from "./state.js";
 import { framed, thumbnail } from "./viewport.js";
 
@@ -14,7 +14,7 @@ function factsOf(item, image) {
     ["Resolution", item.requested?.resolution],
     ["Ratio", text, odd ? "odd" : null],
     ["Pixels", pixels(image)],
-    ["Cost", item.cost && item.standing === "landed" ? priceOf(item.cost) : null],
+    ["Cost", item.cost && item.status === "landed" ? priceOf(item.cost) : null],
     ["Time", item.seconds !== null && item.seconds !== undefined ? durationOf(item.seconds) : null],
   ];
   const shown = list.filter(([, value]) => value);
@@ -44,8 +44,8 @@ export function imageCard(entry) {
 /** The card of an image that is in progress, or that may not be shown. */
 export function otherCard(entry) {
   const { item, image } = entry;
-  const { label: state, tone } = image ? { label: "Not shown", tone: "warn" } : standingOf(item);
-  const isBusy = BUSY.includes(item.standing);
+  const { label: state, tone } = image ? { label: "Not shown", tone: "warn" } : statusOf(item);
+  const isBusy = BUSY.includes(item.status);
   return h("li", { class: `card ${tone}`, "data-key": entry.key },
     h("div", { class: "frame", "aria-hidden": "true" }, isBusy ? h("span", { class: "pulse" }) : icon("warning")),
     h("div", { class: "text" },
@@ -58,7 +58,7 @@ export function otherCard(entry) {
 
 /** A failed request: the reason, and what to do. */
 export function troubleRow({ key, item }) {
-  const { label: state, tone } = standingOf(item);
+  const { label: state, tone } = statusOf(item);
   const { message = null, hint = null } = item.error ?? {};
   const reason = hint && message.endsWith(hint) ? message.slice(0, -hint.length) : message;
   const next = hint ? hint : [item.next, !item.error && BILLED[item.billed]].filter(Boolean).join(" ");

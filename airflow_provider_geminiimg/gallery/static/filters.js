@@ -1,15 +1,15 @@
 /* The filters of a run by task, model and state. */
 
 import { h } from "./dom.js";
-import { STANDINGS } from "./records.js";
+import { STATUSES } from "./records.js";
 
 export const FILTERS = [
   { name: "task", label: "Task", all: "All tasks", options: (seen) => seen.tasks.map((task) => [task, task]) },
   { name: "model", label: "Model", all: "All models", options: (seen) => seen.models.map((model) => [model, model]) },
   {
     name: "state", label: "State", all: "All states",
-    options: (seen) => Object.entries(seen.standings).map(
-      ([standing, count]) => [standing, `${STANDINGS[standing].label} (${count.toLocaleString()})`],
+    options: (seen) => Object.entries(seen.statuses).map(
+      ([status, count]) => [status, `${STATUSES[status].label} (${count.toLocaleString()})`],
     ),
   },
 ];

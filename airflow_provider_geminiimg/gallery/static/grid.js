@@ -2,7 +2,7 @@
 
 import { chip, h } from "./dom.js";
 import { BASES, counted, priceOf, proportion, ratioOf } from "./format.js";
-import { STANDINGS } from "./records.js";
+import { STATUSES } from "./records.js";
 
 /** The arrow keys move between cards, up and down by their position on the screen. */
 export function walk(event) {
@@ -41,13 +41,13 @@ export function totalsOf(seen) {
   const number = isPart ? `${seen.images.toLocaleString()} of ${counted(seen.wanted, "image")}`
     : counted(seen.images, "image") + (seen.more ? " or more" : "");
   const costs = seen.costs.map((cost) => total(priceOf(cost), BASES[cost.basis]));
-  const others = Object.entries(seen.standings).filter(([standing]) => standing !== "landed");
+  const others = Object.entries(seen.statuses).filter(([status]) => status !== "landed");
   return [
     h("span", { class: "total strong" }, number),
     ...costs,
     ...(seen.without_price ? [total(`${seen.without_price.toLocaleString()} without a price`)] : []),
-    ...others.map(([standing, count]) => {
-      const { label: text, tone } = STANDINGS[standing];
+    ...others.map(([status, count]) => {
+      const { label: text, tone } = STATUSES[status];
       return chip(tone, `${count.toLocaleString()} ${text.toLowerCase()}`);
     }),
     ...(seen.not_started ? [chip("plain", `${seen.not_started.toLocaleString()} not started`)] : []),

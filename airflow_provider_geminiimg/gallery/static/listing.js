@@ -42,13 +42,13 @@ export class Listing {
   }
 
   get isBusy() {
-    const standings = this.summary?.standings ?? {};
-    return BUSY.some((each) => standings[each]) || RUN_TONES[this.run?.state] === "busy";
+    const statuses = this.summary?.statuses ?? {};
+    return BUSY.some((each) => statuses[each]) || RUN_TONES[this.run?.state] === "busy";
   }
 
   page(after, limit) {
     const { model, state } = this.filters;
-    return ask("images", { ...this.names, ...this.query, model, standing: state, after, limit });
+    return ask("images", { ...this.names, ...this.query, model, status: state, after, limit });
   }
 
   readSummary() {
@@ -175,7 +175,7 @@ export class Listing {
         this.cards.delete(key);
       }
     }
-    const isTrouble = ({ item }) => TROUBLES.includes(item.standing);
+    const isTrouble = ({ item }) => TROUBLES.includes(item.status);
     const troubles = this.entries.filter(isTrouble);
     this.arrange(this.grid, this.entries.filter((entry) => !isTrouble(entry)));
     this.arrange(this.troubles, troubles);
@@ -202,7 +202,7 @@ export class Listing {
       known.item = entry.item;
       return known.element;
     }
-    const make = TROUBLES.includes(entry.item.standing) ? troubleRow : entry.image?.href ? imageCard : otherCard;
+    const make = TROUBLES.includes(entry.item.status) ? troubleRow : entry.image?.href ? imageCard : otherCard;
     const element = make(entry);
     this.cards.set(entry.key, { item: entry.item, text, element });
     if (known) {

@@ -3,7 +3,7 @@
 import { chip } from "./dom.js";
 import { BASES, priceOf } from "./format.js";
 
-export const STANDINGS = {
+export const STATUSES = {
   landed: { label: "Landed", tone: "good" },
   waiting: { label: "Being sent", tone: "busy" },
   "in-flight": { label: "In flight", tone: "busy" },
@@ -37,7 +37,7 @@ export function nameOf(image) {
 export const labelOf = (item) => item.task_id + (item.map_index >= 0 ? ` [${item.map_index}]` : "");
 export const workOf = (item) => [item.task_id, item.map_index, item.item].join("/");
 export const keyOf = (item) => `${workOf(item)}/${item.n}`;
-export const standingOf = (item) => (item.error?.code === "content_refused" ? REFUSED : STANDINGS[item.standing]);
+export const statusOf = (item) => (item.error?.code === "content_refused" ? REFUSED : STATUSES[item.status]);
 export const originChip = (origin) => (ORIGINS[origin] ? [chip(...ORIGINS[origin])] : []);
 
 export function describe(item, image) {

@@ -50,7 +50,7 @@ export async function browse() {
 
 async function runCard(run) {
   const names = { dag_id: run.dag_id, run_id: run.dag_run_id };
-  const read = [ask("summary", names), ask("images", { ...names, standing: "landed", limit: 4 })];
+  const read = [ask("summary", names), ask("images", { ...names, status: "landed", limit: 4 })];
   const [seen, { items }] = await Promise.all(read).catch(() => [null, { items: [] }]);
   if (!seen?.looked_at) return null;
   const images = items.flatMap((item) => item.images.filter((image) => image.href)).slice(0, 4);

@@ -321,9 +321,9 @@ def test_the_gallery_shows_each_old_record_and_its_image(monkeypatch: pytest.Mon
         if not left.states:
             continue
         page = client.get(f"api/dags/{name}/runs/run/images").json()["items"]
-        assert sorted(item["standing"] for item in page) == sorted(left.states.split()), name
+        assert sorted(item["status"] for item in page) == sorted(left.states.split()), name
         counted = client.get(f"api/dags/{name}/runs/run/summary").json()
-        assert counted["standings"] == dict(Counter(left.states.split()))
+        assert counted["statuses"] == dict(Counter(left.states.split()))
         for image in (image for item in page for image in item["images"]):
             assert client.get(image["href"]).status_code == 200
             assert client.get(image["thumb"]).headers["content-type"] == "image/webp"

@@ -420,8 +420,8 @@ async def test_an_image_is_listed_with_all_that_is_known_of_it(left: LeftBehind,
     record = await left.attempt(prompt="a secret fox")
     [item] = get(LISTING).json()["items"]
     image = (record.manifest or {})["images"][0]
-    assert {name: item[name] for name in ("task_id", "map_index", "item", "n", "standing", "error", "mismatch")} == {
-        "task_id": "hero", "map_index": -1, "item": "0", "n": 1, "standing": "landed", "error": None, "mismatch": None,
+    assert {name: item[name] for name in ("task_id", "map_index", "item", "n", "status", "error", "mismatch")} == {
+        "task_id": "hero", "map_index": -1, "item": "0", "n": 1, "status": "landed", "error": None, "mismatch": None,
     }  # fmt: skip
     assert item["requested"] == {"resolution": "512"}
     assert (item["gateway"], item["model"], item["job_id"]) == (record.gateway, record.model, record.job_id)
@@ -448,20 +448,20 @@ async def test_what_is_not_an_image_is_listed_with_its_reason(left: LeftBehind, 
     key = record_key(replace(ITEM, task_id="e"), 1)
     left.store.create(key, b"not JSON")
     items = get(LISTING).json()["items"]
-    assert [item["standing"] for item in items] == ["in-flight", "to-collect", "unknown", "failed", "unreadable"]
+    assert [item["status"] for item in items] == ["in-flight", "to-collect", "unknown", "failed", "unreadable"]
     assert all(item["next"] and not item["images"] for item in items)
     assert items[2]["error"]["billed"] == "unknown"
     assert items[3]["error"]["code"] == "authentication"
     assert "not JSON" in items[4]["error"]["message"]
-    assert get(SUMMARY).json()["standings"] == {item["standing"]: 1 for item in items}
-    assert [item["task_id"] for item in get(f"{LISTING}?standing=unknown").json()["items"]] == ["c"]
+    assert get(SUMMARY).json()["statuses"] == {item["status"]: 1 for item in items}
+    assert [item["task_id"] for item in get(f"{LISTING}?status=unknown").json()["items"]] == ["c"]
 
 
 async def test_no_listing_shows_the_link_of_an_answer(left: LeftBehind, get: Callable[..., Any]) -> None:
     record = make_record(ITEM, state="answered", links=["https://cdn.example/x.png?sig=secret"])
     assert left.ledger.create(record)
     listed = get(LISTING)
-    assert listed.json()["items"][0]["standing"] in ("in-flight", "to-collect")
+    assert listed.json()["items"][0]["status"] in ("in-flight", "to-collect")
     assert "sig=secret" not in listed.text
     assert "cdn.example" not in listed.text
 
@@ -541,7 +541,7 @@ def test_a_summary_says_how_many_images_of_a_batch_have_not_been_started(
     assert seen("?task_id=alone") == (1, 0, 1)
     left.store.delete(plan)
     left.store.create(plan, b"{")
-    assert get(SUMMARY).json()["standings"]["unreadable"] == 1
+    assert get(SUMMARY).json()["statuses"]["unreadable"] == 1
 
 
 def test_a_name_that_was_too_long_for_the_ledger_still_has_its_address(
@@ -572,12 +572,12 @@ def test_records_that_can_not_be_shown_are_shown_as_unreadable_beside_the_others
     answer = get(f"{LISTING}?limit=200")
     assert answer.status_code == 200, answer.text
     items = {item["record"]: item for item in answer.json()["items"]}
-    standings = {what: items[key]["standing"] for what, key in odd.items()}
-    assert standings == dict.fromkeys(odd, "unreadable")
-    assert items[fine.key]["standing"] == "landed"
+    statuses = {what: items[key]["status"] for what, key in odd.items()}
+    assert statuses == dict.fromkeys(odd, "unreadable")
+    assert items[fine.key]["status"] == "landed"
     assert all(key in items[key]["error"]["message"] for key in odd.values())
     summary = get(SUMMARY).json()
-    assert summary["standings"] == {"landed": 1, "unreadable": len(odd)}
+    assert summary["statuses"] == {"landed": 1, "unreadable": len(odd)}
     assert summary["costs"] == [{"amount": 0.1, "currency": "USD", "basis": "gateway"}]
     for key in odd.values():
         at = address_of(key)
@@ -715,7 +715,7 @@ def test_a_huge_file_in_the_place_of_a_record_or_a_thumbnail_is_not_loaded(
     tracemalloc.start()
     try:
         items = get(LISTING).json()["items"]
-        assert [item["standing"] for item in items] == ["unreadable", "landed"]
+        assert [item["status"] for item in items] == ["unreadable", "landed"]
         assert get(items[1]["images"][0]["thumb"]).status_code == 404
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
@@ -729,7 +729,7 @@ BAD_QUESTIONS = {
     "n": ["x", "-1", "9" * 5_000, "", "%00"],
     "item": ["", "..", "a/b", "%00", "x" * 300, "%ed%a0%80"],
     "task_id": ["", "..", "a/b", "a%00", "a%0a", "%ed%a0%80", "x" * 300],
-    "standing": ["", "good", "LANDED", "landed%00", "9" * 5_000, "__class__"],
+    "status": ["", "good", "LANDED", "landed%00", "9" * 5_000, "__class__"],
     "model": ["", "a%00b", "a%1b%5b2J", "%c2%9b", "x" * 5_000],
 }
 

@@ -69,6 +69,6 @@ def test_a_mistake_in_a_module_is_named(
     assert expected in said
 
 
-def test_the_page_has_a_label_for_every_standing() -> None:
-    [table] = re.findall(r"const STANDINGS = \{\n(.*?)\n\};", (STATIC / "records.js").read_text(), re.DOTALL)
+def test_the_page_has_a_label_for_every_status() -> None:
+    [table] = re.findall(r"const STATUSES = \{\n(.*?)\n\};", (STATIC / "records.js").read_text(), re.DOTALL)
     assert {name.strip('"') for name in re.findall(r'^  ([\w"-]+): \{', table, re.MULTILINE)} == set(RECORD_STATUSES)
