@@ -73,13 +73,13 @@ def cycles(package: Path) -> Iterator[str]:
 def private_names(package: str, modules: Sequence[Module]) -> Iterator[str]:
     """Report imports of a private name from another module or package."""
     for module in modules:
-        room = ".".join([package, *module.name.split(".")[:-1]])
+        folder = ".".join([package, *module.name.split(".")[:-1]])
         for node in ast.walk(module.tree):
             if not isinstance(node, ast.ImportFrom) or not node.module or node.module.split(".")[0] != package:
                 continue
-            names = [alias.name for alias in node.names if _is_private(alias.name) and node.module != room]
+            names = [alias.name for alias in node.names if _is_private(alias.name) and node.module != folder]
             path = [part for part in node.module.split(".") if _is_private(part) and part != KNOWS_VERSIONS]
-            if names or (path and not node.module.startswith(f"{room}.")):
+            if names or (path and not node.module.startswith(f"{folder}.")):
                 yield f"{module.name}:{node.lineno} imports a private name: {node.module}: {', '.join(names or path)}"
 
 
@@ -112,11 +112,13 @@ def _lines(node: ast.stmt) -> int:
 
 def contents(modules: Sequence[Module]) -> Iterator[str]:
     """Report modules in core that the docstring of their package does not name."""
-    rooms = {module.name.removesuffix(".__init__"): module for module in modules if module.name.endswith(".__init__")}
+    packages = {
+        module.name.removesuffix(".__init__"): module for module in modules if module.name.endswith(".__init__")
+    }
     for module in modules:
-        room, _, name = module.name.rpartition(".")
-        if room.startswith("core.") and name != "__init__" and f"`{name}`" not in rooms[room].text:
-            yield f"{module.name} is not named in the docstring of {room}"
+        package, _, name = module.name.rpartition(".")
+        if package.startswith("core.") and name != "__init__" and f"`{name}`" not in packages[package].text:
+            yield f"{module.name} is not named in the docstring of {package}"
 
 
 def broken(package: Path, exceptions: Mapping[str, str]) -> list[str]:

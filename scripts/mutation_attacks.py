@@ -26,8 +26,8 @@ ATTACKED = (
     Protection(
         "Whatever landing raises is noted on the record",
         "core/purchase/landing.py",
-        "            landed = await closed(self._land(record, images, reported_cost, share), _broken)\n",
-        "            landed = await self._land(record, images, reported_cost, share)\n",
+        "            landed = await closed(self._land(record, images, reported_cost, allocation), _broken)\n",
+        "            landed = await self._land(record, images, reported_cost, allocation)\n",
         tests={"integration/attacks/test_boundary.py": "nobody_foresaw_is_noted_after_the_payment"},
     ),
     Protection(

@@ -100,16 +100,16 @@ class Session:
         except InvalidImageError as error:
             raise BadRequestError(f"image cannot be used: {error.message}") from None
         digest = await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
-        async with ByteSemaphore().share(empty=True) as share:
+        async with ByteSemaphore().acquire(empty=True) as allocation:
             images = [InputImage(image, info.media_type, digest)]
-            [handle] = await handles_of(images, self.transport, share, prompt="")
+            [handle] = await handles_of(images, self.transport, allocation, prompt="")
         return handle
 
     async def submit(self, request: ImageRequest, *, synchronous: bool) -> JobStatus:
         checked = request.check(self.connection.gateway, self.connection.model)
-        async with ByteSemaphore().share(empty=True) as share:
-            images = await read_inputs(checked, _files(), share)
-            handles = await handles_of(images, self.transport, share, prompt=checked.prompt)
+        async with ByteSemaphore().acquire(empty=True) as allocation:
+            images = await read_inputs(checked, _files(), allocation)
+            handles = await handles_of(images, self.transport, allocation, prompt=checked.prompt)
         try:
             call = await asyncio.to_thread(lambda: self.gateway.submit(checked, handles, synchronous=synchronous))
             return await self.transport.send(call)

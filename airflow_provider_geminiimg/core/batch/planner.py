@@ -51,7 +51,7 @@ async def plan(
     async def digests(spec: ImageSpec) -> tuple[str, ...]:
         async with reading:
             try:
-                return await input_digests(spec.request, purchase_context.files, purchase_context.room)
+                return await input_digests(spec.request, purchase_context.files, purchase_context.memory)
             except GeminiImageError as error:
                 message = f"{spec.place[0].upper()}{spec.place[1:]}: {error.message}"
                 raise error.evolve(message=message) from error.__cause__

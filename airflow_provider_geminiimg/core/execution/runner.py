@@ -38,7 +38,7 @@ class SubmitGuard:
     def __init__(self) -> None:
         self._parent = os.getppid()
         self._stopped = False
-        self._paying = 0
+        self._submitting = 0
         self._changed = threading.Condition()
 
     def stop(self) -> None:
@@ -62,21 +62,21 @@ class SubmitGuard:
             )
 
     @contextlib.contextmanager
-    def paying(self) -> Iterator[None]:
+    def submitting(self) -> Iterator[None]:
         """Context manager held from before the claim until the answer is recorded."""
         with self._changed:
-            self._paying += 1
+            self._submitting += 1
         try:
             yield
         finally:
             with self._changed:
-                self._paying -= 1
+                self._submitting -= 1
                 self._changed.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until every paid request has its record; ``False`` if that took longer than `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._paying == 0, seconds)
+            return self._changed.wait_for(lambda: self._submitting == 0, seconds)
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation, ByteSemaphore
 from airflow_provider_geminiimg.core.gateways.base import Call, Reply
 from airflow_provider_geminiimg.core.http.key_auth import KeyAuth
 from airflow_provider_geminiimg.core.http.response_body import ResponseBody, TooLargeBodyError, UnreadableBodyError
@@ -78,16 +78,16 @@ class Exchange(Generic[T]):
     @contextlib.asynccontextmanager
     async def memory(self, semaphore: ByteSemaphore) -> AsyncIterator[None]:
         """Context manager: reserve memory from `semaphore` for a large response."""
-        share: Share | None = None
+        allocation: Allocation | None = None
         async with contextlib.AsyncExitStack() as stack:
 
             async def hold(size: int) -> None:
-                nonlocal share
-                if size > LARGE_ANSWER and share is None:
-                    patience = MEMORY_WAIT if self.call.billable else math.inf
-                    share = await stack.enter_async_context(semaphore.share(patience))
-                if share is not None:
-                    await share.hold(size)
+                nonlocal allocation
+                if size > LARGE_ANSWER and allocation is None:
+                    timeout = MEMORY_WAIT if self.call.billable else math.inf
+                    allocation = await stack.enter_async_context(semaphore.acquire(timeout))
+                if allocation is not None:
+                    await allocation.hold(size)
 
             self._hold = hold
             yield

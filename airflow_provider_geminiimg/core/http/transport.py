@@ -231,7 +231,7 @@ class Transport:
             async with exchange.memory(self._memory):
                 reply = await self._reply(exchange)
                 if image_memory is not None and len(reply.content) > LARGE_ANSWER:
-                    await image_memory.relief()
+                    await image_memory.wait_below_limit()
                 if not call.billable and len(reply.content) <= IN_LOOP:
                     return exchange.parsed(reply)
                 return await self._in_thread(lambda: exchange.parsed(reply))

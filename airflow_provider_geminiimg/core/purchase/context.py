@@ -43,7 +43,7 @@ class PurchaseContext:
     :param files: reads and writes images at any supported URI.
     :param connect: opens the transport of a connection id, once per id.
     :param log: the log of the task; wrapped, so that an error while logging stops nothing.
-    :param room: memory limit for images that are being landed or sent.
+    :param memory: memory limit for images that are being landed or sent.
     :param claims: limits concurrent claims; held from the claim of a record until its paid request is sent.
     :param budgets: limits the cost. The creator of the context closes them.
     """
@@ -52,7 +52,7 @@ class PurchaseContext:
     files: Files
     connect: Callable[[str], Awaitable[Transport]]
     log: Logs
-    room: ByteSemaphore = field(default_factory=ByteSemaphore)
+    memory: ByteSemaphore = field(default_factory=ByteSemaphore)
     claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CLAIMS_AT_ONCE))
     budgets: Budgets = field(init=False)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
@@ -76,32 +76,32 @@ async def image_state(files: Files, manifest: Mapping[str, Any]) -> Literal["the
     return "gone" if "gone" in states else "unknown" if "unknown" in states else "there"
 
 
-async def read_back(files: Files, record: Record, share: Share) -> tuple[Intact, list[bytes]]:
+async def read_back(files: Files, record: Record, allocation: Allocation) -> tuple[Intact, list[bytes]]:
     """The images of a landed record, from the first place where they are unchanged.
 
-    :param share: the memory for them, reserved before each is read.
+    :param allocation: the memory for them, reserved before each is read.
     :returns: ``there`` and the images; else ``unknown`` if a place can't be read, ``changed`` if a place has other
         bytes, ``gone`` if no place has the images.
     """
     states: set[Intact] = set()
-    before = share.taken
+    before = allocation.taken
     for place in image_places(record):
-        state, images = await _read_place(files, place.manifest, share)
-        share.only(before + sum(map(len, images)))
+        state, images = await _read_place(files, place.manifest, allocation)
+        allocation.resize(before + sum(map(len, images)))
         if state == "there":
             return state, images
         states.add(state)
     return next(state for state in ("unknown", "changed", "gone") if state in states), []
 
 
-async def _read_place(files: Files, manifest: Mapping[str, Any], share: Share) -> tuple[Intact, list[bytes]]:
+async def _read_place(files: Files, manifest: Mapping[str, Any], allocation: Allocation) -> tuple[Intact, list[bytes]]:
     images: list[bytes] = []
     for image in manifest["images"]:
         state = await asyncio.to_thread(files.state, image["uri"])
         if state != "there":
             return state, []
         most = min(image.get("size") or MAX_IMAGE_BYTES, MAX_IMAGE_BYTES)
-        await share.hold(share.taken + most)
+        await allocation.hold(allocation.taken + most)
         try:
             data = await asyncio.to_thread(files.read, image["uri"], max_bytes=most, landed=True)
         except StorageError:
@@ -121,16 +121,16 @@ async def copy_to(writer: ImageWriter, record: Record, destination: Destination)
         if place.destination == destination and await image_state(files, place.manifest) == "there":
             await _note_asked(ledger, record, destination)
             return dict(place.manifest)
-    async with writer.purchase_context.room.share(empty=True) as share:
-        intact, contents = await read_back(files, record, share)
+    async with writer.purchase_context.memory.acquire(empty=True) as allocation:
+        intact, contents = await read_back(files, record, allocation)
         if intact != "there":
             raise StorageError(f"The image of record {record.key} is not the one that landed.", billed=Billed.YES)
         moved = await moved_to(writer, record, destination)
-        images, kept = await writer.store_all(moved, contents)
+        images, cache = await writer.store_all(moved, contents)
         manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
         await writer.write_sidecar(images[0], sidecar(manifest, record))
         await asyncio.to_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
-        await writer.make_thumbnails(record, kept)
+        await writer.make_thumbnails(record, cache)
         return manifest
 
 
@@ -172,7 +172,7 @@ async def land_copy(writer: ImageWriter, record: Record, source: Record, content
     :returns: the record as it is stored now, ``landed``.
     :raises StorageError: the bucket or the disk failed.
     """
-    images, kept = await writer.store_all(record, contents)
+    images, cache = await writer.store_all(record, contents)
     manifest = build(record, images, mismatch=(source.manifest or {}).get("mismatch"), cost=record.cost)
     await writer.write_sidecar(images[0], sidecar(manifest, record))
-    return await writer.landed(record, manifest, kept)
+    return await writer.landed(record, manifest, cache)

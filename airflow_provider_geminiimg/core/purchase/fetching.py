@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.gateways.base import ResultImage
 from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, ImageInfo, inspect_image
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 async def fetch(
-    context: PurchaseContext, record: Record, image: ResultImage, share: Share, before: int
+    context: PurchaseContext, record: Record, image: ResultImage, allocation: Allocation, before: int
 ) -> tuple[bytes, ImageInfo]:
     """The bytes of a result, and their image type and size.
 
-    :param share: allocation that is charged during the download.
-    :param before: bytes that `share` already holds.
+    :param allocation: allocation that is charged during the download.
+    :param before: bytes that `allocation` already holds.
     :raises GeminiImageError: the download failed, or the bytes are not an image.
     """
     if image.data is not None:
@@ -42,10 +42,10 @@ async def fetch(
                 max_bytes=MAX_IMAGE_BYTES,
                 timeout=DOWNLOAD_SECONDS,
                 exempt=transport.gateway.base_url,
-                hold=lambda size: share.hold(before + size),
+                hold=lambda size: allocation.hold(before + size),
             )
         except GeminiImageError:
-            share.begin_again(before)
+            allocation.restart(before)
             raise
         return data, await asyncio.to_thread(inspect_image, data)
 

@@ -193,7 +193,7 @@ class ImageHistory:
     async def input_digests_now(self) -> tuple[str, ...]:
         if self.inputs is None:
             self.know(
-                await input_digests(self.order.checked(), self.purchase_context.files, self.purchase_context.room)
+                await input_digests(self.order.checked(), self.purchase_context.files, self.purchase_context.memory)
             )
         assert self.inputs is not None
         return self.inputs

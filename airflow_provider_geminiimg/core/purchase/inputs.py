@@ -13,7 +13,7 @@ from functools import partial
 
 from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec
 from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
-from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemaphore, Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation, ByteSemaphore
 from airflow_provider_geminiimg.core.gateways.base import InputImage
 from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
 from airflow_provider_geminiimg.core.http.transport import Transport
@@ -41,58 +41,60 @@ def public_uri(uri: str) -> str:
     return uri if place.scheme in ("s3", "file") else place.shown
 
 
-async def read_inputs(request: CheckedRequest, files: Files, share: Share) -> list[InputImage]:
+async def read_inputs(request: CheckedRequest, files: Files, allocation: Allocation) -> list[InputImage]:
     """The input images of a request, in the order of `CheckedRequest.input_images`.
 
-    :param share: the allocation for the images; each is charged before it is read.
+    :param allocation: the allocation for the images; each is charged before it is read.
     :raises BadRequestError: an image is unreadable, too large, not an image or of an unsupported type; or all images
         together are too large.
     :raises StorageError: an image could not be read; a retry can help.
     """
     images: list[InputImage] = []
-    async for image in _each(request, files, share):
+    async for image in _each(request, files, allocation):
         images.append(image)
-        share.only(sum(len(image.data) for image in images))
+        allocation.resize(sum(len(image.data) for image in images))
     return images
 
 
-async def input_digests(request: CheckedRequest, files: Files, room: ByteSemaphore) -> tuple[str, ...]:
+async def input_digests(request: CheckedRequest, files: Files, memory: ByteSemaphore) -> tuple[str, ...]:
     """The SHA-256 of each input image. Only one image is in memory at a time. Raises the errors of `read_inputs`."""
     digests: list[str] = []
-    async with room.share(empty=True) as share:
-        async for image in _each(request, files, share):
+    async with memory.acquire(empty=True) as allocation:
+        async for image in _each(request, files, allocation):
             digests.append(image.sha256)
-            share.begin_again(0)
+            allocation.restart(0)
     return tuple(digests)
 
 
-async def handles_of(images: list[InputImage], transport: Transport, share: Share, *, prompt: str) -> list[str]:
+async def handles_of(
+    images: list[InputImage], transport: Transport, allocation: Allocation, *, prompt: str
+) -> list[str]:
     """The references to input images in a paid request: ids of uploads, or base64 texts.
 
     :param images: emptied, so that each image is released as soon as its handle exists.
-    :param share: the allocation for the images.
+    :param allocation: the allocation for the images.
     """
     handles = []
     images.reverse()
     while images:
         image = images.pop()
         size = len(image.data)
-        await share.hold(share.taken + size)  # for the body of the upload, or the base64 text
+        await allocation.hold(allocation.taken + size)  # for the body of the upload, or the base64 text
         handle = await asyncio.to_thread(transport.gateway.reference, image)
         del image
         if not isinstance(handle, str):
             handle = await transport.send_free(handle, prompt=prompt)
-            share.only(share.taken - 2 * size)
+            allocation.resize(allocation.taken - 2 * size)
         handles.append(handle)
     return handles
 
 
-async def _each(request: CheckedRequest, files: Files, share: Share) -> AsyncIterator[InputImage]:
+async def _each(request: CheckedRequest, files: Files, allocation: Allocation) -> AsyncIterator[InputImage]:
     names = ["image"] if request.image else []
     names += [f"reference_images[{index}]" for index in range(len(request.reference_images))]
     total = 0
     for name, uri in zip(names, request.input_images, strict=True):
-        await share.hold(share.taken + request.row.max_input_bytes)
+        await allocation.hold(allocation.taken + request.row.max_input_bytes)
         found = await closed(_read(name, uri, request.row, files), partial(_broken, name))
         if isinstance(found, GeminiImageError):
             raise found

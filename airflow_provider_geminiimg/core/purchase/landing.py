@@ -18,7 +18,7 @@ from typing import Any
 from airflow_provider_geminiimg.core.catalog.google_models import expected_pixels
 from airflow_provider_geminiimg.core.catalog.lookup import row_name
 from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import ResultImage
 from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
@@ -84,11 +84,11 @@ class ImageWriter:
         """
         if not images:
             raise LinkExpiredError(f"Record {record.key} has no result to fetch.")
-        room = self.purchase_context.room
+        memory = self.purchase_context.memory
         came = sum(len(image.data) for image in images if image.data is not None)
-        with room.held(came):
-            async with room.share(empty=came > 0) as share:
-                landed = await closed(self._land(record, images, reported_cost, share), _broken)
+        with memory.held(came):
+            async with memory.acquire(empty=came > 0) as allocation:
+                landed = await closed(self._land(record, images, reported_cost, allocation), _broken)
         if isinstance(landed, GeminiImageError):
             raise landed
         return landed
@@ -98,15 +98,15 @@ class ImageWriter:
         record: Record,
         images: Sequence[ResultImage],
         reported_cost: float | None,
-        share: Share,
+        allocation: Allocation,
     ) -> Record:
         stored: list[StoredImage] = []
-        kept = ImageCache()
+        cache = ImageCache()
         with paid():
             for image in images:
                 try:
-                    before = kept.size
-                    data, info = await fetch(self.purchase_context, record, image, share, before)
+                    before = cache.size
+                    data, info = await fetch(self.purchase_context, record, image, allocation, before)
                     further = bool(stored) or image is not images[-1]
                     if further and _is_input(record, await asyncio.to_thread(sha256, data)):
                         self.log.warning(
@@ -114,9 +114,9 @@ class ImageWriter:
                         )
                         continue
                     if image.data is None:
-                        share(before + len(data))
+                        allocation.complete(before + len(data))
                     stored.append(await self._store(record, len(stored), data, info))
-                    kept.add(stored[-1].sha256, data)
+                    cache.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *UNFETCHED) as error:
                     if not stored:
                         raise
@@ -126,7 +126,7 @@ class ImageWriter:
             manifest = build(record, stored, mismatch=difference, cost=self._cost(record, reported_cost))
             await self.write_sidecar(stored[0], sidecar(manifest, record))
         await self._drop_thumbnails(record, stored)
-        return await self.landed(record, manifest, kept)
+        return await self.landed(record, manifest, cache)
 
     async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
         digest = await asyncio.to_thread(sha256, data)
@@ -153,11 +153,11 @@ class ImageWriter:
         return _stored(uri, info, data, digest)
 
     async def store_all(self, record: Record, contents: Sequence[bytes]) -> tuple[list[StoredImage], ImageCache]:
-        images, kept = [], ImageCache()
+        images, cache = [], ImageCache()
         for index, data in enumerate(contents):
             images.append(await self._store(record, index, data, await asyncio.to_thread(inspect_image, data)))
-            kept.add(images[-1].sha256, data)
-        return images, kept
+            cache.add(images[-1].sha256, data)
+        return images, cache
 
     async def write_sidecar(self, image: StoredImage, content: Mapping[str, Any]) -> None:
         """Write the sidecar file of an image. It replaces only a sidecar of the same record."""
@@ -171,12 +171,12 @@ class ImageWriter:
             self.log.warning("%s is not a sidecar of this record; it is not replaced.", uri)
         self.log.warning("%s has no sidecar file. Record %s has the same information.", image.uri, content["record"])
 
-    async def landed(self, record: Record, manifest: dict[str, Any], kept: ImageCache) -> Record:
+    async def landed(self, record: Record, manifest: dict[str, Any], cache: ImageCache) -> Record:
         landed, recorded = await self._record_landing(record, manifest)
         self._report(landed)
         if recorded:
             await self._after_landing(record, landed)
-            await self.make_thumbnails(landed, kept)
+            await self.make_thumbnails(landed, cache)
         return landed
 
     async def _record_landing(self, record: Record, manifest: dict[str, Any]) -> tuple[Record, bool]:
@@ -204,7 +204,7 @@ class ImageWriter:
 
         ledger = self.purchase_context.ledger
         try:
-            kept = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
+            updated = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
         except GeminiImageError as error:
             # The image is in storage. Failing the task now would hide it.
             self.log.error(
@@ -212,7 +212,7 @@ class ImageWriter:
                 record.job_id, record.key, error.kind, error.message,
             )  # fmt: skip
             return landed(record) or record, False
-        return kept, True
+        return updated, True
 
     async def _after_landing(self, record: Record, landed: Record) -> None:
         store = self.purchase_context.ledger.store
@@ -235,9 +235,9 @@ class ImageWriter:
             for key in thumbnail_keys(record):
                 await asyncio.to_thread(self.purchase_context.ledger.store.delete, key)
 
-    async def make_thumbnails(self, record: Record, kept: ImageCache) -> None:
+    async def make_thumbnails(self, record: Record, cache: ImageCache) -> None:
         store = self.purchase_context.ledger.store
-        await make_thumbnails(store, record, kept, log=self.log, guard=self.guard)
+        await make_thumbnails(store, record, cache, log=self.log, guard=self.guard)
 
     def _mismatch(self, record: Record, image: StoredImage) -> str | None:
         if _is_input(record, image.sha256):

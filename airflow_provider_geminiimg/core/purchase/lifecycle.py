@@ -261,9 +261,9 @@ class Purchase:
         if self.order.policy.reuse == "task":
             return await self._submit(step)
         self.guard.check()
-        fingerprint, room = await self.history.fingerprint(), self.purchase_context.room
-        async with room.share(empty=True) as share:
-            decision = await self.sharing.look(step, fingerprint, share)
+        fingerprint, memory = await self.history.fingerprint(), self.purchase_context.memory
+        async with memory.acquire(empty=True) as allocation:
+            decision = await self.sharing.look(step, fingerprint, allocation)
             if isinstance(decision, Take):
                 return await self._take(step, decision)
         if isinstance(decision, Buy):
@@ -333,21 +333,21 @@ class Purchase:
 
         :param shared: the index of the DAG was read with the hashes of the input images, so they must be unchanged.
         """
-        request, room = self.order.checked(), self.purchase_context.room
-        await room.relief()
-        async with room.share(empty=True) as share:
-            images = await read_inputs(request, self.purchase_context.files, share)
+        request, memory = self.order.checked(), self.purchase_context.memory
+        await memory.wait_below_limit()
+        async with memory.acquire(empty=True) as allocation:
+            images = await read_inputs(request, self.purchase_context.files, allocation)
             self.history.know(tuple(image.sha256 for image in images), settled=shared)
             if step.replaces is not None:
                 self.history.log_differences(step.replaces, "the new request is sent", self.history.inputs)
-            handles = await handles_of(images, transport, share, prompt=request.prompt)
-            await share.hold(2 * share.taken)  # the JSON text, and its bytes
+            handles = await handles_of(images, transport, allocation, prompt=request.prompt)
+            await allocation.hold(2 * allocation.taken)  # the JSON text, and its bytes
             call = await asyncio.to_thread(transport.gateway.submit, request, handles)
             del handles
-            share.only(share.taken // 2)
-            if not share.taken:
-                share.leave()
-            yield call, share.leave
+            allocation.resize(allocation.taken // 2)
+            if not allocation.taken:
+                allocation.release()
+            yield call, allocation.release
 
     async def _after_answer(self, record: Record, status: JobStatus) -> LandedImage | JobInFlight:
         try:

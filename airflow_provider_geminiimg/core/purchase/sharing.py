@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import Share
+from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, point_to, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, task_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
@@ -52,22 +52,22 @@ class DagReuse:
         self.log = purchase_context.log
         self._followed: str | None = None
 
-    async def look(self, step: Submit, fingerprint: str, share: Share) -> ReuseDecision:
+    async def look(self, step: Submit, fingerprint: str, allocation: Allocation) -> ReuseDecision:
         """Read the index and decide about an image that this task would buy.
 
         :param step: the step according to the task's own records.
         :param fingerprint: of the image.
-        :param share: the memory for the images, where they are read.
+        :param allocation: the memory for the images, where they are read.
         :raises LedgerError: the entry, or the record that it names, can't be read.
         :raises StorageError: the store failed.
         """
-        known = await self._known(step, fingerprint, share)
+        known = await self._known(step, fingerprint, allocation)
         decision = decide_reuse(step, known, self.order.policy, self.order.timeout)
         if isinstance(decision, WaitForRecord) and known.entry is not None:
             self._tell_wait(known.entry.record, decision)
         return decision
 
-    async def _known(self, step: Submit, fingerprint: str, share: Share) -> IndexedImage:
+    async def _known(self, step: Submit, fingerprint: str, allocation: Allocation) -> IndexedImage:
         """What the index and the records of other tasks say about the image."""
         item = self.order.item
         entry = await asyncio.to_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
@@ -78,14 +78,14 @@ class DagReuse:
         if found is None:
             return known
         if found.record.state == "landed":
-            intact, images = await read_back(self.purchase_context.files, found.record, share)
+            intact, images = await read_back(self.purchase_context.files, found.record, allocation)
             known = replace(known, found=found, intact=intact, images=images)
         else:
             submitted = found.record.submitted_at or found.record.claimed_at
             known = replace(known, found=found, waited=time.time() - submitted)
         if not _is_to_be_bought(found.record, known.intact):
             return known
-        return await self._earlier(known, entry, found, share)
+        return await self._earlier(known, entry, found, allocation)
 
     async def is_anothers(self, fingerprint: str) -> bool:
         """Whether the index names a record of another task or run for the image.
@@ -97,7 +97,9 @@ class DagReuse:
         entry = await asyncio.to_thread(read_entry, self.ledger.store, index_key(item.path, fingerprint))
         return entry is not None and folder_of(entry.record) != item.path
 
-    async def _earlier(self, known: IndexedImage, entry: Entry, found: StoredRecord, share: Share) -> IndexedImage:
+    async def _earlier(
+        self, known: IndexedImage, entry: Entry, found: StoredRecord, allocation: Allocation
+    ) -> IndexedImage:
         """Search earlier records of the image, if the record in the index has no image.
 
         The index then names the earlier record, so that the copy of it is found later. The entry of a failed purchase
@@ -107,7 +109,7 @@ class DagReuse:
         """
         unknown: Record | None = None
         for record in await asyncio.to_thread(lambda: list(earlier_holders(self.ledger, found.record))):
-            state, images = await read_back(self.purchase_context.files, record, share)
+            state, images = await read_back(self.purchase_context.files, record, allocation)
             if state == "there":
                 if found.record.state == "landed":
                     index = index_key(self.order.item.path, record.fingerprint)
@@ -148,8 +150,8 @@ class DagReuse:
             ):
                 if source.key == record.key or _digests(source) != _digests(record):
                     continue
-                async with self.purchase_context.room.share(empty=True) as share:
-                    intact, images = await read_back(self.purchase_context.files, source, share)
+                async with self.purchase_context.memory.acquire(empty=True) as allocation:
+                    intact, images = await read_back(self.purchase_context.files, source, allocation)
                     if intact == "there":
                         self.log.info("Record %s still has the same image; copying it, at no cost.", source.key)
                         return await land_copy(writer, record, source, images)

@@ -52,7 +52,7 @@ class Submission:
         self.marker = marker
         self.ledger = purchase_context.ledger
         self.claims = purchase_context.claims
-        self.room = purchase_context.room
+        self.memory = purchase_context.memory
         self.log = purchase_context.log
         self._recording: asyncio.Task[None] | None = None
 
@@ -70,7 +70,7 @@ class Submission:
         async with contextlib.AsyncExitStack() as claiming:
             await claiming.enter_async_context(self.claims)
             self.guard.check()
-            with self.guard.paying():
+            with self.guard.submitting():
                 since = time.monotonic()
                 if buy is not None and not await asyncio.to_thread(buy.claim, self.ledger.store, wanted):
                     self.log.info("Another task claimed the image of record %s first; reading again.", wanted.key)
@@ -80,7 +80,7 @@ class Submission:
                     self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
                     return LookAgain()
                 status = await self._send(claimed.record, since, send, claiming)
-                with self.room.held(sum(len(image.data or b"") for image in status.images)):
+                with self.memory.held(sum(len(image.data or b"") for image in status.images)):
                     return Answered(await to_its_end(self._write_answer(claimed.record, status)), status)
 
     def _claim(self, wanted: Record) -> StoredRecord | None:

@@ -43,7 +43,7 @@ MAX_PIXELS = {"png": 40_000_000, "jpg": 40_000_000, "webp": 20_000_000}
 """Maximum pixels of an image, by its extension; decoding then needs less than 400 MB. A WebP needs four times its size
 during decoding. The largest images of the models have 19 million pixels (12288 x 1536)."""
 
-MAX_KEPT = 64 * 1024 * 1024
+MAX_CACHE_BYTES = 64 * 1024 * 1024
 """Maximum bytes in an `ImageCache`: the size of the largest image."""
 
 SECONDS = 20.0
@@ -68,14 +68,14 @@ def thumbnail_keys(record: Record) -> list[str]:
 
 
 class ImageCache:
-    """The bytes of images that were just stored, by SHA-256, up to `MAX_KEPT` bytes."""
+    """The bytes of images that were just stored, by SHA-256, up to `MAX_CACHE_BYTES` bytes."""
 
     def __init__(self) -> None:
         self.images: dict[str, bytes] = {}
 
     def add(self, sha256: str, data: bytes) -> None:
-        """Keep `data`, unless the total would exceed `MAX_KEPT`."""
-        if self.size + len(data) <= MAX_KEPT:
+        """Keep `data`, unless the total would exceed `MAX_CACHE_BYTES`."""
+        if self.size + len(data) <= MAX_CACHE_BYTES:
             self.images[sha256] = data
 
     @property
@@ -84,27 +84,27 @@ class ImageCache:
         return sum(map(len, self.images.values()))
 
 
-async def make_thumbnails(store: Store, record: Record, kept: ImageCache, *, log: Logs, guard: SubmitGuard) -> None:
+async def make_thumbnails(store: Store, record: Record, cache: ImageCache, *, log: Logs, guard: SubmitGuard) -> None:
     """Make the thumbnails of a landed record if possible. Never raises.
 
     :param store: the store at the root.
     :param record: the landed record.
-    :param kept: the bytes of its images; images without bytes get no thumbnail.
+    :param cache: the bytes of its images; images without bytes get no thumbnail.
     :param log: for warnings about missing thumbnails.
     :param guard: after a kill, the thumbnails are not waited for.
     """
     try:
-        await _make(store, record, kept, log, guard)
+        await _make(store, record, cache, log, guard)
     except Exception as error:  # such as no thread or memory; the image itself is stored
         log.warning("Record %s gets no thumbnail (%s).", record.key, type(error).__name__)
 
 
-async def _make(store: Store, record: Record, kept: ImageCache, log: Logs, guard: SubmitGuard) -> None:
+async def _make(store: Store, record: Record, cache: ImageCache, log: Logs, guard: SubmitGuard) -> None:
     if WORKER.is_stuck:  # a new job would wait for the stuck one
         log.warning("Record %s gets no thumbnail: an earlier one is still being made.", record.key)
         return
     images = (record.manifest or {})["images"]
-    wanted = {key: kept.images.get(image["sha256"]) for key, image in zip(thumbnail_keys(record), images, strict=True)}
+    wanted = {key: cache.images.get(image["sha256"]) for key, image in zip(thumbnail_keys(record), images, strict=True)}
     job = ThumbnailJob(store, {key: data for key, data in wanted.items() if data is not None})
     made = asyncio.wrap_future(WORKER.submit(job))
     deadline = time.monotonic() + SECONDS

@@ -78,8 +78,8 @@ class JobCollector:
         inputs = [known["uri"] for known in record.inputs]
         call = transport.gateway.status(str(record.job_id), model=record.wire_model, inputs=inputs)
         try:
-            room = self.purchase_context.room
-            status = await transport.send(call, prompt=self.prompt or record.prompt, image_memory=room)
+            memory = self.purchase_context.memory
+            status = await transport.send(call, prompt=self.prompt or record.prompt, image_memory=memory)
         except GeminiImageError as error:
             if changed and error.status_code in _REFUSALS:
                 raise connection_changed(record, changed, f"{error.message} (HTTP {error.status_code}).") from error
@@ -169,11 +169,11 @@ class JobCollector:
 
     async def _spooled(self, record: Record) -> list[Blob | None]:
         """Results that came inside an answer, read from the store. Landing charges their memory again."""
-        async with self.purchase_context.room.share(empty=not record.spooled) as share:
+        async with self.purchase_context.memory.acquire(empty=not record.spooled) as allocation:
             found: list[Blob | None] = []
             for key in record.spooled:
                 found.append(await asyncio.to_thread(self.purchase_context.ledger.store.read, key))
-                share.only(sum(len(blob.data) for blob in found if blob is not None))
+                allocation.resize(sum(len(blob.data) for blob in found if blob is not None))
         return found
 
     async def land_answer(self, record: Record, status: JobStatus) -> Record:

@@ -1,7 +1,7 @@
-"""Hosts that announce more than they send, and send more than there is room for, fifty at once.
+"""Hosts that announce more than they send, and send more than there is memory for, fifty at once.
 
 Each attack goes through a batch. What must stay true: the process grows by what has arrived, within a budget that all
-share; and whoever waits for room gets it in the end.
+share; and whoever waits for memory gets it in the end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ target, api, internet, forbidden, host = attacks.target, attacks.api, web.intern
 ONE_GATEWAY = pytest.mark.parametrize("geminiimg_conn_id", ["apimaster"], indirect=True)
 AT_ONCE = 50
 MB = 1024 * 1024
-BUDGET = 320 * MB  # what the process may grow by: room for landing, one image more, sockets, and whatever else it does
+BUDGET = (
+    320 * MB
+)  # what the process may grow by: memory for landing, one image more, sockets, and whatever else it does
 
 
 class Growth:
@@ -277,7 +279,7 @@ class Trickle:
 
 
 @ONE_GATEWAY
-@pytest.mark.parametrize("first", [0, 36 * MB], ids=["from the first byte", "once it has filled the room"])
+@pytest.mark.parametrize("first", [0, 36 * MB], ids=["from the first byte", "once it has filled the limit"])
 def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_image_is_fetched_again(
     target: Target, api: Host, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
@@ -315,7 +317,7 @@ def test_a_host_that_trickles_keeps_the_room_from_others_for_one_window_and_its_
         )
     trickle.over.set()
     assert trickle.asked == 3
-    assert trickle.before_others == 1, "the room was not given back between two attempts"
+    assert trickle.before_others == 1, "the memory was not released between two attempts"
     [waiting] = [record for record in target.records() if record.state != "landed"]
     assert (waiting.state, waiting.job_id) == ("submitted", "job-1")
     assert waiting.error is not None

@@ -69,13 +69,13 @@ def test_a_private_name_of_another_module_is_named(check: Check) -> None:
     assert check(modules) == ["a:2 imports a private name: PACKAGE.b: _name"]
 
 
-def test_a_private_module_belongs_to_its_room(check: Check) -> None:
+def test_a_private_module_belongs_to_its_package(check: Check) -> None:
     modules = {
-        "room/_inner.py": "name = 1",
-        "room/door.py": "from PACKAGE.room import _inner\nfrom PACKAGE.room._inner import name",
-        "other/thief.py": "from PACKAGE.room._inner import name",
+        "named/_inner.py": "name = 1",
+        "named/door.py": "from PACKAGE.named import _inner\nfrom PACKAGE.named._inner import name",
+        "other/thief.py": "from PACKAGE.named._inner import name",
     }
-    assert check(modules) == ["other.thief:1 imports a private name: PACKAGE.room._inner: _inner"]
+    assert check(modules) == ["other.thief:1 imports a private name: PACKAGE.named._inner: _inner"]
 
 
 def test_only_compat_reads_a_version(check: Check) -> None:
@@ -99,10 +99,10 @@ def test_a_long_function_is_named_but_an_init_and_what_is_inside_others_is_not(c
     assert check(modules) == ["a.long has 41 lines, more than 40"]
 
 
-def test_each_module_of_a_room_is_named_in_the_rooms_docstring(check: Check) -> None:
-    modules = {"core/room/__init__.py": '"""A room.\n\n- `named`: it is\n"""', "core/room/named.py": ""}
+def test_each_module_of_a_package_is_named_in_its_docstring(check: Check) -> None:
+    modules = {"core/named/__init__.py": '"""A package.\n\n- `module`: it is\n"""', "core/named/module.py": ""}
     assert check(modules) == []
-    assert check({"core/room/other.py": ""}) == ["core.room.other is not named in the docstring of core.room"]
+    assert check({"core/named/other.py": ""}) == ["core.named.other is not named in the docstring of core.named"]
 
 
 def test_an_exception_excuses_what_it_names_and_is_an_error_once_nothing_needs_it(check: Check) -> None:

@@ -140,7 +140,7 @@ def test_a_strike_while_a_paid_request_is_under_way_waits_for_the_record() -> No
     guard, happened = Stopped(), []
 
     async def buy() -> None:
-        with guard.paying():
+        with guard.submitting():
             strike_main_thread()
             await until(guard.told)
             await asyncio.sleep(0.2)  # the answer is still on its way
@@ -161,7 +161,7 @@ def test_a_strike_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> N
     guard, happened = Stopped(), []
 
     async def buy() -> None:
-        with guard.paying():
+        with guard.submitting():
             signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             await until(guard.told)
             happened.append("recorded")
@@ -178,7 +178,7 @@ def test_a_strike_does_not_wait_longer_than_the_grace(monkeypatch: pytest.Monkey
     guard, happened = SubmitGuard(), []
 
     async def buy() -> None:
-        with guard.paying():
+        with guard.submitting():
             strike_main_thread()
             try:
                 await asyncio.sleep(60)
@@ -231,7 +231,7 @@ def test_a_strike_waits_for_every_paid_request_that_is_under_way() -> None:
     both = threading.Barrier(2)
 
     async def buy(name: str, seconds: float) -> None:
-        with guard.paying():
+        with guard.submitting():
             await asyncio.to_thread(both.wait, 10)
             if name == "slow":
                 strike_main_thread()
@@ -269,7 +269,7 @@ def test_a_stopped_guard_refuses_and_says_that_nothing_was_spent() -> None:
 
 @contextmanager
 def failing(guard: SubmitGuard) -> Iterator[None]:
-    with guard.paying():
+    with guard.submitting():
         assert not guard.wait_idle(0)
         yield
         raise ValueError("broken")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import ROOM
+from airflow_provider_geminiimg.core.execution.byte_semaphore import MEMORY_LIMIT
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination
@@ -58,7 +58,7 @@ async def test_a_first_attempt_buys_once_and_lands(shop: Shop) -> None:
 
 async def test_nothing_is_paid_for_while_the_memory_for_images_is_used_up(disk_shop: Shop) -> None:
     async with disk_shop.attempt() as purchase:
-        with purchase.purchase_context.room.held(ROOM + 1):
+        with purchase.purchase_context.memory.held(MEMORY_LIMIT + 1):
             starting = asyncio.create_task(purchase.start())
             done, _ = await asyncio.wait([starting], timeout=3.0)
             assert (done, disk_shop.submits()) == (set(), 0)

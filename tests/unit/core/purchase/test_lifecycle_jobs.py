@@ -103,9 +103,9 @@ async def test_a_clear_that_asks_for_another_image_buys_it_and_keeps_the_first_t
     assert shop.submission(manifest) == 2
     assert manifest["images"][0]["uri"] == f"{shop.folder}/hero-2.png"
     assert ": prompt; the new request is sent" in caplog.text
-    kept = shop.ledger.read(first.key)
-    assert kept is not None
-    assert (kept.record.state, kept.record.job_id) == ("submitted", first.job_id)
+    left = shop.ledger.read(first.key)
+    assert left is not None
+    assert (left.record.state, left.record.job_id) == ("submitted", first.job_id)
 
 
 async def test_a_job_that_the_gateway_never_knew_is_outcome_unknown_after_ten_minutes(each_shop: Shop) -> None:

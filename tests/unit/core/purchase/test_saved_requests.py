@@ -43,7 +43,7 @@ def _moto(gate: Gate) -> Iterator[str]:
 
 
 @pytest.fixture
-def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedRequestStore[Wanted]]:
+def saved(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedRequestStore[Wanted]]:
 
     monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
     yield SavedRequestStore(Wanted, open_store(s3_root, AIRFLOW_OPENERS), "returned", ITEM, None)
@@ -55,21 +55,21 @@ def kept(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     [("write", "No money was spent. Nothing was sent. A retry continues."), ("finish", LANDED)],
 )
 def test_who_writes_at_the_same_moment_as_another_attempt_says_what_that_costs(
-    kept: SavedRequestStore[Wanted], gate: Gate, step: str, said: str
+    saved: SavedRequestStore[Wanted], gate: Gate, step: str, said: str
 ) -> None:
-    kept.write(0, Wanted(prompt="a red fox"))
+    saved.write(0, Wanted(prompt="a red fox"))
     read = gate.hold("GET", "/returned/", when="after")
     with ThreadPoolExecutor() as pool:
-        writing = pool.submit(getattr(kept, step), 0, Wanted(prompt=""))
+        writing = pool.submit(getattr(saved, step), 0, Wanted(prompt=""))
         read.reached()
-        kept.write(0, Wanted(prompt="a grey wolf"))
+        saved.write(0, Wanted(prompt="a grey wolf"))
         read.let_go()
         with pytest.raises(LedgerError, match=r"is writing returned/default/many/run/pictures/-1/0\.json") as caught:
             writing.result()
     assert str(caught.value).endswith(said)
-    assert kept.read(0) == Wanted(prompt="a grey wolf")
-    getattr(kept, step)(0, Wanted(prompt=""))
-    assert kept.read(0) == Wanted(prompt="")
+    assert saved.read(0) == Wanted(prompt="a grey wolf")
+    getattr(saved, step)(0, Wanted(prompt=""))
+    assert saved.read(0) == Wanted(prompt="")
 
 
 def test_a_batch_whose_prompts_can_not_be_taken_out_says_that_it_has_landed_and_a_retry_returns_it(

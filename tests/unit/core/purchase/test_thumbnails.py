@@ -448,18 +448,18 @@ def test_of_an_image_that_is_something_else_too_only_the_image_is_in_the_thumbna
 
 def record_of(*images: bytes) -> tuple[Record, ImageCache]:
     """A record of these images, which have just landed."""
-    kept, described = ImageCache(), []
+    cache, described = ImageCache(), []
     for index, data in enumerate(images):
         digest = hashlib.sha256(data).hexdigest()
-        kept.add(digest, data)
+        cache.add(digest, data)
         described.append({"uri": f"file:///pictures/{index}.png", "sha256": digest})
-    return landed(manifest={"images": described}), kept
+    return landed(manifest={"images": described}), cache
 
 
 async def made(store: Store, *images: bytes, guard: SubmitGuard | None = None) -> Record:
     """The record of these images, once their thumbnails are made."""
-    record, kept = record_of(*images)
-    await make_thumbnails(store, record, kept, log=logging.getLogger(LOGGER), guard=guard or SubmitGuard())
+    record, cache = record_of(*images)
+    await make_thumbnails(store, record, cache, log=logging.getLogger(LOGGER), guard=guard or SubmitGuard())
     return record
 
 
@@ -568,11 +568,11 @@ async def test_a_process_makes_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_images_are_kept_in_memory_up_to_the_size_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thumbnails, "MAX_KEPT", 10)
-    kept = ImageCache()
+    monkeypatch.setattr(thumbnails, "MAX_CACHE_BYTES", 10)
+    cache = ImageCache()
     for digest, data in (("a", b"123456"), ("b", b"12345"), ("c", b"1234")):
-        kept.add(digest, data)
-    assert kept.images == {"a": b"123456", "c": b"1234"}
+        cache.add(digest, data)
+    assert cache.images == {"a": b"123456", "c": b"1234"}
 
 
 # Processes of their own
@@ -590,12 +590,12 @@ logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(message)s", str
 logging.getLogger("asyncio").setLevel(logging.WARNING)
 logging.getLogger("PIL").setLevel(logging.WARNING)
 data = Path({image!r}).read_bytes()
-kept = thumbnails.ImageCache()
-kept.add("0" * 64, data)
+cache = thumbnails.ImageCache()
+cache.add("0" * 64, data)
 record = landed(manifest={{"images": [{{"uri": "file:///x.png", "sha256": "0" * 64}}]}})
 {before}
 log = logging.getLogger("a-task")
-asyncio.run(thumbnails.make_thumbnails(LocalStore({root!r}), record, kept, log=log, guard=SubmitGuard()))
+asyncio.run(thumbnails.make_thumbnails(LocalStore({root!r}), record, cache, log=log, guard=SubmitGuard()))
 status = Path("/proc/self/status").read_text()  # what getrusage says is its parent's too
 print("peak", int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 """

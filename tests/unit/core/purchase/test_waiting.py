@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING
 
-from airflow_provider_geminiimg.core.execution.byte_semaphore import ROOM
+from airflow_provider_geminiimg.core.execution.byte_semaphore import MEMORY_LIMIT
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector
 from tests.harness.attacks import image_bytes
@@ -28,7 +28,7 @@ async def test_an_image_inside_an_answer_to_a_poll_is_not_decoded_while_the_memo
     async with left.environment.purchase_context() as context:
         collector = JobCollector(ImageWriter(context))
         assert (await collector.poll(record)).images[0].data == data
-        with context.room.held(ROOM + 1):
+        with context.memory.held(MEMORY_LIMIT + 1):
             polling = asyncio.create_task(collector.poll(record))
             done, _ = await asyncio.wait([polling], timeout=3.0)
             assert left.calls("status") == 2
