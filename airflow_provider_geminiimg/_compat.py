@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, TaskDeferred, conf
 
 from airflow_provider_geminiimg.core.validation.absent import IncompleteText
+from airflow_provider_geminiimg.exceptions import Billed, LedgerError
 
 try:
     from airflow.sdk.execution_time.context import NEVER_EXPIRE
@@ -42,6 +43,8 @@ __all__ = [
     "TaskState",
     "everybody_is_admin",
     "is_mapped",
+    "iteration_of",
+    "iteration_of_link",
     "resuming_with",
     "shown_request",
 ]
@@ -133,6 +136,34 @@ class StateStoreMarker:
 
     def set(self, value: Mapping[str, Any]) -> None:
         self._state.set(self._name, value)
+
+
+def iteration_of(context: Mapping[str, Any]) -> int | None:
+    """The iteration, from 0, of the loop that the running task belongs to; ``None`` outside loops (Airflow 3.4).
+
+    :raises LedgerError: the task runs in a loop, and Airflow does not say in which iteration.
+    """
+    loop = context.get("loop")
+    if loop is not None:
+        return int(loop.index)
+    ti = context["ti"]
+    if ti.map_index < 0 and (getattr(ti, "region_index", None) or 0) > 0:
+        raise LedgerError(
+            "This task runs in a loop, but Airflow does not say in which iteration.",
+            billed=Billed.UNKNOWN,
+            hint="Nothing was sent by this attempt. This version of airflow-provider-geminiimg does not know this "
+            "Airflow's loops: use the versions that docs/compatibility.md lists.",
+        )
+    return None
+
+
+def iteration_of_link(ti_key: Any) -> int | None:
+    """The iteration of the task instance that an extra link is made for; ``None`` outside loops.
+
+    :param ti_key: what Airflow passes to `get_link`: a task's process passes the task instance itself.
+    """
+    context = getattr(ti_key, "get_template_context", None)
+    return None if context is None else iteration_of(context())
 
 
 def is_mapped(operator: Any) -> bool:

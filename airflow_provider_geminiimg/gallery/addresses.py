@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airflow_provider_geminiimg.core.ledger.layout import key_of_names, names_of
+from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, key_of_names, names_of
 from airflow_provider_geminiimg.gallery.routes import IMAGE, THUMBNAIL
 
 
@@ -17,13 +17,14 @@ class Address:
 
     A name that was too long for the ledger stays in its cut, encoded form.
 
+    :param index: of the task instance.
     :param n: number of the submission within its item, from 1.
     """
 
     dag_id: str
     run_id: str
     task_id: str
-    map_index: int
+    index: TaskIndex
     item: str
     n: int
 
@@ -32,19 +33,25 @@ class Address:
 
         :param namespace: the ledger's namespace, from ``[geminiimg] namespace``.
         """
-        names = (self.run_id, self.task_id, str(self.map_index), self.item)
+        names = (self.run_id, self.task_id, str(self.index), self.item)
         return key_of_names(namespace, self.dag_id, names, self.n)
 
     def image(self, index: int) -> str:
         """Return the gallery's address of one of its images."""
-        return IMAGE.at(**vars(self), index=index)
+        return IMAGE.at(**vars(self), image=index)
 
     def thumbnail(self, index: int) -> str:
         """Return the gallery's address of the thumbnail of one of its images."""
-        return THUMBNAIL.at(**vars(self), index=index)
+        return THUMBNAIL.at(**vars(self), image=index)
 
 
 def address_of(key: str) -> Address:
-    """Return the address of a record, from its key."""
-    dag_id, run_id, task_id, map_index, item = names_of(key)
-    return Address(dag_id, run_id, task_id, int(map_index), item, int(key.rpartition("/")[2].removesuffix(".json")))
+    """Return the address of a record, from its key.
+
+    :raises ValueError: this package did not write the key.
+    """
+    dag_id, run_id, task_id, text, item = names_of(key)
+    index = TaskIndex.parse(text)
+    if index is None:
+        raise ValueError(f"{text!r} is not the index of a task instance.")
+    return Address(dag_id, run_id, task_id, index, item, int(key.rpartition("/")[2].removesuffix(".json")))

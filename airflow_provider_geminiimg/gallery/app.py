@@ -31,7 +31,7 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, inspect_image, media_type_of
-from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
+from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES
 from airflow_provider_geminiimg.core.storage import Files, open_store
@@ -77,21 +77,23 @@ _NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
 _RUN = re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]{1,250}")
 _TAG = re.compile('"[^"]*"')
 _COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
+_MAP_INDEX = re.compile(rf"-1|{_COUNT.pattern}")
 _PARTS: Mapping[str, re.Pattern[str]] = {
     "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # without "~", which means any DAG
     "run_id": _RUN,
     "task_id": _NAME,
-    "map_index": re.compile(r"-1|0|[1-9][0-9]{0,8}"),
+    "index": re.compile(rf"(?:(?:{_COUNT.pattern})\.)?(?:{_MAP_INDEX.pattern})"),
     "item": _NAME,
     "n": _COUNT,
-    "index": _COUNT,
+    "image": _COUNT,
 }
 
 
 # Permitted values of query parameters, and their description in errors.
 _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "task_id": (_NAME, "a task's id"),
-    "map_index": (_PARTS["map_index"], "a whole number from -1"),
+    "map_index": (_MAP_INDEX, "a whole number from -1"),
+    "iteration": (_COUNT, "a whole number from 0"),
     "item": (_NAME, "an item's name"),
     "n": (_COUNT, "a whole number from 0"),
     "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
@@ -142,7 +144,15 @@ def _may_read(request: Request, user: Any, dag_id: str) -> bool:
     return True
 
 
+def _address(dag_id: str, run_id: str, task_id: str, index: str, item: str, n: int) -> Address:
+    at = TaskIndex.parse(index)
+    if at is None:
+        raise HTTPException(404, _NOTHING)
+    return Address(dag_id, run_id, task_id, at, item, n)
+
+
 QueriesDep = Annotated[GalleryQueries, Depends(_gallery_queries)]
+AddressDep = Annotated[Address, Depends(_address)]
 per_dag = APIRouter(dependencies=[Depends(_reads()), Depends(_known), Depends(_has_its_team)])
 pages = APIRouter()
 
@@ -175,22 +185,29 @@ def images(
     queries: QueriesDep,
     task_id: str | None = None,
     map_index: int | None = None,
+    iteration: int | None = None,
     model: str | None = None,
     status: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=page.MAX_PAGE_SIZE)] = page.PAGE_SIZE,
 ) -> dict[str, Any]:
     """List the records of a run, in pages."""
-    items, following = queries.page(RecordFilter(dag_id, run_id, task_id, map_index, model, status), after, limit)
+    wanted = RecordFilter(dag_id, run_id, task_id, map_index, iteration, model, status)
+    items, following = queries.page(wanted, after, limit)
     return {"items": items, "next": following}
 
 
 @per_dag.api_route(f"/{routes.SUMMARY.path}", methods=READ)
 def summary(
-    dag_id: str, run_id: str, queries: QueriesDep, task_id: str | None = None, map_index: int | None = None
+    dag_id: str,
+    run_id: str,
+    queries: QueriesDep,
+    task_id: str | None = None,
+    map_index: int | None = None,
+    iteration: int | None = None,
 ) -> dict[str, Any]:
     """Return totals for the records of a run."""
-    return queries.summary(RecordFilter(dag_id, run_id, task_id, map_index))
+    return queries.summary(RecordFilter(dag_id, run_id, task_id, map_index, iteration))
 
 
 @per_dag.api_route(f"/{routes.SOURCES.path}", methods=READ)
@@ -204,9 +221,10 @@ def sources(
     map_index: int,
     item: str,
     n: int,
+    iteration: int | None = None,
 ) -> dict[str, Any]:
     """List the source images of an image. Those of another DAG are included only if the user may read that DAG."""
-    record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
+    record = queries.record(Address(dag_id, run_id, task_id, TaskIndex(map_index, iteration), item, n))
 
     def shown(place: int, source: Mapping[str, str]) -> dict[str, Any]:
         role = "source" if place == 0 and record.operation == "edit" else "reference"
@@ -220,7 +238,7 @@ def sources(
         of = address_of(made[0].key)
         if of.dag_id != dag_id and not _may_read(request, user, of.dag_id):
             return {**about, "why": "It belongs to a DAG that you may not read."}
-        names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, "map_index": of.map_index}
+        names = {"dag_id": of.dag_id, "run_id": of.run_id, "task_id": of.task_id, **vars(of.index)}
         return {**about, "image": {**names, **queries.shown(*made)}}
 
     return {"sources": [shown(place, source) for place, source in enumerate(record.inputs[:MAX_SOURCES])]}
@@ -230,37 +248,27 @@ def sources(
 def image(
     request: Request,
     queries: QueriesDep,
-    dag_id: str,
-    run_id: str,
-    task_id: str,
-    map_index: int,
-    item: str,
-    n: int,
-    index: int,
+    address: AddressDep,
+    image: int,
 ) -> Response:
     """Serve an image's bytes unchanged."""
-    record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
-    return _image(request, queries, record, index)
+    record = queries.record(address)
+    return _image(request, queries, record, image)
 
 
 @per_dag.api_route(f"/{routes.THUMBNAIL.path}", methods=READ)
 def thumbnail(
     request: Request,
     queries: QueriesDep,
-    dag_id: str,
-    run_id: str,
-    task_id: str,
-    map_index: int,
-    item: str,
-    n: int,
-    index: int,
+    address: AddressDep,
+    image: int,
 ) -> Response:
     """Serve an image's thumbnail, or the image itself if there is none."""
-    record = queries.record(Address(dag_id, run_id, task_id, map_index, item, n))
-    queries.image(record, index)
-    blob = queries.ledger.store.read(thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)
+    record = queries.record(address)
+    queries.image(record, image)
+    blob = queries.ledger.store.read(thumbnail_key(record.key, image), MAX_THUMBNAIL_BYTES)
     if blob is None or len(blob.data) > MAX_THUMBNAIL_BYTES:
-        return _image(request, queries, record, index)
+        return _image(request, queries, record, image)
     return _answer(request, blob.data, blob.version)
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
+from airflow_provider_geminiimg._compat import iteration_of_link
 from airflow_provider_geminiimg.gallery.routes import FRAME, NAV_ROUTE, VIEW
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ class ImagesLink(BaseOperatorLink):
         :param operator: the operator; not used.
         :param ti_key: the task instance.
         """
-        names = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, *([ti_key.map_index] if ti_key.map_index >= 0 else []))
-        query = urlencode(list(zip(VIEW, names, strict=False)), quote_via=quote)
+        index = ti_key.map_index if ti_key.map_index >= 0 else None
+        names = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, index, iteration_of_link(ti_key))
+        named = [(name, value) for name, value in zip(VIEW, names, strict=True) if value is not None]
+        query = urlencode(named, quote_via=quote)
         base = conf.get("api", "base_url", fallback="/") or "/"
         return f"{base.rstrip('/')}/{FRAME}/{NAV_ROUTE}?{query}"

@@ -17,8 +17,13 @@ from airflow_provider_geminiimg.gallery.routes import NAV_ROUTE, PREFIX, VIEW
 
 NAME = "Images"
 
-_DAG, _RUN, _TASK, _ = VIEW
-_TABS = {"dag": (_DAG,), "dag_run": (_DAG, _RUN), "task": (_DAG, _TASK), "task_instance": VIEW}
+_DAG, _RUN, _TASK, _MAP_INDEX, _ = VIEW  # Airflow fills in no iteration, so a tab shows all of them
+_TABS = {
+    "dag": (_DAG,),
+    "dag_run": (_DAG, _RUN),
+    "task": (_DAG, _TASK),
+    "task_instance": (_DAG, _RUN, _TASK, _MAP_INDEX),
+}
 
 
 def views() -> list[dict[str, Any]]:

@@ -22,8 +22,10 @@ from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.ledger.layout import (
     LEDGER,
     PLANS,
+    TaskIndex,
     encode_once,
     folder_of,
+    index_of,
     is_record_key,
     plan_of,
     saved_key,
@@ -60,6 +62,7 @@ class RecordFilter:
     run_id: str
     task_id: str | None = None
     map_index: int | None = None
+    iteration: int | None = None
     model: str | None = None
     status: str | None = None
 
@@ -67,6 +70,10 @@ class RecordFilter:
         """Return whether a record passes the filter."""
         model = None if entry.found is None else entry.found.record.model
         return self.model in (None, model) and self.status in (None, entry.status)
+
+    def fits_index(self, index: TaskIndex) -> bool:
+        """Return whether a task instance passes the filter."""
+        return self.map_index in (None, index.map_index) and self.iteration in (None, index.iteration)
 
 
 class GalleryQueries:
@@ -185,7 +192,7 @@ class GalleryQueries:
     def item(self, entry: RecordEntry) -> dict[str, Any]:
         """Return one record in the page's format."""
         address = address_of(entry.key)
-        names = {"task_id": address.task_id, "map_index": address.map_index, "item": address.item, "n": address.n}
+        names = {"task_id": address.task_id, **vars(address.index), "item": address.item, "n": address.n}
         names["record"] = entry.key
         about = {**names, "status": entry.status, "next": RECORD_STATUSES[entry.status]}
         if entry.found is None:
@@ -251,7 +258,7 @@ class GalleryQueries:
             begun[task_instance_of(key)].add(key.split("/")[-2])
         latest: dict[str, int] = {}
         for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
-            if (plan := plan_of(key)) is not None and wanted.map_index in (None, plan[1]):
+            if (plan := plan_of(key)) is not None and wanted.fits_index(plan[1]):
                 latest[plan[0]] = max(plan[2], latest.get(plan[0], 0))
         some = itertools.islice(latest.items(), MAX_PLANS)
         plans = [self._plan(saved_key(PLANS, of_task, n), begun[of_task]) for of_task, n in some]
@@ -273,8 +280,8 @@ class GalleryQueries:
         return "/".join((folder, *names, ""))
 
     def _keys(self, wanted: RecordFilter) -> list[str]:
-        keys = filter(_is_shown, self.ledger.store.keys(self._below(self._folder, wanted)))
-        return sorted((key for key in keys if wanted.map_index in (None, int(key.split("/")[5]))), key=_order)
+        keys = filter(is_record_key, self.ledger.store.keys(self._below(self._folder, wanted)))
+        return sorted((key for key in keys if (at := index_of(key)) and wanted.fits_index(at)), key=_order)
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[RecordEntry, int]]:
         """Iterate over the records, each with the total size of all records read so far."""
@@ -288,7 +295,7 @@ class GalleryQueries:
 
 
 def _is_shown(key: str) -> bool:
-    return is_record_key(key) and _NUMBER.fullmatch(key.split("/")[5]) is not None
+    return is_record_key(key) and index_of(key) is not None
 
 
 def _order(key: str) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ NAV_ROUTE = "images"
 FRAME = "plugin"  # Airflow's path prefix of pages that embed a plugin's view
 
 # The page's query parameters, which select a DAG, run, task or task instance.
-VIEW = ("dag_id", "run_id", "task_id", "map_index")
+VIEW = ("dag_id", "run_id", "task_id", "map_index", "iteration")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Route:
 
 
 _RUN = "api/dags/{dag_id}/runs/{run_id}"
-_IMAGE = "{dag_id}/{run_id}/{task_id}/{map_index}/{item}/{n}/{index}"
+_IMAGE = "{dag_id}/{run_id}/{task_id}/{index}/{item}/{n}/{image}"
 DAGS = Route("api/dags")
-IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "model", "status", "after", "limit"))
-SUMMARY = Route(f"{_RUN}/summary", ("task_id", "map_index"))
-SOURCES = Route(f"{_RUN}/sources", ("task_id", "map_index", "item", "n"))
+IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "iteration", "model", "status", "after", "limit"))
+SUMMARY = Route(f"{_RUN}/summary", ("task_id", "map_index", "iteration"))
+SOURCES = Route(f"{_RUN}/sources", ("task_id", "map_index", "iteration", "item", "n"))
 IMAGE = Route(f"f/{_IMAGE}")
 THUMBNAIL = Route(f"thumbs/{_IMAGE}")
 STATIC = Route("static/{version}/{name}")

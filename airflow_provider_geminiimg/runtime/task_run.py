@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState
+from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState, iteration_of
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import Item
@@ -68,7 +68,8 @@ class TaskRun(Environment):
         self.marker = None if self._state is None else self._state.image()
         self.plan_marker = None if self._state is None else self._state.plan()
         self.generation = int(ti.max_tries or 0)
-        self.item = Item(self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
+        at = (self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
+        self.item = Item(*at, iteration=iteration_of(context))
 
     def connection(self, conn_id: Any) -> GatewayConnection:
         """The connection that the rendered argument `geminiimg_conn_id` names.
@@ -106,14 +107,15 @@ class TaskRun(Environment):
         """The directory and the file name for the image.
 
         :param output_path: directory URI. Default: the directory of this task instance under the root.
-        :param file_name: name without extension. Default: the task id, with suffixes for map index and variant, and
-            for the run if `output_path` is given.
+        :param file_name: name without extension. Default: the task id, with suffixes for the iteration of a loop, the
+            map index and the variant, and for the run if `output_path` is given.
         :raises BadRequestError: the file name is a path, hidden, too long, or has the extension of an image.
         """
         item = self.item
-        mapped = "" if item.map_index < 0 else f"-{item.map_index}"
+        within = "" if item.iteration is None else f"-iteration{item.iteration}"
+        within += "" if item.map_index < 0 else f"-{item.map_index}"
         run = "" if not output_path else "-" + hashlib.sha256(f"{item.dag_id}\n{item.run_id}".encode()).hexdigest()[:8]
-        usual = portable_stem(encode_segment(f"{item.task_id}{run}{mapped}{f'-v{variant}' if variant else ''}"))
+        usual = portable_stem(encode_segment(f"{item.task_id}{run}{within}{f'-v{variant}' if variant else ''}"))
         directory = text("output_path", output_path) or self.folder
         return Destination(directory.rstrip("/"), stem("file_name", file_name) or usual)
 

@@ -51,7 +51,7 @@ def land(root: str, manifests: Sequence[Mapping[str, Any]]) -> None:
         for image in each["images"]:
             write(image["uri"])
         at = address_of(each["record"])
-        item = Item("default", at.dag_id, at.run_id, at.task_id, at.map_index, at.item)
+        item = Item("default", at.dag_id, at.run_id, at.task_id, at.index.map_index, at.item, at.index.iteration)
         assert ledger.create(landed(item, at.n, manifest=dict(each), destination=Destination(f"file://{FOLDER}", "a")))
 
 

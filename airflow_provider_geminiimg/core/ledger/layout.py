@@ -4,7 +4,7 @@
     forgotten/<task instance>/<item>/<n>-<claim>.json   tombstones of records that a person removed
     names/<place>.json                            the owner of a file name
     index/<namespace>/<dag>/<fingerprint>.json    the record that has the image of a request
-    index/<namespace>/<dag>/tasks/<task>/<map index>.json   the last request of a task
+    index/<namespace>/<dag>/tasks/<task>/<index>.json   the last request of a task
     jobs/<gateway>/<job>.json                     the record that owns a job
     budgets/<namespace>/<connection>/<day>.json   the daily budget of a connection
     batches/<task instance>/<generation>.json     the plan of a batch
@@ -12,9 +12,12 @@
     shown/<task instance>/<try>-<digest>.json     the content of a review
     spool/<task instance>/<item>/<n>.json.<claim>.<index>   image bytes from an inline answer, until they are stored
     thumbs/<task instance>/<item>/<n>/<index>.webp   thumbnails of stored images
-    images/<dag>/<run>/<task>/<map index>/        images without an output path of their own
+    images/<dag>/<run>/<task>/<index>/            images without an output path of their own
 
-A task instance is ``<namespace>/<dag>/<run>/<task>/<map index>``, each part encoded by `encode_segment`.
+A task instance is ``<namespace>/<dag>/<run>/<task>/<index>``, each part encoded by `encode_segment`. The index is the
+map index, ``-1`` for a task that is not mapped. In a loop (Airflow 3.4) the iteration, counted from 0, stands before
+it: ``2.-1``. The iteration identifies a task instance, and not Airflow's region, which is another one after Airflow has
+made the iteration anew.
 
 Invariant: the form of a key never changes, because later versions of the package read the files of earlier ones.
 """
@@ -35,8 +38,30 @@ SHOWN = "shown"
 _NUMBER = "[1-9][0-9]{0,8}"
 _NUMBERED = re.compile(rf"({_NUMBER})\.json")
 _SAVED = re.compile(r"(\d+)\.json", re.ASCII)
-_PLAN_KEY = re.compile(rf"{PLANS}/(.+/(-?[0-9]{{1,18}}))/([0-9]{{1,18}})\.json")
+_INDEX = re.compile(r"(?:(0|[1-9][0-9]{0,8})\.)?(-?[0-9]{1,18})")  # longer numbers may exceed Python's limit
+_PLAN_KEY = re.compile(rf"{PLANS}/(.+/([^/]+))/([0-9]{{1,18}})\.json")
 _RECORD_KEY = re.compile(rf"ledger(?:/(?!\.{{1,2}}/)[\w.~+%:=-]+){{6}}/{_NUMBER}\.json", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TaskIndex:
+    """The position of a task instance among those of its task in one run; its text is a part of keys and addresses.
+
+    :param map_index: ``-1`` for a task that is not mapped.
+    :param iteration: iteration of the loop, from 0; ``None`` outside loops.
+    """
+
+    map_index: int
+    iteration: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.map_index) if self.iteration is None else f"{self.iteration}.{self.map_index}"
+
+    @classmethod
+    def parse(cls, text: str) -> TaskIndex | None:
+        """Parse the text of a position; ``None`` for any other text."""
+        found = _INDEX.fullmatch(text)
+        return None if found is None else cls(int(found[2]), None if found[1] is None else int(found[1]))
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,7 @@ class Item:
     """Identifies the records of one image: the parts of a task instance that no retry, Clear or worker changes.
 
     :param item: ``"0"`` for a task that makes one image; in a batch, the beginning of the image's fingerprint.
+    :param iteration: iteration of the loop, from 0; ``None`` outside loops. A retry and a Clear have the same one.
     """
 
     namespace: str
@@ -52,11 +78,17 @@ class Item:
     task_id: str
     map_index: int
     item: str = "0"
+    iteration: int | None = None
+
+    @property
+    def index(self) -> TaskIndex:
+        """The position among the task instances of the task."""
+        return TaskIndex(self.map_index, self.iteration)
 
     @property
     def task_instance(self) -> str:
         """The task instance as a part of keys."""
-        return _joined(self.namespace, self.dag_id, self.run_id, self.task_id, str(self.map_index))
+        return _joined(self.namespace, self.dag_id, self.run_id, self.task_id, str(self.index))
 
     @property
     def path(self) -> str:
@@ -66,7 +98,7 @@ class Item:
     @property
     def images(self) -> str:
         """The folder of this task instance's images, relative to the root."""
-        return f"{IMAGES}/{_joined(self.dag_id, self.run_id, self.task_id, str(self.map_index))}"
+        return f"{IMAGES}/{_joined(self.dag_id, self.run_id, self.task_id, str(self.index))}"
 
 
 # Records
@@ -148,7 +180,7 @@ def index_key(item_path: str, fingerprint: str) -> str:
 
 def task_key(item: Item) -> str:
     """Return the key of a task's last request, over all runs of its DAG."""
-    return f"index/{_joined(item.namespace, item.dag_id, 'tasks', item.task_id, str(item.map_index))}.json"
+    return f"index/{_joined(item.namespace, item.dag_id, 'tasks', item.task_id, str(item.index))}.json"
 
 
 def job_key(gateway: str, job_id: str) -> str:
@@ -178,10 +210,11 @@ def generation_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def plan_of(key: str) -> tuple[str, int, int] | None:
-    """Parse a plan's key into task instance, map index and generation; ``None`` for any other key."""
+def plan_of(key: str) -> tuple[str, TaskIndex, int] | None:
+    """Parse a plan's key into task instance, its index and generation; ``None`` for any other key."""
     found = _PLAN_KEY.fullmatch(key)
-    return None if found is None else (found[1], int(found[2]), int(found[3]))
+    index = None if found is None else TaskIndex.parse(found[2])
+    return None if found is None or index is None else (found[1], index, int(found[3]))
 
 
 def shown_prefix(item: Item, try_id: str) -> str:
@@ -189,8 +222,13 @@ def shown_prefix(item: Item, try_id: str) -> str:
     return f"{SHOWN}/{item.task_instance}/{encode_segment(try_id)}-"
 
 
+def index_of(key: str) -> TaskIndex | None:
+    """Return the task instance's index from a record's key; ``None`` if this package did not write the key."""
+    return TaskIndex.parse(key.split("/")[5])
+
+
 def names_of(key: str) -> list[str]:
-    """Return DAG, run, task, map index and item of a record's key. A name that was cut stays encoded."""
+    """Return DAG, run, task, index and item of a record's key. A name that was cut stays encoded."""
     _, _, *parts, _ = key.split("/")
     return [part if (name := decode_segment(part)) is None or _has_surrogates(name) else name for part in parts]
 
@@ -198,7 +236,7 @@ def names_of(key: str) -> list[str]:
 def key_of_names(namespace: str, dag_id: str, names: Sequence[str], n: int) -> str:
     """Build a record's key from what `names_of` returns.
 
-    :param names: run, task, map index and item.
+    :param names: run, task, index and item.
     :param n: number of the submission within its item, from 1.
     """
     parts = (encode_segment(namespace), encode_segment(dag_id), *map(encode_once, names))

@@ -7,7 +7,7 @@ const declared = JSON.parse(document.body.dataset.gallery);
 
 export const PAGE = declared.page_size; // images per request
 export const LOOK = declared.max_page_size; // maximum per request
-export const VIEW = declared.view; // the query parameters: DAG, run, task, index
+export const VIEW = declared.view; // the query parameters: DAG, run, task, index, iteration
 export const FRAME = declared.frame; // the path segment that identifies Airflow's surrounding page
 export const HOME = "?browse"; // not empty, so that the query of the surrounding page is not used
 

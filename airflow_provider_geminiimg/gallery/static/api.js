@@ -1,6 +1,7 @@
 /* Requests to the gallery and to Airflow's API. */
 
 import { routeTo, withQuery } from "./addresses.js";
+import { instanceOf } from "./records.js";
 
 const AIRFLOW = "../api/v2"; // Airflow's own API, beside the gallery
 const RUNS = 8; // requested at once
@@ -53,7 +54,9 @@ export async function beginnings(dag, run, task) {
   for (let offset = 0; offset < MOST_INSTANCES; ) {
     const page = await instancesOf(dag, run, { task_id: task, limit: 100, offset });
     if (!page?.task_instances.length) break;
-    for (const ti of page.task_instances) found.set(`${ti.task_id}/${ti.map_index}`, ti.start_date);
+    for (const ti of page.task_instances) {
+      found.set(instanceOf({ ...ti, iteration: ti.loop_iteration?.iteration }), ti.start_date);
+    }
     offset += page.task_instances.length;
     if (offset >= page.total_entries) break;
   }

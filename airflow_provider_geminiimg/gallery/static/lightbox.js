@@ -131,7 +131,8 @@ class Lightbox extends Dialog {
     const place = this.element.querySelector(".chain");
     let sources;
     try {
-      const which = { task_id: item.task_id, map_index: item.map_index, item: item.item, n: item.n };
+      const { task_id, map_index, iteration, n } = item;
+      const which = { task_id, map_index, iteration, item: item.item, n };
       ({ sources } = await ask("sources", { ...entry.listing.names, ...which }));
     } catch (error) {
       place.replaceChildren(h("h3", null, "Made from"), notice(error));

@@ -7,7 +7,7 @@ import { chip, h, say } from "./dom.js";
 import { counted } from "./format.js";
 import { setShape, totalsOf, walk } from "./grid.js";
 import { emptyNote, notice } from "./messages.js";
-import { BUSY, keyOf, labelOf, originChip, RUN_TONES, TROUBLES, workOf } from "./records.js";
+import { BUSY, instanceOf, keyOf, labelOf, originChip, RUN_TONES, TROUBLES, workOf } from "./records.js";
 import { listings } from "./state.js";
 
 const PAUSE = 3000; // milliseconds between two updates
@@ -16,7 +16,7 @@ const FEW = 2; // failures that are shown expanded
 
 export class Listing {
   /**
-   * @param where the `dag`, `run`, `task` and `index` that the page shows, as far as they are given
+   * @param where the `dag`, `run`, `task`, `index` and `iteration` that the page shows, as far as they are given
    * @param filters the selected filters
    * @param limit maximum number of images; `null`: all, in pages
    */
@@ -38,7 +38,8 @@ export class Listing {
   }
 
   get query() {
-    return { task_id: this.filters.task ?? this.where.task, map_index: this.where.index };
+    const { task, index, iteration } = this.where;
+    return { task_id: this.filters.task ?? task, map_index: index, iteration };
   }
 
   get isBusy() {
@@ -52,7 +53,8 @@ export class Listing {
   }
 
   readSummary() {
-    return ask("summary", { ...this.names, task_id: this.where.task, map_index: this.where.index });
+    const { task, index, iteration } = this.where;
+    return ask("summary", { ...this.names, task_id: task, map_index: index, iteration });
   }
 
   /** Loads the first page, the totals and the filters. */
@@ -229,7 +231,7 @@ export class Listing {
   originOf(item, last = new Map()) {
     if (last.get(workOf(item)) > item.n) return "earlier";
     if (item.reused_from) return "reused";
-    const began = this.began.get(`${item.task_id}/${item.map_index}`);
+    const began = this.began.get(instanceOf(item));
     if (!began || !item.landed_at) return "";
     return new Date(item.landed_at) < new Date(began) ? "reused" : "new";
   }

@@ -28,8 +28,9 @@ function start() {
   const query = theQuery();
   // Airflow leaves a placeholder without a value unchanged, including its braces.
   const given = (which) => (/^\{\w+\}$/.test(query.get(which) ?? "") ? null : query.get(which) || null);
-  const [dag, run, task, index] = VIEW.map(given);
-  const where = { dag, run, task, index: /^-?\d+$/.test(index) ? index : null };
+  const [dag, run, task, ...numbers] = VIEW.map(given);
+  const [index, iteration] = numbers.map((text) => (/^-?\d+$/.test(text) ? text : null));
+  const where = { dag, run, task, index, iteration };
   $("compare-open").addEventListener("click", () => compare.open([...chosen.values()]));
   $("compare-clear").addEventListener("click", () => {
     chosen.clear();

@@ -34,8 +34,12 @@ export function nameOf(image) {
   }
 }
 
-export const labelOf = (item) => item.task_id + (item.map_index >= 0 ? ` [${item.map_index}]` : "");
-export const workOf = (item) => [item.task_id, item.map_index, item.item].join("/");
+/** The iteration of a loop, from 0; nothing outside loops. */
+const inLoop = ({ iteration }) => (Number.isInteger(iteration) ? `, iteration ${iteration}` : "");
+
+export const labelOf = (item) => item.task_id + (item.map_index >= 0 ? ` [${item.map_index}]` : "") + inLoop(item);
+export const instanceOf = (item) => [item.task_id, item.iteration ?? "", item.map_index].join("/");
+export const workOf = (item) => `${instanceOf(item)}/${item.item}`;
 export const keyOf = (item) => `${workOf(item)}/${item.n}`;
 export const statusOf = (item) => (item.error?.code === "content_refused" ? REFUSED : STATUSES[item.status]);
 export const originChip = (origin) => (ORIGINS[origin] ? [chip(...ORIGINS[origin])] : []);

@@ -504,6 +504,31 @@ def test_a_listing_is_narrowed_by_task_map_index_and_model(left: LeftBehind, get
     assert (summary["images"], summary["tasks"], summary["models"]) == (12, ["each"], ["fast", "fine"])
 
 
+def test_a_listing_is_narrowed_by_iteration_and_shows_each_one_at_its_own_address(
+    left: LeftBehind, get: Callable[..., Any]
+) -> None:
+    for iteration in (0, 1, 10, 2):
+        put(left, replace(ITEM, task_id="draw", iteration=iteration))
+        put(left, replace(ITEM, task_id="each", map_index=3, iteration=iteration))
+    put(left, replace(ITEM, task_id="before"))
+
+    def found(query: str) -> list[tuple[str, int, int | None]]:
+        items = get(f"{LISTING}?{query}").json()["items"]
+        return [(item["task_id"], item["map_index"], item["iteration"]) for item in items]
+
+    assert found("task_id=draw") == [("draw", -1, iteration) for iteration in (0, 1, 2, 10)]
+    assert found("task_id=draw&map_index=-1") == found("task_id=draw")
+    assert found("iteration=1") == [("draw", -1, 1), ("each", 3, 1)]
+    assert found("task_id=each&map_index=3&iteration=10") == [("each", 3, 10)]
+    assert found("task_id=before") == [("before", -1, None)]
+    assert get(f"{SUMMARY}?iteration=2").json()["images"] == 2
+    [item] = get(f"{LISTING}?task_id=each&iteration=2").json()["items"]
+    assert "/each/2.3/0/1/0" in item["images"][0]["thumb"]
+    answer = get(item["images"][0]["thumb"])
+    assert "does not exist" in answer.json()["detail"] or "outside" in answer.json()["detail"]
+    assert get(item["images"][0]["thumb"].replace("/2.3/", "/7.3/")).json()["detail"] == "There is no such image."
+
+
 def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
     left: LeftBehind, get: Callable[..., Any]
 ) -> None:
@@ -765,7 +790,7 @@ def test_a_root_that_can_not_be_read_is_an_error_that_says_what_to_do(
 
 async def sources_of(get: Callable[..., Any], record: Record, user: str = "vera") -> list[dict[str, Any]]:
     at = address_of(record.key)
-    query = f"task_id={at.task_id}&map_index={at.map_index}&item={at.item}&n={at.n}"
+    query = f"task_id={at.task_id}&map_index={at.index.map_index}&item={at.item}&n={at.n}"
     answer = await asyncio.to_thread(get, f"api/dags/{at.dag_id}/runs/{quote(at.run_id)}/sources?{query}", user)
     return list(answer.json()["sources"])
 
