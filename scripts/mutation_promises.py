@@ -304,8 +304,8 @@ PROMISED = (
     Protection(
         "A thumbnail in whose place a huge file lies is not loaded",
         "gallery/app.py",
-        "thumbnail_key(record.key, index), MAX_THUMBNAIL_BYTES)",
-        "thumbnail_key(record.key, index))",
+        "thumbnail_key(record.key, image), MAX_THUMBNAIL_BYTES)",
+        "thumbnail_key(record.key, image))",
         tests={"unit/gallery/test_app.py": "huge_file_in_the_place"},
     ),
     Protection(
