@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
+import re
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
+import airflow
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, TaskDeferred, conf
 
 from airflow_provider_geminiimg.core.validation.absent import IncompleteText
@@ -34,8 +38,10 @@ except ImportError:  # Airflow before 3.3
     _PAUSES = (TaskDeferred,)
 
 __all__ = [
+    "CAN_SCOPE_TABS",
     "GIVEN",
     "HAS_TASK_STATE_STORE",
+    "TESTED_AIRFLOWS",
     "LiteralXComMixin",
     "StateStoreMarker",
     "TaskDeferralError",
@@ -47,7 +53,32 @@ __all__ = [
     "iteration_of_link",
     "resuming_with",
     "shown_request",
+    "warn_if_untested",
 ]
+
+# Oldest first. `scripts/test_compat.py` tests them; docs/compatibility.md says what each one lacks.
+TESTED_AIRFLOWS = ("3.1", "3.2", "3.3", "3.4")
+log = logging.getLogger(__name__)
+
+
+def _minor(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+
+
+CAN_SCOPE_TABS = _minor(airflow.__version__) >= [3, 4]  # a plugin's tab may name the tasks that have it
+
+
+@functools.cache
+def warn_if_untested() -> None:
+    """Log once per process that this Airflow is newer than every tested one. Nothing is refused."""
+    if _minor(airflow.__version__) > _minor(TESTED_AIRFLOWS[-1]):
+        log.warning(
+            "Airflow %s is newer than %s, the newest that this version of airflow-provider-geminiimg is tested with. "
+            "Nothing is refused. Look for a newer version of the package, and test yours before you rely on it.",
+            airflow.__version__,
+            TESTED_AIRFLOWS[-1],
+        )
+
 
 _IMAGE = "geminiimg"
 _ITEM = "geminiimg/"

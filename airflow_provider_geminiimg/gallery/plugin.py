@@ -13,6 +13,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg._compat import CAN_SCOPE_TABS
 from airflow_provider_geminiimg.gallery.routes import NAV_ROUTE, PREFIX, VIEW
 
 NAME = "Images"
@@ -24,6 +25,9 @@ _TABS = {
     "task": (_DAG, _TASK),
     "task_instance": (_DAG, _RUN, _TASK, _MAP_INDEX),
 }
+# A task has the tab if one of these is among its template fields. Each operator of the package has one of them, and so
+# have its subclasses and its decorated form; by class name, Airflow would not recognize a subclass.
+_OF_THE_PACKAGE = {"task.template_fields": ["geminiimg_conn_id", "external_run_id", "images"]}
 
 
 def views() -> list[dict[str, Any]]:
@@ -36,6 +40,7 @@ def views() -> list[dict[str, Any]]:
             "href": f"{href}?{'&'.join(f'{name}={{{name.upper()}}}' for name in names)}",
             "destination": destination,
             "url_route": f"images-{destination.replace('_', '-')}",
+            **({"applies_to": _OF_THE_PACKAGE} if CAN_SCOPE_TABS and _TASK in names else {}),
         }
         for destination, names in _TABS.items()
     ]

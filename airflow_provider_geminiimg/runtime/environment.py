@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg._compat import warn_if_untested
 from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import Transport
@@ -29,6 +30,7 @@ class Environment:
     """
 
     def __init__(self, log: Logs) -> None:
+        warn_if_untested()
         self.log: Logs = SteadyLogs(log)
         self._connections: dict[str, GatewayConnection] = {}
         self.namespace = settings.namespace()

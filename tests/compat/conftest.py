@@ -62,6 +62,12 @@ def run_dag(_database: None) -> Callable[[DAG], dict[str, Outcome]]:
     return run
 
 
+@pytest.fixture
+def write_dag(_database: None) -> Callable[[DAG], None]:
+    """``write_dag(dag)`` stores it as the DAG processor would, and runs nothing."""
+    return _serialize
+
+
 def _name(row: Any) -> str:
     return str(row.task_id) if row.map_index < 0 else f"{row.task_id}[{row.map_index}]"
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 RunDag = Callable[[DAG], Mapping[str, Any]]
 AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 PACKAGE = "airflow-provider-geminiimg"
+PLUGINS = "/api/v2/plugins"
 NEEDS_3_3 = set() if AIRFLOW >= (3, 3) else {"IMAGE_RETRY_POLICY"}
 
 waiting_and_deferred = pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
@@ -202,36 +203,101 @@ def test_a_mapped_task_pays_once_for_each_of_its_images(
     assert len(sandbox.ledger()) == 2
 
 
-def test_the_gallery_is_in_this_airflows_pages_and_shows_what_a_task_made_to_who_may_read_it(
-    run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from airflow.api_fastapi.app import create_app, get_auth_manager, purge_cached_app
-    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+@pytest.fixture
+def browser(_database: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of Airflow's API, without a login; `log_in` gives it one."""
+    from airflow.api_fastapi.app import create_app, purge_cached_app
     from starlette.testclient import TestClient
 
-    with DAG("shown", schedule=None) as dag:
-        GeminiImageGenerateOperator(task_id="made", prompt="a fox", geminiimg_conn_id=apimaster)
-    made = run_dag(dag)["made"].value
     monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "False")
     monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "ada:ADMIN")
     monkeypatch.setenv("AIRFLOW__API__SECRET_KEY", "s" * 32)
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
     purge_cached_app()
-    browser = TestClient(create_app("core"))
-    plugins, listing = "/api/v2/plugins", f"/geminiimg/{api_path(made)}/images"
-    assert [browser.get(path).status_code for path in (plugins, listing)] == [401, 401]
+    return TestClient(create_app("core"))
+
+
+def log_in(browser: Any) -> None:
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
     token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="ada", role="ADMIN"))
     browser.headers["Authorization"] = f"Bearer {token}"
 
-    [plugin] = [each for each in browser.get(plugins).json()["plugins"] if each["name"] == "geminiimg_gallery"]
-    assert [view["destination"] for view in plugin["external_views"]] == [
-        "nav", "dag", "dag_run", "task", "task_instance",
-    ]  # fmt: skip
+
+def gallery_views(browser: Any) -> list[dict[str, Any]]:
+    """The gallery's page and tabs, as Airflow's pages are told of them."""
+    plugins = browser.get(PLUGINS).json()["plugins"]
+    [plugin] = [each for each in plugins if each["name"] == "geminiimg_gallery"]
+    return list(plugin["external_views"])
+
+
+def test_the_gallery_is_in_this_airflows_pages_and_shows_what_a_task_made_to_who_may_read_it(
+    run_dag: RunDag, sandbox: Sandbox, apimaster: str, local_root: str, browser: Any
+) -> None:
+    with DAG("shown", schedule=None) as dag:
+        GeminiImageGenerateOperator(task_id="made", prompt="a fox", geminiimg_conn_id=apimaster)
+    made = run_dag(dag)["made"].value
+    listing = f"/geminiimg/{api_path(made)}/images"
+    assert [browser.get(path).status_code for path in (PLUGINS, listing)] == [401, 401]
+    log_in(browser)
+    destinations = [view["destination"] for view in gallery_views(browser)]
+    assert destinations == ["nav", "dag", "dag_run", "task", "task_instance"]
     [item] = browser.get(listing).json()["items"]
     assert browser.get(f"/geminiimg/{item['images'][0]['href']}").content == image_bytes(made)
     loaded = re.findall(r'(?:href|src)="(static/[^"]+)"', browser.get("/geminiimg/").text)
     assert {path.rpartition("/")[2] for path in loaded} >= {"main.js", "gallery.css"}
     assert {browser.get(f"/geminiimg/{path}").status_code for path in loaded} == {200}
+
+
+def test_the_tab_of_a_task_is_on_all_tasks_until_airflow_3_4_and_then_on_the_tasks_of_the_package(
+    write_dag: Callable[[DAG], None], browser: Any
+) -> None:
+    from airflow.providers.standard.operators.bash import BashOperator
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+
+    class Poster(GeminiImageGenerateOperator):
+        """A user's own operator."""
+
+        template_fields = (*GeminiImageGenerateOperator.template_fields, "title")
+        title = ""
+
+    with DAG("tabs", schedule=None) as dag:
+        ours = [
+            Poster(task_id="subclass", prompt="a fox"),
+            GeminiImageGenerateOperator(task_id="generate", prompt="a fox"),
+            GeminiImageGenerateOperator.partial(task_id="mapped").expand(prompt=["a fox"]),
+            GeminiImageEditOperator(task_id="edit", prompt="a fox", image="/fox.png"),
+            GeminiImageSubmitOperator(task_id="submit", prompt="a fox"),
+            GeminiImageJobSensor(task_id="sensor", job_id="1"),
+            airflow_provider_geminiimg.GeminiImageBatchOperator(task_id="batch", requests=["a fox"]),
+            airflow_provider_geminiimg.GeminiImageCollectOperator(task_id="collect"),
+            airflow_provider_geminiimg.GeminiImageReviewOperator(task_id="review", subject="Good?", images=[]),
+            _operator(task.gemini_image(task_id="decorated")(lambda: "a fox")()),
+            _operator(task.gemini_image_batch(task_id="decorated_batch")(lambda: ["a fox"])()),
+        ]
+        others = [
+            BashOperator(task_id="bash", bash_command="true"),
+            ApprovalOperator(task_id="approval", subject="Good?"),
+            _operator(task(task_id="python")(lambda: 1)()),
+        ]
+    write_dag(dag)
+    log_in(browser)
+    shown = {each["task_id"]: each for each in browser.get("/api/v2/dags/tabs/tasks").json()["tasks"]}
+    assert shown.keys() == {each.task_id for each in [*ours, *others]}
+    for view in gallery_views(browser):
+        scope = view.get("applies_to")
+        if AIRFLOW < (3, 4) or view["destination"] not in ("task", "task_instance"):
+            assert scope is None
+            continue
+        [(path, names)] = scope.items()
+        # As the page does: the tab is there if one of the field's values is among the names.
+        with_tab = {task_id for task_id, each in shown.items() if {*each[path.removeprefix("task.")]} & {*names}}
+        assert with_tab == {each.task_id for each in ours}
+
+
+def _operator(returned: Any) -> Any:
+    return returned.operator
 
 
 def api_path(manifest: Mapping[str, Any]) -> str:

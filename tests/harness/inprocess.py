@@ -163,7 +163,8 @@ class Run:
         with create_session() as session:
             for ti in self._chosen(session, task_ids):
                 # This is what the execution API does when it answers a failure with "up for retry".
-                ti.prepare_db_for_next_try(session)
+                # From Airflow 3.4 on, this ends the row and returns the row of the next try.
+                ti = ti.prepare_db_for_next_try(session) or ti
                 ti.clear_next_method_args()
                 ti.state = TaskInstanceState.UP_FOR_RETRY
                 ti.end_date = dt.datetime.fromtimestamp(0, dt.timezone.utc)  # so that any retry delay has passed

@@ -32,7 +32,12 @@ def test_the_modules_are_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytes
             "uses askedFor of records.js without importing it",
         ),
         ("views.js", "...cards.filter", "...totalsOff.filter", "views.js uses totalsOff, which is declared nowhere"),
-        ("api.js", "instanceOf({ ...ti, iteration", "instanceOf({ ...to, iteration", "api.js uses to, which is declared nowhere"),
+        (
+            "api.js",
+            "instanceOf({ ...ti, iteration",
+            "instanceOf({ ...to, iteration",
+            "api.js uses to, which is declared nowhere",
+        ),
         ("format.js", "export function ratioOf", "function ratioOf", "imports ratioOf from format.js, which"),
         ("compare.js", '"./stage.js"', '"./stages.js"', "imports Stage from stages.js, which does not export it"),
         ("stage.js", "const MARGIN", "const OLD = 2;\nconst MARGIN", "stage.js declares OLD, and does not use it"),
