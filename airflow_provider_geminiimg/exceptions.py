@@ -209,7 +209,7 @@ class InsufficientBalanceError(GeminiImageError):
 
 
 class OverBudgetError(GeminiImageError):
-    """The user's own cap, `max_cost` or the connection's `daily_budget`, does not cover the image."""
+    """The user's own cap, `max_cost` or a budget of the connection, does not cover the image."""
 
     kind = "over_budget"
     default_billed = Billed.NO

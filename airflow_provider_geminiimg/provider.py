@@ -92,6 +92,14 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
         ),
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
+    "run_budget": {
+        "label": "Budget of a DAG run",
+        "description": (
+            "Limit for the cost of one DAG run, with all its tasks, retries, clears and loops, in the currency of the "
+            "prices. Empty: no limit."
+        ),
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
     "allow_http": {
         "label": "Allow plain http",
         "description": "Allow sending the API key unencrypted to another machine. Only for a test network.",

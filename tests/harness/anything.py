@@ -384,7 +384,7 @@ HOSTS = st.one_of(
     ),
 )
 _SETTINGS = (
-    *("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "daily_budget"),
+    *("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "daily_budget", "run_budget"),
     *("prices", "allow_http", "unknown"),
 )
 _SETTING = one_of(_VALUES, sampled(["1", "1e400", "9" * 400, "-1", "true", "nan", "USD", "gemini-3-pro-image"]))

@@ -350,6 +350,12 @@ def capped(story: Story) -> None:
     story.note(run, "failed")
 
 
+def capped_for_a_run(story: Story) -> None:
+    run = story.while_held(lambda: story.look("the gateway has the request"))
+    story.note(run)
+    story.note(run.clear("made", dag=story.single(prompt="a wolf")), "failed")
+
+
 def submitted(story: Story) -> None:
     with DAG("story", schedule=None) as dag:
         job = GeminiImageSubmitOperator(task_id="made", prompt="a fox", geminiimg_conn_id=story.conn, resolution="512")
@@ -394,7 +400,8 @@ BOTH = (
 )  # fmt: skip
 ONCE = (
     mismatched, cleared, reused, mapped, deferred_again, timed_out, settled_as_unpaid, settled_as_lost,
-    settled_as_bought_again, forgotten, returned, batch_of_a_file, capped, submitted, collected, reviewed,
+    settled_as_bought_again, forgotten, returned, batch_of_a_file, capped, capped_for_a_run, submitted, collected,
+    reviewed,
 )  # fmt: skip
 BESIDE = (spooled, paid_twice, batch_that_fails)
 STORIES = [(tell, conn) for tell in BOTH for conn in ("onemin", "apimaster")]

@@ -1,4 +1,5 @@
-"""Two batches in two processes under one daily budget, and kills: it is never passed, and most of it can be spent.
+"""Two batches in two processes under one budget, of a day or of their DAG run, and kills: it is never passed, and most
+of it can be spent.
 
 The sandbox says what was charged. A process is killed when the sandbox has counted so many requests, drawn by a seed.
 What it left under way counts as unknown at once and is bought again, so each kill costs the budget the most that it
@@ -26,6 +27,7 @@ KILLS = 4
 IMAGES = 100  # that the budget pays for; each of the two batches wants three quarters of them
 PRICE = Decimal("0.0672")
 BUDGET = IMAGES * PRICE
+BUDGETS = ("daily_budget", "run_budget")
 LONG_AGO = 3600.0  # seconds that a dead process's intents are made older, so that nobody waits for their answers
 CALLS_EACH = 3  # of one image: submit, poll, download
 PATIENCE = 300.0
@@ -114,7 +116,7 @@ def run(seed: int, sandbox: Sandbox, root: Path) -> Outcome:
             "gateway": "apimaster",
             "requests_per_minute": 100_000,
             "max_concurrency": 2,
-            "daily_budget": str(BUDGET),
+            BUDGETS[seed % len(BUDGETS)]: str(BUDGET),
         },
     }
     workers = [

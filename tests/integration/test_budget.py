@@ -1,4 +1,4 @@
-"""Caps on spending: `max_cost` and the daily budget, by what the sandbox charged and what the store holds."""
+"""Caps on spending: `max_cost`, and the budgets of a day and of a DAG run, by what the sandbox and the store hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_provider_geminiimg.core.execution.runner import CancelledUnsentError
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.core.ledger.budget import Budgets, Reservation, price_of
+from airflow_provider_geminiimg.core.ledger.budget import Budgets, Reservation
+from airflow_provider_geminiimg.core.ledger.caps import price_of
+from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage import Openers, Store, open_store
 from airflow_provider_geminiimg.core.storage.local import LocalStore
@@ -51,12 +54,12 @@ if TYPE_CHECKING:
 
 CENT = 10_000  # millionths
 LOG = logging.getLogger("budget")
+ITEM = Item("default", "shop", "manual__1", "made", -1)
+each_budget = pytest.mark.parametrize("name", ["daily_budget", "run_budget"])
 
 
-def account(daily_budget: Any, **extra: Any) -> GatewayConnection:
-    return parse_connection(
-        conn_id="shop", password="key", extra={"gateway": "apimaster", "daily_budget": daily_budget, **extra}
-    )
+def account(amount: Any, name: str = "daily_budget", **extra: Any) -> GatewayConnection:
+    return parse_connection(conn_id="shop", password="key", extra={"gateway": "apimaster", name: amount, **extra})
 
 
 @asynccontextmanager
@@ -67,8 +70,8 @@ async def worker(store: Store, images: int = 1) -> AsyncIterator[Budgets]:
     await budgets.close()
 
 
-async def buy(budgets: Budgets, connection: GatewayConnection, price: int = CENT) -> None:
-    async with budgets.reserved(connection, "default", price) as reservation:
+async def buy(budgets: Budgets, connection: GatewayConnection, price: int = CENT, item: Item = ITEM) -> None:
+    async with budgets.reserved(connection, item, price) as reservation:
         await reservation.spend(paid())
 
 
@@ -106,11 +109,18 @@ def store(root: str) -> Store:
     return open_store(root, AIRFLOW_OPENERS)
 
 
-# The daily budget
+# A budget, of a day or of a DAG run
 
 
-async def test_a_budget_is_spent_to_its_end_and_not_further(store: Store) -> None:
-    connection = account("0.12")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("daily_budget", r"next budget at \d{4}-\d\d-\d\d 00:00 UTC, or raise daily_budget on the connection"),
+        ("run_budget", r"Raise run_budget on the connection, then clear the task\."),
+    ],
+)
+async def test_a_budget_is_spent_to_its_end_and_not_further(store: Store, name: str, hint: str) -> None:
+    connection = account("0.12", name)
     assert await buy_all(store, connection, 20) == 12
     assert document(store) == {"version": 1, "currency": "USD", "spent": 12 * CENT, "leases": {}}
     with pytest.raises(OverBudgetError) as caught:
@@ -118,13 +128,15 @@ async def test_a_budget_is_spent_to_its_end_and_not_further(store: Store) -> Non
             await buy(budgets, connection)
     said = str(caught.value)
     assert "0.01 USD" in said
+    assert f"the {name.replace('_', ' ')} of connection 'shop' does not cover" in said
     assert "0.12 USD, 0.12 are spent and 0 are leased" in said
-    assert re.search(r"next budget at \d{4}-\d\d-\d\d 00:00 UTC", said)
+    assert re.search(hint, said)
     assert "No money was spent." in said
 
 
-async def test_workers_at_once_never_pass_it_and_leave_nothing_unspent(store: Store) -> None:
-    connection = account("0.24")
+@each_budget
+async def test_workers_at_once_never_pass_it_and_leave_nothing_unspent(store: Store, name: str) -> None:
+    connection = account("0.24", name)
     bought: list[int] = []
 
     def work() -> None:  # a worker of its own, with an event loop of its own
@@ -139,8 +151,9 @@ async def test_workers_at_once_never_pass_it_and_leave_nothing_unspent(store: St
     assert document(store) == {"version": 1, "currency": "USD", "spent": 24 * CENT, "leases": {}}
 
 
-async def test_images_of_one_worker_that_are_bought_at_once_share_its_leases(store: Store) -> None:
-    connection = account("0.09")
+@each_budget
+async def test_images_of_one_worker_that_are_bought_at_once_share_its_leases(store: Store, name: str) -> None:
+    connection = account("0.09", name)
     async with worker(store, 100) as budgets:
         ended = await asyncio.gather(*(buy(budgets, connection) for _ in range(12)), return_exceptions=True)
         assert len(document(store)["leases"]) == 1
@@ -165,13 +178,15 @@ async def test_a_worker_writes_far_less_often_than_it_buys_and_gives_the_rest_ba
     assert store.writes == 2  # the second lease, and the end
 
 
-async def test_who_buys_one_image_leases_the_price_of_one(store: Store) -> None:
-    async with worker(store) as budgets, budgets.reserved(account(100), "default", CENT):
+@each_budget
+async def test_who_buys_one_image_leases_the_price_of_one(store: Store, name: str) -> None:
+    async with worker(store) as budgets, budgets.reserved(account(100, name), ITEM, CENT):
         assert list(document(store)["leases"].values()) == [CENT]
 
 
-async def test_a_killed_worker_loses_at_most_a_hundredth_of_the_budget(store: Store) -> None:
-    connection = account(2)
+@each_budget
+async def test_a_killed_worker_loses_at_most_a_hundredth_of_the_budget(store: Store, name: str) -> None:
+    connection = account(2, name)
     for _ in range(5):
         killed = Budgets(store, LOG)
         killed.expect(1000)
@@ -195,14 +210,15 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], bool]] = {
 }
 
 
+@each_budget
 @pytest.mark.parametrize(("answer", "spent"), OUTCOMES.values(), ids=OUTCOMES)
 async def test_what_may_have_been_paid_for_is_spent_and_what_was_not_is_given_back(
-    tmp_path: Path, answer: Callable[[], Any], spent: bool
+    tmp_path: Path, answer: Callable[[], Any], spent: bool, name: str
 ) -> None:
     store = LocalStore(str(tmp_path))
     async with worker(store) as budgets:
         with contextlib.suppress(GeminiImageError, ConnectionResetError, asyncio.CancelledError):
-            async with budgets.reserved(account(1), "default", CENT) as reservation:
+            async with budgets.reserved(account(1, name), ITEM, CENT) as reservation:
                 await reservation.spend(answer())
     assert document(store)["spent"] == (CENT if spent else 0)
 
@@ -214,7 +230,7 @@ async def test_an_answer_that_says_no_counts_as_it_says(tmp_path: Path, billed: 
     async def refused() -> JobStatus:
         return JobStatus(JobState.FAILED, error=GeminiImageError("no", billed=billed))
 
-    async with worker(store) as budgets, budgets.reserved(account(1), "default", CENT) as reservation:
+    async with worker(store) as budgets, budgets.reserved(account(1), ITEM, CENT) as reservation:
         await reservation.spend(refused())
     assert document(store)["spent"] == spent
 
@@ -222,16 +238,19 @@ async def test_an_answer_that_says_no_counts_as_it_says(tmp_path: Path, billed: 
 async def test_who_did_not_send_gives_it_back(store: Store) -> None:
     async with worker(store) as budgets:
         for _ in range(3):
-            async with budgets.reserved(account("0.01"), "default", CENT) as reservation:
+            async with budgets.reserved(account("0.01"), ITEM, CENT) as reservation:
                 assert isinstance(reservation, Reservation)
     assert document(store)["spent"] == 0
 
 
+@each_budget
 @pytest.mark.parametrize("loss", ["nothing", "after", "before"])
 @pytest.mark.parametrize("operation", ["create", "replace"])
-async def test_an_answer_of_the_store_that_gets_lost_changes_no_sum(store: Store, operation: str, loss: str) -> None:
+async def test_an_answer_of_the_store_that_gets_lost_changes_no_sum(
+    store: Store, operation: str, loss: str, name: str
+) -> None:
     wire = Wire(store, "budgets/")
-    connection = account("0.20")
+    connection = account("0.20", name)
     async with worker(wire, 20) as budgets:
         for number, used in enumerate(["create", "replace", "replace"]):
             wire.once[used] = loss if (number, used) in ((0, operation), (1, operation)) else ""
@@ -260,24 +279,26 @@ BROKEN = {
 }
 
 
+@each_budget
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 async def test_a_document_that_can_not_be_read_is_an_error_that_names_it_and_nothing_is_bought(
-    tmp_path: Path, data: bytes
+    tmp_path: Path, data: bytes, name: str
 ) -> None:
     store = LocalStore(str(tmp_path))
-    await buy_all(store, account(1), 1)
+    await buy_all(store, account(1, name), 1)
     [key] = documents(store)
     (tmp_path / key).write_bytes(data)
     with pytest.raises(LedgerError, match=re.escape(key)) as caught:
-        await buy_all(store, account(1), 1)
+        await buy_all(store, account(1, name), 1)
     assert "No money was spent." in str(caught.value)
     assert (tmp_path / key).read_bytes() == data
 
 
-async def test_a_currency_that_changed_during_the_day_is_refused(store: Store) -> None:
-    await buy_all(store, account(1), 1)
+@each_budget
+async def test_a_currency_that_changed_meanwhile_is_refused(store: Store, name: str) -> None:
+    await buy_all(store, account(1, name), 1)
     with pytest.raises(BadRequestError, match="is in USD, but connection 'shop' now uses credits"):
-        await buy_all(store, account(1, price_currency="credits"), 1)
+        await buy_all(store, account(1, name, price_currency="credits"), 1)
 
 
 async def test_connections_and_namespaces_have_budgets_of_their_own(tmp_path: Path) -> None:
@@ -287,17 +308,17 @@ async def test_connections_and_namespaces_have_budgets_of_their_own(tmp_path: Pa
     )
     async with worker(store) as budgets:
         for connection, namespace in ((account(1), "a"), (account(1), "b"), (other, "a")):
-            async with budgets.reserved(connection, namespace, CENT) as reservation:
-                await reservation.spend(paid())
+            await buy(budgets, connection, item=replace(ITEM, namespace=namespace))
     folders = sorted(key.rpartition("/")[0] for key in documents(store))
     assert folders == ["budgets/a/..%2Fother", "budgets/a/shop", "budgets/b/shop"]
 
 
-async def test_a_budget_that_was_raised_counts_at_once_and_one_that_was_lowered_too(store: Store) -> None:
-    assert await buy_all(store, account("0.02"), 5) == 2
-    assert await buy_all(store, account("0.04"), 5) == 2
-    assert await buy_all(store, account("0.01"), 5) == 0
-    assert await buy_all(store, account(0), 5) == 0
+@each_budget
+async def test_a_budget_that_was_raised_counts_at_once_and_one_that_was_lowered_too(store: Store, name: str) -> None:
+    assert await buy_all(store, account("0.02", name), 5) == 2
+    assert await buy_all(store, account("0.04", name), 5) == 2
+    assert await buy_all(store, account("0.01", name), 5) == 0
+    assert await buy_all(store, account(0, name), 5) == 0
 
 
 # Midnight
@@ -320,7 +341,7 @@ async def test_at_midnight_by_the_stores_clock_there_is_a_new_budget_and_what_wa
     before_midnight = 86400 - store.now() % 86400 - 30
     store.shift = before_midnight
     connection = account("0.02")
-    async with worker(store, 5) as yesterday, yesterday.reserved(connection, "default", CENT) as reservation:
+    async with worker(store, 5) as yesterday, yesterday.reserved(connection, ITEM, CENT) as reservation:
         store.shift = before_midnight + 60
         assert await buy_all(store, connection, 5) == 2
         await reservation.spend(paid())
@@ -354,6 +375,105 @@ async def test_the_day_is_the_one_of_the_buckets_clock(s3: str) -> None:
     async with worker(store) as budgets:
         await buy(budgets, account(1))
     assert [key.rpartition("/")[2] for key in documents(store)] == ["2049-12-31.json"]
+
+
+# A DAG run
+
+
+@pytest.mark.parametrize("images", [2, 3, 5])
+async def test_a_run_budget_of_a_few_images_buys_exactly_these_however_many_tasks_want_one_at_once(
+    store: Store, images: int
+) -> None:
+    connection = account(Decimal(images) / 100, "run_budget")
+    bought: list[int] = []
+    together = threading.Barrier(8)
+
+    def task(number: int) -> None:
+        together.wait()
+        bought.append(asyncio.run(buy_all(store, connection, 1 if number % 2 else 3)))  # mapped tasks, and batches
+
+    threads = [threading.Thread(target=task, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert sum(bought) == images
+    assert document(store) == {"version": 1, "currency": "USD", "spent": images * CENT, "leases": {}}
+
+
+async def test_a_killed_task_takes_one_image_of_a_small_run_budget_and_no_more(store: Store) -> None:
+    connection = account("0.03", "run_budget")
+    killed = Budgets(store, LOG)
+    killed.expect(100)
+    await buy(killed, connection)
+    assert await buy_all(store, connection, 5) == 2
+    assert list(document(store)["leases"].values()) == [CENT]
+    assert await buy_all(store, account("0.04", "run_budget"), 5) == 1
+
+
+async def test_each_run_dag_namespace_and_connection_has_a_run_budget_of_its_own(store: Store) -> None:
+    shop = account("0.01", "run_budget")
+    other = replace(shop, conn_id="runs")
+    items = [
+        ITEM,
+        replace(ITEM, run_id="2026-11-29"),
+        replace(ITEM, dag_id="a/b", run_id="../c"),
+        replace(ITEM, namespace="second"),
+        replace(ITEM, task_id="another", map_index=7, item="0123456789abcdef"),  # of the same run
+    ]
+    async with worker(store) as budgets:
+        for item in items[:-1]:
+            await buy(budgets, shop, item=item)
+        await buy(budgets, other)
+        with pytest.raises(OverBudgetError):
+            await buy(budgets, shop, item=items[-1])
+    assert sorted(documents(store)) == [
+        "budgets/default/runs/runs/shop/manual__1.json",
+        "budgets/default/shop/runs/a%2Fb/..%2Fc.json",
+        "budgets/default/shop/runs/shop/2026-11-29.json",
+        "budgets/default/shop/runs/shop/manual__1.json",
+        "budgets/second/shop/runs/shop/manual__1.json",
+    ]
+
+
+async def test_the_budgets_of_a_day_and_of_a_run_hold_at_once_and_what_one_refuses_the_other_does_not_lose(
+    store: Store,
+) -> None:
+    first, second = ITEM, replace(ITEM, run_id="manual__2")
+
+    async def bought(item: Item, wanted: int = 10) -> int:
+        connection = account("0.05", run_budget="0.03")
+        async with worker(store, wanted) as budgets:
+            ended = [buy(budgets, connection, item=item) for _ in range(wanted)]
+            errors = [each for each in await asyncio.gather(*ended, return_exceptions=True) if each is not None]
+        assert all(isinstance(each, OverBudgetError) for each in errors)
+        return wanted - len(errors)
+
+    assert await bought(first) == 3  # the run's budget ends first
+    assert await bought(second) == 2  # the day's
+    found = documents(store)
+    spent = {key.rpartition("/")[2]: each["spent"] // CENT for key, each in found.items()}
+    assert [spent.pop("manual__1.json"), spent.pop("manual__2.json"), *spent.values()] == [3, 2, 5]
+    assert not any(each["leases"] for each in found.values())
+
+
+async def test_a_task_of_a_run_whose_budget_is_spent_leases_nothing_of_the_day(store: Store) -> None:
+    connection = account(100, run_budget="0.01")
+    async with worker(store, 100) as budgets:
+        await buy(budgets, connection)
+        day = next(each for key, each in documents(store).items() if "/runs/" not in key)
+        for _ in range(3):
+            with pytest.raises(OverBudgetError):
+                await buy(budgets, connection)
+        assert day in documents(store).values()
+
+
+async def test_midnight_is_no_new_budget_for_a_run(tmp_path: Path) -> None:
+    store = Shifted(str(tmp_path))
+    connection = account("0.02", "run_budget")
+    assert await buy_all(store, connection, 1) == 1
+    store.shift = 5 * 86400.0
+    assert await buy_all(store, connection, 5) == 1
 
 
 # What an image costs
@@ -613,3 +733,61 @@ def test_images_of_single_tasks_share_the_daily_budget_and_the_refused_ones_cost
         ).expand(prompt=["a", "b", "c", "d"])
     airflow.run_dag(dag)
     assert len(sandbox.ledger()) == 2
+
+
+# The budget of a DAG run, in Airflow
+
+
+def test_all_tasks_of_a_run_share_its_budget_with_their_mapped_tasks_and_batches(
+    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
+) -> None:
+    more: dict[str, Any] = {"geminiimg_conn_id": capped(run_budget="0.48"), "resolution": "1K", "poll_interval": 0.05}
+    with DAG("whole", schedule=None) as dag:  # an image costs 0.0672
+        first = GeminiImageGenerateOperator(task_id="first", prompt="a fox", **more)
+        mapped = GeminiImageGenerateOperator.partial(task_id="mapped", **more).expand(prompt=["a", "b", "c"])
+        batch = GeminiImageBatchOperator(task_id="batch", requests=list("defgh"), min_success=0, **more)
+        last = GeminiImageSubmitOperator(task_id="pictures", prompt="too late", **more)
+        first >> mapped >> batch >> last
+    run = airflow.run_dag(dag)
+    assert len(sandbox.ledger()) == 7
+    assert run.task("batch").value["counts"]["landed"] == 3
+    said = str(why(run))
+    assert "which the run budget of connection 'capped' does not cover: of 0.48 USD, 0.4704 are spent and 0 are" in said
+    assert "No money was spent. Raise run_budget on the connection, then clear the task." in said
+    assert airflow.run_dag(one("capped"), run_id="another").state == "success"  # a run of its own
+
+
+def test_retries_and_clears_of_a_run_continue_its_budget_and_go_on_when_it_is_raised(
+    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], s3_root: str
+) -> None:
+    def dag() -> DAG:
+        return one(conn_id, on_clear="regenerate")
+
+    conn_id = capped(run_budget="0.1344")
+    run = airflow.run_dag(dag())
+    run.clear("pictures")
+    assert run.state == "success", run.log
+    assert len(sandbox.ledger()) == 2
+    for again in (run.clear, run.retry):
+        again("pictures")
+        error = why(run)
+        assert isinstance(error, OverBudgetError)
+        assert error.billed is Billed.NO
+        assert "of 0.1344 USD, 0.1344 are spent and 0 are leased" in str(error)
+    assert len(sandbox.ledger()) == 2
+    capped(run_budget="0.2016")
+    run.clear("pictures")
+    assert run.state == "success", run.log
+    assert len(sandbox.ledger()) == 3
+    assert document(open_store(s3_root, AIRFLOW_OPENERS))["spent"] == 3 * 67_200
+
+
+def test_a_price_that_is_not_known_is_refused_under_a_run_budget_by_a_task_and_by_a_batch(
+    airflow: AirflowHarness, sandbox: Sandbox, capped: Callable[..., str], local_root: str
+) -> None:
+    conn_id = capped(run_budget=100, price_currency="credits")
+    for dag in (one(conn_id), many(conn_id)):
+        error = why(airflow.run_dag(dag))
+        assert type(error) is BadRequestError
+        assert "a cap is set (run_budget)" in str(error)
+    assert not sandbox.calls()

@@ -43,6 +43,7 @@ from airflow_provider_geminiimg.core.images.inspection import MAX_SIDE, inspect_
 from airflow_provider_geminiimg.core.ledger import budget as budget_module
 from airflow_provider_geminiimg.core.ledger import file_names
 from airflow_provider_geminiimg.core.ledger.budget import Budgets
+from airflow_provider_geminiimg.core.ledger.caps import daily_cap
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, is_record_key, record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
@@ -549,8 +550,8 @@ def test_any_plan_any_budget_and_any_kept_request_is_read_or_refused(data: bytes
     as_json(GalleryShelf(Ledger(store), "default", files).summary(RecordFilter(ITEM.dag_id, ITEM.run_id)))
     budget = {"daily_budget": 1, "price_base": 0.1, "price_currency": "USD"}
     account = replace(connection("1min"), **{name: Decimal(str(v)) if v != "USD" else v for name, v in budget.items()})
-    lease = budget_module._Lease("budgets/default/c/2026-01-01.json", "c", account)
-    store.held[lease.key] = data
+    lease = budget_module._Lease(daily_cap(account, "default", "2026-01-01"), "c")
+    store.held[lease.cap.key] = data
     with contextlib.suppress(LedgerError, BadRequestError, OverBudgetError):
         given_ = Budgets(store, SteadyLogs(logging.getLogger("fuzz")))._lease_more(lease, 100)
         assert given_ >= 100

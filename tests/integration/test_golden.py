@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_geminiimg.core.batch.plan import Plan
-from airflow_provider_geminiimg.core.ledger.budget import Day
+from airflow_provider_geminiimg.core.ledger.budget import BudgetDocument
 from airflow_provider_geminiimg.core.ledger.file_names import NameClaim, is_sidecar_of, read_claim
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, Item
@@ -32,7 +32,7 @@ from airflow_provider_geminiimg.core.storage import Files, Store, open_store
 from airflow_provider_geminiimg.exceptions import KINDS, BadRequestError, Billed, from_dict
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from tests.harness.golden import FOLDER, INPUT, ROOT, Stable, joined, make_bucket, parted, remove_bucket
-from tests.harness.golden_stories import FILES, STORIES, Story, capped, landed
+from tests.harness.golden_stories import FILES, STORIES, Story, capped, capped_for_a_run, landed
 from tests.harness.records import make_record
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def test_what_a_story_leaves_behind_is_what_it_was(
     tell: Callable[[Story], None], conn: str, airflow: AirflowHarness, sandbox: Sandbox, root: None,
     connect: Callable[..., str],
 ) -> None:  # fmt: skip
-    budget = {"price_base": 0.1, "price_currency": "USD", "daily_budget": 0.08} if tell is capped else {}
+    cap = {capped: "daily_budget", capped_for_a_run: "run_budget"}.get(tell)
+    budget = {} if cap is None else {"price_base": 0.1, "price_currency": "USD", cap: 0.08}
     connect(conn, **sandbox.connection("1min" if conn == "onemin" else conn, requests_per_minute=100_000, **budget))
     story = Story(airflow, sandbox, conn)
     tell(story)
@@ -166,7 +167,7 @@ def kept(here: Store, there: Store, key: str) -> None:
 
 
 def budget(here: Store, there: Store, key: str) -> None:
-    there.create(key, Day.model_validate_json(bytes_at(here, key)).model_dump_json().encode())
+    there.create(key, BudgetDocument.model_validate_json(bytes_at(here, key)).model_dump_json().encode())
 
 
 def entry(here: Store, there: Store, key: str) -> None:

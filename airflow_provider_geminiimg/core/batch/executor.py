@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.execution.boundary import as_outcome, close
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import BILLABLE_WAIT, DEFAULT_CONCURRENCY
-from airflow_provider_geminiimg.core.ledger.budget import DailyBudgetSpentError
+from airflow_provider_geminiimg.core.ledger.caps import BudgetSpentError
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import Refuse
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
@@ -43,7 +43,7 @@ UNKNOWNS = 3  # unknown outcomes in a row; then no new images, because each may 
 PROGRESS_SECONDS = 10.0
 _ACCOUNT = (
     InsufficientBalanceError,
-    DailyBudgetSpentError,
+    BudgetSpentError,
     AuthenticationError,
 )  # every further image would fail in the same way
 

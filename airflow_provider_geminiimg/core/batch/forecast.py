@@ -14,7 +14,7 @@ from decimal import Decimal
 from airflow_provider_geminiimg.core.batch.executor import BatchContext
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedImage
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.ledger.budget import price_of_all, refuse_over
+from airflow_provider_geminiimg.core.ledger.caps import caps_set, price_of_all, refuse_over
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, ImageState, Policy, Poll, Step, Submit, decide
 from airflow_provider_geminiimg.core.purchase.history import ImageHistory
@@ -75,7 +75,7 @@ async def refusals(
     :returns: errors by fingerprint; empty if the batch may start.
     """
     connection = batch.connection
-    if max_cost is None and connection.daily_budget is None:
+    if not caps_set(connection, max_cost):
         return {}
     distinct = list({item.fingerprint: item for item in items}.values())
     wanted: list[PlannedImage] = []

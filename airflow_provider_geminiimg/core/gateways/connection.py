@@ -99,6 +99,7 @@ _EXTRAS: Mapping[str, _Extra] = {
     "prices": _Extra(parse_prices, ALLOWED, NO_PRICES),
     "price_currency": _choice(CURRENCIES),
     "daily_budget": _AMOUNT,
+    "run_budget": _AMOUNT,
     "allow_http": _Extra(_flag, "true or false", default=False),
 }
 EXTRAS = tuple(_EXTRAS)
@@ -119,6 +120,7 @@ class GatewayConnection:
     :param price_base: price of a 1K image of the default model in this account; ``None``: the catalogue's price.
     :param price_currency: ``USD`` (also for ``None``) or ``credits``: the currency of all prices and budgets.
     :param daily_budget: maximum that all workers together may spend in one UTC day; ``None``: no limit.
+    :param run_budget: maximum that one DAG run may spend, in all its tasks and attempts; ``None``: no limit.
     :param prices: prices of this account by model and, optionally, by size; they override `price_base`.
     """
 
@@ -132,6 +134,7 @@ class GatewayConnection:
     price_base: Decimal | None = None
     price_currency: str | None = None
     daily_budget: Decimal | None = None
+    run_budget: Decimal | None = None
     prices: PriceList = NO_PRICES
 
     def own_price(self, row: ModelSpec, resolution: str | None) -> Decimal | None:

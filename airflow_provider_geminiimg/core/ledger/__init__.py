@@ -8,6 +8,7 @@ In reading order:
 - `file_names`: file names, claimed before money is spent
 - `fingerprint_index`: the record that has the image of a request
 - `job_index`: the record that owns a job
-- `budget`: `max_cost` and the daily budget
+- `caps`: which caps apply to a paid request, and its price
+- `budget`: reserves the price from `max_cost` and from the budgets of a day and of a DAG run
 - `manifest`: the result of a task, and the sidecar file of an image
 """

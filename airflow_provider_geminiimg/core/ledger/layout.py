@@ -7,6 +7,7 @@
     index/<namespace>/<dag>/tasks/<task>/<index>.json   the last request of a task
     jobs/<gateway>/<job>.json                     the record that owns a job
     budgets/<namespace>/<connection>/<day>.json   the daily budget of a connection
+    budgets/<namespace>/<connection>/runs/<dag>/<run>.json   the budget of a connection for a DAG run
     batches/<task instance>/<generation>.json     the plan of a batch
     returned/<task instance>/<generation>.json    the request that a decorated function returned
     shown/<task instance>/<try>-<digest>.json     the content of a review
@@ -191,6 +192,11 @@ def job_key(gateway: str, job_id: str) -> str:
 def budget_key(namespace: str, conn_id: str, day: str) -> str:
     """Return the key of a connection's budget for one day."""
     return f"budgets/{_joined(namespace, conn_id)}/{day}.json"
+
+
+def run_budget_key(item: Item, conn_id: str) -> str:
+    """Return the key of a connection's budget for the DAG run of `item`."""
+    return f"budgets/{_joined(item.namespace, conn_id, 'runs', item.dag_id, item.run_id)}.json"
 
 
 # Documents of a task instance

@@ -17,7 +17,7 @@ from dataclasses import replace
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus
 from airflow_provider_geminiimg.core.http.transport import Transport
-from airflow_provider_geminiimg.core.ledger.budget import price_of
+from airflow_provider_geminiimg.core.ledger.caps import price_of
 from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reserve_name
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
@@ -300,9 +300,7 @@ class Purchase:
         key = record_key(self.order.item, step.n)
         self.log.info("Sending paid request %s (record %s): %s.", step.n, key, step.why)
         transport = await self.purchase_context.connect(connection.conn_id)
-        reserved = self.purchase_context.budgets.reserved(
-            connection, self.order.item.namespace, price, self.order.max_cost
-        )
+        reserved = self.purchase_context.budgets.reserved(connection, self.order.item, price, self.order.max_cost)
         # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.
         async with self.turn() as starting:
             if isinstance(starting, Refuse):

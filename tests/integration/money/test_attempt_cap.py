@@ -14,6 +14,7 @@ from airflow_provider_geminiimg.core.gateways import polling
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.ledger.budget import Budgets
+from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.purchase import waiting
 from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.exceptions import NotSentError, OverBudgetError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tests.harness.inprocess import AirflowHarness, Run
 
 PROMPTS = ["a fox", "a wolf", "a bear"]
+ITEM = Item("default", "many", "run", "made", -1)
 ONE = "0.1"  # an image costs 0.0672 here
 
 
@@ -141,7 +143,7 @@ async def test_what_turns_out_unpaid_is_given_back_to_the_attempt(tmp_path: Path
         return JobStatus(JobState.RUNNING, job_id="job")
 
     async def buy(sending: Any) -> None:
-        async with budgets.reserved(connection, "default", 60_000, Decimal("0.1")) as reservation:
+        async with budgets.reserved(connection, ITEM, 60_000, Decimal("0.1")) as reservation:
             await reservation.spend(sending())
 
     for _ in range(2):
@@ -155,9 +157,9 @@ async def test_what_turns_out_unpaid_is_given_back_to_the_attempt(tmp_path: Path
 async def test_what_is_being_sent_counts_before_its_answer(tmp_path: Path) -> None:
     budgets = Budgets(LocalStore(str(tmp_path)), logging.getLogger())
     connection = parse_connection(conn_id="shop", password="key", extra={"gateway": "apimaster"})
-    async with budgets.reserved(connection, "default", 60_000, Decimal("0.1")):
+    async with budgets.reserved(connection, ITEM, 60_000, Decimal("0.1")):
         with pytest.raises(OverBudgetError):
-            async with budgets.reserved(connection, "default", 60_000, Decimal("0.1")):
+            async with budgets.reserved(connection, ITEM, 60_000, Decimal("0.1")):
                 pass
 
 

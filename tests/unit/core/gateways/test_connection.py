@@ -155,6 +155,7 @@ def test_null_and_empty_extras_are_absent() -> None:
         "price_base",
         "price_currency",
         "daily_budget",
+        "run_budget",
         "allow_http",
     )
     for empty in (None, ""):
@@ -171,12 +172,13 @@ def test_numbers_may_come_as_text() -> None:
             "price_base": "0.0672",
             "price_currency": "usd",
             "daily_budget": "12.50",
+            "run_budget": " 0.30 ",
         }
     )
     assert connection.model == "gemini-3-pro-image-preview"
     assert (connection.requests_per_minute, connection.max_concurrency) == (90, 4)
     assert (connection.price_base, connection.price_currency) == (Decimal("0.0672"), "USD")
-    assert connection.daily_budget == Decimal("12.5")
+    assert (connection.daily_budget, connection.run_budget) == (Decimal("12.5"), Decimal("0.3"))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,8 @@ def test_numbers_may_come_as_text() -> None:
         ("daily_budget", -1),
         ("daily_budget", "ten"),
         ("daily_budget", "1e999999999"),
+        ("run_budget", -1),
+        ("run_budget", "three images"),
         ("allow_http", "maybe"),
         ("model", 25),
     ],
