@@ -39,7 +39,7 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "jobs": ("what was paid for: look at it, collect it, settle it", jobs_command.add_arguments, jobs_command.run),
+    "jobs": ("list, collect and resolve what was paid for", jobs_command.add_arguments, jobs_command.run),
     "sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox),
 }
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def root() -> str:
-    """URI of the folder that holds the ledger and, unless told otherwise, the images.
+    """URI of the folder that holds the ledger and, unless configured otherwise, the images.
 
     Default: ``geminiimg`` in ``AIRFLOW_HOME``, on local disk.
     """

@@ -69,7 +69,7 @@ def _serve(ready: Connection, seconds: Sequence[float], size: int) -> None:
 def gateway(seconds: Sequence[float] = (0.0,), *, image_bytes: int = 0) -> Iterator[SandboxClient]:
     """Both gateways in a process of their own.
 
-    :param seconds: the latency of each job, in the order of the submits; they begin anew at the end.
+    :param seconds: the latency of each job, in the order of the submits; they start again at the end.
     :param image_bytes: of every image; 0: about 13 KB.
     """
     with beside(_serve, list(seconds), image_bytes) as url, contextlib.closing(SandboxClient(url)) as client:

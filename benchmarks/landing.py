@@ -74,7 +74,7 @@ async def _land(directory: str, count: int) -> dict[str, float]:
         async def land(record: Record) -> None:
             async with turn:
                 await JobCollector(ImageWriter(purchase_context)).wait(
-                    record, timeout=600, poll_interval=1.0, at_once=True
+                    record, timeout=600, poll_interval=1.0, poll_immediately=True
                 )
 
         wanted = enumerate(prompts(WARM + count))

@@ -81,7 +81,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.idle = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is reset
 
     def peak(self) -> int:
         return _status("VmHWM")

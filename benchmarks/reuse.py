@@ -72,10 +72,10 @@ def _names(count: int) -> list[tuple[str, ...]]:
     connection = GeminiImageHook(CONNECTION).connection()
     rows = [{"prompt": prompt} for prompt in prompts(count)]
     found = image_specs(rows, RowDefaults(SHARED, connection.gateway, connection.model))
-    prints = [fingerprints_of(wish.request, (), connection)[0] for wish in found]
+    prints = [fingerprints_of(spec.request, (), connection)[0] for spec in found]
     return [
-        (print_, prompt_sha256(wish.request.prompt), print_[:16], print_[:12])
-        for print_, wish in zip(prints, found, strict=True)
+        (print_, prompt_sha256(spec.request.prompt), print_[:16], print_[:12])
+        for print_, spec in zip(prints, found, strict=True)
     ]
 
 

@@ -43,14 +43,14 @@ with DAG(
     )
 
     @task
-    def wish(comment: str) -> str:
+    def edit_prompt(comment: str) -> str:
         """Build a prompt with the person's comment. The prompt is not rendered as a template."""
         return f"Add the line 'Good morning.' in the sky. {comment}".strip()
 
     finished = GeminiImageEditOperator.partial(
         task_id="finished",
         geminiimg_conn_id="apimaster",
-        prompt=wish(review.output["comment"]),
+        prompt=edit_prompt(review.output["comment"]),
         # A folder for each run: an existing file is never replaced, and its name is an error.
         output_path="{{ params.folder }}/{{ dag_run.run_after | ts_nodash }}",
     ).expand(image=review.output)

@@ -78,7 +78,7 @@ ATTACKED = (
     Protection(
         "What goes on is what was shown, whatever the XCom says by then",
         "core/purchase/approval.py",
-        "            edited = _canonical(told) != _canonical(shown)\n",
+        "            edited = _canonical(xcom) != _canonical(shown)\n",
         "            edited = False\n",
         tests={"integration/attacks/test_approval.py": "xcom_that_is_edited_while"},
     ),

@@ -44,7 +44,7 @@ def _version_of(files: Mapping[str, bytes]) -> str:
 
 def _page() -> str:
     """Build the page, with the addresses of its files and the data for its script."""
-    told = {
+    data = {
         "routes": {name: {"path": route.path, "query": route.query} for name, route in _HANDED_ON.items()},
         "view": routes.VIEW,
         "frame": routes.FRAME,
@@ -56,7 +56,7 @@ def _page() -> str:
         style=routes.STATIC.at(version=VERSION, name="gallery.css"),
         script=routes.STATIC.at(version=VERSION, name="main.js"),
         preloads="\n    ".join(f'<link rel="modulepreload" href="{address}">' for address in modules),
-        told=html.escape(json.dumps(told)),
+        data=html.escape(json.dumps(data)),
     )
 
 

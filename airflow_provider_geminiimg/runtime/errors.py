@@ -23,7 +23,7 @@ def raise_outcome(error: GeminiImageError) -> NoReturn:
     :raises GeminiImageError: the error itself, otherwise.
     """
     error = without_traceback(error)
-    settled = isinstance(error, IncompleteError) and not error.retryable
-    if settled or isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
+    is_final = isinstance(error, IncompleteError) and not error.retryable
+    if is_final or isinstance(error, BadRequestError | OutcomeUnknownError | MismatchError):
         raise AirflowFailException(str(error)) from error
     raise error

@@ -153,11 +153,11 @@ def finish(task: SensorTask, seen: Record | GeminiImageError) -> dict[str, Any]:
         raise_outcome(seen)
     if seen.state == "failed":
         raise AirflowFailException(str(seen.error)) from seen.error
-    _tell_destination(task, seen)
+    _warn_of_destination(task, seen)
     return finished(dict(seen.manifest or {}), task.arguments.checked("on_mismatch"))
 
 
-def _tell_destination(task: SensorTask, record: Record) -> None:
+def _warn_of_destination(task: SensorTask, record: Record) -> None:
     output_path, file_name = task.arguments["output_path"], task.arguments["file_name"]
     used = [record.destination, *(Destination(**copy["destination"]) for copy in record.copies)]
     other_path = output_path and output_path.rstrip("/") not in [place.directory for place in used]

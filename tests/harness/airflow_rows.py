@@ -18,7 +18,7 @@ DEFERRED = "while deferred"
 DOWNLOADING = "while downloading"
 RUNS_ON = "The task runs on, records the answer and lands the image."
 COLLECTED = "Nothing waits for the job any more. The collect operator lands its image."
-REPORTED = "Nobody knows, and nothing is sent again by itself. The collect operator reports it, a person settles it."
+REPORTED = "Outcome unknown. Nothing is sent again by itself. The collect operator reports it; a person resolves it."
 BOTH = "The new image is bought, the collect operator lands the earlier one."
 
 
@@ -197,7 +197,7 @@ AGAIN, OTHERWISE = (
     "The DAG run is deleted and made again, with another prompt",
 )
 CLEARED, EDIT = "The task is cleared", "The task is cleared after its prompt was edited"
-ANEW = 'The task is cleared with `on_clear="regenerate"`'
+REGENERATE = 'The task is cleared with `on_clear="regenerate"`'
 
 PLANS = [
     _plan("term_intent", SIGTERM, POINTS["intent"].moment, "1min",
@@ -257,10 +257,10 @@ PLANS = [
           "The new image is bought and lands beside the first."),
     _plan("edit_failure", EDIT, "after it failed on the download", "apimaster",
           after_failure(EDITED, collected("success")), TWO, "success", BOTH, **ONCE),
-    _plan("anew_deferred", ANEW, DEFERRED, "1min", while_deferred(REGENERATED, SUCCESS), LANDED, "success",
+    _plan("regenerate_deferred", REGENERATE, DEFERRED, "1min", while_deferred(REGENERATED, SUCCESS), LANDED, "success",
           "The job still runs, and is waited for.", **IN_TRIGGERER),
-    _plan("anew_success", ANEW, "after success", "apimaster", after_success(REGENERATED, SUCCESS),
+    _plan("regenerate_success", REGENERATE, "after success", "apimaster", after_success(REGENERATED, SUCCESS),
           TWO, "success", "A second image is bought, as asked.", asked_again=1),
-    _plan("anew_failure", ANEW, "after it failed on the download", "1min", after_failure(REGENERATED, SUCCESS),
+    _plan("regenerate_failure", REGENERATE, "after it failed on the download", "1min", after_failure(REGENERATED, SUCCESS),
           LANDED, "success", POLLED, **ONCE),
 ]  # fmt: skip

@@ -71,11 +71,11 @@ class LeftBehind:
         :param policy: ``on_unknown``, ``on_clear``.
         :raises GeminiImageError: as the task would.
         """
-        wish = ImageRequest.build(operation="generate", prompt=prompt or f"a fox for {task_id}", resolution="512")
+        request = ImageRequest.build(operation="generate", prompt=prompt or f"a fox for {task_id}", resolution="512")
         connection = self.environment.connection(self.conn_id)
         order = Order(
             item=replace(item, task_id=task_id),
-            request=wish.check(connection.gateway),
+            request=request.check(connection.gateway),
             connection=connection,
             destination=Destination(self.folder, task_id),
             policy=Policy(generation, **policy),

@@ -126,7 +126,7 @@ def stays_unknown(scene: Scene) -> None:
 
 POLLED = "The next attempt asks for the same job and lands its image."
 BOUGHT = "Nothing was sent. The next attempt buys the image."
-UNKNOWN = "Nobody knows, and nothing is sent again by itself. A person settles it."
+UNKNOWN = "Outcome unknown. Nothing is sent again by itself. A person resolves it."
 
 PLANS = [
     *(

@@ -97,8 +97,8 @@ class Shop:
 
     def order(self, **more: Any) -> Order:
         known = {field.name for field in dataclasses.fields(Order)} | {"generation", "on_unknown", "on_clear"}
-        wish = {"operation": "generate", "prompt": PROMPT, "resolution": "512"}
-        wish |= {name: value for name, value in more.items() if name not in known}
+        request = {"operation": "generate", "prompt": PROMPT, "resolution": "512"}
+        request |= {name: value for name, value in more.items() if name not in known}
         policy = Policy(more.get("generation", 0), more.get("on_unknown", "fail"), more.get("on_clear", "reuse"))
         values = {name: value for name, value in more.items() if name in known and not hasattr(Policy, name)}
         values = {name: value for name, value in values.items() if name not in ("generation", "on_unknown", "on_clear")}
@@ -112,7 +112,7 @@ class Shop:
             "poll_interval": 0.03,
         }
         order = {**usual, **values}
-        order["request"] = order["request"] or ImageRequest.build(**wish).check(self.gateway)
+        order["request"] = order["request"] or ImageRequest.build(**request).check(self.gateway)
         return Order(**order)
 
     @asynccontextmanager

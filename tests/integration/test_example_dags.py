@@ -191,7 +191,7 @@ def test_review_publishes_nothing_of_what_a_person_rejects(
     people.answer(run, "review", "Reject")
     run.go_on()
     assert run.state == "success", run.log
-    assert {run.task(task_id).state for task_id in ("wish", "finished", "publish")} == {"skipped"}
+    assert {run.task(task_id).state for task_id in ("edit_prompt", "finished", "publish")} == {"skipped"}
     assert len(sandbox.ledger()) == 5
 
 

@@ -296,7 +296,7 @@ def test_any_bytes_that_an_api_sends_are_a_value_or_an_outcome(
     @given(WIRE_ANSWERS, st.sampled_from([PROMPT, None]))
     def answered(answer: bytes, prompt: str | None) -> None:
         wire.answer = answer
-        for name, call in calls(gateway, account.base_url).items():  # made anew, as what is paid for is sent once
+        for name, call in calls(gateway, account.base_url).items():  # made again, because what is paid for is sent once
             note(name)
             rate_limit._limiters.clear()  # or uploads would wait for their turn
             is_fit(loop.run_until_complete(ask(call, prompt)), billable=call.billable, known=prompt is not None)
@@ -580,7 +580,7 @@ def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
         except BadRequestError as error:
             is_short(error)
             return
-        are_wished_or_refused(rows, template)
+        are_specs_or_refused(rows, template)
 
     read()
 
@@ -588,7 +588,7 @@ def test_any_file_of_rows_is_rows_or_refused(tmp_path: Path) -> None:
 @warned
 @fuzz
 @given(ROWS, TEMPLATES)
-def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None) -> None:
+def test_any_list_of_rows_is_specs_or_refused(value: Any, template: str | None) -> None:
     files = Files(Openers(s3_client=lambda conn_id: None))
     for given_ in (value, json.dumps(value)):
         try:
@@ -596,20 +596,20 @@ def test_any_list_of_rows_is_wishes_or_refused(value: Any, template: str | None)
         except BadRequestError as error:
             is_short(error)
             continue
-        are_wished_or_refused(rows, template)
+        are_specs_or_refused(rows, template)
 
 
-def are_wished_or_refused(rows: Any, template: str | None) -> None:
+def are_specs_or_refused(rows: Any, template: str | None) -> None:
     for gateway, shared in itertools.product(GATEWAYS, ({}, {"prompt": "a {sku} in {x}"})):
         try:
             wanted = image_specs(rows, RowDefaults(shared, gateway, file_name=template))
         except BadRequestError as error:
             is_short(error)
             continue
-        for wish in wanted:
-            assert wish.place.isprintable()
-            assert wish.stem is None or not {"/", "\0"} & {*wish.stem}
-            assert pydantic_core.to_json({"labels": wish.labels, "values": wish.request.fields()})
+        for spec in wanted:
+            assert spec.place.isprintable()
+            assert spec.stem is None or not {"/", "\0"} & {*spec.stem}
+            assert pydantic_core.to_json({"labels": spec.labels, "values": spec.request.fields()})
 
 
 def is_short(error: GeminiImageError) -> None:

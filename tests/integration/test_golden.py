@@ -4,7 +4,7 @@ Each story runs tasks against the sandbox. Its file shows what they left under t
 (``=== ledger/...``), then what lies there; of images only their kind. Of a second moment (``=== * ...``) it shows what
 is new, changed or gone. Values that are random, times, or the gateway's are replaced, see `tests.harness.golden`.
 
-To write the files anew, where what is written is meant to change:
+To write the files again, where what is written is meant to change:
 ``GOLDEN=write pytest tests/integration/test_golden.py``.
 """
 
@@ -118,7 +118,7 @@ def test_an_error_that_was_written_is_read_as_it_was(kind: str) -> None:
 
 
 MODELS = (None, "gemini-2.5-flash-image", "gemini-3-pro-image", "gemini-3-pro-image-preview", "gemini-3.1-flash-image")
-WISHES: tuple[dict[str, Any], ...] = (
+REQUESTS: tuple[dict[str, Any], ...] = (
     {}, {"resolution": "4K"}, {"resolution": "512"}, {"aspect_ratio": "16:9"}, {"aspect_ratio": "8:1"}, {"variant": 2},
     {"variant": "b"}, {"temperature": 0.5}, {"top_p": 1}, {"google_search": True}, {"google_image_search": True},
     {"prompt": "ein größerer Fuchs 🦊"}, {"operation": "edit", "image": INPUT},
@@ -139,8 +139,8 @@ def test_a_fingerprint_is_what_it_was(gateway: str) -> None:
         digests = ["0" * 64] * len(request.input_images)
         return [*request.fingerprints(input_sha256=digests, base_url_host="api.invalid", conn_id="shop")]
 
-    wishes = [{"model": model, **wish} for model in MODELS for wish in WISHES]
-    compare(f"fingerprints.{gateway}.txt", joined((json.dumps(wish), "\n".join(known_as(wish))) for wish in wishes))
+    requests = [{"model": model, **each} for model in MODELS for each in REQUESTS]
+    compare(f"fingerprints.{gateway}.txt", joined((json.dumps(each), "\n".join(known_as(each))) for each in requests))
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------

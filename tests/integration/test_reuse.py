@@ -29,10 +29,10 @@ from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord,
 from airflow_provider_geminiimg.core.purchase import lifecycle, reuse_decision, submission
 from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord
 from airflow_provider_geminiimg.core.purchase.reuse_decision import (
-    Buy,
+    Claim,
+    CopyFrom,
     IndexedImage,
     ReuseDecision,
-    Take,
     copy_of,
     decide_reuse,
 )
@@ -88,23 +88,23 @@ def failed(error: GeminiImageError) -> Record:
 
 
 def test_nothing_in_the_index_is_bought() -> None:
-    assert decided(None, entry=None) == Buy(FIRST, None)
+    assert decided(None, entry=None) == Claim(FIRST, None)
 
 
 def test_an_entry_of_the_tasks_own_is_written_anew_so_that_nobody_else_takes_it_for_left() -> None:
-    assert decided(None, own=True) == Buy(FIRST, ENTRY)
+    assert decided(None, own=True) == Claim(FIRST, ENTRY)
 
 
 @pytest.mark.parametrize("record", [landed(), submitted(), make_record()], ids=lambda record: record.state)
 def test_a_clear_that_asks_for_a_new_image_gets_one_whatever_the_index_says(record: Record) -> None:
     step = dataclasses.replace(FIRST, regenerate=True)
-    assert decided(record, step, intact="there") == Buy(step, ENTRY)
+    assert decided(record, step, intact="there") == Claim(step, ENTRY)
 
 
 def test_an_entry_without_its_record_is_waited_for_and_then_taken_over() -> None:
     assert decided(None) == WaitForRecord(reuse_decision.ENTRY_SECONDS - 1.0)
     lot = decided(None, entry=dataclasses.replace(ENTRY, age=reuse_decision.ENTRY_SECONDS))
-    assert isinstance(lot, Buy)
+    assert isinstance(lot, Claim)
     assert lot.over is not None
 
 
@@ -114,14 +114,14 @@ def test_nobody_sends_as_long_after_its_entry_as_it_takes_to_be_given_up() -> No
 
 def test_what_has_landed_is_taken() -> None:
     record = landed()
-    assert decided(record, intact="there") == Take(record)
+    assert decided(record, intact="there") == CopyFrom(record)
 
 
 @pytest.mark.parametrize("image", ["gone", "changed"])
 def test_what_is_not_there_as_it_landed_is_bought_and_the_reason_names_the_record(image: Any) -> None:
     record = landed()
     lot = decided(record, intact=image)
-    assert isinstance(lot, Buy)
+    assert isinstance(lot, Claim)
     assert record.key in lot.step.why
 
 
@@ -153,7 +153,7 @@ def test_what_nobody_knows_follows_the_tasks_own_on_unknown(record: Record) -> N
     assert isinstance(error, OutcomeUnknownError)
     assert record.key in str(error)
     lot = decided(record, policy=Policy(0, "resubmit"), age=1000.0)
-    assert isinstance(lot, Buy)
+    assert isinstance(lot, Claim)
     assert lot.step.resubmission
 
 
@@ -164,7 +164,7 @@ def test_what_was_sent_again_once_is_not_sent_again_because_of_another_ones_unkn
 
 @pytest.mark.parametrize("error", [AuthenticationError("No."), InsufficientBalanceError("No."), NotSentError("No.")])
 def test_what_failed_unpaid_is_bought(error: GeminiImageError) -> None:
-    assert isinstance(decided(failed(error)), Buy)
+    assert isinstance(decided(failed(error)), Claim)
 
 
 def test_what_failed_after_payment_is_the_same_failure_here_and_names_the_record() -> None:
@@ -576,7 +576,7 @@ def test_of_many_claimants_of_an_entry_one_gets_it(root: str, taken: bool) -> No
         key = index_key(record.key, record.fingerprint)
         over = read_entry(store, key)
         together.wait(30)
-        return Buy(FIRST, over).claim(store, record)
+        return Claim(FIRST, over).write(store, record)
 
     with ThreadPoolExecutor(claimants) as pool:
         for race in range(races):

@@ -37,7 +37,7 @@ from tests.harness.rows import (
 
 PAGE = "<html><body>A timeout occurred</body></html>"
 POLL, DOWNLOAD, JOB = "on a poll", "on the download", "at the job's end"
-ASKED_AGAIN = "That says nothing about the job. The next poll asks again."
+ASKED_AGAIN = "A failed poll does not fail the job: it is polled again."
 LANDS_LATER = "The next attempt polls the same job and downloads again, at no cost."
 BOUGHT_AGAIN = 'Nothing is sent again. A Clear with `on_clear="regenerate"` buys again.'
 FORGOTTEN: Mapping[str, Mapping[str, Any]] = {
@@ -93,7 +93,7 @@ def link_is_cut_off(stage: Play) -> None:
 
 
 CASES = [
-    Case("429 with Retry-After", POLL, "The next poll waits as long as it was told to.",
+    Case("429 with Retry-After", POLL, "The next poll waits as long as `Retry-After` says.",
          faults=({"route": "status", "status": 429, "headers": {"Retry-After": "1"}},)),
     Case("429 without Retry-After, many times", POLL, "The polls slow down. The job is not given up for that.",
          faults=({"route": "status", "status": 429, "times": 7},)),
@@ -104,7 +104,7 @@ CASES = [
     Case("No answer comes in time", POLL, ASKED_AGAIN, faults=({"route": "status", "hold": True},),
          patches=QUICK_CALLS),
     Case("502 for as long as the attempt asks", POLL,
-         "The attempt gives up and leaves the job alone. The next attempt polls the same job.",
+         "The attempt gives up; the job keeps running. The next attempt polls the same job.",
          prepare=polls_fail, attempts=2),
     Case("Done, with the link still missing", POLL, "The next poll asks for the link again.",
          prepare=no_link_at_first),

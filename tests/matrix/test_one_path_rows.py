@@ -136,7 +136,7 @@ def without(lose: Callable[[Play], Callable[[], None]]) -> Callable[[Play], None
 
 def is_gone(event: str, lose: Callable[[Play], Callable[[], None]], **more: Any) -> list[Case]:
     """Once after the image has landed, and once while its job is still to be collected."""
-    then = "Airflow remembers it: nothing is sent, the error says so. Bring it back, then clear: nothing is bought."
+    then = "Airflow's task state names it: nothing is sent, the error says so. Restore it and clear: nothing is bought."
     return [
         Case(event, "after the image has landed", then, mend=without(lose), images=3, where=BOTH_PATHS, **more),
         Case(event, "while a job is to be collected", then, prepare=download_fails, between=without(lose),
@@ -202,8 +202,8 @@ REMEMBERED = [
          "Nothing is sent, the error names `namespace`. A Clear returns this one's own images, which lie there.",
          TWO_LANDED, between=another_airflow, error=LedgerError, says="namespace", attempts=3, mend=nothing,
          images=2, where=IN_BATCHES),
-    Case("Airflow gets a task state store, and the prompt renders anew", "between two attempts",
-         "Nobody told Airflow of the record, so that it can't miss it: the recorded request counts.",
+    Case("Airflow gets a task state store, and the prompt renders differently", "between two attempts",
+         "Airflow's task state has no entry for the record, so no record is missing: the recorded request counts.",
          patches=((_compat, "HAS_TASK_STATE_STORE", False),), prepare=download_fails, between=with_a_state_store,
          attempts=2, images=2, where=EITHER),
 ]  # fmt: skip
@@ -301,9 +301,9 @@ JOBS = [
          arguments={"on_unknown": "resubmit"}, prepare=download_fails, between=points_elsewhere, attempts=2,
          error=BadRequestError, still=("retry", "clear"), mend=points_back, images=2, where=EITHER),
     Case("A poll is answered with another job's record", "while a job is running",
-         "That says nothing about the job. The next poll asks again.",
+         "A failed poll does not fail the job: it is polled again.",
          prepare=polls_name_another_job, expected=TWO_LANDED, where=EITHER),
-    Case("A person settles an unknown outcome with another record's job", "after the answer was lost",
+    Case("A person resolves an unknown outcome with another record's job", "after the answer was lost",
          "It is refused: a job belongs to one record.",
          UNKNOWN_PAID, faults=({"route": "submit", "drop": True, "charge": "after"},), error=OutcomeUnknownError,
          holds=is_no_answer_to_another, where=EITHER),

@@ -104,6 +104,6 @@ def test_an_image_that_is_not_the_one_that_landed_is_never_copied(stage: Play, w
     balance = stage.balance(asked_again=1)
     assert balance == dataclasses.replace(LANDED, submitted=3, paid=3, landed=3)
     event = f'The image that a task with `reuse="dag"` would copy {what}'
-    then = "It is bought anew, nothing wrong is copied. "
+    then = "It is bought again, nothing wrong is copied. "
     then += "Once nothing lies there, its own task lands it again at no cost."
     stage.save("storage", Case(event, "between two tasks", then), balance)

@@ -99,7 +99,7 @@ UNKNOWN = {
 }  # fmt: skip
 TIMED_OUT = {
     "attempts": 2, "error": TimedOutError, "mend": job_ends,
-    "then": "The job is left alone. Each attempt asks once more. Once the job has ended, a Clear lands it at no cost.",
+    "then": "The job keeps running. Each attempt polls it once more. Once it has ended, a Clear lands it at no cost.",
 }  # fmt: skip
 PASSED = died_while_sending(seconds_ago=600, answer_within=240)
 PASSING = died_while_sending(seconds_ago=0, answer_within=0.5)

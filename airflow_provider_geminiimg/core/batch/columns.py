@@ -64,7 +64,7 @@ _UNSENT = frozenset(
 
 
 @functools.lru_cache(4096)  # each row of a file has the same names
-def tidy(name: str) -> str:
+def clean_name(name: str) -> str:
     """The name of a column without invisible characters: surrounding blanks, line breaks, byte order marks."""
     name = normalized("NFC", name[: MAX_NAME + 1])  # a longer one is refused
     text = "".join(char for char in name if unicodedata.category(char) != "Cf")
@@ -91,9 +91,9 @@ def refuse_twins(names: Iterable[str]) -> None:
         refuse_lone_surrogates(name, name)
         if len(seen) > MAX_COLUMNS:
             raise BadRequestError(f"There are more than {MAX_COLUMNS} columns.", hint="Remove those that are not used.")
-        key = tidy(name).casefold()
+        key = clean_name(name).casefold()
         if key and key in seen:
-            both = repr(shown(tidy(name))) if seen[key] == name else f"{shown(seen[key])!r} and {shown(name)!r}"
+            both = repr(shown(clean_name(name))) if seen[key] == name else f"{shown(seen[key])!r} and {shown(name)!r}"
             raise BadRequestError(f"{both}: two columns have this name.", hint="Rename or remove one of them.")
         seen[key] = name
 
@@ -104,13 +104,13 @@ def field_of(name: str) -> str | None:
     :raises BadRequestError: the name is a gateway's own name for a field, a misspelled field or a reserved name.
     """
     key = name_key(name)
-    if tidy(name).casefold() == "n":  # and not N° or N., which count rows
+    if clean_name(name).casefold() == "n":  # and not N° or N., which count rows
         return "n"
     if key in _FIELD_KEYS:
         return _FIELD_KEYS[key]
     if key == "operation":
         raise BadRequestError("operation: there is no such column.", hint="A row with an image is an edit.")
-    if tidy(name).casefold() == "row":
+    if clean_name(name).casefold() == "row":
         raise BadRequestError(f"{shown(name)}: this name is reserved for the row number.", hint="Rename the column.")
     bare = _WRAPPERS.sub("", key)
     if bare in _UNSENT:
@@ -167,7 +167,7 @@ class ColumnFinder:
 
 
 def _bare(name: str) -> str:
-    return tidy(name).casefold()
+    return clean_name(name).casefold()
 
 
 def listed(names: Iterable[str]) -> str:

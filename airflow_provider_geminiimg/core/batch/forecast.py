@@ -33,7 +33,7 @@ class _UnchangedHistory(ImageHistory):
     async def _step(self, found: StoredRecord, policy: Policy, asked: Asked | None, vanished: str | None) -> Step:
         return decide(found, policy, asked, image=_THERE, vanished=found.record.key == vanished)
 
-    async def settle(self, record: Record, *, plain: bool = False) -> None:
+    async def record_decision(self, record: Record, *, plain: bool = False) -> None:
         """Write nothing."""
 
 

@@ -20,12 +20,12 @@ from airflow_provider_geminiimg.core.batch.cells import (
 )
 from airflow_provider_geminiimg.core.batch.columns import (
     MAX_COLUMNS,
+    clean_name,
     field_of,
     find_column,
     listed,
     place_of,
     refuse_twins,
-    tidy,
 )
 from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in, filled
 from airflow_provider_geminiimg.core.batch.row_file_names import file_name
@@ -116,7 +116,7 @@ def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of all columns that rows have."""
     names: dict[str, None] = {}
     for row in rows:
-        names.update(dict.fromkeys(map(tidy, row)))
+        names.update(dict.fromkeys(map(clean_name, row)))
         if len(names) > MAX_COLUMNS:
             raise BadRequestError(
                 f"requests: the rows have more than {MAX_COLUMNS} columns.", hint="Remove those that are not used."
@@ -128,7 +128,7 @@ def _refuse_too_many(rows: Sequence[Mapping[str, Any]], variants: int, most: int
     """:raises BadRequestError: the rows ask for more than `most` images in all."""
     total = 0
     for row in rows:
-        own = next((cell(value) for name, value in row.items() if tidy(name).casefold() == "n"), None)
+        own = next((cell(value) for name, value in row.items() if clean_name(name).casefold() == "n"), None)
         try:
             total += whole("n", field_value("n", own), MAX_VARIANTS) or variants
         except BadRequestError:  # named with its row
@@ -233,7 +233,7 @@ class _Maker:
             return
         refuse_twins(names)
         owners: dict[str, str] = {}
-        for name in map(tidy, names):
+        for name in map(clean_name, names):
             field = self._field(name)
             if field is not None and owners.setdefault(field, name) != name:
                 raise BadRequestError(
@@ -303,12 +303,12 @@ class _Maker:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of a row by column name, after `tidy`; columns without a name count as one.
+    """The cells of a row by column name, after `clean_name`; columns without a name count as one.
 
     :raises BadRequestError: several columns without a name have values.
     """
-    found = {tidy(name): cell(value) for name, value in row.items() if tidy(name)}
-    nameless = [value for name, value in row.items() if not tidy(name) and cell(value) is not None]
+    found = {clean_name(name): cell(value) for name, value in row.items() if clean_name(name)}
+    nameless = [value for name, value in row.items() if not clean_name(name) and cell(value) is not None]
     if len(nameless) > 1:
         raise BadRequestError(f"{len(nameless)} columns without a name have values.", hint="Name each of them.")
     return {**found, **({"": cell(nameless[0])} if nameless else {})}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.columns import MAX_NAME, ColumnFinder, listed, tidy
+from airflow_provider_geminiimg.core.batch.columns import MAX_NAME, ColumnFinder, clean_name, listed
 from airflow_provider_geminiimg.core.validation.request_values import MAX_PROMPT
 from airflow_provider_geminiimg.core.validation.texts import shown
 from airflow_provider_geminiimg.exceptions import BadRequestError
@@ -41,17 +41,17 @@ def columns_in(text: Any, names: Sequence[str], has_labels: bool) -> dict[str, s
     if not isinstance(text, str):
         return found
     text = text[: MAX_PROMPT + 1]  # a longer one is refused
-    exact = {tidy(name).casefold(): name for name in names}
+    exact = {clean_name(name).casefold(): name for name in names}
     near = _Neighbours(exact)
     every, odd = ColumnFinder(names), ColumnFinder([name for name in names if _ODD.search(name)])
     for inner in _with_braces_in(text):
-        wanted = tidy(inner).casefold()
+        wanted = clean_name(inner).casefold()
         if wanted in exact:
             found[inner] = exact[wanted]
         elif has_labels and (_looks_like_a_name(inner, braces=True) or near.has(wanted)):
             raise _no_such_column(inner, names)
     for inner in dict.fromkeys(_braces([*names, *found]).findall(text)):
-        wanted = tidy(inner).casefold()
+        wanted = clean_name(inner).casefold()
         column = exact.get(wanted) if wanted else None
         head = _HEAD_ENDS.split(inner, maxsplit=1)[0].strip()
         if column is None and wanted:

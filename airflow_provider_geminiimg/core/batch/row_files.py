@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_geminiimg.core.batch.columns import FIELDS, field_of, listed, refuse_twins, tidy
+from airflow_provider_geminiimg.core.batch.columns import FIELDS, clean_name, field_of, listed, refuse_twins
 from airflow_provider_geminiimg.core.storage import Files, locate
 from airflow_provider_geminiimg.core.validation.texts import shown as short
 from airflow_provider_geminiimg.exceptions import BadRequestError
@@ -230,10 +230,10 @@ def _remedy(data: bytes) -> str:
 
 
 def _csv(source: _Source) -> list[Any]:
-    told = _SEP_LINE.match(source.text)
-    text = source.text[told.end() :] if told is not None else source.text
-    first = 1 if told is None else 2
-    said = None if told is None or told[1] is None else told[1].replace("\\t", "\t")
+    sep_line = _SEP_LINE.match(source.text)
+    text = source.text[sep_line.end() :] if sep_line is not None else source.text
+    first = 1 if sep_line is None else 2
+    said = None if sep_line is None or sep_line[1] is None else sep_line[1].replace("\\t", "\t")
     delimiter = source.delimiter or said or _detected(source, text, first)
     found: list[Any] = []
     header: list[str] = []
@@ -243,7 +243,7 @@ def _csv(source: _Source) -> list[Any]:
             if len(found) == source.most:
                 break
             continue
-        header = [tidy(name) for name in cells]
+        header = [clean_name(name) for name in cells]
         try:
             refuse_twins(header)
         except BadRequestError as error:
@@ -275,7 +275,7 @@ def _filled_records(source: _Source, text: str, first: int, delimiter: str) -> I
     line = first
     try:
         for cells in reader:
-            if any(map(tidy, cells)):
+            if any(map(clean_name, cells)):
                 yield line, cells
             line = first + reader.line_num
     except csv.Error as error:
@@ -308,7 +308,7 @@ def _header(source: _Source, text: str, first: int, delimiter: str) -> list[str]
         _, cells = next(_filled_records(source, text, first, delimiter), (0, []))
     except BadRequestError:
         return []
-    return list(map(tidy, cells))
+    return list(map(clean_name, cells))
 
 
 def _fits(source: _Source, text: str, first: int, delimiter: str) -> bool:

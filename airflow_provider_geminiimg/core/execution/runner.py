@@ -80,14 +80,14 @@ class SubmitGuard:
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` brings; who is cancelled meanwhile is told once it has ended."""
+    """Return the result of `work`. A cancellation meanwhile is raised once `work` has ended."""
     working = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait([working])
         if not working.cancelled():
-            working.exception()  # nobody asks for it any more
+            working.exception()  # mark it as retrieved, or asyncio logs it
         raise
 
 

@@ -130,16 +130,16 @@ class Approval:
             raise LedgerError(f"{keys[0]} under {self.ledger.store.uri} was edited.", hint=_ASK_AGAIN)
         return list(json.loads(blob.data)["manifests"])
 
-    def check(self, shown: Sequence[Mapping[str, Any]], told: Any, chosen: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, shown: Sequence[Mapping[str, Any]], xcom: Any, chosen: Sequence[Mapping[str, Any]]) -> None:
         """Refuse to return images if anything has changed since they were shown.
 
         :param shown: the result of `recall`.
-        :param told: the XCom with the shown images.
+        :param xcom: the XCom with the shown images.
         :param chosen: the images to return.
         :raises GeminiImageError: the XCom, a record or an image has changed, or can't be read.
         """
         try:
-            edited = _canonical(told) != _canonical(shown)
+            edited = _canonical(xcom) != _canonical(shown)
         except (TypeError, ValueError, RecursionError):
             edited = True
         if edited:

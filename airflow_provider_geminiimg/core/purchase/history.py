@@ -74,7 +74,7 @@ class ImageHistory:
         self.inputs: tuple[str, ...] | None = None  # SHA-256 of each input image, after reading
         self._logged: set[tuple[str, str]] = set()
         self._recorded: set[str] = set()
-        self._unsettled: StoredRecord | None = (
+        self._unrecorded_clear: StoredRecord | None = (
             None  # the last record, if the decision of a Clear is not yet written to it
         )
 
@@ -120,11 +120,11 @@ class ImageHistory:
         if isinstance(step, Submit):
             await refuse_if_lost(self.ledger, self.order.item, record, self.marker)
             found, step = await self._ask_older(latest, replace(step, n=record.n + 1), cleared, vanished)
-        self._unsettled = latest if cleared and not isinstance(step, Submit) else None
+        self._unrecorded_clear = latest if cleared and not isinstance(step, Submit) else None
         if policy.run_recreated:
             self.log.info("Record %s is from a deleted DAG run with the same id.", record.key)
             if isinstance(step, Refuse | WaitForRecord):
-                await self.settle(found.record)
+                await self.record_decision(found.record)
         return Decision(step, found)
 
     async def _decided_by(self, latest: StoredRecord) -> StoredRecord:
@@ -149,7 +149,7 @@ class ImageHistory:
         if record.n == 1 or (self.order.fingerprint is None and isinstance(self.order.request, GeminiImageError)):
             return latest, step
         older = await self._older(record.n)
-        if older is None or (record.fingerprint == older.record.fingerprint and _settles(record, older.record)):
+        if older is None or (record.fingerprint == older.record.fingerprint and _overrides(record, older.record)):
             return latest, step
         policy = replace(self.order.policy, on_clear="regenerate" if step.regenerate else "reuse")
         policy = replace(policy, run_recreated=True) if cleared or step.regenerate else _as_of(older, record, policy)
@@ -170,13 +170,13 @@ class ImageHistory:
                 return found
         return None
 
-    async def settle(self, record: Record, *, plain: bool = False) -> None:
+    async def record_decision(self, record: Record, *, plain: bool = False) -> None:
         """Write the decision of a Clear to the last record, so that a retry repeats it and the next Clear is noticed.
 
         :param record: the deciding record.
         :param plain: a retry would decide in the same way without this note.
         """
-        latest, self._unsettled = self._unsettled, None
+        latest, self._unrecorded_clear = self._unrecorded_clear, None
         if latest is None:
             return
         older = record.key != latest.record.key
@@ -198,13 +198,13 @@ class ImageHistory:
         assert self.inputs is not None
         return self.inputs
 
-    def know(self, digests: tuple[str, ...], *, settled: bool = False) -> None:
+    def know(self, digests: tuple[str, ...], *, unchanged: bool = False) -> None:
         """Keep the hashes of the input images.
 
-        :param settled: the images must be unchanged since they were last read.
+        :param unchanged: the images must be unchanged since they were last read.
         :raises BadRequestError: an image differs from the plan, or has changed.
         """
-        if any(known not in (None, digests) for known in (self.order.input_sha256, self.inputs if settled else None)):
+        if any(known not in (None, digests) for known in (self.order.input_sha256, self.inputs if unchanged else None)):
             raise BadRequestError(
                 "An input image has changed since the request was planned.",
                 hint="Restore the image and let the task retry; or clear the task, which makes a new plan.",
@@ -262,7 +262,7 @@ def _as_of(found: StoredRecord, latest: Record, policy: Policy) -> Policy:
     return policy if found.record.key == latest.key else replace(policy, generation=found.record.generation)
 
 
-def _settles(latest: Record, older: Record) -> bool:
+def _overrides(latest: Record, older: Record) -> bool:
     """Whether a later record of the same request takes precedence over an older one."""
     unknown = latest.state == "intent" or latest.buy_again or isinstance(latest.error, OutcomeUnknownError)
     return unknown or older.state in ("intent", "failed")

@@ -40,7 +40,7 @@ from airflow_provider_geminiimg.core.purchase.inputs import handles_of, public_u
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, paid
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight, LandedImage, LookAgain
-from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy, Take, copy_of
+from airflow_provider_geminiimg.core.purchase.reuse_decision import Claim, CopyFrom, copy_of
 from airflow_provider_geminiimg.core.purchase.sharing import DagReuse
 from airflow_provider_geminiimg.core.purchase.submission import ANSWER_MARGIN, Submission
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
@@ -97,7 +97,7 @@ class Purchase:
         self.writer = ImageWriter(purchase_context, generation=order.policy.generation, guard=guard)
         self.sharing = DagReuse(order, purchase_context, marker)
         self.submission = Submission(order, purchase_context, guard, marker)
-        self._told_wait = False
+        self._wait_logged = False
 
     async def start(self, vanished: str | None = None) -> LandedImage | JobInFlight:
         """Decide and act until the image has landed or a job is running.
@@ -108,7 +108,7 @@ class Purchase:
         async with self.history.reading():
             await asyncio.to_thread(self.ledger.store.probe)
         give_up = time.monotonic() + RESEND_SECONDS
-        self._told_wait = False
+        self._wait_logged = False
         result: LandedImage | JobInFlight | LookAgain | Refuse = LookAgain()
         while isinstance(result, LookAgain):
             decision = await self.history.decide(vanished)
@@ -116,7 +116,7 @@ class Purchase:
                 case Submit() as step:
                     result = await self._obtain_or_pause(step, give_up)
                 case WaitForRecord() as step:
-                    self._tell_wait(decision.record, step)
+                    self._log_wait(decision.record, step)
                     await asyncio.sleep(min(step.seconds + 0.1, LOOK_AGAIN))
                 case Poll() if await self._is_still_unknown(decision.record):
                     vanished = decision.record.key
@@ -183,10 +183,10 @@ class Purchase:
             await asyncio.to_thread(self.ledger.create, submitted)
         return await self.finish(submitted, poll_immediately=True)
 
-    def _tell_wait(self, record: Record, step: WaitForRecord) -> None:
-        if self._told_wait:
+    def _log_wait(self, record: Record, step: WaitForRecord) -> None:
+        if self._wait_logged:
             return
-        self._told_wait = True
+        self._wait_logged = True
         self.log.warning(
             "Another attempt (host %s, process %s) may still be sending the request of record %s; waiting up to %.0f s "
             "for its answer.",
@@ -222,17 +222,17 @@ class Purchase:
             case Copy():
                 self.log.info("The image of record %s has landed earlier; copying it, at no cost.", record.key)
                 manifest = await copy_to(self.writer, record, self.order.destination)
-                await self.history.settle(record)
+                await self.history.record_decision(record)
                 return LandedImage(record, {**manifest, "reused": True})
             case Reuse():
-                await self.history.settle(record, plain=True)
+                await self.history.record_decision(record, plain=True)
                 self.log.info("The image of record %s has landed earlier; returning it, at no cost.", record.key)
                 manifest = await reused_manifest(self.writer, record, self.order.destination)
                 return LandedImage(record, {**manifest, "reused": True})
             case Refetch(destination):
                 if destination is not None:
                     record = await moved_to(self.writer, record, destination)
-                await self.history.settle(record)
+                await self.history.record_decision(record)
                 return LandedImage.of(
                     await self.sharing.restore(record, self.writer) or await collector.refetch(record)
                 )
@@ -243,10 +243,10 @@ class Purchase:
             with paid():
                 suffix = await self._reserve(record.n, moves=True)
                 record = await self.collector(record).move(record, destination, suffix)
-        await self.history.settle(record)
+        await self.history.record_decision(record)
         return record
 
-    # Buying
+    # Submitting
 
     async def _obtain_or_pause(self, step: Submit, give_up: float) -> LandedImage | JobInFlight | LookAgain | Refuse:
         """Obtain the image; after a temporary failure without cost, pause and decide again."""
@@ -264,19 +264,19 @@ class Purchase:
         fingerprint, memory = await self.history.fingerprint(), self.purchase_context.memory
         async with memory.acquire(empty=True) as allocation:
             decision = await self.sharing.look(step, fingerprint, allocation)
-            if isinstance(decision, Take):
-                return await self._take(step, decision)
-        if isinstance(decision, Buy):
+            if isinstance(decision, CopyFrom):
+                return await self._copy_from(step, decision)
+        if isinstance(decision, Claim):
             return await self._submit(decision.step, decision)
         if isinstance(decision, WaitForRecord):
             await asyncio.sleep(min(decision.seconds + 0.1, LOOK_AGAIN))
             return LookAgain()
         return decision
 
-    async def _take(self, step: Submit, copy: Take) -> LandedImage | LookAgain:
+    async def _copy_from(self, step: Submit, copy: CopyFrom) -> LandedImage | LookAgain:
         """Copy what another task has, unless another attempt is first."""
         wanted = copy_of(await self._record(step, await self._reserve(step.n, copy.sha256), 0.0), copy.source)
-        landed = await self.sharing.take(wanted, copy, self.writer)
+        landed = await self.sharing.copy(wanted, copy, self.writer)
         return LookAgain() if landed is None else LandedImage.of(landed)
 
     async def _reserve(self, n: int, digest: str | None = None, *, moves: bool = False) -> str:
@@ -288,10 +288,10 @@ class Purchase:
             lambda: reserve_name(self.ledger, self.purchase_context.files, item, to, n, digest, size, moves=moves)
         )
 
-    async def _submit(self, step: Submit, buy: Buy | None = None) -> LandedImage | JobInFlight | LookAgain | Refuse:
+    async def _submit(self, step: Submit, claim: Claim | None = None) -> LandedImage | JobInFlight | LookAgain | Refuse:
         """Claim and send, unless another attempt is first.
 
-        :param buy: claims the index entry of the image too; given with ``reuse="dag"``.
+        :param claim: claims the index entry of the image too; given with ``reuse="dag"``.
         """
         self.guard.check()
         request, connection = self.order.checked(), self.order.connection
@@ -305,15 +305,15 @@ class Purchase:
         async with self.turn() as starting:
             if isinstance(starting, Refuse):
                 return starting
-            async with self._sending(transport, step, shared=buy is not None) as (call, leave):
+            async with self._sending(transport, step, shared=claim is not None) as (call, release):
                 wanted = await self._record(step, await self._reserve(step.n), call.read_timeout)
-                if buy is not None:
-                    await self.sharing.tell_changes(step, wanted)
+                if claim is not None:
+                    await self.sharing.log_changes(step, wanted)
                 try:
                     async with reserved as reservation, transport.turn(call):
                         starting()
                         result = await self.submission.submit(
-                            wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=leave)), buy
+                            wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=release)), claim
                         )
                 except GeminiImageError as error:
                     # After the failure is on record, so that an attempt that dies here leaves no intent.
@@ -335,7 +335,7 @@ class Purchase:
         await memory.wait_below_limit()
         async with memory.acquire(empty=True) as allocation:
             images = await read_inputs(request, self.purchase_context.files, allocation)
-            self.history.know(tuple(image.sha256 for image in images), settled=shared)
+            self.history.know(tuple(image.sha256 for image in images), unchanged=shared)
             if step.replaces is not None:
                 self.history.log_differences(step.replaces, "the new request is sent", self.history.inputs)
             handles = await handles_of(images, transport, allocation, prompt=request.prompt)

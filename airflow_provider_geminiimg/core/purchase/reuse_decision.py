@@ -40,8 +40,8 @@ _ANCESTORS = 20  # earlier records that the record of a copy names
 
 
 @dataclass(frozen=True)
-class Buy:
-    """Buy the image, after claiming its index entry.
+class Claim:
+    """Submit the request, after claiming its index entry.
 
     :param step: the submission, with its reason.
     :param over: the index entry to replace; ``None`` if there is none.
@@ -50,7 +50,7 @@ class Buy:
     step: Submit
     over: Entry | None
 
-    def claim(self, store: Store, wanted: Record) -> bool:
+    def write(self, store: Store, wanted: Record) -> bool:
         """Write the index entry for `wanted`; ``False`` if another task was first.
 
         :raises LedgerError: the entry of the other task can't be read.
@@ -60,7 +60,7 @@ class Buy:
 
 
 @dataclass(frozen=True)
-class Take:
+class CopyFrom:
     """Copy the image that another task landed.
 
     :param source: the record of the other task.
@@ -76,7 +76,7 @@ class Take:
         return str((self.source.manifest or {})["images"][0]["sha256"])
 
 
-ReuseDecision = Buy | Take | WaitForRecord | Refuse
+ReuseDecision = Claim | CopyFrom | WaitForRecord | Refuse
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def decide_reuse(step: Submit, known: IndexedImage, policy: Policy, timeout: flo
     """
     entry, found = known.entry, known.found
     if entry is None or known.own or step.regenerate:
-        return Buy(step, entry)
+        return Claim(step, entry)
     if found is None:
         return _unwritten(step, entry)
     record = found.record
@@ -138,13 +138,13 @@ def _intent(step: Submit, entry: Entry, found: StoredRecord, policy: Policy) -> 
     return _unknown(step, entry, found.record, policy)
 
 
-def _buy(step: Submit, entry: Entry, why: str) -> Buy:
-    return Buy(replace(step, why=why), entry)
+def _buy(step: Submit, entry: Entry, why: str) -> Claim:
+    return Claim(replace(step, why=why), entry)
 
 
 def _landed(step: Submit, entry: Entry, record: Record, known: IndexedImage) -> ReuseDecision:
     if known.intact == "there":
-        return Take(record, known.images)
+        return CopyFrom(record, known.images)
     if known.intact != "unknown":
         what = "is gone from storage" if known.intact == "gone" else "has changed since it landed"
         return _buy(step, entry, f"the image of record {record.key} {what}")

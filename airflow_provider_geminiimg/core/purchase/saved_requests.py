@@ -100,7 +100,7 @@ class SavedRequestStore(Generic[T]):
         :raises StorageError: the store failed.
         """
         key = self._key(generation)
-        self._put(key, self._told(wanted))
+        self._put(key, self._with_token(wanted))
         if self.marker is not None:
             self.marker.set({"record": key})
         for folder in (RETURNED, PLANS):  # the task may have been a batch before, or the other way round
@@ -122,7 +122,7 @@ class SavedRequestStore(Generic[T]):
         """
         key = self._key(generation)
         with _all_landed():
-            self._put(key, self._told(rest))
+            self._put(key, self._with_token(rest))
             if self.marker is not None:
                 self.marker.set({"record": key, "finished": True})
             for earlier, number in self._keys(self.folder).items():
@@ -150,7 +150,7 @@ class SavedRequestStore(Generic[T]):
                 hint="Nothing was sent. Restore it; or clear the task, which makes a new plan.",
             ) from None
 
-    def _told(self, value: T) -> T:
+    def _with_token(self, value: T) -> T:
         return value if self.marker is None else value.model_copy(update={"told": self.marker.token()})
 
     def _put(self, key: str, value: T) -> None:

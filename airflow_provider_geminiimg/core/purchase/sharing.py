@@ -28,7 +28,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
 )
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
-from airflow_provider_geminiimg.core.purchase.reuse_decision import IndexedImage, ReuseDecision, Take, decide_reuse
+from airflow_provider_geminiimg.core.purchase.reuse_decision import CopyFrom, IndexedImage, ReuseDecision, decide_reuse
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.exceptions import (
     Billed,
@@ -50,7 +50,7 @@ class DagReuse:
         self.marker = marker
         self.ledger = purchase_context.ledger
         self.log = purchase_context.log
-        self._followed: str | None = None
+        self._logged_wait: str | None = None
 
     async def look(self, step: Submit, fingerprint: str, allocation: Allocation) -> ReuseDecision:
         """Read the index and decide about an image that this task would buy.
@@ -64,7 +64,7 @@ class DagReuse:
         known = await self._known(step, fingerprint, allocation)
         decision = decide_reuse(step, known, self.order.policy, self.order.timeout)
         if isinstance(decision, WaitForRecord) and known.entry is not None:
-            self._tell_wait(known.entry.record, decision)
+            self._log_wait(known.entry.record, decision)
         return decision
 
     async def _known(self, step: Submit, fingerprint: str, allocation: Allocation) -> IndexedImage:
@@ -74,7 +74,7 @@ class DagReuse:
         known = IndexedImage(entry, own=entry is not None and folder_of(entry.record) == item.path)
         if entry is None or known.own or step.regenerate:
             return known
-        found = await asyncio.to_thread(_asking_for, self.ledger, entry.record, fingerprint)
+        found = await asyncio.to_thread(_with_fingerprint, self.ledger, entry.record, fingerprint)
         if found is None:
             return known
         if found.record.state == "landed":
@@ -120,17 +120,17 @@ class DagReuse:
             return known
         return replace(known, found=replace(found, record=unknown), intact="unknown", images=())
 
-    async def take(self, wanted: Record, copy: Take, writer: ImageWriter) -> Record | None:
+    async def copy(self, wanted: Record, other: CopyFrom, writer: ImageWriter) -> Record | None:
         """Copy the image of another task to the destination of `wanted`; ``None`` if another attempt was first.
 
         :raises StorageError: the bucket or the disk failed.
         """
         if await asyncio.to_thread(self.ledger.create, wanted) is None:
             return None
-        self.log.info("Record %s has landed the same image; copying it, at no cost.", copy.source.key)
+        self.log.info("Record %s has landed the same image; copying it, at no cost.", other.source.key)
         await remember(self.marker, wanted)
-        await self._asked_before(wanted)
-        return await land_copy(writer, wanted, copy.source, copy.images)
+        await self._last_request(wanted)
+        return await land_copy(writer, wanted, other.source, other.images)
 
     async def restore(self, record: Record, writer: ImageWriter) -> Record | None:
         """Store an image again that is gone from all its places, from a copy of another task of the DAG.
@@ -157,17 +157,17 @@ class DagReuse:
                         return await land_copy(writer, record, source, images)
         return None
 
-    async def tell_changes(self, step: Submit, wanted: Record) -> None:
+    async def log_changes(self, step: Submit, wanted: Record) -> None:
         """Log the differences from the last request of this task in another run.
 
         :param wanted: the record of this attempt.
         """
-        earlier = await self._asked_before(wanted)
+        earlier = await self._last_request(wanted)
         if earlier is not None and step.replaces is None:
             changed = differences(earlier, self.order, [known["sha256"] for known in wanted.inputs])
             self.log.info("There is no image to reuse. Changed since record %s: %s.", earlier.key, ", ".join(changed))
 
-    async def _asked_before(self, wanted: Record) -> Record | None:
+    async def _last_request(self, wanted: Record) -> Record | None:
         """The last record of this task with another request. Only for the log, so errors are ignored."""
         if self.order.item.item != "0":  # in a batch another request is another item
             return None
@@ -180,13 +180,13 @@ class DagReuse:
             return None
         return found.record if found is not None and found.record.fingerprint != wanted.fingerprint else None
 
-    def _tell_wait(self, key: str, step: WaitForRecord) -> None:
-        if key != self._followed:
-            self._followed = key
+    def _log_wait(self, key: str, step: WaitForRecord) -> None:
+        if key != self._logged_wait:
+            self._logged_wait = key
             self.log.info("Record %s has the same request; waiting up to %.0f s for its image.", key, step.seconds)
 
 
-def _asking_for(ledger: Ledger, key: str, fingerprint: str) -> StoredRecord | None:
+def _with_fingerprint(ledger: Ledger, key: str, fingerprint: str) -> StoredRecord | None:
     """The record, if it has this fingerprint: its task may have changed its request before it wrote the record."""
     found = ledger.read(key)
     return found if found is not None and found.record.fingerprint == fingerprint else None
@@ -208,7 +208,7 @@ def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
         for key in (*older, *reversed(each.copied_from), each.reused_from):  # the last one is checked first
             if key is not None and key not in seen:
                 seen.add(key)
-                found = _asking_for(ledger, key, record.fingerprint)
+                found = _with_fingerprint(ledger, key, record.fingerprint)
                 waiting += [] if found is None else [found.record]
 
 

@@ -22,7 +22,7 @@ from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord,
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import Answered, LookAgain
-from airflow_provider_geminiimg.core.purchase.reuse_decision import Buy
+from airflow_provider_geminiimg.core.purchase.reuse_decision import Claim
 from airflow_provider_geminiimg.core.purchase.task_state import remember
 from airflow_provider_geminiimg.core.storage import create_or_read
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError, StorageError
@@ -57,13 +57,13 @@ class Submission:
         self._recording: asyncio.Task[None] | None = None
 
     async def submit(
-        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], buy: Buy | None = None
+        self, wanted: Record, send: Callable[[], Awaitable[JobStatus]], claim: Claim | None = None
     ) -> Answered | LookAgain:
         """Claim the record, send the request, record the answer.
 
         :param wanted: the record to claim.
         :param send: sends the paid request.
-        :param buy: claims the index entry of the image first; given with ``reuse="dag"``.
+        :param claim: claims the index entry of the image first; given with ``reuse="dag"``.
         :returns: `LookAgain` if another attempt or another task claimed first; then nothing was sent.
         :raises GeminiImageError: why there is no answer; it is on the record.
         """
@@ -72,7 +72,7 @@ class Submission:
             self.guard.check()
             with self.guard.submitting():
                 since = time.monotonic()
-                if buy is not None and not await asyncio.to_thread(buy.claim, self.ledger.store, wanted):
+                if claim is not None and not await asyncio.to_thread(claim.write, self.ledger.store, wanted):
                     self.log.info("Another task claimed the image of record %s first; reading again.", wanted.key)
                     return LookAgain()
                 claimed = await asyncio.to_thread(self._claim, wanted)

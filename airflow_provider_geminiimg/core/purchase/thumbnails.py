@@ -119,10 +119,10 @@ async def _make(store: Store, record: Record, cache: ImageCache, log: Logs, guar
         job.abandoned = True
         made.cancel()
     if not made.cancelled():
-        _tell_failures(made.result(), log)
+        _log_failures(made.result(), log)
 
 
-def _tell_failures(failures: Mapping[str, type[Exception]], log: Logs) -> None:
+def _log_failures(failures: Mapping[str, type[Exception]], log: Logs) -> None:
     for key, failure in failures.items():
         if issubclass(failure, ModuleNotFoundError):
             log.debug("No thumbnails are made without Pillow: pip install 'airflow-provider-geminiimg[thumbnails]'")
@@ -222,7 +222,7 @@ def render(data: bytes) -> bytes:
 
     info = inspect_image(data)  # before Pillow, which allocates memory for a WebP when it opens it
     if info.stored_size is None:
-        raise ValueError("How large it is can't be told.")
+        raise ValueError("Its size is unknown.")
     width, height = info.stored_size
     if width * height > MAX_PIXELS[info.extension]:
         raise ValueError(f"{width} x {height} pixels are too many.")

@@ -105,7 +105,7 @@ class _Round:
         if entry.key in self._adopted:  # created and checked in this pass
             return
         if entry.found is None:
-            self._tell("errors", entry.key, str(entry.error))
+            self._report("errors", entry.key, str(entry.error))
             return
         found = entry.found
         await self._alone(entry.key, self._look(entry))
@@ -117,13 +117,13 @@ class _Round:
         """Await `work`; report an error without stopping the other records."""
         failure = await closed(work)
         if failure is not None:
-            self._tell("errors", key, str(failure))
+            self._report("errors", key, str(failure))
 
     async def _look(self, entry: RecordEntry) -> None:
         record, status = entry.readable().record, entry.status
         if status in _SKIPPED:
             what, said = _SKIPPED[status]
-            self._tell(what, record.key, said)
+            self._report(what, record.key, said)
         elif status == "unknown" and (record.job_id is None or self._dry_run):
             await self._report_unknown(record)
         elif status in ("unknown", "to-collect"):
@@ -135,34 +135,34 @@ class _Round:
         try:
             bought_again = record.n < max(await asyncio.to_thread(self._ledger.numbers_in, folder), default=0)
         except GeminiImageError as error:
-            self._tell("errors", record.key, str(error))
+            self._report("errors", record.key, str(error))
             return
         if record.job_id is not None or not bought_again:  # a later record exists only after "resubmit"
-            self._tell("unknown", record.key, RESOLVE)
+            self._report("unknown", record.key, RESOLVE)
 
     async def _collect(self, record: Record) -> None:
         if self._dry_run:
-            self._tell("to_collect", record.key, _handle(record))
+            self._report("to_collect", record.key, _handle(record))
             return
         unknown = await self._own(record)
         if unknown is not None:
-            self._tell("unknown", record.key, f"{unknown.message} {RESOLVE}")
+            self._report("unknown", record.key, f"{unknown.message} {RESOLVE}")
             return
         collector = JobCollector(ImageWriter(self._context))
         try:
             job = None if record.state == "answered" else await collector.poll(record)
         except GeminiImageError as error:
-            self._tell("errors", record.key, str(error))
+            self._report("errors", record.key, str(error))
             return
         try:
             ended = await (collector.fetch(record) if job is None else collector.conclude(record, job))
         except VanishedError as error:
             await collector.note(record, error)
-            self._tell("unknown", record.key, f"{error.message} {RESOLVE}")
+            self._report("unknown", record.key, f"{error.message} {RESOLVE}")
         except GeminiImageError as error:
-            self._tell("failed" if is_out_of_reach(error) else "errors", record.key, str(error))
+            self._report("failed" if is_out_of_reach(error) else "errors", record.key, str(error))
         else:
-            self._tell_end(record, ended)
+            self._report_end(record, ended)
 
     async def _own(self, record: Record) -> OutcomeUnknownError | None:
         """Note that the job belongs to the record, because the submitting task may have died before it did so.
@@ -184,13 +184,13 @@ class _Round:
             return None
         return await asyncio.to_thread(take_back, self._ledger, record, other, self._context.log)
 
-    def _tell_end(self, record: Record, ended: Record | None) -> None:
+    def _report_end(self, record: Record, ended: Record | None) -> None:
         if ended is None:
-            self._tell("running", record.key, _handle(record))
+            self._report("running", record.key, _handle(record))
         elif ended.state == "failed":
-            self._tell("failed", record.key, str(ended.error))
+            self._report("failed", record.key, str(ended.error))
         else:
-            self._tell("landed", record.key, ", ".join(image["uri"] for image in (ended.manifest or {})["images"]))
+            self._report("landed", record.key, ", ".join(image["uri"] for image in (ended.manifest or {})["images"]))
 
     async def _adopt(self, record: Record, job_id: str) -> None:
         """Create a record for an extra job of `record`, once, and collect it."""
@@ -200,11 +200,11 @@ class _Round:
             if not known and not self._dry_run:
                 other = await asyncio.to_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
                 if other is not None:
-                    self._tell("skipped", record.key, f"Its extra job {job_id} belongs to record {other}.")
+                    self._report("skipped", record.key, f"Its extra job {job_id} belongs to record {other}.")
                     return
             found = None if known or self._dry_run else await asyncio.to_thread(self._ledger.create, wanted)
         except GeminiImageError as error:
-            self._tell("errors", record.key, f"Job {job_id} may also have been paid for. {error}")
+            self._report("errors", record.key, f"Job {job_id} may also have been paid for. {error}")
             return
         if known:
             return
@@ -214,7 +214,7 @@ class _Round:
         )
         await self._collect(wanted if found is None else found.record)
 
-    def _tell(self, what: What, key: str, said: str) -> None:
+    def _report(self, what: What, key: str, said: str) -> None:
         self.report.keys[what].append(key)
         level, begins = _MEANINGS[what]
         tell: Callable[..., Any] = getattr(self._context.log, level)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import DAG, task
 
-from airflow_provider_geminiimg.core.batch.columns import MAX_COLUMNS, MAX_NAME, name_key, tidy
+from airflow_provider_geminiimg.core.batch.columns import MAX_COLUMNS, MAX_NAME, clean_name, name_key
 from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in, filled
 from airflow_provider_geminiimg.core.batch.rows import read_rows
@@ -434,7 +434,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "scrub": scrub,
     "scrub with a prompt": lambda text: scrub(text, prompt=text[::2], secrets=["a" * 40, "\\" * 12 + "x", "%25" * 9]),
     "given": given,
-    "tidy": lambda text: (tidy.__wrapped__(text), name_key.__wrapped__(text)),
+    "clean_name": lambda text: (clean_name.__wrapped__(text), name_key.__wrapped__(text)),
     "pictures": lambda text: (images_in(text), images_in(f"https://a/{text}"), images_in(f"](data:{text}")),
     "answer": answered,
     "rows": rows_of,

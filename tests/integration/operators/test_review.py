@@ -530,12 +530,12 @@ def test_the_comment_of_a_rejection_is_what_the_edit_is_asked_for(
         revise = GeminiImageEditOperator(task_id="revise", image=draft.output, prompt=review.output["comment"])
         decide(review.output) >> [publish(), revise]
     run = airflow.run_dag(dag)
-    wish = "Make it {{ conn.apimaster.password }} and blue"
-    people.answer(run, "review", "Reject", comment=wish)
+    comment = "Make it {{ conn.apimaster.password }} and blue"
+    people.answer(run, "review", "Reject", comment=comment)
     run.go_on()
     assert run.state == "success", run.log
     assert [run.task(name).state for name in ("publish", "revise")] == ["skipped", "success"]
-    assert [bought["prompt"] for bought in sandbox.ledger()] == ["A fox", wish]
+    assert [bought["prompt"] for bought in sandbox.ledger()] == ["A fox", comment]
 
 
 def test_the_body_is_one_for_airflows_own_operators(airflow: AirflowHarness, people: People) -> None:

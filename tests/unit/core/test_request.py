@@ -1,4 +1,4 @@
-"""What a request takes, what it refuses and how it says so, and which wishes are the same wish."""
+"""What a request takes, what it refuses and how it says so, and which requests are the same."""
 
 from __future__ import annotations
 
@@ -506,7 +506,7 @@ class TestFingerprint:
 
     @pytest.mark.parametrize("gateway", ["1min", "apimaster"])
     @pytest.mark.parametrize("edit", [{}, {"operation": "edit", "image": "s3://in/cat.png"}])
-    def test_no_id_and_every_id_of_the_default_model_are_one_wish(self, gateway: str, edit: dict[str, Any]) -> None:
+    def test_no_id_and_every_id_of_the_default_model_are_one_request(self, gateway: str, edit: dict[str, Any]) -> None:
         models: tuple[dict[str, str], ...] = ({}, {"model": FLASH}, {"model": "gemini-3.1-flash-image"})
         assert len({fingerprint(checked(gateway, **edit, **model)) for model in models}) == 1
 
@@ -535,12 +535,12 @@ class TestFingerprint:
         ],
         ids=shown,
     )
-    def test_the_same_wish_written_in_two_ways_has_one_fingerprint(
+    def test_the_same_request_written_in_two_ways_has_one_fingerprint(
         self, written: dict[str, Any], same: dict[str, Any]
     ) -> None:
         assert fingerprint(checked(**written)) == fingerprint(checked(**same))
 
-    def test_every_part_of_a_wish_and_of_its_place_changes_the_fingerprint(self) -> None:
+    def test_every_part_of_a_request_and_of_its_place_changes_the_fingerprint(self) -> None:
         base = checked(**EDIT, reference_images=["s3://r"], temperature=0.5)
         changes: list[dict[str, Any]] = [
             {"prompt": "a red fox "},

@@ -158,17 +158,17 @@ def test_a_browser_keeps_the_files_of_one_version_and_never_gets_those_of_anothe
 
 def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any], local_root: str) -> None:
     [said] = re.findall(r'<body data-gallery="([^"]*)">', get("", user=None).text)
-    told = json.loads(html.unescape(said))
+    data = json.loads(html.unescape(said))
     served = {
         route.path: {param.name for param in route.dependant.query_params}
         for route in gallery_app().routes
         if isinstance(route, APIRoute)
     }
-    assert told["routes"].keys() == {"dags", "images", "summary", "sources"}
-    for route in told["routes"].values():
+    assert data["routes"].keys() == {"dags", "images", "summary", "sources"}
+    for route in data["routes"].values():
         assert served[f"/{route['path']}"] == set(route["query"])
-    assert get(LISTING + f"?limit={told['max_page_size']}").status_code == 200
-    assert get(LISTING + f"?limit={told['max_page_size'] + 1}").status_code == 422
+    assert get(LISTING + f"?limit={data['max_page_size']}").status_code == 200
+    assert get(LISTING + f"?limit={data['max_page_size'] + 1}").status_code == 422
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.core.batch.columns import tidy
+from airflow_provider_geminiimg.core.batch.columns import clean_name
 from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec, RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in
 from airflow_provider_geminiimg.core.batch.row_file_names import name_part
@@ -186,7 +186,7 @@ def test_what_is_in_its_encoding_is_read(read: Callable[..., Any]) -> None:
 def test_only_a_line_feed_ends_a_line_of_json(read: Callable[..., Any], mark: str) -> None:
     text = json.dumps({"prompt": f"a{mark}b", "sku": "A"}, ensure_ascii=False)
     rows = read(f"{text}\r\n{json.dumps('a wolf')}\n", "rows.ndjson")
-    assert [wish.request.prompt for wish in wanted(rows)] == [f"a{mark}b", "a wolf"]
+    assert [spec.request.prompt for spec in wanted(rows)] == [f"a{mark}b", "a wolf"]
 
 
 @pytest.mark.parametrize("value", ["base64", "rot13", "utf-88", "cp1252\0", 5])
@@ -221,7 +221,7 @@ def test_whatever_a_file_holds_is_rows_or_a_refusal(
     found: list[ImageSpec] = []
     with contextlib.suppress(BadRequestError):  # any other error fails the test
         found = wanted(read_rows(str(path), FILES, encoding=codec))
-    assert all(wish.request.prompt.strip() for wish in found)
+    assert all(spec.request.prompt.strip() for spec in found)
 
 
 # Names of columns
@@ -245,7 +245,7 @@ def test_a_column_is_the_field_whose_name_it_has_in_another_spelling(name: str, 
         assert f"{name}=" in refusal([row]) or f"{name} (given" in refusal([row])
         return
     found = wanted([row])
-    assert all(wish.request.prompt == "a fox" and set(wish.labels) == {"row"} for wish in found)
+    assert all(spec.request.prompt == "a fox" and set(spec.labels) == {"row"} for spec in found)
     assert len(found) == (2 if name == "n" else 1)
     assert name != "aspect_ratio" or found[0].request.aspect_ratio == "9:16"
 
@@ -313,10 +313,10 @@ NOTHING = [None, "", "  ", "\u00a0", float("nan"), Decimal("nan"), NAType(), NaT
 @pytest.mark.parametrize("nothing", NOTHING, ids=lambda nothing: f"{type(nothing).__name__} {str(nothing)[:9]!r}")
 def test_an_empty_cell_is_empty_whatever_a_library_writes_for_it(nothing: Any) -> None:
     row = {"prompt": "a fox", "aspect_ratio": nothing, "n": nothing, "image": nothing, "sku": nothing, "model": nothing}
-    [wish] = wanted([row], aspect_ratio="9:16")
-    assert wish.request.aspect_ratio == "9:16"
-    assert wish.request.operation == "generate"
-    assert wish.labels == {"sku": "", "row": "0"}
+    [spec] = wanted([row], aspect_ratio="9:16")
+    assert spec.request.aspect_ratio == "9:16"
+    assert spec.request.operation == "generate"
+    assert spec.labels == {"sku": "", "row": "0"}
     assert "prompt" in refusal([{"prompt": nothing, "sku": "A"}])
 
 
@@ -348,8 +348,8 @@ def test_a_ratio_that_a_spreadsheet_took_for_a_time_is_a_ratio(value: Any) -> No
 
 def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() -> None:
     row = {"prompt": "a fox", "temperature": "0,7", "top_p": "0,95"}
-    [wish] = image_specs([row], RowDefaults({}, "1min", "gemini-3.1-flash-image-preview"))
-    assert (wish.request.temperature, wish.request.top_p) == (0.7, 0.95)
+    [spec] = image_specs([row], RowDefaults({}, "1min", "gemini-3.1-flash-image-preview"))
+    assert (spec.request.temperature, spec.request.top_p) == (0.7, 0.95)
     for word, flag in (("WAHR", True), ("FALSCH", False), ("vrai", True), ("TRUE", True), ("0", False)):
         assert wanted([{"prompt": "a fox", "google_search": word}])[0].request.google_search is flag
     assert wanted([{"prompt": "a fox", "resolution": "512.0"}])[0].request.resolution == "512"
@@ -357,25 +357,25 @@ def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() ->
 
 def test_labels_are_text_and_a_whole_variant_is_one_variant_however_it_is_written() -> None:
     row = {"prompt": "x", "sku": 1007.0, "price": Decimal("12.50"), "day": dt.date(2026, 1, 2), "variant": 2.0}
-    [wish] = wanted([row])
-    assert wish.labels == {"sku": "1007", "price": "12.50", "day": "2026-01-02", "row": "0"}
-    assert wish.request.variant == "2"
+    [spec] = wanted([row])
+    assert spec.labels == {"sku": "1007", "price": "12.50", "day": "2026-01-02", "row": "0"}
+    assert spec.request.variant == "2"
     for two in (2, 2.0, "2", " 2.0 ", Decimal("2.0"), Decimal("2")):
-        [wish] = wanted([{"prompt": "x", "variant": two}])
-        assert wish.request.variant == "2"
-        assert "2.0" in wish.earlier_spellings, "as versions before knew a float"
+        [spec] = wanted([{"prompt": "x", "variant": two}])
+        assert spec.request.variant == "2"
+        assert "2.0" in spec.earlier_spellings, "as versions before knew a float"
         assert wanted([{"prompt": "x", "variant": two}], 2)[1].request.variant == "2-2"
         assert "2.0-2" in wanted([{"prompt": "x", "variant": two}], 2)[1].earlier_spellings
     for other in ("v2.0", "02", "2.1", "bold", "2.0-1"):
-        [wish] = wanted([{"prompt": "x", "variant": other}])
-        assert (wish.request.variant, wish.earlier_spellings) == (other, ())
+        [spec] = wanted([{"prompt": "x", "variant": other}])
+        assert (spec.request.variant, spec.earlier_spellings) == (other, ())
     assert wanted([{"prompt": "x", "variant": 2.5}])[0].request.variant == "2.5"
 
 
 def test_columns_without_a_name_are_not_merged() -> None:
     assert "without a name" in refusal([{"prompt": "x", "": "a", " ": "b"}])
-    [wish] = wanted([{"prompt": "x", "": "a", " ": None}])
-    assert wish.labels[""] == "a"
+    [spec] = wanted([{"prompt": "x", "": "a", " ": None}])
+    assert spec.labels[""] == "a"
 
 
 def test_a_further_image_is_not_merged_with_another_rows_own_variant() -> None:
@@ -409,8 +409,8 @@ class Frame:
 def test_a_data_frame_is_its_rows_and_not_its_columns_names() -> None:
     frame = Frame(["prompt", "n"], [["a fox", 2.0], ["a wolf", float("nan")]], index="sku")
     found = wanted(read_rows(frame, FILES))
-    assert [wish.request.prompt for wish in found] == ["a fox", "a fox", "a wolf"]
-    assert [wish.labels["sku"] for wish in found] == ["0", "0", "1"]
+    assert [spec.request.prompt for spec in found] == ["a fox", "a fox", "a wolf"]
+    assert [spec.labels["sku"] for spec in found] == ["0", "0", "1"]
     with pytest.raises(BadRequestError, match="two columns"):
         records_of(Frame(["prompt", "prompt"], [["a fox", "a wolf"]]))
 
@@ -423,8 +423,8 @@ def test_the_first_of_several_is_the_image_that_the_row_alone_asks_for() -> None
         one, three = wanted([row]), wanted([row], 3)
         assert three[0].request == one[0].request
         prefix = f"{row['variant']}-" if "variant" in row else ""
-        assert [wish.request.variant for wish in three[1:]] == [f"{prefix}2", f"{prefix}3"]
-        assert [wish.earlier_variant for wish in three] == [f"{prefix}1", None, None]
+        assert [spec.request.variant for spec in three[1:]] == [f"{prefix}2", f"{prefix}3"]
+        assert [spec.earlier_variant for spec in three] == [f"{prefix}1", None, None]
         assert one[0].earlier_variant is None
     assert wanted([{"prompt": "a fox", "variant": " 2.0 "}], 2)[0].earlier_variant == "2.0 -1", (
         "as it was, blank included"
@@ -442,11 +442,11 @@ def test_a_prompt_names_columns_in_braces_and_what_a_cell_holds_is_never_evaluat
         {"Produkt Name": "Käse", "sku": "A-2"},
     ]
     found = wanted(rows, file_name="{SKU}", prompt='Foto: {Produkt_Name} ({ sku }), {"style": "oil"}, {a, b}')
-    assert [wish.request.prompt for wish in found] == [
+    assert [spec.request.prompt for spec in found] == [
         'Foto: Rennrad {sku} {0.__class__} {{ 1 }} (A-1), {"style": "oil"}, {a, b}',
         'Foto: Käse (A-2), {"style": "oil"}, {a, b}',
     ]
-    assert [wish.stem for wish in found] == ["A-1", "A-2"]
+    assert [spec.stem for spec in found] == ["A-1", "A-2"]
     assert found[0].labels == {"sku": "A-1", "Bild": "x", "row": "0"}, "what the prompt is made of is no label"
 
 
@@ -465,9 +465,9 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_column_is_found_by_its_exact_name_whatever_that_holds(name: str) -> None:
-    for written in (name, name.upper(), f" {name} ", tidy(name)):
-        [wish] = wanted([{name: "{a}", "sku": "A"}], prompt=f'A {{{written}}}, {{"style": "oil"}}, {{sku}}')
-        assert wish.request.prompt == 'A {a}, {"style": "oil"}, A'
+    for written in (name, name.upper(), f" {name} ", clean_name(name)):
+        [spec] = wanted([{name: "{a}", "sku": "A"}], prompt=f'A {{{written}}}, {{"style": "oil"}}, {{sku}}')
+        assert spec.request.prompt == 'A {a}, {"style": "oil"}, A'
 
 
 @pytest.mark.parametrize("name", [name for name in ODD_NAMES if "{" not in name])
@@ -487,8 +487,8 @@ def test_a_misspelt_column_whose_name_has_braces_is_an_error(written: str) -> No
 
 @pytest.mark.parametrize("written", ["{Größe {cm}}", "{ größe  {CM} }", "{GRÖSSE {cm}}"])
 def test_a_column_whose_name_has_braces_is_found_in_other_case(written: str) -> None:
-    [wish] = wanted([{"Größe {cm}": "12", "sku": "A"}], prompt=f"A {written} fox, {{sku}}")
-    assert wish.request.prompt == "A 12 fox, A"
+    [spec] = wanted([{"Größe {cm}": "12", "sku": "A"}], prompt=f"A {written} fox, {{sku}}")
+    assert spec.request.prompt == "A 12 fox, A"
 
 
 @pytest.mark.parametrize("written", ["{Foto {Produkt}}", "{Foto {von} {Produkt}}", "{ {Produkte} }"])
@@ -507,8 +507,8 @@ def test_braces_within_braces_that_look_like_a_name_are_an_error(written: str) -
     ],
 )
 def test_a_column_is_filled_within_other_braces_and_doubled_ones_are_text(written: str, filled: str) -> None:
-    [wish] = wanted([{"Produkt": "Rad", "sku": "A"}], prompt=f"A {written}")
-    assert wish.request.prompt == f"A {filled}"
+    [spec] = wanted([{"Produkt": "Rad", "sku": "A"}], prompt=f"A {written}")
+    assert spec.request.prompt == f"A {filled}"
 
 
 @pytest.mark.parametrize("inner", ["product (de)", "Preis €", "_name", "#x", "Größe&Farbe", "l’article", "a+b", "50%"])
@@ -523,8 +523,8 @@ def test_braces_around_what_is_no_name_stay_as_they_are(text: str) -> None:
 
 def test_a_rows_own_prompt_is_taken_as_it_stands_and_can_be_put_into_the_operators() -> None:
     rows = [{"prompt": "a {red} fox", "sku": "A"}, {"prompt": "a wolf", "sku": "B"}]
-    assert [wish.request.prompt for wish in wanted(rows, prompt="{sku}")] == ["a {red} fox", "a wolf"]
-    assert [wish.request.prompt for wish in wanted(rows, prompt="{prompt}, in snow")] == [
+    assert [spec.request.prompt for spec in wanted(rows, prompt="{sku}")] == ["a {red} fox", "a wolf"]
+    assert [spec.request.prompt for spec in wanted(rows, prompt="{prompt}, in snow")] == [
         "a {red} fox, in snow",
         "a wolf, in snow",
     ]
@@ -550,8 +550,8 @@ def test_braces_that_name_no_filled_column_are_refused_before_money(prompt: str,
 
 
 def test_a_column_that_the_prompt_names_is_no_misspelt_field() -> None:
-    [wish] = wanted([{"Modell": "X-1", "size": "XL"}], prompt="A shirt {Modell} in {size}")
-    assert wish.request.prompt == "A shirt X-1 in XL"
+    [spec] = wanted([{"Modell": "X-1", "size": "XL"}], prompt="A shirt {Modell} in {size}")
+    assert spec.request.prompt == "A shirt X-1 in XL"
 
 
 def test_rows_without_a_prompt_list_the_columns_that_were_found_once(read: Callable[..., Any]) -> None:
@@ -601,4 +601,4 @@ def test_a_label_without_a_letter_names_no_file(text: str) -> None:
 def test_a_name_of_too_many_bytes_is_refused_with_its_row() -> None:
     assert wanted([{"prompt": "x", "Name": "狐" * 40}], file_name="{Name}")[0].stem == "狐" * 40
     assert "row 0" in refusal([{"prompt": "x", "Name": "狐" * 41}], file_name="{Name}")
-    assert tidy(" a\n b\ufeff ") == "a b"
+    assert clean_name(" a\n b\ufeff ") == "a b"

@@ -51,11 +51,11 @@ class Stopped(SubmitGuard):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told = threading.Event()
+        self.stopping = threading.Event()
 
     def stop(self) -> None:
         super().stop()
-        self.told.set()
+        self.stopping.set()
 
 
 # Running
@@ -142,7 +142,7 @@ def test_a_strike_while_a_paid_request_is_under_way_waits_for_the_record() -> No
     async def buy() -> None:
         with guard.submitting():
             strike_main_thread()
-            await until(guard.told)
+            await until(guard.stopping)
             await asyncio.sleep(0.2)  # the answer is still on its way
             happened.append("recorded")
         await asyncio.sleep(60)
@@ -163,7 +163,7 @@ def test_a_strike_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> N
     async def buy() -> None:
         with guard.submitting():
             signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
-            await until(guard.told)
+            await until(guard.stopping)
             happened.append("recorded")
         await asyncio.sleep(60)
         happened.append("went on")
@@ -198,7 +198,7 @@ def test_a_strike_before_a_paid_request_lets_none_begin() -> None:
 
     async def buy() -> None:
         strike_main_thread()
-        await until(guard.told)
+        await until(guard.stopping)
         try:
             guard.check()
         except NotSentError:
@@ -235,7 +235,7 @@ def test_a_strike_waits_for_every_paid_request_that_is_under_way() -> None:
             await asyncio.to_thread(both.wait, 10)
             if name == "slow":
                 strike_main_thread()
-            await until(guard.told)
+            await until(guard.stopping)
             await asyncio.sleep(seconds)
             happened.append(name)
 

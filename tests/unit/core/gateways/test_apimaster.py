@@ -94,8 +94,8 @@ def test_another_address_keeps_its_path() -> None:
 
 
 def test_every_field_goes_out_under_the_gateways_own_name() -> None:
-    wish = asked(resolution="2K", aspect_ratio="16:9", google_search=True, google_image_search=True)
-    assert sent(GATEWAY.submit(wish, ())) == {
+    request = asked(resolution="2K", aspect_ratio="16:9", google_search=True, google_image_search=True)
+    assert sent(GATEWAY.submit(request, ())) == {
         "model": FLASH,
         "prompt": "a red fox",
         "n": 1,
@@ -119,8 +119,8 @@ def test_512_is_called_half_a_k() -> None:
 
 
 def test_an_edit_sends_its_images_as_image_urls_the_image_first() -> None:
-    wish = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png"])
-    call = GATEWAY.submit(wish, ("https://example.com/a.png", "data:image/png;base64,AA=="))
+    request = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png"])
+    call = GATEWAY.submit(request, ("https://example.com/a.png", "data:image/png;base64,AA=="))
     assert sent(call)["image_urls"] == ["https://example.com/a.png", "data:image/png;base64,AA=="]
 
 
@@ -141,9 +141,9 @@ def test_a_submit_is_billable_and_holds_its_prompt() -> None:
 
 
 def test_a_submit_waits_180_seconds_or_as_long_as_the_gateway_does() -> None:
-    wish = asked(resolution="4K")
-    assert GATEWAY.submit(wish, ()).read_timeout == 180
-    assert GATEWAY.submit(wish, (), synchronous=True).read_timeout == wish.row.read_timeout("4K") > 900
+    request = asked(resolution="4K")
+    assert GATEWAY.submit(request, ()).read_timeout == 180
+    assert GATEWAY.submit(request, (), synchronous=True).read_timeout == request.row.read_timeout("4K") > 900
 
 
 def test_a_poll_always_names_the_model_and_is_free() -> None:
@@ -742,8 +742,8 @@ def test_the_link_of_an_old_row_comes_before_what_may_be_an_input(beside: Any, k
 
 
 def test_a_reason_beside_a_result_is_no_result() -> None:
-    told = {"fail_reason": "see https://status.example/a.png", "result": {"images": [{"url": LINK}]}}
-    body = {"data": {"task_id": TASK, "status": "SUCCESS", **told}}
+    detail = {"fail_reason": "see https://status.example/a.png", "result": {"images": [{"url": LINK}]}}
+    body = {"data": {"task_id": TASK, "status": "SUCCESS", **detail}}
     assert read(poll(), 200, body).images == (ResultImage(url=LINK),)
 
 

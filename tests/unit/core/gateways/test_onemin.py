@@ -106,8 +106,8 @@ def test_an_unknown_gateway_is_refused_and_the_allowed_ones_are_named() -> None:
 
 
 def test_generate_sends_every_field_under_the_gateways_own_name() -> None:
-    wish = asked(resolution="0.5K", aspect_ratio="16:9", temperature=0.5, top_p=0.9)
-    call = GATEWAY.submit(wish, ())
+    request = asked(resolution="0.5K", aspect_ratio="16:9", temperature=0.5, top_p=0.9)
+    call = GATEWAY.submit(request, ())
     assert call.request.method == "POST"
     assert sent(call) == {
         "type": "IMAGE_GENERATOR",
@@ -133,8 +133,8 @@ def test_a_model_without_sizes_gets_none() -> None:
 
 
 def test_edit_sends_the_image_first_and_the_references_by_number() -> None:
-    wish = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png", "s3://b/c.png"], resolution="2K")
-    assert sent(GATEWAY.submit(wish, ("p/a", "p/b", "p/c"))) == {
+    request = asked("edit", image="s3://b/a.png", reference_images=["s3://b/b.png", "s3://b/c.png"], resolution="2K")
+    assert sent(GATEWAY.submit(request, ("p/a", "p/b", "p/c"))) == {
         "type": "IMAGE_EDITOR",
         "model": FLASH,
         "async": True,
@@ -168,10 +168,10 @@ def test_a_variant_is_never_sent() -> None:
 
 def test_a_submit_is_billable_and_waits_as_long_as_a_synchronous_answer_takes() -> None:
     for resolution in ("1K", "4K"):
-        wish = asked(resolution=resolution)
-        call = GATEWAY.submit(wish, ())
+        request = asked(resolution=resolution)
+        call = GATEWAY.submit(request, ())
         assert call.billable
-        assert call.read_timeout == wish.row.read_timeout(resolution)
+        assert call.read_timeout == request.row.read_timeout(resolution)
         assert call.prompt == "a red fox"
 
 
@@ -670,15 +670,15 @@ INPUT_LINK = f"https://storage.1min.ai/bucket/{INPUT_KEY}?X-Amz-Signature=abc"
 )
 def test_a_link_of_an_input_is_no_result_and_the_other_one_is_taken(name: str, detail: Any) -> None:
     given = [INPUT_KEY] if name == "imageList" else INPUT_KEY
-    told = {"promptObject": {"prompt": "a cat", "imageSize": "1K", name: given}, "resultObject": [], **detail}
-    body = record("SUCCESS", [], INPUT_LINK, aiRecordDetail=told)
+    details = {"promptObject": {"prompt": "a cat", "imageSize": "1K", name: given}, "resultObject": [], **detail}
+    body = record("SUCCESS", [], INPUT_LINK, aiRecordDetail=details)
     for call in (submit(), poll()):
         assert read(call, 200, body).images == (ResultImage(url=SIGNED),)
 
 
 def test_a_job_with_the_link_of_its_input_alone_is_asked_for_the_link_again() -> None:
-    told = {"promptObject": {"imageUrl": INPUT_KEY}, "resultObject": ["images/result.png"]}
-    error = outcome(poll(), 200, record("SUCCESS", [], INPUT_LINK, aiRecordDetail=told))
+    details = {"promptObject": {"imageUrl": INPUT_KEY}, "resultObject": ["images/result.png"]}
+    error = outcome(poll(), 200, record("SUCCESS", [], INPUT_LINK, aiRecordDetail=details))
     assert (type(error), error.billed, error.retryable) == (UpstreamFailedError, Billed.YES, True)
 
 
@@ -691,14 +691,14 @@ def test_an_input_with_whose_key_the_results_own_key_ends_hides_no_result(
     call: Callable[[], Call[JobStatus]], there: str, key: str
 ) -> None:
     link = "https://storage.1min.ai/one/images/cat/in.png?X-Amz-Signature=b"
-    told = {"promptObject": {"imageUrl": key}, "resultObject": [there]}
-    assert read(call(), 200, record("SUCCESS", [], link, aiRecordDetail=told)).images == (ResultImage(url=link),)
+    details = {"promptObject": {"imageUrl": key}, "resultObject": [there]}
+    assert read(call(), 200, record("SUCCESS", [], link, aiRecordDetail=details)).images == (ResultImage(url=link),)
 
 
 def test_the_link_of_an_input_with_whose_key_the_results_key_ends_is_no_result() -> None:
-    told = {"promptObject": {"imageUrl": "cat/in.png"}, "resultObject": ["images/cat/in.png"]}
+    details = {"promptObject": {"imageUrl": "cat/in.png"}, "resultObject": ["images/cat/in.png"]}
     link = "https://storage.1min.ai/one/cat/in.png?X-Amz-Signature=c"
-    body = record("SUCCESS", [], link, aiRecordDetail=told)
+    body = record("SUCCESS", [], link, aiRecordDetail=details)
     assert read(submit(), 200, body) == JobStatus(JobState.RUNNING, job_id=UUID)
 
 

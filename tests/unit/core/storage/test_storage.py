@@ -76,9 +76,9 @@ class Answers:
         def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             method = environ["REQUEST_METHOD"]
             self.methods.append(method)
-            for told, is_after in ((self.before, False), (self.after, True)):
-                if told and told[0][0] == method:
-                    _, status, code = told.pop(0)
+            for script, is_after in ((self.before, False), (self.after, True)):
+                if script and script[0][0] == method:
+                    _, status, code = script.pop(0)
                     if is_after:
                         list(app(environ, lambda *_: None))
                     body = f"<Error><Code>{code}</Code><Message>-</Message></Error>".encode() if code else b""
@@ -92,10 +92,10 @@ class Answers:
 @pytest.fixture
 def answers(s3: str) -> Iterator[tuple[Answers, Callable[[str | None], Any], str]]:
     """The middleware, clients that go through it, and a bucket behind it."""
-    told = Answers()
-    with start_moto(told) as url:
+    script = Answers()
+    with start_moto(script) as url:
         client = boto3.client("s3", endpoint_url=url)
-        yield told, lambda _: client, s3
+        yield script, lambda _: client, s3
 
 
 # --- the ledger's objects ---------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_age_is_counted_by_the_disks_clock_and_never_below_zero(local: Store, tm
 
 
 def test_age_on_s3_is_counted_by_the_date_of_the_answer(answers: Any) -> None:
-    told, factory, bucket = answers
+    script, factory, bucket = answers
     store = open_store(f"{bucket}/root", Openers(s3_client=factory))
     store.create("a", b"1")
     client = factory(None)
@@ -209,7 +209,7 @@ def test_age_on_s3_is_counted_by_the_date_of_the_answer(answers: Any) -> None:
     found = store.read("a")
     assert found is not None
     assert found.age > 50 * 365 * 86_400
-    assert told.methods[-1] == "GET"
+    assert script.methods[-1] == "GET"
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/../b", "a#b", "a\0"])
@@ -271,12 +271,12 @@ def test_a_root_that_replaces_whatever_is_there_is_refused(s3: str) -> None:
 
 
 def test_a_root_is_probed_once_per_process(answers: Any) -> None:
-    told, factory, bucket = answers
+    script, factory, bucket = answers
     store = open_store(f"{bucket}/once", Openers(s3_client=factory))
     store.probe()
-    asked = len(told.methods)
+    asked = len(script.methods)
     open_store(f"{bucket}/once/", Openers(s3_client=factory)).probe()
-    assert len(told.methods) == asked
+    assert len(script.methods) == asked
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/root", "https://example.com/root", "memory://x/y"])
@@ -350,9 +350,9 @@ def test_four_processes_on_one_disk_have_one_winner_and_lose_no_update(tmp_path:
 
 
 def test_a_creation_whose_answer_was_lost_comes_back_as_taken_with_our_own_claim(answers: Any) -> None:
-    told, factory, bucket = answers
+    script, factory, bucket = answers
     store = open_store(f"{bucket}/root", Openers(s3_client=factory))
-    told.after = [("PUT", 500, "InternalError")]
+    script.after = [("PUT", 500, "InternalError")]
     assert store.create("a", b"our claim") is None
     found = store.read("a")
     assert found is not None
@@ -371,17 +371,17 @@ def test_a_link_whose_answer_was_lost_counts_as_ours(local: Store, monkeypatch: 
 
 
 def test_a_conflict_with_another_write_is_asked_again(answers: Any) -> None:
-    told, factory, bucket = answers
+    script, factory, bucket = answers
     store = open_store(f"{bucket}/root", Openers(s3_client=factory))
-    told.before = [("PUT", 409, "ConditionalRequestConflict")] * 2
+    script.before = [("PUT", 409, "ConditionalRequestConflict")] * 2
     assert store.create("a", b"1")
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (501, "NotImplemented")])
 def test_a_refusal_on_reading_is_never_nothing(answers: Any, status: int, code: str) -> None:
-    told, factory, bucket = answers
+    script, factory, bucket = answers
     store = open_store(f"{bucket}/root", Openers(s3_client=factory))
-    told.before = [("GET", status, code)]
+    script.before = [("GET", status, code)]
     with pytest.raises(StorageError, match=code) as caught:
         store.read("a")
     assert caught.value.billed is Billed.NO
@@ -504,8 +504,8 @@ def test_an_object_without_a_checksum_is_compared_by_its_bytes(files: Files, s3:
 
 
 def test_a_write_whose_answer_was_lost_counts_as_written(answers: Any) -> None:
-    told, factory, bucket = answers
-    told.after = [("PUT", 500, "InternalError")]
+    script, factory, bucket = answers
+    script.after = [("PUT", 500, "InternalError")]
     assert write(Files(Openers(s3_client=factory)), f"{bucket}/p.png", b"one")
 
 
@@ -543,8 +543,8 @@ def test_state_tells_there_from_gone(files: Files, folder: str) -> None:
 
 @pytest.mark.parametrize("before", [[("HEAD", 403, "")], [("HEAD", 404, ""), ("GET", 404, "NoSuchBucket")]])
 def test_state_is_unknown_where_s3_would_not_say(answers: Any, before: list[tuple[str, int, str]]) -> None:
-    told, factory, bucket = answers
-    told.before = before
+    script, factory, bucket = answers
+    script.before = before
     assert Files(Openers(s3_client=factory)).state(f"{bucket}/p.png") == "unknown"
 
 
@@ -560,10 +560,10 @@ def test_which_of_some_files_are_there(files: Files, folder: str) -> None:
 def test_a_bucket_says_which_files_are_there_also_to_who_may_not_list_it(
     answers: Any, before: list[tuple[str, int, str]]
 ) -> None:
-    told, factory, bucket = answers
+    script, factory, bucket = answers
     files = Files(Openers(s3_client=factory))
     write(files, f"{bucket}/p.json", b"x")
-    told.before = before
+    script.before = before
     assert files.there([f"{bucket}/p.png", f"{bucket}/p.json"]) == [f"{bucket}/p.json"]
 
 
