@@ -197,7 +197,7 @@ AGAIN, OTHERWISE = (
     "The DAG run is deleted and made again, with another prompt",
 )
 CLEARED, EDIT = "The task is cleared", "The task is cleared after its prompt was edited"
-REGENERATE = 'The task is cleared with `on_clear="regenerate"`'
+REBUY = 'The task is cleared with `on_clear="regenerate"`'
 
 PLANS = [
     _plan("term_intent", SIGTERM, POINTS["intent"].moment, "1min",
@@ -257,10 +257,10 @@ PLANS = [
           "The new image is bought and lands beside the first."),
     _plan("edit_failure", EDIT, "after it failed on the download", "apimaster",
           after_failure(EDITED, collected("success")), TWO, "success", BOTH, **ONCE),
-    _plan("regenerate_deferred", REGENERATE, DEFERRED, "1min", while_deferred(REGENERATED, SUCCESS), LANDED, "success",
+    _plan("rebuy_deferred", REBUY, DEFERRED, "1min", while_deferred(REGENERATED, SUCCESS), LANDED, "success",
           "The job still runs, and is waited for.", **IN_TRIGGERER),
-    _plan("regenerate_success", REGENERATE, "after success", "apimaster", after_success(REGENERATED, SUCCESS),
+    _plan("rebuy_success", REBUY, "after success", "apimaster", after_success(REGENERATED, SUCCESS),
           TWO, "success", "A second image is bought, as asked.", asked_again=1),
-    _plan("regenerate_failure", REGENERATE, "after it failed on the download", "1min", after_failure(REGENERATED, SUCCESS),
+    _plan("rebuy_failure", REBUY, "after it failed on the download", "1min", after_failure(REGENERATED, SUCCESS),
           LANDED, "success", POLLED, **ONCE),
 ]  # fmt: skip
