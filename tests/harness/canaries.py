@@ -273,7 +273,7 @@ class Logs:
         named = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
         loud = [logger for logger in named if logger.name.partition(".")[0] in NOISY_LOGGERS]
         before = [(logger, logger.level, logger.disabled) for logger in [logging.root, *loud]]
-        heard = [
+        loggers = [
             logging.root,
             *(logger for logger in named if not logger.propagate and not logger.name.startswith(THE_GATEWAYS_SIDE)),
         ]
@@ -281,12 +281,12 @@ class Logs:
         for logger, _, _ in before:
             logger.setLevel(logging.DEBUG)
             logger.disabled = False
-        for logger in heard:
+        for logger in loggers:
             logger.addHandler(handler)
         try:
             yield
         finally:
-            for logger in heard:
+            for logger in loggers:
                 logger.removeHandler(handler)
             for logger, level, was_disabled in before:
                 logger.setLevel(level)

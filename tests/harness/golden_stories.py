@@ -263,23 +263,23 @@ def unknown(story: Story) -> None:
     story.clear(run, on_unknown="resubmit")
 
 
-def settled(story: Story, *verdict: str) -> None:
+def resolved(story: Story, *resolution: str) -> None:
     story.fault("submit", **UNKNOWN)
     run = story.run(state="failed")
-    story.jobs("resolve", RECORD, *verdict)
-    story.note(run.retry("made"), "failed" if verdict == ("--lost",) else "success")
+    story.jobs("resolve", RECORD, *resolution)
+    story.note(run.retry("made"), "failed" if resolution == ("--lost",) else "success")
 
 
 def settled_as_unpaid(story: Story) -> None:
-    settled(story, "--unpaid")
+    resolved(story, "--unpaid")
 
 
 def settled_as_lost(story: Story) -> None:
-    settled(story, "--lost")
+    resolved(story, "--lost")
 
 
 def settled_as_bought_again(story: Story) -> None:
-    settled(story, "--resubmit")
+    resolved(story, "--resubmit")
 
 
 def forgotten(story: Story) -> None:
@@ -289,15 +289,15 @@ def forgotten(story: Story) -> None:
 
 
 def paid_twice(story: Story) -> None:
-    """A request that was settled with a job from elsewhere, while it was under way."""
+    """A request that was resolved with a job from elsewhere, while it was under way."""
 
-    def settle() -> None:
+    def resolve() -> None:
         order = {"model": "gemini-3.1-flash-image-preview", "prompt": "a fox", "resolution": "0.5K"}
         url = f"{story.sandbox.apimaster_url}/images/generations/async"
         answer = httpx.post(url, json=order, headers={"Authorization": "Bearer sandbox-key"}).json()
         story.jobs("resolve", RECORD, "--job", answer["data"][0]["task_id"])
 
-    story.note(story.while_held(settle))
+    story.note(story.while_held(resolve))
 
 
 def returned(story: Story) -> None:

@@ -350,11 +350,11 @@ def is_said(error: GeminiImageError) -> None:
 # What lies in the ledger
 
 
-class Shelf(Store):
+class DictStore(Store):
     """A store in which every key holds the same bytes, and nothing is free."""
 
     def __init__(self, data: bytes) -> None:
-        super().__init__("file:///shelf")
+        super().__init__("file:///dict")
         self.data = data
 
     def create(self, key: str, data: bytes) -> str | None:
@@ -385,7 +385,7 @@ class Shelf(Store):
 def test_any_record_is_read_or_refused_and_decided_about(
     data: bytes, generation: int, seen: Any, vanished: bool
 ) -> None:
-    ledger = Ledger(Shelf(data))
+    ledger = Ledger(DictStore(data))
     try:
         found = ledger.latest(ITEM)
     except LedgerError as error:
@@ -413,7 +413,7 @@ def test_any_record_is_read_or_refused_and_decided_about(
 @example(b"[" * 100_000)
 def test_any_claim_of_a_name_is_somebodys_or_can_not_be_read(data: bytes) -> None:
     with contextlib.suppress(StorageError):
-        claim = file_names.read_claim(Shelf(data), "names/fox.json")
+        claim = file_names.read_claim(DictStore(data), "names/fox.json")
         assert claim is not None
         assert all(isinstance(value, str) for value in (claim.item, claim.stem, claim.attempt))
 
@@ -423,7 +423,7 @@ def test_any_claim_of_a_name_is_somebodys_or_can_not_be_read(data: bytes) -> Non
 @example(b"[" * 100_000)
 def test_any_index_entry_names_a_record_or_can_not_be_read(data: bytes) -> None:
     with contextlib.suppress(LedgerError):
-        entry = read_entry(Shelf(data), "index/default/dag/f.json")
+        entry = read_entry(DictStore(data), "index/default/dag/f.json")
         assert entry is not None
         assert is_record_key(entry.record)
 

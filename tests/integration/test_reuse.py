@@ -103,9 +103,9 @@ def test_a_clear_that_asks_for_a_new_image_gets_one_whatever_the_index_says(reco
 
 def test_an_entry_without_its_record_is_waited_for_and_then_taken_over() -> None:
     assert decided(None) == WaitForRecord(reuse_decision.ENTRY_SECONDS - 1.0)
-    lot = decided(None, entry=dataclasses.replace(ENTRY, age=reuse_decision.ENTRY_SECONDS))
-    assert isinstance(lot, Claim)
-    assert lot.over is not None
+    decision = decided(None, entry=dataclasses.replace(ENTRY, age=reuse_decision.ENTRY_SECONDS))
+    assert isinstance(decision, Claim)
+    assert decision.over is not None
 
 
 def test_nobody_sends_as_long_after_its_entry_as_it_takes_to_be_given_up() -> None:
@@ -120,9 +120,9 @@ def test_what_has_landed_is_taken() -> None:
 @pytest.mark.parametrize("image", ["gone", "changed"])
 def test_what_is_not_there_as_it_landed_is_bought_and_the_reason_names_the_record(image: Any) -> None:
     record = landed()
-    lot = decided(record, intact=image)
-    assert isinstance(lot, Claim)
-    assert record.key in lot.step.why
+    decision = decided(record, intact=image)
+    assert isinstance(decision, Claim)
+    assert record.key in decision.step.why
 
 
 def test_an_image_of_which_nobody_can_tell_is_a_storage_error() -> None:
@@ -152,9 +152,9 @@ def test_what_nobody_knows_follows_the_tasks_own_on_unknown(record: Record) -> N
     error = refused(decided(record, age=1000.0))
     assert isinstance(error, OutcomeUnknownError)
     assert record.key in str(error)
-    lot = decided(record, policy=Policy(0, "resubmit"), age=1000.0)
-    assert isinstance(lot, Claim)
-    assert lot.step.resubmission
+    decision = decided(record, policy=Policy(0, "resubmit"), age=1000.0)
+    assert isinstance(decision, Claim)
+    assert decision.step.resubmission
 
 
 def test_what_was_sent_again_once_is_not_sent_again_because_of_another_ones_unknown_outcome() -> None:
@@ -175,9 +175,9 @@ def test_what_failed_after_payment_is_the_same_failure_here_and_names_the_record
     assert 'reuse="task"' in str(error)
 
 
-def refused(lot: ReuseDecision) -> GeminiImageError:
-    assert isinstance(lot, Refuse), lot
-    return lot.error
+def refused(decision: ReuseDecision) -> GeminiImageError:
+    assert isinstance(decision, Refuse), decision
+    return decision.error
 
 
 # Attempts

@@ -224,7 +224,7 @@ class ImageWriter:
             try:
                 await asyncio.to_thread(step)
             except GeminiImageError as error:
-                self.log.warning("Could not tidy up after record %s (%s).", landed.key, error.kind)
+                self.log.warning("Could not clean up after record %s (%s).", landed.key, error.kind)
 
     async def _drop_thumbnails(self, record: Record, stored: Sequence[StoredImage]) -> None:
         """Delete the thumbnails of an earlier landing if the images differ now."""

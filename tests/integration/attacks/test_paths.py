@@ -340,7 +340,7 @@ def test_a_namespace_and_a_variant_that_look_like_paths_stay_under_the_root(
 ODD_KEYS = ("ledger/../../bait/1.json", "../bait/1.json", "{folder}/bait/1.json", f"ledger/a{'/..' * 7}/bait/1.json")
 USES_OF_KEYS = {
     "a sensor": (GeminiImageJobSensor, "job", lambda key: {"record": key, "job_id": "job-1"}),
-    "a verdict": (GeminiImageCollectOperator, "resolve", lambda key: {key: "unpaid"}),
+    "a resolution": (GeminiImageCollectOperator, "resolve", lambda key: {key: "unpaid"}),
     "a job that was found": (GeminiImageCollectOperator, "resolve", lambda key: {key: {"job": "../models"}}),
 }
 

@@ -195,7 +195,7 @@ def test_an_unknown_outcome_is_a_warning_that_says_what_to_do_and_the_task_succe
     assert "`resolve` of GeminiImageCollectOperator" in line
 
 
-def verdict(works: Works, word: str) -> Any:
+def resolution(works: Works, word: str) -> Any:
     return {"job": works.sandbox.ledger()[-1]["job_id"]} if word == "job" else word
 
 
@@ -206,7 +206,7 @@ def test_an_unknown_outcome_is_settled_by_a_parameter_and_stays_so_with_every_la
     works = each_works
     cleared = works.dies_sending(charge="before" if word == "unpaid" else "after")
     record = works.record()
-    conf = {"resolve": {record.key: verdict(works, word)}}
+    conf = {"resolve": {record.key: resolution(works, word)}}
     run = works.collect(conf, resolve="{{ params.resolve | tojson }}")
     after = works.left.at(record)
     assert after.state == ("landed" if word == "job" else "failed")

@@ -703,14 +703,14 @@ def test_an_image_in_thousands_of_places_is_looked_for_in_some(
         for n in range(2_000)
     ]
     record = put(left, ITEM, manifest={"images": images}, copies=copies)
-    shelf = "airflow_provider_geminiimg.gallery.queries"
+    module = "airflow_provider_geminiimg.gallery.queries"
     listed: list[Record] = []
 
     def places(*given: Any) -> Any:
         listed.append(given[0])
         return image_places(*given)
 
-    monkeypatch.setattr(f"{shelf}.image_places", places)
+    monkeypatch.setattr(f"{module}.image_places", places)
     assert len(get(LISTING).json()["items"][0]["images"]) == 100
     assert len(listed) == 1
     looked: list[str] = []

@@ -702,10 +702,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("per_minute", [1, 2, 10, 100, 180])
 def test_no_sixty_seconds_see_more_calls_than_allowed_and_the_rate_is_used(clock: Clock, per_minute: int) -> None:
-    bucket = RateLimit(per_minute)
+    limit = RateLimit(per_minute)
     passed: list[float] = []
     while clock.now < 1000 + 600:
-        wait = bucket.take()
+        wait = limit.take()
         if wait == 0.0:
             passed.append(clock.now)
         clock.now += wait
@@ -715,20 +715,20 @@ def test_no_sixty_seconds_see_more_calls_than_allowed_and_the_rate_is_used(clock
 
 
 def test_a_caller_of_low_priority_leaves_half_of_the_burst_to_others(clock: Clock) -> None:
-    bucket = RateLimit(200)
+    limit = RateLimit(200)
     low = 0
-    while bucket.take(low_priority=True) == 0.0:
+    while limit.take(low_priority=True) == 0.0:
         low += 1
     urgent = 0
-    while bucket.take() == 0.0:
+    while limit.take() == 0.0:
         urgent += 1
     assert (low, urgent) == (11, 9)
-    assert bucket.take(low_priority=True) > bucket.take()
+    assert limit.take(low_priority=True) > limit.take()
 
 
 def test_a_pause_is_never_longer_than_two_minutes(clock: Clock) -> None:
-    bucket = RateLimit(60)
-    bucket.pause(86_400)
-    assert bucket.take() == pytest.approx(120)
+    limit = RateLimit(60)
+    limit.pause(86_400)
+    assert limit.take() == pytest.approx(120)
     clock.now += 121
-    assert bucket.take() == 0.0
+    assert limit.take() == 0.0
