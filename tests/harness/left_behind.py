@@ -49,7 +49,7 @@ class LeftBehind:
         self.environment = Environment(logging.getLogger(LOGGER))
         self.ledger = self.environment.ledger
         self.store = self.ledger.store
-        self.folder = join_uri(self.environment.root.rpartition("/")[0], "pictures")
+        self.folder = join_uri(self.environment.root.rpartition("/")[0], "images")
 
     # Attempts
 
