@@ -48,6 +48,7 @@ __all__ = [
     "TaskDeferralTimeout",
     "TaskState",
     "everybody_is_admin",
+    "has_supervisor",
     "is_mapped",
     "iteration_of",
     "iteration_of_link",
@@ -167,6 +168,13 @@ class StateStoreMarker:
 
     def set(self, value: Mapping[str, Any]) -> None:
         self._state.set(self._name, value)
+
+
+def has_supervisor() -> bool:
+    """Whether Airflow runs this task; false where other code calls `execute` by itself."""
+    from airflow.sdk.execution_time import task_runner
+
+    return getattr(task_runner, "SUPERVISOR_COMMS", None) is not None
 
 
 def iteration_of(context: Mapping[str, Any]) -> int | None:

@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.storage import IMAGES, Files, join_uri, open_store
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
@@ -60,6 +61,10 @@ class Environment:
         self._connections[conn_id] = connection
         return connection
 
+    def root_check(self) -> RootCheck | None:
+        """The check of the root before a purchase; ``None`` for commands, which buy nothing."""
+        return None
+
     @asynccontextmanager
     async def purchase_context(self) -> AsyncIterator[PurchaseContext]:
         """What a purchase needs from outside; its HTTP clients stay open until the context manager exits."""
@@ -74,6 +79,6 @@ class Environment:
                         transports[conn_id] = await stack.enter_async_context(Transport(connection))
                 return transports[conn_id]
 
-            purchase_context = PurchaseContext(self.ledger, self.files, connect, self.log)
+            purchase_context = PurchaseContext(self.ledger, self.files, connect, self.log, root_check=self.root_check())
             stack.push_async_callback(purchase_context.budgets.close)
             yield purchase_context

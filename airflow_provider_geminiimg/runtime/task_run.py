@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState, iteration_of
+from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState, has_supervisor, iteration_of
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record
+from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
 from airflow_provider_geminiimg.core.purchase.context import PUT_BACK
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
@@ -22,6 +23,7 @@ from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed, GeminiImageError
 from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
+from airflow_provider_geminiimg.runtime.root_variable import RootVariable
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 MAX_DEFERRALS = 2  # after a trigger crashed; then the task waits in the worker
@@ -70,6 +72,7 @@ class TaskRun(Environment):
         self.generation = int(ti.max_tries or 0)
         at = (self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
         self.item = Item(*at, iteration=iteration_of(context))
+        self._ti = ti
 
     def connection(self, conn_id: Any) -> GatewayConnection:
         """The connection that the rendered argument `geminiimg_conn_id` names.
@@ -97,6 +100,16 @@ class TaskRun(Environment):
     def item_marker(self, item: str) -> StateStoreMarker | None:
         """Marker for one image of a batch in the task state store; ``None`` before Airflow 3.3."""
         return None if self._state is None else self._state.item(item)
+
+    def root_check(self) -> RootCheck | None:
+        """The check of the root before a purchase; ``None`` where no Airflow runs the task, which keeps the identity.
+
+        A later iteration of a loop counts as a later attempt, because Airflow makes it anew after a Clear.
+        """
+        if not has_supervisor():
+            return None
+        first = self._ti.try_number <= 1 and not self.item.iteration
+        return RootCheck(self.ledger.store, RootVariable(self.root), self.log, first_attempt=first)
 
     @property
     def folder(self) -> str:

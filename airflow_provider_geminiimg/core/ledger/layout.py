@@ -1,5 +1,6 @@
 """Layout of the root: every key is built and parsed here.
 
+    root.json                                     the identity of the root
     ledger/<task instance>/<item>/<n>.json        one record for each submission that may have cost money
     forgotten/<task instance>/<item>/<n>-<claim>.json   tombstones of records that a person removed
     names/<place>.json                            the owner of a file name
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 
 from airflow_provider_geminiimg.core.storage import IMAGES, decode_segment, encode_segment, is_cut
 
+ROOT_KEY = "root.json"
 LEDGER = "ledger"
 PLANS = "batches"
 RETURNED = "returned"

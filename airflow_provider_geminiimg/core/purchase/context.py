@@ -14,6 +14,7 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.budget import Budgets
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed
 
@@ -45,6 +46,7 @@ class PurchaseContext:
     :param log: the log of the task; wrapped, so that an error while logging stops nothing.
     :param memory: memory limit for images that are being landed or sent.
     :param claims: limits concurrent claims; held from the claim of a record until its paid request is sent.
+    :param root_check: checks that the root is the one that earlier attempts used; ``None``: it is not checked.
     :param budgets: limits the cost. The creator of the context closes them.
     """
 
@@ -54,11 +56,21 @@ class PurchaseContext:
     log: Logs
     memory: ByteSemaphore = field(default_factory=ByteSemaphore)
     claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CLAIMS_AT_ONCE))
+    root_check: RootCheck | None = None
     budgets: Budgets = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log", SteadyLogs(self.log))
         object.__setattr__(self, "budgets", Budgets(self.ledger.store, self.log))
+
+    async def check_root(self, n: int) -> None:
+        """Return if the root is the one that earlier attempts used.
+
+        :param n: number of the submission; after 1 the root has a record of the image, so nothing is checked.
+        :raises GeminiImageError: see `RootCheck.passed`.
+        """
+        if n == 1 and self.root_check is not None:
+            await self.root_check.passed()
 
     async def transport(self, record: Record) -> Transport:
         """The transport to the gateway that `record` was submitted to.

@@ -297,8 +297,8 @@ class Purchase:
         request, connection = self.order.checked(), self.order.connection
         price = price_of(request, connection, self.order.max_cost)
         self.purchase_context.budgets.refuse_over(self.order.max_cost, price, connection)
-        key = record_key(self.order.item, step.n)
-        self.log.info("Sending paid request %s (record %s): %s.", step.n, key, step.why)
+        await self.purchase_context.check_root(step.n)
+        self.log.info("Sending paid request %s (record %s): %s.", step.n, record_key(self.order.item, step.n), step.why)
         transport = await self.purchase_context.connect(connection.conn_id)
         reserved = self.purchase_context.budgets.reserved(connection, self.order.item, price, self.order.max_cost)
         # All waiting comes before the claim: a process that dies with a claim leaves an unknown outcome.

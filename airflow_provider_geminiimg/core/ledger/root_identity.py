@@ -1,0 +1,134 @@
+"""The identity of a root. It shows that a ledger was moved away or emptied, or that workers do not share it.
+
+``root.json`` has a random id. It is written before the first paid request under a root, and Airflow keeps a copy of the
+id (an Airflow Variable). Airflow's task state store says the same about one task instance, but from Airflow 3.4 on a
+Clear empties it, and before Airflow 3.3 there is none.
+
+Invariants: nothing is bought under a root with another id than Airflow's copy. Nothing is bought under a root without
+an id if Airflow has a copy and earlier attempts may have left records: the images may have been paid for already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from airflow_provider_geminiimg.core.execution.task_log import Logs
+from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY
+from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
+
+_ON_PURPOSE = (
+    "If the ledger was emptied or replaced on purpose, and no image that was paid for is missing, delete Airflow's "
+    "Variable {name!r} and clear the task."
+)
+_SHARE = "Nothing was sent by this attempt. Set [geminiimg] root to storage that all workers share, or restore it. "
+
+
+class KnownRoot(Protocol):
+    """Airflow's copy of a root's identity.
+
+    `read` returns ``None`` if there is none. It raises `GeminiImageError` if Airflow does not answer.
+    """
+
+    name: str
+
+    def read(self) -> str | None: ...
+    def write(self, value: str) -> None: ...
+
+
+class RootCheck:
+    """Checks the identity of the root once, before the first purchase of an attempt. Belongs to one event loop.
+
+    :param store: the root's store.
+    :param known: Airflow's copy.
+    :param log: receives a warning if the root has got a new identity.
+    :param first_attempt: whether no earlier attempt can have left a record of this task instance.
+    """
+
+    def __init__(self, store: Store, known: KnownRoot, log: Logs, *, first_attempt: bool) -> None:
+        self._store = store
+        self._known = known
+        self._log = log
+        self._first_attempt = first_attempt
+        self._turn = asyncio.Lock()
+        self._passed = False
+        self._failed: GeminiImageError | None = None
+
+    async def passed(self) -> None:
+        """Return if it is safe to buy an image that has no record.
+
+        :raises LedgerError: earlier attempts may have left their records elsewhere.
+        :raises StorageError: the store failed.
+        """
+        async with self._turn:
+            if self._failed is not None:
+                raise self._failed.evolve()
+            if self._passed:
+                return
+            try:
+                await asyncio.to_thread(self._check)
+            except GeminiImageError as error:
+                self._failed = error.evolve(billed=Billed.NO if self._first_attempt else Billed.UNKNOWN)
+                raise self._failed from error.__cause__
+            self._passed = True
+
+    def _check(self) -> None:
+        text = self._known.read()
+        blob = self._store.read(ROOT_KEY)
+        found = None if blob is None else self._identity(blob)
+        if text is None:
+            self._known.write(json.dumps(found or self._created()))
+            return
+        remembered = _parsed(text, f"Airflow's Variable {self._known.name!r}")
+        if found is None:
+            self._check_missing(remembered)
+            self._known.write(json.dumps(self._created()))
+        elif found["id"] != remembered["id"]:
+            raise self._refusal(
+                f"The ledger under {self._store.uri} is not the one that this Airflow used there before: workers do "
+                "not share it, or it was replaced."
+            )
+
+    def _check_missing(self, remembered: Mapping[str, Any]) -> None:
+        """Refuse a root without an identity, unless nothing of an earlier attempt can be missing."""
+        where, here = remembered.get("host"), socket.gethostname()
+        on_other_disk = self._store.uri.startswith("file:") and where != here
+        if on_other_disk or not self._first_attempt:
+            raise self._refusal(
+                f"There is no ledger under {self._store.uri} on host {here}, but this Airflow used one there before, "
+                f"on host {where}: workers do not share it, or it was moved away or emptied."
+            )
+        self._log.warning(
+            "There is no ledger under %s, but this Airflow used one there before. A new one is started. Images "
+            "that were paid for and not collected can no longer be found. If the ledger was not emptied on purpose, "
+            "restore it now.",
+            self._store.uri,
+        )
+
+    def _created(self) -> Mapping[str, Any]:
+        wanted = {"version": 1, "id": secrets.token_hex(16), "host": socket.gethostname(), "root": self._store.uri}
+        return self._identity(create_or_read(self._store, ROOT_KEY, json.dumps(wanted).encode()).blob)
+
+    def _identity(self, blob: Blob) -> Mapping[str, Any]:
+        return _parsed(blob.data.decode(errors="replace"), f"{ROOT_KEY} under {self._store.uri}")
+
+    def _refusal(self, what: str) -> LedgerError:
+        return LedgerError(what, hint=_SHARE + _ON_PURPOSE.format(name=self._known.name))
+
+
+def _parsed(text: str, where: str) -> Mapping[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("id"), str) or not values["id"]:
+        raise LedgerError(
+            f"{where} can't be read, so it is not known whether this is the ledger of earlier attempts.",
+            hint="Nothing was sent by this attempt. Restore it.",
+        )
+    return values
