@@ -92,7 +92,7 @@ PROTECTIONS = (
     Protection(
         "Only a Clear compares what is asked for now",
         "core/purchase/decision.py",
-        "    return policy.run_recreated or policy.generation > record.generation\n",
+        "    return policy.task_state_lost or policy.generation > record.generation\n",
         "    return True\n",
     ),
     Protection(

@@ -35,14 +35,15 @@ class Policy:
     :param on_clear: whether a Clear may buy again an image that landed, or that failed after payment.
     :param reuse: which images may be copied instead of bought: ``"task"``: those of this task instance; ``"dag"``:
         those of all tasks and runs of its DAG.
-    :param run_recreated: the DAG run was deleted and created again; this counts as a Clear.
+    :param task_state_lost: Airflow no longer has the state of the task: it was cleared (Airflow 3.4), its DAG run was
+        deleted and created again, or its loop iteration was made anew. This counts as a Clear.
     """
 
     generation: int
     on_unknown: OnUnknown = "fail"
     on_clear: OnClear = "reuse"
     reuse: ReuseScope = "task"
-    run_recreated: bool = False
+    task_state_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def decide(
 
 def is_cleared(record: Record, policy: Policy) -> bool:
     """Whether the task was cleared since `record` was claimed or landed. A Clear of a running task is a retry."""
-    return policy.run_recreated or policy.generation > record.generation
+    return policy.task_state_lost or policy.generation > record.generation
 
 
 def is_out_of_reach(error: GeminiImageError | None) -> bool:

@@ -30,7 +30,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
 )
 from airflow_provider_geminiimg.core.purchase.inputs import input_digests, public_uri
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
-from airflow_provider_geminiimg.core.purchase.task_state import is_of_earlier_run, look, refuse_if_lost, remember
+from airflow_provider_geminiimg.core.purchase.task_state import is_task_state_lost, look, refuse_if_lost, remember
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -109,7 +109,7 @@ class ImageHistory:
             return Decision(decide(None, self.order.policy), None)
         record, asked = latest.record, None
         await self._learn(record)
-        policy = replace(self.order.policy, run_recreated=await is_of_earlier_run(record, self.marker))
+        policy = replace(self.order.policy, task_state_lost=await is_task_state_lost(record, self.marker))
         cleared = is_cleared(record, policy)
         if cleared:
             asked = Asked(await self.fingerprint(record), self.order.destination)
@@ -121,8 +121,13 @@ class ImageHistory:
             await refuse_if_lost(self.ledger, self.order.item, record, self.marker)
             found, step = await self._ask_older(latest, replace(step, n=record.n + 1), cleared, vanished)
         self._unrecorded_clear = latest if cleared and not isinstance(step, Submit) else None
-        if policy.run_recreated:
-            self.log.info("Record %s is from a deleted DAG run with the same id.", record.key)
+        if policy.task_state_lost:
+            if policy.generation <= record.generation:  # otherwise a Clear explains it
+                self.log.info(
+                    "Airflow no longer has the state of the task that wrote record %s: its DAG run was deleted and "
+                    "created again, or its loop iteration was made anew. This attempt counts as a Clear.",
+                    record.key,
+                )
             if isinstance(step, Refuse | WaitForRecord):
                 await self.record_decision(found.record)
         return Decision(step, found)
@@ -152,7 +157,7 @@ class ImageHistory:
         if older is None or (record.fingerprint == older.record.fingerprint and _overrides(record, older.record)):
             return latest, step
         policy = replace(self.order.policy, on_clear="regenerate" if step.regenerate else "reuse")
-        policy = replace(policy, run_recreated=True) if cleared or step.regenerate else _as_of(older, record, policy)
+        policy = replace(policy, task_state_lost=True) if cleared or step.regenerate else _as_of(older, record, policy)
         asked = Asked(older.record.fingerprint, self.order.destination)
         said = await self._step(older, policy, asked, vanished)
         if isinstance(said, Submit):

@@ -1,4 +1,4 @@
-"""A copy of record ids in Airflow's task state store (Airflow 3.3), besides the ledger.
+"""A copy of record ids in Airflow's task state store (since Airflow 3.3), besides the ledger.
 
 Invariants: key and claim of a record are stored before the paid request is sent, so that a missing record is noticed
 later. A job id that could not be written to its record is stored here. Only ids are stored. A missing entry means
@@ -26,9 +26,11 @@ async def remember(marker: Marker | None, record: Record) -> None:
         await asyncio.to_thread(marker.set, {"record": record.key, "claim": record.claim, **job})
 
 
-async def is_of_earlier_run(record: Record, marker: Marker | None) -> bool:
-    """Whether the DAG run of a record was deleted and created again: the record was stored in the task state store, and
-    the entry is gone.
+async def is_task_state_lost(record: Record, marker: Marker | None) -> bool:
+    """Whether Airflow has removed the entry of a record from the task state store.
+
+    Either the task was cleared (Airflow 3.4), or its DAG run was deleted and created again, or its loop iteration was
+    made anew.
 
     :param record: the deciding record of its item.
     :raises LedgerError: the entry has another claim, so another Airflow writes to the records of this task.
