@@ -253,6 +253,6 @@ def _parsed(data: bytes, key: str) -> NameClaim:
 def _taken(destination: Destination, why: str) -> BadRequestError:
     return BadRequestError(
         f"file_name={destination.stem!r}: is taken in {destination.directory}: {why}.",
-        hint="Allowed: a name that is free there. Give another file_name or output_path; nothing is ever replaced. In a "
-        "loop, add the iteration to the name: {{ loop.index }}.",
+        hint="Allowed: a name that is free there. Give another file_name or output_path; nothing is ever replaced. "
+        "In a loop, add the iteration to the name: {{ loop.index }}.",
     )
