@@ -139,7 +139,7 @@ class CheckedRequest:
 class ImageRequest(pydantic.BaseModel):
     """A request before its gateway is known. Create one with `build`.
 
-    :param operation: ``generate`` or ``edit``.
+    :param operation: ``generate`` or ``edit``. Default: ``edit`` with an `image`, ``generate`` without one.
     :param prompt: description of the image or of the edit; a number becomes text.
     :param model: model id; default: the connection's model, else the gateway's default, see `lookup.default_model`.
     :param image: the image to edit: a URI, or a manifest with exactly one image.
@@ -156,7 +156,7 @@ class ImageRequest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    operation: Literal["generate", "edit"]
+    operation: Literal["generate", "edit"] = "generate"
     prompt: str = pydantic.Field(repr=False)
     model: str | None = None
     image: str | None = pydantic.Field(default=None, repr=False)
@@ -173,6 +173,12 @@ class ImageRequest(pydantic.BaseModel):
     @classmethod
     def _as_written(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         return clean(str(info.field_name), value)
+
+    @pydantic.model_validator(mode="after")
+    def _infer_operation(self) -> ImageRequest:
+        if "operation" not in self.model_fields_set and self.image is not None:
+            self.__dict__["operation"] = "edit"  # bypasses `frozen`, and leaves `model_fields_set` as it is
+        return self
 
     @classmethod
     def build(cls, **values: Any) -> ImageRequest:

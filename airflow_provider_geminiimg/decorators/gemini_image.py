@@ -90,8 +90,7 @@ class GeminiImageDecoratedOperator(DecoratedOperator, ImageOperator):
                 values[name] = value
             elif value is not None and values[name] is None:
                 raise BadRequestError(f"{name}{given(value)}: the function returned an empty value.", hint=_RETURN_NONE)
-        is_edit = self._is_edit or not _is_blank(values["image"])
-        return ImageRequest.build(**{"operation": "edit" if is_edit else "generate", **values})
+        return ImageRequest.build(**{**({"operation": "edit"} if self._is_edit else {}), **values})
 
 
 class GeminiImageBatchDecoratedOperator(DecoratedOperator, GeminiImageBatchOperator):
@@ -188,7 +187,8 @@ def _fields(returned: Any) -> Mapping[str, Any]:
     :raises BadRequestError: the value has another type. The message names the type and not the text.
     """
     if isinstance(returned, ImageRequest):
-        return returned.model_dump(exclude_defaults=True)
+        given = {"operation": returned.operation} if "operation" in returned.model_fields_set else {}
+        return {**given, **returned.model_dump(exclude_defaults=True, exclude={"operation"})}
     if isinstance(returned, str) and not _is_blank(returned):
         return {"prompt": returned}
     if isinstance(returned, Mapping) and returned and all(isinstance(name, str) for name in returned):

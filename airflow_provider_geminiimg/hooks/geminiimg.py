@@ -112,8 +112,7 @@ class GeminiImageHook(BaseHook):
         """Request an image. **This costs money.** The request is sent once.
 
         :param request: the request; or give its fields as keyword arguments. Input images are read and uploaded first.
-        :param fields: the fields of `ImageRequest`. ``operation`` defaults to ``edit`` if there is an ``image`` or a
-            reference image, else to ``generate``.
+        :param fields: the fields of `ImageRequest`.
         :param synchronous: wait for the finished image in the response. If the response times out, the outcome is
             unknown, so the default (``False``: the gateway returns a job id) is safer.
         :returns: a running job (`JobStatus.job_id`), or the finished images.
@@ -289,8 +288,7 @@ def _request(request: ImageRequest | None, fields: dict[str, Any]) -> ImageReque
         if fields:
             raise BadRequestError("submit takes an ImageRequest or its fields, not both.")
         return request
-    images = fields.get("image") or fields.get("reference_images")
-    return ImageRequest.build(**{"operation": "edit" if images else "generate", **fields})
+    return ImageRequest.build(**fields)
 
 
 async def _async_extra(connection: Any) -> Any:

@@ -199,7 +199,6 @@ class _Maker:
         fields = {**self.shared, **self._own(cells)}
         fields["prompt"] = self._prompt(cells, fields)
         count = whole("n", fields.pop("n", None), MAX_VARIANTS) or self.defaults.variants
-        fields["operation"] = "edit" if fields.get("image") not in BLANK else "generate"
         line = getattr(row, "line", None)
         prefix = fields.get("variant")
         written = next((value for name, value in cells.items() if self._field(name) == "variant"), None)

@@ -15,6 +15,7 @@ from airflow_provider_geminiimg import ImageRequest
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from tests.harness.shop import png
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -85,6 +86,8 @@ RETURNS: dict[str, tuple[Any, str | None]] = {
     "a dict": ({"prompt": "a red fox", "aspect_ratio": ""}, "16:9"),
     "a dict that wins": ({"prompt": "a red fox", "aspect_ratio": "1:1"}, "1:1"),
     "a request": (ImageRequest(operation="generate", prompt="a red fox"), "16:9"),
+    "a request without an operation": (ImageRequest(prompt="a red fox"), "16:9"),
+    "a dict whose image is None": ({"prompt": "a red fox", "image": None}, "16:9"),
     "a request that wins": (ImageRequest(operation="generate", prompt="a red fox", aspect_ratio="1:1"), "1:1"),
 }
 
@@ -122,6 +125,27 @@ def test_an_image_that_the_function_names_is_edited(
     assert prompts(sandbox) == ["a red fox", "make it winter"]
     assert run.task("edited").value["operation"] == "edit"
     assert run.task("edited").value["requested"]["variant"] == "edited"
+
+
+@pytest.mark.parametrize("of_the_function", [True, False])
+def test_a_request_without_an_operation_edits_the_image_of_the_function_or_of_the_decorator(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, local_root: str, tmp_path: Path, of_the_function: bool
+) -> None:
+    (tmp_path / "fox.png").write_bytes(png())
+    image = {"image": (tmp_path / "fox.png").as_uri()}
+    returned = ImageRequest(prompt="a red fox", **image if of_the_function else {})
+    run = airflow.run_dag(asks(ONE, Says(returned), apimaster, **{} if of_the_function else image))
+    assert run.task("made").value["operation"] == "edit", run.log
+    assert prompts(sandbox) == ["a red fox"]
+
+
+def test_a_request_that_says_generate_is_refused_with_an_image_of_the_decorator(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, local_root: str
+) -> None:
+    returned = ImageRequest(operation="generate", prompt="a red fox")
+    error = why(airflow.run_dag(asks(ONE, Says(returned), apimaster, image="/nowhere/fox.png")))
+    assert 'Input images belong to the operation "edit"' in str(error)
+    assert not sandbox.calls()
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,33 @@ class TestValuesAsPeopleWriteThem:
     def test_an_empty_text_in_an_optional_field_means_unset(self, field: str) -> None:
         assert getattr(build(**{field: "  "}), field) is None
 
+    @pytest.mark.parametrize("image", [None, "", "  "])
+    def test_a_request_without_an_operation_generates_without_an_image(self, image: str | None) -> None:
+        for request in (ImageRequest(prompt="a"), ImageRequest.build(prompt="a", image=image)):
+            assert request.operation == "generate"
+            assert request == ImageRequest(operation="generate", prompt="a")
+            assert request.check("1min").operation == "generate"
+
+    @pytest.mark.parametrize("image", ["s3://in/cat.png", {"images": [{"uri": "s3://in/cat.png"}]}])
+    def test_a_request_without_an_operation_edits_its_image(self, image: Any) -> None:
+        request = ImageRequest.build(prompt="a", image=image)
+        assert request.operation == "edit"
+        assert request == edit(prompt="a")
+        assert ImageRequest.model_validate_json(request.model_dump_json()).operation == "edit"
+        assert "operation" not in request.model_fields_set
+
+    def test_an_operation_that_contradicts_the_image_is_refused(self) -> None:
+        contradiction = ImageRequest(operation="generate", prompt="a", image="s3://in/cat.png")
+        assert contradiction.operation == "generate"
+        refused(lambda: contradiction.check("1min"), "image=", "is not accepted by", '"edit"')
+        refused(lambda: ImageRequest(operation="edit", prompt="a").check("1min"), "image: not given")
+
+    def test_reference_images_alone_are_no_edit(self) -> None:
+        refused(
+            lambda: ImageRequest.build(prompt="a", reference_images=["s3://in/cat.png"]).check("1min"),
+            "reference_images (1 given): is not accepted by", '"edit"',
+        )  # fmt: skip
+
     def test_an_operation_that_does_not_exist_is_refused(self) -> None:
         refused(lambda: build(operation="paint"), "operation='paint'", "'generate' or 'edit'")
 
