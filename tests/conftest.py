@@ -30,8 +30,8 @@ os.environ.pop("AIRFLOW_CONFIG", None)
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
+    from tests.harness.api_users import ApiUsers
     from tests.harness.inprocess import AirflowHarness
-    from tests.harness.people import People
 
 
 STARTED = pytest.StashKey[float]()
@@ -81,11 +81,11 @@ def airflow(_airflow_home: Path) -> Iterator[AirflowHarness]:
 
 
 @pytest.fixture(scope="module")
-def people(_airflow_home: Path) -> Iterator[People]:
-    """Airflow's REST API with a login, and who uses it: ``people.answer(run, "review", "Approve")``."""
-    from tests.harness.people import serve_people
+def api_users(_airflow_home: Path) -> Iterator[ApiUsers]:
+    """Airflow's REST API with a login, and who uses it: ``api_users.answer(run, "review", "Approve")``."""
+    from tests.harness.api_users import serve_api_users
 
-    with serve_people() as them:
+    with serve_api_users() as them:
         yield them
 
 

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from tests.harness.live_rows import LiveRow, Plan
 from tests.harness.matrix import Balance
 from tests.harness.process_rows import BOUGHT, LANDED, POINTS, POLLED, UNKNOWN, UNKNOWN_PAID, WAITS, stays_unknown
-from tests.harness.stage import Plan, Scene
 
-Act = Callable[[Scene], None]
+Act = Callable[[LiveRow], None]
 
 TWO = Balance(submitted=2, paid=2, landed=2, unknown=0, lost=0, paid_twice=0)
 SUBMITTING = "while waiting for the gateway's answer"
@@ -25,15 +25,15 @@ BOTH = "The new image is bought, the collect operator lands the earlier one."
 def while_held(strike: Act, then: Act, *, point: str) -> Act:
     """Hold the task at a point, strike, see its process end, let the held call go, go on."""
 
-    def act(scene: Scene) -> None:
-        grip = POINTS[point].hold(scene)
-        scene.trigger()
+    def act(row: LiveRow) -> None:
+        grip = POINTS[point].hold(row)
+        row.trigger()
         grip.reached()
-        task, _ = scene.processes()
-        strike(scene)
+        task, _ = row.processes()
+        strike(row)
         task.wait(timeout=60)
         grip.let_go()
-        then(scene)
+        then(row)
 
     return act
 
@@ -41,13 +41,13 @@ def while_held(strike: Act, then: Act, *, point: str) -> Act:
 def while_running(strike: Act, then: Act, *, point: str) -> Act:
     """Hold the task at a point, strike, let the held call go at once, go on."""
 
-    def act(scene: Scene) -> None:
-        grip = POINTS[point].hold(scene)
-        scene.trigger()
+    def act(row: LiveRow) -> None:
+        grip = POINTS[point].hold(row)
+        row.trigger()
         grip.reached()
-        strike(scene)
+        strike(row)
         grip.let_go()
-        then(scene)
+        then(row)
 
     return act
 
@@ -55,36 +55,36 @@ def while_running(strike: Act, then: Act, *, point: str) -> Act:
 def while_deferred(strike: Act, then: Act) -> Act:
     """Strike while the task waits in the triggerer and its poll is held."""
 
-    def act(scene: Scene) -> None:
-        scene.hold_call("status")
-        scene.trigger()
-        scene.deferred()
-        scene.called()
-        strike(scene)
-        scene.sandbox.release()
-        then(scene)
+    def act(row: LiveRow) -> None:
+        row.hold_call("status")
+        row.trigger()
+        row.deferred()
+        row.called()
+        strike(row)
+        row.sandbox.release()
+        then(row)
 
     return act
 
 
 def after_success(strike: Act, then: Act) -> Act:
-    def act(scene: Scene) -> None:
-        scene.trigger()
-        scene.ends("success")
-        strike(scene)
-        then(scene)
+    def act(row: LiveRow) -> None:
+        row.trigger()
+        row.ends("success")
+        strike(row)
+        then(row)
 
     return act
 
 
 def ends(state: str) -> Act:
-    return lambda scene: scene.ends(state)
+    return lambda row: row.ends(state)
 
 
 def marked(state: str) -> Act:
-    def strike(scene: Scene) -> None:
-        scene.mark(state)
-        scene.until(lambda ti: ti["state"] == state)
+    def strike(row: LiveRow) -> None:
+        row.mark(state)
+        row.until(lambda ti: ti["state"] == state)
 
     return strike
 
@@ -92,61 +92,61 @@ def marked(state: str) -> Act:
 def collected(state: str) -> Act:
     """The state stays, and one look by the collect command lands what was paid for."""
 
-    def then(scene: Scene) -> None:
-        scene.ends(state)
-        scene.deadline_passes()
-        scene.collect()
+    def then(row: LiveRow) -> None:
+        row.ends(state)
+        row.deadline_passes()
+        row.collect()
 
     return then
 
 
-def reported(scene: Scene) -> None:
+def reported(row: LiveRow) -> None:
     """The task counts as done, and the collect command says what nobody knows."""
-    scene.ends("success")
-    scene.deadline_passes()
-    assert "unknown" in scene.jobs("list", "--dag", scene.dag_id)
-    assert scene.submits() == 1
+    row.ends("success")
+    row.deadline_passes()
+    assert "unknown" in row.jobs("list", "--dag", row.dag_id)
+    assert row.submits() == 1
 
 
-def unknown(scene: Scene) -> None:
-    scene.deadline_passes()
-    stays_unknown(scene)
+def unknown(row: LiveRow) -> None:
+    row.deadline_passes()
+    stays_unknown(row)
 
 
-def waits_then_unknown(scene: Scene) -> None:
+def waits_then_unknown(row: LiveRow) -> None:
     """The next attempt waits for the dead one's answer until it is overdue."""
-    scene.says(WAITS)
-    unknown(scene)
+    row.says(WAITS)
+    unknown(row)
 
 
-def told_to_stop(scene: Scene) -> None:
-    scene.kill("task", signal.SIGTERM)
-    scene.says("Kill received")
+def told_to_stop(row: LiveRow) -> None:
+    row.kill("task", signal.SIGTERM)
+    row.says("Kill received")
 
 
-def bought_by_the_next(scene: Scene) -> None:
+def bought_by_the_next(row: LiveRow) -> None:
     """The attempt that was told to stop has claimed a record, and left its request to the next one."""
-    scene.ends("success")
-    assert [(record.n, record.state) for record in scene.records()] == [(1, "failed"), (2, "landed")]
+    row.ends("success")
+    assert [(record.n, record.state) for record in row.records()] == [(1, "failed"), (2, "landed")]
 
 
-def cleared(scene: Scene) -> None:
-    scene.clear()
+def cleared(row: LiveRow) -> None:
+    row.clear()
 
 
-def recreated(scene: Scene) -> None:
-    scene.delete_run()
-    scene.trigger()
+def recreated(row: LiveRow) -> None:
+    row.delete_run()
+    row.trigger()
 
 
-def deleted(scene: Scene) -> None:
-    scene.delete_run()
+def deleted(row: LiveRow) -> None:
+    row.delete_run()
 
 
 def triggered_again(then: Act) -> Act:
-    def again(scene: Scene) -> None:
-        scene.trigger()
-        then(scene)
+    def again(row: LiveRow) -> None:
+        row.trigger()
+        then(row)
 
     return again
 
@@ -154,9 +154,9 @@ def triggered_again(then: Act) -> Act:
 def after_edit(strike: Act, **arguments: str) -> Act:
     """Strike after the author has edited the task: another prompt, unless said otherwise."""
 
-    def struck(scene: Scene) -> None:
-        scene.edit(**(arguments or {"prompt": f"another {scene.prompt}"}))
-        strike(scene)
+    def struck(row: LiveRow) -> None:
+        row.edit(**(arguments or {"prompt": f"another {row.prompt}"}))
+        strike(row)
 
     return struck
 
@@ -164,17 +164,17 @@ def after_edit(strike: Act, **arguments: str) -> Act:
 def after_failure(strike: Act, then: Act) -> Act:
     """Strike when the task has failed on a download, its job paid for."""
 
-    def act(scene: Scene) -> None:
-        scene.sandbox.faults(route="download", status=500, times=3)
-        scene.trigger()
-        scene.ends("failed")
-        strike(scene)
-        then(scene)
+    def act(row: LiveRow) -> None:
+        row.sandbox.faults(route="download", status=500, times=3)
+        row.trigger()
+        row.ends("failed")
+        strike(row)
+        then(row)
 
     return act
 
 
-def nothing(scene: Scene) -> None:
+def nothing(row: LiveRow) -> None:
     """Airflow itself strikes."""
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
+from tests.harness.live_rows import LiveRow, Plan
 from tests.harness.matrix import Balance
 from tests.harness.process_rows import BOUGHT, LANDED, POLLED, UNKNOWN, UNKNOWN_PAID, WAITS, stays_unknown
-from tests.harness.stage import Plan, Scene
 
-Act = Callable[[Scene], None]
+Act = Callable[[LiveRow], None]
 TWO = Balance(submitted=2, paid=2, landed=2, unknown=0, lost=0, paid_twice=0)
 RECORD = "/ledger/default/{dag}/"
 IMAGE = "/images/{dag}/run/made/-1/made.png"
@@ -19,78 +19,78 @@ SIDECAR = "/images/{dag}/run/made/-1/made.json"
 def struck(event: str, path: str, victim: str, *, nth: int = 1) -> Act:
     """The process that is about to link or replace this file kills its task or its supervisor."""
 
-    def act(scene: Scene) -> None:
-        scene.strike(event, path, victim, nth)
-        scene.trigger()
-        scene.ends("success")
-        assert scene.task["try_number"] == 2
+    def act(row: LiveRow) -> None:
+        row.strike(event, path, victim, nth)
+        row.trigger()
+        row.ends("success")
+        assert row.task["try_number"] == 2
 
     return act
 
 
-def orphan_struck(scene: Scene) -> None:
+def orphan_struck(row: LiveRow) -> None:
     """The orphan claims a record whose request it then leaves to the next attempt."""
-    struck("os.link", RECORD, "supervisor")(scene)
-    assert [(record.n, record.state) for record in scene.records()] == [(1, "failed"), (2, "landed")]
+    struck("os.link", RECORD, "supervisor")(row)
+    assert [(record.n, record.state) for record in row.records()] == [(1, "failed"), (2, "landed")]
 
 
-def struck_before_the_record(scene: Scene) -> None:
-    scene.strike("os.rename", RECORD, "task")
-    scene.trigger()
-    scene.says(WAITS)
-    scene.deadline_passes()
-    stays_unknown(scene)
+def struck_before_the_record(row: LiveRow) -> None:
+    row.strike("os.rename", RECORD, "task")
+    row.trigger()
+    row.says(WAITS)
+    row.deadline_passes()
+    stays_unknown(row)
 
 
 def while_polling(strike: Act) -> Act:
     """Strike while the job's poll is held, then let it go; somebody lands the image."""
 
-    def act(scene: Scene) -> None:
-        scene.hold_call("status")
-        scene.trigger()
-        if scene.plan.deferrable:
-            scene.deferred()
-        scene.called()
-        strike(scene)
-        scene.sandbox.release()
-        scene.ends("success")
+    def act(row: LiveRow) -> None:
+        row.hold_call("status")
+        row.trigger()
+        if row.plan.deferrable:
+            row.deferred()
+        row.called()
+        strike(row)
+        row.sandbox.release()
+        row.ends("success")
 
     return act
 
 
 def restarted(component: str, signal_number: int = signal.SIGTERM, **env: str) -> Act:
-    def strike(scene: Scene) -> None:
-        scene.airflow.kill(component, signal_number)
-        scene.airflow.spawn(component, env=env)
-        scene.stage.looks_again()
+    def strike(row: LiveRow) -> None:
+        row.airflow.kill(component, signal_number)
+        row.airflow.spawn(component, env=env)
+        row.stage.looks_again()
 
     return strike
 
 
-def taken_over(scene: Scene) -> None:
+def taken_over(row: LiveRow) -> None:
     """A second triggerer takes over from one that stands still, which then wakes up, and is alone."""
-    airflow = scene.airflow
-    scene.hold_call("status")
-    scene.trigger()
-    scene.deferred()
-    scene.called()
+    airflow = row.airflow
+    row.hold_call("status")
+    row.trigger()
+    row.deferred()
+    row.called()
     airflow.kill("triggerer", signal.SIGSTOP)
     airflow.spawn("triggerer", "second triggerer")
-    scene.ends("success")
+    row.ends("success")
     airflow.kill("triggerer", signal.SIGCONT)
-    scene.sandbox.release()
+    row.sandbox.release()
     airflow.kill("second triggerer", signal.SIGTERM)
-    scene.edit(prompt=f"another {scene.prompt}")
-    scene.clear()
-    scene.ends("success")
+    row.edit(prompt=f"another {row.prompt}")
+    row.clear()
+    row.ends("success")
 
 
-def without_the_class(scene: Scene) -> None:
+def without_the_class(row: LiveRow) -> None:
     """The triggerer can't import the trigger; it can again afterwards."""
-    restarted("triggerer", GEMINIIMG_TEST_HIDDEN="airflow_provider_geminiimg.triggers.job")(scene)
-    scene.trigger()
-    scene.ends("success")
-    restarted("triggerer")(scene)
+    restarted("triggerer", GEMINIIMG_TEST_HIDDEN="airflow_provider_geminiimg.triggers.job")(row)
+    row.trigger()
+    row.ends("success")
+    restarted("triggerer")(row)
 
 
 KILLED, LIVES_ON = "The task's process is killed", "The task's supervisor is killed, the task's process lives on"

@@ -28,7 +28,7 @@ from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperato
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 from tests.harness.golden import BUCKET, IMAGES, INPUT, TINY, Stable, stored
 from tests.harness.moto import age_object, start_moto
-from tests.harness.trouble import Bucket
+from tests.harness.storage_faults import BucketFaults
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -223,7 +223,7 @@ def answered(story: Story) -> None:
 
 
 def spooled(story: Story) -> None:
-    bucket = Bucket()
+    bucket = BucketFaults()
     data = base64.b64encode(TINY).decode()
     story.fault("submit", charge="after", body={"created": 1, "data": [{"b64_json": data}]})
     bucket.begin("denied", lambda path, body: "/images/" in path and body.startswith(b"\x89PNG"))

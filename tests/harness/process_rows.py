@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from tests.harness.live_rows import LiveRow, Plan
 from tests.harness.matrix import Balance
-from tests.harness.stage import Plan, Scene
 
 LANDED = Balance(submitted=1, paid=1, landed=1, unknown=0, lost=0, paid_twice=0)
 UNKNOWN_PAID = Balance(submitted=1, paid=1, landed=0, unknown=1, lost=0, paid_twice=0)
@@ -27,13 +27,13 @@ class Grip(Protocol):
 class Call:
     """A grip on a call that the gateway holds."""
 
-    scene: Scene
+    row: LiveRow
 
     def reached(self) -> None:
-        self.scene.called()
+        self.row.called()
 
     def let_go(self) -> None:
-        self.scene.sandbox.release()
+        self.row.sandbox.release()
 
     drop = let_go  # what is left of the call then depends on the fault
 
@@ -44,19 +44,19 @@ class Point:
 
     name: str
     moment: str
-    hold: Callable[[Scene], Grip]
+    hold: Callable[[LiveRow], Grip]
 
 
-def _call(operation: str, **fault: object) -> Callable[[Scene], Grip]:
-    def hold(scene: Scene) -> Grip:
-        scene.hold_call(operation, **fault)
-        return Call(scene)
+def _call(operation: str, **fault: object) -> Callable[[LiveRow], Grip]:
+    def hold(row: LiveRow) -> Grip:
+        row.hold_call(operation, **fault)
+        return Call(row)
 
     return hold
 
 
-def _write(path: str, body: str = "") -> Callable[[Scene], Grip]:
-    return lambda scene: scene.hold_write(path, body)
+def _write(path: str, body: str = "") -> Callable[[LiveRow], Grip]:
+    return lambda row: row.hold_write(path, body)
 
 
 LEDGER = "/ledger/default/{dag}/"
@@ -76,52 +76,52 @@ POINTS = {
 }
 
 
-def task_killed(point: Point) -> Callable[[Scene], None]:
-    def act(scene: Scene) -> None:
-        grip = point.hold(scene)
-        scene.trigger()
+def task_killed(point: Point) -> Callable[[LiveRow], None]:
+    def act(row: LiveRow) -> None:
+        grip = point.hold(row)
+        row.trigger()
         grip.reached()
-        scene.kill("task")
+        row.kill("task")
         grip.drop()
-        scene.ends("success")
+        row.ends("success")
 
     return act
 
 
-def task_killed_while_sending(point: Point) -> Callable[[Scene], None]:
-    def act(scene: Scene) -> None:
-        grip = point.hold(scene)
-        scene.trigger()
+def task_killed_while_sending(point: Point) -> Callable[[LiveRow], None]:
+    def act(row: LiveRow) -> None:
+        grip = point.hold(row)
+        row.trigger()
         grip.reached()
-        scene.kill("task")
+        row.kill("task")
         grip.drop()
-        scene.says(WAITS)
-        scene.deadline_passes()
-        stays_unknown(scene)
+        row.says(WAITS)
+        row.deadline_passes()
+        stays_unknown(row)
 
     return act
 
 
-def supervisor_killed(point: Point) -> Callable[[Scene], None]:
-    def act(scene: Scene) -> None:
-        grip = point.hold(scene)
-        scene.trigger()
+def supervisor_killed(point: Point) -> Callable[[LiveRow], None]:
+    def act(row: LiveRow) -> None:
+        grip = point.hold(row)
+        row.trigger()
         grip.reached()
-        scene.kill("supervisor")
-        scene.attempt(2)
+        row.kill("supervisor")
+        row.attempt(2)
         grip.let_go()
-        scene.ends("success")
+        row.ends("success")
 
     return act
 
 
-def stays_unknown(scene: Scene) -> None:
+def stays_unknown(row: LiveRow) -> None:
     """The outcome is unknown, and neither a retry nor a Clear sends anything."""
-    scene.ends("failed")
-    sent = scene.submits()
-    scene.clear()
-    scene.ends("failed")
-    assert scene.submits() == sent == 1
+    row.ends("failed")
+    sent = row.submits()
+    row.clear()
+    row.ends("failed")
+    assert row.submits() == sent == 1
 
 
 POLLED = "The next attempt asks for the same job and lands its image."

@@ -29,9 +29,9 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
-from tests.harness.gate import Held
 from tests.harness.inprocess import AirflowHarness, Run, Task
 from tests.harness.matrix import Balance, Row, weigh
+from tests.harness.s3_proxy import Held
 
 ROUTES = {"1min": "onemin", "apimaster": "apimaster"}
 MODES = ("waiting", "deferred")
@@ -321,7 +321,7 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def race(stage: Play, rival: Callable[[], Any], held: Sequence[Held]) -> BaseException | None:
-    """Let an attempt and its rival go on together, once each is held at the gate; how the rival failed, if it did."""
+    """Let an attempt and its rival go on together, once each is held at the S3 proxy; how the rival failed, if it did."""
     first, second = held
 
     def start_together() -> None:

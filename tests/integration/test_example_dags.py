@@ -14,14 +14,14 @@ from airflow.models.asset import AssetEvent
 from airflow.utils.session import create_session
 
 from tests.harness import REPOSITORY
-from tests.harness.left_behind import LeftBehind
+from tests.harness.orphaned_records import OrphanedRecords
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
     from airflow_provider_geminiimg.sandbox import Sandbox
+    from tests.harness.api_users import ApiUsers
     from tests.harness.inprocess import AirflowHarness, Run
-    from tests.harness.people import People
 
 EXAMPLES = REPOSITORY / "example_dags"
 FILES = sorted(EXAMPLES.glob("*.py"))
@@ -134,7 +134,7 @@ def test_catalogue_makes_one_image_a_row_named_by_its_sku(
 def test_maintenance_lands_what_was_left_behind_and_settles_what_it_is_told(
     airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
 ) -> None:
-    left = LeftBehind(sandbox, default_connection)
+    left = OrphanedRecords(sandbox, default_connection)
     record, unknown = asyncio.run(left.submitted("paid")), asyncio.run(left.unknown("sent"))
     dag = load("maintenance")
     run = airflow.run_dag(dag)
@@ -149,7 +149,7 @@ def test_maintenance_lands_what_was_left_behind_and_settles_what_it_is_told(
 
 def test_review_publishes_what_a_person_picks_with_the_comment_in_the_prompt(
     airflow: AirflowHarness,
-    people: People,
+    api_users: ApiUsers,
     sandbox: Sandbox,
     default_connection: str,
     apimaster: str,
@@ -160,15 +160,15 @@ def test_review_publishes_what_a_person_picks_with_the_comment_in_the_prompt(
     run = airflow.run_dag(load("review"), conf={"folder": folder, "poll_interval": 0.05})
     variants = [manifest(run, "variants", number) for number in range(5)]
     names = [each["images"][0]["uri"].rsplit("/", 1)[1] for each in variants]
-    request = people.request(run, "review")
+    request = api_users.request(run, "review")
     assert request["options"] == [*(f"{number}: {name}" for number, name in enumerate(names, 1)), "Reject"]
     thumbs, images = (re.findall(rf"\((geminiimg/{kind}/[^)]*)\)", request["body"]) for kind in ("thumbs", "f"))
-    assert [people.call("vera", "GET", f"/{address}").status_code for address in thumbs] == [200] * 5
-    shown = [people.call("vera", "GET", f"/{address}").content for address in images]
+    assert [api_users.call("vera", "GET", f"/{address}").status_code for address in thumbs] == [200] * 5
+    shown = [api_users.call("vera", "GET", f"/{address}").content for address in images]
     sums = [each["images"][0]["sha256"] for each in variants]
     assert [hashlib.sha256(image).hexdigest() for image in shown] == sums
 
-    people.answer(run, "review", request["options"][3], request["options"][1], comment="Warmer light.")
+    api_users.answer(run, "review", request["options"][3], request["options"][1], comment="Warmer light.")
     run.go_on()
     assert run.state == "success", run.log
     assert run.task("review").value == [variants[1], variants[3]]
@@ -185,10 +185,10 @@ def test_review_publishes_what_a_person_picks_with_the_comment_in_the_prompt(
 
 
 def test_review_publishes_nothing_of_what_a_person_rejects(
-    airflow: AirflowHarness, people: People, sandbox: Sandbox, default_connection: str, local_root: str
+    airflow: AirflowHarness, api_users: ApiUsers, sandbox: Sandbox, default_connection: str, local_root: str
 ) -> None:
     run = airflow.run_dag(load("review"), conf={"folder": "s3://nowhere", "poll_interval": 0.05})
-    people.answer(run, "review", "Reject")
+    api_users.answer(run, "review", "Reject")
     run.go_on()
     assert run.state == "success", run.log
     assert {run.task(task_id).state for task_id in ("edit_prompt", "finished", "publish")} == {"skipped"}

@@ -81,7 +81,12 @@ from airflow_provider_geminiimg.gallery.queries import GalleryQueries as Gallery
 from airflow_provider_geminiimg.gallery.queries import RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.runtime import jobs_command
-from tests.harness.anything import (
+from tests.harness.api_server import api_server, ask_raw, gallery_app
+from tests.harness.forbidden import Internet
+from tests.harness.odd_records import ODD, odd_record
+from tests.harness.orphaned_records import SCOPE
+from tests.harness.records import ITEM, landed, make_record
+from tests.harness.strategies import (
     ADDRESSES,
     BODIES,
     BYTES,
@@ -108,11 +113,6 @@ from tests.harness.anything import (
     WIRE_ANSWERS,
     response,
 )
-from tests.harness.api_server import api_server, ask_raw, gallery_app
-from tests.harness.forbidden import Internet
-from tests.harness.left_behind import SCOPE
-from tests.harness.odd_records import ODD, odd_record
-from tests.harness.records import ITEM, landed, make_record
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))

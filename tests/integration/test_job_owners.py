@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from tests.harness.left_behind import LOGGER, LeftBehind
+from tests.harness.orphaned_records import LOGGER, OrphanedRecords
 from tests.harness.records import ITEM, make_record, submitted
 
 if TYPE_CHECKING:
@@ -42,22 +42,22 @@ def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.fixture
-def left(root: str, sandbox: Sandbox, onemin: str) -> LeftBehind:
+def left(root: str, sandbox: Sandbox, onemin: str) -> OrphanedRecords:
     """On disk and on S3."""
-    return LeftBehind(sandbox, onemin)
+    return OrphanedRecords(sandbox, onemin)
 
 
 @pytest.fixture
-def each_left(local_root: str, sandbox: Sandbox, geminiimg_conn_id: str) -> LeftBehind:
+def each_left(local_root: str, sandbox: Sandbox, geminiimg_conn_id: str) -> OrphanedRecords:
     """At both gateways."""
-    return LeftBehind(sandbox, geminiimg_conn_id)
+    return OrphanedRecords(sandbox, geminiimg_conn_id)
 
 
 def job(job_id: str | None) -> Resolution:
     return Resolution("job", str(job_id))
 
 
-def age_entries(left: LeftBehind, monkeypatch: pytest.MonkeyPatch) -> None:
+def age_entries(left: OrphanedRecords, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what was noted of jobs be so old that only the records count."""
     from airflow_provider_geminiimg.core.ledger import job_index
 
@@ -67,7 +67,7 @@ def age_entries(left: LeftBehind, monkeypatch: pytest.MonkeyPatch) -> None:
 # resolve
 
 
-async def test_resolve_refuses_the_job_of_another_record_in_any_state(left: LeftBehind) -> None:
+async def test_resolve_refuses_the_job_of_another_record_in_any_state(left: OrphanedRecords) -> None:
     record = await left.unknown("unknown")
     others = {
         "submitted": await left.submitted("submitted"),
@@ -88,7 +88,9 @@ async def test_resolve_refuses_the_job_of_another_record_in_any_state(left: Left
     assert left.at(record).state == "landed"
 
 
-async def test_resolve_refuses_the_job_of_another_run_dag_and_namespace_and_a_further_job(left: LeftBehind) -> None:
+async def test_resolve_refuses_the_job_of_another_run_dag_and_namespace_and_a_further_job(
+    left: OrphanedRecords,
+) -> None:
     record = await left.unknown()
     elsewhere = [
         dataclasses.replace(ITEM, run_id="another"),
@@ -105,14 +107,14 @@ async def test_resolve_refuses_the_job_of_another_run_dag_and_namespace_and_a_fu
     assert reconcile.resolve(left.ledger, record.key, job("theirs")) is True
 
 
-async def test_a_job_that_only_a_sensor_or_a_copy_holds_may_be_a_records_own(left: LeftBehind) -> None:
+async def test_a_job_that_only_a_sensor_or_a_copy_holds_may_be_a_records_own(left: OrphanedRecords) -> None:
     record = await left.unknown()
     left.ledger.create(submitted(dataclasses.replace(ITEM, task_id="sensor"), operation="unknown", job_id="found"))
     left.ledger.create(submitted(dataclasses.replace(ITEM, task_id="copy"), reused_from=record.key, job_id="found"))
     assert reconcile.resolve(left.ledger, record.key, job("found")) is True
 
 
-async def test_of_two_people_who_give_one_job_to_two_records_at_once_one_succeeds(left: LeftBehind) -> None:
+async def test_of_two_people_who_give_one_job_to_two_records_at_once_one_succeeds(left: OrphanedRecords) -> None:
     records = [await left.unknown(f"task-{number}") for number in range(4)]
     job_id = left.sandbox.ledger()[0]["job_id"]
     tries = (asyncio.to_thread(reconcile.resolve, left.ledger, record.key, job(job_id)) for record in records)
@@ -122,7 +124,7 @@ async def test_of_two_people_who_give_one_job_to_two_records_at_once_one_succeed
     assert [left.at(record).job_id for record in records].count(job_id) == 1
 
 
-async def test_a_further_job_that_becomes_the_records_own_is_not_adopted_too(left: LeftBehind) -> None:
+async def test_a_further_job_that_becomes_the_records_own_is_not_adopted_too(left: OrphanedRecords) -> None:
     record = await left.unknown()
     job_id = left.sandbox.ledger()[0]["job_id"]
     left.change(record, extra_jobs=[job_id])
@@ -133,7 +135,7 @@ async def test_a_further_job_that_becomes_the_records_own_is_not_adopted_too(lef
 
 
 async def test_a_job_whose_record_was_given_another_one_is_free_again(
-    left: LeftBehind, monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = await left.unknown("first"), await left.unknown("second")
     reconcile.resolve(left.ledger, first.key, job("mistaken"))
@@ -145,7 +147,7 @@ async def test_a_job_whose_record_was_given_another_one_is_free_again(
 # A submit's answer
 
 
-def same_job(left: LeftBehind, job_id: str, times: int = 1) -> None:
+def same_job(left: OrphanedRecords, job_id: str, times: int = 1) -> None:
     """Let the gateway answer submits with a job that it has named before, as a cache between us and it would."""
     if left.gateway == "1min":
         body: Any = {"aiRecord": {"uuid": job_id, "status": "PROCESSING"}}
@@ -156,7 +158,7 @@ def same_job(left: LeftBehind, job_id: str, times: int = 1) -> None:
 
 
 async def test_an_answer_that_names_the_job_of_another_record_says_nothing_about_its_own_request(
-    each_left: LeftBehind,
+    each_left: OrphanedRecords,
 ) -> None:
     left = each_left
     first = await left.submitted("first")
@@ -176,7 +178,7 @@ async def test_a_store_that_can_not_note_whose_a_job_is_keeps_no_image_from_land
 ) -> None:
     from pathlib import Path
 
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     root = Path(local_root.removeprefix("file://"))
     await asyncio.to_thread(root.mkdir, parents=True, exist_ok=True)
     await asyncio.to_thread((root / "jobs").write_text, "no folder")
@@ -207,7 +209,7 @@ def single(**more: Any) -> DAG:
     return dag
 
 
-def test_two_items_of_a_batch_never_share_a_job(airflow: AirflowHarness, left: LeftBehind) -> None:
+def test_two_items_of_a_batch_never_share_a_job(airflow: AirflowHarness, left: OrphanedRecords) -> None:
     asyncio.run(left.submitted("elsewhere"))
     job_id = left.sandbox.ledger()[0]["job_id"]
     same_job(left, job_id, times=2)
@@ -221,7 +223,7 @@ def test_two_items_of_a_batch_never_share_a_job(airflow: AirflowHarness, left: L
 # Extra jobs, events, and what a task is handed
 
 
-async def test_a_further_job_that_is_another_records_own_is_not_adopted(left: LeftBehind) -> None:
+async def test_a_further_job_that_is_another_records_own_is_not_adopted(left: OrphanedRecords) -> None:
     other = await left.submitted("other")
     record = left.old(await left.attempt("hero"))
     left.change(record, extra_jobs=[other.job_id])
@@ -231,7 +233,7 @@ async def test_a_further_job_that_is_another_records_own_is_not_adopted(left: Le
     assert left.paid() == 2
 
 
-async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_records(left: LeftBehind) -> None:
+async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_records(left: OrphanedRecords) -> None:
     gone = await left.submitted("gone")
     reconcile.forget(left.ledger, gone.key, force=True)
     record = left.old(await left.attempt("hero"))
@@ -243,7 +245,7 @@ async def test_a_further_job_of_its_own_is_adopted_once_and_is_then_the_adopted_
         reconcile.resolve(left.ledger, unknown.key, job(gone.job_id))
 
 
-async def test_a_removed_record_hands_its_job_back(left: LeftBehind) -> None:
+async def test_a_removed_record_hands_its_job_back(left: OrphanedRecords) -> None:
     record = await left.submitted("gone")
     reconcile.forget(left.ledger, record.key, force=True)
     assert list(left.store.keys("jobs/")) == []
@@ -260,7 +262,7 @@ def failed_with(run: Run, kind: type[BaseException], task_id: str = "made") -> B
 
 
 def test_a_trigger_whose_event_names_another_tasks_job_lands_nothing_of_it(
-    airflow: AirflowHarness, left: LeftBehind, monkeypatch: pytest.MonkeyPatch
+    airflow: AirflowHarness, left: OrphanedRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
@@ -278,7 +280,7 @@ def test_a_trigger_whose_event_names_another_tasks_job_lands_nothing_of_it(
 
 
 def test_a_sensor_that_is_handed_a_record_with_another_records_job_lands_nothing_of_it(
-    airflow: AirflowHarness, left: LeftBehind
+    airflow: AirflowHarness, left: OrphanedRecords
 ) -> None:
     other = asyncio.run(left.submitted("other"))
     intent = make_record(dataclasses.replace(ITEM, task_id="order"))
@@ -298,7 +300,7 @@ def test_resubmit_is_a_verdict_of_the_operators_and_the_command_lines() -> None:
 
 @pytest.mark.parametrize("generation", [0, 1], ids=["retry", "clear"])
 async def test_what_is_to_be_bought_again_is_bought_once_by_the_next_attempt(
-    each_left: LeftBehind, generation: int
+    each_left: OrphanedRecords, generation: int
 ) -> None:
     left = each_left
     record = await left.unknown()
@@ -313,7 +315,7 @@ async def test_what_is_to_be_bought_again_is_bought_once_by_the_next_attempt(
     assert left.paid() == 2
 
 
-async def test_several_attempts_at_once_buy_again_once(left: LeftBehind) -> None:
+async def test_several_attempts_at_once_buy_again_once(left: OrphanedRecords) -> None:
     record = await left.unknown()
     reconcile.resolve(left.ledger, record.key, RESUBMIT)
     landed = await asyncio.gather(*(left.attempt(generation=1) for _ in range(4)))
@@ -321,7 +323,7 @@ async def test_several_attempts_at_once_buy_again_once(left: LeftBehind) -> None
     assert left.paid() == 2
 
 
-async def test_what_was_bought_again_and_is_unknown_again_waits_for_another_word(left: LeftBehind) -> None:
+async def test_what_was_bought_again_and_is_unknown_again_waits_for_another_word(left: OrphanedRecords) -> None:
     reconcile.resolve(left.ledger, (await left.unknown()).key, RESUBMIT)
     second = await left.unknown(on_unknown="resubmit")
     for _ in range(2):
@@ -334,7 +336,7 @@ async def test_what_was_bought_again_and_is_unknown_again_waits_for_another_word
 
 
 async def test_an_answer_that_comes_before_the_next_attempt_is_taken_and_nothing_is_bought_again(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     left.sandbox.faults(route="onemin.submit", hold=True, charge="after")
     first = asyncio.create_task(left.attempt(land=False))
@@ -347,14 +349,16 @@ async def test_an_answer_that_comes_before_the_next_attempt_is_taken_and_nothing
     assert left.paid() == 1
 
 
-async def test_nothing_but_what_is_unknown_or_can_not_be_had_is_bought_again(left: LeftBehind) -> None:
+async def test_nothing_but_what_is_unknown_or_can_not_be_had_is_bought_again(left: OrphanedRecords) -> None:
     running, landed = await left.submitted("running"), await left.attempt("landed")
     for record in (running, landed):
         with pytest.raises(BadRequestError, match="can't be resolved"):
             reconcile.resolve(left.ledger, record.key, RESUBMIT)
 
 
-async def test_a_job_that_the_gateway_does_not_know_is_bought_again_by_a_persons_word(each_left: LeftBehind) -> None:
+async def test_a_job_that_the_gateway_does_not_know_is_bought_again_by_a_persons_word(
+    each_left: OrphanedRecords,
+) -> None:
     left = each_left
     record = await left.submitted()
     left.change(record, outcome=OutcomeUnknownError("Not known.").to_dict())
@@ -372,7 +376,7 @@ def resolving(value: Any) -> DAG:
 @pytest.mark.parametrize("make", [single, batch])
 @pytest.mark.parametrize("reuse", ["task", "dag"])
 def test_a_run_is_released_by_the_collect_operator_and_a_clear_buys_once(
-    airflow: AirflowHarness, left: LeftBehind, make: Callable[..., DAG], reuse: str
+    airflow: AirflowHarness, left: OrphanedRecords, make: Callable[..., DAG], reuse: str
 ) -> None:
     left.sandbox.faults(route="onemin.submit", drop=True, charge="after")
     run = airflow.run_dag(make(reuse=reuse))
@@ -394,7 +398,7 @@ def test_a_run_is_released_by_the_collect_operator_and_a_clear_buys_once(
 
 @pytest.mark.parametrize("make", [single, batch])
 def test_on_unknown_and_max_cost_of_an_existing_run_follow_an_airflow_variable(
-    airflow: AirflowHarness, left: LeftBehind, make: Callable[..., DAG], monkeypatch: pytest.MonkeyPatch
+    airflow: AirflowHarness, left: OrphanedRecords, make: Callable[..., DAG], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the docs say: Airflow takes no new `conf` for a run that exists."""
     template = "{{ var.value.get('geminiimg_on_unknown', 'fail') }}"
@@ -408,7 +412,7 @@ def test_on_unknown_and_max_cost_of_an_existing_run_follow_an_airflow_variable(
     assert left.paid() == paid + 1
 
 
-async def test_a_collect_notes_whose_a_job_is_where_its_submit_could_not(left: LeftBehind) -> None:
+async def test_a_collect_notes_whose_a_job_is_where_its_submit_could_not(left: OrphanedRecords) -> None:
     first = await left.submitted("first")
     left.store.delete(job_key(first.gateway, str(first.job_id)))
     await left.collect()
@@ -420,7 +424,7 @@ async def test_a_collect_notes_whose_a_job_is_where_its_submit_could_not(left: L
 
 
 async def test_a_collect_lands_a_job_that_two_records_hold_for_one_of_them(
-    left: LeftBehind, lines: pytest.LogCaptureFixture
+    left: OrphanedRecords, lines: pytest.LogCaptureFixture
 ) -> None:
     first = await left.submitted("first")
     left.store.delete(job_key(first.gateway, str(first.job_id)))
@@ -433,7 +437,7 @@ async def test_a_collect_lands_a_job_that_two_records_hold_for_one_of_them(
     assert reconcile.resolve(left.ledger, first.key, RESUBMIT) is True
 
 
-async def test_a_collect_lands_an_image_though_whose_its_job_is_can_not_be_read(left: LeftBehind) -> None:
+async def test_a_collect_lands_an_image_though_whose_its_job_is_can_not_be_read(left: OrphanedRecords) -> None:
     record = await left.submitted()
     key = job_key(record.gateway, str(record.job_id))
     left.store.delete(key)
@@ -444,7 +448,7 @@ async def test_a_collect_lands_an_image_though_whose_its_job_is_can_not_be_read(
 async def test_a_note_that_fails_leaves_nothing_of_the_failures_text_in_the_log(
     s3_root: str, sandbox: Sandbox, onemin: str, lines: pytest.LogCaptureFixture
 ) -> None:
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
 
     def fail(params: dict[str, Any], **_: Any) -> None:
         if "/jobs/" in params["url_path"]:

@@ -57,7 +57,7 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from tests.harness.left_behind import LOGGER, LeftBehind
+from tests.harness.orphaned_records import LOGGER, OrphanedRecords
 from tests.harness.records import ITEM, landed, make_record, submitted
 from tests.harness.shop import Memory
 
@@ -183,7 +183,7 @@ def refused(decision: ReuseDecision) -> GeminiImageError:
 # Attempts
 
 
-class Tasks(LeftBehind):
+class Tasks(OrphanedRecords):
     """Tasks of one DAG that want one image."""
 
     async def want(self, task_id: str, **more: Any) -> Record:

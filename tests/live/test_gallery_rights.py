@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from airflow_provider_geminiimg.gallery.addresses import address_of
-from tests.harness.left_behind import LeftBehind
 from tests.harness.live_airflow import LiveAirflow
+from tests.harness.orphaned_records import OrphanedRecords
 from tests.harness.records import ITEM, landed
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def listing(dag_id: str) -> str:
 async def test_who_may_read_one_dag_sees_nothing_of_another(
     airflow: LiveAirflow, sandbox: Sandbox, onemin: str
 ) -> None:
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     first, second = [await left.attempt(dag_id, item=replace(ITEM, dag_id=dag_id)) for dag_id in ("a", "b")]
     source = (second.manifest or {})["images"][0]
     edit = landed(

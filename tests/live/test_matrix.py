@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.harness import airflow_rows, component_rows, process_rows
+from tests.harness.live_rows import LiveRow, LiveRows, Plan
 from tests.harness.matrix import Row
-from tests.harness.stage import Plan, Scene, Stage
 
 AT_ONCE = 10
 ON_S3 = [*process_rows.PLANS, *airflow_rows.PLANS]
@@ -24,8 +24,8 @@ Rows = dict[str, Future[Row]]
 @pytest.fixture(scope="module")
 def on_s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     """The chosen rows, under way in one Airflow whose root is a bucket."""
-    with Stage(tmp_path_factory.mktemp("s3"), chosen(request, ON_S3)) as stage, ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {dag_id: pool.submit(perform, scene) for dag_id, scene in stage.scenes.items()}
+    with LiveRows(tmp_path_factory.mktemp("s3"), chosen(request, ON_S3)) as stage, ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {dag_id: pool.submit(perform, row) for dag_id, row in stage.live_rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def on_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     plans = chosen(request, ON_DISK)
     alone = {plan.dag_id for plan in component_rows.ALONE}
     with (
-        Stage(tmp_path_factory.mktemp("disk"), plans, disk=True) as stage,
+        LiveRows(tmp_path_factory.mktemp("disk"), plans, disk=True) as stage,
         ThreadPoolExecutor(AT_ONCE) as pool,
         ThreadPoolExecutor(1) as queue,
     ):
-        beside = {name: pool.submit(perform, scene) for name, scene in stage.scenes.items() if name not in alone}
+        beside = {name: pool.submit(perform, row) for name, row in stage.live_rows.items() if name not in alone}
         for future in beside.values():
             queue.submit(future.exception)  # nothing is restarted before these have ended
-        after = {name: queue.submit(perform, scene) for name, scene in stage.scenes.items() if name in alone}
+        after = {name: queue.submit(perform, row) for name, row in stage.live_rows.items() if name in alone}
         yield beside | after
 
 
@@ -54,9 +54,9 @@ def chosen(request: pytest.FixtureRequest, plans: Sequence[Plan]) -> list[Plan]:
     return [plan for plan in plans if plan.dag_id in names]
 
 
-def perform(scene: Scene) -> Row:
-    scene.plan.act(scene)
-    return scene.result()
+def perform(row: LiveRow) -> Row:
+    row.plan.act(row)
+    return row.result()
 
 
 def check(plan: Plan, row: Row) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
-    from tests.harness.gate import Gate
     from tests.harness.inprocess import AirflowHarness
     from tests.harness.rows import Play
-    from tests.harness.trouble import Bucket
+    from tests.harness.s3_proxy import S3Proxy
+    from tests.harness.storage_faults import BucketFaults
 
 
 @pytest.fixture(autouse=True)
@@ -37,24 +37,24 @@ def stage(
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Bucket:
-    from tests.harness.trouble import Bucket
+def bucket() -> BucketFaults:
+    from tests.harness.storage_faults import BucketFaults
 
-    return Bucket()
-
-
-@pytest.fixture(scope="module")
-def gate() -> Gate:
-    from tests.harness.gate import Gate
-
-    return Gate()
+    return BucketFaults()
 
 
 @pytest.fixture(scope="module")
-def _moto(bucket: Bucket, gate: Gate) -> Iterator[str]:
+def s3_proxy() -> S3Proxy:
+    from tests.harness.s3_proxy import S3Proxy
+
+    return S3Proxy()
+
+
+@pytest.fixture(scope="module")
+def _moto(bucket: BucketFaults, s3_proxy: S3Proxy) -> Iterator[str]:
     from tests.harness.moto import start_moto
 
-    with start_moto(lambda app: gate(bucket(app))) as url:
+    with start_moto(lambda app: s3_proxy(bucket(app))) as url:
         yield url
 
 
@@ -74,7 +74,12 @@ def clients(_moto: str) -> dict[str, Any]:
 
 @pytest.fixture
 def bucket_stage(
-    stage: Play, bucket: Bucket, gate: Gate, s3_root: str, clients: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    stage: Play,
+    bucket: BucketFaults,
+    s3_proxy: S3Proxy,
+    s3_root: str,
+    clients: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Play]:
     """As `stage`, with the root in a bucket, whose client is patient."""
     from airflow_provider_geminiimg.hooks import object_stores
@@ -83,7 +88,7 @@ def bucket_stage(
     monkeypatch.setattr(object_stores, "_CLIENTS", {(os.getpid(), None): clients["patient"]})
     yield stage
     bucket.end()
-    gate.open()
+    s3_proxy.open()
 
 
 @pytest.fixture

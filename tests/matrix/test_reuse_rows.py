@@ -11,9 +11,9 @@ import pytest
 
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import AuthenticationError
-from tests.harness.gate import Gate, let_go_of_each
 from tests.harness.matrix import read_records
 from tests.harness.rows import CROSSED, LANDED, STRAIGHT, Case, Play, race
+from tests.harness.s3_proxy import S3Proxy, let_go_of_each
 
 TWO_BOUGHT = dataclasses.replace(LANDED, submitted=2, paid=2, landed=2)
 
@@ -38,9 +38,9 @@ def image_of(record: Record) -> Path:
 
 
 @pytest.mark.parametrize(("gateway", "mode"), STRAIGHT)
-def test_two_tasks_that_want_one_image_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
+def test_two_tasks_that_want_one_image_at_once_pay_once(bucket_stage: Play, s3_proxy: S3Proxy) -> None:
     stage = bucket_stage
-    looks = [gate.hold("GET", "/index/", when="after") for _ in range(2)]
+    looks = [s3_proxy.hold("GET", "/index/", when="after") for _ in range(2)]
     assert race(stage, stage.rival(task_id="other"), looks) is None
     assert stage.submits() == 1
     assert (stage.task.state, stage.balance()) == ("success", LANDED)
@@ -54,10 +54,12 @@ def test_two_tasks_that_want_one_image_at_once_pay_once(bucket_stage: Play, gate
 
 
 @pytest.mark.parametrize(("gateway", "mode"), CROSSED)
-def test_who_waits_for_another_tasks_image_buys_it_when_that_one_fails_unpaid(bucket_stage: Play, gate: Gate) -> None:
+def test_who_waits_for_another_tasks_image_buys_it_when_that_one_fails_unpaid(
+    bucket_stage: Play, s3_proxy: S3Proxy
+) -> None:
     stage = bucket_stage
     stage.fault("submit", hold=True, status=401)
-    looks = [gate.hold("GET", "/run/other/") for _ in range(2)]
+    looks = [s3_proxy.hold("GET", "/run/other/") for _ in range(2)]
 
     with ThreadPoolExecutor() as pool:
         first = pool.submit(stage.rival(task_id="other"))

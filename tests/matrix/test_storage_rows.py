@@ -14,7 +14,6 @@ from airflow_provider_geminiimg.core.catalog.lookup import ModelSpec as CatalogR
 from airflow_provider_geminiimg.core.gateways import apimaster
 from airflow_provider_geminiimg.core.purchase import lifecycle, submission
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError, StorageError
-from tests.harness.gate import Gate
 from tests.harness.matrix import Row
 from tests.harness.moto import age_object
 from tests.harness.rows import (
@@ -30,7 +29,8 @@ from tests.harness.rows import (
     play,
     race,
 )
-from tests.harness.trouble import Disk, Kind, Writes
+from tests.harness.s3_proxy import S3Proxy
+from tests.harness.storage_faults import DiskFaults, Kind, Writes
 
 MOMENTS: dict[str, Writes] = {
     "while the record is claimed": lambda path, body: b'"state":"intent"' in body,
@@ -222,7 +222,7 @@ def test_paid_work_is_safe_from_bucket(case: Case, impatient_stage: Play, monkey
 
 @pytest.mark.parametrize(("case", "gateway", "mode"), each(DISK))
 def test_paid_work_is_safe_from_disk(case: Case, stage: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage.trouble = disk = Disk()
+    stage.trouble = disk = DiskFaults()
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     play(case, stage, "storage", monkeypatch)
@@ -234,9 +234,9 @@ def test_paid_work_is_safe_where(case: Case, stage: Play, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("gateway", "mode"), STRAIGHT)
-def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
+def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play, s3_proxy: S3Proxy) -> None:
     stage = bucket_stage
-    claims = [gate.hold("PUT", "/ledger/", '"state":"intent"') for _ in range(2)]
+    claims = [s3_proxy.hold("PUT", "/ledger/", '"state":"intent"') for _ in range(2)]
     assert race(stage, stage.rival(), claims) is None
     case = Case("Two attempts claim one record at once", "before the submit",
                 "One of them submits. Both end with its image.")  # fmt: skip
@@ -246,10 +246,10 @@ def test_two_attempts_that_claim_one_record_at_once_pay_once(bucket_stage: Play,
 
 
 @pytest.mark.parametrize(("gateway", "mode"), CROSSED)
-def test_two_tasks_that_claim_one_file_name_at_once_pay_once(bucket_stage: Play, gate: Gate) -> None:
+def test_two_tasks_that_claim_one_file_name_at_once_pay_once(bucket_stage: Play, s3_proxy: S3Proxy) -> None:
     stage = bucket_stage
     stage.arguments.update(output_path=f"{stage.root}-pictures", file_name="fox")
-    claims = [gate.hold("PUT", "/names/") for _ in range(2)]
+    claims = [s3_proxy.hold("PUT", "/names/") for _ in range(2)]
     lost = race(stage, stage.rival(task_id="other", prompt="a blue fox"), claims)
     errors = [error for error in (lost, stage.task.error) if error is not None]
     assert [type(error.__cause__) for error in errors] == [BadRequestError]

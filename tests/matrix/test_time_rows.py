@@ -16,7 +16,6 @@ import airflow_provider_geminiimg.runtime.batch_task
 import airflow_provider_geminiimg.runtime.image_task
 import airflow_provider_geminiimg.runtime.sensor_task  # noqa: F401 - operators import these when they run; they need the clock
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError, TimedOutError
-from tests.harness.gate import Gate, let_go_of_each
 from tests.harness.rows import (
     BUY_AGAIN,
     CROSSED,
@@ -29,6 +28,7 @@ from tests.harness.rows import (
     each,
     play,
 )
+from tests.harness.s3_proxy import S3Proxy, let_go_of_each
 
 PACKAGE = "airflow_provider_geminiimg."
 HOUR = 3600.0
@@ -142,11 +142,11 @@ CLOCKS = {
 @pytest.mark.parametrize("reading", CLOCKS)
 @pytest.mark.parametrize(("gateway", "mode"), STRAIGHT)
 def test_an_attempt_that_is_still_sending_is_waited_for_by_the_storages_clock(
-    bucket_stage: Play, gate: Gate, clock: Clock, reading: str
+    bucket_stage: Play, s3_proxy: S3Proxy, clock: Clock, reading: str
 ) -> None:
     stage = bucket_stage
     stage.fault("submit", hold=True)
-    looks = [gate.hold("GET", "/1.json"), gate.hold("GET", "/1.json")]
+    looks = [s3_proxy.hold("GET", "/1.json"), s3_proxy.hold("GET", "/1.json")]
 
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(stage.rival())

@@ -31,8 +31,8 @@ from tests.harness.reviews import FOLDER, key_of, land, manifest, named, write
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
+    from tests.harness.api_users import ApiUsers
     from tests.harness.inprocess import AirflowHarness, Run
-    from tests.harness.people import People
 
 ABC = named("a.png", "b.png", "c.png")
 EVIL = manifest("evil.png", key_of(map_index=9))
@@ -68,11 +68,11 @@ def ask(airflow: AirflowHarness, local_root: str) -> Callable[..., Run]:
 
 
 def edit(
-    people: People, run: Run, value: Any, key: str = "shown", task_id: str = "review", map_index: int = -1
+    api_users: ApiUsers, run: Run, value: Any, key: str = "shown", task_id: str = "review", map_index: int = -1
 ) -> None:
     """Edit an XCom as a user who is assigned to nothing."""
     path = f"/api/v2/dags/look/dagRuns/{run.run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-    said = people.call("ursula", "PATCH", path, json={"value": value, "map_index": map_index})
+    said = api_users.call("ursula", "PATCH", path, json={"value": value, "map_index": map_index})
     assert said.status_code == 200, said.text
 
 
@@ -129,38 +129,40 @@ EDITS: list[Callable[[list[dict[str, Any]]], Any]] = [
 @pytest.mark.parametrize("change", EDITS)
 @pytest.mark.parametrize(("choose", "answer"), [("all", "Approve"), ("one", "1: a.png")])
 def test_an_xcom_that_is_edited_while_a_person_is_asked_lets_nothing_go_on(
-    ask: Callable[..., Run], people: People, choose: str, answer: str, change: Callable[[Any], Any]
+    ask: Callable[..., Run], api_users: ApiUsers, choose: str, answer: str, change: Callable[[Any], Any]
 ) -> None:
     run = ask(choose=choose, assigned_users=ASSIGNED)
-    edit(people, run, change(run.xcom("review", "shown")))
-    assert people.answer(run, "review", answer, user="admin").status_code == 200
+    edit(api_users, run, change(run.xcom("review", "shown")))
+    assert api_users.answer(run, "review", answer, user="admin").status_code == 200
     refused(run.go_on(), "XCom")
 
 
 def test_an_xcom_that_is_removed_while_a_person_is_asked_lets_nothing_go_on(
-    ask: Callable[..., Run], people: People
+    ask: Callable[..., Run], api_users: ApiUsers
 ) -> None:
     run = ask()
     path = f"/api/v2/dags/look/dagRuns/{run.run_id}/taskInstances/review/xcomEntries/shown"
-    assert people.call("ursula", "DELETE", path).status_code == 204
-    people.answer(run, "review", "Approve")
+    assert api_users.call("ursula", "DELETE", path).status_code == 204
+    api_users.answer(run, "review", "Approve")
     refused(run.go_on(), "XCom")
 
 
 def test_a_retry_after_an_edit_asks_about_the_images_again_and_they_go_on(
-    ask: Callable[..., Run], people: People
+    ask: Callable[..., Run], api_users: ApiUsers
 ) -> None:
     run = ask(retries=1, retry_delay=dt.timedelta(0))
-    edit(people, run, [EVIL] * 3)
-    people.answer(run, "review", "Approve")
+    edit(api_users, run, [EVIL] * 3)
+    api_users.answer(run, "review", "Approve")
     run.go_on()
     assert (run.state, run.task("review").value) == ("running", None), run.log
-    assert people.request(run, "review")["body"] == review_markdown(ABC)
-    people.answer(run, "review", "Approve")
+    assert api_users.request(run, "review")["body"] == review_markdown(ABC)
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("after").value == ABC, run.log
 
 
-def test_mapped_reviews_are_bound_to_their_own_images(airflow: AirflowHarness, people: People, local_root: str) -> None:
+def test_mapped_reviews_are_bound_to_their_own_images(
+    airflow: AirflowHarness, api_users: ApiUsers, local_root: str
+) -> None:
     land(local_root, [*ABC, EVIL])
     with DAG("look") as dag:
         mapped = GeminiImageReviewOperator.partial(task_id="review", subject="Good?", trigger_rule="all_done")
@@ -173,10 +175,10 @@ def test_mapped_reviews_are_bound_to_their_own_images(airflow: AirflowHarness, p
         after(review.output)
     run = airflow.run_dag(dag)
     first, second = (run.xcom("review", "shown", map_index) for map_index in (0, 1))
-    edit(people, run, second, map_index=0)
-    edit(people, run, first, map_index=1)
+    edit(api_users, run, second, map_index=0)
+    edit(api_users, run, first, map_index=1)
     for map_index in (0, 1):
-        people.answer(run, "review", "Approve", map_index=map_index)
+        api_users.answer(run, "review", "Approve", map_index=map_index)
     run.go_on()
     refused(run, "XCom", 0)
     refused(run, "XCom", 1)
@@ -230,19 +232,19 @@ def test_nobody_is_asked_about_a_manifest_that_its_record_does_not_bear_out(
 
 
 def test_what_is_shown_and_goes_on_are_the_records_facts(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     odd = manifest("odd.png", key_of(map_index=3), mismatch="It is 4:3, not 16:9.")
     land(local_root, [odd])
     image = {**odd["images"][0], "width": 1, "media_type": "text/html"}
     run = ask({**odd, "images": [image], "mismatch": None, "model": "best", "cost": None, "note": "kept"})
-    assert people.request(run, "review")["body"] == review_markdown(odd)
-    people.answer(run, "review", "Approve")
+    assert api_users.request(run, "review")["body"] == review_markdown(odd)
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("after").value == [{**odd, "note": "kept"}]
 
 
 def test_a_copy_that_the_record_names_is_shown_and_goes_on(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     there = {**A, "uri": f"file://{FOLDER}/copies/a.png"}
     copied = {**ABC[0], "images": [there], "record": key_of(map_index=4)}
@@ -257,17 +259,17 @@ def test_a_copy_that_the_record_names_is_shown_and_goes_on(
         )
     )
     run = ask([copied])
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("after").value == [copied]
 
 
 def test_an_upstream_xcom_that_is_edited_before_the_review_shows_what_goes_on(
-    ask: Callable[..., Run], people: People
+    ask: Callable[..., Run], api_users: ApiUsers
 ) -> None:
     run = ask([ABC[0]])
-    people.answer(run, "review", "Reject")
+    api_users.answer(run, "review", "Reject")
     run.go_on()
-    edit(people, run, [EVIL], key="return_value", task_id="drafts")
+    edit(api_users, run, [EVIL], key="return_value", task_id="drafts")
     run.clear("review", "after")
     review = run.task("review")  # Airflow goes on showing a.png, so nobody is asked
     assert review.state == "failed", run.log
@@ -298,22 +300,24 @@ def grown(path: Path) -> None:
 @pytest.mark.parametrize("change", [overwritten, removed, swapped_for_a_link, grown])
 @pytest.mark.parametrize(("choose", "answer"), [("all", "Approve"), ("several", "2: b.png")])
 def test_an_image_that_changes_while_a_person_is_asked_does_not_go_on(
-    ask: Callable[..., Run], people: People, choose: str, answer: str, change: Callable[[Path], None]
+    ask: Callable[..., Run], api_users: ApiUsers, choose: str, answer: str, change: Callable[[Path], None]
 ) -> None:
     run = ask(choose=choose)
     (path := FOLDER / "b.png").touch()
     change(path)
     try:
-        people.answer(run, "review", answer)
+        api_users.answer(run, "review", answer)
         refused(run.go_on(), "Changed since it was shown")
     finally:
         path.unlink(missing_ok=True)
 
 
-def test_an_image_that_changes_and_is_not_picked_keeps_nothing_back(ask: Callable[..., Run], people: People) -> None:
+def test_an_image_that_changes_and_is_not_picked_keeps_nothing_back(
+    ask: Callable[..., Run], api_users: ApiUsers
+) -> None:
     run = ask(choose="several")
     overwritten(FOLDER / "b.png")
-    people.answer(run, "review", "1: a.png", "3: c.png")
+    api_users.answer(run, "review", "1: a.png", "3: c.png")
     assert run.go_on().task("after").value == [ABC[0], ABC[2]]
 
 
@@ -329,18 +333,18 @@ def test_nobody_is_asked_about_an_image_that_is_not_the_one_that_landed(
 
 
 def test_a_record_that_is_edited_while_a_person_is_asked_lets_nothing_go_on(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     run = ask()
     path = Path(local_root.removeprefix("file://")) / ABC[0]["record"]
     path.write_text(path.read_text().replace("a.png", "evil.png").replace(A["sha256"], EVIL["images"][0]["sha256"]))
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     refused(run.go_on(), "Changed since it was shown")
 
 
 @pytest.mark.parametrize("on", ["local_root", "s3_root"])
 def test_what_was_approved_is_what_is_in_the_store(
-    airflow: AirflowHarness, people: People, sandbox: Sandbox, onemin: str, request: pytest.FixtureRequest, on: str
+    airflow: AirflowHarness, api_users: ApiUsers, sandbox: Sandbox, onemin: str, request: pytest.FixtureRequest, on: str
 ) -> None:
     root = request.getfixturevalue(on)
     with DAG("look") as dag:
@@ -357,7 +361,7 @@ def test_what_was_approved_is_what_is_in_the_store(
     run = airflow.run_dag(dag)
     shown = run.xcom("review", "shown")
     assert shown == [run.task("drafts", map_index).value for map_index in (0, 1)]
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("after").value == shown, run.log
 
     run.clear("review", "after")
@@ -368,7 +372,7 @@ def test_what_was_approved_is_what_is_in_the_store(
         default_s3_client(None).put_object(Bucket=bucket, Key=key, Body=other)
     else:
         Path(at.removeprefix("file://")).write_bytes(other)
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     refused(run.go_on(), "the file was replaced")
     assert len(sandbox.ledger()) == 2
 
@@ -377,7 +381,7 @@ def test_what_was_approved_is_what_is_in_the_store(
 
 
 def test_what_was_shown_is_kept_under_the_root_by_its_hash(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     ask(ABC)
     (path,) = kept(local_root)
@@ -424,19 +428,19 @@ def a_removal(path: Path) -> None:
     [(an_edit, "was edited"), (an_edit_under_its_hash, "removed or edited"), (a_removal, "removed or edited")],
 )
 def test_what_was_kept_and_is_edited_lets_nothing_go_on(
-    ask: Callable[..., Run], people: People, local_root: str, change: Callable[[Path], None], said: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str, change: Callable[[Path], None], said: str
 ) -> None:
     run = ask()
     change(kept(local_root)[0])
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     refused(run.go_on(), said)
 
 
 def test_a_root_that_is_not_shared_lets_nothing_go_on(
-    ask: Callable[..., Run], people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Run], api_users: ApiUsers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ask()
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", str(tmp_path / "another"))
     refused(run.go_on(), "workers do not share the root")
 
@@ -451,25 +455,25 @@ def hand_on(run: Run, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_arguments_that_are_edited_while_a_person_is_asked_let_nothing_else_go_on(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     run = ask([ABC[0]])
-    people.answer(run, "review", "Reject")
+    api_users.answer(run, "review", "Reject")
     run.go_on()
     earlier = kept(local_root)[0].stem[-64:]
     for digest in ("0" * 64, earlier, "", 5):
         run.clear("review", "after")
         hand_on(run, operator.methodcaller("update", shown=digest))
-        people.answer(run, "review", "Approve")
+        api_users.answer(run, "review", "Approve")
         refused(run.go_on(), "The list of the images that this task showed")
 
 
 def test_without_its_hash_what_this_try_showed_is_found_all_the_same(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     run = ask([ABC[0]])  # as in Airflow's dag.test(), which hands nothing on
     hand_on(run, dict.clear)
-    people.answer(run, "review", "Approve")
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("after").value == [ABC[0]], run.log
 
 
@@ -505,16 +509,18 @@ def test_an_answer_that_comes_too_late_lets_nothing_go_on(ask: Callable[..., Run
     refused(slip_in(run, "Approve", user="ursula", after=3601), "response_timeout")
 
 
-def test_a_late_answer_that_airflow_takes_lets_nothing_go_on(ask: Callable[..., Run], people: People) -> None:
+def test_a_late_answer_that_airflow_takes_lets_nothing_go_on(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(response_timeout=dt.timedelta(microseconds=1))
-    assert people.answer(run, "review", "Approve").status_code == 200  # before the scheduler has looked
+    assert api_users.answer(run, "review", "Approve").status_code == 200  # before the scheduler has looked
     refused(run.go_on(), "response_timeout")
 
 
-def test_a_second_answer_in_the_place_of_the_first_lets_nothing_go_on(ask: Callable[..., Run], people: People) -> None:
+def test_a_second_answer_in_the_place_of_the_first_lets_nothing_go_on(
+    ask: Callable[..., Run], api_users: ApiUsers
+) -> None:
     run = ask(assigned_users=ASSIGNED, choose="one")
-    people.answer(run, "review", "1: a.png", user="admin")
-    assert people.answer(run, "review", "2: b.png", user="admin").status_code == 409
+    api_users.answer(run, "review", "1: a.png", user="admin")
+    assert api_users.answer(run, "review", "2: b.png", user="admin").status_code == 409
     refused(slip_in(run, "2: b.png", user="ursula"), "assigned_users")
 
 
@@ -531,32 +537,32 @@ def test_where_everybody_is_an_admin_everybody_may_answer(
     [{"assigned_users": ASSIGNED}, {"defaults": "Reject"}, {"defaults": "Approve", "assigned_users": ASSIGNED}],
 )
 def test_who_may_answer_and_what_nobodys_answer_is_are_the_dags_of_now(
-    ask: Callable[..., Run], people: People, changed: dict[str, Any]
+    ask: Callable[..., Run], api_users: ApiUsers, changed: dict[str, Any]
 ) -> None:
     run = ask(defaults="Approve")
-    people.answer(run, "review", "Reject")
+    api_users.answer(run, "review", "Reject")
     run.go_on()
     run.clear(dag=reviewing(ABC, **changed))
     refused(run, "still uses the earlier values")
 
 
 def test_a_person_who_was_not_assigned_before_a_clear_does_not_answer_it(
-    ask: Callable[..., Run], people: People
+    ask: Callable[..., Run], api_users: ApiUsers
 ) -> None:
     run = ask(assigned_users=ASSIGNED)
-    people.answer(run, "review", "Reject", user="admin")
+    api_users.answer(run, "review", "Reject", user="admin")
     run.go_on()
     run.clear("review", "after")
-    assert people.answer(run, "review", "Approve", user="ursula").status_code == 403
-    people.answer(run, "review", "Approve", user="admin")
+    assert api_users.answer(run, "review", "Approve", user="ursula").status_code == 403
+    api_users.answer(run, "review", "Approve", user="admin")
     assert run.go_on().task("after").value == ABC
 
 
 @pytest.mark.parametrize("form", [{"comment": 5}, {"comment": ["a"]}, {"comment": "a", "images": "x"}, {"other": "a"}])
 def test_an_answer_that_fills_in_another_form_by_rest_is_one_clear_error_and_a_retry_asks_again(
-    ask: Callable[..., Run], people: People, form: dict[str, Any]
+    ask: Callable[..., Run], api_users: ApiUsers, form: dict[str, Any]
 ) -> None:
     run = ask()
-    assert people.answer(run, "review", "Approve", **form).status_code == 200
+    assert api_users.answer(run, "review", "Approve", **form).status_code == 200
     refused(run.go_on(), "The answer has form values that do not fit the form")
     assert run.retry("review").task("review").state == "awaiting_input"

@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
-from tests.harness.left_behind import LOGGER, LeftBehind
+from tests.harness.orphaned_records import LOGGER, OrphanedRecords
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -74,9 +74,9 @@ class Account:
         }
         self._connect("acct", **connections[change])
 
-    def left(self) -> LeftBehind:
+    def left(self) -> OrphanedRecords:
         """Attempts that look the connection up as it is now."""
-        return LeftBehind(self.sandbox, "acct")
+        return OrphanedRecords(self.sandbox, "acct")
 
     def paid(self) -> int:
         return len(self.sandbox.ledger()) + len(self.other.ledger())
@@ -401,7 +401,7 @@ async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_c
 ) -> None:
     record = await long_submitted(account)
     monkeypatch.delenv("AIRFLOW_CONN_ACCT")
-    left = LeftBehind(account.sandbox, "acct")
+    left = OrphanedRecords(account.sandbox, "acct")
     assert (await left.collect()).keys["errors"] == [record.key]
     assert f"Record {record.key} was submitted through this connection." in lines.text
     assert left.at(record).error is not None

@@ -311,9 +311,9 @@ def test_a_name_that_a_disk_takes_is_not_refused_and_a_longer_one_is_tried(tmp_p
 
 
 def test_a_disk_that_is_too_full_for_an_image_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.harness.trouble import Disk
+    from tests.harness.storage_faults import DiskFaults
 
-    disk = Disk()
+    disk = DiskFaults()
     disk.begin(lambda path, body: len(body) > 300_000)
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)

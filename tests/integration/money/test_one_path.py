@@ -16,7 +16,7 @@ from airflow_provider_geminiimg import _compat
 from airflow_provider_geminiimg.exceptions import ContentRefusedError, LedgerError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
-from tests.harness.trouble import Disk
+from tests.harness.storage_faults import DiskFaults
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -113,7 +113,7 @@ def test_what_airflow_remembers_and_the_root_lacks_is_not_bought_again(
 def test_a_job_whose_record_could_not_be_written_is_collected_and_not_unknown(
     images: Images, again: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk()
+    disk = DiskFaults()
     disk.begin(lambda path, body: b'"state":"submitted"' in body)
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)

@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.attempts import Attempts
-from tests.harness.trouble import Disk
+from tests.harness.storage_faults import DiskFaults
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -92,7 +92,7 @@ def test_a_list_of_prompts_lands_in_order_each_paid_once_and_the_summary_is_smal
 def test_a_manifest_that_can_not_be_written_says_that_the_images_were_paid_for_and_a_retry_pays_nothing(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk()
+    disk = DiskFaults()
     disk.begin(lambda path, body: b'"status": "landed"' in body)
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)
@@ -114,7 +114,7 @@ def test_a_manifest_that_can_not_be_written_says_that_the_images_were_paid_for_a
 def test_a_plan_that_can_not_be_finished_after_all_has_landed_loses_no_summary(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk()
+    disk = DiskFaults()
     disk.begin(lambda path, body: "/batches/" in path and b'"values":{}' in body.replace(b" ", b""))
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)

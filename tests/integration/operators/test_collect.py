@@ -20,7 +20,7 @@ from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOpe
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 from tests.harness.canaries import Canaries, Text
-from tests.harness.left_behind import LeftBehind
+from tests.harness.orphaned_records import OrphanedRecords
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -36,7 +36,7 @@ class Works:
         self.airflow = airflow
         self.sandbox = sandbox
         self.conn_id = conn_id
-        self.left = LeftBehind(sandbox, conn_id)
+        self.left = OrphanedRecords(sandbox, conn_id)
         self.route = ROUTES[self.left.gateway]
         self._runs = 0
 

@@ -33,8 +33,8 @@ from tests.harness.reviews import key_of, land, manifest, named
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
+    from tests.harness.api_users import ApiUsers
     from tests.harness.inprocess import AirflowHarness, Run
-    from tests.harness.people import People
 
 UNSEEN = "\u2060"
 OURS = re.compile(r"geminiimg/(f|thumbs)(/[\w%.~+-]+){7}")
@@ -264,10 +264,10 @@ ABC = named("a.png", "b.png", "c.png")
     ],
 )
 def test_what_a_person_chose_goes_on_with_the_comment(
-    ask: Callable[..., Run], people: People, choose: str, answer: list[str], chosen: Any
+    ask: Callable[..., Run], api_users: ApiUsers, choose: str, answer: list[str], chosen: Any
 ) -> None:
     run = ask(ABC, choose=choose)
-    assert people.answer(run, "review", *answer, comment="  bluer, please ").status_code == 200
+    assert api_users.answer(run, "review", *answer, comment="  bluer, please ").status_code == 200
     run.go_on()
     assert run.state == "success", run.log
     assert run.task("after").value == {"chosen": chosen, "comment": "bluer, please"}
@@ -275,15 +275,15 @@ def test_what_a_person_chose_goes_on_with_the_comment(
 
 
 @pytest.mark.parametrize("written", [{}, {"comment": None}, {"comment": "  "}])
-def test_a_comment_may_be_left_out(ask: Callable[..., Run], people: People, written: dict[str, Any]) -> None:
+def test_a_comment_may_be_left_out(ask: Callable[..., Run], api_users: ApiUsers, written: dict[str, Any]) -> None:
     run = ask(ABC)
-    assert people.answer(run, "review", "Approve", **written).status_code == 200
+    assert api_users.answer(run, "review", "Approve", **written).status_code == 200
     assert run.go_on().task("after").value == {"chosen": ABC, "comment": ""}
 
 
-def test_a_single_manifest_is_a_list_of_one(ask: Callable[..., Run], people: People) -> None:
+def test_a_single_manifest_is_a_list_of_one(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC[0], choose="one")
-    people.answer(run, "review", "1: a.png")
+    api_users.answer(run, "review", "1: a.png")
     assert run.go_on().task("review").value == ABC[:1]
 
 
@@ -297,10 +297,10 @@ def test_a_single_manifest_is_a_list_of_one(ask: Callable[..., Run], people: Peo
     ],
 )
 def test_a_rejection_does_what_on_reject_says_and_keeps_the_comment(
-    ask: Callable[..., Run], people: People, choose: str, on_reject: str, review: str, after: str, state: str
+    ask: Callable[..., Run], api_users: ApiUsers, choose: str, on_reject: str, review: str, after: str, state: str
 ) -> None:
     run = ask(ABC, choose=choose, on_reject=on_reject, retries=2, retry_delay=dt.timedelta(0))
-    people.answer(run, "review", "Reject", comment="too dark")
+    api_users.answer(run, "review", "Reject", comment="too dark")
     run.go_on()
     assert (run.task("review").state, run.task("after").state, run.state) == (review, after, state), run.log
     assert run.xcom("review", "comment") == "too dark"
@@ -319,10 +319,10 @@ def test_a_rejection_does_what_on_reject_says_and_keeps_the_comment(
     ],
 )
 def test_the_request_tells_the_images_apart_and_shows_them(
-    ask: Callable[..., Run], people: People, choose: str, options: list[str]
+    ask: Callable[..., Run], api_users: ApiUsers, choose: str, options: list[str]
 ) -> None:
     images = named("same.png", "same.png")
-    request = people.request(ask(images, choose=choose), "review", user="vera")
+    request = api_users.request(ask(images, choose=choose), "review", user="vera")
     assert request["options"] == options
     assert (request["subject"], request["multiple"]) == ("Which?", choose == "several")
     assert request["body"] == review_markdown(images)
@@ -332,41 +332,41 @@ def test_the_request_tells_the_images_apart_and_shows_them(
 
 @pytest.mark.parametrize("markup", ["[a](javascript:x)|\n<b>", "\u202egnp.a", "Reject", "x" * 200])
 def test_an_option_is_one_line_of_text_and_chooses_its_image(
-    ask: Callable[..., Run], people: People, markup: str
+    ask: Callable[..., Run], api_users: ApiUsers, markup: str
 ) -> None:
     images = named(markup, "b.png")
     run = ask(images, choose="one")
-    options = people.request(run, "review")["options"]
+    options = api_users.request(run, "review")["options"]
     assert options == [f"1: {plain(markup)}", "2: b.png", "Reject"]
-    people.answer(run, "review", options[0])
+    api_users.answer(run, "review", options[0])
     assert run.go_on().task("review").value == images[:1]
 
 
-def test_a_viewer_sees_the_request_and_only_a_user_answers_it(ask: Callable[..., Run], people: People) -> None:
+def test_a_viewer_sees_the_request_and_only_a_user_answers_it(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC)
-    assert people.answer(run, "review", "Approve", user="norole").status_code == 403
-    assert people.answer(run, "review", "Approve", user="vera").status_code == 403
-    assert people.request(run, "review", user="vera")["response_received"] is False
-    assert people.answer(run, "review", "Approve", user="ursula").status_code == 200
-    assert people.answer(run, "review", "Reject", user="ursula").status_code == 409
+    assert api_users.answer(run, "review", "Approve", user="norole").status_code == 403
+    assert api_users.answer(run, "review", "Approve", user="vera").status_code == 403
+    assert api_users.request(run, "review", user="vera")["response_received"] is False
+    assert api_users.answer(run, "review", "Approve", user="ursula").status_code == 200
+    assert api_users.answer(run, "review", "Reject", user="ursula").status_code == 409
     assert run.go_on().task("review").value == ABC
 
 
-def test_only_who_is_assigned_answers(ask: Callable[..., Run], people: People) -> None:
+def test_only_who_is_assigned_answers(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC, assigned_users={"id": "admin", "name": "admin"})
-    assert people.answer(run, "review", "Approve", user="ursula").status_code == 403
-    assert people.answer(run, "review", "Approve", user="admin").status_code == 200
+    assert api_users.answer(run, "review", "Approve", user="ursula").status_code == 403
+    assert api_users.answer(run, "review", "Approve", user="admin").status_code == 200
 
 
 def test_only_who_is_assigned_answers_a_try_that_is_the_first_to_ask(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     run = ask([])
     assert run.state == "failed"
     land(local_root, ABC)
     run.clear(dag=reviewing(ABC, assigned_users={"id": "admin", "name": "admin"}))
-    assert people.answer(run, "review", "Approve", user="ursula").status_code == 403
-    assert people.answer(run, "review", "Approve", user="admin").status_code == 200
+    assert api_users.answer(run, "review", "Approve", user="ursula").status_code == 403
+    assert api_users.answer(run, "review", "Approve", user="admin").status_code == 200
     assert run.go_on().task("review").value == ABC
 
 
@@ -383,10 +383,10 @@ def slip_in(run: Run, *chosen: str, **params: Any) -> Run:
     return run.go_on()
 
 
-def test_airflow_refuses_what_is_no_option(ask: Callable[..., Run], people: People) -> None:
+def test_airflow_refuses_what_is_no_option(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC, choose="one")
     for chosen in (["4: d.png"], ["1: b.png"], ["Approve"], ["1: a.png", "2: b.png"], []):
-        assert people.answer(run, "review", *chosen).status_code in (400, 422), chosen
+        assert api_users.answer(run, "review", *chosen).status_code in (400, 422), chosen
 
 
 @pytest.mark.parametrize(
@@ -412,12 +412,12 @@ def test_an_answer_that_makes_no_sense_chooses_nothing(
     assert "No money was spent" in str(review.error)
 
 
-def test_a_rejection_that_also_chooses_is_asked_again_by_a_retry(ask: Callable[..., Run], people: People) -> None:
+def test_a_rejection_that_also_chooses_is_asked_again_by_a_retry(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC, choose="several", retries=1, retry_delay=dt.timedelta(0))
-    assert people.answer(run, "review", "1: a.png", "Reject").status_code == 200
+    assert api_users.answer(run, "review", "1: a.png", "Reject").status_code == 200
     run.go_on()
     assert run.state == "running", run.log
-    assert people.answer(run, "review", "1: a.png").status_code == 200
+    assert api_users.answer(run, "review", "1: a.png").status_code == 200
     assert run.go_on().task("review").value == ABC[:1]
 
 
@@ -425,10 +425,10 @@ def test_a_rejection_that_also_chooses_is_asked_again_by_a_retry(ask: Callable[.
     "params", [{"comment": {"a": 1}}, {"comment": 5}, {"other": "x"}, {"comment": "x", "images": []}]
 )
 def test_a_comment_that_is_no_text_or_a_field_that_was_not_asked_for_fails_the_task(
-    ask: Callable[..., Run], people: People, params: dict[str, Any]
+    ask: Callable[..., Run], api_users: ApiUsers, params: dict[str, Any]
 ) -> None:
     run = ask(ABC)
-    people.answer(run, "review", "Approve", **params)
+    api_users.answer(run, "review", "Approve", **params)
     run.go_on()
     assert (run.task("review").state, run.task("review").value) == ("failed", None)
     assert not run.xcom("review", "comment")
@@ -465,30 +465,30 @@ def test_nobody_answers_and_the_default_counts(ask: Callable[..., Run]) -> None:
     assert (run.task("review").state, run.task("after").state) == ("success", "skipped"), run.log
 
 
-def test_what_was_shown_is_returned_whatever_came_since(ask: Callable[..., Run], people: People) -> None:
+def test_what_was_shown_is_returned_whatever_came_since(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC, choose="one")
     with create_session() as session:
         row = session.query(XComModel).filter_by(run_id=run.run_id, task_id="drafts", key="return_value").one()
         row.value = XComModel.serialize_value(named("other.png"))
-    people.answer(run, "review", "2: b.png")
+    api_users.answer(run, "review", "2: b.png")
     assert run.go_on().task("review").value == ABC[1:2], run.log
 
 
-def test_a_cleared_review_asks_again(ask: Callable[..., Run], people: People) -> None:
+def test_a_cleared_review_asks_again(ask: Callable[..., Run], api_users: ApiUsers) -> None:
     run = ask(ABC)
-    people.answer(run, "review", "Reject")
+    api_users.answer(run, "review", "Reject")
     assert run.go_on().state == "success"
     run.clear("review", "after")
-    assert people.request(run, "review")["response_received"] is False
-    people.answer(run, "review", "Approve")
+    assert api_users.request(run, "review")["response_received"] is False
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("after").value == {"chosen": ABC, "comment": ""}
 
 
 def test_images_that_airflow_would_not_show_are_not_asked_about(
-    ask: Callable[..., Run], people: People, local_root: str
+    ask: Callable[..., Run], api_users: ApiUsers, local_root: str
 ) -> None:
     run = ask(ABC)
-    people.answer(run, "review", "Reject")
+    api_users.answer(run, "review", "Reject")
     run.go_on()
     others = named("a.png", "b.png", "c.png")
     others[1]["record"] = key_of(map_index=1, n=2)
@@ -499,14 +499,14 @@ def test_images_that_airflow_would_not_show_are_not_asked_about(
     assert "Delete this task instance" in str(review.error)
 
     of_run = f"/api/v2/dags/look/dagRuns/{run.run_id}"
-    assert people.call("ursula", "DELETE", f"{of_run}/taskInstances/review").status_code == 200
+    assert api_users.call("ursula", "DELETE", f"{of_run}/taskInstances/review").status_code == 200
     clear = {"dry_run": False, "dag_run_id": run.run_id, "task_ids": ["drafts"], "only_failed": False}
     options = {"include_downstream": True, "run_on_latest_version": True}
-    cleared = people.call("ursula", "POST", "/api/v2/dags/look/clearTaskInstances", json={**clear, **options})
+    cleared = api_users.call("ursula", "POST", "/api/v2/dags/look/clearTaskInstances", json={**clear, **options})
     assert cleared.status_code == 200, cleared.text
     run.go_on()
-    assert people.request(run, "review")["body"] == review_markdown(others)
-    people.answer(run, "review", "Approve")
+    assert api_users.request(run, "review")["body"] == review_markdown(others)
+    api_users.answer(run, "review", "Approve")
     assert run.go_on().task("review").value == others
 
 
@@ -514,7 +514,7 @@ def test_images_that_airflow_would_not_show_are_not_asked_about(
 
 
 def test_the_comment_of_a_rejection_is_what_the_edit_is_asked_for(
-    airflow: AirflowHarness, people: People, sandbox: Sandbox, apimaster: str, local_root: str
+    airflow: AirflowHarness, api_users: ApiUsers, sandbox: Sandbox, apimaster: str, local_root: str
 ) -> None:
     with DAG("look", default_args={"geminiimg_conn_id": apimaster, "poll_interval": 0.05}) as dag:
         draft = GeminiImageGenerateOperator(task_id="draft", prompt="A fox")
@@ -531,14 +531,14 @@ def test_the_comment_of_a_rejection_is_what_the_edit_is_asked_for(
         decide(review.output) >> [publish(), revise]
     run = airflow.run_dag(dag)
     comment = "Make it {{ conn.apimaster.password }} and blue"
-    people.answer(run, "review", "Reject", comment=comment)
+    api_users.answer(run, "review", "Reject", comment=comment)
     run.go_on()
     assert run.state == "success", run.log
     assert [run.task(name).state for name in ("publish", "revise")] == ["skipped", "success"]
     assert [bought["prompt"] for bought in sandbox.ledger()] == ["A fox", comment]
 
 
-def test_the_body_is_one_for_airflows_own_operators(airflow: AirflowHarness, people: People) -> None:
+def test_the_body_is_one_for_airflows_own_operators(airflow: AirflowHarness, api_users: ApiUsers) -> None:
     images = named("{{ 1/0 }}.png")
     with DAG("look") as dag:
 
@@ -547,4 +547,4 @@ def test_the_body_is_one_for_airflows_own_operators(airflow: AirflowHarness, peo
             return review_markdown(images)
 
         ApprovalOperator(task_id="review", subject="Publish?", body=body())
-    assert people.request(airflow.run_dag(dag), "review")["body"] == review_markdown(images)
+    assert api_users.request(airflow.run_dag(dag), "review")["body"] == review_markdown(images)

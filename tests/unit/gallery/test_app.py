@@ -28,8 +28,8 @@ from airflow_provider_geminiimg.core.storage import Files, encode_segment
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.api_server import USERS, api_server, gallery_app
-from tests.harness.left_behind import LeftBehind
 from tests.harness.odd_records import put_all
+from tests.harness.orphaned_records import OrphanedRecords
 from tests.harness.records import ITEM, landed, make_record, plan_of, submitted
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def _asker(server: TestClient, how: str) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def left(root: str, sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch) -> LeftBehind:
+def left(root: str, sandbox: Sandbox, onemin: str, monkeypatch: pytest.MonkeyPatch) -> OrphanedRecords:
     """On disk and on S3; the images lie where the gallery may read."""
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     monkeypatch.setenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS", f"s3://elsewhere/x, {left.folder}")
     return left
 
@@ -106,7 +106,7 @@ def addresses(record: Record) -> list[str]:
     return [LISTING, SUMMARY, sources, f"f/{path}", f"thumbs/{path}"]
 
 
-async def test_only_who_may_read_the_dag_sees_anything(left: LeftBehind, ask: Callable[..., Any]) -> None:
+async def test_only_who_may_read_the_dag_sees_anything(left: OrphanedRecords, ask: Callable[..., Any]) -> None:
     record = await left.attempt()
     for path in addresses(record):
         said = {user: ask(path, user=user) for user in (None, "norole", "vera", "ursula", "admin")}
@@ -178,7 +178,7 @@ def test_nothing_can_be_changed_from_here(get: Callable[..., Any], local_root: s
 
 
 def test_where_there_are_teams_a_deleted_dag_is_shown_to_nobody(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.models.dag import DagModel
     from airflow.utils.session import create_session
@@ -204,7 +204,9 @@ RUN_IDS = [
 ]  # fmt: skip
 
 
-def test_a_run_of_any_name_that_an_administrator_allows_is_shown(left: LeftBehind, get: Callable[..., Any]) -> None:
+def test_a_run_of_any_name_that_an_administrator_allows_is_shown(
+    left: OrphanedRecords, get: Callable[..., Any]
+) -> None:
     for run_id in RUN_IDS:
         put(left, replace(ITEM, run_id=run_id))
         of_run = f"api/dags/{DAG}/runs/{quote(run_id, safe='')}"
@@ -246,7 +248,7 @@ NOWHERE = [
 ]
 
 
-async def test_an_address_that_no_record_has_is_not_found(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_address_that_no_record_has_is_not_found(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     record = await left.attempt()
     assert get(image_of(record), user="admin").status_code == 200
     for path in NOWHERE:
@@ -254,7 +256,7 @@ async def test_an_address_that_no_record_has_is_not_found(left: LeftBehind, get:
             assert get(address.format(dag=DAG, run=quote(RUN)), user="admin").status_code in (404, 307), address
 
 
-async def test_a_run_by_that_name_of_any_dag_holds_nothing(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_a_run_by_that_name_of_any_dag_holds_nothing(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     await left.attempt()
     assert get(f"api/dags/{DAG}/runs/~/images").json() == {"items": [], "next": None}
     assert get(f"api/dags/other/runs/{quote(RUN)}/images").json() == {"items": [], "next": None}
@@ -283,7 +285,7 @@ def test_a_user_who_edits_what_a_task_returned_sees_nothing_new(
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_image_comes_as_it_lies_in_storage(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_image_comes_as_it_lies_in_storage(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     record = await left.attempt()
     image = (record.manifest or {})["images"][0]
     answer = get(image_of(record))
@@ -297,7 +299,7 @@ async def test_an_image_comes_as_it_lies_in_storage(left: LeftBehind, get: Calla
 
 
 async def test_a_browser_may_name_several_copies_that_it_has_or_weak_ones_or_any(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
     for path in (image_of(record), image_of(record).replace("f/", "thumbs/", 1)):
@@ -311,7 +313,7 @@ async def test_a_browser_may_name_several_copies_that_it_has_or_weak_ones_or_any
 
 
 async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_copy(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
     path = image_of(record)
@@ -329,7 +331,7 @@ async def test_no_other_site_embeds_what_is_here_and_no_other_user_gets_a_kept_c
 
 
 async def test_a_thumbnail_is_small_and_where_there_is_none_the_image_comes(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
     path = image_of(record).replace("f/", "thumbs/", 1)
@@ -341,7 +343,9 @@ async def test_a_thumbnail_is_small_and_where_there_is_none_the_image_comes(
     assert hashlib.sha256(whole.content).hexdigest() == (record.manifest or {})["images"][0]["sha256"]
 
 
-async def test_a_page_of_html_by_the_name_of_an_image_is_not_served(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_a_page_of_html_by_the_name_of_an_image_is_not_served(
+    left: OrphanedRecords, get: Callable[..., Any]
+) -> None:
     record = await left.attempt()
     left.environment.files.put(
         (record.manifest or {})["images"][0]["uri"], b"<!doctype html><script>alert(1)</script>", media_type="image/png"
@@ -354,7 +358,7 @@ async def test_a_page_of_html_by_the_name_of_an_image_is_not_served(left: LeftBe
 
 
 async def test_an_image_outside_the_gallerys_folders_is_named_and_not_served(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = await left.attempt()
     monkeypatch.delenv("AIRFLOW__GEMINIIMG__GALLERY_ROOTS")
@@ -368,7 +372,7 @@ async def test_an_image_outside_the_gallerys_folders_is_named_and_not_served(
     assert item["images"][0]["uri"] == (record.manifest or {})["images"][0]["uri"]
 
 
-async def test_an_image_that_is_gone_is_an_error_that_says_so(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_image_that_is_gone_is_an_error_that_says_so(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     record = await left.attempt()
     uri = str((record.manifest or {})["images"][0]["uri"])
     left.change(record, manifest={**(record.manifest or {}), "images": [{"uri": f"{uri}x", "sha256": "0" * 64}]})
@@ -378,7 +382,7 @@ async def test_an_image_that_is_gone_is_an_error_that_says_so(left: LeftBehind, 
 
 
 async def test_an_image_of_which_only_a_copy_is_left_is_shown_all_the_same(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     record = await left.attempt()
     [image] = (record.manifest or {})["images"]
@@ -394,7 +398,7 @@ async def test_an_image_of_which_only_a_copy_is_left_is_shown_all_the_same(
 
 
 async def test_an_image_in_the_place_of_the_one_that_landed_is_not_shown_for_it(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     record, other = await left.attempt(), await left.attempt("other")
     [image], [evil] = ((each.manifest or {})["images"] for each in (record, other))
@@ -416,7 +420,7 @@ async def test_an_image_in_the_place_of_the_one_that_landed_is_not_shown_for_it(
 # --- what is listed ---------------------------------------------------------------------------------------------------
 
 
-async def test_an_image_is_listed_with_all_that_is_known_of_it(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_an_image_is_listed_with_all_that_is_known_of_it(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     record = await left.attempt(prompt="a secret fox")
     [item] = get(LISTING).json()["items"]
     image = (record.manifest or {})["images"][0]
@@ -434,12 +438,12 @@ async def test_an_image_is_listed_with_all_that_is_known_of_it(left: LeftBehind,
     assert "secret fox" not in json.dumps(get(LISTING).json())
 
 
-async def test_a_prompt_is_listed_where_prompts_are_recorded(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_a_prompt_is_listed_where_prompts_are_recorded(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     left.change(await left.attempt(), prompt="<b>fox</b>")
     assert get(LISTING).json()["items"][0]["prompt"] == "<b>fox</b>"
 
 
-async def test_what_is_not_an_image_is_listed_with_its_reason(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_what_is_not_an_image_is_listed_with_its_reason(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     await left.attempt("a", land=False)
     await left.submitted("b")
     await left.unknown("c")
@@ -457,7 +461,7 @@ async def test_what_is_not_an_image_is_listed_with_its_reason(left: LeftBehind, 
     assert [item["task_id"] for item in get(f"{LISTING}?status=unknown").json()["items"]] == ["c"]
 
 
-async def test_no_listing_shows_the_link_of_an_answer(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_no_listing_shows_the_link_of_an_answer(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     record = make_record(ITEM, state="answered", links=["https://cdn.example/x.png?sig=secret"])
     assert left.ledger.create(record)
     listed = get(LISTING)
@@ -466,13 +470,15 @@ async def test_no_listing_shows_the_link_of_an_answer(left: LeftBehind, get: Cal
     assert "cdn.example" not in listed.text
 
 
-def put(left: LeftBehind, item: Item, n: int = 1, **values: Any) -> Record:
+def put(left: OrphanedRecords, item: Item, n: int = 1, **values: Any) -> Record:
     record = landed(item, n, **values)
     assert left.ledger.create(record)
     return record
 
 
-def test_pages_follow_one_another_in_the_order_in_which_people_count(left: LeftBehind, get: Callable[..., Any]) -> None:
+def test_pages_follow_one_another_in_the_order_in_which_people_count(
+    left: OrphanedRecords, get: Callable[..., Any]
+) -> None:
     for index in range(25):
         put(left, replace(ITEM, task_id="each", map_index=index))
     put(left, replace(ITEM, task_id="each", map_index=3), 2)
@@ -487,7 +493,7 @@ def test_pages_follow_one_another_in_the_order_in_which_people_count(left: LeftB
     assert pages == 3
 
 
-def test_a_listing_is_narrowed_by_task_map_index_and_model(left: LeftBehind, get: Callable[..., Any]) -> None:
+def test_a_listing_is_narrowed_by_task_map_index_and_model(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     for index in range(12):
         put(left, replace(ITEM, task_id="each", map_index=index), model="fast" if index % 2 else "fine")
     put(left, replace(ITEM, task_id="each-one"), model="fine")
@@ -505,7 +511,7 @@ def test_a_listing_is_narrowed_by_task_map_index_and_model(left: LeftBehind, get
 
 
 def test_a_listing_is_narrowed_by_iteration_and_shows_each_one_at_its_own_address(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     for iteration in (0, 1, 10, 2):
         put(left, replace(ITEM, task_id="draw", iteration=iteration))
@@ -530,7 +536,7 @@ def test_a_listing_is_narrowed_by_iteration_and_shows_each_one_at_its_own_addres
 
 
 def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     for index, cost in enumerate([(0.1, "USD", "gateway"), (0.2, "USD", "gateway"), (5.0, "credits", "connection")]):
         amount, currency, basis = cost
@@ -545,7 +551,7 @@ def test_a_summary_adds_up_what_was_paid_by_currency_and_says_what_has_no_price(
 
 
 def test_a_summary_says_how_many_images_of_a_batch_have_not_been_started(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     fingerprints = [f"{number:064x}"[::-1] for number in range(10)]
     batch = replace(ITEM, task_id="catalogue")
@@ -570,7 +576,7 @@ def test_a_summary_says_how_many_images_of_a_batch_have_not_been_started(
 
 
 def test_a_name_that_was_too_long_for_the_ledger_still_has_its_address(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     task_id = "g." * 80 + "hero"
     assert "=" in encode_segment(task_id)
@@ -582,7 +588,7 @@ def test_a_name_that_was_too_long_for_the_ledger_still_has_its_address(
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "map_index=x"])
 def test_a_query_that_makes_no_sense_is_refused_in_a_sentence(
-    left: LeftBehind, get: Callable[..., Any], query: str
+    left: OrphanedRecords, get: Callable[..., Any], query: str
 ) -> None:
     answer = get(f"{LISTING}?{query}")
     assert answer.status_code == 422
@@ -590,7 +596,7 @@ def test_a_query_that_makes_no_sense_is_refused_in_a_sentence(
 
 
 def test_records_that_can_not_be_shown_are_shown_as_unreadable_beside_the_others(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     odd = put_all(left.store)
     fine = put(left, replace(ITEM, task_id="fine"), cost={"amount": 0.1, "currency": "USD", "basis": "gateway"})
@@ -612,14 +618,14 @@ def test_records_that_can_not_be_shown_are_shown_as_unreadable_beside_the_others
             assert (refused.status_code, key in refused.json()["detail"]) == (409, True), (path, refused.text)
 
 
-def test_what_nobody_can_have_paid_is_in_no_sum(left: LeftBehind, get: Callable[..., Any]) -> None:
+def test_what_nobody_can_have_paid_is_in_no_sum(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     for index, amount in enumerate((1e308, 1e308, 0.5)):
         cost = {"amount": amount, "currency": "USD", "basis": "gateway"}
         put(left, replace(ITEM, map_index=index), cost=cost)
     assert get(SUMMARY).json()["costs"] == [{"amount": 0.5, "currency": "USD", "basis": "gateway"}]
 
 
-def test_names_that_are_no_text_stand_for_themselves(left: LeftBehind, get: Callable[..., Any]) -> None:
+def test_names_that_are_no_text_stand_for_themselves(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     fine = put(left, replace(ITEM, task_id="fine"))
     folder = fine.key.split("/hero")[0].rsplit("/fine/", 1)[0]
     for key in (
@@ -634,7 +640,7 @@ def test_names_that_are_no_text_stand_for_themselves(left: LeftBehind, get: Call
 
 
 def test_a_filter_without_hits_reads_a_part_and_says_where_to_look_further(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_READ", 16)
     read = _count_reads(monkeypatch)
@@ -662,7 +668,7 @@ def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_page_ends_where_its_records_become_too_much_for_one_answer(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_PAGE_BYTES", 100_000)
     for index in range(5):
@@ -676,7 +682,7 @@ def test_a_page_ends_where_its_records_become_too_much_for_one_answer(
 
 
 def test_no_request_reads_more_bytes_of_records_than_it_may(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_PAGE_BYTES", 100_000)
     monkeypatch.setattr("airflow_provider_geminiimg.gallery.queries.MAX_SUMMARY_BYTES", 100_000)
@@ -695,7 +701,7 @@ def test_no_request_reads_more_bytes_of_records_than_it_may(
 
 
 def test_an_image_in_thousands_of_places_is_looked_for_in_some(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [{"uri": f"{left.folder}/{n}.png", "sha256": "0" * 64} for n in range(100)]
     copies = [
@@ -728,7 +734,7 @@ def test_an_image_in_thousands_of_places_is_looked_for_in_some(
 def test_a_huge_file_in_the_place_of_a_record_or_a_thumbnail_is_not_loaded(
     local_root: str, get: Callable[..., Any], onemin: str, sandbox: Sandbox
 ) -> None:
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     record = put(left, ITEM)
     other = put(left, replace(ITEM, task_id="other"))
     root = Path(unquote(urlsplit(left.store.uri).path))
@@ -759,7 +765,9 @@ BAD_QUESTIONS = {
 }
 
 
-def test_no_question_that_makes_no_sense_is_an_error_of_the_server(left: LeftBehind, get: Callable[..., Any]) -> None:
+def test_no_question_that_makes_no_sense_is_an_error_of_the_server(
+    left: OrphanedRecords, get: Callable[..., Any]
+) -> None:
     put(left, ITEM)
     good = {"task_id": "hero", "map_index": "-1", "item": "0", "n": "1"}
     for name, values in BAD_QUESTIONS.items():
@@ -795,13 +803,13 @@ async def sources_of(get: Callable[..., Any], record: Record, user: str = "vera"
     return list(answer.json()["sources"])
 
 
-def edited(left: LeftBehind, source: Record, **inputs: str) -> Record:
+def edited(left: OrphanedRecords, source: Record, **inputs: str) -> Record:
     image = (source.manifest or {})["images"][0]
     given = {"uri": image["uri"], "sha256": image["sha256"], **inputs}
     return put(left, replace(ITEM, task_id="edit"), operation="edit", inputs=[given])
 
 
-async def test_the_source_of_an_edit_is_shown_beside_it(left: LeftBehind, get: Callable[..., Any]) -> None:
+async def test_the_source_of_an_edit_is_shown_beside_it(left: OrphanedRecords, get: Callable[..., Any]) -> None:
     source = await left.attempt()
     [shown] = await sources_of(get, edited(left, source))
     assert shown["role"] == "source"
@@ -810,7 +818,7 @@ async def test_the_source_of_an_edit_is_shown_beside_it(left: LeftBehind, get: C
 
 
 async def test_a_sidecar_that_names_a_record_of_another_image_is_not_believed(
-    left: LeftBehind, get: Callable[..., Any]
+    left: OrphanedRecords, get: Callable[..., Any]
 ) -> None:
     source, other = await left.attempt(), await left.attempt("other")
     sidecar = f"{(source.manifest or {})['images'][0]['uri'].rpartition('.')[0]}.json"
@@ -826,7 +834,7 @@ async def test_a_sidecar_that_names_a_record_of_another_image_is_not_believed(
 
 
 async def test_a_source_outside_the_gallerys_folders_is_not_looked_at(
-    left: LeftBehind, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = await left.attempt()
     record = edited(left, source)

@@ -26,8 +26,8 @@ from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.runtime import jobs_command
 from tests.harness.canaries import Canaries, Text
-from tests.harness.left_behind import LeftBehind
 from tests.harness.odd_records import ODD, put_all, put_odd
+from tests.harness.orphaned_records import OrphanedRecords
 from tests.harness.records import ITEM, landed, make_record, submitted
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Shell:
     :param left: what there is to see.
     """
 
-    def __init__(self, left: LeftBehind, output: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, left: OrphanedRecords, output: pytest.CaptureFixture[str]) -> None:
         self.left = left
         self._output = output
 
@@ -128,7 +128,7 @@ def shell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Shell:
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")  # the command sets it, and it must not stay
-    return Shell(LeftBehind(sandbox, onemin), capsys)
+    return Shell(OrphanedRecords(sandbox, onemin), capsys)
 
 
 def test_the_states_to_choose_from_are_all_there_are() -> None:
@@ -291,7 +291,7 @@ def test_one_odd_record_stops_no_command(shell: Shell) -> None:
 def test_where_money_would_be_spent_a_record_that_can_not_be_read_is_an_error(
     local_root: str, sandbox: Sandbox, onemin: str, what: str
 ) -> None:
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     key = put_odd(left.store, what, ITEM)
     for policy in ({}, {"generation": 1, "on_clear": "regenerate", "on_unknown": "resubmit"}):
         with pytest.raises(LedgerError, match=re.escape(key)):
@@ -412,7 +412,7 @@ def test_arguments_that_are_wrong_are_repeated_harmlessly(capsys: pytest.Capture
 
 
 def test_a_terminal_that_lacks_a_letter_is_shown_its_escape(local_root: str, sandbox: Sandbox, onemin: str) -> None:
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     left.ledger.create(submitted(job_id="狐", answer_within=0.0))
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "airflow_provider_geminiimg", "jobs", "list"]
@@ -441,7 +441,7 @@ def stored_connection(_airflow_home: Path, sandbox: Sandbox) -> Any:
 def test_the_command_line_collects_in_a_shell_of_its_own_with_the_configuration_and_connections_of_airflow(
     local_root: str, sandbox: Sandbox, onemin: str, stored_connection: str
 ) -> None:
-    left = LeftBehind(sandbox, onemin)
+    left = OrphanedRecords(sandbox, onemin)
     record = left.change(asyncio.run(left.submitted()), conn_id=stored_connection)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_CONN_")}
     environment.pop("_AIRFLOW_PROCESS_CONTEXT", None)
@@ -468,7 +468,7 @@ def test_whatever_a_command_meets_is_one_error_in_words(
     s3_root: str, sandbox: Sandbox, onemin: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
-    shell = Shell(LeftBehind(sandbox, onemin), capsys)
+    shell = Shell(OrphanedRecords(sandbox, onemin), capsys)
     kept = landed()
     shell.left.ledger.create(kept)
     lost = asyncio.run(shell.left.unknown("lost"))

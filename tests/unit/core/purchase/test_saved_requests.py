@@ -15,9 +15,9 @@ from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
 from airflow_provider_geminiimg.hooks import object_stores
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from tests.harness.gate import Gate
 from tests.harness.moto import start_moto
-from tests.harness.trouble import Disk
+from tests.harness.s3_proxy import S3Proxy
+from tests.harness.storage_faults import DiskFaults
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -32,22 +32,22 @@ class Wanted(Saved):
 
 
 @pytest.fixture(scope="module")
-def gate() -> Gate:
-    return Gate()
+def s3_proxy() -> S3Proxy:
+    return S3Proxy()
 
 
 @pytest.fixture(scope="module")
-def _moto(gate: Gate) -> Iterator[str]:
-    with start_moto(gate) as url:
+def _moto(s3_proxy: S3Proxy) -> Iterator[str]:
+    with start_moto(s3_proxy) as url:
         yield url
 
 
 @pytest.fixture
-def saved(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedRequestStore[Wanted]]:
+def saved(s3_proxy: S3Proxy, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SavedRequestStore[Wanted]]:
 
     monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
     yield SavedRequestStore(Wanted, open_store(s3_root, AIRFLOW_OPENERS), "returned", ITEM, None)
-    gate.open()
+    s3_proxy.open()
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def saved(gate: Gate, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     [("write", "No money was spent. Nothing was sent. A retry continues."), ("finish", LANDED)],
 )
 def test_who_writes_at_the_same_moment_as_another_attempt_says_what_that_costs(
-    saved: SavedRequestStore[Wanted], gate: Gate, step: str, said: str
+    saved: SavedRequestStore[Wanted], s3_proxy: S3Proxy, step: str, said: str
 ) -> None:
     saved.write(0, Wanted(prompt="a red fox"))
-    read = gate.hold("GET", "/returned/", when="after")
+    read = s3_proxy.hold("GET", "/returned/", when="after")
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(getattr(saved, step), 0, Wanted(prompt=""))
         read.reached()
@@ -79,7 +79,7 @@ def test_a_batch_whose_prompts_can_not_be_taken_out_says_that_it_has_landed_and_
 
     from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 
-    disk = Disk()
+    disk = DiskFaults()
     disk.begin(lambda path, body: "/batches/" in path and b'"values":{}' in body)
     monkeypatch.setattr(os, "open", disk.open)
     monkeypatch.setattr(os, "fsync", disk.fsync)

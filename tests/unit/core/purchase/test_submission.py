@@ -12,38 +12,38 @@ import pytest
 from airflow_provider_geminiimg.core.purchase import submission
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError
 from airflow_provider_geminiimg.hooks import object_stores
-from tests.harness.gate import Gate
-from tests.harness.left_behind import LeftBehind
 from tests.harness.moto import start_moto
+from tests.harness.orphaned_records import OrphanedRecords
+from tests.harness.s3_proxy import S3Proxy
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 
 @pytest.fixture(scope="module")
-def gate() -> Gate:
-    return Gate()
+def s3_proxy() -> S3Proxy:
+    return S3Proxy()
 
 
 @pytest.fixture(scope="module")
-def _moto(gate: Gate) -> Iterator[str]:
-    with start_moto(gate) as url:
+def _moto(s3_proxy: S3Proxy) -> Iterator[str]:
+    with start_moto(s3_proxy) as url:
         yield url
 
 
 @pytest.fixture
 def left(
-    gate: Gate, s3_root: str, sandbox: Sandbox, geminiimg_conn_id: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LeftBehind]:
-    """At both gateways, on S3 behind the gate."""
+    s3_proxy: S3Proxy, s3_root: str, sandbox: Sandbox, geminiimg_conn_id: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OrphanedRecords]:
+    """At both gateways, on S3 behind the proxy."""
 
     monkeypatch.setattr(object_stores, "_CLIENTS", {})  # another test's client leads to another server
-    monkeypatch.setattr(submission, "OWNING_SECONDS", 60.0)  # the gate alone says how long it takes
-    yield LeftBehind(sandbox, geminiimg_conn_id)
-    gate.open()
+    monkeypatch.setattr(submission, "OWNING_SECONDS", 60.0)  # the s3_proxy alone says how long it takes
+    yield OrphanedRecords(sandbox, geminiimg_conn_id)
+    s3_proxy.open()
 
 
-def answers_with(left: LeftBehind, job_id: str) -> None:
+def answers_with(left: OrphanedRecords, job_id: str) -> None:
     """Let the gateway answer the next submit with a job that it has named before."""
     if left.gateway == "1min":
         body = {"aiRecord": {"uuid": job_id, "status": "PROCESSING"}}
@@ -53,8 +53,10 @@ def answers_with(left: LeftBehind, job_id: str) -> None:
         left.sandbox.faults(route="apimaster.submit", charge="after", body={"code": 200, "data": data})
 
 
-async def test_while_it_is_noted_whose_job_it_is_the_next_attempt_finds_the_job(left: LeftBehind, gate: Gate) -> None:
-    held = gate.hold("PUT", "/jobs/")
+async def test_while_it_is_noted_whose_job_it_is_the_next_attempt_finds_the_job(
+    left: OrphanedRecords, s3_proxy: S3Proxy
+) -> None:
+    held = s3_proxy.hold("PUT", "/jobs/")
     first = asyncio.create_task(left.attempt(land=False))
     await asyncio.to_thread(held.reached)
     record = await asyncio.to_thread(left.record)  # what lies there if the process is killed now
@@ -70,8 +72,10 @@ async def test_while_it_is_noted_whose_job_it_is_the_next_attempt_finds_the_job(
     assert left.record().state == "landed"
 
 
-async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorded(left: LeftBehind, gate: Gate) -> None:
-    held = gate.hold("GET", "/jobs/")
+async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorded(
+    left: OrphanedRecords, s3_proxy: S3Proxy
+) -> None:
+    held = s3_proxy.hold("GET", "/jobs/")
     first = asyncio.create_task(left.attempt())
     await asyncio.to_thread(held.reached)
     landed = await asyncio.wait_for(first, 45.0)  # less than S3's client waits for an answer
@@ -81,11 +85,11 @@ async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorde
 
 @pytest.mark.parametrize("on_unknown", ["fail", "resubmit"])
 async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_record_again(
-    left: LeftBehind, gate: Gate, on_unknown: str
+    left: OrphanedRecords, s3_proxy: S3Proxy, on_unknown: str
 ) -> None:
     other = await left.submitted("other")
     answers_with(left, str(other.job_id))
-    held = gate.hold("GET", "/jobs/")
+    held = s3_proxy.hold("GET", "/jobs/")
     task = asyncio.create_task(left.attempt("hero"))
     await asyncio.to_thread(held.reached)
     with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {other.key}")):
@@ -105,7 +109,7 @@ async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_re
 
 
 async def test_a_job_that_was_never_noted_is_noted_by_the_attempt_that_collects_it(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     first = await left.submitted("first")
     for key in list(left.store.keys("jobs/")):  # its process was killed before

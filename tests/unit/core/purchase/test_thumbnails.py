@@ -47,7 +47,7 @@ from tests.harness import REPOSITORY, TESTS, attacks
 from tests.harness import forbidden as web
 from tests.harness.attacks import Target, image_bytes, returned
 from tests.harness.forbidden import answer
-from tests.harness.left_behind import LOGGER, LeftBehind
+from tests.harness.orphaned_records import LOGGER, OrphanedRecords
 from tests.harness.records import Wire, landed
 
 if TYPE_CHECKING:
@@ -150,28 +150,28 @@ def test_what_a_sensor_lands_has_a_thumbnail(
 
 
 @pytest.fixture
-def left(local_root: str, sandbox: Sandbox, onemin: str) -> LeftBehind:
-    return LeftBehind(sandbox, onemin)
+def left(local_root: str, sandbox: Sandbox, onemin: str) -> OrphanedRecords:
+    return OrphanedRecords(sandbox, onemin)
 
 
 @pytest.fixture
-def link_left(local_root: str, sandbox: Sandbox, apimaster: str) -> LeftBehind:
+def link_left(local_root: str, sandbox: Sandbox, apimaster: str) -> OrphanedRecords:
     """A gateway that answers with links and no job id."""
     sandbox.settings(honour_async=False, latency=0.0)
-    return LeftBehind(sandbox, apimaster)
+    return OrphanedRecords(sandbox, apimaster)
 
 
-async def test_what_is_collected_has_a_thumbnail(left: LeftBehind) -> None:
+async def test_what_is_collected_has_a_thumbnail(left: OrphanedRecords) -> None:
     record = await left.submitted()
     assert (await left.collect()).counts()["landed"] == 1
     check(left.store, left.at(record))
 
 
-async def test_what_came_by_a_link_at_once_has_a_thumbnail(link_left: LeftBehind) -> None:
+async def test_what_came_by_a_link_at_once_has_a_thumbnail(link_left: OrphanedRecords) -> None:
     check(link_left.store, await link_left.attempt())
 
 
-async def test_a_copy_brings_a_thumbnail_that_is_missing(left: LeftBehind) -> None:
+async def test_a_copy_brings_a_thumbnail_that_is_missing(left: OrphanedRecords) -> None:
     record = await left.attempt()
     left.store.delete(thumbnail_key(record.key, 0))
     async with left.environment.purchase_context() as purchase_context:
@@ -183,7 +183,7 @@ def remove_image(record: Record) -> None:
     Path((record.manifest or {})["images"][0]["uri"].removeprefix("file://")).unlink()
 
 
-async def test_an_image_that_is_fetched_again_as_it_was_keeps_its_thumbnail(left: LeftBehind) -> None:
+async def test_an_image_that_is_fetched_again_as_it_was_keeps_its_thumbnail(left: OrphanedRecords) -> None:
     record = await left.attempt()
     key = thumbnail_key(record.key, 0)
     left.store.delete(key)
@@ -193,7 +193,7 @@ async def test_an_image_that_is_fetched_again_as_it_was_keeps_its_thumbnail(left
     assert thumbs(left.store) == {key: b"the one that was there"}
 
 
-def as_if_of_other_bytes(left: LeftBehind, record: Record) -> None:
+def as_if_of_other_bytes(left: OrphanedRecords, record: Record) -> None:
     """Let the record's image and thumbnail be of other bytes than the gateway's are now."""
     [image] = (record.manifest or {})["images"]
     left.change(record, manifest={**(record.manifest or {}), "images": [{**image, "sha256": "0" * 64}]})
@@ -202,13 +202,13 @@ def as_if_of_other_bytes(left: LeftBehind, record: Record) -> None:
     remove_image(record)
 
 
-async def test_an_image_that_is_fetched_again_with_other_bytes_gets_a_new_thumbnail(left: LeftBehind) -> None:
+async def test_an_image_that_is_fetched_again_with_other_bytes_gets_a_new_thumbnail(left: OrphanedRecords) -> None:
     record = await left.attempt()
     as_if_of_other_bytes(left, record)
     check(left.store, await left.attempt())
 
 
-async def test_an_old_thumbnail_is_gone_before_the_record_tells_of_other_bytes(left: LeftBehind) -> None:
+async def test_an_old_thumbnail_is_gone_before_the_record_tells_of_other_bytes(left: OrphanedRecords) -> None:
     record = await left.attempt()
     as_if_of_other_bytes(left, record)
     wire = Wire(left.store, "ledger/")
@@ -218,7 +218,7 @@ async def test_an_old_thumbnail_is_gone_before_the_record_tells_of_other_bytes(l
     assert thumbs(left.store) == {}
 
 
-async def test_a_landing_that_is_not_recorded_leaves_no_thumbnail_and_the_next_one_does(left: LeftBehind) -> None:
+async def test_a_landing_that_is_not_recorded_leaves_no_thumbnail_and_the_next_one_does(left: OrphanedRecords) -> None:
     record = await left.submitted()
     ledger, wire = left.ledger, Wire(left.store, "ledger/")
     wire.always["replace"] = "before"
@@ -229,7 +229,7 @@ async def test_a_landing_that_is_not_recorded_leaves_no_thumbnail_and_the_next_o
     check(left.store, await left.attempt())
 
 
-async def test_of_bytes_that_are_not_the_record_s_there_is_no_thumbnail(left: LeftBehind) -> None:
+async def test_of_bytes_that_are_not_the_record_s_there_is_no_thumbnail(left: OrphanedRecords) -> None:
     record = await left.submitted()
     image = {"uri": "file:///x.png", "width": 8, "height": 8, "size": 8, "sha256": "0" * 64}
     other = landed(job_id="another", manifest={"images": [image]})
@@ -242,7 +242,7 @@ async def test_of_bytes_that_are_not_the_record_s_there_is_no_thumbnail(left: Le
 
 
 async def test_a_root_that_takes_no_thumbnails_costs_one_line_and_nothing_else(
-    left: LeftBehind, caplog: pytest.LogCaptureFixture
+    left: OrphanedRecords, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(left.store, "thumbs/")
     wire.always = dict.fromkeys(("create", "delete", "read", "keys"), "before")
@@ -258,7 +258,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line.getMessage() for line in caplog.records if line.name == LOGGER and line.levelno >= logging.WARNING]
 
 
-async def test_a_task_that_was_told_to_stop_lands_its_image_and_waits_for_no_thumbnail(left: LeftBehind) -> None:
+async def test_a_task_that_was_told_to_stop_lands_its_image_and_waits_for_no_thumbnail(left: OrphanedRecords) -> None:
     record, guard = await left.submitted(), SubmitGuard()
     guard.stop()
     await left.attempt(guard=guard)
@@ -624,7 +624,7 @@ def test_without_pillow_nothing_is_made_and_one_line_at_debug_says_so(tmp_path: 
     assert thumbs(LocalStore(str(tmp_path / "root"))) == {}
 
 
-async def test_without_pillow_images_land_all_the_same(left: LeftBehind) -> None:
+async def test_without_pillow_images_land_all_the_same(left: OrphanedRecords) -> None:
     record = await left.submitted()
     command = [sys.executable, "-m", "airflow_provider_geminiimg", "jobs", "collect"]
     environment = {**os.environ, **WITHOUT_PILLOW}

@@ -10,7 +10,7 @@ from airflow_provider_geminiimg.core.execution.byte_semaphore import MEMORY_LIMI
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector
 from tests.harness.attacks import image_bytes
-from tests.harness.left_behind import LeftBehind
+from tests.harness.orphaned_records import OrphanedRecords
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def test_an_image_inside_an_answer_to_a_poll_is_not_decoded_while_the_memory_for_images_is_used_up(
     sandbox: Sandbox, apimaster: str, local_root: str
 ) -> None:
-    left = LeftBehind(sandbox, apimaster)
+    left = OrphanedRecords(sandbox, apimaster)
     record = await left.submitted()
     data = image_bytes() + bytes(1_000_000)
     inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"

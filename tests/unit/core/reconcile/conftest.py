@@ -1,4 +1,4 @@
-"""Fixtures for what dead attempts left behind, see `tests.harness.left_behind`."""
+"""Fixtures for what dead attempts left behind, see `tests.harness.orphaned_records`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.left_behind import LOGGER, LeftBehind
+from tests.harness.orphaned_records import LOGGER, OrphanedRecords
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -20,24 +20,24 @@ def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.fixture
-def left(root: str, sandbox: Sandbox, onemin: str) -> LeftBehind:
+def left(root: str, sandbox: Sandbox, onemin: str) -> OrphanedRecords:
     """On disk and on S3."""
-    return LeftBehind(sandbox, onemin)
+    return OrphanedRecords(sandbox, onemin)
 
 
 @pytest.fixture
-def disk_left(local_root: str, sandbox: Sandbox, onemin: str) -> LeftBehind:
-    return LeftBehind(sandbox, onemin)
+def disk_left(local_root: str, sandbox: Sandbox, onemin: str) -> OrphanedRecords:
+    return OrphanedRecords(sandbox, onemin)
 
 
 @pytest.fixture
-def each_left(local_root: str, sandbox: Sandbox, geminiimg_conn_id: str) -> LeftBehind:
+def each_left(local_root: str, sandbox: Sandbox, geminiimg_conn_id: str) -> OrphanedRecords:
     """At both gateways."""
-    return LeftBehind(sandbox, geminiimg_conn_id)
+    return OrphanedRecords(sandbox, geminiimg_conn_id)
 
 
 @pytest.fixture
-def link_left(root: str, sandbox: Sandbox, apimaster: str) -> LeftBehind:
+def link_left(root: str, sandbox: Sandbox, apimaster: str) -> OrphanedRecords:
     """A gateway that answers with links and no job id."""
     sandbox.settings(honour_async=False, latency=0.0)
-    return LeftBehind(sandbox, apimaster)
+    return OrphanedRecords(sandbox, apimaster)

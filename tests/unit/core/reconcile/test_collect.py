@@ -22,7 +22,7 @@ from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import LinkExpiredError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.runtime.environment import Environment
-from tests.harness.left_behind import LeftBehind, nonzero, with_an_extra_job
+from tests.harness.orphaned_records import OrphanedRecords, nonzero, with_an_extra_job
 from tests.harness.records import ITEM, Wire, landed, make_record
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Full(Files):
 
 
 async def test_what_was_left_behind_lands_where_it_was_meant_to_and_its_task_returns_it_at_no_cost(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     record = await left.submitted()
     report = await left.collect()
@@ -52,7 +52,7 @@ async def test_what_was_left_behind_lands_where_it_was_meant_to_and_its_task_ret
 
 
 async def test_each_job_is_asked_about_once_and_what_has_landed_is_not_asked_about_at_all(
-    each_left: LeftBehind,
+    each_left: OrphanedRecords,
 ) -> None:
     left = each_left
     for number in range(20):
@@ -66,7 +66,7 @@ async def test_each_job_is_asked_about_once_and_what_has_landed_is_not_asked_abo
     assert left.calls("status") == left.calls("submit") == 20
 
 
-async def test_a_connection_is_looked_up_once_for_all_its_jobs(disk_left: LeftBehind) -> None:
+async def test_a_connection_is_looked_up_once_for_all_its_jobs(disk_left: OrphanedRecords) -> None:
     class Counting(Environment):
         looked_up = 0
 
@@ -82,7 +82,7 @@ async def test_a_connection_is_looked_up_once_for_all_its_jobs(disk_left: LeftBe
 
 
 async def test_what_an_attempt_may_be_working_on_is_skipped_and_so_is_an_intent_that_may_be_answered(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     await left.attempt(land=False)
     left.ledger.create(make_record(dataclasses.replace(ITEM, task_id="sending")))
@@ -91,14 +91,14 @@ async def test_what_an_attempt_may_be_working_on_is_skipped_and_so_is_an_intent_
     assert left.calls("status") == 0
 
 
-async def test_a_job_that_still_runs_is_left_for_the_next_collect(each_left: LeftBehind) -> None:
+async def test_a_job_that_still_runs_is_left_for_the_next_collect(each_left: OrphanedRecords) -> None:
     each_left.sandbox.settings(latency=60)
     record = each_left.old(await each_left.attempt(land=False))
     assert nonzero(await each_left.collect()) == {"running": 1}
     assert each_left.at(record) == record
 
 
-async def test_links_that_came_without_a_job_id_are_fetched(link_left: LeftBehind) -> None:
+async def test_links_that_came_without_a_job_id_are_fetched(link_left: OrphanedRecords) -> None:
     link_left.sandbox.faults(route="download", status=500, times=3)
     record = await link_left.failed()
     assert (record.state, record.job_id) == ("answered", None)
@@ -115,7 +115,7 @@ async def test_images_that_came_inline_are_landed_from_the_spool(
 
     buffer = io.BytesIO()
     Image.new("RGB", (512, 512), "red").save(buffer, "PNG")
-    left = LeftBehind(sandbox, apimaster)
+    left = OrphanedRecords(sandbox, apimaster)
     body = {"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}
     sandbox.faults(route="apimaster.submit", charge="after", body=body)
     left.environment.files = Full(AIRFLOW_OPENERS)
@@ -129,7 +129,7 @@ async def test_images_that_came_inline_are_landed_from_the_spool(
 
 
 async def test_what_was_paid_for_before_a_clear_that_asked_for_another_image_is_collected_too(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     first = await left.submitted(prompt="a red fox")
     second = await left.attempt(prompt="a blue fox", generation=1)
@@ -139,7 +139,7 @@ async def test_what_was_paid_for_before_a_clear_that_asked_for_another_image_is_
     assert left.image(second) == (f"{left.folder}/hero-2.png", 2)
 
 
-async def test_two_collects_at_once_do_as_one(left: LeftBehind) -> None:
+async def test_two_collects_at_once_do_as_one(left: OrphanedRecords) -> None:
     records = [await left.submitted(f"task-{number}") for number in range(3)]
     reports = await asyncio.gather(left.collect(), left.collect())
     assert all(report.counts()["errors"] == 0 for report in reports)
@@ -150,7 +150,7 @@ async def test_two_collects_at_once_do_as_one(left: LeftBehind) -> None:
 
 
 async def test_a_job_that_was_paid_for_beside_the_records_own_gets_a_record_and_a_file_of_its_own_once(
-    left: LeftBehind, lines: pytest.LogCaptureFixture
+    left: OrphanedRecords, lines: pytest.LogCaptureFixture
 ) -> None:
     kept, job_id = await with_an_extra_job(left)
     report = await left.collect()
@@ -169,7 +169,7 @@ async def test_a_job_that_was_paid_for_beside_the_records_own_gets_a_record_and_
     assert left.calls("submit") == 2
 
 
-async def test_two_collects_at_once_give_an_extra_job_one_record(left: LeftBehind) -> None:
+async def test_two_collects_at_once_give_an_extra_job_one_record(left: OrphanedRecords) -> None:
     await with_an_extra_job(left)
     await asyncio.gather(left.collect(), left.collect())
     assert [key for key in left.records() if "/x" in key.removeprefix("ledger/")] == [
@@ -179,7 +179,7 @@ async def test_two_collects_at_once_give_an_extra_job_one_record(left: LeftBehin
     assert sum(name.endswith(".png") for name in left.everything()) == 2
 
 
-async def test_an_extra_job_that_still_runs_keeps_its_record_for_the_next_collect(left: LeftBehind) -> None:
+async def test_an_extra_job_that_still_runs_keeps_its_record_for_the_next_collect(left: OrphanedRecords) -> None:
     await with_an_extra_job(left)
     left.sandbox.settings(latency=60)
     running = await left.attempt("running", land=False)
@@ -193,7 +193,7 @@ async def test_an_extra_job_that_still_runs_keeps_its_record_for_the_next_collec
 
 
 async def test_an_extra_job_is_looked_at_once_where_its_new_record_is_listed_by_the_same_walk(
-    disk_left: LeftBehind,
+    disk_left: OrphanedRecords,
 ) -> None:
     class Paged(Wire):
         """Lists as a bucket does: what comes late is on a later page."""
@@ -216,7 +216,7 @@ async def test_an_extra_job_is_looked_at_once_where_its_new_record_is_listed_by_
     assert left.calls("status") == 1
 
 
-async def test_an_extra_job_of_an_attempt_that_may_still_land_it_is_left_to_that_attempt(left: LeftBehind) -> None:
+async def test_an_extra_job_of_an_attempt_that_may_still_land_it_is_left_to_that_attempt(left: OrphanedRecords) -> None:
     await with_an_extra_job(left)
     left.change(left.record(), answer_within=60.0)
     assert nonzero(await left.collect()) == {}
@@ -224,7 +224,7 @@ async def test_an_extra_job_of_an_attempt_that_may_still_land_it_is_left_to_that
 
 
 async def test_a_job_that_the_gateway_does_not_know_is_noted_as_unknown_and_lands_should_it_come_back(
-    each_left: LeftBehind, lines: pytest.LogCaptureFixture
+    each_left: OrphanedRecords, lines: pytest.LogCaptureFixture
 ) -> None:
     left = each_left
     record = await left.submitted()
@@ -238,14 +238,14 @@ async def test_a_job_that_the_gateway_does_not_know_is_noted_as_unknown_and_land
     assert nonzero(await left.collect()) == {"landed": 1}
 
 
-async def test_a_young_job_that_the_gateway_does_not_know_yet_is_running(left: LeftBehind) -> None:
+async def test_a_young_job_that_the_gateway_does_not_know_yet_is_running(left: OrphanedRecords) -> None:
     record = await left.submitted()
     left.change(record, job_id="nowhere")
     assert nonzero(await left.collect()) == {"running": 1}
 
 
 @pytest.mark.parametrize("outcome", ["failed", "refused", "bare_failed"])
-async def test_a_job_that_failed_is_recorded_as_failed(each_left: LeftBehind, outcome: str) -> None:
+async def test_a_job_that_failed_is_recorded_as_failed(each_left: OrphanedRecords, outcome: str) -> None:
     each_left.sandbox.faults(
         route="onemin.submit" if each_left.gateway == "1min" else "apimaster.submit", outcome=outcome
     )
@@ -256,7 +256,7 @@ async def test_a_job_that_failed_is_recorded_as_failed(each_left: LeftBehind, ou
     assert nonzero(await each_left.collect()) == {}
 
 
-async def test_a_link_that_is_gone_for_good_is_told_and_its_record_stays(each_left: LeftBehind) -> None:
+async def test_a_link_that_is_gone_for_good_is_told_and_its_record_stays(each_left: OrphanedRecords) -> None:
     left = each_left
     gone, fine = await left.submitted("gone"), await left.submitted("fine")
     left.sandbox.faults(route="download", status=404, times=2)

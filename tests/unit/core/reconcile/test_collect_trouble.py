@@ -16,14 +16,14 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile import Report
 from airflow_provider_geminiimg.exceptions import StorageError
 from tests.harness.canaries import Canaries, Text
-from tests.harness.left_behind import NOT_KNOWN, SCOPE, LeftBehind, nonzero, with_an_extra_job
+from tests.harness.orphaned_records import NOT_KNOWN, SCOPE, OrphanedRecords, nonzero, with_an_extra_job
 from tests.harness.records import Wire
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
 
 
-def without_its_folder(left: LeftBehind, record: Record) -> Callable[[], Any]:
+def without_its_folder(left: OrphanedRecords, record: Record) -> Callable[[], Any]:
     folder = Path(left.folder.removeprefix("file://")) / "one"
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("a file where a folder should be")
@@ -31,17 +31,17 @@ def without_its_folder(left: LeftBehind, record: Record) -> Callable[[], Any]:
     return folder.unlink
 
 
-def without_its_connection(left: LeftBehind, record: Record) -> Callable[[], Any]:
+def without_its_connection(left: OrphanedRecords, record: Record) -> Callable[[], Any]:
     left.change(record, conn_id="gone")
     return lambda: left.change(record, conn_id=record.conn_id)
 
 
-def of_another_gateway(left: LeftBehind, record: Record) -> Callable[[], Any]:
+def of_another_gateway(left: OrphanedRecords, record: Record) -> Callable[[], Any]:
     left.change(record, gateway="apimaster")
     return lambda: left.change(record, gateway=record.gateway)
 
 
-def at_fault(left: LeftBehind, record: Record, report: Report, lines: pytest.LogCaptureFixture) -> None:
+def at_fault(left: OrphanedRecords, record: Record, report: Report, lines: pytest.LogCaptureFixture) -> None:
     """That `record`, and no other, is told to be one that could not be looked at."""
     assert report.keys["errors"] == [record.key]
     failure = report.failure()
@@ -55,7 +55,7 @@ def at_fault(left: LeftBehind, record: Record, report: Report, lines: pytest.Log
 
 @pytest.mark.parametrize("trouble", [without_its_folder, without_its_connection, of_another_gateway])
 async def test_one_records_trouble_is_told_and_the_others_land_and_a_later_collect_lands_it_too(
-    disk_left: LeftBehind, trouble: Any, lines: pytest.LogCaptureFixture
+    disk_left: OrphanedRecords, trouble: Any, lines: pytest.LogCaptureFixture
 ) -> None:
     left = disk_left
     one = await left.submitted("a-trouble")
@@ -81,7 +81,7 @@ async def test_one_records_trouble_is_told_and_the_others_land_and_a_later_colle
     ids=str,
 )
 async def test_a_gateway_that_is_down_is_told_and_a_later_collect_lands_the_image(
-    left: LeftBehind, fault: dict[str, Any], lines: pytest.LogCaptureFixture
+    left: OrphanedRecords, fault: dict[str, Any], lines: pytest.LogCaptureFixture
 ) -> None:
     record = await left.submitted()
     left.sandbox.faults(**fault)
@@ -92,7 +92,7 @@ async def test_a_gateway_that_is_down_is_told_and_a_later_collect_lands_the_imag
     assert left.image(record)[1] == 1
 
 
-async def test_a_record_that_can_not_be_read_does_not_keep_the_others_from_landing(left: LeftBehind) -> None:
+async def test_a_record_that_can_not_be_read_does_not_keep_the_others_from_landing(left: OrphanedRecords) -> None:
     records = [await left.submitted(f"task-{number}") for number in range(3)]
     blob = left.store.read(records[1].key)
     assert blob is not None
@@ -104,7 +104,7 @@ async def test_a_record_that_can_not_be_read_does_not_keep_the_others_from_landi
 
 
 async def test_records_that_can_not_be_listed_are_a_storage_error_and_not_an_empty_ledger(
-    disk_left: LeftBehind,
+    disk_left: OrphanedRecords,
 ) -> None:
     await disk_left.submitted()
     wire = Wire(disk_left.store)
@@ -115,7 +115,7 @@ async def test_records_that_can_not_be_listed_are_a_storage_error_and_not_an_emp
 
 
 async def test_a_request_without_an_answer_is_reported_until_it_is_settled_or_bought_again(
-    left: LeftBehind, lines: pytest.LogCaptureFixture
+    left: OrphanedRecords, lines: pytest.LogCaptureFixture
 ) -> None:
     record = await left.unknown()
     report = await left.collect()
@@ -128,7 +128,7 @@ async def test_a_request_without_an_answer_is_reported_until_it_is_settled_or_bo
 
 
 async def test_a_dry_run_says_what_it_would_do_calls_no_gateway_and_writes_nothing(
-    left: LeftBehind, lines: pytest.LogCaptureFixture
+    left: OrphanedRecords, lines: pytest.LogCaptureFixture
 ) -> None:
     record = await left.submitted("to-collect")
     lost = await left.unknown("lost")
@@ -161,7 +161,7 @@ async def test_what_collect_says_holds_no_link_and_no_prompt(
     local_root: str, sandbox: Sandbox, apimaster: str, lines: pytest.LogCaptureFixture
 ) -> None:
     lines.set_level(logging.DEBUG)
-    canaries, left = Canaries(), LeftBehind(sandbox, apimaster)
+    canaries, left = Canaries(), OrphanedRecords(sandbox, apimaster)
     await left.submitted("fine", prompt=canaries.prompt)
     sandbox.faults(route="apimaster.submit", outcome="refused_echo")
     await left.submitted("refused", prompt=canaries.prompt)

@@ -18,7 +18,7 @@ from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
-from tests.harness.left_behind import NOT_KNOWN, SCOPE, LeftBehind, with_an_extra_job
+from tests.harness.orphaned_records import NOT_KNOWN, SCOPE, OrphanedRecords, with_an_extra_job
 from tests.harness.records import ITEM, Wire, landed, make_record, plan_of, submitted
 from tests.harness.shop import Memory
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 DAY = 86_400.0
 
 
-async def purged(left: LeftBehind, days: float = 0.0, **more: Any) -> list[str]:
+async def purged(left: OrphanedRecords, days: float = 0.0, **more: Any) -> list[str]:
     return [key async for key in reconcile.purge(left.ledger, SCOPE, days=days, **more)]
 
 
-async def test_old_records_of_which_everything_has_ended_go_and_all_images_stay(left: LeftBehind) -> None:
+async def test_old_records_of_which_everything_has_ended_go_and_all_images_stay(left: OrphanedRecords) -> None:
     first = await left.attempt("old", prompt="a red fox")
     second = await left.attempt("old", prompt="a blue fox", generation=1)
     images = {name: data for name, data in left.everything().items() if name.endswith((".png", ".json"))}
@@ -61,7 +61,7 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize("kind", UNFINISHED)
-async def test_nothing_goes_of_a_task_of_which_something_has_not_ended(disk_left: LeftBehind, kind: str) -> None:
+async def test_nothing_goes_of_a_task_of_which_something_has_not_ended(disk_left: OrphanedRecords, kind: str) -> None:
     other = landed(dataclasses.replace(ITEM, task_id="other"))
     for record in (landed(), UNFINISHED[kind], landed(n=3), other):
         disk_left.ledger.create(record)
@@ -69,13 +69,13 @@ async def test_nothing_goes_of_a_task_of_which_something_has_not_ended(disk_left
     assert len(disk_left.records()) == 3
 
 
-async def test_nothing_goes_of_a_task_of_which_a_record_can_not_be_read(disk_left: LeftBehind) -> None:
+async def test_nothing_goes_of_a_task_of_which_a_record_can_not_be_read(disk_left: OrphanedRecords) -> None:
     disk_left.ledger.create(landed())
     disk_left.store.create(record_key(ITEM, 2), b"{")
     assert await purged(disk_left) == []
 
 
-async def test_age_is_counted_by_the_stores_clock_and_the_youngest_record_counts(disk_left: LeftBehind) -> None:
+async def test_age_is_counted_by_the_stores_clock_and_the_youngest_record_counts(disk_left: OrphanedRecords) -> None:
     for n in (1, 2):
         disk_left.ledger.create(landed(n=n))
     root = Path(disk_left.environment.root.removeprefix("file://"))
@@ -87,7 +87,7 @@ async def test_age_is_counted_by_the_stores_clock_and_the_youngest_record_counts
     assert await purged(disk_left, 9.0) == [record_key(ITEM, 1), record_key(ITEM, 2)]
 
 
-async def test_a_purge_that_breaks_off_has_left_the_record_that_decides(disk_left: LeftBehind) -> None:
+async def test_a_purge_that_breaks_off_has_left_the_record_that_decides(disk_left: OrphanedRecords) -> None:
     for n in (2, 9, 10):
         disk_left.ledger.create(landed(n=n))
 
@@ -102,7 +102,7 @@ async def test_a_purge_that_breaks_off_has_left_the_record_that_decides(disk_lef
     assert disk_left.records() == [record_key(ITEM, 10)]
 
 
-async def test_an_extra_job_goes_together_with_the_record_that_names_it(left: LeftBehind) -> None:
+async def test_an_extra_job_goes_together_with_the_record_that_names_it(left: OrphanedRecords) -> None:
     record, job_id = await with_an_extra_job(left)
     assert await purged(left) == []
     await left.collect()
@@ -110,7 +110,7 @@ async def test_an_extra_job_goes_together_with_the_record_that_names_it(left: Le
 
 
 async def test_a_clear_of_what_was_purged_says_so_instead_of_paying_again_where_airflow_remembers(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     memory = Memory()
     await left.attempt(marker=memory)
@@ -123,7 +123,7 @@ async def test_a_clear_of_what_was_purged_says_so_instead_of_paying_again_where_
 FINGERPRINTS = [character * 64 for character in "abc"]
 
 
-def batch_of(left: LeftBehind, fingerprints: Sequence[str], **values: Any) -> list[Record]:
+def batch_of(left: OrphanedRecords, fingerprints: Sequence[str], **values: Any) -> list[Record]:
     """What a batch's attempt has landed."""
     records = [landed(dataclasses.replace(ITEM, item=each[:16]), fingerprint=each, **values) for each in fingerprints]
     for record in records:
@@ -131,7 +131,7 @@ def batch_of(left: LeftBehind, fingerprints: Sequence[str], **values: Any) -> li
     return records
 
 
-async def test_a_batchs_plan_goes_together_with_the_records_of_all_that_it_wanted(left: LeftBehind) -> None:
+async def test_a_batchs_plan_goes_together_with_the_records_of_all_that_it_wanted(left: OrphanedRecords) -> None:
     records = batch_of(left, FINGERPRINTS)
     plan = plan_of(left.store, ITEM, [*FINGERPRINTS, FINGERPRINTS[0]])
     assert await purged(left, 1.0) == []
@@ -141,7 +141,7 @@ async def test_a_batchs_plan_goes_together_with_the_records_of_all_that_it_wante
     assert list(left.store.keys("batches/")) == left.records() == []
 
 
-async def test_a_plan_stays_while_something_of_it_is_not_made_or_can_not_be_told(left: LeftBehind) -> None:
+async def test_a_plan_stays_while_something_of_it_is_not_made_or_can_not_be_told(left: OrphanedRecords) -> None:
     records = batch_of(left, FINGERPRINTS[:2])
     unmade = plan_of(left.store, ITEM, FINGERPRINTS)
     unreadable = unmade.replace("/0.json", "/1.json")
@@ -150,7 +150,7 @@ async def test_a_plan_stays_while_something_of_it_is_not_made_or_can_not_be_told
     assert list(left.store.keys("batches/")) == [unmade, unreadable]
 
 
-def returned(left: LeftBehind, generation: int, prompt: str | None) -> str:
+def returned(left: OrphanedRecords, generation: int, prompt: str | None) -> str:
     """What a function returned; ``None``: it has landed."""
     request = None if prompt is None else ImageRequest(operation="generate", prompt=prompt)
     item = dataclasses.replace(ITEM, task_id="hero")
@@ -158,7 +158,7 @@ def returned(left: LeftBehind, generation: int, prompt: str | None) -> str:
     return list(left.store.keys(f"{RETURNED}/"))[-1]
 
 
-async def test_what_a_function_returned_goes_together_with_the_record_of_its_image(left: LeftBehind) -> None:
+async def test_what_a_function_returned_goes_together_with_the_record_of_its_image(left: OrphanedRecords) -> None:
     kept = [returned(left, 0, None)]
     blob = left.store.read(kept[0])
     kept.append(returned(left, 1, "a red fox"))
@@ -171,7 +171,7 @@ async def test_what_a_function_returned_goes_together_with_the_record_of_its_ima
 
 
 async def test_what_a_function_returned_stays_while_its_image_is_not_made_or_nobody_can_tell(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     other = await left.attempt(prompt="a red fox")
     unmade = returned(left, 0, "a grey wolf")
@@ -186,7 +186,7 @@ async def test_what_a_function_returned_stays_while_its_image_is_not_made_or_nob
     assert list(left.store.keys(f"{RETURNED}/")) == [unreadable]
 
 
-async def test_a_purge_leaves_other_namespaces_alone(disk_left: LeftBehind) -> None:
+async def test_a_purge_leaves_other_namespaces_alone(disk_left: OrphanedRecords) -> None:
     other = landed(dataclasses.replace(ITEM, namespace="other"))
     disk_left.ledger.create(other)
     assert await purged(disk_left) == []

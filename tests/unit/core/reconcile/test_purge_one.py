@@ -13,7 +13,7 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, LinkExpiredError, StorageError
-from tests.harness.left_behind import NOT_KNOWN, LeftBehind, nonzero, with_an_extra_job
+from tests.harness.orphaned_records import NOT_KNOWN, OrphanedRecords, nonzero, with_an_extra_job
 from tests.harness.records import ITEM, Wire, landed, make_record, submitted
 from tests.harness.shop import Memory
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_record_that_was_removed_on_purpose_is_bought_again_also_where_airflow_remembers_it(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
@@ -35,7 +35,7 @@ async def test_a_record_that_was_removed_on_purpose_is_bought_again_also_where_a
 
 
 async def test_a_record_that_is_missing_beside_one_that_was_removed_on_purpose_is_still_missed(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
@@ -61,7 +61,7 @@ async def test_a_record_that_is_missing_beside_one_that_was_removed_on_purpose_i
     ids=["sending", "unknown", "submitted", "vanished", "answered", "extra job"],
 )
 def test_what_may_hold_something_paid_for_is_removed_only_by_a_word_that_says_so(
-    disk_left: LeftBehind, record: Record
+    disk_left: OrphanedRecords, record: Record
 ) -> None:
     disk_left.ledger.create(record)
     before = disk_left.everything()
@@ -74,13 +74,13 @@ def test_what_may_hold_something_paid_for_is_removed_only_by_a_word_that_says_so
 
 
 @pytest.mark.parametrize("record", [landed(), make_record(state="failed", outcome=NOT_KNOWN)], ids=["landed", "failed"])
-def test_what_has_come_to_its_end_is_removed_at_once(disk_left: LeftBehind, record: Record) -> None:
+def test_what_has_come_to_its_end_is_removed_at_once(disk_left: OrphanedRecords, record: Record) -> None:
     disk_left.ledger.create(record)
     reconcile.forget(disk_left.ledger, record.key)
     assert disk_left.records() == []
 
 
-def test_only_the_record_that_decides_can_be_removed(disk_left: LeftBehind) -> None:
+def test_only_the_record_that_decides_can_be_removed(disk_left: OrphanedRecords) -> None:
     for n in (1, 2, 10):
         disk_left.ledger.create(landed(n=n))
     with pytest.raises(BadRequestError, match=r"later record, .*/10\.json"):
@@ -90,13 +90,15 @@ def test_only_the_record_that_decides_can_be_removed(disk_left: LeftBehind) -> N
     assert disk_left.records() == []
 
 
-def test_an_unreadable_record_is_not_removed(disk_left: LeftBehind) -> None:
+def test_an_unreadable_record_is_not_removed(disk_left: OrphanedRecords) -> None:
     disk_left.store.create(record_key(ITEM, 1), b"{")
     with pytest.raises(LedgerError, match="not JSON"):
         reconcile.forget(disk_left.ledger, record_key(ITEM, 1), force=True)
 
 
-async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_be_done_again(left: LeftBehind) -> None:
+async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_be_done_again(
+    left: OrphanedRecords,
+) -> None:
     memory = Memory()
     record = await left.attempt(land=False, marker=memory)
     wire = Wire(left.store, "ledger/")
@@ -111,7 +113,7 @@ async def test_a_removal_that_breaks_off_leaves_a_record_that_says_lost_and_can_
 
 
 async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_image_and_the_name_stay(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     kept, gone = await left.attempt("kept"), await left.attempt("gone")
     [uri] = [image["uri"] for image in (gone.manifest or {})["images"]]
@@ -125,14 +127,16 @@ async def test_with_a_record_go_its_index_entry_and_its_spool_and_the_image_and_
     assert len(list(left.store.keys("names/"))) == 2
 
 
-async def test_with_a_record_go_its_thumbnails_and_no_others(left: LeftBehind) -> None:
+async def test_with_a_record_go_its_thumbnails_and_no_others(left: OrphanedRecords) -> None:
     kept, gone = await left.attempt("kept"), await left.attempt("gone")
     assert list(left.store.keys("thumbs/")) == [thumbnail_key(record.key, 0) for record in (gone, kept)]
     reconcile.forget(left.ledger, gone.key)
     assert list(left.store.keys("thumbs/")) == [thumbnail_key(kept.key, 0)]
 
 
-async def test_thumbnails_go_before_their_record_so_that_none_is_left_that_nobody_finds(disk_left: LeftBehind) -> None:
+async def test_thumbnails_go_before_their_record_so_that_none_is_left_that_nobody_finds(
+    disk_left: OrphanedRecords,
+) -> None:
     record = await disk_left.attempt()
     wire = Wire(disk_left.store, "ledger/")
     wire.always["delete"] = "before"
@@ -141,7 +145,7 @@ async def test_thumbnails_go_before_their_record_so_that_none_is_left_that_nobod
     assert list(disk_left.store.keys("thumbs/")) == []
 
 
-async def test_an_index_entry_that_points_to_another_record_stays(left: LeftBehind) -> None:
+async def test_an_index_entry_that_points_to_another_record_stays(left: OrphanedRecords) -> None:
     one = await left.attempt("one", prompt="the same")
     other = await left.attempt("other", prompt="the same")
     reconcile.forget(left.ledger, one.key)
@@ -151,7 +155,7 @@ async def test_an_index_entry_that_points_to_another_record_stays(left: LeftBehi
     assert found.record == other.key, "the newest"
 
 
-async def test_an_extra_job_whose_record_was_removed_is_not_taken_up_again(left: LeftBehind) -> None:
+async def test_an_extra_job_whose_record_was_removed_is_not_taken_up_again(left: OrphanedRecords) -> None:
     record, job_id = await with_an_extra_job(left)
     await left.collect()
     reconcile.forget(left.ledger, adopted(record, job_id).key)

@@ -12,7 +12,7 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.validation.resolution import Resolution, read_resolutions
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LinkExpiredError, UpstreamFailedError
-from tests.harness.left_behind import LOST, NOT_KNOWN, UNPAID, LeftBehind, nonzero
+from tests.harness.orphaned_records import LOST, NOT_KNOWN, UNPAID, OrphanedRecords, nonzero
 from tests.harness.records import Wire, landed, make_record, submitted
 from tests.harness.shop import Memory
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     pass
 
 
-async def test_what_is_settled_as_unpaid_is_submitted_again_by_a_retry_and_by_a_clear(left: LeftBehind) -> None:
+async def test_what_is_settled_as_unpaid_is_submitted_again_by_a_retry_and_by_a_clear(left: OrphanedRecords) -> None:
     for number, generation in enumerate((0, 1), start=1):
         record = await left.unknown(f"task-{generation}", charge="before")
         assert reconcile.resolve(left.ledger, record.key, UNPAID) is True
@@ -33,7 +33,7 @@ async def test_what_is_settled_as_unpaid_is_submitted_again_by_a_retry_and_by_a_
 
 
 async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_settled_as_unpaid(
-    left: LeftBehind,
+    left: OrphanedRecords,
 ) -> None:
     memory = Memory()
     record = await left.unknown(marker=memory)
@@ -43,7 +43,7 @@ async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_s
     assert left.calls("submit") == 1
 
 
-async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_regenerate(left: LeftBehind) -> None:
+async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_regenerate(left: OrphanedRecords) -> None:
     record = await left.unknown()
     assert reconcile.resolve(left.ledger, record.key, LOST) is True
     for generation in (0, 1):
@@ -57,7 +57,7 @@ async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_rege
 
 @pytest.mark.parametrize("by", ["collect", "retry", "clear"])
 async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear(
-    each_left: LeftBehind, by: str
+    each_left: OrphanedRecords, by: str
 ) -> None:
     left = each_left
     record = await left.unknown()
@@ -72,7 +72,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
     assert left.calls("submit") == 1
 
 
-async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(left: LeftBehind) -> None:
+async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(left: OrphanedRecords) -> None:
     for task_id, resolution in (("a", UNPAID), ("b", LOST), ("c", Resolution("job", "another"))):
         record = left.change(await left.submitted(task_id), outcome=NOT_KNOWN)
         assert reconcile.resolve(left.ledger, record.key, resolution) is True
@@ -81,7 +81,9 @@ async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(
         )
 
 
-async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_settled_anew(left: LeftBehind) -> None:
+async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_settled_anew(
+    left: OrphanedRecords,
+) -> None:
     record = left.change(await left.unknown(), claimed_at=time.time() - 601)
     reconcile.resolve(left.ledger, record.key, Resolution("job", "wrong"))
     assert nonzero(await left.collect()) == {"unknown": 1}
@@ -90,7 +92,7 @@ async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_se
 
 
 async def test_an_image_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_and_not_as_unpaid(
-    link_left: LeftBehind,
+    link_left: OrphanedRecords,
 ) -> None:
     left = link_left
     left.sandbox.faults(route="download", status=404, times=9)
@@ -106,7 +108,7 @@ async def test_an_image_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_a
 
 @pytest.mark.parametrize("resolution", [UNPAID, LOST, Resolution("job", "j")], ids=str)
 async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way_is_refused(
-    left: LeftBehind, resolution: Resolution
+    left: OrphanedRecords, resolution: Resolution
 ) -> None:
     record = await left.unknown()
     assert reconcile.resolve(left.ledger, record.key, resolution) is True
@@ -118,14 +120,14 @@ async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way
     assert left.everything() == before
 
 
-async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left: LeftBehind) -> None:
+async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left: OrphanedRecords) -> None:
     record = await disk_left.unknown()
     reconcile.resolve(disk_left.ledger, record.key, LOST)
     disk_left.change(record, outcome={**(disk_left.at(record).outcome or {}), "hint": "Other words."})
     assert reconcile.resolve(disk_left.ledger, record.key, LOST) is False
 
 
-async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: LeftBehind) -> None:
+async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: OrphanedRecords) -> None:
     record = await left.unknown()
     resolution = Resolution("job", left.sandbox.ledger()[0]["job_id"])
     reconcile.resolve(left.ledger, record.key, resolution)
@@ -153,7 +155,7 @@ async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: 
     ids=["sending", "in flight", "to collect", "answered", "landed", "failed"],
 )
 def test_nothing_but_an_unknown_outcome_is_settled(
-    disk_left: LeftBehind, record: Record, said: str, resolution: Resolution
+    disk_left: OrphanedRecords, record: Record, said: str, resolution: Resolution
 ) -> None:
     disk_left.ledger.create(record)
     with pytest.raises(BadRequestError) as caught:
@@ -163,7 +165,7 @@ def test_nothing_but_an_unknown_outcome_is_settled(
     assert disk_left.at(record) == record
 
 
-async def test_a_record_that_moves_while_it_is_settled_is_left_as_it_is(disk_left: LeftBehind) -> None:
+async def test_a_record_that_moves_while_it_is_settled_is_left_as_it_is(disk_left: OrphanedRecords) -> None:
     record = await disk_left.unknown()
 
     class Meddled(Wire):
@@ -179,7 +181,7 @@ async def test_a_record_that_moves_while_it_is_settled_is_left_as_it_is(disk_lef
 
 
 async def test_a_verdict_that_was_written_although_the_store_did_not_say_so_is_no_refusal(
-    disk_left: LeftBehind,
+    disk_left: OrphanedRecords,
 ) -> None:
     record = await disk_left.unknown()
     wire = Wire(disk_left.store)
@@ -188,7 +190,7 @@ async def test_a_verdict_that_was_written_although_the_store_did_not_say_so_is_n
     assert disk_left.at(record).state == "failed"
 
 
-async def test_a_job_id_that_no_gateway_gives_is_refused(disk_left: LeftBehind) -> None:
+async def test_a_job_id_that_no_gateway_gives_is_refused(disk_left: OrphanedRecords) -> None:
     record = await disk_left.unknown()
     for wrong in ("..", "a\nb", "x" * 600):
         with pytest.raises(BadRequestError, match="job id"):

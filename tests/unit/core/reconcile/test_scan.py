@@ -14,7 +14,7 @@ from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.reconcile import RecordEntry, Scope
 from airflow_provider_geminiimg.exceptions import BadRequestError, InvalidImageError, LedgerError, UpstreamFailedError
-from tests.harness.left_behind import NOT_KNOWN, SCOPE, LeftBehind
+from tests.harness.orphaned_records import NOT_KNOWN, SCOPE, OrphanedRecords
 from tests.harness.records import ITEM, landed, make_record, submitted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_a_record_stands_as_its_state_its_age_and_its_outcome_say(record: Record
     assert RecordEntry(record.key, StoredRecord(record, "v", age)).status == status
 
 
-async def test_every_record_of_the_namespace_is_walked_and_filters_leave_out_the_others(left: LeftBehind) -> None:
+async def test_every_record_of_the_namespace_is_walked_and_filters_leave_out_the_others(left: OrphanedRecords) -> None:
     odd = dataclasses.replace(ITEM, dag_id="a b/c", run_id="x::y", task_id="..")
     items = [
         ITEM,
@@ -69,7 +69,7 @@ async def test_every_record_of_the_namespace_is_walked_and_filters_leave_out_the
     assert await walked("default2") == sorted(keys[12:])
 
 
-async def test_a_record_that_can_not_be_read_is_an_entry_like_any_other(left: LeftBehind) -> None:
+async def test_a_record_that_can_not_be_read_is_an_entry_like_any_other(left: OrphanedRecords) -> None:
     left.ledger.create(make_record())
     left.store.create(f"{ITEM.path}/2.json", b"{")
     left.store.create(f"{ITEM.path}/3.json", json.dumps({"schema": 99}).encode())
@@ -81,7 +81,7 @@ async def test_a_record_that_can_not_be_read_is_an_entry_like_any_other(left: Le
         reconcile.detail(entries[1])
 
 
-async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absent(disk_left: LeftBehind) -> None:
+async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absent(disk_left: OrphanedRecords) -> None:
     disk_left.ledger.create(make_record())
     path = Path(disk_left.environment.root.removeprefix("file://")) / record_key(ITEM, 1)
     path.unlink()
@@ -90,7 +90,7 @@ async def test_a_record_that_is_listed_and_not_there_is_unreadable_and_not_absen
     assert (entry.status, "listed" in str(entry.error)) == ("unreadable", True)
 
 
-async def test_a_record_that_is_removed_during_the_walk_is_not_there(disk_left: LeftBehind) -> None:
+async def test_a_record_that_is_removed_during_the_walk_is_not_there(disk_left: OrphanedRecords) -> None:
     for n in range(1, 10):
         disk_left.ledger.create(make_record(n=n))
     walk = reconcile.walk(disk_left.ledger, SCOPE)
@@ -99,14 +99,14 @@ async def test_a_record_that_is_removed_during_the_walk_is_not_there(disk_left: 
     assert len([entry async for entry in walk]) == 7
 
 
-def test_a_record_that_does_not_exist_is_refused_by_its_key(disk_left: LeftBehind) -> None:
+def test_a_record_that_does_not_exist_is_refused_by_its_key(disk_left: OrphanedRecords) -> None:
     for key in (record_key(ITEM, 1), "ledger/../../etc/passwd", "probe/x", ""):
         with pytest.raises(BadRequestError, match="There is no record"):
             reconcile.entry_at(disk_left.ledger, key)
 
 
 def test_what_is_shown_of_a_record_has_no_link_and_a_prompt_only_where_prompts_are_recorded(
-    disk_left: LeftBehind,
+    disk_left: OrphanedRecords,
 ) -> None:
     answered = make_record(state="answered", links=["https://secret.example/x?sig=1"])
     disk_left.ledger.create(answered)

@@ -1,10 +1,10 @@
-"""A gate in front of the S3 server: holds a matching request before it is forwarded, or its answer after.
+"""A proxy in front of the S3 server: holds a matching request before it is forwarded, or its answer after.
 
-What must stay true: who waits at the gate keeps nobody else out; a test learns of it by an event, never after a time.
+What must stay true: a request that is held keeps nobody else out; a test learns of it by an event, never after a time.
 
-    gate = Gate()
-    with start_moto(gate) as url:
-        held = gate.hold("PUT", "/ledger/", '"state":"submitted"')
+    s3_proxy = S3Proxy()
+    with start_moto(s3_proxy) as url:
+        held = s3_proxy.hold("PUT", "/ledger/", '"state":"submitted"')
         held.reached()      # waits for the request
         held.let_go()       # or held.drop(): as if it had never been sent
 """
@@ -60,7 +60,7 @@ class Held:
         return not self._dropped
 
 
-class Gate:
+class S3Proxy:
     """The middleware; give it to `start_moto`."""
 
     def __init__(self) -> None:

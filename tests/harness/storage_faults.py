@@ -1,6 +1,6 @@
-"""Storage in trouble: a bucket that refuses, is gone, is slow or falls silent, and a disk that is full.
+"""Storage faults: a bucket that refuses, is gone, is slow or falls silent, and a disk that is full.
 
-What must stay true: the trouble is made outside of the package, in front of the S3 server or in the operating system's
+What must stay true: faults are made outside of the package, in front of the S3 server or in the operating system's
 answer to `os.fsync`; it begins with the first write that the test names, and lasts until the test ends it.
 """
 
@@ -29,7 +29,7 @@ _ANSWERS = {
 }
 
 
-class Bucket:
+class BucketFaults:
     """The middleware; give it to `start_moto`.
 
     ``denied``: those writes are refused. ``missing``: from the first of them on the bucket is gone. ``slow``: the first
@@ -84,7 +84,7 @@ class Bucket:
         return late
 
 
-class Disk:
+class DiskFaults:
     """An `os.open` and an `os.fsync`, for the module `os`, with which the disk has no space for some writes."""
 
     def __init__(self) -> None:

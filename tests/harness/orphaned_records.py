@@ -1,4 +1,4 @@
-"""What dead attempts leave behind in the ledger: real ones make it, against the sandbox, and then go no further."""
+"""Orphaned records: real attempts make them against the sandbox, and then stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOT_KNOWN = OutcomeUnknownError("Nobody knows.").to_dict()
 UNPAID, LOST = Resolution("unpaid"), Resolution("lost")
 
 
-class LeftBehind:
+class OrphanedRecords:
     """One root, one sandbox, one connection, and attempts that are dead by now.
 
     :param sandbox: the gateways.
@@ -179,7 +179,7 @@ class LeftBehind:
         return {key: s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
-async def with_an_extra_job(left: LeftBehind) -> tuple[Record, str]:
+async def with_an_extra_job(left: OrphanedRecords) -> tuple[Record, str]:
     """A record that has landed, and a job that another living attempt paid for beside it."""
     kept = await left.attempt()
     other = await left.submitted("other", prompt="a fox for hero")

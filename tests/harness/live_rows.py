@@ -1,4 +1,4 @@
-"""The stage of the live rows: one Airflow, and for each row a DAG, a gateway and a prompt of its own.
+"""The live rows: one Airflow, and for each row a DAG, a gateway and a prompt of its own.
 
 Rows run side by side, each in a thread of the test. A row waits for events only: a request that is held at the gateway
 or at the bucket, a process that ends, a state in Airflow's API, which one watcher reads for all of them.
@@ -28,11 +28,11 @@ import psutil
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.sandbox import Sandbox
 from tests.harness import REPOSITORY, TESTS
-from tests.harness.gate import Gate, Held
 from tests.harness.live_airflow import LiveAirflow
 from tests.harness.matrix import Balance, Row, read_records, weigh
 from tests.harness.moto import age_object, start_moto
 from tests.harness.postgres import Postgres
+from tests.harness.s3_proxy import Held, S3Proxy
 
 BUCKET = "matrix"
 RUN = "run"
@@ -100,7 +100,7 @@ class Plan:
     event: str
     moment: str
     gateway: str
-    act: Callable[[Scene], None]
+    act: Callable[[LiveRow], None]
     expected: Balance
     state: str
     then: str
@@ -112,10 +112,10 @@ class Plan:
     core: bool = False
 
 
-class Scene:
+class LiveRow:
     """One row's corner of the stage."""
 
-    def __init__(self, stage: Stage, plan: Plan, sandbox: Sandbox) -> None:
+    def __init__(self, stage: LiveRows, plan: Plan, sandbox: Sandbox) -> None:
         self.stage, self.plan, self.sandbox = stage, plan, sandbox
         self.dag_id = plan.dag_id
         self.prompt = f"an image for {plan.dag_id}"
@@ -150,7 +150,7 @@ class Scene:
     def hold_write(self, path: str, body: str = "", *, when: Literal["before", "after"] = "before") -> Held:
         """Hold a write to the bucket whose key holds `path` and whose body holds `body`; `{dag}` is this row's DAG."""
         body = body.replace("{dag}", self.dag_id)
-        return self.stage.gate.hold("PUT", path.format(dag=self.dag_id), body, when=when)
+        return self.stage.s3_proxy.hold("PUT", path.format(dag=self.dag_id), body, when=when)
 
     def strike(self, event: str, path: str, victim: str, nth: int = 1) -> None:
         """Kill the process that is about to link or replace a file (see ``site/sitecustomize.py``)."""
@@ -272,7 +272,7 @@ class Scene:
         return Row(plan.group, plan.event, plan.moment, plan.gateway, mode, self.balance(), state, plan.then)
 
 
-class Stage:
+class LiveRows:
     """One Airflow with the corners of all rows.
 
     :param home: folder for everything.
@@ -281,7 +281,7 @@ class Stage:
     """
 
     def __init__(self, home: Path, plans: list[Plan], *, disk: bool = False) -> None:
-        self.gate = Gate()
+        self.s3_proxy = S3Proxy()
         self.tasks: dict[str, dict[str, Any]] = {}
         self._looks = 0
         self._home, self._plans = home, plans
@@ -290,9 +290,9 @@ class Stage:
         self._looked = threading.Condition()
         self._stack = contextlib.ExitStack()
         self.airflow: LiveAirflow
-        self.scenes: dict[str, Scene] = {}
+        self.live_rows: dict[str, LiveRow] = {}
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> LiveRows:
         with contextlib.ExitStack() as stack:
             self._build(stack)
             self._stack = stack.pop_all()
@@ -330,8 +330,8 @@ class Stage:
     def _build(self, stack: contextlib.ExitStack) -> None:
         for folder in (self.strikes, self.rows):
             folder.mkdir(parents=True)
-        stack.callback(self.gate.open)
-        url = stack.enter_context(start_moto(self.gate))
+        stack.callback(self.s3_proxy.open)
+        url = stack.enter_context(start_moto(self.s3_proxy))
         stack.enter_context(_environment({**AWS, "AWS_ENDPOINT_URL": url}))
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         postgres = stack.enter_context(Postgres())
@@ -352,8 +352,8 @@ class Stage:
         (self.rows.parent / "rows.py").write_text(textwrap.dedent(DAGS))
         self.airflow = LiveAirflow(self._home / "airflow", self.rows.parent, env)
         for plan in self._plans:
-            scene = self.scenes[plan.dag_id] = Scene(self, plan, sandboxes[plan.dag_id])
-            scene.edit()
+            row = self.live_rows[plan.dag_id] = LiveRow(self, plan, sandboxes[plan.dag_id])
+            row.edit()
         stack.callback(self.airflow.stop)
         self.airflow.start()
         done = threading.Event()

@@ -1,4 +1,4 @@
-"""Airflow's own REST API in this process, and people of every role who use it."""
+"""Airflow's own REST API in this process, and users of every role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.harness.inprocess import Run
 USERS = {"admin": "ADMIN", "ursula": "USER", "vera": "VIEWER", "norole": None}
 
 
-class People:
+class ApiUsers:
     """Asks and answers as one of `USERS`.
 
     :param server: the API server.
@@ -49,7 +49,7 @@ def _path(run: Run, task_id: str, map_index: int) -> str:
 
 
 @contextmanager
-def serve_people() -> Iterator[People]:
+def serve_api_users() -> Iterator[ApiUsers]:
     """An API server with a login. The database of this session's Airflow must be there."""
     with pytest.MonkeyPatch.context() as patch:
         users = ",".join(f"{name}:{role or ''}" for name, role in USERS.items())
@@ -58,5 +58,5 @@ def serve_people() -> Iterator[People]:
         patch.setenv("AIRFLOW__API__SECRET_KEY", "s" * 32)
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "j" * 64)
         purge_cached_app()
-        yield People(TestClient(create_app("core")))
+        yield ApiUsers(TestClient(create_app("core")))
     purge_cached_app()

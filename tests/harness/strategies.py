@@ -1,4 +1,4 @@
-"""Anything at all, as hypothesis strategies: what a gateway, a host of images, a disk or a user may come up with.
+"""Hypothesis strategies: what a gateway, a host of images, a disk or a user may come up with.
 
 What must stay true: nothing is left out because it could not happen. What is likely to be misread is made more often.
 """
