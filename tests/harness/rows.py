@@ -321,7 +321,7 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def race(stage: Play, rival: Callable[[], Any], held: Sequence[Held]) -> BaseException | None:
-    """Let an attempt and its rival go on together, once each is held at the S3 proxy; how the rival failed, if it did."""
+    """Let an attempt and its rival go on together, once each is held at the proxy; how the rival failed, if it did."""
     first, second = held
 
     def start_together() -> None:
