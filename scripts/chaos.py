@@ -136,7 +136,7 @@ class Kill:
     :param count: kill when this number of calls has arrived.
     :param victim: ``task``, ``supervisor`` or ``triggerer``.
     :param pick: selects one of the existing processes, from 0 to 1.
-    :param struck: the task process that was killed or lost its supervisor; for a triggerer, its own process.
+    :param process: the task process that was killed or lost its supervisor; for a triggerer, its own process.
     :param at: time of the kill in Unix seconds.
     """
 
@@ -145,12 +145,12 @@ class Kill:
     count: int
     victim: str
     pick: float
-    struck: psutil.Process | None = None
+    process: psutil.Process | None = None
     at: float = 0.0
 
     def __str__(self) -> str:
         gateway = tuple(ROUTES)[self.half]
-        missed = "" if self.struck else " (found nobody)"
+        missed = "" if self.process else " (found nobody)"
         return f"{self.victim} at {gateway} {self.operation} {self.count}{missed}"
 
 
@@ -195,24 +195,24 @@ class Round:
 
         :raises ChaosError: the sum is wrong.
         """
-        strikers = [threading.Thread(target=self._strike, args=(kill,), daemon=True) for kill in self.kills]
+        killers = [threading.Thread(target=self._kill_when_due, args=(kill,), daemon=True) for kill in self.kills]
         for half in self.halves:
             self.airflow.trigger(half.dag_id, RUN)
         try:
-            for striker in strikers:
-                striker.start()
+            for killer in killers:
+                killer.start()
             self._wait()
         finally:
             self.over.set()
-            for striker in strikers:
-                striker.join()
+            for killer in killers:
+                killer.join()
         self._bury_orphans()
         self._settle()
         return self._judge()
 
     # Killing
 
-    def _strike(self, kill: Kill) -> None:
+    def _kill_when_due(self, kill: Kill) -> None:
         """Wait for the moment, then kill; the triggerer is left to the thread that watches Airflow."""
         half = self.halves[kill.half]
         route = "download" if kill.operation == "download" else f"{ROUTES[half.gateway]}.{kill.operation}"
@@ -222,9 +222,9 @@ class Round:
         if kill.victim == "triggerer":
             self._at_triggerer.append(kill)
             return
-        while kill.struck is None and not self.over.wait(0.05):
+        while kill.process is None and not self.over.wait(0.05):
             with contextlib.suppress(psutil.NoSuchProcess):
-                kill.struck = self._kill_worker(kill)
+                kill.process = self._kill_worker(kill)
 
     def _kill_worker(self, kill: Kill) -> psutil.Process | None:
         """Kill a task process or its supervisor, if any is at work; which task it was."""
@@ -266,7 +266,7 @@ class Round:
     def _tend(self, _: object) -> None:
         while self._at_triggerer:
             kill = self._at_triggerer.pop()
-            kill.struck = psutil.Process(self.airflow.pids["triggerer"])
+            kill.process = psutil.Process(self.airflow.pids["triggerer"])
             self.airflow.kill("triggerer")
             self.airflow.spawn("triggerer")
         if time.monotonic() >= self._next_look:
@@ -282,7 +282,7 @@ class Round:
 
     def _bury_orphans(self) -> None:
         """Wait for the tasks that lost their supervisor: they may still be paying, or landing."""
-        orphans = [kill.struck for kill in self.kills if kill.victim == "supervisor" and kill.struck is not None]
+        orphans = [kill.process for kill in self.kills if kill.victim == "supervisor" and kill.process is not None]
         _, alive = psutil.wait_procs(orphans, timeout=120)
         if alive:
             raise ChaosError(f"tasks without a supervisor never ended: {alive}")
@@ -352,7 +352,9 @@ class Round:
 
     def _unexplained(self, unknown: Sequence[StoredRecord]) -> list[str]:
         """Unknown outcomes, by their keys, whose process was not killed before it could record an answer."""
-        killed = {kill.struck.pid: kill.at for kill in self.kills if kill.victim == "task" and kill.struck is not None}
+        killed = {
+            kill.process.pid: kill.at for kill in self.kills if kill.victim == "task" and kill.process is not None
+        }
         return [
             record.key
             for record in (found.record for found in unknown)
@@ -429,13 +431,13 @@ class Chaos:
             half.sandbox.reset()
             half.sandbox.faults(*plan_delays(rng, half.gateway))
             (self._dags / f"{half.dag_id}.py").write_text(half.source)
-        told = f"round {number}, seed {seed}, kills: "
+        heading = f"round {number}, seed {seed}, kills: "
         work = Round(self._airflow, halves, kills)
         try:
             balance = work.run()
         except Exception as error:
             said = str(error) if isinstance(error, ChaosError) else traceback.format_exc()
-            raise ChaosError(f"{told}{'; '.join(map(str, kills))}\n{said}") from None
+            raise ChaosError(f"{heading}{'; '.join(map(str, kills))}\n{said}") from None
         finally:
             for half in halves:
                 (self._dags / f"{half.dag_id}.py").unlink()
@@ -443,7 +445,7 @@ class Chaos:
         sums = ", ".join(
             f"{column.name.replace('_', ' ')} {getattr(balance, column.name)}" for column in fields(Balance)
         )
-        return f"{told}{'; '.join(map(str, kills))}: {sums}, {more}, {time.monotonic() - began:.0f} s"
+        return f"{heading}{'; '.join(map(str, kills))}: {sums}, {more}, {time.monotonic() - began:.0f} s"
 
     def _half(self, number: int, at: int, gateway: str, rng: random.Random) -> Half:
         dag_id = f"chaos_{number}_{ROUTES[gateway]}"

@@ -69,8 +69,8 @@ def expect_success(airflow: LiveAirflow, dag_id: str, run_id: str, state: str) -
     """
     if state != "success":
         failed = [ti for ti in airflow.task_instances(dag_id, run_id) if ti["state"] == "failed"]
-        told = "; ".join(f"{label(ti)}: {_complaint(airflow, ti)}" for ti in failed)
-        raise PlaygroundError(told or f"the run {run_id!r} of {dag_id} is {state}")
+        failures = "; ".join(f"{label(ti)}: {_complaint(airflow, ti)}" for ti in failed)
+        raise PlaygroundError(failures or f"the run {run_id!r} of {dag_id} is {state}")
 
 
 def _complaint(airflow: LiveAirflow, ti: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ class TaskRun(Environment):
     def root_check(self) -> RootCheck | None:
         """The check of the root before a purchase; ``None`` where no Airflow runs the task, which keeps the identity.
 
-        A later iteration of a loop counts as a later attempt, because Airflow makes it anew after a Clear.
+        A later iteration of a loop counts as a later attempt, because Airflow creates it again after a Clear.
         """
         if not has_supervisor():
             return None

@@ -472,7 +472,7 @@ def test_a_sidecar_never_replaces_somebody_elses_file(shop: Shop, many: bool, co
     assert shop.paid() == 1
 
 
-def test_the_images_own_sidecar_is_written_anew_when_the_image_is_fetched_again(shop: Shop) -> None:
+def test_the_images_own_sidecar_is_written_again_when_the_image_is_fetched_again(shop: Shop) -> None:
     shop.one("a chair")
     before = json.loads((shop.folder / "RT-1.json").read_text())
     (shop.folder / "RT-1.png").unlink()

@@ -91,7 +91,7 @@ def test_nothing_in_the_index_is_bought() -> None:
     assert decided(None, entry=None) == Claim(FIRST, None)
 
 
-def test_an_entry_of_the_tasks_own_is_written_anew_so_that_nobody_else_takes_it_for_left() -> None:
+def test_an_entry_of_the_tasks_own_is_written_again_so_that_nobody_else_takes_it_for_left() -> None:
     assert decided(None, own=True) == Claim(FIRST, ENTRY)
 
 

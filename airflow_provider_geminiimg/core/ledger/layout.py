@@ -19,7 +19,7 @@
 A task instance is ``<namespace>/<dag>/<run>/<task>/<index>``, each part encoded by `encode_segment`. The index is the
 map index, ``-1`` for a task that is not mapped. In a loop (Airflow 3.4) the iteration, counted from 0, stands before
 it: ``2.-1``. The iteration identifies a task instance, and not Airflow's region, which is another one after Airflow has
-made the iteration anew.
+created the iteration again.
 
 Invariant: the form of a key never changes, because later versions of the package read the files of earlier ones.
 """

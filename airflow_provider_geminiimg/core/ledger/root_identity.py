@@ -84,19 +84,19 @@ class RootCheck:
         if text is None:
             self._known.write(json.dumps(found or self._created()))
             return
-        remembered = _parsed(text, f"Airflow's Variable {self._known.name!r}")
+        known = _parsed(text, f"Airflow's Variable {self._known.name!r}")
         if found is None:
-            self._check_missing(remembered)
+            self._check_missing(known)
             self._known.write(json.dumps(self._created()))
-        elif found["id"] != remembered["id"]:
+        elif found["id"] != known["id"]:
             raise self._refusal(
                 f"The ledger under {self._store.uri} is not the one that this Airflow used there before: workers do "
                 "not share it, or it was replaced."
             )
 
-    def _check_missing(self, remembered: Mapping[str, Any]) -> None:
+    def _check_missing(self, known: Mapping[str, Any]) -> None:
         """Refuse a root without an identity, unless nothing of an earlier attempt can be missing."""
-        where, here = remembered.get("host"), socket.gethostname()
+        where, here = known.get("host"), socket.gethostname()
         on_other_disk = self._store.uri.startswith("file:") and where != here
         if on_other_disk or not self._first_attempt:
             raise self._refusal(

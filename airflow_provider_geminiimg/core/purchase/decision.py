@@ -36,7 +36,7 @@ class Policy:
     :param reuse: which images may be copied instead of bought: ``"task"``: those of this task instance; ``"dag"``:
         those of all tasks and runs of its DAG.
     :param task_state_lost: Airflow no longer has the state of the task: it was cleared (Airflow 3.4), its DAG run was
-        deleted and created again, or its loop iteration was made anew. This counts as a Clear.
+        deleted and created again, or its loop iteration was created again. This counts as a Clear.
     """
 
     generation: int

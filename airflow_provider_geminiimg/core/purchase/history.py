@@ -30,7 +30,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
 )
 from airflow_provider_geminiimg.core.purchase.inputs import input_digests, public_uri
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
-from airflow_provider_geminiimg.core.purchase.task_state import is_task_state_lost, look, refuse_if_lost, remember
+from airflow_provider_geminiimg.core.purchase.task_state import is_task_state_lost, look, refuse_if_lost, save_marker
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -125,7 +125,7 @@ class ImageHistory:
             if policy.generation <= record.generation:  # otherwise a Clear explains it
                 self.log.info(
                     "Airflow no longer has the state of the task that wrote record %s: its DAG run was deleted and "
-                    "created again, or its loop iteration was made anew. This attempt counts as a Clear.",
+                    "created again, or its loop iteration was created again. This attempt counts as a Clear.",
                     record.key,
                 )
             if isinstance(step, Refuse | WaitForRecord):
@@ -193,7 +193,7 @@ class ImageHistory:
             "decided_by": record.n if older else None,
         }
         await asyncio.to_thread(self.ledger.change, latest.record.key, lambda stored: replace(stored, **changed))
-        await remember(self.marker, latest.record)
+        await save_marker(self.marker, latest.record)
 
     async def input_digests_now(self) -> tuple[str, ...]:
         if self.inputs is None:

@@ -29,7 +29,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
 from airflow_provider_geminiimg.core.purchase.reuse_decision import CopyFrom, IndexedImage, ReuseDecision, decide_reuse
-from airflow_provider_geminiimg.core.purchase.task_state import remember
+from airflow_provider_geminiimg.core.purchase.task_state import save_marker
 from airflow_provider_geminiimg.exceptions import (
     Billed,
     GeminiImageError,
@@ -128,7 +128,7 @@ class DagReuse:
         if await asyncio.to_thread(self.ledger.create, wanted) is None:
             return None
         self.log.info("Record %s has landed the same image; copying it, at no cost.", other.source.key)
-        await remember(self.marker, wanted)
+        await save_marker(self.marker, wanted)
         await self._last_request(wanted)
         return await land_copy(writer, wanted, other.source, other.images)
 

@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import Answered, LookAgain
 from airflow_provider_geminiimg.core.purchase.reuse_decision import Claim
-from airflow_provider_geminiimg.core.purchase.task_state import remember
+from airflow_provider_geminiimg.core.purchase.task_state import save_marker
 from airflow_provider_geminiimg.core.storage import create_or_read
 from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, OutcomeUnknownError, StorageError
 
@@ -108,7 +108,7 @@ class Submission:
         :param claiming: closed just before sending, so that other purchases may claim.
         """
         async with self._noting_failure(record, _unsent):
-            await remember(self.marker, record)
+            await save_marker(self.marker, record)
             self.guard.check()
             if time.monotonic() - since > CLAIM_SECONDS:
                 raise NotSentError("Claiming the record took so long that another attempt may consider it abandoned.")
@@ -185,7 +185,7 @@ class Submission:
                 status.job_id, record.key, error.kind, error.message, RECORD_AGAIN, record.key, status.job_id,
             )  # fmt: skip
             with contextlib.suppress(Exception):  # an error of Airflow's API must not stop the landing
-                await remember(self.marker, answer)
+                await save_marker(self.marker, answer)
             self._recording = asyncio.create_task(self._keep_recording(answer, inline))
         await self.own(answer)
         return answer

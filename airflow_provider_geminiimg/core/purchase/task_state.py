@@ -19,7 +19,7 @@ from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 
 
-async def remember(marker: Marker | None, record: Record) -> None:
+async def save_marker(marker: Marker | None, record: Record) -> None:
     """Store key and claim of a record in the task state store, with its job id if it has one."""
     if marker is not None:
         job = {} if record.job_id is None else {"job_id": record.job_id}
@@ -30,7 +30,7 @@ async def is_task_state_lost(record: Record, marker: Marker | None) -> bool:
     """Whether Airflow has removed the entry of a record from the task state store.
 
     Either the task was cleared (Airflow 3.4), or its DAG run was deleted and created again, or its loop iteration was
-    made anew.
+    created again.
 
     :param record: the deciding record of its item.
     :raises LedgerError: the entry has another claim, so another Airflow writes to the records of this task.
@@ -106,10 +106,10 @@ async def _check_tombstone(ledger: Ledger, item: Item, mark: Mapping[str, Any]) 
     )
 
 
-def other_namespace(remembered: str, namespace: str) -> LedgerError:
+def other_namespace(saved: str, namespace: str) -> LedgerError:
     """The error if an earlier attempt wrote under another namespace."""
     return LedgerError(
-        f"Airflow's task state has {remembered} of an earlier attempt, which is not in namespace {namespace!r}.",
+        f"Airflow's task state has {saved} of an earlier attempt, which is not in namespace {namespace!r}.",
         hint="Nothing was sent. Set [geminiimg] namespace back to its old value, then retry; or run the DAG with a new "
         "run id, which buys the images again.",
     )

@@ -130,7 +130,7 @@ def test_a_run_made_again_finds_what_was_paid_for_under_another_host_name(batch:
     assert len(batch.paid()) == 2
 
 
-def test_images_made_anew_under_another_host_name_are_found_after_that(batch: Batch) -> None:
+def test_images_made_again_under_another_host_name_are_found_after_that(batch: Batch) -> None:
     run = batch.run([FOX, WOLF])
     batch.move()
     batch.clear(run, [FOX, WOLF], on_clear="regenerate")

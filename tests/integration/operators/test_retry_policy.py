@@ -52,7 +52,7 @@ def test_every_outcome_of_the_tree_is_retried_if_it_says_so_and_fails_at_once_if
     assert (over.action, over.retry_delay) == (RetryAction.FAIL, None)
 
 
-def test_what_waits_at_the_gateway_is_fetched_sooner_than_anything_is_sent_anew() -> None:
+def test_what_waits_at_the_gateway_is_fetched_sooner_than_anything_is_sent_again() -> None:
     assert retry_policy.DELAYS[Billed.YES] < min(retry_policy.DELAYS[Billed.NO], retry_policy.DELAYS[Billed.UNKNOWN])
 
 

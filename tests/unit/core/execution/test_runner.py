@@ -1,4 +1,4 @@
-"""`run` and `SubmitGuard`: nothing that strikes the main thread comes between a paid request and the record of it."""
+"""`run` and `SubmitGuard`: no interruption of the main thread comes between a paid request and its record."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class TaskTimeoutError(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def strikes() -> Iterator[None]:
+def signals() -> Iterator[None]:
     """SIGUSR1 raises `TaskTimeoutError` in the main thread, as Airflow's own timeout does by SIGALRM."""
 
-    def strike(number: int, frame: FrameType | None) -> None:
+    def received(number: int, frame: FrameType | None) -> None:
         raise TaskTimeoutError
 
-    before = signal.signal(signal.SIGUSR1, strike)
+    before = signal.signal(signal.SIGUSR1, received)
     yield
     signal.signal(signal.SIGUSR1, before)
 
 
-def strike_main_thread() -> None:
+def signal_main_thread() -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
@@ -133,15 +133,15 @@ def test_context_variables_are_seen_inside_and_not_changed_outside() -> None:
     assert number.get() == 7
 
 
-# What strikes the main thread
+# What interrupts the main thread
 
 
-def test_a_strike_while_a_paid_request_is_under_way_waits_for_the_record() -> None:
+def test_a_signal_while_a_paid_request_is_under_way_waits_for_the_record() -> None:
     guard, happened = Stopped(), []
 
     async def buy() -> None:
         with guard.submitting():
-            strike_main_thread()
+            signal_main_thread()
             await until(guard.stopping)
             await asyncio.sleep(0.2)  # the answer is still on its way
             happened.append("recorded")
@@ -156,7 +156,7 @@ def test_a_strike_while_a_paid_request_is_under_way_waits_for_the_record() -> No
     assert time.monotonic() - started < 5
 
 
-def test_a_strike_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> None:
+def test_a_signal_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> None:
     """As one that comes in the moment before the wait begins: the signal is noted, and nobody looks."""
     guard, happened = Stopped(), []
 
@@ -173,13 +173,13 @@ def test_a_strike_that_does_not_wake_the_main_thread_is_seen_all_the_same() -> N
     assert happened == ["recorded"]
 
 
-def test_a_strike_does_not_wait_longer_than_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_does_not_wait_longer_than_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE", 0.2)
     guard, happened = SubmitGuard(), []
 
     async def buy() -> None:
         with guard.submitting():
-            strike_main_thread()
+            signal_main_thread()
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
@@ -193,11 +193,11 @@ def test_a_strike_does_not_wait_longer_than_the_grace(monkeypatch: pytest.Monkey
     assert time.monotonic() - started < 5
 
 
-def test_a_strike_before_a_paid_request_lets_none_begin() -> None:
+def test_a_signal_before_a_paid_request_lets_none_begin() -> None:
     guard, happened = Stopped(), []
 
     async def buy() -> None:
-        strike_main_thread()
+        signal_main_thread()
         await until(guard.stopping)
         try:
             guard.check()
@@ -211,12 +211,12 @@ def test_a_strike_before_a_paid_request_lets_none_begin() -> None:
     assert happened in ([], ["refused"])  # cancelled before it could ask, or refused
 
 
-def test_a_strike_ends_what_costs_nothing() -> None:
+def test_a_signal_ends_what_costs_nothing() -> None:
     happened = []
 
     async def wait() -> None:
         try:
-            strike_main_thread()
+            signal_main_thread()
             await asyncio.sleep(60)
         finally:
             happened.append("cleaned up")
@@ -226,7 +226,7 @@ def test_a_strike_ends_what_costs_nothing() -> None:
     assert happened == ["cleaned up"]
 
 
-def test_a_strike_waits_for_every_paid_request_that_is_under_way() -> None:
+def test_a_signal_waits_for_every_paid_request_that_is_under_way() -> None:
     guard, happened = Stopped(), []
     both = threading.Barrier(2)
 
@@ -234,7 +234,7 @@ def test_a_strike_waits_for_every_paid_request_that_is_under_way() -> None:
         with guard.submitting():
             await asyncio.to_thread(both.wait, 10)
             if name == "slow":
-                strike_main_thread()
+                signal_main_thread()
             await until(guard.stopping)
             await asyncio.sleep(seconds)
             happened.append(name)

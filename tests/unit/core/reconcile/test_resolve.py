@@ -81,7 +81,7 @@ async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(
         )
 
 
-async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_settled_anew(
+async def test_a_wrong_job_is_unknown_again_after_the_next_collect_and_can_be_resolved_again(
     left: OrphanedRecords,
 ) -> None:
     record = left.change(await left.unknown(), claimed_at=time.time() - 601)
