@@ -131,7 +131,7 @@ def test_catalogue_makes_one_image_a_row_named_by_its_sku(
 
 
 @both_gateways
-def test_maintenance_lands_what_was_left_behind_and_settles_what_it_is_told(
+def test_maintenance_lands_what_was_left_behind_and_resolves_what_conf_names(
     airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
 ) -> None:
     left = OrphanedRecords(sandbox, default_connection)

@@ -306,9 +306,9 @@ async def test_what_is_to_be_bought_again_is_bought_once_by_the_next_attempt(
     record = await left.unknown()
     assert reconcile.resolve(left.ledger, record.key, RESUBMIT) is True
     assert reconcile.resolve(left.ledger, record.key, RESUBMIT) is False
-    settled = left.at(record)
-    assert settled.error is not None
-    assert (settled.state, settled.error.billed) == ("failed", Billed.UNKNOWN), "nobody knows it any better now"
+    resolved = left.at(record)
+    assert resolved.error is not None
+    assert (resolved.state, resolved.error.billed) == ("failed", Billed.UNKNOWN), "nobody knows it any better now"
     assert (await left.collect()).counts()["unknown"] == 0
     attempts = (left.attempt(generation=generation) for _ in range(3))
     assert {(await attempt).n for attempt in attempts} == {2}
@@ -389,7 +389,7 @@ def test_a_run_is_released_by_the_collect_operator_and_a_clear_buys_once(
         return found.record
 
     [key] = [key for key in left.records() if read(key).state == "intent"]
-    assert run.clear("made").task("made").state == "failed", "a Clear alone settles nothing"
+    assert run.clear("made").task("made").state == "failed", "a Clear alone resolves nothing"
     assert airflow.run_dag(resolving({key: "resubmit"})).task("made").state == "success"
     assert run.clear("made").task("made").state == "success", run.log
     assert run.clear("made").task("made").state == "success", run.log

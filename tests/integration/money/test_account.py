@@ -225,7 +225,7 @@ async def test_collect_leaves_a_job_whose_account_is_another_one_now_and_says_so
 
 @pytest.mark.parametrize("change", ["key", "gateway"])
 @pytest.mark.parametrize("resolution", [Resolution("lost"), Resolution("unpaid"), Resolution("resubmit")], ids=str)
-async def test_a_job_whose_account_is_gone_for_good_can_be_settled(
+async def test_a_job_whose_account_is_gone_for_good_can_be_resolved(
     account: Account, resolution: Resolution, change: str
 ) -> None:
     record = await long_submitted(account)
@@ -396,7 +396,7 @@ def test_a_retry_after_its_connection_was_renamed_says_that_it_is_gone_and_what_
     assert account.paid() == images
 
 
-async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_can_be_settled(
+async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_can_be_resolved(
     account: Account, monkeypatch: pytest.MonkeyPatch, lines: pytest.LogCaptureFixture
 ) -> None:
     record = await long_submitted(account)
@@ -406,6 +406,6 @@ async def test_a_connection_that_is_gone_is_told_by_collect_too_and_its_record_c
     assert f"Record {record.key} was submitted through this connection." in lines.text
     assert left.at(record).error is not None
     assert reconcile.resolve(left.ledger, record.key, Resolution("resubmit")) is True
-    settled = left.at(record).error
-    assert settled is not None
-    assert settled.billed is Billed.YES
+    resolved = left.at(record).error
+    assert resolved is not None
+    assert resolved.billed is Billed.YES

@@ -1,4 +1,4 @@
-"""The collect operator in a real Airflow: it lands and settles what tasks left behind, and buys nothing."""
+"""The collect operator in a real Airflow: it lands and resolves what tasks left behind, and buys nothing."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def resolution(works: Works, word: str) -> Any:
 
 
 @pytest.mark.parametrize("word", ["unpaid", "lost", "job"])
-def test_an_unknown_outcome_is_settled_by_a_parameter_and_stays_so_with_every_later_run_and_retry(
+def test_an_unknown_outcome_is_resolved_by_a_parameter_and_stays_so_with_every_later_run_and_retry(
     each_works: Works, word: str
 ) -> None:
     works = each_works
@@ -338,7 +338,7 @@ async def test_what_was_purged_is_not_bought_again_by_a_clear_where_airflow_reme
     assert works.paid() == 1
 
 
-def test_a_collect_settles_nothing_by_itself(each_works: Works) -> None:
+def test_a_collect_resolves_nothing_by_itself(each_works: Works) -> None:
     run = each_works.dies_sending()
     each_works.collect()
     made = run.clear("made").task("made")

@@ -191,7 +191,7 @@ def test_collect_ends_with_an_error_where_something_could_not_be_looked_at(shell
     assert "1 records could not be checked" in err
 
 
-def test_resolve_settles_in_each_way_and_refuses_what_is_not_unknown(shell: Shell) -> None:
+def test_resolve_works_in_each_way_and_refuses_what_is_not_unknown(shell: Shell) -> None:
     left = shell.left
     keys = [asyncio.run(left.unknown(task_id)).key for task_id in "abcd"]
     job_id = left.sandbox.ledger()[2]["job_id"]

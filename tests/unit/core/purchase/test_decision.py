@@ -209,7 +209,7 @@ def test_another_fingerprint_after_a_clear_is_submitted_and_what_it_replaces_is_
     assert (step.n, step.replaces) == (2, record)
 
 
-def test_another_fingerprint_after_a_clear_settles_an_intent_first() -> None:
+def test_another_fingerprint_after_a_clear_resolves_an_intent_first() -> None:
     assert isinstance(decide(found(make_record()), CLEAR, OTHER), WaitForRecord)
     assert isinstance(refused(decide(found(make_record(), LATE), CLEAR, OTHER)), OutcomeUnknownError)
     step = submit(decide(found(make_record(), LATE), Policy(1, on_unknown="resubmit"), OTHER))
@@ -237,7 +237,7 @@ def test_an_image_that_is_gone_is_fetched_to_where_a_clear_asks_for_it() -> None
 # The rules at its edges
 
 
-def test_a_clear_alone_never_settles_an_intent() -> None:
+def test_a_clear_alone_never_resolves_an_intent() -> None:
     for policy in (CLEAR, Policy(7), Policy(1, on_clear="regenerate")):
         assert isinstance(refused(decide(found(make_record(), LATE), policy, SAME)), OutcomeUnknownError)
 

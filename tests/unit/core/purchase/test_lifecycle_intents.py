@@ -177,19 +177,19 @@ async def test_an_attempt_that_comes_back_from_the_dead_keeps_its_image_and_says
     assert [(shop.ledger.read(record_key(ITEM, n)) or shop.found()).record.state for n in (1, 2)] == ["landed"] * 2
 
 
-async def settle_as_unpaid(shop: Shop) -> None:
+async def resolve_as_unpaid(shop: Shop) -> None:
     """What a person does about an unknown outcome, who takes it that nothing was charged."""
     word = UpstreamFailedError("Settled by hand.", billed=Billed.NO)
     shop.ledger.change(shop.record.key, lambda stored: with_error(stored, word, "failed"))
 
 
-async def test_an_answer_that_comes_after_its_request_was_settled_by_hand_is_collected_and_nothing_is_bought(
+async def test_an_answer_that_comes_after_its_request_was_resolved_by_hand_is_collected_and_nothing_is_bought(
     shop: Shop,
 ) -> None:
     shop.fault("submit", hold=True, charge="after")
     first = asyncio.create_task(shop.submit())
     await asyncio.to_thread(shop.sandbox.held)
-    await settle_as_unpaid(shop)
+    await resolve_as_unpaid(shop)
     shop.sandbox.release()
     record = await first
     assert (shop.record.state, shop.record.job_id) == ("submitted", record.job_id)
@@ -197,13 +197,13 @@ async def test_an_answer_that_comes_after_its_request_was_settled_by_hand_is_col
     assert shop.paid() == 1
 
 
-async def test_links_that_come_after_their_request_was_settled_by_hand_are_not_lost(link_shop: Shop) -> None:
+async def test_links_that_come_after_their_request_was_resolved_by_hand_are_not_lost(link_shop: Shop) -> None:
     shop = link_shop
     shop.files.full = True
     shop.fault("submit", hold=True, charge="after")
     first = asyncio.create_task(shop.refused(StorageError))
     await asyncio.to_thread(shop.sandbox.held)
-    await settle_as_unpaid(shop)
+    await resolve_as_unpaid(shop)
     shop.sandbox.release()
     await first
     assert shop.record.state == "answered"

@@ -114,7 +114,7 @@ async def test_records_that_can_not_be_listed_are_a_storage_error_and_not_an_emp
         await disk_left.collect()
 
 
-async def test_a_request_without_an_answer_is_reported_until_it_is_settled_or_bought_again(
+async def test_a_request_without_an_answer_is_reported_until_it_is_resolved_or_bought_again(
     left: OrphanedRecords, lines: pytest.LogCaptureFixture
 ) -> None:
     record = await left.unknown()
@@ -124,7 +124,7 @@ async def test_a_request_without_an_answer_is_reported_until_it_is_settled_or_bo
     assert "--unpaid, --lost or --job" in lines.text
     await left.attempt(generation=1, on_unknown="resubmit")
     assert nonzero(await left.collect()) == {}
-    assert left.at(record) == record, "it is still unknown, and can still be settled"
+    assert left.at(record) == record, "it is still unknown, and can still be resolved"
 
 
 async def test_a_dry_run_says_what_it_would_do_calls_no_gateway_and_writes_nothing(

@@ -1,4 +1,4 @@
-"""What a person settles: as unpaid, as lost, or as a job; and what attempts and collects do about it."""
+"""What a person resolves: as unpaid, as lost, or as a job; and what attempts and collects do about it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     pass
 
 
-async def test_what_is_settled_as_unpaid_is_submitted_again_by_a_retry_and_by_a_clear(left: OrphanedRecords) -> None:
+async def test_what_is_resolved_as_unpaid_is_submitted_again_by_a_retry_and_by_a_clear(left: OrphanedRecords) -> None:
     for number, generation in enumerate((0, 1), start=1):
         record = await left.unknown(f"task-{generation}", charge="before")
         assert reconcile.resolve(left.ledger, record.key, UNPAID) is True
-        settled = left.at(record)
-        assert (settled.state, settled.error and settled.error.billed) == ("failed", Billed.NO)
+        resolved = left.at(record)
+        assert (resolved.state, resolved.error and resolved.error.billed) == ("failed", Billed.NO)
         bought = await left.attempt(f"task-{generation}", generation=generation)
         assert (bought.n, bought.state) == (2, "landed")
         assert left.paid() == number
     assert nonzero(await left.collect()) == {}
 
 
-async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_settled_as_unpaid(
+async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_resolved_as_unpaid(
     left: OrphanedRecords,
 ) -> None:
     memory = Memory()
@@ -43,7 +43,7 @@ async def test_a_job_that_airflow_remembers_is_landed_although_its_request_was_s
     assert left.calls("submit") == 1
 
 
-async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_regenerate(left: OrphanedRecords) -> None:
+async def test_what_is_resolved_as_lost_is_bought_again_only_by_a_clear_with_regenerate(left: OrphanedRecords) -> None:
     record = await left.unknown()
     assert reconcile.resolve(left.ledger, record.key, LOST) is True
     for generation in (0, 1):
@@ -56,7 +56,7 @@ async def test_what_is_settled_as_lost_is_bought_again_only_by_a_clear_with_rege
 
 
 @pytest.mark.parametrize("by", ["collect", "retry", "clear"])
-async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear(
+async def test_what_is_resolved_as_a_job_is_landed_by_collect_a_retry_and_a_clear(
     each_left: OrphanedRecords, by: str
 ) -> None:
     left = each_left
@@ -72,7 +72,7 @@ async def test_what_is_settled_as_a_job_is_landed_by_collect_a_retry_and_a_clear
     assert left.calls("submit") == 1
 
 
-async def test_a_job_that_the_gateway_does_not_know_can_be_settled_in_every_way(left: OrphanedRecords) -> None:
+async def test_a_job_that_the_gateway_does_not_know_can_be_resolved_in_every_way(left: OrphanedRecords) -> None:
     for task_id, resolution in (("a", UNPAID), ("b", LOST), ("c", Resolution("job", "another"))):
         record = left.change(await left.submitted(task_id), outcome=NOT_KNOWN)
         assert reconcile.resolve(left.ledger, record.key, resolution) is True
@@ -101,8 +101,8 @@ async def test_an_image_that_nobody_can_fetch_any_more_can_be_given_up_as_lost_a
     with pytest.raises(BadRequestError, match="Use --lost"):
         reconcile.resolve(left.ledger, record.key, UNPAID)
     reconcile.resolve(left.ledger, record.key, LOST)
-    settled = left.at(record)
-    assert (settled.state, settled.links) == ("failed", [])
+    resolved = left.at(record)
+    assert (resolved.state, resolved.links) == ("failed", [])
     assert nonzero(await left.collect()) == {}
 
 
@@ -120,14 +120,14 @@ async def test_settling_again_in_the_same_way_changes_nothing_and_in_another_way
     assert left.everything() == before
 
 
-async def test_what_another_version_settled_in_the_same_way_is_settled(disk_left: OrphanedRecords) -> None:
+async def test_what_another_version_resolved_in_the_same_way_stays(disk_left: OrphanedRecords) -> None:
     record = await disk_left.unknown()
     reconcile.resolve(disk_left.ledger, record.key, LOST)
     disk_left.change(record, outcome={**(disk_left.at(record).outcome or {}), "hint": "Other words."})
     assert reconcile.resolve(disk_left.ledger, record.key, LOST) is False
 
 
-async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: OrphanedRecords) -> None:
+async def test_what_was_resolved_as_a_job_stays_resolved_when_it_has_landed(left: OrphanedRecords) -> None:
     record = await left.unknown()
     resolution = Resolution("job", left.sandbox.ledger()[0]["job_id"])
     reconcile.resolve(left.ledger, record.key, resolution)
@@ -154,7 +154,7 @@ async def test_what_was_settled_as_a_job_stays_settled_when_it_has_landed(left: 
     ],
     ids=["sending", "in flight", "to collect", "answered", "landed", "failed"],
 )
-def test_nothing_but_an_unknown_outcome_is_settled(
+def test_nothing_but_an_unknown_outcome_is_resolved(
     disk_left: OrphanedRecords, record: Record, said: str, resolution: Resolution
 ) -> None:
     disk_left.ledger.create(record)
@@ -165,7 +165,7 @@ def test_nothing_but_an_unknown_outcome_is_settled(
     assert disk_left.at(record) == record
 
 
-async def test_a_record_that_moves_while_it_is_settled_is_left_as_it_is(disk_left: OrphanedRecords) -> None:
+async def test_a_record_that_moves_while_it_is_resolved_is_left_as_it_is(disk_left: OrphanedRecords) -> None:
     record = await disk_left.unknown()
 
     class Meddled(Wire):
