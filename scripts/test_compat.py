@@ -1,8 +1,12 @@
 """``make test-compat``: tests the built wheel with every supported Airflow and Python, in environments under
 ``.venvs``.
 
-The two oldest Airflows run on this Python, the other Pythons run the newest Airflow. A Python that is not installed is
-listed and skipped; an installed one that does not run is an error under ``CI=true``.
+The older Airflows and the newest one run on this Python, the other Pythons run the Airflow of ``constraints.txt``. A
+Python that is not installed is listed and skipped; an installed one that does not run is an error under ``CI=true``.
+
+The newest Airflow has no pins of its own: it is the newest final release in the package index, or the newest
+pre-release while there is no final one. The other packages are those of ``constraints.txt``, unless the release needs
+others; then none is pinned. An index that does not answer is an error under ``CI=true``.
 
 Invariants: the wheel is tested, never the source tree, so the tests run from a copy without the package. Only packages
 are downloaded.
@@ -17,10 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = ROOT / ".venv" / "bin" / "uv"
@@ -28,7 +34,10 @@ PINS = ROOT / "tests" / "compat" / "pins"
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 OLDER_AIRFLOWS = ("3.1", "3.2")
-NEWEST_AIRFLOW = "3.3"
+PINNED_AIRFLOW = "3.3"
+NEWEST_AIRFLOW = "3.4"
+AIRFLOWS = (*OLDER_AIRFLOWS, PINNED_AIRFLOW, NEWEST_AIRFLOW)
+OF_AIRFLOW = ("apache-airflow", "apache-airflow-core", "apache-airflow-task-sdk")
 SECONDS = 300  # for one environment's tests
 AT_ONCE = 2  # environments: one downloads and unpacks while the other's tests run
 
@@ -46,7 +55,7 @@ TOOLS = ["pytest", "pytest-asyncio", "hypothesis"]
 class Target:
     """One environment.
 
-    :param airflow: ``3.1``, ``3.2`` or ``3.3``; the pins say which release of it.
+    :param airflow: one of `AIRFLOWS`.
     :param python: ``3.10`` and so on.
     :param tests: files and folders to run.
     """
@@ -54,6 +63,13 @@ class Target:
     airflow: str
     python: str
     tests: list[str]
+
+    def release(self) -> str:
+        """The release of this Airflow: the pinned one, or else the one that the package index has.
+
+        :raises LookupError: the package index does not answer, or has none.
+        """
+        return self.pins().get("apache-airflow") or choose(self.airflow, offered("apache-airflow"))
 
     def pins(self) -> dict[str, str]:
         """What ``constraints.txt`` pins, but for what this Airflow or this Python needs otherwise."""
@@ -67,12 +83,14 @@ class Target:
             for name, equals, version in (line.partition("==") for line in lines):
                 if equals:
                     pins[name] = version
+        if self.airflow == NEWEST_AIRFLOW:
+            return {name: version for name, version in pins.items() if name not in OF_AIRFLOW}
         return pins
 
 
 TARGETS = [
-    *(Target(airflow, HERE, COMPAT) for airflow in OLDER_AIRFLOWS),
-    *(Target(NEWEST_AIRFLOW, python, COMPAT + DOMAIN) for python in PYTHONS if python != HERE),
+    *(Target(airflow, HERE, COMPAT) for airflow in (NEWEST_AIRFLOW, *OLDER_AIRFLOWS)),
+    *(Target(PINNED_AIRFLOW, python, COMPAT + DOMAIN) for python in PYTHONS if python != HERE),
 ]
 
 
@@ -100,20 +118,51 @@ def find(python: str) -> tuple[Path | None, list[Path]]:
     return None, broken
 
 
-def install(target: Target, interpreter: Path, wheel: Path) -> Path:
+def offered(package: str) -> list[str]:
+    """The versions of a package in the package index, pre-releases included.
+
+    :raises LookupError: it does not answer.
+    """
+    command = [sys.executable, "-m", "pip", "index", "versions", package, "--pre"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"^Available versions: (.+)$", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        raise LookupError(f"the package index names no version of {package}: {done.stderr.strip()[-300:]}")
+    return found[1].split(", ")
+
+
+def choose(minor: str, versions: Iterable[str]) -> str:
+    """The newest final release of a minor version, or the newest pre-release while there is no final one.
+
+    :raises LookupError: there is neither.
+    """
+    known = [version for version in map(Version, versions) if f"{version.major}.{version.minor}" == minor]
+    if not known:
+        raise LookupError(f"the package index has no Airflow {minor}")
+    return str(max(known, key=lambda version: (not version.is_prerelease, version)))
+
+
+def install(target: Target, release: str, interpreter: Path, wheel: Path) -> Path:
     """Make the environment, or bring it up to date; gives its Python."""
-    pins = target.pins()
-    home = ROOT / ".venvs" / f"{pins['apache-airflow']}-{target.python}"
+    home = ROOT / ".venvs" / f"{release}-{target.python}"
     python = home / "bin" / "python"
     if not python.exists():  # also where the interpreter that it points to has gone
         uv("venv", "--quiet", "--clear", "--python", str(interpreter), str(home))
     constraints = home / "constraints.txt"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
-    uv(
-        *("pip", "install", "--quiet", "--python", str(python), "-c", str(constraints)),
-        *("--reinstall-package", "airflow-provider-geminiimg"),
-        *(f"apache-airflow=={pins['apache-airflow']}", f"{wheel}[sandbox,thumbnails]", *TOOLS),
-    )
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in target.pins().items()))
+    command = [
+        *("pip", "install", "--quiet", "--python", str(python), "--reinstall-package", "airflow-provider-geminiimg"),
+        # uv takes a pre-release only of what is named with one.
+        *(f"apache-airflow=={release}", f"apache-airflow-core=={release}", "apache-airflow-task-sdk>=1.0.0a0"),
+        *(f"{wheel}[sandbox,thumbnails]", *TOOLS),
+    ]
+    try:
+        uv(*command, "-c", str(constraints))
+    except subprocess.CalledProcessError:
+        if target.airflow != NEWEST_AIRFLOW:
+            raise
+        print(f"Airflow {release} does not install with constraints.txt; now without it", flush=True)
+        uv(*command)
     return python
 
 
@@ -162,16 +211,22 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 def check(target: Target, wheel: Path, suite: Path) -> bool:
     """Run one target and print what became of it."""
-    title = f"Airflow {target.pins()['apache-airflow']}, Python {target.python}:"
+    in_ci = os.environ.get("CI") == "true"
+    try:
+        release = target.release()
+    except LookupError as error:
+        print(f"Airflow {target.airflow}, Python {target.python}: NOT TESTED, {error}", flush=True)
+        return not in_ci
+    title = f"Airflow {release}, Python {target.python}:"
     interpreter, broken = find(target.python)
     if interpreter is None:
         if broken:
             print(f"{title} NOT TESTED, {', '.join(map(str, broken))} does not run", flush=True)
-            return os.environ.get("CI") != "true"
+            return not in_ci
         print(f"{title} NOT TESTED, not here: PATH and pyenv have no python{target.python}", flush=True)
         return True
     started = time.monotonic()
-    python = install(target, interpreter, wheel)
+    python = install(target, release, interpreter, wheel)
     installed = time.monotonic()
     passed, last = run_tests(python, suite, target.tests)
     seconds = f"install {installed - started:.0f} s, tests {time.monotonic() - installed:.0f} s"
