@@ -48,6 +48,7 @@ DOMAIN = [
     *(f"tests/unit/core/gateways/test_{name}.py" for name in ("onemin", "apimaster")),
     "tests/unit/core/purchase/test_decision.py",
 ]
+SUMMARY = re.compile(r"\b\d+ (passed|failed|errors?|skipped|deselected)\b.* in [\d.]+s")
 TOOLS = ["pytest", "pytest-asyncio", "hypothesis"]
 
 
@@ -136,7 +137,7 @@ def choose(minor: str, versions: Iterable[str]) -> str:
 
     :raises LookupError: there is neither.
     """
-    known = [version for version in map(Version, versions) if f"{version.major}.{version.minor}" == minor]
+    known = [Version(version) for version in versions if version.startswith(f"{minor}.")]
     if not known:
         raise LookupError(f"the package index has no Airflow {minor}")
     return str(max(known, key=lambda version: (not version.is_prerelease, version)))
@@ -190,7 +191,8 @@ def run_tests(python: Path, suite: Path, tests: list[str]) -> tuple[bool, str]:
         print((error.output or b"").decode(errors="replace"))
         return False, f"not done within {SECONDS} s"
     text = done.stdout.decode(errors="replace").strip()
-    last = text.splitlines()[-1] if text else "no output"
+    # At the end of the process, Airflow may log something after pytest's last line.
+    last = next((line for line in reversed(text.splitlines()) if SUMMARY.search(line)), "no summary")
     if done.returncode:
         print(text)
     return done.returncode == 0, re.sub(r"=+ ?| in [\d.]+s.*", "", last).strip()

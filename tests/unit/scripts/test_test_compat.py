@@ -11,7 +11,7 @@ from airflow_provider_geminiimg._compat import TESTED_AIRFLOWS
 from scripts import test_compat as compat
 from tests.harness import REPOSITORY
 
-TODAY = ["3.4.0b2", "3.4.0b1", "3.3.2", "3.3.2rc1", "3.2.2", "3.14.0", "2.11.0"]
+TODAY = ["3.4.0b2", "3.4.0b1", "3.3.2", "3.3.2rc1", "3.2.2", "3.14.0", "3.40.0", "1.10.9-bin"]
 
 
 @pytest.mark.parametrize(
