@@ -30,6 +30,7 @@ AIRFLOWS_COPIES = {
     "serialized_dag": "the DAG as the scheduler knows it, every operator's arguments included",
     "dag_code": "the DAG's source",
     "rendered_task_instance_fields": "the arguments after rendering, for the page of the task instance",
+    "rtif_v2": "the same, from Airflow 3.4 on",
 }
 """Tables that hold operators' arguments by Airflow's design, and why. Keys and links are searched for there too."""
 

@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
-from tests.harness import attacks
+from tests.harness import AIRFLOW, attacks
 from tests.harness import canaries as search
 from tests.harness import forbidden as web
 from tests.harness.attacks import FromTask, Target, outcome, returned
@@ -175,8 +175,8 @@ def test_the_key_is_in_no_repr(loot: Loot) -> None:
 @pytest.mark.parametrize(
     ("table", "holds"),
     [
-        ("rendered_task_instance_fields", b"a red fox"),
-        ("xcom", b"made.png"),
+        ("rtif_v2" if AIRFLOW >= (3, 4) else "rendered_task_instance_fields", b"a red fox"),
+        ("xcom_v2" if AIRFLOW >= (3, 4) else "xcom", b"made.png"),
         ("serialized_dag", b"a red fox"),
         ("task_state_store", b"ledger/"),
         ("log", b"made"),

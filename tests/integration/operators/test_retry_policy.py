@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.models.taskinstancehistory import TaskInstanceHistory
+from airflow.models.taskinstance import TaskInstance
 from airflow.sdk import DAG, RetryAction, TriggerRule, task
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow.utils.session import create_session
@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOpe
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
 from airflow_provider_geminiimg.sandbox import read_submission
 from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
+from tests.harness import AIRFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,8 +132,14 @@ def retried(conn_id: str, *, policy: bool, **more: Any) -> DAG:
 def history(run: Run) -> list[tuple[float | None, str | None]]:
     """Airflow's note on each try before the last: after how many seconds the next one was due, and why."""
     with create_session() as session:
-        rows = session.query(TaskInstanceHistory).filter_by(dag_id=run.dag.dag_id, run_id=run.run_id, task_id="made")
-        return [(row.retry_delay_override, row.retry_reason) for row in rows.order_by(TaskInstanceHistory.try_number)]
+        if AIRFLOW >= (3, 4):  # every try has a task instance, of which one is current
+            rows = session.query(TaskInstance).execution_options(include_all_attempts=True).filter_by(working_set=None)
+        else:
+            from airflow.models.taskinstancehistory import TaskInstanceHistory
+
+            rows = session.query(TaskInstanceHistory)
+        ended = rows.filter_by(dag_id=run.dag.dag_id, run_id=run.run_id, task_id="made").order_by("try_number")
+        return [(row.retry_delay_override, row.retry_reason) for row in ended]
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["policy", "plain retries"])
