@@ -29,6 +29,7 @@ from uuid import UUID
 import psutil
 import structlog
 from airflow.dag_processing.bundles.manager import DagBundlesManager
+from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, clear_task_instances
@@ -50,16 +51,24 @@ from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
+try:
+    from airflow.models.task_coordinates import TaskCoordinateResolver  # type: ignore[import-not-found]
+except ImportError:  # Airflow before 3.4 has no loops
+    TaskCoordinateResolver = None
+
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
+    from tests.harness.people import People
+
+HAS_LOOPS = TaskCoordinateResolver is not None
 BUNDLE = "dags-folder"
 TriggerFate = Literal["run", "crash", "timeout", "clear"]
 
 
 @dataclass
 class Task:
-    """One task instance after its run; mapped tasks have one each `map_index`.
+    """One task instance after its run; mapped tasks have one each `map_index`, tasks in a loop one each `iteration`.
 
     :param state: ``"success"``, ``"failed"``, ``"skipped"``, ``"upstream_failed"`` and so on.
     :param try_number: 1 after the first attempt. A resumed deferral or a rescheduled sensor is the same attempt.
@@ -70,6 +79,8 @@ class Task:
     :param executions: how often a worker ran it; every deferral and every reschedule adds one.
     :param triggers: the triggers that it deferred to, as (class path, arguments).
     :param events: the payloads of the events that resumed it.
+    :param iteration: of its loop, from 0; ``None`` outside loops.
+    :param id: of the row in the database.
     """
 
     task_id: str
@@ -83,6 +94,8 @@ class Task:
     executions: int = 0
     triggers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     events: list[Any] = field(default_factory=list)
+    iteration: int | None = None
+    id: UUID | None = None
 
 
 @dataclass
@@ -110,7 +123,7 @@ class Run:
         self.run_id = run_id
         self._fates: list[TriggerFate] = list(triggers)
         self._timeout = timeout
-        self._traces: dict[tuple[str, int], _Trace] = {}
+        self._traces: dict[tuple[Any, ...], _Trace] = {}
 
     @property
     def state(self) -> str:
@@ -123,26 +136,32 @@ class Run:
         """Everything that all tasks of the run logged."""
         return "".join(line for trace in self._traces.values() for line in trace.log)
 
-    def task(self, task_id: str, map_index: int = -1) -> Task:
-        """One task instance. `map_index` is -1 for a task that is not mapped.
+    def task(self, task_id: str, map_index: int = -1, iteration: int | None = None) -> Task:
+        """One task instance. `map_index` is -1 for a task that is not mapped, `iteration` ``None`` outside loops.
 
         :raises KeyError: where the run has no such task instance.
         """
         for task in self.tasks(task_id):
-            if task.map_index == map_index:
+            if (task.map_index, task.iteration) == (map_index, iteration):
                 return task
-        raise KeyError(f"{task_id} with map_index {map_index}")
+        raise KeyError(f"{task_id} with map_index {map_index} in iteration {iteration}")
 
     def tasks(self, task_id: str | None = None) -> list[Task]:
-        """All task instances, of one task where `task_id` is given, in the order of task id and map index."""
+        """All task instances, of one task where `task_id` is given, by task id, iteration and map index."""
         with create_session() as session:
-            tis = sorted(self._task_instances(session), key=lambda ti: (ti.task_id, ti.map_index))
-            return [self._task(ti, session) for ti in tis if task_id in (None, ti.task_id)]
+            tis = [ti for ti in self._task_instances(session) if task_id in (None, ti.task_id)]
+            tasks = [self._task(ti, session) for ti in tis]
+        return sorted(tasks, key=lambda task: (task.task_id, task.iteration or 0, task.map_index))
 
-    def xcom(self, task_id: str, key: str, map_index: int = -1) -> Any:
+    def xcom(self, task_id: str, key: str, map_index: int = -1, iteration: int | None = None) -> Any:
         """The value of an XCom, ``None`` where there is none."""
         with create_session() as session:
-            return self._xcom(session, task_id, key, map_index)
+            [ti] = [
+                ti
+                for ti in self._task_instances(session)
+                if ti.task_id == task_id and place_of(ti, session) == (map_index, iteration)
+            ]
+            return self._xcom(session, ti, key)
 
     def go_on(self) -> Run:
         """Carry on after a person has answered.
@@ -185,6 +204,21 @@ class Run:
             clear_task_instances(
                 chosen, session, dag_run_state=DagRunState.RUNNING, run_on_latest_version=dag is not None
             )
+        return self._finish()
+
+    def clear_by_api(self, people: People, *tasks: Task, **options: Any) -> Run:
+        """Clear single task instances as Airflow's page does, then run them again.
+
+        :param options: of the request, such as ``include_downstream``, ``keep_task_state``.
+        :returns: this run, after its end.
+        """
+        self._again(None, ())
+        which = {"dag_run_id": self.run_id, "task_instance_ids": [str(task.id) for task in tasks]}
+        body = {"dry_run": False, "only_failed": False, **which, **options}
+        said = people.call("admin", "POST", f"/api/v2/dags/{self.dag.dag_id}/clearTaskInstances", json=body)
+        assert said.status_code == 200, said.text
+        with create_session() as session:
+            self._dag_run(session).state = DagRunState.RUNNING  # the scheduler starts a queued run
         return self._finish()
 
     def _start(self, logical_date: dt.datetime, conf: dict[str, Any] | None) -> Run:
@@ -247,7 +281,7 @@ class Run:
         with create_session() as session:
             ti = session.get_one(TaskInstance, ti_id)
             ti.state = TaskInstanceState.QUEUED
-            wire, trace = _wire(ti), self._trace(ti)
+            wire, trace = _wire(ti, session), self._trace(ti, session)
         trace.executions += 1
         trace.error = None
         with _captured(trace.log):
@@ -261,7 +295,7 @@ class Run:
                 return  # the scheduler found it too late together with another one
             row = session.get_one(Trigger, ti.trigger_id)
             kwargs = {name: smart_decode_trigger_kwargs(value) for name, value in row.kwargs.items()}
-            wire, trace = _wire(ti), self._trace(ti)
+            wire, trace = _wire(ti, session), self._trace(ti, session)
             timeout_at, trigger_id, classpath = ti.trigger_timeout, row.id, row.classpath
         trace.triggers.append((classpath, kwargs))
         fate = self._fates.pop(0) if self._fates else "run"
@@ -316,31 +350,33 @@ class Run:
                 ti.state = None
         return chosen
 
-    def _trace(self, ti: TaskInstance) -> _Trace:
-        return self._traces.setdefault((ti.task_id, ti.map_index), _Trace())
+    def _trace(self, ti: TaskInstance, session: Any) -> _Trace:
+        return self._traces.setdefault((ti.task_id, *place_of(ti, session)), _Trace())
 
     def _task(self, ti: TaskInstance, session: Any) -> Task:
-        trace = self._trace(ti)
+        trace = self._trace(ti, session)
+        map_index, iteration = place_of(ti, session)
         return Task(
             task_id=ti.task_id,
-            map_index=ti.map_index,
+            map_index=map_index,
             state=None if ti.state is None else str(ti.state),
             try_number=ti.try_number,
             max_tries=ti.max_tries,
-            value=self._xcom(session, ti.task_id, "return_value", ti.map_index),
+            value=self._xcom(session, ti, "return_value"),
             error=trace.error,
             log="".join(trace.log),
             executions=trace.executions,
             triggers=list(trace.triggers),
             events=list(trace.events),
+            iteration=iteration,
+            id=ti.id,
         )
 
-    def _xcom(self, session: Any, task_id: str, key: str, map_index: int) -> Any:
-        row = (
-            session.query(XComModel)
-            .filter_by(dag_id=self.dag.dag_id, run_id=self.run_id, task_id=task_id, key=key, map_index=map_index)
-            .one_or_none()
-        )
+    def _xcom(self, session: Any, ti: TaskInstance, key: str) -> Any:
+        where = {"dag_id": self.dag.dag_id, "run_id": self.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
+        if HAS_LOOPS:
+            where = {"task_instance_id": ti.id}
+        row = session.query(XComModel).filter_by(key=key, **where).one_or_none()
         return None if row is None else XComModel.deserialize_value(row)
 
 
@@ -412,16 +448,27 @@ class _TriggerComms(InProcessSupervisorComms):
         return self.send(msg)
 
 
-def _wire(ti: TaskInstance) -> WireTaskInstance:
+def place_of(ti: TaskInstance, session: Any) -> tuple[int, int | None]:
+    """The map index and the loop iteration of a task instance. Airflow 3.4 stores either of them in one column."""
+    if not HAS_LOOPS:
+        return ti.map_index, None
+    resolver = TaskCoordinateResolver(DBDagBag(), session)
+    loop = resolver.get_loop_iteration(ti)
+    return resolver.public_map_index(ti), None if loop is None else loop[1]
+
+
+def _wire(ti: TaskInstance, session: Any) -> WireTaskInstance:
     assert ti.dag_version_id is not None
+    region = {"region_id": ti.region_id, "region_index": ti.region_index} if HAS_LOOPS else {}
     return WireTaskInstance(
         id=ti.id,
         task_id=ti.task_id,
         dag_id=ti.dag_id,
         run_id=ti.run_id,
         try_number=ti.try_number,
-        map_index=ti.map_index,
+        map_index=place_of(ti, session)[0],
         dag_version_id=ti.dag_version_id,
+        **region,
     )
 
 

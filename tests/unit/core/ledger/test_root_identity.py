@@ -56,6 +56,7 @@ def test_a_root_gets_an_identity_with_its_first_purchase_and_keeps_it(store: Sto
     for _ in range(2):
         check(store, copy, first_attempt=first_attempt)
     assert identity(store) == json.loads(str(copy.text))["id"] == first
+    assert set(json.loads(str(copy.text))) == {"version", "id", "host", "root"}
 
 
 def test_an_airflow_that_is_new_to_a_root_takes_over_its_identity(store: Store) -> None:
