@@ -207,7 +207,7 @@ class Round:
             for killer in killers:
                 killer.join()
         self._bury_orphans()
-        self._collect_and_clear()
+        self._recover()
         return self._judge()
 
     # Killing
@@ -287,7 +287,7 @@ class Round:
         if alive:
             raise ChaosError(f"tasks without a supervisor never ended: {alive}")
 
-    def _collect_and_clear(self) -> None:
+    def _recover(self) -> None:
         """Tasks that ended as failed: collect what they left behind, then clear them, as a person would do it.
 
         More than once, because a busy scheduler may take a task that comes back from its trigger for a lost one.

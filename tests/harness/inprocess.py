@@ -59,7 +59,7 @@ except ImportError:  # Airflow before 3.4 has no loops
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
-    from tests.harness.people import People
+    from tests.harness.api_users import ApiUsers
 
 HAS_LOOPS = TaskCoordinateResolver is not None
 BUNDLE = "dags-folder"
@@ -206,7 +206,7 @@ class Run:
             )
         return self._finish()
 
-    def clear_by_api(self, people: People, *tasks: Task, **options: Any) -> Run:
+    def clear_by_api(self, api_users: ApiUsers, *tasks: Task, **options: Any) -> Run:
         """Clear single task instances as Airflow's page does, then run them again.
 
         :param options: of the request, such as ``include_downstream``, ``keep_task_state``.
@@ -215,7 +215,7 @@ class Run:
         self._again(None, ())
         which = {"dag_run_id": self.run_id, "task_instance_ids": [str(task.id) for task in tasks]}
         body = {"dry_run": False, "only_failed": False, **which, **options}
-        said = people.call("admin", "POST", f"/api/v2/dags/{self.dag.dag_id}/clearTaskInstances", json=body)
+        said = api_users.call("admin", "POST", f"/api/v2/dags/{self.dag.dag_id}/clearTaskInstances", json=body)
         assert said.status_code == 200, said.text
         with create_session() as session:
             self._dag_run(session).state = DagRunState.RUNNING  # the scheduler starts a queued run

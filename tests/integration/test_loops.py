@@ -180,7 +180,7 @@ def test_a_retry_of_an_iteration_collects_what_that_iteration_paid_for(
 def test_a_clear_of_one_iteration_alone_pays_nothing(
     airflow: AirflowHarness,
     sandbox: Sandbox,
-    people: ApiUsers,
+    api_users: ApiUsers,
     conn_id: str,
     kind: str,
     prompt: str,
@@ -191,7 +191,7 @@ def test_a_clear_of_one_iteration_alone_pays_nothing(
     run = airflow.run_dag(loop.dag, timeout=PATIENCE)
     before = loop.check(run, paid=loop.paid_before(ITERATIONS))
     own = [each for each in loop.made(run) if each.iteration == iteration]
-    run.clear_by_api(people, *own, keep_task_state=keeps)
+    run.clear_by_api(api_users, *own, keep_task_state=keeps)
     assert [each.executions for each in loop.made(run) if each.iteration == iteration] == [
         2 * each.executions for each in own
     ]
@@ -201,14 +201,14 @@ def test_a_clear_of_one_iteration_alone_pays_nothing(
 @pytest.mark.parametrize("later", [True, False], ids=["later ones made anew", "later ones kept"])
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_a_clear_with_downstream_pays_nothing(
-    airflow: AirflowHarness, sandbox: Sandbox, people: ApiUsers, conn_id: str, kind: str, iteration: int, later: bool
+    airflow: AirflowHarness, sandbox: Sandbox, api_users: ApiUsers, conn_id: str, kind: str, iteration: int, later: bool
 ) -> None:
     loop = Loop(kind, SAME, sandbox, conn_id)
     run = airflow.run_dag(loop.dag, timeout=PATIENCE)
     before = loop.check(run, paid=loop.paid_before(ITERATIONS))
     old = {each.id for each in loop.made(run) if each.iteration and each.iteration > iteration}
     own = [each for each in loop.made(run) if each.iteration == iteration]
-    run.clear_by_api(people, *own, include_downstream=True, include_later_loop_iterations=later)
+    run.clear_by_api(api_users, *own, include_downstream=True, include_later_loop_iterations=later)
     new = {each.id for each in loop.made(run) if each.iteration and each.iteration > iteration}
     assert new.isdisjoint(old) if later else new == old
     assert loop.check(run, paid=loop.paid_before(ITERATIONS)) == before
@@ -216,16 +216,16 @@ def test_a_clear_with_downstream_pays_nothing(
 
 @pytest.mark.parametrize("kind", [kind for kind in ONE_TASK if kind != "decorated"])  # its prompt is no template
 def test_a_clear_of_an_iteration_with_another_request_buys_for_it_alone(
-    airflow: AirflowHarness, sandbox: Sandbox, people: ApiUsers, conn_id: str, kind: str
+    airflow: AirflowHarness, sandbox: Sandbox, api_users: ApiUsers, conn_id: str, kind: str
 ) -> None:
     loop = Loop(kind, "a {{ var.value.get('animal', 'fox') }}", sandbox, conn_id)
     run = airflow.run_dag(loop.dag, timeout=PATIENCE)
     before = loop.check(run, paid=loop.paid_before(ITERATIONS))
     Variable.set("animal", "wolf")
     try:
-        run.clear_by_api(people, *(each for each in loop.made(run) if each.iteration == 1))
+        run.clear_by_api(api_users, *(each for each in loop.made(run) if each.iteration == 1))
         bought = loop.check(run, paid=loop.paid_before(ITERATIONS + 1))
-        run.clear_by_api(people, *(each for each in loop.made(run) if each.iteration == 1))
+        run.clear_by_api(api_users, *(each for each in loop.made(run) if each.iteration == 1))
         assert loop.check(run, paid=loop.paid_before(ITERATIONS + 1)) == bought
     finally:
         Variable.delete("animal")
@@ -236,17 +236,17 @@ def test_a_clear_of_an_iteration_with_another_request_buys_for_it_alone(
 
 
 def test_a_submit_and_its_sensor_stay_in_their_iteration(
-    airflow: AirflowHarness, sandbox: Sandbox, people: ApiUsers, apimaster: str
+    airflow: AirflowHarness, sandbox: Sandbox, api_users: ApiUsers, apimaster: str
 ) -> None:
     loop = Loop("submit and sensor", SAME, sandbox, apimaster)
     run = airflow.run_dag(loop.dag, timeout=PATIENCE)
     before = loop.check(run, paid=ITERATIONS)
     for iteration in range(ITERATIONS):
         own = [each for name in ("body.submit", "body.made") for each in run.tasks(name) if each.iteration == iteration]
-        run.clear_by_api(people, *own)
+        run.clear_by_api(api_users, *own)
         assert loop.check(run, paid=ITERATIONS) == before
     [first, *_] = [each for each in run.tasks("body.submit") if each.iteration == 0]
-    run.clear_by_api(people, first, include_downstream=True)
+    run.clear_by_api(api_users, first, include_downstream=True)
     assert loop.check(run, paid=ITERATIONS) == before
 
 
