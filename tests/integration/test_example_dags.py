@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow import __version__ as airflow_version
 from airflow.models.asset import AssetEvent
 from airflow.utils.session import create_session
 
 from tests.harness import REPOSITORY
+from tests.harness.inprocess import HAS_LOOPS, AirflowHarness, Run
 from tests.harness.orphaned_records import OrphanedRecords
 
 if TYPE_CHECKING:
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_geminiimg.sandbox import Sandbox
     from tests.harness.api_users import ApiUsers
-    from tests.harness.inprocess import AirflowHarness, Run
 
 EXAMPLES = REPOSITORY / "example_dags"
 FILES = sorted(EXAMPLES.glob("*.py"))
@@ -44,9 +47,9 @@ def load(stem: str) -> DAG:
     return dag
 
 
-def manifest(run: Run, task_id: str, map_index: int = -1) -> dict[str, Any]:
+def manifest(run: Run, task_id: str, map_index: int = -1, iteration: int | None = None) -> dict[str, Any]:
     """What a task returned, after a look at the files that it names."""
-    task = run.task(task_id, map_index)
+    task = run.task(task_id, map_index, iteration)
     assert task.state == "success", task.log
     for image in task.value["images"]:
         assert Path(image["uri"].removeprefix("file://")).stat().st_size == image["size"]
@@ -207,6 +210,55 @@ def test_taskflow_makes_what_its_functions_say(
     assert len(sandbox.ledger()) == 4
 
 
+needs_loops = pytest.mark.skipif(not HAS_LOOPS, reason=f"Airflow {airflow_version} has no loops; 3.4 has")
+
+
+@needs_loops
+@both_gateways
+def test_refine_revises_until_the_judge_accepts_and_a_person_approves(
+    airflow: AirflowHarness, api_users: ApiUsers, sandbox: Sandbox, default_connection: str, local_root: str
+) -> None:
+    run = airflow.run_dag(load("refine"), conf={"poll_interval": 0.05})
+    drawn = [manifest(run, "refine.draw", iteration=number) for number in range(3)]
+    assert [each["images"][0]["width"] for each in drawn] == [688, 1376, 2752]
+    assert [each["operation"] for each in drawn] == ["generate", "edit", "edit"]
+    assert len({each["images"][0]["sha256"] for each in drawn}) == 3
+    assert len(sandbox.ledger()) == len(run.tasks("refine.draw")) == 3
+    spent = run.task("refine.judge", iteration=2).value["spent"]
+    assert spent == pytest.approx(sum(each["cost"]["amount"] for each in drawn))
+    assert spent < run.dag.params["budget"]
+    assert "Loop iteration 2: stop (max_iterations=4): Accepted: 2752 pixels wide" in run.log
+    assert api_users.request(run, "review")["subject"] == "For the billboard? 2752 pixels wide, 2000 needed"
+    api_users.answer(run, "review", "Approve")
+    run.go_on()
+    assert run.state == "success", run.log
+    assert run.task("review").value == [drawn[2]]
+
+    run.clear_by_api(api_users, run.task("refine.draw", iteration=1), include_downstream=True)
+    again = [manifest(run, "refine.draw", iteration=number) for number in range(3)]
+    assert [each["images"] for each in again] == [each["images"] for each in drawn]
+    assert [each["reused"] for each in again] == [False, True, True]
+    assert len(sandbox.ledger()) == 3
+
+
+@needs_loops
+def test_refine_stops_when_the_money_is_spent_and_a_person_sees_the_last_image(
+    airflow: AirflowHarness, api_users: ApiUsers, sandbox: Sandbox, default_connection: str, local_root: str
+) -> None:
+    run = airflow.run_dag(load("refine"), conf={"poll_interval": 0.05, "budget": 0.25})
+    assert len(sandbox.ledger()) == 2
+    assert "Loop iteration 1: stop (max_iterations=4): Not accepted, but the money is spent" in run.log
+    assert api_users.request(run, "review")["subject"] == "For the billboard? 1376 pixels wide, 2000 needed"
+
+
+@pytest.mark.skipif(HAS_LOOPS, reason=f"Airflow {airflow_version} has loops")
+def test_refine_says_on_an_airflow_without_loops_that_it_defines_no_dag(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        names = runpy.run_path(str(EXAMPLES / "refine.py"))
+    assert names["LoopDecision"] is None
+    assert "geminiimg_refine needs Airflow 3.4 or later" in caplog.text
+
+
 def test_every_example_is_run_by_a_test() -> None:
     assert {path.stem for path in FILES} == {
         "apimaster",
@@ -215,6 +267,7 @@ def test_every_example_is_run_by_a_test() -> None:
         "edit_chain",
         "maintenance",
         "onemin",
+        "refine",
         "review",
         "submit_and_wait",
         "taskflow",
