@@ -225,6 +225,7 @@ class LiteralXComMixin:
     native_fields: ClassVar[Collection[str]] = ("image", "reference_images", "requests")
     _recording_env: Any = None
     _evaluates = True
+    _is_undefined = False  # whether the argument that was rendered last is a name that does not exist
     _missing: list[IncompleteText]
     _incomplete: dict[int, tuple[str, IncompleteText]]
 
@@ -244,7 +245,7 @@ class LiteralXComMixin:
         for name in template_fields:
             written = getattr(self, name)
             self._evaluates = not _is_native(jinja_env) or (name in self.native_fields and isinstance(written, str))
-            self._incomplete = {}
+            self._incomplete, self._is_undefined = {}, False
             try:
                 render(parent, (name,), context, self._recording_env, seen)
                 rendered = _defined(getattr(self, name))
@@ -286,6 +287,7 @@ class LiteralXComMixin:
             rendered = str(rendered)  # Airflow can't serialize a subclass of str, such as Jinja's Markup
         text = str(rendered)
         if not self._missing or text.strip() == self._missing[0].word.strip():
+            self._is_undefined = bool(self._missing) and self._missing[0].is_undefined
             return rendered  # nothing is missing, or the whole text is the missing value
         self._incomplete[id(text)] = text, self._missing[0]
         return text

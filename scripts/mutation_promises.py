@@ -46,6 +46,28 @@ PROMISED = (
         "        None, lambda:",
         tests={"integration/attacks/test_loop.py": "name_servers"},
     ),
+    # What the author of a DAG allows
+    Protection(
+        "The budget of a DAG run limits all its tasks",
+        "core/ledger/budget.py",
+        "[] if connection.run_budget is None else [run_cap(connection, item)]",
+        "[]",
+        tests={"integration/test_budget.py": "all_tasks_of_a_run or of_a_run_hold_at_once"},
+    ),
+    Protection(
+        "An empty image becomes a generation only by consent",
+        "runtime/image_task.py",
+        ' and arguments.checked("if_no_image") == "generate"',
+        "",
+        tests={"integration/operators/test_optional_image.py": "without_consent"},
+    ),
+    Protection(
+        "A name that does not exist is no empty image",
+        "core/validation/task_arguments.py",
+        "isinstance(self.absent[name], IncompleteText | UndefinedText)",
+        "False",
+        tests={"integration/operators/test_optional_image.py": "name_that_does_not_exist"},
+    ),
     # Fences: what is read in another way somewhere, and allowed_roots
     Protection(
         "No web address climbs, however often a server decodes it",

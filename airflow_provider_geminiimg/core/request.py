@@ -45,6 +45,7 @@ REQUEST_FIELDS = (
     "variant",
 )
 SHARED = tuple(name for name in REQUEST_FIELDS if name != "variant")  # fields that a batch may set for all rows
+VALID_WITHOUT_IMAGE = 'With if_no_image="generate", the arguments must also be valid without an image.'
 
 _SETTINGS = ("resolution", "aspect_ratio", "temperature", "top_p", "google_search", "google_image_search")
 _IMAGES = ("image", "reference_images")

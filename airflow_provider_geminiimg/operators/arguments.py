@@ -35,6 +35,7 @@ from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 Choose = Literal["all", "one", "several"]
+IfNoImage = Literal["fail", "generate"]
 OnItemFailure = Literal["collect", "fail_fast"]
 OnReject = Literal["skip", "fail", "continue"]
 
@@ -84,6 +85,7 @@ _PARSERS: Checks = MappingProxyType(
         "external_task_id": text,
         "file_name": stem,
         "geminiimg_conn_id": text,
+        "if_no_image": partial(choice, allowed=IfNoImage),
         "job_id": text,
         "max_concurrency": partial(whole, most=MAX_CONCURRENCY),
         "max_cost": money,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_geminiimg._compat import LiteralXComMixin
-from airflow_provider_geminiimg.core.validation.absent import IncompleteText, missing_after_rendering
+from airflow_provider_geminiimg.core.validation.absent import IncompleteText, UndefinedText, missing_after_rendering
 from airflow_provider_geminiimg.core.validation.arguments import is_literal
 from airflow_provider_geminiimg.core.validation.task_arguments import UNSET, Checks, TaskArguments
 
@@ -52,6 +52,8 @@ class CheckedArgumentsMixin(LiteralXComMixin):
             found = {place: value for place, value in found.items() if isinstance(value, IncompleteText)}
         if name in found and not isinstance(rendered, (str, Sized)):
             setattr(self, name, None)  # Airflow can't serialize NaN as a rendered field
+        if name in found and self._is_undefined and isinstance(found[name], str):
+            found[name] = UndefinedText(found[name])
         self._absent = {**self._absent, **found}
 
     def _arguments(self) -> TaskArguments:

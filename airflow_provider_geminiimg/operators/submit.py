@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_geminiimg.operators.image import ImageOperator
+from airflow_provider_geminiimg.operators.optional_image import OptionalImageOperator
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.task_run import Landed, Pending
 
 
-class GeminiImageSubmitOperator(ImageOperator):
+class GeminiImageSubmitOperator(OptionalImageOperator):
     """Submit a job and return; `GeminiImageJobSensor` waits for the job and stores its image. With `image`: an edit.
 
     Returns ``{record, gateway, model, job_id, conn_id}``. If the gateway answers with the finished image, this task
     stores it, and the sensor finds it; then `on_mismatch` applies here.
 
-    Takes the arguments of `ImageOperator` except `deferrable`: this task does not wait.
+    Takes the arguments of `OptionalImageOperator` except `deferrable`: this task does not wait.
     """
 
     def __init__(self, *, image: Any = None, **kwargs: Any) -> None:
-        # The value in the DAG decides. An `image` that renders to nothing is an error; it must not become a generation.
+        # The value in the DAG decides. An `image` that renders to nothing becomes a generation only by `if_no_image`.
         self._is_edit = image is not None
         super().__init__(image=image, deferrable=False, **kwargs)
 

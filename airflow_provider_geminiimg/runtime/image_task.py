@@ -23,7 +23,7 @@ from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight, LandedImage
-from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, CheckedRequest, ImageRequest
+from airflow_provider_geminiimg.core.request import REQUEST_FIELDS, VALID_WITHOUT_IMAGE, CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError
@@ -162,7 +162,22 @@ def _request(task: ImageTask, attempt: TaskRun, connection: GatewayConnection, c
         arguments.refuse_missing()
         return returned_request.request(attempt, connection, lambda: function(context))
     arguments.refuse_unrendered()
-    values = {name: arguments[name] for name in REQUEST_FIELDS}
-    request = ImageRequest.build(**values, operation=task.operation).check(connection.gateway, connection.model)
+    operation = {"operation": task.operation}
+    if _may_generate(arguments):
+        arguments, operation = arguments.without_empty("image"), {}
+    asked = ImageRequest.build(**operation, **{name: arguments[name] for name in REQUEST_FIELDS})
+    if asked.operation != task.operation:
+        attempt.log.info('image is empty, and if_no_image is "generate": the request is a generation.')
+    try:
+        request = asked.check(connection.gateway, connection.model)
+    except BadRequestError as error:
+        if asked.operation == task.operation:
+            raise
+        raise error.evolve(hint=VALID_WITHOUT_IMAGE) from None
     arguments.refuse_missing()
     return request
+
+
+def _may_generate(arguments: TaskArguments) -> bool:
+    """Whether the DAG allows a generation if the image to edit is empty."""
+    return "if_no_image" in arguments.checks and arguments.checked("if_no_image") == "generate"

@@ -66,18 +66,27 @@ class IncompleteText(str):
 
     :param text: the text.
     :param word: the word, such as ``None``.
+    :param is_undefined: the missing value is a name that does not exist.
     """
 
     word: str
+    is_undefined: bool
 
-    def __new__(cls, text: str, word: str) -> IncompleteText:
+    def __new__(cls, text: str, word: str, *, is_undefined: bool = False) -> IncompleteText:
         made = super().__new__(cls, text)
         made.word = word
+        made.is_undefined = is_undefined
         return made
 
     def __getitem__(self, part: Any) -> str:
         text = super().__getitem__(part)
         return IncompleteText(text, self.word) if self.word.casefold() in text.casefold() else text
+
+
+class UndefinedText(str):
+    """A complete rendered value that is the text of a name that does not exist: probably a typo, and not a missing
+    value that the DAG allows.
+    """
 
 
 def missing_after_rendering(

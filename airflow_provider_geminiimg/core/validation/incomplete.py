@@ -105,7 +105,8 @@ def _missing(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[IncompleteT
             yield value
         elif isinstance(value, Undefined):
             if value._undefined_name is not None:
-                yield IncompleteText(str(value), str(value))  # StrictUndefined raises here, as when printed
+                text = str(value)  # StrictUndefined raises here, as when printed
+                yield IncompleteText(text, text, is_undefined=True)
         elif is_missing(value) or (isinstance(value, (list, tuple)) and all(map(is_missing, value))):
             yield IncompleteText(str(value), str(value))
         if depth and isinstance(value, (Mapping, list, tuple)):

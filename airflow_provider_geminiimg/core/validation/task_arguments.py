@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airflow_provider_geminiimg.core.redaction.scrubbing import scrub
-from airflow_provider_geminiimg.core.validation.absent import IncompleteText
+from airflow_provider_geminiimg.core.validation.absent import IncompleteText, UndefinedText
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
@@ -47,6 +47,15 @@ class TaskArguments:
         :raises BadRequestError: the value is not allowed.
         """
         return self.checks[name](name, self.values[name])
+
+    def without_empty(self, name: str) -> TaskArguments:
+        """These arguments; if `name` is missing after rendering, it counts as not given. A name that does not exist,
+        and a text with a missing part, stay errors.
+        """
+        if name not in self.absent or isinstance(self.absent[name], IncompleteText | UndefinedText):
+            return self
+        absent = {place: value for place, value in self.absent.items() if place != name}
+        return replace(self, values={**self.values, name: None}, absent=absent)
 
     def refuse_unrendered(self) -> None:
         """:raises BadRequestError: a template refers to something that does not exist."""
