@@ -206,7 +206,7 @@ class GeminiImageJobTrigger(BaseTrigger):
         """Wait, then fire once. No code runs after the event, because Airflow may not resume the generator.
 
         It fires `MIN_SECONDS` after its start at the earliest: the process that deferred can take 5 s to end, and if
-        its end is reported after the task has resumed, Airflow up to 3.3.2 fails the task
+        its end is reported after the task has resumed, Airflow up to 3.4.0b2 may fail the task
         (https://github.com/apache/airflow/issues/72716).
         """
         earliest = time.monotonic() + MIN_SECONDS
