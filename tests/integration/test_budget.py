@@ -419,14 +419,19 @@ async def test_each_run_dag_namespace_and_connection_has_a_run_budget_of_its_own
         replace(ITEM, run_id="2026-11-29"),
         replace(ITEM, dag_id="a/b", run_id="../c"),
         replace(ITEM, namespace="second"),
-        replace(ITEM, task_id="another", map_index=7, item="0123456789abcdef"),  # of the same run
     ]
+    same_run = (
+        replace(ITEM, task_id="another"),
+        replace(ITEM, map_index=7, item="0123456789abcdef"),
+        replace(ITEM, iteration=2),
+    )
     async with worker(store) as budgets:
-        for item in items[:-1]:
+        for item in items:
             await buy(budgets, shop, item=item)
         await buy(budgets, other)
-        with pytest.raises(OverBudgetError):
-            await buy(budgets, shop, item=items[-1])
+        for item in same_run:
+            with pytest.raises(OverBudgetError):
+                await buy(budgets, shop, item=item)
     assert sorted(documents(store)) == [
         "budgets/default/runs/runs/shop/manual__1.json",
         "budgets/default/shop/runs/a%2Fb/..%2Fc.json",

@@ -14,6 +14,7 @@ from airflow.sdk import DAG, task, task_group
 
 from airflow_provider_geminiimg import (
     GeminiImageBatchOperator,
+    GeminiImageEditOperator,
     GeminiImageGenerateOperator,
     GeminiImageJobSensor,
     GeminiImageSubmitOperator,
@@ -274,3 +275,36 @@ def test_the_link_of_an_iteration_opens_that_iteration(airflow: AirflowHarness, 
     run = airflow.run_dag(loop.dag, timeout=PATIENCE)
     links = [run.xcom("body.made", "_link_ImagesLink", iteration=n) for n in range(ITERATIONS)]
     assert [link.rpartition("&")[2] for link in links] == ["iteration=0", "iteration=1", "iteration=2"]
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
+def test_an_edit_operator_generates_in_the_first_iteration_and_edits_its_image_in_the_others(
+    airflow: AirflowHarness, sandbox: Sandbox, conn_id: str, deferrable: bool
+) -> None:
+    with DAG("looped", schedule=None) as dag:
+
+        @task_group
+        def body() -> None:
+            GeminiImageEditOperator(
+                task_id="made", prompt=SAME, image="{{ loop.previous | tojson }}", if_no_image="generate",
+                geminiimg_conn_id=conn_id, poll_interval=0.02, resolution="512", deferrable=deferrable,
+            )  # fmt: skip
+
+        cast("Any", body).loop(max_iterations=ITERATIONS)
+    run = airflow.run_dag(dag, timeout=PATIENCE)
+    assert [each.value["operation"] for each in run.tasks("body.made")] == ["generate", "edit", "edit"], run.log
+    assert [entry["operation"] for entry in sandbox.ledger()] == ["generate", "edit", "edit"]
+
+
+def test_the_budget_of_a_run_ends_a_loop_and_a_clear_pays_nothing_more(
+    airflow: AirflowHarness, sandbox: Sandbox, api_users: ApiUsers, connect: Callable[..., str]
+) -> None:
+    budget = {"run_budget": 2 * 0.0672, "requests_per_minute": 100_000}
+    loop = Loop("plain", SAME, sandbox, connect("capped", **sandbox.connection("apimaster", **budget)))
+    run = airflow.run_dag(loop.dag, timeout=PATIENCE)
+    assert [each.state for each in loop.made(run)] == ["success", "success", "failed"]
+    said = loop.made(run)[2].log
+    assert "run budget of connection 'capped' does not cover: of 0.1344 USD, 0.1344 are spent" in said
+    run.clear_by_api(api_users, *loop.made(run))
+    assert [each.state for each in loop.made(run)] == ["success", "success", "failed"]
+    assert len(sandbox.ledger()) == 2
