@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos mutation \
-  bench test-compat test-wheel clean
+  bench test-compat test-loops test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
@@ -72,6 +72,10 @@ bench: $(BENCH)/.ready ## Measure the package beside what one would otherwise wr
 
 test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
 	@$(BIN)/python -m scripts.test_compat
+
+test-loops: $(READY) postgres ## Run the live tests of loops with the newest Airflow (3.4); CORE=1 for what .ci/run runs; ALL=1 for every live test
+	@$(BIN)/python -m scripts.test_loops $(if $(CORE),--core) $(if $(ALL),--all)
+	@cat build/loops.txt
 
 test-wheel: $(READY) ## Install the built wheel into a new environment and ask Airflow for it
 	scripts/test_wheel

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "matrix"
 COMMITTED = ROOT / "docs" / "failure-matrix.json"
 GROUPS = ("processes", "airflow", "gateway", "storage", "time")
-GATEWAYS, MODES = ("1min", "apimaster"), ("waiting", "deferred", "batch", "collect", "sensor")
+GATEWAYS, MODES = ("1min", "apimaster"), ("waiting", "deferred", "batch", "collect", "sensor", "loop")
+NEEDS = {"loop": (3, 4)}  # the first Airflow that can run a mode
+AIRFLOW = tuple(int(part) for part in metadata.version("apache-airflow").split(".")[:2])
 COUNTS = ("submitted", "paid", "landed", "unknown", "no_image", "lost", "paid_twice")
 HEAD = ("row", "gateway", "mode", *(name.replace("_", " ") for name in COUNTS), "state")
 
@@ -76,9 +79,10 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 def merged(committed: Iterable[Row], results: Iterable[Row], whole: Sequence[str]) -> list[Row]:
     """The committed rows, with the results in place of those of the same name.
 
-    :param whole: groups that have been run whole: a committed row of theirs that has no result is no row any more.
+    :param whole: groups that have been run whole: a committed row of theirs that has no result is no row any more,
+        unless this Airflow cannot run it.
     """
-    rows = {_name(row): row for row in committed if row["group"] not in whole}
+    rows = {_name(row): row for row in committed if row["group"] not in whole or not _runs_here(row)}
     return ordered({**rows, **{_name(row): row for row in results}}.values())
 
 
@@ -119,6 +123,10 @@ def table(rows: Sequence[Row]) -> str:
 def written(rows: Sequence[Row]) -> str:
     """`rows` as the committed file has them: one a line, so that a diff shows what changed."""
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
+
+
+def _runs_here(row: Row) -> bool:
+    return NEEDS.get(row["mode"], ()) <= AIRFLOW
 
 
 def _name(row: Row) -> tuple[str, ...]:

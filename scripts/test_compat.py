@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +143,11 @@ def choose(minor: str, versions: Iterable[str]) -> str:
     return str(max(known, key=lambda version: (not version.is_prerelease, version)))
 
 
-def install(target: Target, release: str, interpreter: Path, wheel: Path) -> Path:
-    """Make the environment, or bring it up to date; gives its Python."""
+def install(target: Target, release: str, interpreter: Path, wheel: Path, more: Sequence[str] = ()) -> Path:
+    """Make the environment, or bring it up to date; gives its Python.
+
+    :param more: packages to install, too.
+    """
     home = ROOT / ".venvs" / f"{release}-{target.python}"
     python = home / "bin" / "python"
     if not python.exists():  # also where the interpreter that it points to has gone
@@ -155,7 +158,7 @@ def install(target: Target, release: str, interpreter: Path, wheel: Path) -> Pat
         *("pip", "install", "--quiet", "--python", str(python), "--reinstall-package", "airflow-provider-geminiimg"),
         # uv takes a pre-release only of what is named with one.
         *(f"apache-airflow=={release}", f"apache-airflow-core=={release}", "apache-airflow-task-sdk>=1.0.0a0"),
-        *(f"{wheel}[sandbox,thumbnails]", *TOOLS),
+        *(f"{wheel}[sandbox,thumbnails]", *TOOLS, *more),
     ]
     try:
         uv(*command, "-c", str(constraints))

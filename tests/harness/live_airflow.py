@@ -58,6 +58,12 @@ _SETTINGS = {
 }
 
 
+def iteration_of(ti: Mapping[str, Any]) -> int | None:
+    """The iteration of a task instance, as the API shows it; ``None`` outside loops, which Airflow has from 3.4 on."""
+    found = ti.get("loop_iteration")
+    return None if found is None else int(found["iteration"])
+
+
 def free_port() -> int:
     """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
@@ -109,7 +115,7 @@ class LiveAirflow:
         """The process id of every component that was started, by its name."""
         return {name: process.pid for name, process in self._processes.items()}
 
-    def start(self, components: Sequence[str] = COMPONENTS, *, timeout: float = 120) -> None:
+    def start(self, components: Sequence[str] = COMPONENTS, *, timeout: float = 300) -> None:
         """Make or bring up to date the database, start the components, and wait until each has given a sign of life.
 
         :param components: which; the API is needed by everything else.
@@ -208,12 +214,27 @@ class LiveAirflow:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.log"
 
-    def task_log(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, attempt: int = 1) -> str:
-        """A task's log as its worker wrote it, empty where there is none (yet); the triggerer's part follows it."""
+    def task_log(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        *,
+        map_index: int = -1,
+        iteration: int | None = None,
+        attempt: int = 1,
+    ) -> str:
+        """A task's log as its worker wrote it, empty where there is none (yet); the triggerer's part follows it.
+
+        In a loop it lies in a folder ``pass=1``, or ``pass=1.2`` if Airflow has created the iteration again.
+        """
         folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
         if map_index >= 0:
             folder /= f"map_index={map_index}"
-        return "".join(path.read_text() for path in sorted(folder.glob(f"attempt={attempt}.log*")))
+        name = f"attempt={attempt}.log*"
+        paths = sorted(folder.glob(name) if iteration is None else folder.glob(f"pass={iteration}*/**/{name}"))
+        folders = (None, f"pass={iteration}")
+        return "".join(path.read_text() for path in paths if _pass_of(folder, path) in folders)
 
     def api(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """One call of Airflow's REST API.
@@ -229,7 +250,7 @@ class LiveAirflow:
         return answer.json() if answer.content else None
 
     def trigger(
-        self, dag_id: str, run_id: str, conf: Mapping[str, Any] | None = None, *, timeout: float = 60
+        self, dag_id: str, run_id: str, conf: Mapping[str, Any] | None = None, *, timeout: float = 180
     ) -> dict[str, Any]:
         """Start a run, as soon as the DAG processor has read the DAG.
 
@@ -278,28 +299,38 @@ class LiveAirflow:
         return state
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Every task instance of a run, mapped ones each, in the order of task id and map index."""
+        """Every task instance of a run, by task id, iteration of a loop, and map index."""
         found: list[dict[str, Any]] = []
         while True:
             page = self.api("GET", f"{_path(dag_id, run_id)}/taskInstances", limit=100, offset=len(found))
             found += page["task_instances"]
             if not page["task_instances"] or len(found) >= page["total_entries"]:
-                return sorted(found, key=lambda ti: (ti["task_id"], ti["map_index"]))
+                return sorted(found, key=lambda ti: (ti["task_id"], iteration_of(ti) or 0, ti["map_index"]))
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value", map_index: int = -1) -> Any:
-        """The value of an XCom.
+        """The value of an XCom of a task outside loops.
 
         :raises httpx.HTTPStatusError: 404 where there is none.
         """
-        path = f"{_path(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/xcomEntries/{_quoted(key)}"
-        return self.api("GET", path, map_index=map_index, stringify=False)["value"]
+        return self._xcom(dag_id, run_id, task_id, key, map_index=map_index)
 
-    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
-        """Clear tasks of a run, all of them where none is named; the run goes on at once."""
+    def xcom_of(self, ti: Mapping[str, Any], *, key: str = "return_value") -> Any:
+        """The value of an XCom of a task instance, as the API shows it: in a loop a task id alone does not name one.
+
+        :raises httpx.HTTPStatusError: 404 where there is none.
+        """
+        where = {name: ti[name] for name in ("map_index", "region_id", "region_index") if name in ti}
+        return self._xcom(ti["dag_id"], ti["dag_run_id"], ti["task_id"], key, **where)
+
+    def clear(self, dag_id: str, run_id: str, *task_ids: str, **options: Any) -> None:
+        """Clear tasks of a run, all of them where none is named; the run goes on at once.
+
+        :param options: more fields of the request. In a loop (Airflow 3.4) ``task_instance_ids`` name the tasks.
+        """
         body: dict[str, Any] = {"dry_run": False, "only_failed": False, "reset_dag_runs": True, "dag_run_id": run_id}
         if task_ids:
             body["task_ids"] = list(task_ids)
-        self.api("POST", f"/dags/{_quoted(dag_id)}/clearTaskInstances", body)
+        self.api("POST", f"/dags/{_quoted(dag_id)}/clearTaskInstances", {**body, **options})
 
     def set_state(self, dag_id: str, run_id: str, task_id: str, state: str, *, map_index: int = -1) -> None:
         """Mark a task instance ``"failed"`` or ``"success"``, as the button does."""
@@ -317,6 +348,10 @@ class LiveAirflow:
             timeout=timeout,
             check=False,
         )
+
+    def _xcom(self, dag_id: str, run_id: str, task_id: str, key: str, **where: Any) -> Any:
+        path = f"{_path(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/xcomEntries/{_quoted(key)}"
+        return self.api("GET", path, stringify=False, **where)["value"]
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
@@ -415,6 +450,12 @@ class LiveAirflow:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{complaint}; logs: {self.home / 'logs'}")
             time.sleep(pause)
+
+
+def _pass_of(folder: Path, log: Path) -> str | None:
+    """The folder of a loop's iteration in which a log lies, without the number of its fork."""
+    first = log.relative_to(folder).parts[0]
+    return first.partition(".")[0] if first.startswith("pass=") else None
 
 
 def _quoted(segment: str) -> str:

@@ -9,6 +9,7 @@ What must stay true: nothing that a row does to its processes, its gateway or it
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ import psutil
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.sandbox import Sandbox
 from tests.harness import REPOSITORY, TESTS
-from tests.harness.live_airflow import LiveAirflow
+from tests.harness.live_airflow import LiveAirflow, iteration_of
 from tests.harness.matrix import Balance, Row, read_records, weigh
 from tests.harness.moto import age_object, start_moto
 from tests.harness.postgres import Postgres
@@ -36,6 +37,8 @@ from tests.harness.s3_proxy import Held, S3Proxy
 
 BUCKET = "matrix"
 RUN = "run"
+LOOPS = (3, 4)  # the first Airflow with loops
+MADE = ("made", "body.made")
 PATIENCE = 150.0  # seconds that a row waits for one event; the machine may be busy
 
 # One file makes all DAGs; each reads its arguments when it is parsed, also by a task, so that an edit counts at once.
@@ -44,21 +47,31 @@ DAGS = """
     from datetime import timedelta
     from pathlib import Path
 
-    from airflow.sdk import DAG
+    from airflow.sdk import DAG, task_group
 
     from airflow_provider_geminiimg import GeminiImageGenerateOperator
 
+    def make(conn_id, execution_timeout=None, **arguments):
+        GeminiImageGenerateOperator(
+            task_id="made",
+            geminiimg_conn_id=conn_id,
+            execution_timeout=None if execution_timeout is None else timedelta(seconds=execution_timeout),
+            retry_delay=timedelta(seconds=1),
+            **arguments,
+        )
+
     for path in sorted(Path(__file__).with_name("rows").glob("*.json")):
         arguments = json.loads(path.read_text())
-        seconds = arguments.pop("execution_timeout", None)
+        iterations = arguments.pop("iterations", 0)
         with DAG(path.stem, schedule=None, catchup=False) as dag:
-            GeminiImageGenerateOperator(
-                task_id="made",
-                geminiimg_conn_id=path.stem,
-                execution_timeout=None if seconds is None else timedelta(seconds=seconds),
-                retry_delay=timedelta(seconds=1),
-                **arguments,
-            )
+            if iterations:
+
+                def body():
+                    make(path.stem, **arguments)
+
+                task_group(body).loop(max_iterations=iterations)
+            else:
+                make(path.stem, **arguments)
         globals()[path.stem] = dag
 """
 SETTINGS = {
@@ -94,6 +107,8 @@ class Plan:
     :param latency: seconds that a job takes at the gateway.
     :param asked_again: how often a user asked to buy the first prompt again.
     :param core: continuous integration runs this row; the others are run by hand.
+    :param iteration: the iteration of a loop in which it happens, which is the loop's last one. Each iteration has a
+        prompt of its own. ``None``: no loop. A loop needs Airflow `LOOPS`.
     """
 
     dag_id: str
@@ -110,6 +125,7 @@ class Plan:
     latency: float = 0.5
     asked_again: int = 0
     core: bool = False
+    iteration: int | None = None
 
 
 class LiveRow:
@@ -118,7 +134,9 @@ class LiveRow:
     def __init__(self, stage: LiveRows, plan: Plan, sandbox: Sandbox) -> None:
         self.stage, self.plan, self.sandbox = stage, plan, sandbox
         self.dag_id = plan.dag_id
-        self.prompt = f"an image for {plan.dag_id}"
+        self.iteration = plan.iteration
+        self.task_id = "made" if plan.iteration is None else "body.made"
+        self.prompt = f"an image for {plan.dag_id}" + ("" if plan.iteration is None else ", number {{ loop.index }}")
         self.airflow = stage.airflow
         self._route = {"1min": "onemin", "apimaster": "apimaster"}[plan.gateway]
 
@@ -133,6 +151,7 @@ class LiveRow:
             "poll_interval": 0.5,
             "retries": 6,  # a busy scheduler takes a task that comes back from its trigger for a lost one
             **self.plan.arguments,
+            **({} if self.plan.iteration is None else {"iterations": self.plan.iteration + 1}),
         }
         path = self.stage.rows / f"{self.dag_id}.json"
         path.with_suffix(".part").write_text(json.dumps({**usual, **arguments}))
@@ -156,6 +175,12 @@ class LiveRow:
         """Kill the process that is about to link or replace a file (see ``site/sitecustomize.py``)."""
         rule = {"event": event, "path": path.format(dag=self.dag_id), "victim": victim, "nth": nth}
         (self.stage.strikes / f"{self.dag_id}.json").write_text(json.dumps(rule))
+
+    def in_iteration(self, iteration: int) -> LiveRow:
+        """The same row, as it is seen from another iteration of its loop."""
+        row = copy.copy(self)
+        row.iteration = iteration
+        return row
 
     # What happens
 
@@ -186,7 +211,10 @@ class LiveRow:
     def clear(self) -> None:
         """Clear the task, as the button does, and wait until its next attempt has begun or ended."""
         before = self.task["try_number"]
-        self.airflow.clear(self.dag_id, RUN, "made")
+        if self.iteration is None:
+            self.airflow.clear(self.dag_id, RUN, self.task_id)
+        else:
+            self.airflow.clear(self.dag_id, RUN, task_instance_ids=[self.task["id"]])
         self.until(lambda ti: ti["try_number"] > before or ti["state"] is None)
 
     def delete_run(self) -> None:
@@ -194,7 +222,7 @@ class LiveRow:
         path = f"/dags/{self.dag_id}/dagRuns/{RUN}"
         self.airflow.api("PATCH", path, {"state": "failed"})
         self.airflow.api("DELETE", path)
-        self.stage.until(lambda: (self.dag_id not in self.stage.tasks) or None, "the run is still there")
+        self.stage.until(lambda: self._seen() is None or None, "the run is still there")
 
     def deadline_passes(self) -> None:
         """Make the bucket, or the disk, say that the records were written ten minutes ago."""
@@ -225,11 +253,14 @@ class LiveRow:
         """Wait until the task instance is so."""
 
         def found() -> dict[str, Any] | None:
-            ti = self.stage.tasks.get(self.dag_id)
+            ti = self._seen()
             return ti if ti is not None and met(ti) else None
 
-        ti: dict[str, Any] = self.stage.until(found, f"{self.dag_id}: {self.stage.tasks.get(self.dag_id)}")
+        ti: dict[str, Any] = self.stage.until(found, f"{self.dag_id}: {self._seen()}")
         return ti
+
+    def _seen(self) -> dict[str, Any] | None:
+        return self.stage.tasks.get((self.dag_id, self.iteration))
 
     def deferred(self) -> None:
         """Wait until the task waits in the triggerer."""
@@ -251,7 +282,11 @@ class LiveRow:
 
     def log(self) -> str:
         """What all attempts logged, without what surrounds it."""
-        lines = "".join(self.airflow.task_log(self.dag_id, RUN, "made", attempt=n) for n in range(1, 12)).splitlines()
+        logs = (
+            self.airflow.task_log(self.dag_id, RUN, self.task_id, iteration=self.iteration, attempt=n)
+            for n in range(1, 12)
+        )
+        lines = "".join(logs).splitlines()
         return "\n".join(str(json.loads(line).get("event")) for line in lines if line.endswith("}"))
 
     def records(self) -> list[Record]:
@@ -267,7 +302,7 @@ class LiveRow:
 
     def result(self) -> Row:
         plan = self.plan
-        mode = "deferred" if plan.deferrable else "waiting"
+        mode = "loop" if plan.iteration is not None else "deferred" if plan.deferrable else "waiting"
         state = str(self.task["state"])
         return Row(plan.group, plan.event, plan.moment, plan.gateway, mode, self.balance(), state, plan.then)
 
@@ -282,7 +317,7 @@ class LiveRows:
 
     def __init__(self, home: Path, plans: list[Plan], *, disk: bool = False) -> None:
         self.s3_proxy = S3Proxy()
-        self.tasks: dict[str, dict[str, Any]] = {}
+        self.tasks: dict[tuple[str, int | None], dict[str, Any]] = {}
         self._looks = 0
         self._home, self._plans = home, plans
         self.root = (home / "root").as_uri() if disk else f"s3://{BUCKET}/root"
@@ -365,7 +400,7 @@ class LiveRows:
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(0.5):
             with contextlib.suppress(Exception):  # the api-server may be the one that a row restarts
-                found = {ti["dag_id"]: ti for ti in self._all_tasks()}
+                found = {(ti["dag_id"], iteration_of(ti)): ti for ti in self._all_tasks() if ti["task_id"] in MADE}
                 with self._looked:
                     self.tasks = found
                     self._looks += 1

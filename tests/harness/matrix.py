@@ -59,7 +59,8 @@ class Row:
     :param event: what happens, such as "The task process is killed".
     :param moment: when, such as "between the intent and the gateway's answer"; may be empty.
     :param gateway: ``1min`` or ``apimaster``.
-    :param mode: ``waiting`` (in the worker), ``deferred``, ``batch``, ``collect`` or ``sensor``.
+    :param mode: ``waiting`` (in the worker), ``deferred``, ``batch``, ``collect``, ``sensor``, or ``loop`` (waiting, in
+        the second iteration of a loop; needs Airflow 3.4).
     :param balance: what became of the money in the end.
     :param state: the task's state in the end.
     :param then: what the next attempt, or a person, does about it; for the docs.

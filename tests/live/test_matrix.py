@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.harness import airflow_rows, component_rows, process_rows
-from tests.harness.live_rows import LiveRow, LiveRows, Plan
+from tests.harness import AIRFLOW, airflow_rows, component_rows, loop_rows, process_rows
+from tests.harness.live_rows import LOOPS, LiveRow, LiveRows, Plan
 from tests.harness.matrix import Row
 
 AT_ONCE = 10
-ON_S3 = [*process_rows.PLANS, *airflow_rows.PLANS]
+ON_S3 = [*process_rows.PLANS, *airflow_rows.PLANS, *loop_rows.PLANS]
 ON_DISK = [*component_rows.PLANS, *component_rows.ALONE]
 Rows = dict[str, Future[Row]]
 
@@ -46,12 +46,23 @@ def on_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def rows(plans: Sequence[Plan]) -> list[Any]:
-    return [pytest.param(plan, id=plan.dag_id, marks=[pytest.mark.core] if plan.core else []) for plan in plans]
+    return [pytest.param(plan, id=plan.dag_id, marks=[*marks(plan)]) for plan in plans]
+
+
+def marks(plan: Plan) -> Iterator[pytest.MarkDecorator]:
+    if plan.core:
+        yield pytest.mark.core
+    if not runs_here(plan):
+        yield pytest.mark.skip(reason="this Airflow has no loops; 3.4 has")
+
+
+def runs_here(plan: Plan) -> bool:
+    return plan.iteration is None or AIRFLOW >= LOOPS
 
 
 def chosen(request: pytest.FixtureRequest, plans: Sequence[Plan]) -> list[Plan]:
     names = {item.callspec.id for item in request.session.items if hasattr(item, "callspec")}
-    return [plan for plan in plans if plan.dag_id in names]
+    return [plan for plan in plans if plan.dag_id in names and runs_here(plan)]
 
 
 def perform(row: LiveRow) -> Row:

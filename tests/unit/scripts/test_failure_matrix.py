@@ -70,6 +70,18 @@ def test_a_row_that_was_not_run_stays_unless_its_group_was_run_whole(folder: Pat
     assert events() == ["killed", "503"]
 
 
+@pytest.mark.parametrize(("airflow", "left"), [((3, 3), ["502", "killed"]), ((3, 4), ["502"])])
+def test_a_row_that_this_airflow_cannot_run_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, airflow: tuple[int, int], left: list[str]
+) -> None:
+    ran(folder, row("502"), row("killed", mode="loop"))
+    main(["--write"])
+    (folder / "results" / "gateway" / "1.json").unlink()
+    monkeypatch.setattr(failure_matrix, "AIRFLOW", airflow)
+    main(["--write", "--whole", "gateway"])
+    assert events() == left
+
+
 def test_nothing_that_was_run_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check"]) == 1
     assert "No row has been run" in capsys.readouterr().err
