@@ -14,16 +14,19 @@ from pathlib import Path
 
 from scripts.test_compat import HERE, NEWEST_AIRFLOW, ROOT, Target, build, install
 
-# What the live tests need besides the package: FAB's users, a bucket, PostgreSQL's drivers.
+# What the live tests and the browser tests need besides the package: FAB's users, a bucket, PostgreSQL's drivers.
 TOOLS = (
     *("apache-airflow-providers-amazon", "apache-airflow-providers-fab"),
-    *("asyncpg", "moto[server]", "psutil", "psycopg2-binary"),
+    *("asyncpg", "moto[server]", "psutil", "psycopg2-binary", "playwright"),
 )
 LOOPS = [f"tests/live/test_{name}.py" for name in ("loops", "matrix", "root_moved")]
+BROWSER = ["tests/browser/test_loops.py"]
 
 
-def selection(*, core: bool, every: bool) -> list[str]:
+def selection(*, core: bool, every: bool, browser: bool = False) -> list[str]:
     """The arguments of pytest: which tests."""
+    if browser:
+        return BROWSER
     if every:
         return ["tests/live"]
     return [*LOOPS, "-k", "loop or moved", *(["-m", "core"] if core else [])]
@@ -34,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="test_loops", description=__doc__)
     parser.add_argument("--core", action="store_true", help="only what continuous integration runs")
     parser.add_argument("--all", action="store_true", help="every live test")
+    parser.add_argument("--browser", action="store_true", help="only the browser tests of the gallery")
     given = parser.parse_args()
     target = Target(NEWEST_AIRFLOW, HERE, [])
     try:
@@ -45,7 +49,8 @@ def main() -> int:
         wheel, _ = build(Path(name))
         python = install(target, release, Path(sys.executable), wheel, TOOLS)
     print(f"Airflow {release}, Python {HERE}", flush=True)
-    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *selection(core=given.core, every=given.all)]
+    tests = selection(core=given.core, every=given.all, browser=given.browser)
+    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *tests]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

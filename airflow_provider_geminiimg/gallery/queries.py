@@ -138,6 +138,7 @@ class GalleryQueries:
             "without_price": without_price,
             "tasks": sorted({address_of(key).task_id for key in keys}),
             "models": sorted({record.model for record in records}),
+            "iterations": sorted({at.iteration for key in keys if (at := index_of(key)) and at.iteration is not None}),
             "looked_at": len(entries),
             "more": more or len(keys) > len(entries),
         }
@@ -216,7 +217,7 @@ class GalleryQueries:
             "job_id": record.job_id,
             "reused_from": record.reused_from,
             "mismatch": manifest.get("mismatch"),
-            "inputs": len(record.inputs),
+            "inputs": [source["sha256"] for source in record.inputs[:MAX_IMAGES]],
             "images": self._images(record),
         }
 

@@ -57,16 +57,16 @@ class World:
     root: str
     held: SandboxClient
 
-    def waits_for_a_person(self, dag_id: str, task_id: str) -> None:
+    def waits_for_a_person(self, dag_id: str, task_id: str, *, timeout: float = 90) -> None:
         """Wait until a task asks for an answer."""
-        self._until(dag_id, task_id, lambda state: state in ("awaiting_input", "deferred"))
+        self._until(dag_id, task_id, lambda state: state in ("awaiting_input", "deferred"), timeout)
 
     def ends(self, dag_id: str, task_id: str) -> None:
         """Wait for a task's success."""
         self._until(dag_id, task_id, lambda state: state == "success")
 
-    def _until(self, dag_id: str, task_id: str, met: Callable[[str], bool]) -> None:
-        deadline = time.monotonic() + 90
+    def _until(self, dag_id: str, task_id: str, met: Callable[[str], bool], timeout: float = 90) -> None:
+        deadline = time.monotonic() + timeout
         while not met(state := self._state(dag_id, task_id)):
             assert state not in ("failed", "upstream_failed", "skipped"), f"{task_id} is {state}"
             assert time.monotonic() < deadline, f"{task_id} is {state}"

@@ -40,7 +40,7 @@ export const theQuery = () => new URLSearchParams(location.search.replaceAll("+"
 export const asQuery = (query) => `?${query.toString().replaceAll("+", "%20")}`;
 
 /** The address of a view: this page with another query. */
-export function viewAddress(dag, run, task, index) {
-  const given = [dag, run, task, index].map((value, i) => [VIEW[i], value]).filter(isGiven);
+export function viewAddress(dag, run, task, index, iteration) {
+  const given = [dag, run, task, index, iteration].map((value, i) => [VIEW[i], value]).filter(isGiven);
   return asQuery(new URLSearchParams(given));
 }

@@ -4,6 +4,7 @@ import { routeTo, withQuery } from "./addresses.js";
 import { instanceOf } from "./records.js";
 
 const AIRFLOW = "../api/v2"; // Airflow's own API, beside the gallery
+const AIRFLOW_UI = "../ui"; // the API of Airflow's own pages
 const RUNS = 8; // requested at once
 const MOST_INSTANCES = 2000;
 
@@ -48,17 +49,27 @@ export function runsOfDags(dags, offset) {
   return getJson(`${AIRFLOW}/dags/~/dagRuns/list`, { method: "POST", headers, body });
 }
 
-/** Start of the last attempt of each task instance of a run. Earlier images were not made by that attempt. */
+/** A loop of a run: its iterations, and the decisions of its condition. No public API of Airflow 3.4 has these. */
+export const loopOf = (dag, run, loop) => (
+  getJson(`${AIRFLOW_UI}/grid/loop/${[dag, run, loop].map(encodeURIComponent).join("/")}`).catch(() => null)
+);
+
+/**
+ * Start of the last attempt of each task instance of a run, and the loop of each task.
+ * Earlier images were not made by that attempt.
+ */
 export async function beginnings(dag, run, task) {
-  const found = new Map();
+  const began = new Map();
+  const loops = new Map();
   for (let offset = 0; offset < MOST_INSTANCES; ) {
     const page = await instancesOf(dag, run, { task_id: task, limit: 100, offset });
     if (!page?.task_instances.length) break;
     for (const ti of page.task_instances) {
-      found.set(instanceOf({ ...ti, iteration: ti.loop_iteration?.iteration }), ti.start_date);
+      began.set(instanceOf({ ...ti, iteration: ti.loop_iteration?.iteration }), ti.start_date);
+      if (ti.loop_iteration) loops.set(ti.task_id, ti.loop_iteration.loop_id);
     }
     offset += page.task_instances.length;
     if (offset >= page.total_entries) break;
   }
-  return found;
+  return { began, loops };
 }

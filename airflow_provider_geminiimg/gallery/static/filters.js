@@ -1,10 +1,14 @@
-/* The filters of a run by task, model and state. */
+/* The filters of a run by task, iteration of a loop, model and state. */
 
 import { h } from "./dom.js";
 import { STATUSES } from "./records.js";
 
 export const FILTERS = [
   { name: "task", label: "Task", all: "All tasks", options: (seen) => seen.tasks.map((task) => [task, task]) },
+  {
+    name: "iteration", label: "Iteration", all: "All iterations",
+    options: (seen) => seen.iterations.map((each) => [String(each), `Iteration ${each}`]),
+  },
   { name: "model", label: "Model", all: "All models", options: (seen) => seen.models.map((model) => [model, model]) },
   {
     name: "state", label: "State", all: "All states",

@@ -13,7 +13,7 @@ function amountOf(value, currency) {
   return value.toLocaleString(undefined, { ...digits, style: "currency", currency, currencyDisplay: "narrowSymbol" });
 }
 
-const ESTIMATES = ["connection", "google_list"];
+export const ESTIMATES = ["connection", "google_list"];
 
 export const BASES = {
   gateway: "reported by the gateway",

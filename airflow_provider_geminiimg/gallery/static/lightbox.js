@@ -5,6 +5,7 @@ import { compare } from "./compare.js";
 import { Dialog } from "./dialog.js";
 import { $, h, icon, say } from "./dom.js";
 import { durationOf, fileSize, pixels, ratioOf, timeOf } from "./format.js";
+import { chainElement } from "./loops.js";
 import { notice } from "./messages.js";
 import { askedFor, describe, labelOf, nameOf, originChip, paidFor } from "./records.js";
 import { Stage } from "./stage.js";
@@ -87,7 +88,17 @@ class Lightbox extends Dialog {
     this.element.querySelector("[data-do=after]").disabled = this.place + 1 === this.all.length && !goesOn;
     $("lightbox-about").replaceChildren(...this.about(entry));
     $("lightbox-about").parentElement.scrollTop = 0;
-    if (item.inputs || item.operation === "edit") this.chain(entry);
+    if (item.inputs.length || item.operation === "edit") this.chain(entry);
+  }
+
+  /** The iterations of the image's loop; a click shows another one. */
+  iterations({ item, listing }) {
+    const turn = (entry) => {
+      this.show(entry);
+      this.element.querySelector("[aria-current] .step").focus();
+    };
+    const chain = chainElement(listing, item, turn, item);
+    return chain && h("div", { class: "iterations" }, h("h3", null, "Iterations"), chain);
   }
 
   about(entry) {
@@ -121,6 +132,7 @@ class Lightbox extends Dialog {
         h("a", { class: "button strong", href: image.href, download: nameOf(image) }, icon("download"), "Download"),
         h("label", { class: "button" }, choose, "Compare")),
       h("div", { class: "chain" }),
+      this.iterations(entry),
       h("dl", null, rows.flatMap(([what, value]) => [h("dt", null, what), h("dd", null, value)])),
     ].filter(Boolean);
   }

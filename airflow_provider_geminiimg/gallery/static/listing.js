@@ -6,6 +6,8 @@ import { otherCard, imageCard, troubleRow } from "./cards.js";
 import { chip, h, say } from "./dom.js";
 import { counted } from "./format.js";
 import { setShape, totalsOf, walk } from "./grid.js";
+import { lightbox } from "./lightbox.js";
+import { readChains, readDecisions, showChains } from "./loops.js";
 import { emptyNote, notice } from "./messages.js";
 import { BUSY, instanceOf, keyOf, labelOf, originChip, RUN_TONES, TROUBLES, workOf } from "./records.js";
 import { listings } from "./state.js";
@@ -16,20 +18,22 @@ const FEW = 2; // failures that are shown expanded
 
 export class Listing {
   /**
-   * @param where the `dag`, `run`, `task`, `index` and `iteration` that the page shows, as far as they are given
+   * @param where the `dag`, `run`, `task` and `index` that the page shows, as far as they are given
    * @param filters the selected filters
    * @param limit maximum number of images; `null`: all, in pages
    */
   constructor(where, filters = {}, limit = null) {
     Object.assign(this, { where, filters, limit, items: [], next: null, entries: [], cards: new Map() });
     Object.assign(this, { summary: null, run: null, began: new Map(), pause: PAUSE, visible: true });
+    Object.assign(this, { loops: new Map(), chains: new Map(), decisions: new Map() });
     this.totals = h("div", { class: "totals" });
     this.grid = h("ul", { class: "grid", "aria-label": `Images of ${where.run}` });
     this.grid.addEventListener("keydown", walk);
     this.troubles = h("ul", { class: "troubles", "aria-label": `Requests of ${where.run} that made no image` });
     this.attention = h("details", { class: "attention", hidden: true }, h("summary"), this.troubles);
+    this.iterations = h("div", { class: "loops" });
     this.below = h("div", { class: "below" });
-    this.element = h("div", { class: "listing" }, this.attention, this.grid, this.below);
+    this.element = h("div", { class: "listing" }, this.attention, this.iterations, this.grid, this.below);
     listings.push(this);
   }
 
@@ -38,8 +42,8 @@ export class Listing {
   }
 
   get query() {
-    const { task, index, iteration } = this.where;
-    return { task_id: this.filters.task ?? task, map_index: index, iteration };
+    const { task, index } = this.where;
+    return { task_id: this.filters.task ?? task, map_index: index, iteration: this.filters.iteration };
   }
 
   get isBusy() {
@@ -53,8 +57,8 @@ export class Listing {
   }
 
   readSummary() {
-    const { task, index, iteration } = this.where;
-    return ask("summary", { ...this.names, task_id: task, map_index: index, iteration });
+    const { task, index } = this.where;
+    return ask("summary", { ...this.names, task_id: task, map_index: index });
   }
 
   /** Loads the first page, the totals and the filters. */
@@ -104,8 +108,20 @@ export class Listing {
   async readBeginnings() {
     if (!this.items.some((item) => item.landed_at)) return;
     const { dag, run, task } = this.where;
-    this.began = await beginnings(dag, run, task);
+    Object.assign(this, await beginnings(dag, run, task));
     this.showOrigins();
+    this.readLoops();
+  }
+
+  /** Shows the chains of tasks in loops; the decisions are of Airflow, which may not tell them. */
+  async readLoops() {
+    if (this.limit || !this.items.some((item) => Number.isInteger(item.iteration))) return;
+    const show = () => showChains(this.iterations, this, (entry) => lightbox.open(entry));
+    this.chains = await readChains(this);
+    show();
+    if (!this.chains.size) return;
+    this.decisions = await readDecisions(this.where, this.loops);
+    show();
   }
 
   schedule() {
@@ -130,6 +146,7 @@ export class Listing {
       if (changed) await this.again();
       this.surround();
       if (changed || ended) this.readBeginnings();
+      else this.readLoops(); // a decision changes no record
       // A long list takes long to read: the pause grows with the duration of an update.
       this.pause = Math.min(Math.max(PAUSE, 4 * (performance.now() - since)), LONGEST_PAUSE);
     } catch (error) {
@@ -185,6 +202,7 @@ export class Listing {
     this.attention.hidden = !troubles.length;
     this.attention.firstChild.textContent = `${counted(troubles.length, "request")} made no image`;
     this.showOrigins();
+    this.readLoops();
   }
 
   arrange(list, entries) {

@@ -28,9 +28,8 @@ function start() {
   const query = theQuery();
   // Airflow leaves a placeholder without a value unchanged, including its braces.
   const given = (which) => (/^\{\w+\}$/.test(query.get(which) ?? "") ? null : query.get(which) || null);
-  const [dag, run, task, ...numbers] = VIEW.map(given);
-  const [index, iteration] = numbers.map((text) => (/^-?\d+$/.test(text) ? text : null));
-  const where = { dag, run, task, index, iteration };
+  const [dag, run, task, place] = VIEW.map(given);
+  const where = { dag, run, task, index: /^-?\d+$/.test(place) ? place : null };
   $("compare-open").addEventListener("click", () => compare.open([...chosen.values()]));
   $("compare-clear").addEventListener("click", () => {
     chosen.clear();

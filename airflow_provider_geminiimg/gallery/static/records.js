@@ -40,6 +40,7 @@ const inLoop = ({ iteration }) => (Number.isInteger(iteration) ? `, iteration ${
 export const labelOf = (item) => item.task_id + (item.map_index >= 0 ? ` [${item.map_index}]` : "") + inLoop(item);
 export const instanceOf = (item) => [item.task_id, item.iteration ?? "", item.map_index].join("/");
 export const workOf = (item) => `${instanceOf(item)}/${item.item}`;
+export const chainOf = (item) => [item.task_id, item.map_index, item.item].join("/"); // the same in all iterations
 export const keyOf = (item) => `${workOf(item)}/${item.n}`;
 export const statusOf = (item) => (item.error?.code === "content_refused" ? REFUSED : STATUSES[item.status]);
 export const originChip = (origin) => (ORIGINS[origin] ? [chip(...ORIGINS[origin])] : []);

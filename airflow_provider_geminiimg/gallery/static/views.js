@@ -97,8 +97,7 @@ export function ofDag(where) {
 
 /** One run, or one task or task instance of it: all its images. */
 export function ofRunView(where) {
-  const index = { map_index: Number(where.index ?? -1), iteration: where.iteration && Number(where.iteration) };
-  showHead(where, where.task ? labelOf({ task_id: where.task, ...index }) : where.run);
+  showHead(where, where.task ? labelOf({ task_id: where.task, map_index: Number(where.index ?? -1) }) : where.run);
   const query = theQuery();
   const filters = Object.fromEntries(FILTERS.map(({ name: each }) => [each, query.get(each) || null]));
   const bar = h("div", { class: "bar" });

@@ -528,6 +528,8 @@ def test_a_listing_is_narrowed_by_iteration_and_shows_each_one_at_its_own_addres
     assert found("task_id=each&map_index=3&iteration=10") == [("each", 3, 10)]
     assert found("task_id=before") == [("before", -1, None)]
     assert get(f"{SUMMARY}?iteration=2").json()["images"] == 2
+    assert get(SUMMARY).json()["iterations"] == [0, 1, 2, 10]
+    assert get(f"{SUMMARY}?task_id=before").json()["iterations"] == []
     [item] = get(f"{LISTING}?task_id=each&iteration=2").json()["items"]
     assert "/each/2.3/0/1/0" in item["images"][0]["thumb"]
     answer = get(item["images"][0]["thumb"])
