@@ -85,6 +85,7 @@ _IMAGE = "geminiimg"
 _ITEM = "geminiimg/"
 _PLAN = "geminiimg_plan"
 _TOKEN = "geminiimg_token"
+API_CHANNEL = threading.Lock()  # Airflow's channel to its API serves one caller at a time
 
 
 class TaskState:
@@ -95,7 +96,6 @@ class TaskState:
 
     def __init__(self, store: Any) -> None:
         self._store = store
-        self._lock = threading.Lock()  # Airflow's channel to its API serves one caller at a time
         self._token: str | None = None
         self._was_empty = False
         self._written: set[str] = set()
@@ -108,7 +108,7 @@ class TaskState:
 
     def token(self) -> str:
         """A random token, stored until the DAG run is deleted. A DAG run that is created again gets another token."""
-        with self._lock:
+        with API_CHANNEL:
             return self._known_token()
 
     def _known_token(self) -> str:
@@ -136,7 +136,7 @@ class TaskState:
         return StateStoreMarker(self, _PLAN)
 
     def get(self, name: str) -> Mapping[str, Any] | None:
-        with self._lock:
+        with API_CHANNEL:
             self._known_token()
             if self._was_empty and name.startswith(_ITEM) and name not in self._written:
                 return None  # saves one round trip per image of a new batch
@@ -144,7 +144,7 @@ class TaskState:
         return value if isinstance(value, Mapping) else None
 
     def set(self, name: str, value: Mapping[str, Any]) -> None:
-        with self._lock:
+        with API_CHANNEL:
             self._written.add(name)
             self._store.set(name, dict(value), retention=NEVER_EXPIRE)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.sdk import Variable
 
+from airflow_provider_geminiimg._compat import API_CHANNEL
 from airflow_provider_geminiimg.exceptions import LedgerError
 
 
@@ -33,7 +34,8 @@ class RootVariable:
 
     def _asked(self, call: Callable[[], Any]) -> Any:
         try:
-            return call()
+            with API_CHANNEL:
+                return call()
         except Exception as error:
             raise LedgerError(
                 f"Airflow's Variable {self.name!r}, which identifies the ledger, can't be used "
