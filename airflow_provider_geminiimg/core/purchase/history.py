@@ -192,6 +192,8 @@ class ImageHistory:
             "told": await self.token(),
             "decided_by": record.n if older else None,
         }
+        if latest.record.state == "intent":  # this write must not postpone the deadline of its answer
+            changed["answer_within"] = max(0.0, latest.record.answer_within - latest.age)
         await asyncio.to_thread(self.ledger.change, latest.record.key, lambda stored: replace(stored, **changed))
         await save_marker(self.marker, latest.record)
 

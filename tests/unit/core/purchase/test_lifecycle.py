@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +25,7 @@ from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination
 from airflow_provider_geminiimg.core.purchase import lifecycle
+from airflow_provider_geminiimg.core.reconcile.scan import record_status
 from airflow_provider_geminiimg.exceptions import (
     Billed,
     ContentRefusedError,
@@ -138,6 +141,20 @@ async def test_a_job_that_is_remembered_for_another_claim_is_not_taken_for_the_r
     record = disk_shop.put(make_record(answer_within=0.0))
     other = Memory({"record": record.key, "claim": "another", "job_id": "job-1"})
     await disk_shop.refused(OutcomeUnknownError, marker=other)
+    assert disk_shop.calls() == 0
+
+
+async def test_a_clear_that_is_noted_in_a_record_does_not_postpone_the_deadline_of_its_answer(
+    disk_shop: Shop, local_root: str
+) -> None:
+    record = disk_shop.put(make_record(told="the state before the Clear"))
+    path = Path(local_root.removeprefix("file://"), record.key)
+    os.utime(path, (time.time() - 2 * record.answer_within,) * 2)
+    marker = Memory()
+    await disk_shop.refused(OutcomeUnknownError, marker=marker)
+    assert disk_shop.record.told == marker.token(), "the Clear is noted"
+    assert record_status(disk_shop.found()) == "unknown"
+    await disk_shop.refused(OutcomeUnknownError, marker=marker)
     assert disk_shop.calls() == 0
 
 
