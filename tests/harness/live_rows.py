@@ -208,13 +208,16 @@ class LiveRow:
         """Mark the task, as the button does."""
         self.airflow.set_state(self.dag_id, RUN, "made", state)
 
-    def clear(self) -> None:
-        """Clear the task, as the button does, and wait until its next attempt has begun or ended."""
+    def clear(self, **options: Any) -> None:
+        """Clear the task, as the button does, and wait until its next attempt has begun or ended.
+
+        :param options: more fields of the request.
+        """
         before = self.task["try_number"]
         if self.iteration is None:
-            self.airflow.clear(self.dag_id, RUN, self.task_id)
+            self.airflow.clear(self.dag_id, RUN, self.task_id, **options)
         else:
-            self.airflow.clear(self.dag_id, RUN, task_instance_ids=[self.task["id"]])
+            self.airflow.clear(self.dag_id, RUN, task_instance_ids=[self.task["id"]], **options)
         self.until(lambda ti: ti["try_number"] > before or ti["state"] is None)
 
     def delete_run(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.harness.airflow_rows import RUNS_ON
+from tests.harness.airflow_rows import RUNS_ON, SUCCESS, waits_then_unknown
 from tests.harness.live_rows import LiveRow, Plan
 from tests.harness.matrix import Balance
 from tests.harness.process_rows import (
@@ -63,12 +63,29 @@ def first_cleared(point: Point) -> Callable[[LiveRow], None]:
     return act
 
 
+def second_created_again(point: Point, then: Callable[[LiveRow], None]) -> Callable[[LiveRow], None]:
+    """Clear the first iteration with what follows while the second one is held: Airflow ends it and creates another."""
+
+    def act(row: LiveRow) -> None:
+        grip = point.hold(row)
+        row.trigger()
+        grip.reached()
+        task, _ = row.processes()
+        row.in_iteration(0).clear(include_downstream=True)
+        task.wait(timeout=120)
+        grip.let_go()
+        then(row)
+
+    return act
+
+
 def _plan(dag_id: str, event: str, point: str, gateway: str, act: Callable[[LiveRow], None], expected: Balance,
           state: str, then: str, **more: Any) -> Plan:  # fmt: skip
     return Plan(dag_id, event, HELD[point].moment, gateway, act, expected, state, then, iteration=1, **more)
 
 
 KILLED = "The task's process is killed"
+AGAIN = "The first iteration is cleared with what follows; Airflow creates the second one again"
 
 PLANS = [
     _plan("loop_sent_paid", KILLED, "sent_paid", "1min", task_killed_while_sending(HELD["sent_paid"]),
@@ -79,4 +96,10 @@ PLANS = [
           BOTH_LANDED, "success", f"{POLLED} {EARLIER}"),
     _plan("loop_cleared", "The first iteration is cleared", "sent_paid", "apimaster", first_cleared(HELD["sent_paid"]),
           BOTH_LANDED, "success", f"{EARLIER} {RUNS_ON}", group="airflow"),
+    _plan("loop_again_sent", AGAIN, "sent_paid", "1min",
+          second_created_again(HELD["sent_paid"], waits_then_unknown), ONE_UNKNOWN, "failed", f"{UNKNOWN} {EARLIER}",
+          group="airflow"),
+    _plan("loop_again_sidecar", AGAIN, "sidecar", "apimaster",
+          second_created_again(HELD["sidecar"], SUCCESS), BOTH_LANDED, "success", f"{POLLED} {EARLIER}",
+          group="airflow"),
 ]  # fmt: skip
