@@ -186,7 +186,8 @@ def iteration_of(context: Mapping[str, Any]) -> int | None:
     if loop is not None:
         return int(loop.index)
     ti = context["ti"]
-    if ti.map_index < 0 and (getattr(ti, "region_index", None) or 0) > 0:
+    position = getattr(ti, "region_index", None)  # of a task that is not mapped: the iteration, or -1 outside loops
+    if ti.map_index < 0 and position is not None and position >= 0:
         raise LedgerError(
             "This task runs in a loop, but Airflow does not say in which iteration.",
             billed=Billed.UNKNOWN,
