@@ -23,14 +23,16 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus, urlsplit
 
+from tests.harness import AIRFLOW
+
 PIECE = 16  # characters in a row that count as a leak
 _BLOCK = PIECE // 2  # every piece holds one whole block that starts at a multiple of this
 
+RENDERED_FIELDS = "rtif_v2" if AIRFLOW >= (3, 4) else "rendered_task_instance_fields"
 AIRFLOWS_COPIES = {
     "serialized_dag": "the DAG as the scheduler knows it, every operator's arguments included",
     "dag_code": "the DAG's source",
-    "rendered_task_instance_fields": "the arguments after rendering, for the page of the task instance",
-    "rtif_v2": "the same, from Airflow 3.4 on",
+    RENDERED_FIELDS: "the arguments after rendering, for the page of the task instance",
 }
 """Tables that hold operators' arguments by Airflow's design, and why. Keys and links are searched for there too."""
 

@@ -175,7 +175,7 @@ def test_the_key_is_in_no_repr(loot: Loot) -> None:
 @pytest.mark.parametrize(
     ("table", "holds"),
     [
-        ("rtif_v2" if AIRFLOW >= (3, 4) else "rendered_task_instance_fields", b"a red fox"),
+        (search.RENDERED_FIELDS, b"a red fox"),
         ("xcom_v2" if AIRFLOW >= (3, 4) else "xcom", b"made.png"),
         ("serialized_dag", b"a red fox"),
         ("task_state_store", b"ledger/"),
