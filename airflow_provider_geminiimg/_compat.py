@@ -191,8 +191,7 @@ def iteration_of(context: Mapping[str, Any]) -> int | None:
         raise LedgerError(
             "This task runs in a loop, but Airflow does not say in which iteration.",
             billed=Billed.UNKNOWN,
-            hint="Nothing was sent by this attempt. This version of airflow-provider-geminiimg does not know this "
-            "Airflow's loops: use the versions that docs/compatibility.md lists.",
+            hint="Nothing was sent by this attempt. Use an Airflow that docs/compatibility.md lists.",
         )
     return None
 
