@@ -75,7 +75,6 @@ test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the o
 
 test-loops: $(READY) postgres $(if $(BROWSER),chromium) ## Run the live tests of loops with the newest Airflow (3.4); CORE=1 for what .ci/run runs; ALL=1 for every live test; BROWSER=1 for the gallery's
 	@$(BIN)/python -m scripts.test_loops $(if $(CORE),--core) $(if $(ALL),--all) $(if $(BROWSER),--browser)
-	@$(if $(BROWSER),,cat build/loops.txt)
 
 test-wheel: $(READY) ## Install the built wheel into a new environment and ask Airflow for it
 	scripts/test_wheel

@@ -20,6 +20,7 @@ TOOLS = (
     *("asyncpg", "moto[server]", "psutil", "psycopg2-binary", "playwright"),
 )
 LOOPS = [f"tests/live/test_{name}.py" for name in ("loops", "matrix", "root_moved")]
+TABLE = ROOT / "build" / "loops.txt"  # the tests write it
 BROWSER = ["tests/browser/test_loops.py"]
 
 
@@ -51,7 +52,11 @@ def main() -> int:
     print(f"Airflow {release}, Python {HERE}", flush=True)
     tests = selection(core=given.core, every=given.all, browser=given.browser)
     command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    TABLE.unlink(missing_ok=True)
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if TABLE.exists():
+        print(TABLE.read_text(), end="")
+    return status
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_provider_geminiimg.sandbox import Sandbox
+from tests.harness import AIRFLOW
 from tests.harness.live_airflow import LiveAirflow
 
+# Only Airflow 3.3 keeps a task's state at a Clear, and the state names the record; else the root's identity tells.
+REFUSED = "Airflow's task state has record" if AIRFLOW == (3, 3) else "There is no ledger under"
 SOURCE = """
     from airflow.sdk import DAG
 
@@ -37,14 +40,13 @@ def test_a_cleared_task_buys_nothing_if_the_ledger_was_moved_away(
         airflow.clear("moved", "run", "made")
         assert airflow.wait("moved", "run", timeout=300) == "failed"
         log = airflow.task_log("moved", "run", "made", attempt=2)
-        assert "There is no ledger under" in log
-        assert "delete Airflow's Variable 'geminiimg_root_" in log
+        assert REFUSED in log
         assert len(sandbox.calls("onemin.submit")) == 1
 
         assert not [*root.rglob("*.json")]
-        shutil.rmtree(root)  # the lock and the folder that the check of the storage leaves
+        shutil.rmtree(root, ignore_errors=True)  # the lock and the folder that a check of the storage may leave
         moved.rename(root)
         airflow.clear("moved", "run", "made")
         assert airflow.wait("moved", "run", timeout=300) == "success"
-        assert airflow.xcom("moved", "run", "made") == before
+        assert airflow.xcom("moved", "run", "made") == {**before, "reused": True}
         assert len(sandbox.calls("onemin.submit")) == 1
