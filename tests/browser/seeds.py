@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thumbnail_key
@@ -40,6 +43,29 @@ def seed(root: str, dag_id: str, run_id: str, task_id: str, count: int) -> None:
         landed = Record(**{**vars(record), "state": "landed", "landed_at": time.time(), "manifest": manifest})
         assert ledger.create(landed) is not None
         assert ledger.store.create(thumbnail_key(record.key, 0), thumbnails[i % len(drawn)]) is not None
+
+
+def seed_loop(root: str, dag_id: str, run_id: str, task_id: str, changes: Sequence[Mapping[str, Any]]) -> None:
+    """Put one landed record for each iteration of a task in a loop under a root; each edits the image before.
+
+    :param root: its URI.
+    :param changes: what the record of each iteration has instead.
+    """
+    ledger = Ledger(open_store(root, AIRFLOW_OPENERS))
+    inputs: list[dict[str, str]] = []
+    for iteration, given in enumerate(changes):
+        record = _record(
+            Item("default", dag_id, run_id, task_id, -1, iteration=iteration), f"{root}/loop", f"step-{iteration}", 1
+        )
+        record = replace(
+            record, operation="edit" if inputs else "generate", inputs=inputs, landed_at=time.time(), **given
+        )
+        uri, digest = f"{root}/loop/step-{iteration}.webp", hashlib.sha256(str(iteration).encode()).hexdigest()
+        manifest = build(
+            record, [StoredImage(uri, "image/webp", 512, 512, 1000, digest)], mismatch=None, cost=record.cost
+        )
+        assert ledger.create(replace(record, state="landed", manifest=manifest)) is not None
+        inputs = [{"uri": uri, "sha256": digest}]
 
 
 def _record(item: Item, directory: str, stem: str, i: int) -> Record:

@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from tests.browser.conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
 from tests.browser.dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
+from tests.browser.seeds import seed_loop
 from tests.harness.records import plan_of
 
 SignIn = Callable[..., Page]
@@ -296,6 +297,35 @@ def test_filters_narrow_a_run_and_stay_in_its_address(sign_in: SignIn, world: Wo
     page.get_by_label("State").select_option("")
     expect(page.locator(".card")).to_have_count(1)
     assert urlsplit(page.url).query == f"dag_id=campaign&run_id={RUN}&task=hero"
+
+
+def test_iterations_of_a_loop_say_what_changed_and_what_they_cost_also_where_airflow_tells_nothing_of_the_loop(
+    sign_in: SignIn, world: World
+) -> None:
+    changes = [
+        {"prompt": "A mug", "cost": {"amount": 0.5, "currency": "USD", "basis": "gateway"}},
+        {"prompt": "A red mug", "cost": {"amount": 20, "currency": "credits", "basis": "connection"}},
+        {"prompt": "A red mug", "model": "gemini-3-pro-image", "cost": {"amount": None, "currency": "USD"}},
+    ]
+    seed_loop(world.root, "looped", RUN, "draw", changes)
+    seed_loop(world.root, "looped", RUN, "once", changes[:1])
+    page = sign_in("ada", quiet=False)  # its images are not there
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=looped&run_id={RUN}")
+    expect(page.locator(".loops h2")).to_have_text(["draw: 3 iterations"])
+    first, second, third = (page.locator(".loop li").nth(number) for number in range(3))
+    expect(first).to_have_text(re.compile(r"^Iteration 0From the prompt\$0\.50 so far$"))
+    for text in ("From iteration 0", "operation: generate → edit", "prompt: A red mug", "$0.50, ≈ 20 credits so far"):
+        expect(second).to_contain_text(text)
+    changed = "model: gemini-3.1-flash-image-preview → gemini-3-pro-image"
+    expect(third).to_have_text(f"Iteration 2From iteration 1{changed}$0.50, ≈ 20 credits, 1 without a price so far")
+
+    page.locator("select[name=iteration]").select_option("Iteration 1")
+    expect(page.locator(".card")).to_have_count(1)
+    expect(page.locator(".loop li")).to_have_count(3)
+    page.get_by_role("link", name="Open iteration 2 of draw").click()
+    expect(page.locator("select[name=iteration]")).to_have_value("2")
+    page.get_by_role("button", name="Open step-2.webp").click()
+    expect(page.locator("dialog .loop [aria-current]")).to_contain_text("Iteration 2")
 
 
 def test_a_task_without_images_says_how_to_get_some(sign_in: SignIn, world: World) -> None:

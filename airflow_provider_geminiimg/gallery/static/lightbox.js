@@ -5,7 +5,7 @@ import { compare } from "./compare.js";
 import { Dialog } from "./dialog.js";
 import { $, h, icon, say } from "./dom.js";
 import { durationOf, fileSize, pixels, ratioOf, timeOf } from "./format.js";
-import { chainElement } from "./loops.js";
+import { chainElement, replaceSteps } from "./loops.js";
 import { notice } from "./messages.js";
 import { askedFor, describe, labelOf, nameOf, originChip, paidFor } from "./records.js";
 import { Stage } from "./stage.js";
@@ -87,18 +87,20 @@ class Lightbox extends Dialog {
     this.element.querySelector("[data-do=before]").disabled = this.place === 0;
     this.element.querySelector("[data-do=after]").disabled = this.place + 1 === this.all.length && !goesOn;
     $("lightbox-about").replaceChildren(...this.about(entry));
+    this.showIterations(entry.listing);
     $("lightbox-about").parentElement.scrollTop = 0;
     if (item.inputs.length || item.operation === "edit") this.chain(entry);
   }
 
-  /** The iterations of the image's loop; a click shows another one. */
-  iterations({ item, listing }) {
+  /** Shows the iterations of the image's loop, as far as the listing knows them; a click shows another one. */
+  showIterations(listing) {
+    if (this.entry?.listing !== listing) return;
     const turn = (entry) => {
       this.show(entry);
       this.element.querySelector("[aria-current] .step").focus();
     };
-    const chain = chainElement(listing, item, turn, item);
-    return chain && h("div", { class: "iterations" }, h("h3", null, "Iterations"), chain);
+    const chain = chainElement(listing, this.entry.item, turn, this.entry.item);
+    if (chain) replaceSteps(this.element.querySelector(".iterations"), h("h3", null, "Iterations"), chain);
   }
 
   about(entry) {
@@ -132,7 +134,7 @@ class Lightbox extends Dialog {
         h("a", { class: "button strong", href: image.href, download: nameOf(image) }, icon("download"), "Download"),
         h("label", { class: "button" }, choose, "Compare")),
       h("div", { class: "chain" }),
-      this.iterations(entry),
+      h("div", { class: "iterations" }),
       h("dl", null, rows.flatMap(([what, value]) => [h("dt", null, what), h("dd", null, value)])),
     ].filter(Boolean);
   }

@@ -116,7 +116,9 @@ export class Listing {
   /** Shows the chains of tasks in loops; the decisions are of Airflow, which may not tell them. */
   async readLoops() {
     if (this.limit || !this.items.some((item) => Number.isInteger(item.iteration))) return;
-    const show = () => showChains(this.iterations, this, (entry) => lightbox.open(entry));
+    const show = () => {
+      if (showChains(this.iterations, this, (entry) => lightbox.open(entry))) lightbox.showIterations(this);
+    };
     this.chains = await readChains(this);
     show();
     if (!this.chains.size) return;

@@ -146,16 +146,22 @@ export function chainElement(listing, item, open, current = null) {
   return steps && h("ol", { class: "loop", "aria-label": label }, shown);
 }
 
-/** The chains of a run, above its images. Nothing is replaced unless it has changed. */
+/** Replaces the content of `place`; a step that has the focus keeps it. */
+export function replaceSteps(place, ...shown) {
+  const focused = [...place.querySelectorAll(".step")].indexOf(document.activeElement);
+  place.replaceChildren(...shown);
+  if (focused >= 0) place.querySelectorAll(".step")[focused]?.focus();
+}
+
+/** Shows the chains of a run, above its images, and returns whether anything has changed. */
 export function showChains(place, listing, open) {
   const { chains, decisions, loops, entries } = listing;
   const text = JSON.stringify([[...chains], [...decisions], [...loops], entries.map((entry) => entry.key)]);
-  if (place.dataset.seen === text) return;
+  if (place.dataset.seen === text) return false;
   place.dataset.seen = text;
-  const focused = [...place.querySelectorAll(".step")].indexOf(document.activeElement);
   const shown = [...chains.values()].slice(0, MOST_CHAINS).map((steps) => h("section", null,
     h("h2", null, `${nameOfChain(steps[0].item)}: ${counted(steps.length, "iteration")}`),
     chainElement(listing, steps[0].item, open)));
-  place.replaceChildren(...shown);
-  if (focused >= 0) place.querySelectorAll(".step")[focused]?.focus();
+  replaceSteps(place, ...shown);
+  return true;
 }
