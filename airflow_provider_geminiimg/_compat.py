@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import re
-import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from types import MappingProxyType, SimpleNamespace
@@ -23,6 +22,7 @@ try:
 
     HAS_TASK_STATE_STORE = True
 except ImportError:  # Airflow before 3.3
+    NEVER_EXPIRE = None  # type: ignore[assignment]
     HAS_TASK_STATE_STORE = False
 
 try:
@@ -38,15 +38,15 @@ except ImportError:  # Airflow before 3.3
     _PAUSES = (TaskDeferred,)
 
 __all__ = [
+    "API_CHANNEL",
     "CAN_SCOPE_TABS",
     "GIVEN",
     "HAS_TASK_STATE_STORE",
+    "NEVER_EXPIRE",
     "TESTED_AIRFLOWS",
     "LiteralXComMixin",
-    "StateStoreMarker",
     "TaskDeferralError",
     "TaskDeferralTimeout",
-    "TaskState",
     "everybody_is_admin",
     "has_supervisor",
     "is_mapped",
@@ -54,6 +54,7 @@ __all__ = [
     "iteration_of_link",
     "resuming_with",
     "shown_request",
+    "stored_variable",
     "warn_if_untested",
 ]
 
@@ -81,93 +82,7 @@ def warn_if_untested() -> None:
         )
 
 
-_IMAGE = "geminiimg"
-_ITEM = "geminiimg/"
-_PLAN = "geminiimg_plan"
-_TOKEN = "geminiimg_token"
 API_CHANNEL = threading.Lock()  # Airflow's channel to its API serves one caller at a time
-
-
-class TaskState:
-    """The entries of a task instance in Airflow's task state store (Airflow 3.3).
-
-    :param store: the synchronous accessor in the context of the task.
-    """
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self._token: str | None = None
-        self._was_empty = False
-        self._written: set[str] = set()
-
-    @classmethod
-    def of(cls, context: Mapping[str, Any]) -> TaskState | None:
-        """The state of the running task; ``None`` before Airflow 3.3."""
-        store = context.get("task_state_store") if HAS_TASK_STATE_STORE else None
-        return None if store is None else cls(store)
-
-    def token(self) -> str:
-        """A random token, stored until the DAG run is deleted. A DAG run that is created again gets another token."""
-        with API_CHANNEL:
-            return self._known_token()
-
-    def _known_token(self) -> str:
-        if self._token is None:
-            known = self._store.get(_TOKEN)
-            self._was_empty = not isinstance(known, str)
-            self._token = secrets.token_hex(8) if self._was_empty else str(known)
-            if self._was_empty:
-                self._store.set(_TOKEN, self._token, retention=NEVER_EXPIRE)
-        return self._token
-
-    def image(self) -> StateStoreMarker:
-        """The marker of a task with one image."""
-        return StateStoreMarker(self, _IMAGE)
-
-    def item(self, item: str) -> StateStoreMarker:
-        """The marker of one image of a batch.
-
-        :param item: its item name in the ledger.
-        """
-        return StateStoreMarker(self, _ITEM + item)
-
-    def plan(self) -> StateStoreMarker:
-        """The marker of the request or plan that is saved for retries."""
-        return StateStoreMarker(self, _PLAN)
-
-    def get(self, name: str) -> Mapping[str, Any] | None:
-        with API_CHANNEL:
-            self._known_token()
-            if self._was_empty and name.startswith(_ITEM) and name not in self._written:
-                return None  # saves one round trip per image of a new batch
-            value = self._store.get(name)
-        return value if isinstance(value, Mapping) else None
-
-    def set(self, name: str, value: Mapping[str, Any]) -> None:
-        with API_CHANNEL:
-            self._written.add(name)
-            self._store.set(name, dict(value), retention=NEVER_EXPIRE)
-
-
-class StateStoreMarker:
-    """A record's key and claim, or a plan's key, in Airflow's task state store.
-
-    :param state: the state of the task instance.
-    :param name: the name of the entry.
-    """
-
-    def __init__(self, state: TaskState, name: str) -> None:
-        self._state = state
-        self._name = name
-
-    def token(self) -> str:
-        return self._state.token()
-
-    def get(self) -> Mapping[str, Any] | None:
-        return self._state.get(self._name)
-
-    def set(self, value: Mapping[str, Any]) -> None:
-        self._state.set(self._name, value)
 
 
 def has_supervisor() -> bool:
@@ -175,6 +90,25 @@ def has_supervisor() -> bool:
     from airflow.sdk.execution_time import task_runner
 
     return getattr(task_runner, "SUPERVISOR_COMMS", None) is not None
+
+
+def stored_variable(key: str) -> str | None:
+    """The value of a Variable in Airflow's database; ``None`` only if Airflow says that there is none.
+
+    `Variable.get` also returns its default if Airflow does not answer.
+
+    :raises AirflowRuntimeError: Airflow does not answer, or denies access.
+    """
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable
+
+    answer: Any = task_runner.SUPERVISOR_COMMS.send(GetVariable(key=key))
+    if not isinstance(answer, ErrorResponse):
+        return None if answer.value is None else str(answer.value)
+    if answer.error is ErrorType.VARIABLE_NOT_FOUND:
+        return None
+    raise AirflowRuntimeError(answer)
 
 
 def iteration_of(context: Mapping[str, Any]) -> int | None:
@@ -191,7 +125,8 @@ def iteration_of(context: Mapping[str, Any]) -> int | None:
         raise LedgerError(
             "This task runs in a loop, but Airflow does not say in which iteration.",
             billed=Billed.UNKNOWN,
-            hint="Nothing was sent by this attempt. Use an Airflow that docs/compatibility.md lists.",
+            hint="Nothing was sent by this attempt. If the task has left its loop since, start a new DAG run. If not, "
+            "use an Airflow that docs/compatibility.md lists.",
         )
     return None
 
@@ -287,7 +222,7 @@ class LiteralXComMixin:
             rendered = str(rendered)  # Airflow can't serialize a subclass of str, such as Jinja's Markup
         text = str(rendered)
         if not self._missing or text.strip() == self._missing[0].word.strip():
-            self._is_undefined = bool(self._missing) and self._missing[0].is_undefined
+            self._is_undefined = any(each.is_undefined for each in self._missing)
             return rendered  # nothing is missing, or the whole text is the missing value
         self._incomplete[id(text)] = text, self._missing[0]
         return text

@@ -38,7 +38,7 @@ PINNED_AIRFLOW = "3.3"
 NEWEST_AIRFLOW = "3.4"
 AIRFLOWS = (*OLDER_AIRFLOWS, PINNED_AIRFLOW, NEWEST_AIRFLOW)
 OF_AIRFLOW = ("apache-airflow", "apache-airflow-core", "apache-airflow-task-sdk")
-SECONDS = 300  # for one environment's tests
+SECONDS = 600  # for one environment's tests
 AT_ONCE = 2  # environments: one downloads and unpacks while the other's tests run
 
 COMPAT = ["tests/compat", "tests/integration/attacks/test_thumbnails.py"]

@@ -173,6 +173,8 @@ class ImageRequest(pydantic.BaseModel):
     @pydantic.field_validator("prompt", "model", "variant", *_IMAGES, *_SETTINGS, mode="before")
     @classmethod
     def _as_written(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if info.field_name == "image" and isinstance(value, str) and not value.strip():
+            raise BadRequestError("image is empty text.", hint="To generate, leave image out, or give None.")
         return clean(str(info.field_name), value)
 
     @pydantic.model_validator(mode="after")
@@ -189,6 +191,8 @@ class ImageRequest(pydantic.BaseModel):
         :raises BadRequestError: a field does not exist, or its value is not allowed.
         """
         refuse_missing_value(values)
+        if isinstance(values.get("image"), str) and not values["image"].strip():
+            values["image"] = None
         try:
             return cls(**values)
         except pydantic.ValidationError as error:

@@ -7,6 +7,7 @@ In reading order:
 
 - `environment`: settings and connections of Airflow
 - `task_run`: one try of a task instance
+- `task_state`: the task's entries in Airflow's task state store
 - `root_variable`: the identity of the root in Airflow
 - `errors`: how an error leaves a task
 - `image_task`, `batch_task`, `sensor_task`, `collect_task`: one module per kind of task

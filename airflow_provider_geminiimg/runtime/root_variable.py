@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import Variable
 
-from airflow_provider_geminiimg._compat import API_CHANNEL
+from airflow_provider_geminiimg._compat import API_CHANNEL, stored_variable
 from airflow_provider_geminiimg.exceptions import LedgerError
 
 
@@ -24,8 +24,8 @@ class RootVariable:
 
     def read(self) -> str | None:
         """The stored text; ``None`` if there is none."""
-        value = self._asked(lambda: Variable.get(self.name, default=None))
-        return None if value is None else str(value)
+        value: str | None = self._asked(lambda: stored_variable(self.name))
+        return value
 
     def write(self, value: str) -> None:
         """Store the text."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from airflow_provider_geminiimg._compat import StateStoreMarker, TaskState, has_supervisor, iteration_of
+from airflow_provider_geminiimg._compat import has_supervisor, iteration_of
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import Item
 from airflow_provider_geminiimg.core.ledger.records import Destination, Record
-from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
+from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck, RunStart
 from airflow_provider_geminiimg.core.purchase.context import PUT_BACK
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
 from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
@@ -24,6 +24,7 @@ from airflow_provider_geminiimg.exceptions import AuthenticationError, BadReques
 from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.root_variable import RootVariable
+from airflow_provider_geminiimg.runtime.task_state import StateStoreMarker, TaskState
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 MAX_DEFERRALS = 2  # after a trigger crashed; then the task waits in the worker
@@ -72,7 +73,9 @@ class TaskRun(Environment):
         self.generation = int(ti.max_tries or 0)
         at = (self.namespace, ti.dag_id, ti.run_id, ti.task_id, int(ti.map_index))
         self.item = Item(*at, iteration=iteration_of(context))
-        self._ti = ti
+        self._ti, dag_run = ti, context.get("dag_run")
+        since = 0.0 if dag_run is None else dag_run.run_after.timestamp()
+        self._run = RunStart(f"{ti.dag_id}\n{ti.run_id}", since)
 
     def connection(self, conn_id: Any) -> GatewayConnection:
         """The connection that the rendered argument `geminiimg_conn_id` names.
@@ -109,7 +112,8 @@ class TaskRun(Environment):
         if not has_supervisor():
             return None
         first = self._ti.try_number <= 1 and not self.item.iteration
-        return RootCheck(self.ledger.store, RootVariable(self.root), self.log, first_attempt=first)
+        known = RootVariable(self.root)
+        return RootCheck(self.ledger.store, known, self.log, first_attempt=first, run=self._run)
 
     @property
     def folder(self) -> str:

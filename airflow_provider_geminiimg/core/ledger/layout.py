@@ -62,9 +62,10 @@ class TaskIndex:
 
     @classmethod
     def parse(cls, text: str) -> TaskIndex | None:
-        """Parse the text of a position; ``None`` for any other text."""
+        """Parse the text of a position; ``None`` for any other text, also for another spelling of the same numbers."""
         found = _INDEX.fullmatch(text)
-        return None if found is None else cls(int(found[2]), None if found[1] is None else int(found[1]))
+        index = None if found is None else cls(int(found[2]), None if found[1] is None else int(found[1]))
+        return index if str(index) == text else None
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,33 @@ id (an Airflow Variable). Airflow's task state store says the same about one tas
 Clear empties it, and before Airflow 3.3 there is none.
 
 Invariants: nothing is bought under a root with another id than Airflow's copy. Nothing is bought under a root without
-an id if Airflow has a copy and earlier attempts may have left records: the images may have been paid for already.
+an id if Airflow has a copy and earlier attempts may have left records: the images may have been paid for already. If a
+new run has started a new ledger, Airflow's copy says since when, and earlier runs still buy nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import secrets
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from airflow_provider_geminiimg.core.execution.task_log import Logs
-from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, ROOT_KEY
 from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 
 _ON_PURPOSE = (
     "If the ledger was emptied or replaced on purpose, and no image that was paid for is missing, delete Airflow's "
     "Variable {name!r} and clear the task."
+)
+_STARTED_ANEW = (
+    "There is no ledger under %s, but this Airflow used one there before. A new one is started. Images that were paid "
+    "for and not collected can no longer be found. If the ledger was not emptied on purpose, restore it now."
 )
 _SHARE = "Nothing was sent by this attempt. Set [geminiimg] root to storage that all workers share, or restore it. "
 
@@ -41,6 +48,23 @@ class KnownRoot(Protocol):
     def write(self, value: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """A DAG run, and when it began.
+
+    :param name: distinguishes it from all other runs.
+    :param since: Unix seconds; not later than its first attempt.
+    """
+
+    name: str
+    since: float
+
+    @property
+    def digest(self) -> str:
+        """A short hash of its name."""
+        return hashlib.sha256(self.name.encode()).hexdigest()[:16]
+
+
 class RootCheck:
     """Checks the identity of the root once, before the first purchase of an attempt. Belongs to one event loop.
 
@@ -48,13 +72,17 @@ class RootCheck:
     :param known: Airflow's copy.
     :param log: receives a warning if the root has got a new identity.
     :param first_attempt: whether no earlier attempt can have left a record of this task instance.
+    :param run: the DAG run.
     """
 
-    def __init__(self, store: Store, known: KnownRoot, log: Logs, *, first_attempt: bool) -> None:
+    def __init__(
+        self, store: Store, known: KnownRoot, log: Logs, *, first_attempt: bool, run: RunStart = RunStart("", 0.0)
+    ) -> None:
         self._store = store
         self._known = known
         self._log = log
         self._first_attempt = first_attempt
+        self._run = run
         self._turn = asyncio.Lock()
         self._passed = False
         self._failed: GeminiImageError | None = None
@@ -84,34 +112,61 @@ class RootCheck:
         if text is None:
             self._known.write(json.dumps(found or self._created()))
             return
-        known = _parsed(text, f"Airflow's Variable {self._known.name!r}")
+        remembered = _parsed(text, f"Airflow's Variable {self._known.name!r}")
+        if found is None and any(True for _ in self._store.keys(f"{LEDGER}/")):
+            self._refuse_other_disk(remembered)
+            self._log.warning("%s is missing under %s. It is written again.", ROOT_KEY, self._store.uri)
+            found = self._created(id=remembered["id"])
         if found is None:
-            self._check_missing(known)
-            self._known.write(json.dumps(self._created()))
-        elif found["id"] != known["id"]:
+            self._refuse_other_disk(remembered)
+            if not self._first_attempt:
+                raise self._no_ledger(remembered)
+            found = self._created(replaces=remembered["id"])
+        if found["id"] != remembered["id"]:
+            if found.get("replaces") != remembered["id"]:
+                raise self._refusal(
+                    f"The ledger under {self._store.uri} is not the one that this Airflow used there before: workers "
+                    "do not share it, or it was replaced."
+                )
+            self._log.warning(_STARTED_ANEW, self._store.uri)
+            remembered = {**found, "replaced_at": self._store.now(), "replaced_by": self._run.digest}
+            self._known.write(json.dumps(remembered))
+        self._refuse_earlier_run(remembered)
+
+    def _refuse_other_disk(self, remembered: Mapping[str, Any]) -> None:
+        """Refuse a local disk without an identity if another host wrote Airflow's copy."""
+        if self._store.uri.startswith("file:") and remembered.get("host") != socket.gethostname():
+            raise self._no_ledger(remembered)
+
+    def _refuse_earlier_run(self, remembered: Mapping[str, Any]) -> None:
+        """Refuse a later attempt of a run that began before a new ledger was started."""
+        replaced_at = remembered.get("replaced_at")
+        if self._first_attempt or replaced_at is None or remembered.get("replaced_by") == self._run.digest:
+            return
+        if not isinstance(replaced_at, (int, float)) or self._run.since < replaced_at:
             raise self._refusal(
-                f"The ledger under {self._store.uri} is not the one that this Airflow used there before: workers do "
-                "not share it, or it was replaced."
+                f"The ledger under {self._store.uri} was started anew after this DAG run had begun: the records of "
+                "earlier attempts are not in it."
             )
 
-    def _check_missing(self, known: Mapping[str, Any]) -> None:
-        """Refuse a root without an identity, unless nothing of an earlier attempt can be missing."""
-        where, here = known.get("host"), socket.gethostname()
-        on_other_disk = self._store.uri.startswith("file:") and where != here
-        if on_other_disk or not self._first_attempt:
-            raise self._refusal(
-                f"There is no ledger under {self._store.uri} on host {here}, but this Airflow used one there before, "
-                f"on host {where}: workers do not share it, or it was moved away or emptied."
-            )
-        self._log.warning(
-            "There is no ledger under %s, but this Airflow used one there before. A new one is started. Images "
-            "that were paid for and not collected can no longer be found. If the ledger was not emptied on purpose, "
-            "restore it now.",
-            self._store.uri,
+    def _no_ledger(self, remembered: Mapping[str, Any]) -> LedgerError:
+        return self._refusal(
+            f"There is no ledger under {self._store.uri} on host {socket.gethostname()}, but this Airflow used one "
+            f"there before, on host {remembered.get('host')}: workers do not share it, or it was moved away or emptied."
         )
 
-    def _created(self) -> Mapping[str, Any]:
-        wanted = {"version": 1, "id": secrets.token_hex(16), "host": socket.gethostname(), "root": self._store.uri}
+    def _created(self, **more: str) -> Mapping[str, Any]:
+        """The identity of the root; a new one unless another attempt was first.
+
+        :param more: ``id``: instead of a random one; ``replaces``: the id of the ledger before.
+        """
+        wanted = {
+            "version": 1,
+            "id": secrets.token_hex(16),
+            "host": socket.gethostname(),
+            "root": self._store.uri,
+            **more,
+        }
         return self._identity(create_or_read(self._store, ROOT_KEY, json.dumps(wanted).encode()).blob)
 
     def _identity(self, blob: Blob) -> Mapping[str, Any]:

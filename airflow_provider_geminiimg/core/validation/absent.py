@@ -80,7 +80,9 @@ class IncompleteText(str):
 
     def __getitem__(self, part: Any) -> str:
         text = super().__getitem__(part)
-        return IncompleteText(text, self.word) if self.word.casefold() in text.casefold() else text
+        if self.word.casefold() not in text.casefold():
+            return text
+        return IncompleteText(text, self.word, is_undefined=self.is_undefined)
 
 
 class UndefinedText(str):

@@ -94,7 +94,9 @@ def _marked(made: Any, parts: Iterable[Any]) -> Any:
     """`made`, as `IncompleteText` if it is text that contains a missing value of its parts."""
     if not isinstance(made, str):
         return made
-    return next((IncompleteText(made, each.word) for each in _missing(parts) if _is_printed(each.word, made)), made)
+    printed = [each for each in _missing(parts) if _is_printed(each.word, made)]
+    undefined = any(each.is_undefined for each in printed)
+    return IncompleteText(made, printed[0].word, is_undefined=undefined) if printed else made
 
 
 def _missing(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[IncompleteText]:

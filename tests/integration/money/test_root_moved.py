@@ -9,6 +9,9 @@ import pytest
 from airflow.models.task_state_store import TaskStateStoreModel
 from airflow.models.variable import Variable
 from airflow.sdk import DAG
+from airflow.sdk.api.client import VariableOperations
+from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
 from airflow.utils.session import create_session
 
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
@@ -111,3 +114,41 @@ def test_a_worker_with_a_ledger_of_its_own_buys_nothing(
     run = airflow.run_dag(dag, run_id="third")
     assert "is not the one that this Airflow used there before" in refused(run)
     assert len(sandbox.ledger()) == 2 * bought
+
+
+def test_the_new_ledger_of_a_later_run_lets_no_earlier_run_buy_again(
+    airflow: AirflowHarness, sandbox: Sandbox, dag: DAG, local_root: str
+) -> None:
+    first = airflow.run_dag(dag)
+    bought = len(sandbox.ledger())
+    move_away(local_root)
+    second = airflow.run_dag(dag, run_id="another")
+    assert len(sandbox.ledger()) == 2 * bought
+    forget_task_state()
+    assert "was started anew after this DAG run had begun" in refused(first.clear())
+    forget_task_state()
+    assert second.clear().state == "success"
+    assert len(sandbox.ledger()) == 2 * bought
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "in place"])
+def test_an_airflow_that_does_not_answer_is_not_an_airflow_without_a_copy(
+    airflow: AirflowHarness,
+    sandbox: Sandbox,
+    dag: DAG,
+    local_root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moved: bool,
+) -> None:
+    run = airflow.run_dag(dag)
+    bought = len(sandbox.ledger())
+    if moved:
+        move_away(local_root)
+        forget_task_state()
+    with monkeypatch.context() as failing:
+        failing.setattr(VariableOperations, "get", lambda *_: ErrorResponse(error=ErrorType.GENERIC_ERROR))
+        if moved:
+            assert "which identifies the ledger, can't be used" in refused(run.clear())
+        else:
+            assert "can't be used" in refused(airflow.run_dag(dag, run_id="another"))
+    assert len(sandbox.ledger()) == bought

@@ -42,6 +42,12 @@ STILL_WRONG = {
     "a parameter that is not there": "{{ params.gone }}",
     "a Variable that is not there": "{{ var.value.gone }}",
     "a part of an address": "s3://in/{{ none }}.png",
+    "what is not defined, in a filter": "{{ gone | trim }}",
+    "what is not defined, as a text": "{{ gone | string }}",
+    "what is not defined, formatted": "{{ '%s' | format(gone) }}",
+    "what is not defined, twice": "{{ gone ~ gone }}",
+    "what is not defined, in a list": "{{ [gone] | join }}",
+    "what is not defined, after nothing": "{{ ti.xcom_pull('nobody') }}{{ gone }}",
 }
 
 

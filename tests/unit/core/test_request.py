@@ -622,3 +622,11 @@ def test_a_whole_variant_is_also_known_as_earlier_versions_knew_it() -> None:
     assert earlier in now.fingerprints(**place)
     other = checked(variant="a")
     assert len(other.fingerprints(**place)) == len(now.fingerprints(**place)) / 2
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_an_image_that_is_empty_text_does_not_make_a_generation_of_a_request(blank: str) -> None:
+    with pytest.raises(BadRequestError, match="image is empty text"):
+        ImageRequest(prompt="make it blue", image=blank)
+    assert ImageRequest(prompt="a fox", image=None).operation == "generate"
+    assert ImageRequest.build(prompt="a fox", image=blank).operation == "generate"  # an empty cell of a row

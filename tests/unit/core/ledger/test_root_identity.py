@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 import socket
+import time
 
 import pytest
 
 from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY
-from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
+from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck, RunStart
 from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -33,8 +34,8 @@ class Copy:
         self.text = value
 
 
-def check(store: Store, copy: Copy, *, first_attempt: bool = True) -> None:
-    asyncio.run(RootCheck(store, copy, LOG, first_attempt=first_attempt).passed())
+def check(store: Store, copy: Copy, *, first_attempt: bool = True, run: str = "a run", since: float = 0.0) -> None:
+    asyncio.run(RootCheck(store, copy, LOG, first_attempt=first_attempt, run=RunStart(run, since)).passed())
 
 
 def identity(store: Store) -> str:
@@ -97,6 +98,60 @@ def test_a_first_attempt_starts_a_new_ledger_with_a_warning(store: Store, caplog
     assert "A new one is started" in caplog.text
     assert identity(store) == json.loads(str(copy.text))["id"] != first
     check(store, copy, first_attempt=False)
+
+
+def test_a_run_that_began_before_the_new_ledger_buys_nothing(store: Store) -> None:
+    copy, began = Copy(), time.time() - 60
+    check(store, copy, since=began)
+    store.delete(ROOT_KEY)
+    check(store, copy, run="a new run", since=began + 30)
+    for since in (0.0, began):
+        with pytest.raises(LedgerError, match="was started anew after this DAG run had begun"):
+            check(store, copy, first_attempt=False, since=since)
+    check(store, copy, first_attempt=False, run="a new run", since=began + 30)
+    check(store, copy, first_attempt=False, run="a later run", since=time.time() + 60)
+    copy.text = None  # a person has deleted it
+    check(store, copy, first_attempt=False, since=began)
+
+
+def test_first_attempts_of_an_emptied_root_agree_on_one_identity(store: Store) -> None:
+    copies = Copy()
+    check(store, copies)
+    store.delete(ROOT_KEY)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(RootCheck(store, copies, LOG, first_attempt=True).passed() for _ in range(20)))
+
+    asyncio.run(all_at_once())
+    assert json.loads(str(copies.text))["id"] == identity(store)
+
+
+def test_an_attempt_that_dies_before_airflow_has_the_new_identity_blocks_nobody(store: Store) -> None:
+    class Failing(Copy):
+        def write(self, value: str) -> None:
+            raise LedgerError("Airflow does not answer.")
+
+    copy = Copy()
+    check(store, copy)
+    store.delete(ROOT_KEY)
+    with pytest.raises(LedgerError, match="does not answer"):
+        check(store, Failing(copy.text))
+    check(store, copy)
+    assert json.loads(str(copy.text))["id"] == identity(store)
+
+
+@pytest.mark.parametrize("first_attempt", [True, False])
+def test_an_identity_that_expired_is_written_again_if_the_records_are_there(
+    store: Store, first_attempt: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Copy()
+    check(store, copy)
+    before = identity(store)
+    store.create("ledger/default/dag/run/task/-1/0/1.json", b"{}")
+    store.delete(ROOT_KEY)
+    check(store, copy, first_attempt=first_attempt)
+    assert identity(store) == before
+    assert "It is written again" in caplog.text
 
 
 def test_a_first_attempt_buys_nothing_on_the_disk_of_another_host(local_root: str) -> None:
