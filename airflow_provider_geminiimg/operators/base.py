@@ -52,7 +52,7 @@ class CheckedArgumentsMixin(LiteralXComMixin):
             found = {place: value for place, value in found.items() if isinstance(value, IncompleteText)}
         if name in found and not isinstance(rendered, (str, Sized)):
             setattr(self, name, None)  # Airflow can't serialize NaN as a rendered field
-        if name in found and self._is_undefined and isinstance(found[name], str):
+        if name in found and self._is_undefined:
             found[name] = UndefinedText(found[name])
         self._absent = {**self._absent, **found}
 
