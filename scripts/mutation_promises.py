@@ -52,7 +52,7 @@ PROMISED = (
         "core/ledger/budget.py",
         "[] if connection.run_budget is None else [run_cap(connection, item)]",
         "[]",
-        tests={"integration/test_budget.py": "all_tasks_of_a_run or of_a_run_hold_at_once"},
+        tests={"integration/money/test_budget.py": "all_tasks_of_a_run or of_a_run_hold_at_once"},
     ),
     Protection(
         "An empty image becomes a generation only by consent",
