@@ -172,17 +172,22 @@ def test_the_lightbox_asks_once_for_images_that_can_not_be_read(sign_in: SignIn,
         asked.append(route.request.url)
         route.fulfill(status=500, json={"detail": "The store is down."})
 
+    def reading(act: Callable[[], object]) -> None:
+        """Do what reads the next page, and wait until the gallery shows that it can't."""
+        page.locator(".below").evaluate("below => below.replaceChildren()")
+        with page.expect_response(re.compile("after=")):
+            act()
+        expect(page.locator(".below > *")).to_have_count(1)
+
     page.route(re.compile(r"/images\?.*after="), refuse)
     page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}")
     last = page.locator(".card").last
-    with page.expect_response(re.compile("after=")):  # the end of the page is near
-        last.scroll_into_view_if_needed()
+    reading(last.scroll_into_view_if_needed)  # the end of the page is near
     last.get_by_role("button").click()
     box = page.get_by_role("dialog")
     heading = box.get_by_role("heading", level=2).text_content()
     for _ in range(3):
-        with page.expect_response(re.compile("after=")):
-            page.keyboard.press("ArrowRight")
+        reading(lambda: page.keyboard.press("ArrowRight"))
         page.keyboard.press("ArrowLeft")
         expect(box.get_by_role("heading", level=2)).not_to_have_text(str(heading))
         page.keyboard.press("ArrowRight")
