@@ -11,7 +11,7 @@ from tests.harness import AIRFLOW
 from tests.harness.live_airflow import LiveAirflow
 
 # Only Airflow 3.3 keeps a task's state at a Clear, and the state names the record; else the root's identity tells.
-REFUSED = "Airflow's task state has record" if AIRFLOW == (3, 3) else "There is no ledger under"
+REFUSED = "Airflow's task state has record" if AIRFLOW == (3, 3) else "There is no root.json under"
 SOURCE = """
     from airflow.sdk import DAG
 

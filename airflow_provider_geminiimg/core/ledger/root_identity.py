@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from airflow_provider_geminiimg.core.execution.task_log import Logs
-from airflow_provider_geminiimg.core.ledger.layout import LEDGER, ROOT_KEY
+from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY
 from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 
@@ -30,8 +30,8 @@ _ON_PURPOSE = (
     "Variable {name!r} and clear the task."
 )
 _STARTED_ANEW = (
-    "There is no ledger under %s, but this Airflow used one there before. A new one is started. Images that were paid "
-    "for and not collected can no longer be found. If the ledger was not emptied on purpose, restore it now."
+    "There is no root.json under %s, but this Airflow used a ledger there before. A new one is started. If the ledger "
+    "was not emptied on purpose, restore it now: otherwise images that were paid for and not collected are not found."
 )
 _SHARE = "Nothing was sent by this attempt. Set [geminiimg] root to storage that all workers share, or restore it. "
 
@@ -113,14 +113,8 @@ class RootCheck:
             self._known.write(json.dumps(found or self._created()))
             return
         remembered = _parsed(text, f"Airflow's Variable {self._known.name!r}")
-        if found is None and any(True for _ in self._store.keys(f"{LEDGER}/")):
-            self._refuse_other_disk(remembered)
-            self._log.warning("%s is missing under %s. It is written again.", ROOT_KEY, self._store.uri)
-            found = self._created(id=remembered["id"])
         if found is None:
-            self._refuse_other_disk(remembered)
-            if not self._first_attempt:
-                raise self._no_ledger(remembered)
+            self._refuse_missing(remembered)
             found = self._created(replaces=remembered["id"])
         if found["id"] != remembered["id"]:
             if found.get("replaces") != remembered["id"]:
@@ -133,10 +127,17 @@ class RootCheck:
             self._known.write(json.dumps(remembered))
         self._refuse_earlier_run(remembered)
 
-    def _refuse_other_disk(self, remembered: Mapping[str, Any]) -> None:
-        """Refuse a local disk without an identity if another host wrote Airflow's copy."""
-        if self._store.uri.startswith("file:") and remembered.get("host") != socket.gethostname():
-            raise self._no_ledger(remembered)
+    def _refuse_missing(self, remembered: Mapping[str, Any]) -> None:
+        """Refuse a root without an identity to a later attempt, and on the local disk of another host.
+
+        Records under the root prove nothing: tasks that buy nothing may have written them since.
+        """
+        where, here = remembered.get("host"), socket.gethostname()
+        if not self._first_attempt or (self._store.uri.startswith("file:") and where != here):
+            raise self._refusal(
+                f"There is no {ROOT_KEY} under {self._store.uri} on host {here}, but this Airflow used a ledger there "
+                f"before, on host {where}: workers do not share it, or it was moved away or emptied."
+            )
 
     def _refuse_earlier_run(self, remembered: Mapping[str, Any]) -> None:
         """Refuse a later attempt of a run that began before a new ledger was started."""
@@ -149,16 +150,10 @@ class RootCheck:
                 "earlier attempts are not in it."
             )
 
-    def _no_ledger(self, remembered: Mapping[str, Any]) -> LedgerError:
-        return self._refusal(
-            f"There is no ledger under {self._store.uri} on host {socket.gethostname()}, but this Airflow used one "
-            f"there before, on host {remembered.get('host')}: workers do not share it, or it was moved away or emptied."
-        )
-
     def _created(self, **more: str) -> Mapping[str, Any]:
         """The identity of the root; a new one unless another attempt was first.
 
-        :param more: ``id``: instead of a random one; ``replaces``: the id of the ledger before.
+        :param more: ``replaces``: the id of the ledger before.
         """
         wanted = {
             "version": 1,

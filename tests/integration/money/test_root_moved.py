@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
     from tests.harness.inprocess import AirflowHarness, Run
 
-MOVED = "There is no ledger under"
+MOVED = "There is no root.json under"
 
 
 @pytest.fixture(params=["single", "batch"])

@@ -82,7 +82,7 @@ def test_a_later_attempt_buys_nothing_under_a_root_that_is_empty_now(store: Stor
     check(store, copy)
     store.delete(ROOT_KEY)
     for _ in range(2):
-        with pytest.raises(LedgerError, match="There is no ledger under") as caught:
+        with pytest.raises(LedgerError, match=r"There is no root\.json under") as caught:
             check(store, copy, first_attempt=False)
         assert caught.value.billed is Billed.UNKNOWN
         assert copy.name in caught.value.hint
@@ -140,18 +140,16 @@ def test_an_attempt_that_dies_before_airflow_has_the_new_identity_blocks_nobody(
     assert json.loads(str(copy.text))["id"] == identity(store)
 
 
-@pytest.mark.parametrize("first_attempt", [True, False])
-def test_an_identity_that_expired_is_written_again_if_the_records_are_there(
-    store: Store, first_attempt: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    copy = Copy()
-    check(store, copy)
-    before = identity(store)
-    store.create("ledger/default/dag/run/task/-1/0/1.json", b"{}")
+def test_records_that_were_written_since_do_not_make_a_ledger_the_old_one(store: Store) -> None:
+    copy, began = Copy(), time.time() - 60
+    check(store, copy, since=began)
     store.delete(ROOT_KEY)
-    check(store, copy, first_attempt=first_attempt)
-    assert identity(store) == before
-    assert "It is written again" in caplog.text
+    store.create("ledger/default/dag/run/task/-1/0/1.json", b"{}")
+    with pytest.raises(LedgerError, match=r"There is no root\.json under"):
+        check(store, copy, first_attempt=False, since=began)
+    check(store, copy, run="a new run", since=time.time())
+    with pytest.raises(LedgerError, match="was started anew"):
+        check(store, copy, first_attempt=False, since=began)
 
 
 def test_a_first_attempt_buys_nothing_on_the_disk_of_another_host(local_root: str) -> None:
