@@ -248,6 +248,20 @@ PROMISED = (
         tests={"integration/test_privacy.py": "dropped_connection"},
     ),
     Protection(
+        "A later attempt buys nothing under a root without an identity",
+        "core/ledger/root_identity.py",
+        "        if not self._first_attempt or (self._store.uri",
+        "        if (self._store.uri",
+        tests={"integration/money/test_root_moved.py": "cleared_task_buys_nothing"},
+    ),
+    Protection(
+        "An earlier run buys nothing in the ledger that a later one started",
+        "core/ledger/root_identity.py",
+        "self._run.since < replaced_at",
+        "False",
+        tests={"integration/money/test_root_moved.py": "lets_no_earlier_run"},
+    ),
+    Protection(
         "What another task returned is text",
         "_compat.py",
         "        seen = seen_oids | _returned_by_a_task(self, context)\n",
