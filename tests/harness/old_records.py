@@ -53,7 +53,12 @@ def put_back(sandbox: Sandbox) -> None:
 
 
 def take_away() -> None:
-    """Remove the bucket with all that is in it."""
+    """Remove the bucket with all that is in it, and Airflow's copy of the root's identity."""
+    from airflow.models.variable import Variable
+
+    from airflow_provider_geminiimg.runtime.root_variable import RootVariable
+
+    Variable.delete(RootVariable(ROOT).name)
     s3 = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     for key in list(s3.buckets[BUCKET].keys):
         s3.delete_object(BUCKET, key)
