@@ -7,6 +7,7 @@ In reading order:
 - `response_body`: reads and decompresses a response body
 - `json_limits`: bounds the size and depth of JSON responses
 - `rate_limit`: limits the calls per minute
+- `uploads`: the handles of input images that were uploaded
 - `key_auth`: adds the API key
 - `poll_client`: the HTTP client of polls
 - `download`: downloads an image, without the API key

@@ -34,6 +34,7 @@ from airflow_provider_geminiimg.core.http.key_auth import KeyAuth
 from airflow_provider_geminiimg.core.http.log_filter import quiet_http
 from airflow_provider_geminiimg.core.http.rate_limit import kind_of, limiter_for
 from airflow_provider_geminiimg.core.http.tls import tls_context
+from airflow_provider_geminiimg.core.http.uploads import Uploads
 from airflow_provider_geminiimg.exceptions import (
     GeminiImageError,
     NotSentError,
@@ -63,6 +64,7 @@ class Transport:
     def __init__(self, connection: GatewayConnection, *, max_poll: int | None = None) -> None:
         self.gateway = connection.adapter()
         self.api_host, self.key_digest = connection.api_host, connection.key_digest
+        self.uploads = Uploads()
         self._limiter = limiter_for(connection)
         self._secrets = (connection.api_key,)
         self._auth = KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)

@@ -71,6 +71,8 @@ async def handles_of(
 ) -> list[str]:
     """The references to input images in a paid request: ids of uploads, or base64 texts.
 
+    An image that the transport has uploaded recently is not uploaded again.
+
     :param images: emptied, so that each image is released as soon as its handle exists.
     :param allocation: the allocation for the images.
     """
@@ -80,10 +82,10 @@ async def handles_of(
         image = images.pop()
         size = len(image.data)
         await allocation.hold(allocation.taken + size)  # for the body of the upload, or the base64 text
-        handle = await asyncio.to_thread(transport.gateway.reference, image)
+        handle, digest = await asyncio.to_thread(transport.gateway.reference, image), image.sha256
         del image
         if not isinstance(handle, str):
-            handle = await transport.send_free(handle, prompt=prompt)
+            handle = await transport.uploads.handle(digest, partial(transport.send_free, handle, prompt=prompt))
             allocation.resize(allocation.taken - 2 * size)
         handles.append(handle)
     return handles

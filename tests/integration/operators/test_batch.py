@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.attempts import Attempts
+from tests.harness.shop import png
 from tests.harness.storage_faults import DiskFaults
 
 if TYPE_CHECKING:
@@ -404,3 +405,28 @@ def test_another_tasks_list_is_taken_as_it_is_braces_included(
         )
     airflow.run_dag(dag)
     assert prompts(sandbox) == sorted(said)
+
+
+def test_edits_with_the_same_inputs_share_their_uploads(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, tmp_path: Path
+) -> None:
+    shared = [str(tmp_path / f"{colour}.png") for colour in ("red", "green", "blue")]
+    for place, colour in zip(shared, ("red", "green", "blue"), strict=True):
+        Path(place).write_bytes(png(colour))
+    rows = [{"prompt": f"scene {number}", "image": shared[0], "reference_images": shared[1:]} for number in range(10)]
+    run = airflow.run_dag(batch(rows, geminiimg_conn_id=onemin))
+    assert counts(run) == {"landed": 10}, run.log
+    assert len(prompts(sandbox)) == 10
+    assert len(sandbox.calls("onemin.upload")) == 3
+
+
+def test_an_upload_that_failed_is_made_again_by_the_next_image(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "red.png"
+    place.write_bytes(png())
+    sandbox.faults(route="onemin.upload", status=400)
+    rows = [{"prompt": f"scene {number}", "image": str(place)} for number in range(3)]
+    run = airflow.run_dag(batch(rows, geminiimg_conn_id=onemin, min_success=0))
+    assert counts(run) == {"failed": 1, "landed": 2}, run.log
+    assert len(sandbox.calls("onemin.upload")) == 2

@@ -94,7 +94,7 @@ def test_an_edit_uploads_its_images_first(sandbox: Sandbox, geminiimg_conn_id: s
     assert job.job_id is not None
     assert hook.wait(job.job_id, poll_interval=0.05).images
     routes = [call["route"] for call in sandbox.calls() if call["route"].endswith(("upload", "submit"))]
-    assert routes in (["onemin.upload", "onemin.upload", "onemin.submit"], ["apimaster.submit"])
+    assert routes in (["onemin.upload", "onemin.submit"], ["apimaster.submit"])
 
 
 def test_the_key_goes_to_the_api_and_not_to_the_result_link(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
