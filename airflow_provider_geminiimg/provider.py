@@ -175,6 +175,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "example": "50000",
         "default": "10000",
     },
+    "keep_records_days": {
+        "description": (
+            "The collect operator removes the records of task instances that ended longer ago than this number of\n"
+            "days, as ``jobs purge`` does. Images stay. Unset: records are kept for ever. Do not clear a task whose\n"
+            "records were removed: it may pay again.\n"
+        ),
+        "type": "integer",
+        "example": "90",
+        "default": "",
+    },
     "record_prompts": {
         "description": "Write prompts into the ledger and the sidecar files. When False, only their hash is stored.\n",
         "type": "boolean",

@@ -14,6 +14,7 @@ from airflow_provider_geminiimg.core.validation.arguments import MAX_IMAGES, who
 
 SECTION = "geminiimg"
 MOST_BATCH_IMAGES = 1_000_000
+MOST_DAYS = 36_500
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +74,15 @@ def max_batch_images() -> int:
     """
     given = str(conf.get(SECTION, "max_batch_images", fallback="") or "").strip()
     return whole(f"[{SECTION}] max_batch_images", given, MOST_BATCH_IMAGES) or MAX_IMAGES
+
+
+def keep_records_days() -> int | None:
+    """How many days the collect operator keeps records that have ended; ``None``, the default: for ever.
+
+    :raises BadRequestError: it is no whole number from 1 to `MOST_DAYS`.
+    """
+    given = str(conf.get(SECTION, "keep_records_days", fallback="") or "").strip()
+    return whole(f"[{SECTION}] keep_records_days", given, MOST_DAYS)
 
 
 def _list(name: str) -> list[str]:

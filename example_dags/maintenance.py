@@ -1,5 +1,7 @@
 """Daily maintenance: collects paid images that no task has fetched. It pays for nothing.
 
+With ``[geminiimg] keep_records_days`` it also removes records of tasks that ended longer ago.
+
 To resolve an unknown outcome, trigger the DAG with ``{"resolve": {"ledger/...": "unpaid"}}``.
 """
 

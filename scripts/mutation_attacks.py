@@ -232,15 +232,15 @@ ATTACKED = (
     # What lies under the root is its owner's alone
     Protection(
         "What the ledger writes is its owner's alone",
-        "core/storage/local.py",
-        "_PRIVATE = _Modes(0o700, 0o600, exact=True)\n",
-        "_PRIVATE = _Modes(0o777, 0o666, exact=False)\n",
+        "core/storage/folders.py",
+        "PRIVATE = Modes(0o700, 0o600, exact=True)\n",
+        "PRIVATE = Modes(0o777, 0o666, exact=False)\n",
         tests={"integration/test_private_root.py": "whatever_the_umask"},
     ),
     Protection(
         "Folders that were left open are closed",
         "core/storage/local.py",
-        "            _close_folders(self._root / IMAGES, file.parent)\n",
+        "            close_folders(self._root / IMAGES, file.parent)\n",
         "            pass\n",
         tests={"integration/test_private_root.py": "left_open"},
     ),

@@ -24,8 +24,11 @@ class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
     task that paid for it finds it on its next run. Records that another attempt may be working on are skipped. Jobs
     that are still running are left for the next collect.
 
-    Returns the counts ``landed``, ``running``, ``failed``, ``unknown``, ``skipped``, ``errors`` and ``to_collect``, and
-    under ``keys`` as many record keys as fit into the XCom.
+    If ``[geminiimg] keep_records_days`` is set, records that ended longer ago are removed afterwards, as ``jobs purge``
+    does, unless a record could not be checked.
+
+    Returns the counts ``landed``, ``running``, ``failed``, ``unknown``, ``skipped``, ``errors``, ``to_collect`` and
+    ``purged``, and under ``keys`` as many record keys as fit into the XCom.
 
     :param external_dag_id: collect only records of this DAG. Default: all DAGs.
     :param external_run_id: collect only records of this DAG run. Default: all runs.
@@ -64,7 +67,7 @@ class GeminiImageCollectOperator(CheckedArgumentsMixin, BaseOperator):
             self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Resolve the given records, then collect."""
+        """Resolve the given records, then collect, then remove old records."""
         from airflow_provider_geminiimg.runtime import collect_task
 
         return collect_task.run_task(self._arguments(), self.log)

@@ -37,6 +37,7 @@ LEDGER = "ledger"
 PLANS = "batches"
 RETURNED = "returned"
 SHOWN = "shown"
+SPOOL = "spool"
 
 _NUMBER = "[1-9][0-9]{0,8}"
 _NUMBERED = re.compile(rf"({_NUMBER})\.json")
@@ -150,7 +151,7 @@ def spool_key(key: str, claim: str, index: int) -> str:
 
 def spool_prefix(key: str) -> str:
     """What the keys of all image bytes begin with that came inline for a record."""
-    return f"spool/{key.removeprefix(f'{LEDGER}/')}."
+    return f"{SPOOL}/{key.removeprefix(f'{LEDGER}/')}."
 
 
 def thumbnail_key(key: str, index: int) -> str:

@@ -13,23 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.ledger.file_names import release_names
+from airflow_provider_geminiimg.core.ledger.file_names import claims_of, release_names
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
-from airflow_provider_geminiimg.core.ledger.job_index import disown
+from airflow_provider_geminiimg.core.ledger.job_index import disown, has
 from airflow_provider_geminiimg.core.ledger.layout import (
     LEDGER,
     PLANS,
     RETURNED,
     SHOWN,
+    SPOOL,
     folder_of,
     index_key,
+    job_key,
     spool_prefix,
     task_instance_of,
 )
@@ -52,6 +54,7 @@ from airflow_provider_geminiimg.exceptions import (
 
 _FINISHED = ("landed", "failed")
 _NAMED = 3  # task instances named in an error
+_TOGETHER = 500  # records that are removed together, at least; the records of a task instance stay together
 
 
 def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
@@ -90,16 +93,15 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
     :raises LedgerError: the objects of some task instances can't be read; raised after all others were removed.
     """
     failures: dict[str, GeminiImageError] = {}
-    async for together in _task_instances(ledger, scope):
-        removed = await closed(asyncio.to_thread(_purge, ledger, together, days, dry_run))
-        if isinstance(removed, GeminiImageError):
-            if (
-                isinstance(removed, StorageError) and removed.retryable
-            ):  # the store is not available, so the others would fail too
-                raise removed
-            failures[_task_instance(together[0])] = removed
-            continue
-        for key in removed:
+    async for window in _windows(ledger, scope):
+        found = await asyncio.gather(*(closed(asyncio.to_thread(_objects_of, ledger, each, days)) for each in window))
+        removable: list[_Objects] = []
+        for together, objects in zip(window, found, strict=True):
+            if isinstance(objects, GeminiImageError):
+                _note(failures, together[0].key, objects)
+            else:
+                removable.append(objects)
+        async for key in _removed(ledger, removable, failures, dry_run):
             yield key
     for key in await asyncio.to_thread(_purge_shown, ledger, scope, days, dry_run):
         yield key
@@ -112,16 +114,21 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
         )
 
 
-async def _task_instances(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntry]]:
-    """The records of `scope`, grouped by task instance."""
-    together: list[RecordEntry] = []
+async def _windows(ledger: Ledger, scope: Scope) -> AsyncIterator[list[list[RecordEntry]]]:
+    """The records of `scope`, grouped by task instance; some task instances at once."""
+    window: list[list[RecordEntry]] = []
+    count = 0
     async for entry in walk(ledger, scope):
-        if together and _task_instance(together[0]) != _task_instance(entry):
-            yield together
-            together = []
-        together.append(entry)
-    if together:
-        yield together
+        if window and _task_instance(window[-1][0].key) == _task_instance(entry.key):
+            window[-1].append(entry)
+        else:
+            if count >= _TOGETHER:
+                yield window
+                window, count = [], 0
+            window.append([entry])
+        count += 1
+    if window:
+        yield window
 
 
 def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
@@ -129,33 +136,86 @@ def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> li
     store = ledger.store
     keys = filter(scope.covers, store.keys(SHOWN + scope.prefix.removeprefix(LEDGER)))
     old = [key for key in keys if (blob := store.read(key)) is not None and blob.age >= days * 86400.0]
-    for key in [] if dry_run else old:
-        store.delete(key)
+    if not dry_run:
+        store.delete_all(old)
     return old
 
 
-def _purge(ledger: Ledger, together: Sequence[RecordEntry], days: float, dry_run: bool) -> list[str]:
-    """Remove the records of one task instance if all of them are old, with its saved requests and plans."""
+@dataclass(frozen=True)
+class _Objects:
+    """All objects of one task instance that are removed.
+
+    :param records: its records, those of one item in the order of their numbers.
+    :param saved: saved requests and plans.
+    :param others: what else belongs to the records.
+    """
+
+    records: Sequence[Record]
+    saved: Sequence[str]
+    others: Sequence[str]
+
+
+def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) -> _Objects:
+    """The objects of a task instance; none unless all of its records are old and have ended."""
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
     if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
-        return []
-    # The last record of an item is removed last, so that an interruption leaves a valid state.
+        return _Objects((), (), ())
     records.sort(key=lambda record: (folder_of(record.key), record.n))
-    saved = _saved_for_retries(ledger, records, days)
-    if not dry_run:
-        for key in saved:  # first, because they are found by the records of their task instance
-            ledger.store.delete(key)
-        for record in records:
-            release_names(ledger, record)
-            _remove(ledger, record)
-    return [*saved, *(record.key for record in records)]
+    others = [key for record in records for key in (*claims_of(ledger, record), *_own_objects(record))]
+    others += ledger.store.keys(f"{SPOOL}/{task_instance_of(records[0].key)}/")
+    return _Objects(records, _saved_for_retries(ledger, records, days), others)
+
+
+def _own_objects(record: Record) -> Iterator[str]:
+    """The keys of objects that belong to a record whether they exist or not."""
+    yield from record.spooled
+    yield from thumbnail_keys(record)
+    jobs = filter(None, (record.job_id, *record.extra_jobs))
+    yield from (job_key(record.gateway, job_id) for job_id in jobs if has(record, job_id))
+
+
+async def _removed(
+    ledger: Ledger, found: Sequence[_Objects], failures: dict[str, GeminiImageError], dry_run: bool
+) -> AsyncIterator[str]:
+    """Remove the objects of some task instances, and iterate over the keys of their saved requests and records."""
+    done = None if dry_run else await closed(asyncio.to_thread(_remove_all, ledger, found))
+    for each in found:
+        if isinstance(done, GeminiImageError):  # alone, each gets an error of its own
+            alone = await closed(asyncio.to_thread(_remove_all, ledger, [each]))
+            if isinstance(alone, GeminiImageError):
+                _note(failures, each.records[0].key, alone)
+                continue
+        for key in (*each.saved, *(record.key for record in each.records)):
+            yield key
+
+
+def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
+    """Remove what belongs to the records, then the records; an interruption leaves a valid state at each point."""
+    records = [record for each in found for record in each.records]
+    removed = {record.key for record in records}
+    last = {folder_of(record.key): record.key for record in records}
+    for record in records:
+        _remove_index_entry(ledger, record, removed)
+    store = ledger.store
+    store.delete_all([key for each in found for key in (*each.saved, *each.others)])
+    # The record that decides is removed last: an older one would decide otherwise.
+    store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
+    store.delete_all(list(last.values()))
+
+
+def _note(failures: dict[str, GeminiImageError], key: str, error: GeminiImageError) -> None:
+    """Note the failure of a task instance.
+
+    :raises GeminiImageError: the store is not available, so all others would fail too.
+    """
+    if isinstance(error, StorageError) and error.retryable:
+        raise error
+    failures[_task_instance(key)] = error
 
 
 def _saved_for_retries(ledger: Ledger, records: Sequence[Record], days: float) -> list[str]:
     """Old saved requests and plans of one task instance whose images all have a record in `records`."""
-    if not records:
-        return []
     folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)
     place = task_instance_of(records[0].key)
     store = ledger.store
@@ -186,8 +246,9 @@ def _items(records: Sequence[Record]) -> set[str]:
     return {record.key.split("/")[-2] for record in records}
 
 
-def _task_instance(entry: RecordEntry) -> str:
-    return entry.key.rsplit("/", 2)[0]
+def _task_instance(key: str) -> str:
+    """The folder of the records of a task instance."""
+    return folder_of(folder_of(key))
 
 
 def _is_old(entry: RecordEntry, days: float) -> bool:
@@ -213,23 +274,33 @@ def _given_up(stored: Record) -> Record | None:
 
 
 def _remove(ledger: Ledger, record: Record) -> None:
+    _remove_index_entry(ledger, record, {record.key})
+    disown(ledger, record)
+    others = (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record))
+    ledger.store.delete_all(others)
+    ledger.store.delete(record.key)
+
+
+def _remove_index_entry(ledger: Ledger, record: Record, removed: Collection[str]) -> None:
+    """Remove the record from the index of fingerprints; an earlier record with the same image takes its place.
+
+    :param removed: keys of all records that are about to be removed.
+    """
     index = index_key(record.key, record.fingerprint)
     noted = read_entry(ledger.store, index)
-    if noted is not None and noted.record == record.key:
-        earlier = _earlier(ledger, record)
-        if earlier is None:
-            ledger.store.delete(index)
-        else:  # if another process changes the entry in the meantime, its change stays
-            write_entry(ledger.store, index, earlier, noted)
-    disown(ledger, record)
-    for key in (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record), record.key):
-        ledger.store.delete(key)
+    if noted is None or noted.record != record.key:
+        return
+    earlier = _earlier(ledger, record, removed)
+    if earlier is None:
+        ledger.store.delete(index)
+    else:  # if another process changes the entry in the meantime, its change stays
+        write_entry(ledger.store, index, earlier, noted)
 
 
-def _earlier(ledger: Ledger, record: Record) -> Record | None:
-    """The record that had the image of `record` before."""
+def _earlier(ledger: Ledger, record: Record, removed: Collection[str]) -> Record | None:
+    """The record that had the image of `record` before, and stays."""
     with contextlib.suppress(LedgerError):  # an unreadable record must not get into the index
-        return next(earlier_holders(ledger, record), None)
+        return next((each for each in earlier_holders(ledger, record) if each.key not in removed), None)
     return None
 
 

@@ -16,6 +16,7 @@ In reading order:
 - `base`: the interfaces of all kinds of storage
 - `uris`: path segments and URIs
 - `cas`: create-or-read and update, which handle lost answers
+- `folders`: folders on disk
 - `local`: disk
 - `s3`: the ledger's objects on S3
 - `s3_files`: users' files on S3

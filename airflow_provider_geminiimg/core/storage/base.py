@@ -113,6 +113,11 @@ class Store(abc.ABC):
     def delete(self, key: str) -> None:
         """Remove an object; it is no error if it does not exist."""
 
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Remove objects in any order; none of them has to exist. If this fails, some of them may be removed."""
+        for key in keys:
+            self.delete(key)
+
     @abc.abstractmethod
     def keys(self, prefix: str) -> Iterator[str]:
         """Iterate over all keys that start with `prefix`, in byte order."""

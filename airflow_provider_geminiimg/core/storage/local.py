@@ -16,8 +16,7 @@ import random
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from airflow_provider_geminiimg.core.storage.base import (
@@ -29,6 +28,16 @@ from airflow_provider_geminiimg.core.storage.base import (
     checked_key,
     pieces,
     sha256,
+)
+from airflow_provider_geminiimg.core.storage.folders import (
+    BY_UMASK,
+    PRIVATE,
+    Modes,
+    close_folders,
+    make_folders,
+    remove_empty,
+    set_mode,
+    sync_folder,
 )
 from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import StorageError
@@ -54,22 +63,6 @@ _REFUSALS = (  # permanent failures
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
-@dataclass(frozen=True)
-class _Modes:
-    """The modes of new folders and files.
-
-    :param exact: set the modes exactly; otherwise the umask applies.
-    """
-
-    folder: int
-    file: int
-    exact: bool
-
-
-_PRIVATE = _Modes(0o700, 0o600, exact=True)
-_BY_UMASK = _Modes(0o777, 0o666, exact=False)
-
-
 class LocalStore(Store):
     """A folder. New folders have the mode 0700 and files 0600, regardless of the umask.
 
@@ -84,10 +77,16 @@ class LocalStore(Store):
     def create(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
         with _failures("Creating", path):
-            _make_folders(self._root.parent, _BY_UMASK)
-            _make_folders(path.parent, _PRIVATE)
-            with _temporary(path, data, _PRIVATE) as temporary:
-                return sha256(data) if _link(temporary, path) else None
+            make_folders(self._root.parent, BY_UMASK)
+            try:
+                return self._create(path, data)
+            except FileNotFoundError:  # `delete_all` has just removed the empty folder
+                return self._create(path, data)
+
+    def _create(self, path: Path, data: bytes) -> str | None:
+        make_folders(path.parent, PRIVATE)
+        with _temporary(path, data, PRIVATE) as temporary:
+            return sha256(data) if _link(temporary, path) else None
 
     def read(self, key: str, limit: int | None = None) -> Blob | None:
         path = self._path(key)
@@ -103,13 +102,13 @@ class LocalStore(Store):
         with _failures("Replacing", path):
             if not path.parent.is_dir():
                 return None
-            with _temporary(path, data, _PRIVATE) as temporary:
+            with _temporary(path, data, PRIVATE) as temporary:
                 with self._locked():
                     found = _read_file(path)
                     if found is None or sha256(found[0]) != version:
                         return None
                     temporary.replace(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             return sha256(data)
 
     def delete(self, key: str) -> None:
@@ -118,6 +117,18 @@ class LocalStore(Store):
             path.stat()
             with self._locked():
                 path.unlink()
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """See `Store.delete_all`. Folders that are empty then are removed, too."""
+        paths = [self._path(key) for key in keys]
+        if not paths:
+            return
+        with _failures("Removing", paths[0]), self._locked():
+            for path in paths:
+                with contextlib.suppress(*_ABSENT):
+                    path.unlink()
+        for folder in {path.parent for path in paths}:
+            remove_empty(folder, self._root)
 
     def keys(self, prefix: str) -> Iterator[str]:
         folder, slash, _ = prefix.rpartition("/")
@@ -167,9 +178,9 @@ class LocalStore(Store):
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[int]:
         try:
-            handle = _create_file(self._lock_path, os.O_RDWR, _PRIVATE)
+            handle = _create_file(self._lock_path, os.O_RDWR, PRIVATE)
         except FileExistsError:
-            handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, _PRIVATE.file)
+            handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, PRIVATE.file)
         try:
             yield handle
         finally:
@@ -220,7 +231,7 @@ class DiskFiles(Backend):
             modes = self._prepare(place.file)
             with _temporary(place.file, content, modes) as temporary:
                 temporary.replace(place.file)
-            _sync_folder(place.file.parent)
+            sync_folder(place.file.parent)
 
     def exists(self, place: Location) -> bool:
         with _failures("Looking for", place.file):
@@ -233,16 +244,16 @@ class DiskFiles(Backend):
         with _failures("Removing", place.file):
             place.file.unlink(missing_ok=True)
 
-    def _prepare(self, file: Path) -> _Modes:
+    def _prepare(self, file: Path) -> Modes:
         """Create the folder of a new file, and return the modes for it."""
         if self._root is None or not _is_below(file, self._root):
-            _make_folders(file.parent, _BY_UMASK)
-            return _BY_UMASK
-        _make_folders(self._root.parent, _BY_UMASK)
-        _make_folders(file.parent, _PRIVATE)
+            make_folders(file.parent, BY_UMASK)
+            return BY_UMASK
+        make_folders(self._root.parent, BY_UMASK)
+        make_folders(file.parent, PRIVATE)
         if _is_below(file, self._root / IMAGES):
-            _close_folders(self._root / IMAGES, file.parent)
-        return _PRIVATE
+            close_folders(self._root / IMAGES, file.parent)
+        return PRIVATE
 
 
 @contextlib.contextmanager
@@ -258,51 +269,14 @@ def _failures(doing: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _make_folders(path: Path, modes: _Modes) -> None:
-    """Create a folder and its parents. New folders have their mode and are synced to disk when this returns."""
-    if path.is_dir():
-        return
-    _make_folders(path.parent, modes)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(modes.folder)
-        if modes.exact:
-            _set_mode(path, modes.folder)
-        _sync_folder(path.parent)
-
-
-def _close_folders(top: Path, folder: Path) -> None:
-    """Make `top`, `folder` and the folders between them private; earlier versions left them open."""
-    for path in (folder, *folder.parents):
-        if not path.is_relative_to(top):
-            return
-        if stat.S_ISDIR(mode := path.lstat().st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            _set_mode(path, _PRIVATE.folder)
-
-
-def _set_mode(target: Path | int, mode: int) -> None:
-    with contextlib.suppress(OSError):  # some file systems have no modes, and some folders belong to another user
-        os.chmod(target, mode)  # noqa: PTH101 - it may be an open file
-
-
 def _is_below(path: Path, folder: Path) -> bool:
     """Return whether `path` is in `folder`, either literally or after symbolic links are resolved."""
     spellings = (Path(os.path.normpath(path)), Path(os.path.realpath(path)))
     return any(spelling.is_relative_to(at) for spelling in spellings for at in (folder, Path(os.path.realpath(folder))))
 
 
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
-def _temporary(path: Path, content: Content, modes: _Modes) -> Iterator[Path]:
+def _temporary(path: Path, content: Content, modes: Modes) -> Iterator[Path]:
     """Context manager for a synced file with `content` beside `path`; removed at the end unless it was moved."""
     temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
     try:
@@ -316,11 +290,11 @@ def _temporary(path: Path, content: Content, modes: _Modes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _create_file(path: Path, flags: int, modes: _Modes) -> int:
+def _create_file(path: Path, flags: int, modes: Modes) -> int:
     """Open a new file; fail if it exists."""
     handle = os.open(path, os.O_CREAT | os.O_EXCL | flags, modes.file)
     if modes.exact:
-        _set_mode(handle, modes.file)
+        set_mode(handle, modes.file)
     return handle
 
 
@@ -340,11 +314,11 @@ def _link(temporary: Path, path: Path) -> bool:
             retryable=False,
             hint="Use another disk or a bucket.",
         ) from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
-def _move_to_free_name(temporary: Path, path: Path, modes: _Modes) -> bool:
+def _move_to_free_name(temporary: Path, path: Path, modes: Modes) -> bool:
     """Give a temporary file its final name without a link. An empty file reserves the name until then."""
     try:
         os.close(_create_file(path, os.O_WRONLY, modes))
@@ -355,7 +329,7 @@ def _move_to_free_name(temporary: Path, path: Path, modes: _Modes) -> bool:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 

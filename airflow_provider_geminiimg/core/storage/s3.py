@@ -13,9 +13,10 @@ import contextvars
 import email.utils
 import hashlib
 import io
+import itertools
 import random
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from airflow_provider_geminiimg.core.storage.base import Blob, S3ClientFactory, Store, checked_key
@@ -23,6 +24,7 @@ from airflow_provider_geminiimg.core.storage.uris import locate
 from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 _CONFLICT_TRIES = 5
+_DELETED_AT_ONCE = 1000  # the limit of DeleteObjects
 _MAX_KEY = 1024  # bytes
 _JSON = "application/json"
 
@@ -165,6 +167,22 @@ class S3Calls:
         except (BotoCoreError, HTTPError, OSError) as error:
             raise self._failed("get_object", key, type(error).__name__) from error
 
+    def delete(self, key: str) -> None:
+        """Remove one object, whether it exists or not."""
+        self.call("delete_object", key, unless={"NoSuchKey"})
+
+    def delete_some(self, keys: Sequence[str]) -> None:
+        """Remove at most `_DELETED_AT_ONCE` objects in one request; one by one if the store refuses that."""
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        try:
+            errors = self.call("delete_objects", None, Delete=wanted).get("Errors", ())
+        except StorageError as refusal:
+            if not is_refusal(refusal):
+                raise
+            errors = [{"Key": key} for key in keys]
+        for key in (error["Key"] for error in errors):  # alone, each gets an error of its own
+            self.delete(key)
+
     def pages(self, **wanted: str) -> Iterator[Any]:
         """Iterate over the answers of a listing."""
         while True:
@@ -251,7 +269,12 @@ class S3Store(Store):
         return None if done is None else str(done["ETag"])
 
     def delete(self, key: str) -> None:
-        self._s3.call("delete_object", self._key(key), unless={"NoSuchKey"})
+        self._s3.delete(self._key(key))
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        rest = map(self._key, keys)
+        while some := list(itertools.islice(rest, _DELETED_AT_ONCE)):
+            self._s3.delete_some(some)
 
     def keys(self, prefix: str) -> Iterator[str]:
         for page in self._s3.pages(Prefix=self._prefix + prefix):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -260,6 +263,53 @@ def test_arguments_that_are_wrong_are_refused_when_the_dag_is_parsed(wrong: dict
 def test_a_name_from_before_the_first_release_is_refused_when_the_dag_is_parsed_and_named(name: str) -> None:
     with DAG("maintenance", schedule=None), pytest.raises(TypeError, match=name):
         GeminiImageCollectOperator(task_id="collect", **{name: "a"})  # type: ignore[arg-type]
+
+
+def land_days_ago(works: Works, run_id: str, days: float) -> None:
+    """A run whose image landed so many days ago."""
+    assert works.airflow.run_dag(works.image(), run_id=run_id).state == "success"
+    written = time.time() - days * 86_400.0
+    os.utime(Path(works.left.store.uri.removeprefix("file://")) / works.record(run_id).key, (written, written))
+
+
+def test_old_records_are_removed_after_a_collect_if_that_is_configured(
+    disk_works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = disk_works
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", "2")
+    for run_id, days in (("old", 3.0), ("young", 1.0)):
+        land_days_ago(works, run_id, days)
+    old, young = works.record("old").key, works.record("young").key
+    assert collected(works.collect(dry_run=True)) == {"purged": 1}
+    assert works.left.records() == [old, young]
+    run = works.collect()
+    assert run.task("collect").value["purged"] == 1
+    assert "Removed: 1 records that ended more than 2 days ago." in run.log
+    assert works.left.records() == [young]
+    assert works.paid() == 2
+
+
+def test_nothing_is_removed_beside_a_record_that_could_not_be_checked(
+    disk_works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = disk_works
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", "2")
+    land_days_ago(works, "old", 3.0)
+    unreadable = works.record("old").key.replace("/old/", "/broken/")
+    works.left.store.create(unreadable, b"{")
+    failed(works.collect(), LedgerError)
+    assert len(works.left.records()) == 2
+
+
+def test_a_wrong_number_of_days_is_an_error_and_nothing_is_removed(
+    disk_works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = disk_works
+    land_days_ago(works, "old", 3.0)
+    for wrong in ("0", "-1", "two"):
+        monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", wrong)
+        assert "[geminiimg] keep_records_days" in str(failed(works.collect(), BadRequestError).error)
+    assert len(works.left.records()) == 1
 
 
 @pytest.mark.parametrize("dry_run", [True, "{{ 1 == 1 }}"])

@@ -17,13 +17,14 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.reconcile.collect import adopted
 from airflow_provider_geminiimg.core.request import ImageRequest
+from airflow_provider_geminiimg.core.storage.s3 import S3Store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
 from tests.harness.orphaned_records import NOT_KNOWN, SCOPE, OrphanedRecords, with_an_extra_job
 from tests.harness.records import ITEM, Wire, landed, make_record, plan_of, submitted
 from tests.harness.shop import Memory
 
 if TYPE_CHECKING:
-    pass
+    from airflow_provider_geminiimg.sandbox import Sandbox
 
 
 DAY = 86_400.0
@@ -43,7 +44,8 @@ async def test_old_records_of_which_everything_has_ended_go_and_all_images_stay(
     assert await purged(left) == [first.key, second.key]
     assert left.records() == []
     assert list(left.store.keys("index/")) == list(left.store.keys("forgotten/")) == []
-    assert list(left.store.keys("thumbs/")) == []
+    for kind in ("thumbs", "names", "jobs", "spool"):
+        assert list(left.store.keys(f"{kind}/")) == []
     folder = left.folder.rpartition("/")[2]
     assert {name for name in images if f"{folder}/" in name} == {
         name for name in left.everything() if f"{folder}/" in name
@@ -191,3 +193,39 @@ async def test_a_purge_leaves_other_namespaces_alone(disk_left: OrphanedRecords)
     disk_left.ledger.create(other)
     assert await purged(disk_left) == []
     assert disk_left.records() == [other.key]
+
+
+def folders_under(top: Path) -> set[str]:
+    """The first parts of all folders under `top`."""
+    return {path.relative_to(top).parts[0] for path in top.rglob("*") if path.is_dir()}
+
+
+async def test_on_disk_no_empty_folder_of_a_task_is_left(disk_left: OrphanedRecords, local_root: str) -> None:
+    record = await disk_left.attempt("old")
+    assert await purged(disk_left) == [record.key]
+    assert folders_under(Path(local_root.removeprefix("file://"))) <= {"images", "index", "probe"}
+
+
+async def test_an_image_of_two_records_leaves_no_entry_in_the_index(disk_left: OrphanedRecords) -> None:
+    """Neither record may be named by the index when both are removed."""
+    first = await disk_left.attempt("old")
+    again = await disk_left.attempt("old", generation=1, on_clear="regenerate")
+    if again.key == first.key:
+        pytest.fail("the second attempt was to buy again")
+    assert await purged(disk_left) == [first.key, again.key]
+    assert list(disk_left.store.keys("index/")) == []
+
+
+async def test_many_task_instances_of_a_bucket_go_with_few_requests(
+    s3_root: str, sandbox: Sandbox, onemin: str
+) -> None:
+    left, methods = OrphanedRecords(sandbox, onemin), list[str]()
+    items = [dataclasses.replace(ITEM, run_id=f"run{number}") for number in range(20)]
+    for item in items:
+        left.ledger.create(landed(item))
+    assert isinstance(left.store, S3Store)
+    events = left.store._s3._client().meta.events
+    events.register("before-send.s3", lambda request, **_: methods.append(request.method))
+    assert sorted(await purged(left)) == sorted(record_key(item, 1) for item in items)
+    assert methods.count("POST") == 2  # what belongs to the records, and the records
+    assert "DELETE" not in methods

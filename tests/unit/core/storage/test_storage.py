@@ -26,6 +26,7 @@ from airflow_provider_geminiimg.core.storage import (
     open_store,
 )
 from airflow_provider_geminiimg.core.storage import local as disk_module
+from airflow_provider_geminiimg.core.storage.s3 import S3Store
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 from airflow_provider_geminiimg.hooks import object_stores
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client
@@ -99,6 +100,66 @@ def answers(s3: str) -> Iterator[tuple[Answers, Callable[[str | None], Any], str
 
 
 # --- the ledger's objects ---------------------------------------------------------------------------------------------
+
+
+def test_many_objects_are_removed_at_once_and_none_has_to_exist(store: Store) -> None:
+    keys = [f"dag/run{number}/0.json" for number in range(5)]
+    for key in [*keys[:-1], "dag/other.json"]:
+        store.create(key, b"{}")
+    store.delete_all(keys)
+    store.delete_all([])
+    assert list(store.keys("")) == ["dag/other.json"]
+
+
+def test_more_objects_than_one_request_takes_are_removed(
+    answers: tuple[Answers, Callable[[str | None], Any], str],
+) -> None:
+    script, clients, bucket = answers
+    store = S3Store(f"{bucket}/many", clients)
+    keys = [f"{number}.json" for number in range(1001)]
+    for key in (keys[0], keys[-1]):
+        store.create(key, b"{}")
+    script.methods.clear()
+    store.delete_all(keys)
+    assert script.methods == ["POST", "POST"]
+    assert list(store.keys("")) == []
+
+
+def test_a_bucket_that_does_not_remove_many_at_once_removes_one_by_one(
+    answers: tuple[Answers, Callable[[str | None], Any], str],
+) -> None:
+    script, clients, bucket = answers
+    store = S3Store(f"{bucket}/one", clients)
+    for key in ("a.json", "b.json"):
+        store.create(key, b"{}")
+    script.before = [("POST", 501, "NotImplemented")]
+    script.methods.clear()
+    store.delete_all(["a.json", "b.json"])
+    assert script.methods == ["POST", "DELETE", "DELETE"]
+    assert list(store.keys("")) == []
+
+
+def test_a_removal_that_is_denied_is_an_error(answers: tuple[Answers, Callable[[str | None], Any], str]) -> None:
+    script, clients, bucket = answers
+    store = S3Store(f"{bucket}/denied", clients)
+    store.create("a.json", b"{}")
+    script.before = [("POST", 403, "AccessDenied"), ("DELETE", 403, "AccessDenied")]
+    with pytest.raises(StorageError, match="delete_object on"):
+        store.delete_all(["a.json"])
+    assert list(store.keys("")) == ["a.json"]
+
+
+def test_objects_are_created_in_a_folder_that_is_removed_at_the_same_time(local: Store) -> None:
+    def create(number: int) -> str | None:
+        return local.create(f"dag/run/{number}.json", b"{}")
+
+    def remove(number: int) -> None:
+        local.delete_all([f"dag/run/{number}.json"])
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            made, _ = pool.submit(create, number), pool.submit(remove, number - 1)
+            assert made.result() is not None
 
 
 def test_the_first_creator_of_a_key_wins_and_the_object_stays_his(store: Store) -> None:
