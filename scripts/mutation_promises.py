@@ -361,4 +361,69 @@ PROMISED = (
             "integration/attacks/test_headers.py": "who_looks_at_such",
         },
     ),
+    # The index of open records
+    Protection(
+        "The entry of a record is written before the record",
+        "core/ledger/records.py",
+        "        if is_open(record):\n            self.open_index.add(record)\n",
+        "        self.store.probe()\n",
+        tests={
+            "unit/core/ledger/test_open_index.py": "entry_is_written_before or without_an_entry_no_record_is",
+            "unit/core/reconcile/test_open_records.py": "reads_the_open_records_only",
+        },
+    ),
+    Protection(
+        "A record that becomes open again gets an entry",
+        "core/ledger/records.py",
+        "            moving.step(record, wanted)\n",
+        "            moving._ends = is_open(record) and not is_open(wanted)\n",
+        tests={
+            "unit/core/ledger/test_open_index.py": "becomes_open_again or new_extra_job",
+            "unit/core/reconcile/test_open_records.py": "extra_job_is_found_by_the_entry",
+        },
+    ),
+    Protection(
+        "The entries of a record that is open again have other keys than its first",
+        "core/ledger/open_index.py",
+        "open_key(key, secrets.token_hex(16))",
+        'open_key(key, "again")',
+        tests={"unit/core/ledger/test_open_index.py": "new_extra_job"},
+    ),
+    Protection(
+        "Without the marker of a complete index all records are read",
+        "core/reconcile/open_records.py",
+        "        return self.complete and not self.unreadable\n",
+        "        return True\n",
+        tests={
+            "unit/core/reconcile/test_open_records.py": "without_the_marker_a_collect or leads_to_a_look_at_all",
+        },
+    ),
+    Protection(
+        "The index is marked as complete only if each open record has an entry",
+        "core/reconcile/open_records.py",
+        "self._scope.is_whole and self.failure is None and not self._dry_run:",
+        "not self._dry_run:",
+        tests={"unit/core/reconcile/test_open_records.py": "of_one_dag_does_not or without_all_entries"},
+    ),
+    Protection(
+        "An entry is removed for its record's sake only if it is old",
+        "core/reconcile/open_records.py",
+        "    return entry.age >= STALE_SECONDS\n",
+        "    return True\n",
+        tests={"unit/core/reconcile/test_open_records.py": "is_a_day_old or replaced_by_entries"},
+    ),
+    Protection(
+        "The old entry of a batch is written again before a claim",
+        "core/ledger/open_index.py",
+        "            if self._key is None or abs(now - self._written_at) > RENEW_SECONDS:\n",
+        "            if self._key is None:\n",
+        tests={"unit/core/ledger/test_open_index.py": "old_entry_of_a_batch_is_written_again"},
+    ),
+    Protection(
+        "A batch's entry stays while one of its records is open",
+        "core/ledger/open_index.py",
+        "not self._pending and not self._open:",
+        "not self._pending:",
+        tests={"unit/core/ledger/test_open_index.py": "stays_while or stays_if"},
+    ),
 )

@@ -26,7 +26,8 @@ _WHERE = (
 )
 _AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _WIDEST, _JOBS_SHOWN = 512, 20
-_STATES = ("waiting", "in-flight", "to-collect", "unknown", "landed", "failed", "unreadable")
+_OPEN_STATES = ("waiting", "in-flight", "to-collect", "unknown")
+_STATES = (*_OPEN_STATES, "landed", "failed", "unreadable")
 
 
 def _print(text: str, file: TextIO | None = None) -> None:
@@ -176,7 +177,8 @@ def _list(arguments: argparse.Namespace, environment: Environment) -> int:
 
     async def listed() -> int:
         unreadable = 0
-        async for entry in reconcile.walk(environment.ledger, _scope(arguments, environment)):
+        walk = reconcile.walk_open if arguments.state in _OPEN_STATES else reconcile.walk
+        async for entry in walk(environment.ledger, _scope(arguments, environment)):
             unreadable += entry.found is None
             if arguments.state in (None, entry.status):
                 line = reconcile.summary(entry)
@@ -279,6 +281,25 @@ def _purge(arguments: argparse.Namespace, environment: Environment) -> int:
     return 0
 
 
+def _reindex(arguments: argparse.Namespace, environment: Environment) -> int:
+    from airflow_provider_geminiimg.core import reconcile
+    from airflow_provider_geminiimg.core.execution.runner import run as run_async
+
+    async def reindexed() -> reconcile.IndexMender:
+        scope = reconcile.Scope(environment.namespace)
+        return await reconcile.reindex(environment.ledger, scope, dry_run=arguments.dry_run)
+
+    done = run_async(reindexed)
+    if done.failure is not None:
+        raise done.failure
+    verb = "would be" if arguments.dry_run else "were"
+    _print(
+        f"{done.read} records were read, {done.open} are open. {done.written} entries {verb} written, {done.removed} "
+        f"{verb} removed."
+    )
+    return 0
+
+
 class _Job(NamedTuple):
     help: str
     own_arguments: Callable[[argparse.ArgumentParser], None]
@@ -300,4 +321,5 @@ _JOBS = {
     "resolve": _Job("record what you found out about a request with an unknown outcome", _resolve_arguments, _resolve),
     "forget": _Job("remove a record, so that its task submits again", _forget_arguments, _forget),
     "purge": _Job("remove old records of finished task instances; images stay", _purge_arguments, _purge),
+    "reindex": _Job("read all records and rebuild the index of open records", _dry_run, _reindex),
 }

@@ -113,7 +113,9 @@ class TaskRun(Environment):
             return None
         first = self._ti.try_number <= 1 and not self.item.iteration
         known = RootVariable(self.root)
-        return RootCheck(self.ledger.store, known, self.log, first_attempt=first, run=self._run)
+        return RootCheck(
+            self.ledger.store, known, self.log, first_attempt=first, run=self._run, namespace=self.namespace
+        )
 
     @property
     def folder(self) -> str:

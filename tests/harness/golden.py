@@ -68,8 +68,11 @@ class Stable:
         self._sizes: set[int] = set()
 
     def objects(self, objects: Mapping[str, bytes]) -> dict[str, str]:
-        """Keys and contents; of an image only what kind it is. The root's identity is random, and in every story."""
-        objects = {key: data for key, data in objects.items() if key != ROOT_KEY}
+        """Keys and contents; of an image only what kind it is.
+
+        The root's identity and the index of open records have random keys or contents, and are in every story.
+        """
+        objects = {key: data for key, data in objects.items() if key != ROOT_KEY and not key.startswith("open/")}
         for key, data in sorted(objects.items()):
             if media_type(data) and data != TINY and not key.startswith("thumbs/"):
                 self._name(hashlib.sha256(data).hexdigest())

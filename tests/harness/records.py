@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
@@ -12,6 +14,7 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Record, 
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import StorageError
+from tests.harness.moto import age_object
 
 ITEM = Item("default", "campaign", "manual__2026-01-01T00:00:00+00:00", "hero", -1)
 ELSEWHERE = Destination("file:///elsewhere", "hero")
@@ -115,3 +118,31 @@ class Wire(Store):
 
     def now(self) -> float:
         return self.real.now()
+
+
+class Traced(Wire):
+    """A store behind a line that can be bad, with a list of what was asked of it: operations and keys."""
+
+    def __init__(self, real: Store, prefix: str = "") -> None:
+        super().__init__(real, prefix)
+        self.calls: list[tuple[str, str]] = []
+
+    def _call(self, operation: str, key: str, *args: Any) -> Any:
+        self.calls.append((operation, key))
+        return super()._call(operation, key, *args)
+
+    def asked(self, prefix: str) -> list[tuple[str, str]]:
+        """What was asked about keys that begin so."""
+        return [(operation, key) for operation, key in self.calls if key.startswith(prefix)]
+
+
+def age_key(store: Store, key: str, seconds: float) -> None:
+    """Make an object older: its store says that it was written so many seconds earlier."""
+    place = f"{store.uri}/{key}"
+    if place.startswith("file://"):
+        path = Path(place.removeprefix("file://"))
+        written = path.stat().st_mtime - seconds
+        os.utime(path, (written, written))
+    else:
+        bucket, _, name = place.removeprefix("s3://").partition("/")
+        age_object(bucket, name, seconds)

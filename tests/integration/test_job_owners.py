@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import job_key
-from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
 from airflow_provider_geminiimg.core.validation.resolution import Resolution, read_resolutions
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError, OutcomeUnknownError
 from airflow_provider_geminiimg.hooks.object_stores import default_s3_client

@@ -141,6 +141,7 @@ class BatchExecutor:
         self.options = options
         self.refused = refused
         self._log = batch.purchase_context.log
+        self._index = batch.purchase_context.ledger.open_index
         self._turn = asyncio.Semaphore(_max_requests(batch.connection))
         self._breaker = CircuitBreaker(options.fail_fast)
         self._summary = BatchSummary()
@@ -156,6 +157,7 @@ class BatchExecutor:
         first = {item.fingerprint: item for item in reversed(items)}
         queue = (item for item in items if first[item.fingerprint] is item)
         self.batch.purchase_context.budgets.expect(len(first))
+        self._index.cover([item.key for item in items if first[item.fingerprint] is item])
         reporter = asyncio.create_task(self._report(len(first)))
         try:
             await asyncio.gather(*(self._work(queue) for _ in range(min(self.options.max_concurrency, len(first)))))
@@ -175,6 +177,7 @@ class BatchExecutor:
                 result = await self._one(item)
                 self._in_flight -= 1
             self._add(item, result)
+            await asyncio.to_thread(self._index.end, item.key)
 
     def _add(self, item: PlannedImage, result: Result) -> None:
         try:

@@ -4,6 +4,7 @@ In reading order:
 
 - `layout`: builds and parses every key under the root
 - `root_identity`: shows that a ledger was replaced or emptied
+- `open_index`: the records that have not ended, so that nobody has to read all of them
 - `records`: one record for every submission that may have cost money
 - `record_values`: the permitted values of a record
 - `file_names`: file names, claimed before money is spent

@@ -2,6 +2,8 @@
 
     root.json                                     the identity of the root
     ledger/<task instance>/<item>/<n>.json        one record for each submission that may have cost money
+    open/entries/<namespace>/<hash>.json          names an open record, or items of a batch with open records
+    open/complete/<namespace>.json                says that each open record of a namespace has an entry
     forgotten/<task instance>/<item>/<n>-<claim>.json   tombstones of records that a person removed
     names/<place>.json                            the owner of a file name
     index/<namespace>/<dag>/<fingerprint>.json    the record that has the image of a request
@@ -26,6 +28,7 @@ Invariant: the form of a key never changes, because later versions of the packag
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ PLANS = "batches"
 RETURNED = "returned"
 SHOWN = "shown"
 SPOOL = "spool"
+_OPEN = "open"
 
 _NUMBER = "[1-9][0-9]{0,8}"
 _NUMBERED = re.compile(rf"({_NUMBER})\.json")
@@ -138,6 +142,42 @@ def task_instance_of(key: str) -> str:
 def tombstone_key(key: str, claim: str) -> str:
     """Return the key of a record's tombstone. It contains the claim, because a later record may have the same key."""
     return f"forgotten/{_of_record(key)}-{encode_segment(claim)}.json"
+
+
+def open_prefix(namespace: str) -> str:
+    """What the keys of all entries for open records of a namespace begin with."""
+    return f"{_OPEN}/entries/{encode_segment(namespace)}/"
+
+
+def open_key(key: str, tag: str) -> str:
+    """Return the key of an entry for an open record.
+
+    It is flat, because on disk the empty folders of removed entries would remain, and short, because a long one might
+    be refused when the record becomes open again.
+
+    :param key: the record's key.
+    :param tag: the record's claim, or another text that distinguishes the record's entries.
+    """
+    return _open_key(key.split("/")[1], f"{key}\n{tag}")
+
+
+def open_chunk_key(task_instance: str, chunk: str, number: int) -> str:
+    """Return the key of an entry for some items of a batch.
+
+    :param task_instance: as a part of keys.
+    :param chunk: identifies the attempt and the items.
+    :param number: distinguishes the entries for the same items.
+    """
+    return _open_key(task_instance.split("/")[0], f"{task_instance}\n{chunk}\n{number}")
+
+
+def _open_key(namespace: str, text: str) -> str:
+    return f"{_OPEN}/entries/{namespace}/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def complete_key(namespace: str) -> str:
+    """Return the key of the marker that says that each open record of a namespace has an entry."""
+    return f"{_OPEN}/complete/{encode_segment(namespace)}.json"
 
 
 def spool_key(key: str, claim: str, index: int) -> str:

@@ -6,11 +6,15 @@ package writes are permitted. Unknown fields from later versions are permitted, 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
+
+from airflow_provider_geminiimg.core.redaction.ranges import AMOUNT
+from airflow_provider_geminiimg.exceptions import LedgerError
 
 MAX_BYTES = 4 << 20
 """Maximum size of a record. The largest ones contain sixteen links, and copies of one image in many places."""
@@ -20,6 +24,12 @@ MAX_NEW_BYTES = MAX_BYTES - (128 << 10)
 
 _MAX_DEPTH = 32
 _MAX_NUMBER = 1 << 63
+
+UNREADABLE = (
+    "Nothing was sent. Restore the record; or check the gateway's console for the payment, and make the image in a "
+    "DAG run with a new run id."
+)
+"""What to do about a record that can't be read."""
 
 UnixTime = Annotated[float, Field(ge=0, le=253_402_300_799, allow_inf_nan=False)]
 """Seconds since 1970, up to the last year that `datetime` supports."""
@@ -47,6 +57,23 @@ _MANIFEST: Mapping[str, _Types] = {
     "reused": (bool,),
     "requested": (dict,),
 }
+
+
+def parsed(where: str, data: bytes) -> Any:
+    """Parse the JSON of a record.
+
+    :param where: names the record in an error.
+    :raises LedgerError: it is not JSON, or has values that are never permitted.
+    """
+    if len(data) > MAX_BYTES:
+        raise LedgerError(f"{where} is not a record: it has more than {MAX_BYTES} bytes.", hint=UNREADABLE)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=UNREADABLE) from None
+    if not is_plain(values):
+        raise LedgerError(f"{where} contains an invalid number or text.", hint=UNREADABLE)
+    return values
 
 
 def is_plain(value: Any) -> bool:
@@ -79,6 +106,17 @@ def is_cost(value: Any) -> bool:
     if not _fits(value, _COST):
         return False
     return value.get("amount") is None or isinstance(value.get("currency"), str)
+
+
+def with_sane_cost(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without an implausible amount."""
+    return {**manifest, **({"cost": sane_cost(manifest["cost"])} if "cost" in manifest else {})}
+
+
+def sane_cost(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cost without an implausible amount."""
+    known = cost.get("amount") is None or AMOUNT.of(cost["amount"]) is not None
+    return dict(cost) if known else {**cost, "amount": None}
 
 
 def is_request(value: Any) -> bool:

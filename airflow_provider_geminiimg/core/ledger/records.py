@@ -28,18 +28,21 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, record_key, record_number, tombstone_key
+from airflow_provider_geminiimg.core.ledger.open_index import OpenIndex, is_open
 from airflow_provider_geminiimg.core.ledger.record_values import (
     MAX_BYTES,
     MAX_NEW_BYTES,
+    UNREADABLE,
     Seconds,
     UnixTime,
     is_copy,
     is_cost,
     is_manifest,
-    is_plain,
     is_request,
+    parsed,
+    sane_cost,
+    with_sane_cost,
 )
-from airflow_provider_geminiimg.core.redaction.ranges import AMOUNT
 from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError, from_dict
 
@@ -190,6 +193,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
+        self.open_index = OpenIndex(store, self.attempt)
         self._ahead: dict[str, int] = {}
 
     def read(self, key: str) -> StoredRecord | None:
@@ -261,6 +265,8 @@ class Ledger:
                 hint="Shorten variant, model, the addresses of input images or output_path; or, if [geminiimg] "
                 "record_prompts is set, the prompt.",
             )
+        if is_open(record):
+            self.open_index.add(record)
         stored = create_or_read(
             self.store,
             record.key,
@@ -268,6 +274,7 @@ class Ledger:
             is_ours=lambda data: self._parse(record.key, data).claim == record.claim,
         )
         if not stored.ours:
+            self.open_index.remove(record)
             return None
         return self._found(record.key, stored.blob)
 
@@ -281,6 +288,7 @@ class Ledger:
         :raises StorageError: the store failed.
         """
         last: list[Record] = []
+        moving = self.open_index.moving()
 
         def stepped(blob: Blob | None) -> bytes | None:
             if blob is None:
@@ -294,9 +302,11 @@ class Ledger:
                 return None
             if wanted.state not in (_TAKEN_BACK if takes_back else _NEXT)[record.state]:
                 raise LedgerError(f"Record {key} is {record.state} and cannot become {wanted.state}.")
+            moving.step(record, wanted)
             return _RECORD.dump_json(wanted)
 
         update(self.store, key, stepped, billed=Billed.UNKNOWN)
+        moving.end(last[0])
         return last[0]
 
     def add_tombstone(self, record: Record) -> None:
@@ -314,7 +324,7 @@ class Ledger:
 
     def _parse(self, key: str, data: bytes) -> Record:
         where = f"Record {key} under {self.store.uri}"
-        values = _values(where, data)
+        values = parsed(where, data)
         schema = values.get("schema") if isinstance(values, Mapping) else None
         if not isinstance(schema, int) or isinstance(schema, bool) or schema > SCHEMA:
             raise LedgerError(
@@ -328,45 +338,17 @@ class Ledger:
         if wrong := _wrong_fields(record):
             raise _no_record(where, wrong)
         if record.state == "landed" and record.manifest is None:
-            raise LedgerError(f"{where} has the state landed, but contains no image.", hint=_UNREADABLE)
+            raise LedgerError(f"{where} has the state landed, but contains no image.", hint=UNREADABLE)
         if record.key != key or not key.endswith(f"/{record.n}.json"):
-            raise LedgerError(f"{where} contains the key or number of another record.", hint=_UNREADABLE)
+            raise LedgerError(f"{where} contains the key or number of another record.", hint=UNREADABLE)
         return _with_sane_costs(record)
 
 
 def _with_sane_costs(record: Record) -> Record:
     """Return the record without implausible amounts, which earlier versions accepted from gateways."""
-    manifest = None if record.manifest is None else _with_sane_cost(record.manifest)
-    copies = [{**copy, "manifest": _with_sane_cost(copy["manifest"])} for copy in record.copies]
-    return replace(record, cost=_sane(record.cost), manifest=manifest, copies=copies)
-
-
-def _with_sane_cost(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {**manifest, **({"cost": _sane(manifest["cost"])} if "cost" in manifest else {})}
-
-
-def _sane(cost: Mapping[str, Any]) -> dict[str, Any]:
-    known = cost.get("amount") is None or AMOUNT.of(cost["amount"]) is not None
-    return dict(cost) if known else {**cost, "amount": None}
-
-
-_UNREADABLE = (
-    "Nothing was sent. Restore the record; or check the gateway's console for the payment, and make the image in a "
-    "DAG run with a new run id."
-)
-
-
-def _values(where: str, data: bytes) -> Any:
-    """Parse the content of a record."""
-    if len(data) > MAX_BYTES:
-        raise LedgerError(f"{where} is not a record: it has more than {MAX_BYTES} bytes.", hint=_UNREADABLE)
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        raise LedgerError(f"{where} is not JSON ({len(data)} bytes).", hint=_UNREADABLE) from None
-    if not is_plain(values):
-        raise LedgerError(f"{where} contains an invalid number or text.", hint=_UNREADABLE)
-    return values
+    manifest = None if record.manifest is None else with_sane_cost(record.manifest)
+    copies = [{**copy, "manifest": with_sane_cost(copy["manifest"])} for copy in record.copies]
+    return replace(record, cost=sane_cost(record.cost), manifest=manifest, copies=copies)
 
 
 def _wrong_fields(record: Record) -> set[str]:
@@ -391,7 +373,7 @@ def _is_outcome(record: Record) -> bool:
 
 
 def _no_record(where: str, fields: Collection[str]) -> LedgerError:
-    return LedgerError(f"{where} has invalid fields: {', '.join(sorted(fields))}.", hint=_UNREADABLE)
+    return LedgerError(f"{where} has invalid fields: {', '.join(sorted(fields))}.", hint=UNREADABLE)
 
 
 def with_error(record: Record, error: GeminiImageError, state: State | None = None) -> Record:

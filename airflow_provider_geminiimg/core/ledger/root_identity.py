@@ -12,6 +12,7 @@ new run has started a new ledger, Airflow's copy says since when, and earlier ru
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from airflow_provider_geminiimg.core.execution.task_log import Logs
-from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY
-from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read
-from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, ROOT_KEY
+from airflow_provider_geminiimg.core.ledger.open_index import mark_complete
+from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, encode_segment
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError
 
 _ON_PURPOSE = (
     "If the ledger was emptied or replaced on purpose, and no image that was paid for is missing, delete Airflow's "
@@ -73,16 +75,26 @@ class RootCheck:
     :param log: receives a warning if the root has got a new identity.
     :param first_attempt: whether no earlier attempt can have left a record of this task instance.
     :param run: the DAG run.
+    :param namespace: of this Airflow. Its index of open records (`open_index`) is complete if it has no record yet
+        when the root gets its identity.
     """
 
     def __init__(
-        self, store: Store, known: KnownRoot, log: Logs, *, first_attempt: bool, run: RunStart = RunStart("", 0.0)
+        self,
+        store: Store,
+        known: KnownRoot,
+        log: Logs,
+        *,
+        first_attempt: bool,
+        run: RunStart = RunStart("", 0.0),
+        namespace: str | None = None,
     ) -> None:
         self._store = store
         self._known = known
         self._log = log
         self._first_attempt = first_attempt
         self._run = run
+        self._namespace = namespace
         self._turn = asyncio.Lock()
         self._passed = False
         self._failed: GeminiImageError | None = None
@@ -162,7 +174,15 @@ class RootCheck:
             "root": self._store.uri,
             **more,
         }
-        return self._identity(create_or_read(self._store, ROOT_KEY, json.dumps(wanted).encode()).blob)
+        created = create_or_read(self._store, ROOT_KEY, json.dumps(wanted).encode())
+        if created.ours and self._namespace is not None:
+            self._mark_complete(self._namespace)
+        return self._identity(created.blob)
+
+    def _mark_complete(self, namespace: str) -> None:
+        with contextlib.suppress(StorageError):  # without the marker all records are read
+            if encode_segment(namespace) not in self._store.folders(LEDGER):
+                mark_complete(self._store, namespace)
 
     def _identity(self, blob: Blob) -> Mapping[str, Any]:
         return _parsed(blob.data.decode(errors="replace"), f"{ROOT_KEY} under {self._store.uri}")

@@ -10,6 +10,8 @@ The collect operator and ``python -m airflow_provider_geminiimg jobs`` use this 
 In reading order:
 
 - `scan`: lists records with their status
+- `extra_jobs`: records of jobs that another attempt paid for at the same time
+- `open_records`: reads the records that may be open, and mends their index
 - `collect`: stores images that were paid for and have not landed
 - `resolve`: applies a person's decision (`core.validation.resolution`) to the record
 - `purge`: removes records
@@ -18,6 +20,7 @@ In reading order:
 from __future__ import annotations
 
 from airflow_provider_geminiimg.core.reconcile.collect import Report, collect
+from airflow_provider_geminiimg.core.reconcile.open_records import IndexMender, reindex, walk_open
 from airflow_provider_geminiimg.core.reconcile.purge import forget, purge
 from airflow_provider_geminiimg.core.reconcile.resolve import resolve
 from airflow_provider_geminiimg.core.reconcile.scan import (
@@ -32,6 +35,7 @@ from airflow_provider_geminiimg.core.reconcile.scan import (
 
 __all__ = [
     "RECORD_STATUSES",
+    "IndexMender",
     "RecordEntry",
     "Report",
     "Scope",
@@ -40,7 +44,9 @@ __all__ = [
     "entry_at",
     "forget",
     "purge",
+    "reindex",
     "resolve",
     "summary",
     "walk",
+    "walk_open",
 ]

@@ -1,5 +1,7 @@
 """Stores images that were paid for and have not landed, at their recorded destinations.
 
+Only records that may be open are read, if their index is complete (`open_records`).
+
 Invariants: nothing is submitted, and no running job is waited for. Each job is polled once. An error in one record is
 reported, and the others continue. Two simultaneous collects, or a second one, change nothing.
 """
@@ -7,21 +9,22 @@ reported, and the others continue. Two simultaneous collects, or a second one, c
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
+from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.waiting import JobCollector, VanishedError
-from airflow_provider_geminiimg.core.reconcile.scan import RESOLVE, RecordEntry, Scope, batches
+from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted, is_known
+from airflow_provider_geminiimg.core.reconcile.open_records import IndexMender, open_batches, read_index
+from airflow_provider_geminiimg.core.reconcile.scan import RESOLVE, RecordEntry, Scope
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, OutcomeUnknownError
 
 What = Literal["landed", "running", "failed", "unknown", "skipped", "errors", "to_collect"]
@@ -79,14 +82,23 @@ class Report:
 
 
 async def collect(purchase_context: PurchaseContext, scope: Scope, *, dry_run: bool = False) -> Report:
-    """Check every record of `scope` and store the images that are ready.
+    """Check every open record of `scope` and store the images that are ready.
 
     :param dry_run: only report what would be collected: no call to a gateway, nothing written.
     :raises StorageError: the records can't be listed.
     """
-    work = _Round(purchase_context, dry_run)
-    async for batch in batches(purchase_context.ledger, scope):
+    work, ledger = _Round(purchase_context, dry_run), purchase_context.ledger
+    index = await read_index(ledger, scope)
+    mender = IndexMender(ledger, scope, index, read_all=not index.counts, dry_run=dry_run)
+    async for batch in open_batches(ledger, scope, index):
+        await asyncio.to_thread(mender.see, batch)  # before the records change
         await asyncio.gather(*(work.look(entry) for entry in batch))
+    await asyncio.to_thread(mender.finish)
+    if mender.failure is not None:
+        purchase_context.log.warning(
+            "The index of open records was not mended (%s: %s). The next collect tries again.",
+            mender.failure.kind, mender.failure.message,
+        )  # fmt: skip
     return work.report
 
 
@@ -196,7 +208,7 @@ class _Round:
         """Create a record for an extra job of `record`, once, and collect it."""
         wanted = adopted(record, job_id)
         try:
-            known = await asyncio.to_thread(_is_known, self._ledger, wanted)
+            known = await asyncio.to_thread(is_known, self._ledger, wanted)
             if not known and not self._dry_run:
                 other = await asyncio.to_thread(lambda: own(self._ledger, wanted, job_id, instead_of=[record.key]))
                 if other is not None:
@@ -219,42 +231,6 @@ class _Round:
         level, begins = _MEANINGS[what]
         tell: Callable[..., Any] = getattr(self._context.log, level)
         tell("%s: %s. %s", begins, key, said)
-
-
-def adopted(record: Record, job_id: str) -> Record:
-    """The record of an extra job of `record`. It is always the same, so that two collects create it only once."""
-    digest = hashlib.sha256(f"{record.gateway}\n{job_id}".encode()).hexdigest()
-    folder, _, _ = record.key.rpartition("/")
-    place = record.destination
-    return replace(
-        record,
-        key=f"{folder.rpartition('/')[0]}/x{digest[:16]}/1.json",
-        n=1,
-        state="submitted",
-        claim=digest[:32],
-        **process_identity(),
-        answer_within=0.0,  # no other attempt is waiting for the answer
-        # The name contains a hash of the job, so no other image can have it.
-        destination=Destination(place.directory, f"{place.stem}{record.suffix}-x{digest[:16]}"),
-        suffix="",
-        resubmission=False,
-        job_id=job_id,
-        submitted_at=record.submitted_at or record.claimed_at,
-        landed_at=None,
-        deferrals=0,
-        links=[],
-        spooled=[],
-        extra_jobs=[],
-        outcome=None,
-        manifest=None,
-        copies=[],
-        asked=None,
-    )
-
-
-def _is_known(ledger: Ledger, wanted: Record) -> bool:
-    """Whether the record of an extra job exists, or was removed by a person."""
-    return ledger.read(wanted.key) is not None or ledger.has_tombstone(wanted.key, wanted.claim)
 
 
 def _handle(record: Record) -> str:

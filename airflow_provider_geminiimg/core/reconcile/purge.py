@@ -32,14 +32,16 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     folder_of,
     index_key,
     job_key,
+    open_key,
     spool_prefix,
     task_instance_of,
 )
+from airflow_provider_geminiimg.core.ledger.open_index import is_open
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
-from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
 from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import Blob
@@ -73,7 +75,7 @@ def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
         raise _refusal(record, f"Its item has a later record, {folder}/{last}.json.", "Remove the later record first.")
     if not force and record.state not in _FINISHED:
         raise _refusal(record, RECORD_STATUSES[entry.status], "To remove it in any case, add --force.")
-    if not force and _left_behind(ledger, record):
+    if not force and has_unknown_jobs(ledger, record):
         raise _refusal(record, "It has extra jobs that may have been paid for.", "`jobs collect` stores their images.")
     removed = ledger.change(key, _given_up)
     ledger.add_tombstone(removed)
@@ -159,7 +161,7 @@ def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) ->
     """The objects of a task instance; none unless all of its records are old and have ended."""
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
-    if len(records) < len(together) or any(_left_behind(ledger, record, keys) for record in records):
+    if len(records) < len(together) or any(has_unknown_jobs(ledger, record, keys) for record in records):
         return _Objects((), (), ())
     records.sort(key=lambda record: (folder_of(record.key), record.n))
     others = [key for record in records for key in (*claims_of(ledger, record), *_own_objects(record))]
@@ -171,6 +173,8 @@ def _own_objects(record: Record) -> Iterator[str]:
     """The keys of objects that belong to a record whether they exist or not."""
     yield from record.spooled
     yield from thumbnail_keys(record)
+    if is_open(record):
+        yield open_key(record.key, record.claim)
     jobs = filter(None, (record.job_id, *record.extra_jobs))
     yield from (job_key(record.gateway, job_id) for job_id in jobs if has(record, job_id))
 
@@ -254,15 +258,6 @@ def _task_instance(key: str) -> str:
 def _is_old(entry: RecordEntry, days: float) -> bool:
     found = entry.found
     return found is not None and found.record.state in _FINISHED and found.age >= days * 86400.0
-
-
-def _left_behind(ledger: Ledger, record: Record, known: frozenset[str] | set[str] = frozenset()) -> bool:
-    """Whether an extra job of `record` has no record of its own yet."""
-    wanted = [adopted(record, job_id) for job_id in record.extra_jobs]
-    return any(
-        each.key not in known and ledger.read(each.key) is None and not ledger.has_tombstone(each.key, each.claim)
-        for each in wanted
-    )
 
 
 def _given_up(stored: Record) -> Record | None:

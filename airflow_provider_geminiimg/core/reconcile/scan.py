@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,6 +91,11 @@ class Scope:
         known = itertools.takewhile(lambda part: part is not None, self._parts())
         return "/".join([LEDGER, *(part for part in known if part is not None), ""])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all records of the namespace are selected."""
+        return self.dag_id is self.run_id is self.task_id is None
+
     def holds(self, key: str) -> bool:
         """Whether `key` is the key of a selected record."""
         return is_record_key(key) and self.covers(key)
@@ -133,6 +138,15 @@ async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntr
     :raises StorageError: the records can't be listed.
     """
     keys = await asyncio.to_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
+    async for batch in batches_at(ledger, keys):
+        yield batch
+
+
+async def batches_at(ledger: Ledger, keys: Iterator[str]) -> AsyncIterator[list[RecordEntry]]:
+    """The records at `keys` that exist, in batches of `CONCURRENCY`.
+
+    :raises StorageError: the keys can't be listed.
+    """
     while batch := await asyncio.to_thread(lambda: list(itertools.islice(keys, CONCURRENCY))):
         entries = await asyncio.gather(*(asyncio.to_thread(look, ledger, key) for key in batch))
         yield [entry for entry in entries if entry is not None]

@@ -226,6 +226,32 @@ def test_purge_names_what_it_removes(shell: Shell) -> None:
     assert shell.left.records() == []
 
 
+def test_reindex_counts_what_it_reads_writes_and_removes(shell: Shell) -> None:
+    store = shell.left.store
+    for record in (landed(), make_record(n=2)):
+        shell.left.ledger.create(record)
+    for key in list(store.keys("open/")):
+        store.delete(key)
+    would = "2 records were read, 1 are open. 1 entries would be written, 0 would be removed.\n"
+    assert shell("reindex", "--dry-run") == would
+    assert list(store.keys("open/")) == []
+    assert shell("reindex") == would.replace("would be", "were")
+    assert shell("reindex") == "2 records were read, 1 are open. 0 entries were written, 0 were removed.\n"
+
+
+def test_a_list_of_open_records_reads_no_others(shell: Shell) -> None:
+    store = shell.left.store
+    shell.left.ledger.create(landed())
+    shell.left.ledger.create(make_record(n=2))
+    shell("reindex")
+    for key in shell.left.records():
+        if key.endswith("/1.json"):
+            store.delete(key)
+            store.create(key, b"{")
+    assert shell("list", "--state", "waiting").split()[-1] == record_key(ITEM, 2)
+    assert shell.run("list", "--state", "landed")[0] == 1
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -11,10 +11,13 @@ import time
 import pytest
 
 from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY
+from airflow_provider_geminiimg.core.ledger.open_index import is_complete
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck, RunStart
 from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from tests.harness.records import Wire, make_record
 
 LOG = logging.getLogger("root")
 
@@ -201,3 +204,22 @@ def test_a_store_that_does_not_answer_is_an_error(s3: str) -> None:
     with pytest.raises(StorageError):
         check(store, copy)
     assert copy.text is None
+
+
+def test_a_new_root_has_a_complete_index_of_open_records(store: Store) -> None:
+    assert not is_complete(store, "default")
+    asyncio.run(RootCheck(store, Copy(), LOG, first_attempt=True, namespace="default").passed())
+    assert is_complete(store, "default")
+
+
+def test_a_root_that_has_records_before_its_identity_has_no_complete_index(store: Store) -> None:
+    Ledger(store).create(make_record())
+    asyncio.run(RootCheck(store, Copy(), LOG, first_attempt=True, namespace="default").passed())
+    assert not is_complete(store, "default")
+
+
+def test_a_root_whose_index_cannot_be_marked_is_as_good_as_any(store: Store) -> None:
+    line = Wire(store, "open/")
+    line.always["create"] = "before"
+    asyncio.run(RootCheck(line, Copy(), LOG, first_attempt=True, namespace="default").passed())
+    assert not is_complete(store, "default")

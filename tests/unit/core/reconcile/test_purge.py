@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
-from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
 from airflow_provider_geminiimg.core.request import ImageRequest
 from airflow_provider_geminiimg.core.storage.s3 import S3Store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError

@@ -10,7 +10,7 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
 from airflow_provider_geminiimg.core.ledger.layout import record_key, spool_key, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
-from airflow_provider_geminiimg.core.reconcile.collect import adopted
+from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, LinkExpiredError, StorageError
 from tests.harness.orphaned_records import NOT_KNOWN, OrphanedRecords, nonzero, with_an_extra_job

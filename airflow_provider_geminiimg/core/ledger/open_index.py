@@ -1,0 +1,298 @@
+"""Index of open records: what collects and lists read instead of all records.
+
+A record is open if its image may still have to be stored, or a person may have to decide (`is_open`). Every open record
+has an entry, which only names it. Invariants:
+
+- A record decides, never its entry. An entry without an open record is stale, and harmless.
+- The entry is written before the record is created, or becomes open again; if it can't be written, nothing is sent. It
+  is removed after the record has ended; if that fails, it stays. `Ledger.create` and `Ledger.change` do this, so that
+  no caller can forget it. A process that is killed in between leaves a stale entry, never a record without an entry.
+- An entry is written once, under a key of its own, and is never changed: the key depends on the claim of the record, or
+  is random if the record becomes open again. So whoever removes an entry can't remove a later one of the record.
+- In a batch one entry stands for up to `CHUNK_ITEMS` items, because two more requests for each image are too many. It
+  is written before the first of them is claimed, and again under another key if it is older than `RENEW_SECONDS` when
+  the next one is claimed. It is removed after all its items have ended and all records that were created under it.
+- Only an entry older than `STALE_SECONDS`, by the store's clock, is removed for its record's sake: a younger one may
+  belong to a record that is about to be created.
+- The index counts only with the marker of its namespace, which says that each open record has an entry, and if each
+  entry can be read. Otherwise all records are read. The marker is written after all of them were read, and together
+  with the identity of a new root.
+
+What remains: versions of this package without the index write no entries. A record that such a version leaves open
+while the marker exists, or whose entry somebody removes, is not found through the index until it is rebuilt (`jobs
+reindex`). Its task finds it as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from airflow_provider_geminiimg.core.ledger.layout import (
+    LEDGER,
+    complete_key,
+    is_record_key,
+    open_chunk_key,
+    open_key,
+    task_instance_of,
+)
+from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, encode_segment, update
+from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
+
+CHUNK_ITEMS = 256
+RENEW_SECONDS = 1800.0
+STALE_SECONDS = 86400.0
+VERSION = 1
+_ENDED = ("landed", "failed")
+
+
+class IndexedRecord(Protocol):
+    """The part of a record that the index needs."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def claim(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def extra_jobs(self) -> Sequence[str]: ...
+
+
+def is_open(record: IndexedRecord) -> bool:
+    """Return whether a record may need a collect or a person: it has not ended, or it has extra jobs."""
+    return record.state not in _ENDED or bool(record.extra_jobs)
+
+
+def _opens(before: IndexedRecord, after: IndexedRecord) -> bool:
+    """Return whether a change needs a new entry: the old ones of an ended record may be removed at any moment."""
+    more = set(after.extra_jobs) - set(before.extra_jobs)
+    return before.state in _ENDED and (after.state not in _ENDED or bool(more))
+
+
+class OpenIndex:
+    """Writes and removes the entries of one attempt. The methods block, and may be called by several threads.
+
+    :param store: the root's store.
+    :param attempt: distinguishes this attempt from all others.
+    """
+
+    def __init__(self, store: Store, attempt: str) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._chunks: dict[str, _Chunk] = {}
+
+    def cover(self, items: Sequence[str]) -> None:
+        """Let one entry stand for up to `CHUNK_ITEMS` items of a batch. Writes nothing yet.
+
+        :param items: their names, in the order in which they are claimed.
+        """
+        for start in range(0, len(items), CHUNK_ITEMS):
+            names = [encode_segment(item) for item in items[start : start + CHUNK_ITEMS]]
+            self._chunks.update(dict.fromkeys(names, _Chunk(self._store, self._attempt, start // CHUNK_ITEMS, names)))
+
+    def end(self, item: str) -> None:
+        """Note that nothing more of an item is claimed. The entry is removed after its last item and record.
+
+        :param item: its name.
+        """
+        chunk = self._chunks.get(encode_segment(item))
+        if chunk is not None:
+            chunk.end(encode_segment(item))
+
+    def add(self, record: IndexedRecord) -> None:
+        """Write the entry of a record that is about to be created.
+
+        :raises StorageError: the store failed.
+        """
+        chunk = self._chunks.get(_item_of(record.key))
+        if chunk is not None and chunk.add(record.key):
+            return
+        if not _written(self._store, open_key(record.key, record.claim), {"record": record.key}):
+            self.add_again(record.key)  # the existing entry may be about to be removed
+
+    def add_again(self, key: str) -> None:
+        """Write another entry of the record at `key`.
+
+        :raises StorageError: the store failed.
+        """
+        _written(self._store, open_key(key, secrets.token_hex(16)), {"record": key})
+
+    def remove(self, record: IndexedRecord) -> None:
+        """Remove the entry of a record that has ended, or was not created. If that fails, it stays."""
+        chunk = self._chunks.get(_item_of(record.key))
+        if chunk is None or not chunk.remove(record.key):
+            _deleted(self._store, open_key(record.key, record.claim))
+
+    def moving(self) -> Moving:
+        """Return what accompanies one change of a record."""
+        return Moving(self)
+
+
+class Moving:
+    """One change of a record: its steps, and its end.
+
+    :param index: of the attempt.
+    """
+
+    def __init__(self, index: OpenIndex) -> None:
+        self._index = index
+        self._opened = False
+        self._ends = False
+
+    def step(self, before: IndexedRecord, after: IndexedRecord) -> None:
+        """Write an entry before `after` is written, if it needs one. A change may have several steps.
+
+        :raises StorageError: the store failed.
+        """
+        if _opens(before, after) and not self._opened:
+            self._index.add_again(after.key)
+            self._opened = True
+        self._ends = self._ends or (is_open(before) and not is_open(after))
+
+    def end(self, record: IndexedRecord) -> None:
+        """Remove the entry after the write, if the change ended the record.
+
+        :param record: as it is stored now.
+        """
+        if self._ends and not is_open(record):
+            self._index.remove(record)
+
+
+class _Chunk:
+    """Some items of a batch, and the records that were created under their entry and have not ended."""
+
+    def __init__(self, store: Store, attempt: str, number: int, items: Sequence[str]) -> None:
+        self._store = store
+        self._name = f"{attempt}-{number}"
+        self._items = list(items)
+        self._pending = set(items)
+        self._open: set[str] = set()
+        self._task_instance: str | None = None
+        self._key: str | None = None
+        self._renewals = 0
+        self._written_at = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, key: str) -> bool:
+        """Write the entry if it is missing or old; return ``False`` if the record is another task instance's."""
+        with self._lock:
+            now, task_instance = time.time(), task_instance_of(key)
+            if self._task_instance not in (None, task_instance):
+                return False
+            if self._key is None or abs(now - self._written_at) > RENEW_SECONDS:
+                self._renew(task_instance)
+                self._task_instance, self._written_at = task_instance, now
+            self._open.add(key)
+            return True
+
+    def _renew(self, task_instance: str) -> None:
+        before, new = self._key, open_chunk_key(task_instance, self._name, self._renewals)
+        _written(self._store, new, {"task_instance": task_instance, "items": self._items})
+        self._key, self._renewals = new, self._renewals + 1
+        if before is not None:
+            _deleted(self._store, before)
+
+    def remove(self, key: str) -> bool:
+        """Note that a record has ended; return ``False`` if it was not created under the entry."""
+        with self._lock:
+            known = key in self._open
+            self._open.discard(key)
+            self._clean()
+            return known
+
+    def end(self, item: str) -> None:
+        with self._lock:
+            self._pending.discard(item)
+            self._clean()
+
+    def _clean(self) -> None:
+        if self._key is not None and not self._pending and not self._open:
+            _deleted(self._store, self._key)
+            self._key = None
+
+
+@dataclass(frozen=True)
+class OpenEntry:
+    """An entry as read from the store.
+
+    :param key: its key.
+    :param age: seconds since it was written, by the store's clock.
+    :param record: key of the record that it names; ``None`` for the items of a batch.
+    :param task_instance: of the batch, as a part of keys.
+    :param items: folders of the records of the batch's items.
+    """
+
+    key: str
+    age: float
+    record: str | None = None
+    task_instance: str = ""
+    items: frozenset[str] = frozenset()
+
+
+def read_open_entry(store: Store, key: str) -> OpenEntry | None:
+    """Read the entry at `key`; ``None`` if it was removed.
+
+    :raises LedgerError: it can't be read.
+    :raises StorageError: the store failed.
+    """
+    blob = store.read(key)
+    if blob is None:
+        return None
+    try:
+        values = json.loads(blob.data)
+        record, task_instance, items = (values.get(name) for name in ("record", "task_instance", "items"))
+        if isinstance(record, str) and is_record_key(record):
+            return OpenEntry(key, blob.age, record)
+        folders = [f"{LEDGER}/{task_instance}/{item}" for item in items]
+        if not folders or not all(is_record_key(f"{folder}/1.json") for folder in folders):
+            raise ValueError
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise LedgerError(f"The entry {key} under {store.uri} can't be read.") from None
+    return OpenEntry(key, blob.age, None, str(task_instance), frozenset(folders))
+
+
+def is_complete(store: Store, namespace: str) -> bool:
+    """Return whether each open record of a namespace has an entry.
+
+    :raises StorageError: the store failed.
+    """
+    blob = store.read(complete_key(namespace))
+    return blob is not None and _is_marker(blob)
+
+
+def mark_complete(store: Store, namespace: str) -> None:
+    """Say that each open record of a namespace has an entry.
+
+    :raises StorageError: the store failed.
+    """
+    data = json.dumps({"version": VERSION, "at": time.time()}).encode()
+    update(store, complete_key(namespace), lambda blob: None if blob is not None and _is_marker(blob) else data)
+
+
+def _is_marker(blob: Blob) -> bool:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        return bool(json.loads(blob.data)["version"] == VERSION)
+    return False
+
+
+def _written(store: Store, key: str, what: dict[str, Any]) -> bool:
+    """Create an entry; return ``False`` if another one has its key."""
+    data = json.dumps({**what, "at": time.time(), "id": secrets.token_hex(8)}).encode()
+    return create_or_read(store, key, data).ours
+
+
+def _deleted(store: Store, key: str) -> None:
+    with contextlib.suppress(GeminiImageError):
+        store.delete(key)
+
+
+def _item_of(key: str) -> str:
+    """The name of a record's item, as a segment of keys."""
+    return key.split("/")[-2]
