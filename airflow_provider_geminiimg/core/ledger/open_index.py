@@ -20,7 +20,8 @@ has an entry, which only names it. Invariants:
 
 What remains: versions of this package without the index write no entries. A record that such a version leaves open
 while the marker exists, or whose entry somebody removes, is not found through the index until it is rebuilt (`jobs
-reindex`). Its task finds it as before.
+reindex`). So is the record of a machine that slept for a day between the entry and the record. Its task finds it as
+before.
 """
 
 from __future__ import annotations

@@ -204,10 +204,9 @@ class IndexMender:
             stale = [entry.key for entry in self._index.entries if entry.key in stale and entry.record is not None]
         if self._read_all and self._scope.is_whole:
             stale += filter(self._is_old, self._index.unreadable)
-        for key in stale:
-            self.removed += 1
-            if not self._dry_run:
-                self._ledger.store.delete(key)
+        self.removed += len(stale)
+        if not self._dry_run:
+            self._ledger.store.delete_all(stale)
 
     def _is_old(self, key: str) -> bool:
         blob = self._ledger.store.read(key)
