@@ -28,7 +28,7 @@ test: check ## Run check, then the tests
 	$(BIN)/python -m pytest -n 4 --dist loadfile tests/unit tests/integration $(addprefix --ignore=,$(SAFETY))
 
 test-safety: $(READY) ## Run the failure matrix's rows that need no live Airflow, what else counts money, and the attacks
-	rm -rf $(addprefix build/matrix/,gateway storage time)
+	rm -rf $(addprefix build/matrix/,gateway storage time shards)
 	$(BIN)/python -m pytest -n 4 --dist load tests/matrix $(SAFETY)
 
 test-heavy: $(READY) ## Kill, starve and weigh batches of up to ten thousand images; ITEMS=100 for a tenth of it

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.operators.retry_policy import IMAGE_RETRY_POLICY
     from airflow_provider_geminiimg.operators.review import GeminiImageReviewOperator
     from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
+    from airflow_provider_geminiimg.operators.wide_batch import image_batch
     from airflow_provider_geminiimg.sensors.job import GeminiImageJobSensor
     from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
@@ -40,6 +41,7 @@ __all__ = [
     "ImageRequest",
     "__version__",
     "exceptions",
+    "image_batch",
     "review_markdown",
 ]
 
@@ -55,6 +57,7 @@ _HOMES = {
     "GeminiImageReviewOperator": "operators.review",
     "GeminiImageSubmitOperator": "operators.submit",
     "ImageRequest": "core.request",
+    "image_batch": "operators.wide_batch",
     "review_markdown": "gallery.markdown",
 }
 

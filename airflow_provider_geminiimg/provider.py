@@ -209,7 +209,10 @@ def get_provider_info() -> dict[str, Any]:
             for name, url, guides in _INTEGRATIONS
         ],
         "operators": at(
-            *(f"operators.{name}" for name in ("generate", "edit", "submit", "batch", "collect", "review")),
+            *(
+                f"operators.{name}"
+                for name in ("generate", "edit", "submit", "batch", "wide_batch", "collect", "review")
+            ),
         ),
         "sensors": at("sensors.job"),
         "hooks": at("hooks.geminiimg"),

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "matrix"
 COMMITTED = ROOT / "docs" / "failure-matrix.json"
-GROUPS = ("processes", "airflow", "gateway", "storage", "time")
+GROUPS = ("processes", "airflow", "gateway", "storage", "time", "shards")
 GATEWAYS, MODES = ("1min", "apimaster"), ("waiting", "deferred", "batch", "collect", "sensor", "loop")
 NEEDS = {"loop": (3, 4)}  # the first Airflow that can run a mode
 AIRFLOW = tuple(int(part) for part in metadata.version("apache-airflow").split(".")[:2])

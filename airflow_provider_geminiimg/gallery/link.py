@@ -25,11 +25,12 @@ class ImagesLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
         """Return the address.
 
-        :param operator: the operator; not used.
+        :param operator: the operator; it may name another task whose images are shown.
         :param ti_key: the task instance.
         """
+        task_id = getattr(operator, "images_task_id", None) or ti_key.task_id
         index = ti_key.map_index if ti_key.map_index >= 0 else None
-        names = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, index, iteration_of_link(ti_key))
+        names = (ti_key.dag_id, ti_key.run_id, task_id, index, iteration_of_link(ti_key))
         named = [(name, value) for name, value in zip(VIEW, names, strict=True) if value is not None]
         query = urlencode(named, quote_via=quote)
         base = conf.get("api", "base_url", fallback="/") or "/"

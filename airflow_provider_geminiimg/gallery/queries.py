@@ -27,6 +27,7 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     folder_of,
     index_of,
     is_record_key,
+    of_all_shards,
     plan_of,
     saved_key,
     task_instance_of,
@@ -257,21 +258,31 @@ class GalleryQueries:
         begun: dict[str, set[str]] = defaultdict(set)
         for key in keys:
             begun[task_instance_of(key)].add(key.split("/")[-2])
-        latest: dict[str, int] = {}
+        latest = self._latest_plans(wanted)
+        missing: dict[str, set[str]] = defaultdict(set)
+        unreadable = 0
+        for (of_task, index), n in itertools.islice(latest.items(), MAX_PLANS):
+            planned = self._plan(saved_key(PLANS, of_task, n))
+            unreadable += planned is None
+            of_all = of_all_shards(of_task, index)
+            missing[of_all] |= (planned or set()) - begun[of_task] - begun[of_all]
+        return sum(map(len, missing.values())), unreadable, len(latest) > MAX_PLANS
+
+    def _latest_plans(self, wanted: RecordFilter) -> dict[tuple[str, TaskIndex], int]:
+        """Return the latest generation of the plan of each task instance."""
+        latest: dict[tuple[str, TaskIndex], int] = {}
         for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
             if (plan := plan_of(key)) is not None and wanted.fits_index(plan[1]):
-                latest[plan[0]] = max(plan[2], latest.get(plan[0], 0))
-        some = itertools.islice(latest.items(), MAX_PLANS)
-        plans = [self._plan(saved_key(PLANS, of_task, n), begun[of_task]) for of_task, n in some]
-        return sum(filter(None, plans)), plans.count(None), len(latest) > MAX_PLANS
+                latest[plan[:2]] = max(plan[2], latest.get(plan[:2], 0))
+        return latest
 
-    def _plan(self, key: str, begun: set[str]) -> int | None:
-        """Return the number of images of a plan that have not started; ``None`` if the plan cannot be read."""
+    def _plan(self, key: str) -> set[str] | None:
+        """Return the item names of a plan's images; ``None`` if the plan cannot be read."""
         blob = self.ledger.store.read(key, MAX_PLAN_BYTES)
         if blob is None:  # the plan was removed, because all its images have just been stored
-            return 0
+            return set()
         try:
-            return len(Plan.model_validate_json(blob.data).keys() - begun)
+            return Plan.model_validate_json(blob.data).keys()
         except (ValidationError, GeminiImageError):
             return None
 
@@ -281,8 +292,18 @@ class GalleryQueries:
         return "/".join((folder, *names, ""))
 
     def _keys(self, wanted: RecordFilter) -> list[str]:
-        keys = filter(is_record_key, self.ledger.store.keys(self._below(self._folder, wanted)))
-        return sorted((key for key in keys if (at := index_of(key)) and wanted.fits_index(at)), key=_order)
+        keys = list(filter(is_record_key, self.ledger.store.keys(self._below(self._folder, wanted))))
+        found = [key for key in keys if (at := index_of(key)) and wanted.fits_index(at)]
+        if not found and wanted.task_id is not None and wanted.map_index is not None:
+            found = self._of_shard(wanted, keys)
+        return sorted(found, key=_order)
+
+    def _of_shard(self, wanted: RecordFilter, keys: Sequence[str]) -> list[str]:
+        """Return the records of one shard of a wide batch; they belong to the index -1 of its task."""
+        items: dict[str, set[str]] = defaultdict(set)
+        for (of_task, index), n in itertools.islice(self._latest_plans(wanted).items(), MAX_PLANS):
+            items[of_all_shards(of_task, index)] |= self._plan(saved_key(PLANS, of_task, n)) or set()
+        return [key for key in keys if key.split("/")[-2] in items[task_instance_of(key)]]
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[RecordEntry, int]]:
         """Iterate over the records, each with the total size of all records read so far."""

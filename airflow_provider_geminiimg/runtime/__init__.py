@@ -11,6 +11,7 @@ In reading order:
 - `root_variable`: the identity of the root in Airflow
 - `errors`: how an error leaves a task
 - `image_task`, `batch_task`, `sensor_task`, `collect_task`: one module per kind of task
+- `wide_batch_task`: the three kinds of tasks of a batch that several workers make
 - `returned_request`: the saved request of a decorated function
 - `jobs_command`: ``python -m airflow_provider_geminiimg jobs``
 """

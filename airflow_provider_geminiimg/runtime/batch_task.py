@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from airflow.sdk import Context
 
@@ -32,15 +32,15 @@ from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.order import Order
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.request import SHARED
-from airflow_provider_geminiimg.core.storage import Files, join_uri
+from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.validation.arguments import DEFAULT_TIMEOUT, DEFAULT_WIDTH
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
-from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, StorageError
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, IncompleteError, StorageError
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.task_run import TaskRun
 
 _RETURNED = "return_value"  # Airflow's XCom key for the return value of a task
-_NAMED_FAILURES = 3  # failed images that the error message names
+NAMED_FAILURES = 3  # failed images that the error message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,19 @@ def run_task(task: BatchTask, context: Context) -> dict[str, Any]:
 
     :raises GeminiImageError: nothing was started, or the task failed; raised by `raise_outcome`.
     """
+    return returned(task, context, lambda: _made(task, context))
+
+
+def returned(
+    task: BatchTask, context: Context, make: Callable[[], tuple[dict[str, Any], Exception | None]]
+) -> dict[str, Any]:
+    """What a task with a summary returns. If it fails, the summary is pushed as XCom before.
+
+    :param make: returns (summary, error); this function raises the error, so that no traceback holds a prompt.
+    :raises GeminiImageError: see `run_task`.
+    """
     try:
-        summary, failure = _made(task, context)
+        summary, failure = make()
     except GeminiImageError as error:
         raise_outcome(error)
     if failure is not None:
@@ -93,45 +104,54 @@ def _push(task: BatchTask, context: Context, summary: Mapping[str, Any]) -> None
 
 
 def _made(task: BatchTask, context: Context) -> tuple[dict[str, Any], Exception | None]:
-    """Returns (summary, error). The caller raises the error, so that no traceback holds a prompt."""
     attempt = TaskRun(context, task.log)
     plans = SavedRequestStore(Plan, attempt.ledger.store, PLANS, attempt.item, attempt.plan_marker)
     known = plans.read(attempt.generation)
     task.arguments.refuse_missing(None if known is None else task.arguments.checks)
     requests = task.rows(context) if known is None else None
+    return make(task, attempt, plans, known, requests)
+
+
+def make(
+    task: BatchTask, attempt: TaskRun, plans: SavedRequestStore[Any], known: Plan | None, requests: Any
+) -> tuple[dict[str, Any], Exception | None]:
+    """Make the images of a plan.
+
+    :param plans: where the plan is saved.
+    :param known: the saved plan; ``None``: it is made from `requests`.
+    :returns: (summary, error).
+    :raises GeminiImageError: nothing was started.
+    """
     lived = run(lambda: closed(_live(task, attempt, plans, known, requests)), task.guard)
     if isinstance(lived, GeminiImageError):
         raise lived
     planned, results, manifest, refusal = lived
-    summary = {**results.totals(planned.items), "manifest": manifest}
+    summary = {**results.totals(planned.own), "manifest": manifest}
     task.log.info("%s", summary)
-    return summary, refusal or _failure(task, planned, results, summary)
+    wanted = task.arguments.checked("min_success")
+    return summary, refusal or incomplete(wanted, summary, results, results.bad(planned.own, NAMED_FAILURES))
 
 
 async def _live(
-    task: BatchTask, attempt: TaskRun, plans: SavedRequestStore[Plan], planned: Plan | None, requests: Any
+    task: BatchTask, attempt: TaskRun, plans: SavedRequestStore[Any], planned: Plan | None, requests: Any
 ) -> tuple[Plan, BatchSummary, str | None, Exception | None]:
-    connection = attempt.connection(task.arguments["geminiimg_conn_id"])
-    rate = task.arguments.checked("requests_per_minute")
-    if rate is not None:
-        connection = attempt.limited(connection.conn_id, rate)
+    connection = connection_of(task.arguments, attempt)
     async with attempt.purchase_context() as purchase_context:
         await asyncio.to_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await _planned(task.arguments, attempt, connection, purchase_context, requests)
+            planned = await plan_of(task.arguments, attempt, connection, purchase_context, requests)
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
-            task.log.info("Using the plan of the first attempt: %s images.", len(planned.items))
-        await asyncio.to_thread(attempt.ledger.prefetch, attempt.item)
-        orders = _orders(task.arguments, attempt, connection, planned)
-        batch = BatchContext(orders, purchase_context, task.guard, connection, attempt.item_marker)
-        refused = await refusals(batch, planned.items, task.arguments.checked("max_cost"))
+            task.log.info("Using %s: %s images.", planned.origin, len(planned.own))
+        await asyncio.to_thread(attempt.prefetch)
+        batch = batch_context(task, attempt, purchase_context, connection, planned)
+        refused = await refusals(batch, planned.own, task.arguments.checked("max_cost"))
         options = BatchOptions(
             max_concurrency=task.arguments.checked("max_concurrency") or DEFAULT_WIDTH,
             fail_fast=task.arguments.checked("on_item_failure") == "fail_fast",
             fail_on_mismatch=task.arguments.checked("on_mismatch") == "fail",
         )
-        results = await BatchExecutor(batch, options, refused).run(planned.items)
+        results = await BatchExecutor(batch, options, refused).run(planned.own)
         manifest, failure = await asyncio.to_thread(_write_down, attempt, plans, planned, results)
     refusal = next(iter(refused.values()), None)
     if refusal is not None and results.collected:
@@ -140,7 +160,26 @@ async def _live(
     return planned, results, manifest, failure or refusal
 
 
-async def _planned(
+def connection_of(arguments: TaskArguments, attempt: TaskRun) -> GatewayConnection:
+    """The connection that the arguments name, with their limit of requests per minute."""
+    connection = attempt.connection(arguments["geminiimg_conn_id"])
+    rate = arguments.checked("requests_per_minute")
+    return connection if rate is None else attempt.limited(connection.conn_id, rate)
+
+
+def batch_context(
+    task: BatchTask,
+    attempt: TaskRun,
+    purchase_context: PurchaseContext,
+    connection: GatewayConnection,
+    planned: Plan,
+) -> BatchContext:
+    """What the images of a plan share."""
+    orders = _orders(task.arguments, attempt, connection, planned)
+    return BatchContext(orders, purchase_context, task.guard, connection, attempt.item_marker)
+
+
+async def plan_of(
     arguments: TaskArguments,
     attempt: TaskRun,
     connection: GatewayConnection,
@@ -176,31 +215,35 @@ async def _planned(
 
 
 def _write_down(
-    attempt: TaskRun, plans: SavedRequestStore[Plan], planned: Plan, results: BatchSummary
+    attempt: TaskRun, plans: SavedRequestStore[Any], planned: Plan, results: BatchSummary
 ) -> tuple[str | None, Exception | None]:
     """Write the manifest; if all images have landed, delete the prompts from the saved plan.
 
     :returns: (URI of the manifest or ``None``, error or ``None``). The error is not raised here, because the caller
         still has to return the summary.
     """
-    manifest = join_uri(attempt.folder, "manifest.jsonl")
     written = None
     try:
-        _write_manifest(attempt.files, manifest, results, planned)
-        written = manifest
+        write_manifest(attempt.files, attempt.manifest, results.manifest(planned.own), results.billed)
+        written = attempt.manifest
         if results.all_landed:
-            plans.finish(attempt.generation, planned.carried_out())
+            plans.finish(planned.generation, planned.carried_out())
     except Exception as error:
         return written, error
     return written, None
 
 
-def _write_manifest(files: Files, uri: str, results: BatchSummary, planned: Plan) -> None:
+def write_manifest(files: Files, uri: str, lines: Iterable[bytes], billed: Billed) -> None:
+    """Write the manifest of a batch.
+
+    :param billed: whether any image of the batch was paid for.
+    :raises StorageError: it could not be written.
+    """
     try:
-        files.put(uri, results.manifest(planned.items), media_type="application/x-ndjson")
+        files.put(uri, lines, media_type="application/x-ndjson")
     except StorageError as error:
         hint = f"{error.hint} The images that landed stay. A retry writes the manifest again, at no cost."
-        raise error.evolve(billed=results.billed, of_many=True, hint=hint) from error.__cause__
+        raise error.evolve(billed=billed, of_many=True, hint=hint) from error.__cause__
 
 
 def _orders(
@@ -224,7 +267,7 @@ def _orders(
     def order(item: PlannedImage) -> Order:
         return Order(
             item=dataclasses.replace(attempt.item, item=item.key),
-            request=item.request(connection),
+            request=planned.request(item, connection),
             destination=planned.destination(item),
             input_sha256=item.input_sha256,
             fingerprint=item.fingerprint,
@@ -234,23 +277,32 @@ def _orders(
     return order
 
 
-def _failure(
-    task: BatchTask, planned: Plan, results: BatchSummary, summary: Mapping[str, Any]
+class Outcomes(Protocol):
+    """What the error of an incomplete batch says about its images."""
+
+    @property
+    def billed(self) -> Billed: ...
+    @property
+    def retryable(self) -> bool: ...
+
+
+def incomplete(
+    wanted: float, summary: Mapping[str, Any], results: Outcomes, failures: Sequence[str]
 ) -> IncompleteError | None:
-    """The error of a task in which fewer than `min_success` images landed."""
-    wanted = task.arguments.checked("min_success")
-    total = len(planned.items)
-    good = sum(summary["counts"][status] for status in GOOD)
+    """The error of a task in which fewer than `min_success` images landed.
+
+    :param wanted: `min_success`: a count (``int``), or a ratio (``float``).
+    :param failures: sentences about some of the failed images.
+    """
+    total, counts = summary["items"], summary["counts"]
+    good = sum(counts[status] for status in GOOD)
     needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
     if good >= needed:
         return None
-    named = " ".join(results.bad(planned.items, _NAMED_FAILURES))
-    others = ", ".join(
-        f"{count} {status}" for status, count in summary["counts"].items() if count and status not in GOOD
-    )
+    others = ", ".join(f"{count} {status}" for status, count in counts.items() if count and status not in GOOD)
     return IncompleteError(
         f"{good} of {total} images landed ({others}), min_success={wanted}. "
-        f"Details of each image: {summary['manifest']}. {named}",
+        f"Details of each image: {summary['manifest']}. {' '.join(failures)}",
         billed=results.billed,
         retryable=results.retryable,
     )

@@ -17,6 +17,7 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Record
 from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck, RunStart
 from airflow_provider_geminiimg.core.purchase.context import PUT_BACK
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error
+from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.core.storage import encode_segment, join_uri
 from airflow_provider_geminiimg.core.validation.arguments import OnMismatch, portable_stem, stem, text
 from airflow_provider_geminiimg.core.validation.texts import given
@@ -24,7 +25,7 @@ from airflow_provider_geminiimg.exceptions import AuthenticationError, BadReques
 from airflow_provider_geminiimg.runtime.environment import Environment
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.root_variable import RootVariable
-from airflow_provider_geminiimg.runtime.task_state import StateStoreMarker, TaskState
+from airflow_provider_geminiimg.runtime.task_state import TaskState
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
 MAX_DEFERRALS = 2  # after a trigger crashed; then the task waits in the worker
@@ -100,7 +101,11 @@ class TaskRun(Environment):
         except GeminiImageError:
             return True
 
-    def item_marker(self, item: str) -> StateStoreMarker | None:
+    def prefetch(self) -> None:
+        """Read ahead which records of this task instance exist."""
+        self.ledger.prefetch(self.item)
+
+    def item_marker(self, item: str) -> Marker | None:
         """Marker for one image of a batch in the task state store; ``None`` before Airflow 3.3."""
         return None if self._state is None else self._state.item(item)
 
@@ -111,16 +116,30 @@ class TaskRun(Environment):
         """
         if not has_supervisor():
             return None
-        first = self._ti.try_number <= 1 and not self.item.iteration
         known = RootVariable(self.root)
         return RootCheck(
-            self.ledger.store, known, self.log, first_attempt=first, run=self._run, namespace=self.namespace
+            self.ledger.store,
+            known,
+            self.log,
+            first_attempt=self.is_first_attempt,
+            run=self._run,
+            namespace=self.namespace,
         )
+
+    @property
+    def is_first_attempt(self) -> bool:
+        """Whether no earlier attempt can have left a record."""
+        return self._ti.try_number <= 1 and not self.item.iteration
 
     @property
     def folder(self) -> str:
         """Directory for the images of this task instance, under the root."""
         return join_uri(self.root, self.item.images)
+
+    @property
+    def manifest(self) -> str:
+        """URI of the manifest of a batch."""
+        return join_uri(self.folder, "manifest.jsonl")
 
     def destination(self, output_path: str | None, file_name: str | None, variant: str | None = None) -> Destination:
         """The directory and the file name for the image.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_geminiimg._compat import API_CHANNEL, HAS_TASK_STATE_STORE, NEVER_EXPIRE
+from airflow_provider_geminiimg.core.purchase.order import Marker
 
 _IMAGE = "geminiimg"
 _ITEM = "geminiimg/"
@@ -73,6 +74,31 @@ class TaskState:
         with API_CHANNEL:
             self._written.add(name)
             self._store.set(name, dict(value), retention=NEVER_EXPIRE)
+
+
+class SharedMarker:
+    """The marker of an image whose records several task instances write, with the token of one of them.
+
+    An entry under another token counts as missing, as in a store that was emptied.
+
+    :param token: of the task instance that all of them have in common.
+    :param marker: in the state of the running task; ``None``: there are no entries.
+    """
+
+    def __init__(self, token: str, marker: Marker | None = None) -> None:
+        self._token = token
+        self._marker = marker
+
+    def token(self) -> str:
+        return self._token
+
+    def get(self) -> Mapping[str, Any] | None:
+        known = None if self._marker is None else self._marker.get()
+        return known if known is not None and known.get("token") == self._token else None
+
+    def set(self, value: Mapping[str, Any]) -> None:
+        if self._marker is not None:
+            self._marker.set({**value, "token": self._token})
 
 
 class StateStoreMarker:

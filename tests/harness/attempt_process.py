@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,14 +50,24 @@ def attempt(spec: dict[str, Any]) -> dict[str, Any]:
     from airflow.providers.common.compat.sdk import AirflowFailException
     from airflow.sdk import DAG
 
-    from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+    from airflow_provider_geminiimg.operators import wide_batch
 
+    task_id = spec.get("task_id", TASK_ID)
     with DAG(spec["dag_id"], schedule=None):
-        operator = GeminiImageBatchOperator(task_id=TASK_ID, **spec["arguments"])
+        operator = getattr(wide_batch, spec.get("operator", "GeminiImageBatchOperator"))(
+            task_id=task_id, **spec["arguments"]
+        )
     os.environ.update(spec["connections"])
     ti = SimpleNamespace(
-        dag_id=spec["dag_id"], run_id="run", task_id=TASK_ID, map_index=-1, max_tries=spec["generation"]
+        dag_id=spec["dag_id"],
+        run_id="run",
+        task_id=task_id,
+        map_index=spec.get("map_index", -1),
+        max_tries=spec["generation"],
+        try_number=1,
     )
+    if "dies_before" in spec:
+        _die_before(spec["dies_before"])
     context: Any = {"ti": ti, "task_state_store": StateStore(Path(spec["result"]).with_suffix(".state"))}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     said: dict[str, Any] = {"value": None, "error": None, "again": None}
@@ -66,6 +77,16 @@ def attempt(spec: dict[str, Any]) -> dict[str, Any]:
         said |= {"error": str(error), "again": not isinstance(error, AirflowFailException)}
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {**said, "peak": used.ru_maxrss * 1024, "cpu": used.ru_utime - before}
+
+
+def _die_before(path: str) -> None:
+    """Kill this process when it is about to link or replace a file whose path holds `path`."""
+
+    def hook(event: str, given: tuple[Any, ...]) -> None:
+        if event in ("os.link", "os.rename") and any(path in str(each) for each in given):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 def main() -> None:

@@ -133,6 +133,17 @@ def test_catalogue_makes_one_image_a_row_named_by_its_sku(
     assert len(sandbox.ledger()) == 3
 
 
+def test_wide_catalogue_makes_the_rows_in_two_shards(
+    airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str, tmp_path: Path
+) -> None:
+    run = airflow.run_dag(load("wide_catalogue"), conf={"folder": tmp_path.as_uri()})
+    assert run.state == "success", run.log
+    assert [each.value["items"] for each in run.tasks("catalogue.shards")] == [2, 1]
+    assert run.task("publish").value.startswith("3 new images of 3: file://")
+    assert {path.stem for path in tmp_path.rglob("*.png")} == {"mug-01", "lamp-02", "chair-03"}
+    assert len(sandbox.ledger()) == 3
+
+
 @both_gateways
 def test_maintenance_lands_what_was_left_behind_and_resolves_what_conf_names(
     airflow: AirflowHarness, sandbox: Sandbox, default_connection: str, local_root: str
@@ -271,4 +282,5 @@ def test_every_example_is_run_by_a_test() -> None:
         "review",
         "submit_and_wait",
         "taskflow",
+        "wide_catalogue",
     }

@@ -12,7 +12,9 @@ In reading order:
 - `planner`: makes the plan: input images, fingerprints, file names
 - `known_images`: images that have a record under an earlier fingerprint
 - `plan`: the plan, as it is stored
+- `shards`: the plan of a wide batch, divided into shards
 - `forecast`: which images would be bought, and their estimated cost
 - `executor`: makes the images, with bounded concurrency
 - `summary`: counts and stores the results
+- `merge`: the results of shards, merged
 """

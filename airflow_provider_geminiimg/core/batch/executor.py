@@ -188,7 +188,8 @@ class BatchExecutor:
     async def _one(self, item: PlannedImage) -> Result:
         sent = asyncio.Event()  # set when this attempt may have sent the request
         made = await closed(self._made(item, sent))  # an exception must not end the other images
-        result = Result(_status(made, self.batch.guard), error=made) if isinstance(made, GeminiImageError) else made
+        stopped = self.batch.guard.stopped
+        result = Result(status_of(made, stopped), error=made) if isinstance(made, GeminiImageError) else made
         if self._breaker.add(result, sent.is_set()):
             self._log.error("No further image is started: %s Images in flight still land.", self._breaker.reason)
         return result
@@ -240,8 +241,12 @@ def _max_requests(connection: GatewayConnection) -> int:
     return concurrency if rate is None else max(1, min(concurrency, int(rate / 60 * BILLABLE_WAIT / 2)))
 
 
-def _status(error: GeminiImageError, guard: SubmitGuard) -> Status:
-    if isinstance(error, NotStartedError) or (isinstance(error, NotSentError) and guard.stopped):
+def status_of(error: GeminiImageError, stopped: bool = False) -> Status:
+    """The status of an image that did not land.
+
+    :param stopped: no paid request is sent any more, because the task was killed.
+    """
+    if isinstance(error, NotStartedError) or (isinstance(error, NotSentError) and stopped):
         return "skipped"
     if isinstance(error, OutcomeUnknownError | UnexpectedError):
         return "unknown"

@@ -14,7 +14,8 @@ from decimal import Decimal
 from airflow_provider_geminiimg.core.batch.executor import BatchContext
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedImage
 from airflow_provider_geminiimg.core.execution.boundary import closed
-from airflow_provider_geminiimg.core.ledger.caps import caps_set, price_of_all, refuse_over
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.caps import caps_set, price_of, price_of_all, refuse_over
 from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, ImageState, Policy, Poll, Step, Submit, decide
 from airflow_provider_geminiimg.core.purchase.history import ImageHistory
@@ -74,21 +75,43 @@ async def refusals(
     :param items: of the plan.
     :returns: errors by fingerprint; empty if the batch may start.
     """
-    connection = batch.connection
-    if not caps_set(connection, max_cost):
+    if not caps_set(batch.connection, max_cost):
         return {}
+    wanted = await to_buy(batch, items)
+    try:
+        prices_of(wanted, batch.connection, max_cost)
+    except (BadRequestError, OverBudgetError) as error:
+        return dict.fromkeys((item.fingerprint for item in wanted), error)
+    return {}
+
+
+async def to_buy(batch: BatchContext, items: Sequence[PlannedImage]) -> list[PlannedImage]:
+    """The images that would be bought, each once.
+
+    :param items: of the plan.
+    """
     distinct = list({item.fingerprint: item for item in items}.values())
     wanted: list[PlannedImage] = []
     for start in range(0, len(distinct), READS_AT_ONCE):
         some = distinct[start : start + READS_AT_ONCE]
         wanted += itertools.compress(some, await asyncio.gather(*(_forecast(batch, item).would_buy() for item in some)))
-    requests = [request for item in wanted if isinstance(request := item.request(connection), CheckedRequest)]
-    try:
-        total = price_of_all(requests, connection, max_cost)
-        refuse_over(max_cost, total, connection, f"Buying {len(requests)} images")
-    except (BadRequestError, OverBudgetError) as error:
-        return dict.fromkeys((item.fingerprint for item in wanted), error)
-    return {}
+    return wanted
+
+
+def prices_of(
+    wanted: Sequence[PlannedImage], connection: GatewayConnection, max_cost: Decimal | None
+) -> dict[str, int]:
+    """The estimated price of each image in millionths of the connection's currency, by fingerprint.
+
+    :param wanted: from `to_buy`.
+    :raises BadRequestError: a price is unknown, and there is a cap.
+    :raises OverBudgetError: the total is over `max_cost`.
+    """
+    checked = {item.fingerprint: item.request(connection) for item in wanted}
+    requests = {name: request for name, request in checked.items() if isinstance(request, CheckedRequest)}
+    total = price_of_all(requests.values(), connection, max_cost)
+    refuse_over(max_cost, total, connection, f"Buying {len(requests)} images")
+    return {name: price_of(request, connection, max_cost) for name, request in requests.items()}
 
 
 def _forecast(batch: BatchContext, item: PlannedImage) -> Forecast:

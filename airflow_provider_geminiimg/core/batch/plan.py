@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
@@ -87,9 +87,20 @@ class Plan(Saved):
     :param items: the images, in the order of the rows.
     """
 
+    origin: ClassVar[str] = "the plan of the first attempt"
+
     generation: int
     directory: str
     items: tuple[PlannedImage, ...]
+
+    def request(self, item: PlannedImage, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
+        """The request of an image; see `PlannedImage.request`."""
+        return item.request(connection)
+
+    @property
+    def own(self) -> tuple[PlannedImage, ...]:
+        """The rows whose images this task makes."""
+        return self.items
 
     def carried_out(self) -> Plan:
         """The plan without prompts and without addresses of input images, to store after all images have landed."""

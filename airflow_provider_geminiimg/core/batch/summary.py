@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 Status = Literal["landed", "reused", "refused", "failed", "unknown", "skipped"]
 STATUSES: tuple[Status, ...] = ("landed", "reused", "refused", "failed", "unknown", "skipped")
 GOOD: tuple[Status, ...] = ("landed", "reused")
+_OF_ROW = ("row", "line", "labels", "fingerprint")
 
 
 class RequestedImage(Protocol):
@@ -70,7 +71,7 @@ class BatchSummary:
         """Add the result of one image. Called once per image."""
         error = result.error
         line = json.dumps(result.line()).encode()
-        cost = self._cost_with(result)
+        cost = cost_with(self.cost, result.status, result.manifest)
         # First compute everything that can fail, then count.
         self.ended[result.status] += 1
         self.cost = cost
@@ -81,14 +82,6 @@ class BatchSummary:
         packer = zlib.compressobj(1, zdict=self._alike)
         self._lines[fingerprint] = (result.status, packer.compress(line) + packer.flush())
 
-    def _cost_with(self, result: Result) -> dict[str, float]:
-        cost = (result.manifest or {}).get("cost") or {}
-        if result.status == "reused" or cost.get("amount") is None:
-            return self.cost
-        label = ", estimate" if cost.get("estimate") else ""
-        name = f"{cost['currency']} ({cost.get('basis') or 'unknown'}{label})"
-        return {**self.cost, name: round(self.cost.get(name, 0.0) + cost["amount"], 6)}
-
     @property
     def collected(self) -> bool:
         """Whether any image is in storage."""
@@ -97,12 +90,11 @@ class BatchSummary:
     @property
     def billed(self) -> Billed:
         """Whether money was spent on any image."""
-        return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in self._billed)
+        return billed_of(self._billed)
 
     def totals(self, items: Iterable[RequestedImage]) -> dict[str, Any]:
         """The number of rows, the counts by status, and the cost of this attempt by currency and basis of the price."""
-        counts = Counter(self._lines[item.fingerprint][0] for item in items)
-        return {"items": counts.total(), "counts": {status: counts[status] for status in STATUSES}, "cost": self.cost}
+        return totals(Counter(self._lines[item.fingerprint][0] for item in items), self.cost)
 
     def bad(self, items: Iterable[RequestedImage], most: int) -> list[str]:
         """One sentence for each of the first `most` rows with an error."""
@@ -110,19 +102,66 @@ class BatchSummary:
         for item in items:
             line = self._line(item)
             if "message" in line:
-                place = place_of(item.row, item.line, item.labels)
-                found.append(f"{place[0].upper()}{place[1:]}, {line['status']}: {line['message']}")
+                found.append(failure_of(item, line))
             if len(found) == most:
                 break
         return found
 
     def manifest(self, items: Iterable[RequestedImage]) -> Iterator[bytes]:
         """The lines of ``manifest.jsonl``: one per row and image, in order."""
-        return (json.dumps(self._line(item), sort_keys=True).encode() + b"\n" for item in items)
+        return (manifest_line(item, self._line(item)) for item in items)
 
     def _line(self, item: RequestedImage) -> dict[str, Any]:
-        of_row = {"row": item.row, "labels": item.labels, "fingerprint": item.fingerprint}
-        if item.line is not None:
-            of_row["line"] = item.line
         packed = self._lines[item.fingerprint][1]
-        return {**of_row, **json.loads(zlib.decompressobj(zdict=self._alike).decompress(packed))}
+        line: dict[str, Any] = json.loads(zlib.decompressobj(zdict=self._alike).decompress(packed))
+        return line
+
+
+def cost_with(cost: Mapping[str, float], status: Status, manifest: Mapping[str, Any] | None) -> dict[str, float]:
+    """The cost by currency and basis of the price, with the cost of one more image."""
+    of_image = (manifest or {}).get("cost") or {}
+    if status == "reused" or of_image.get("amount") is None:
+        return dict(cost)
+    label = ", estimate" if of_image.get("estimate") else ""
+    name = f"{of_image['currency']} ({of_image.get('basis') or 'unknown'}{label})"
+    return {**cost, name: round(cost.get(name, 0.0) + of_image["amount"], 6)}
+
+
+def billed_of(all_billed: Collection[Billed]) -> Billed:
+    """Whether money was spent on any image."""
+    return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in all_billed)
+
+
+def totals(counts: Mapping[Status, int], cost: Mapping[str, float]) -> dict[str, Any]:
+    """The summary of a batch, without the manifest.
+
+    :param counts: rows by status.
+    """
+    by_status = {status: counts.get(status, 0) for status in STATUSES}
+    return {"items": sum(by_status.values()), "counts": by_status, "cost": dict(cost)}
+
+
+def failure_of(item: RequestedImage, line: Mapping[str, Any]) -> str:
+    """One sentence for a row with an error."""
+    place = place_of(item.row, item.line, item.labels)
+    return f"{place[0].upper()}{place[1:]}, {line['status']}: {line['message']}"
+
+
+def manifest_line(item: RequestedImage, line: Mapping[str, Any]) -> bytes:
+    """The line of ``manifest.jsonl`` for one row and image.
+
+    :param line: from `Result.line`.
+    """
+    of_row = {"row": item.row, "labels": item.labels, "fingerprint": item.fingerprint}
+    if item.line is not None:
+        of_row["line"] = item.line
+    return json.dumps({**of_row, **line}, sort_keys=True).encode() + b"\n"
+
+
+def result_lines(manifest: bytes) -> dict[str, dict[str, Any]]:
+    """Read what `manifest_line` wrote: the line of each image by its fingerprint, without the fields of its row."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in manifest.splitlines():
+        line = json.loads(text)
+        found[line["fingerprint"]] = {name: value for name, value in line.items() if name not in _OF_ROW}
+    return found

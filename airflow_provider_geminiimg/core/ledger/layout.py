@@ -11,7 +11,7 @@
     jobs/<gateway>/<job>.json                     the record that owns a job
     budgets/<namespace>/<connection>/<day>.json   the daily budget of a connection
     budgets/<namespace>/<connection>/runs/<dag>/<run>.json   the budget of a connection for a DAG run
-    batches/<task instance>/<generation>.json     the plan of a batch
+    batches/<task instance>/<generation>.json     the plan of a batch; of a wide batch, one part for each shard
     returned/<task instance>/<generation>.json    the request that a decorated function returned
     shown/<task instance>/<try>-<digest>.json     the content of a review
     spool/<task instance>/<item>/<n>.json.<claim>.<index>   image bytes from an inline answer, until they are stored
@@ -22,6 +22,9 @@ A task instance is ``<namespace>/<dag>/<run>/<task>/<index>``, each part encoded
 map index, ``-1`` for a task that is not mapped. In a loop (Airflow 3.4) the iteration, counted from 0, stands before
 it: ``2.-1``. The iteration identifies a task instance, and not Airflow's region, which is another one after Airflow has
 created the iteration again.
+
+The records of all shards of a wide batch (`image_batch`) belong to the index ``-1`` of their task, their parts of the
+plan to their own indexes.
 
 Invariant: the form of a key never changes, because later versions of the package read the files of earlier ones.
 """
@@ -258,6 +261,20 @@ def generation_of(name: str) -> int | None:
     """Return the generation from the last part of a saved request's key; ``None`` for any other name."""
     found = _SAVED.fullmatch(name)
     return None if found is None else int(found[1])
+
+
+def plans_below(folder: str, task_instance: str) -> str:
+    """Return the prefix of the saved requests of all instances of a task in one run."""
+    return f"{folder}/{folder_of(task_instance)}/"
+
+
+def of_all_shards(task_instance: str, index: TaskIndex) -> str:
+    """Return the task instance that the records of a wide batch belong to.
+
+    :param task_instance: that of a shard.
+    :param index: its index.
+    """
+    return f"{folder_of(task_instance)}/{TaskIndex(-1, index.iteration)}"
 
 
 def plan_of(key: str) -> tuple[str, TaskIndex, int] | None:

@@ -32,7 +32,10 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     folder_of,
     index_key,
     job_key,
+    of_all_shards,
     open_key,
+    plan_of,
+    plans_below,
     spool_prefix,
     task_instance_of,
 )
@@ -44,7 +47,7 @@ from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
 from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, billed, entry_at, walk
 from airflow_provider_geminiimg.core.request import prompt_sha256
-from airflow_provider_geminiimg.core.storage import Blob
+from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
     Billed,
@@ -223,7 +226,17 @@ def _saved_for_retries(ledger: Ledger, records: Sequence[Record], days: float) -
     folder, is_made = (RETURNED, _is_returned) if _items(records) == {"0"} else (PLANS, _is_planned)
     place = task_instance_of(records[0].key)
     store = ledger.store
-    return [key for key in store.keys(f"{folder}/{place}/") if _is_made(store.read(key), records, is_made, days)]
+    keys = [*store.keys(f"{folder}/{place}/"), *(_of_shards(store, place) if folder == PLANS else ())]
+    return [key for key in keys if _is_made(store.read(key), records, is_made, days)]
+
+
+def _of_shards(store: Store, place: str) -> list[str]:
+    """The plans of the shards of a wide batch.
+
+    :param place: the task instance of its records.
+    """
+    plans = ((key, plan_of(key)) for key in store.keys(plans_below(PLANS, place)))
+    return [key for key, plan in plans if plan and plan[0] != place and of_all_shards(plan[0], plan[1]) == place]
 
 
 def _is_made(

@@ -1,0 +1,112 @@
+"""The plan of a wide batch, divided into shards: the part that each mapped task makes.
+
+Invariants: each image belongs to exactly one shard. The shards' parts of `max_cost` together never exceed it. All
+shards write the records of one task instance, so that an image keeps its record when its row moves to another shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+from itertools import accumulate
+from typing import ClassVar
+
+from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
+from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.caps import MICRO, micro
+from airflow_provider_geminiimg.core.request import CheckedRequest
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, LedgerError
+
+CLEARS = 1_000_000
+"""Generations of the shards between two Clears of their plan; more than a task ever has tries."""
+
+
+class Shard(Plan):
+    """One part of the plan of a wide batch.
+
+    :param elsewhere: fingerprints in `items` whose images an earlier shard makes.
+    :param requested: images that all shards request together.
+    :param max_cost: the shard's part of the cap, in the currency of the connection; ``None``: no cap.
+    :param first_attempt: whether no earlier attempt can have left a record of the batch.
+    """
+
+    origin: ClassVar[str] = "a part of the saved plan"
+
+    elsewhere: frozenset[str] = frozenset()
+    requested: int
+    max_cost: Decimal | None = None
+    first_attempt: bool = False
+
+    def request(self, item: PlannedImage, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
+        found = super().request(item, connection)
+        if not item.values and isinstance(found, LedgerError):
+            return found.evolve(hint="Clear the plan task and the tasks after it: the batch gets a new plan.")
+        return found
+
+    @property
+    def own(self) -> tuple[PlannedImage, ...]:
+        return tuple(item for item in self.items if item.fingerprint not in self.elsewhere)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSize:
+    """How a batch is divided. One of the first two is given.
+
+    :param shards: number of shards; a smaller batch has fewer.
+    :param images_per_shard: images of each shard, except that the last ones may have fewer.
+    :param most: limit of Airflow on the number of shards.
+    """
+
+    shards: int | None
+    images_per_shard: int | None
+    most: int
+
+    def shards_for(self, images: int) -> int:
+        """The number of shards.
+
+        :raises BadRequestError: there are more than Airflow can map.
+        """
+        count = min(self.shards, images) if self.shards else -(-images // (self.images_per_shard or images))
+        if count > self.most:
+            raise BadRequestError(
+                f"images_per_shard: {images} images would be {count} shards; Airflow's [core] max_map_length is "
+                f"{self.most}.",
+                hint=f"Set images_per_shard to at least {-(-images // self.most)}.",
+            )
+        return count
+
+
+def divide(
+    planned: Plan, count: int, prices: Mapping[str, int], max_cost: Decimal | None, *, first_attempt: bool
+) -> list[Shard]:
+    """Divide a plan into consecutive parts of almost equal size.
+
+    A shard's part of `max_cost` is the price of its images, and a part of the rest in proportion to its rows.
+
+    :param prices: in millionths, by fingerprint, of the images that would be bought; their sum is within `max_cost`.
+    :param first_attempt: see `Shard`.
+    """
+    size, more = divmod(len(planned.items), count)
+    ends = list(accumulate([size + 1] * more + [size] * (count - more)))
+    rest = 0 if max_cost is None else micro(max_cost, ROUND_FLOOR) - sum(prices.values())
+    owners: dict[str, int] = {}
+    shards = []
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        items = planned.items[start:end]
+        elsewhere = {each.fingerprint for each in items if owners.setdefault(each.fingerprint, number) != number}
+        own = {each.fingerprint for each in items} - elsewhere
+        part = sum(prices.get(each, 0) for each in own) + rest * len(items) // len(planned.items)
+        shards.append(
+            Shard(
+                told=planned.told,
+                generation=planned.generation,
+                directory=planned.directory,
+                items=items,
+                elsewhere=frozenset(elsewhere),
+                requested=len(planned.items),
+                max_cost=None if max_cost is None else Decimal(part) / MICRO,
+                first_attempt=first_attempt,
+            )
+        )
+    return shards
