@@ -11,6 +11,7 @@ from airflow_provider_geminiimg.core.ledger.layout import complete_key, open_pre
 from airflow_provider_geminiimg.core.ledger.open_index import STALE_SECONDS, is_complete, mark_complete, read_open_entry
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile import Scope
+from airflow_provider_geminiimg.core.validation.resolution import Resolution
 from tests.harness.orphaned_records import SCOPE, OrphanedRecords, nonzero, with_an_extra_job
 from tests.harness.records import ITEM, Traced, age_key, landed, make_record
 
@@ -116,6 +117,45 @@ async def test_the_marker_of_another_namespace_does_not_count(left: OrphanedReco
     lose(left)
     mark_complete(left.store, "other")
     assert (await left.collect()).keys["landed"] == [record.key]
+
+
+ODD = [
+    replace(ITEM, map_index=7),
+    replace(ITEM, iteration=2),
+    replace(ITEM, map_index=3, iteration=0),
+    replace(ITEM, item="x" + "a" * 16),
+    replace(ITEM, dag_id="complete", run_id="x::y", task_id=".."),
+    replace(ITEM, task_id="entries.json", run_id="ü" * 200),
+]
+
+
+async def test_open_records_are_found_whatever_their_tasks_are_called(marked: OrphanedRecords) -> None:
+    records = [make_record(item, answer_within=0.0) for item in ODD]
+    for record in records:
+        assert marked.ledger.create(record) is not None
+    store = trace(marked)
+    report = await marked.collect()
+    assert sorted(report.keys["unknown"]) == sorted(record.key for record in records)
+    assert ("keys", SCOPE.prefix) not in store.calls
+    for record in records:
+        reconcile.resolve(marked.ledger, record.key, Resolution("lost"))
+    assert entries(marked) == []
+
+
+async def test_a_record_that_is_resolved_with_a_job_is_found_again(marked: OrphanedRecords) -> None:
+    record = await marked.submitted()
+    failed = marked.change(record, state="failed", job_id=None)
+    assert entries(marked) == []
+    marked.change(failed, state="submitted", job_id=record.job_id)
+    assert nonzero(await marked.collect()) == {"landed": 1}
+
+
+async def test_a_namespace_finds_its_own_open_records_only(marked: OrphanedRecords) -> None:
+    other = make_record(replace(ITEM, namespace="other"), answer_within=0.0)
+    assert marked.ledger.create(other) is not None
+    mark_complete(marked.store, "other")
+    assert nonzero(await marked.collect()) == {}
+    assert (await marked.collect(Scope("other"))).keys["unknown"] == [other.key]
 
 
 async def test_the_open_records_of_a_batch_are_found_by_its_entry(marked: OrphanedRecords) -> None:
