@@ -52,13 +52,21 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "requests_per_minute": {
         "label": "Requests per minute",
-        "description": "Limit for submits, polls and uploads of one worker process. Empty: 180.",
+        "description": "Limit for submits, polls and uploads of all processes together. Empty: 180.",
         "schema": _OPTIONAL_COUNT,
     },
     "max_concurrency": {
         "label": "Concurrent requests",
-        "description": "Limit for requests in flight of one worker process. Empty: 8.",
+        "description": (
+            "Limit for paid requests in flight, and for polls in flight, of all processes together. Empty: 8 in each "
+            "process."
+        ),
         "schema": _OPTIONAL_COUNT,
+    },
+    "shared_limits": {
+        "label": "Limits over all processes",
+        "description": "No: each worker process has these two limits for itself. Empty: yes.",
+        "schema": {"type": ["boolean", "null"]},
     },
     "price_base": {
         "label": "Base price",

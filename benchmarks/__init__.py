@@ -17,5 +17,6 @@ BENCHMARKS = {
     "end_to_end": "200 images in one Airflow, compared with mapped tasks",
     "landing": "200 images of 8 MB from the gateway into S3, 16 at a time",
     "reuse": "a batch whose images are all stored already",
+    "limits": "four processes at one rate limit, and what a lease costs",
     "growth": "the cost of a batch of 100, 1,000 and 10,000 images",
 }

@@ -55,6 +55,20 @@ PROMISED = (
         tests={"integration/money/test_budget.py": "all_tasks_of_a_run or of_a_run_hold_at_once"},
     ),
     Protection(
+        "The limits of a connection hold over all processes",
+        "runtime/environment.py",
+        "Transport(connection, account=shared)",
+        "Transport(connection)",
+        tests={"integration/test_limits.py": "reserves_from_the_root"},
+    ),
+    Protection(
+        "No slot of a rate limit is given to two processes",
+        "core/ledger/account_limits.py",
+        '"next": first + count * interval, "by": by}',
+        '"next": first + count * interval}',
+        tests={"unit/core/ledger/test_account_limits.py": "none_gets_the_slot_of_another"},
+    ),
+    Protection(
         "An empty image becomes a generation only by consent",
         "runtime/image_task.py",
         ' and arguments.checked("if_no_image") == "generate"',

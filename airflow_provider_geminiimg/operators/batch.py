@@ -70,7 +70,7 @@ class GeminiImageBatchOperator(PaidTaskMixin, BaseOperator):
     :param geminiimg_conn_id: id of the Airflow connection.
     :param max_concurrency: images in flight, 1 to 1000. Default: 50. The connection limits the number of simultaneous
         requests and of requests per minute.
-    :param requests_per_minute: replaces the limit of the connection in the process of this task.
+    :param requests_per_minute: a limit for the process of this task, below that of the connection.
     :param on_item_failure: ``"collect"`` (default) continues with the other images, ``"fail_fast"`` starts no further
         image. In both cases no further image is started after a lack of balance, a wrong key or three unknown outcomes
         in a row. Images in flight still land.

@@ -16,6 +16,7 @@ from airflow_provider_geminiimg._compat import warn_if_untested
 from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.ledger.account_limits import account_limits
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
@@ -34,6 +35,7 @@ class Environment:
         warn_if_untested()
         self.log: Logs = SteadyLogs(log)
         self._connections: dict[str, GatewayConnection] = {}
+        self._accounts: dict[str, GatewayConnection] = {}  # of `limited` connections, with their own limits
         self.namespace = settings.namespace()
         self.root = settings.root()
         self.images = join_uri(self.root, IMAGES)
@@ -56,8 +58,9 @@ class Environment:
         return self._connections[conn_id]
 
     def limited(self, conn_id: str, requests_per_minute: int) -> GatewayConnection:
-        """The connection with another rate limit, which also applies to later calls of `connection`."""
-        connection = replace(self.connection(conn_id), requests_per_minute=requests_per_minute)
+        """The connection with another rate limit of this process, also for later calls of `connection`."""
+        self._accounts[conn_id] = self.connection(conn_id)
+        connection = replace(self._accounts[conn_id], requests_per_minute=requests_per_minute)
         self._connections[conn_id] = connection
         return connection
 
@@ -76,7 +79,10 @@ class Environment:
                 async with connecting:
                     if conn_id not in transports:
                         connection = await asyncio.to_thread(self.connection, conn_id)
-                        transports[conn_id] = await stack.enter_async_context(Transport(connection))
+                        account = self._accounts.get(conn_id, connection)
+                        shared = account_limits(self.ledger.store, self.namespace, account)
+                        transport = Transport(connection, account=shared)
+                        transports[conn_id] = await stack.enter_async_context(transport)
                 return transports[conn_id]
 
             purchase_context = PurchaseContext(self.ledger, self.files, connect, self.log, root_check=self.root_check())

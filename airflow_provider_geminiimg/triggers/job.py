@@ -2,7 +2,8 @@
 
 What must stay true:
 
-- nothing here costs money or writes to storage: the event has the job's status, and the worker does the rest;
+- nothing here costs money, or writes to storage except the leases of the connection's limits: the event has the job's
+  status, and the worker does the rest;
 - the arguments and the event, which Airflow stores and logs unencrypted, contain ids, numbers and one status word, no
   link and no message;
 - all triggers of one connection in one event loop share one connection look-up, one client and one rate limit;
@@ -23,13 +24,16 @@ from typing import Any
 
 import anyio
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
+from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
 from airflow_provider_geminiimg.core.execution.boundary import closed, error_and_place
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.gateways.polling import PollSchedule, follow
 from airflow_provider_geminiimg.core.http.exchange import TOO_LARGE
+from airflow_provider_geminiimg.core.http.shared_limits import Account
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.exceptions import (
     AuthenticationError,
@@ -128,7 +132,8 @@ class Poller:
         connection = await self._hook.aconnection()
         if connection != self._connection:
             # The previous client may still receive a response; all are closed together.
-            self._transports.append(Transport(connection, max_poll=MAX_POLL))
+            account = await _shared_account(connection)
+            self._transports.append(Transport(connection, max_poll=MAX_POLL, account=account))
             self._connection = connection
             log.info("Opened one client for connection %s", connection.conn_id)
         self._failure, self._stale = None, False
@@ -257,6 +262,35 @@ class GeminiImageJobTrigger(BaseTrigger):
         if found.code == TOO_LARGE:
             raise _TooLargeError
         raise found
+
+
+async def _shared_account(connection: GatewayConnection) -> Account | None:
+    """The limits that the connection shares over all processes; ``None`` also if the root cannot be read from here."""
+    if not connection.shared_limits:
+        return None
+    # In a thread of asgiref, from which Airflow's synchronous look-up of the root's connection works.
+    account = await closed(sync_to_async(_opened, thread_sensitive=False)(connection))
+    if not isinstance(account, GeminiImageError):
+        return account
+    log.warning(
+        "The root could not be read in this triggerer (%s: %s): polls of connection %s keep to its limits in this "
+        "process only.",
+        account.kind, account.message, connection.conn_id,
+    )  # fmt: skip
+    return None
+
+
+def _opened(connection: GatewayConnection) -> Account | None:
+    # Imported late: a triggerer imports this module in its event loop.
+    from airflow_provider_geminiimg.core.ledger.account_limits import account_limits
+    from airflow_provider_geminiimg.core.storage import open_store
+    from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+
+    store = open_store(settings.root(), AIRFLOW_OPENERS)
+    account = account_limits(store, settings.namespace(), connection)
+    if account is not None:
+        store.now()
+    return account
 
 
 def _lost(what: str, error: Exception) -> LostContactError:

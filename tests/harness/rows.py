@@ -148,6 +148,7 @@ class Play:
         self.airflow, self.sandbox, self.root, self.gateway, self.mode = airflow, sandbox, root, gateway, mode
         self.arguments: dict[str, Any] = {}
         self.trouble: Any = None  # what a row's storage is in
+        self.until = 0.0  # Unix time at which what a row waits for ends
         self.run: Run
         self.patch: pytest.MonkeyPatch  # for what a case changes on its way
         self._connect = connect

@@ -15,6 +15,9 @@ import pytest
 import airflow_provider_geminiimg.runtime.batch_task
 import airflow_provider_geminiimg.runtime.image_task
 import airflow_provider_geminiimg.runtime.sensor_task  # noqa: F401 - operators import these when they run; they need the clock
+from airflow_provider_geminiimg.core.ledger.account_limits import Holder, Holders, Timeline
+from airflow_provider_geminiimg.core.ledger.layout import limit_key
+from airflow_provider_geminiimg.core.storage import LocalStore
 from airflow_provider_geminiimg.exceptions import OutcomeUnknownError, TimedOutError
 from tests.harness.rows import (
     BUY_AGAIN,
@@ -89,6 +92,32 @@ def died_while_sending(*, seconds_ago: float, answer_within: float) -> Callable[
     return died
 
 
+LEASED_SECONDS = 3.0
+LEASED: dict[str, Callable[[float], Holders | Timeline]] = {
+    "submit": lambda until: Holders(holders={"killed": Holder(units=1, wanted=1, until=until)}),
+    "rate": lambda until: Timeline(next=until),
+}
+
+
+def leased(name: str) -> Callable[[Play], None]:
+    """Leave the leases of a limit as a process leaves them that was killed a while ago."""
+
+    def killed(stage: Play) -> None:
+        usual = stage.sandbox.connection(stage.gateway, requests_per_minute=600, max_concurrency=1)
+        stage.connect(**usual)
+        stage.until = time.time() + LEASED_SECONDS
+        store = LocalStore(str(stage.folder))
+        conn_id = stage.usual()["geminiimg_conn_id"]
+        store.create(limit_key("default", conn_id, name), LEASED[name](stage.until).model_dump_json().encode())
+
+    return killed
+
+
+def waited_for(stage: Play) -> None:
+    [submit] = [call for call in stage.sandbox.calls() if str(call["route"]).endswith(".submit")]
+    assert stage.until < submit["time"]
+
+
 def sent(*, charged: bool) -> tuple[dict[str, Any], ...]:
     return ({"route": "submit", "drop": True, "charge": "after" if charged else "before"},)
 
@@ -124,6 +153,9 @@ CASES = [
          where=CROSSED, prepare=turn(-HOUR)),
     Case("The worker's clock is an hour ahead of the storage's", "all along", "Nothing changes.",
          where=STRAIGHT, prepare=turn(HOUR)),
+    *(Case("Another process is killed", f"while it has leased {what}", where=STRAIGHT, prepare=leased(name),
+           then="The attempt waits until the lease has ended, and buys the image.", holds=waited_for)
+      for name, what in (("rate", "the connection's next seconds"), ("submit", "all of its `max_concurrency`"))),
 ]  # fmt: skip
 
 

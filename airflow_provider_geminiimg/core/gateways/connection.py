@@ -95,6 +95,7 @@ _EXTRAS: Mapping[str, _Extra] = {
     "model": _Extra(_text, "text"),
     "requests_per_minute": _WHOLE,
     "max_concurrency": _WHOLE,
+    "shared_limits": _Extra(_flag, "true or false", default=True),
     "price_base": _AMOUNT,
     "prices": _Extra(parse_prices, ALLOWED, NO_PRICES),
     "price_currency": _choice(CURRENCIES),
@@ -117,6 +118,7 @@ class GatewayConnection:
     :param model: the model of requests that name none; ``None``: the catalogue's default.
     :param requests_per_minute: maximum number of calls per minute; ``None``: the catalogue's limit of the gateway.
     :param max_concurrency: maximum number of simultaneous calls; ``None``: the transport's default.
+    :param shared_limits: whether the two limits hold over all processes that use the same root, or for each process.
     :param price_base: price of a 1K image of the default model in this account; ``None``: the catalogue's price.
     :param price_currency: ``USD`` (also for ``None``) or ``credits``: the currency of all prices and budgets.
     :param daily_budget: maximum that all workers together may spend in one UTC day; ``None``: no limit.
@@ -131,6 +133,7 @@ class GatewayConnection:
     model: str | None = None
     requests_per_minute: int | None = None
     max_concurrency: int | None = None
+    shared_limits: bool = True
     price_base: Decimal | None = None
     price_currency: str | None = None
     daily_budget: Decimal | None = None

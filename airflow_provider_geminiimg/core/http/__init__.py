@@ -6,7 +6,8 @@ In reading order:
 - `exchange`: one call: send, receive, and whether an error means that money was spent
 - `response_body`: reads and decompresses a response body
 - `json_limits`: bounds the size and depth of JSON responses
-- `rate_limit`: limits the calls per minute
+- `rate_limit`: limits the calls per minute, and the simultaneous ones
+- `shared_limits`: this process's part of the limits that all processes share
 - `uploads`: the handles of input images that were uploaded
 - `key_auth`: adds the API key
 - `poll_client`: the HTTP client of polls

@@ -33,6 +33,7 @@ from airflow_provider_geminiimg.core.http.exchange import LARGE_ANSWER, Exchange
 from airflow_provider_geminiimg.core.http.key_auth import KeyAuth
 from airflow_provider_geminiimg.core.http.log_filter import quiet_http
 from airflow_provider_geminiimg.core.http.rate_limit import kind_of, limiter_for
+from airflow_provider_geminiimg.core.http.shared_limits import Account
 from airflow_provider_geminiimg.core.http.tls import tls_context
 from airflow_provider_geminiimg.core.http.uploads import Uploads
 from airflow_provider_geminiimg.exceptions import (
@@ -59,13 +60,16 @@ class Transport:
 
     :param connection: the account. Its `max_concurrency` limits polls and billable calls separately.
     :param max_poll: maximum size in bytes of the response to a free call; default: `MAX_ANSWER`.
+    :param account: the limits that the account shares over all processes; ``None``: this process has its own.
     """
 
-    def __init__(self, connection: GatewayConnection, *, max_poll: int | None = None) -> None:
+    def __init__(
+        self, connection: GatewayConnection, *, max_poll: int | None = None, account: Account | None = None
+    ) -> None:
         self.gateway = connection.adapter()
         self.api_host, self.key_digest = connection.api_host, connection.key_digest
         self.uploads = Uploads()
-        self._limiter = limiter_for(connection)
+        self._limiter = limiter_for(connection, account)
         self._secrets = (connection.api_key,)
         self._auth = KeyAuth(self.gateway.auth_headers(connection.api_key), self.gateway.base_url)
         concurrency = connection.max_concurrency or DEFAULT_CONCURRENCY
@@ -103,6 +107,7 @@ class Transport:
         for pool in opened:
             if pool is not None:
                 await pool.aclose()
+        await self._limiter.close()
 
     @contextlib.asynccontextmanager
     async def turn(self, call: Call[Any]) -> AsyncIterator[None]:
@@ -110,19 +115,21 @@ class Transport:
 
         :param call: the call to send. A billable call waits 15 seconds at most.
         :raises RateLimitedError: a billable call got no slot in time; nothing was sent.
+        :raises GeminiImageError: the shared limits could not be leased; nothing was sent.
         """
         turn = self._turns[kind_of(call)]
         try:
             with anyio.fail_after(BILLABLE_WAIT) if call.billable else contextlib.nullcontext():
-                await self._take_turn(turn, call)
+                leave = await self._take_turn(turn, call)
         except TimeoutError:
             raise RateLimitedError(
-                "The connection's requests_per_minute or max_concurrency is used up in this process; nothing was sent.",
+                "The connection's requests_per_minute or max_concurrency is used up; nothing was sent.",
                 retry_after=BILLABLE_WAIT,
             ) from None
         try:
             yield
         finally:
+            leave()
             turn.release()
 
     async def send(
@@ -213,13 +220,15 @@ class Transport:
         try:
             async with self.turn(call):
                 return await self._exchange(call, None, image_memory)
-        except RateLimitedError as error:
+        except GeminiImageError as error:  # of `turn`: nothing was sent
             return error
 
-    async def _take_turn(self, turn: asyncio.Semaphore, call: Call[Any]) -> None:
+    async def _take_turn(self, turn: asyncio.Semaphore, call: Call[Any]) -> Callable[[], None]:
         await turn.acquire()
         try:
-            await self._limiter.admit(call)
+            if isinstance(call.request, str) and not self._behind_proxy:
+                await self._polling()  # the first time takes a second, in which slots would pile up
+            return await self._limiter.enter(call)
         except BaseException:
             turn.release()
             raise

@@ -12,5 +12,6 @@ In reading order:
 - `job_index`: the record that owns a job
 - `caps`: which caps apply to a paid request, and its price
 - `budget`: reserves the price from `max_cost` and from the budgets of a day and of a DAG run
+- `account_limits`: leases of the rate and concurrency limits of an account
 - `manifest`: the result of a task, and the sidecar file of an image
 """

@@ -11,6 +11,7 @@
     jobs/<gateway>/<job>.json                     the record that owns a job
     budgets/<namespace>/<connection>/<day>.json   the daily budget of a connection
     budgets/<namespace>/<connection>/runs/<dag>/<run>.json   the budget of a connection for a DAG run
+    limits/<namespace>/<connection>/<limit>.json  what processes have leased of a connection's limits
     batches/<task instance>/<generation>.json     the plan of a batch; of a wide batch, one part for each shard
     returned/<task instance>/<generation>.json    the request that a decorated function returned
     shown/<task instance>/<try>-<digest>.json     the content of a review
@@ -244,6 +245,11 @@ def budget_key(namespace: str, conn_id: str, day: str) -> str:
 def run_budget_key(item: Item, conn_id: str) -> str:
     """Return the key of a connection's budget for the DAG run of `item`."""
     return f"budgets/{_joined(item.namespace, conn_id, 'runs', item.dag_id, item.run_id)}.json"
+
+
+def limit_key(namespace: str, conn_id: str, name: str) -> str:
+    """Return the key of the leases of one limit of a connection: ``rate``, ``submit`` or ``poll``."""
+    return f"limits/{_joined(namespace, conn_id)}/{name}.json"
 
 
 # Documents of a task instance

@@ -270,7 +270,7 @@ def test_the_form_says_what_an_empty_limit_means() -> None:
     fields = form()["conn-fields"]
     [usual] = {limits.requests_per_minute for limits in LIMITS.values()}
     assert f"Empty: {usual}." in fields["requests_per_minute"]["description"]
-    assert f"Empty: {DEFAULT_CONCURRENCY}." in fields["max_concurrency"]["description"]
+    assert f"Empty: {DEFAULT_CONCURRENCY} in each process." in fields["max_concurrency"]["description"]
 
 
 def test_the_form_shows_the_parts_that_a_connection_uses_and_hides_the_others() -> None:
