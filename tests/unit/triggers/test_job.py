@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.triggers import job as job_module
 from airflow_provider_geminiimg.triggers.job import GeminiImageJobTrigger
 
@@ -309,6 +311,33 @@ async def test_the_event_loop_is_not_blocked_by_each_trigger(
         loop.set_debug(False)
     # Other processes of a busy machine may hold one or two callbacks up; a client for each trigger would be ten.
     assert caplog.text.count("Executing") <= 3
+
+
+async def test_polls_of_the_triggerer_count_for_the_limit_of_all_processes(
+    sandbox: Sandbox, connect: Callable[..., str], root: str
+) -> None:
+    conn_id = connect("limited", **sandbox.connection("1min"))
+    job_id = await submit(conn_id)
+    store = open_store(root, AIRFLOW_OPENERS)
+    assert list(store.keys("limits/")) == []
+    assert (await events(trigger(conn_id, job_id)))[0]["status"] == "done"
+    assert list(store.keys("limits/")) == ["limits/default/limited/rate.json"]
+
+
+@pytest.mark.parametrize("unreadable", ["gs://elsewhere/root", "/dev/null/root"])
+async def test_a_triggerer_that_cannot_read_the_root_polls_all_the_same_and_says_so_once(
+    sandbox: Sandbox,
+    connect: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unreadable: str,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", unreadable)
+    conn_id = connect("limited", **sandbox.connection("1min"))
+    waiting = [trigger(conn_id, await submit(conn_id)) for _ in range(3)]
+    fired = await asyncio.gather(*(events(each) for each in waiting))
+    assert [event["status"] for [event] in fired] == ["done"] * 3
+    assert sum("limits" in line for line in caplog.messages) == 1
 
 
 def test_the_trigger_needs_no_operator() -> None:
