@@ -385,7 +385,7 @@ HOSTS = st.one_of(
 )
 _SETTINGS = (
     *("model", "requests_per_minute", "max_concurrency", "price_base", "price_currency", "daily_budget", "run_budget"),
-    *("prices", "allow_http", "unknown"),
+    *("prices", "shared_limits", "allow_http", "unknown"),
 )
 _SETTING = one_of(_VALUES, sampled(["1", "1e400", "9" * 400, "-1", "true", "nan", "USD", "gemini-3-pro-image"]))
 _GATEWAYS = one_of(just("1min"), just("apimaster"), just("1min"), _VALUES)
