@@ -31,6 +31,7 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     SPOOL,
     folder_of,
     index_key,
+    is_record_key,
     job_key,
     of_all_shards,
     open_key,
@@ -161,14 +162,22 @@ class _Objects:
 
 
 def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) -> _Objects:
-    """The objects of a task instance; none unless all of its records are old and have ended."""
+    """The objects of a task instance; none unless all of its records are old and have ended.
+
+    The records were listed a while ago. If one was created since, all remain.
+    """
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
     if len(records) < len(together) or any(has_unknown_jobs(ledger, record, keys) for record in records):
         return _Objects((), (), ())
+    stored = ledger.store.keys(f"{_task_instance(together[0].key)}/")
+    if any(key not in keys and is_record_key(key) for key in stored):
+        return _Objects((), (), ())
     records.sort(key=lambda record: (folder_of(record.key), record.n))
     others = [key for record in records for key in (*claims_of(ledger, record), *_own_objects(record))]
-    others += ledger.store.keys(f"{SPOOL}/{task_instance_of(records[0].key)}/")
+    spools = tuple(map(spool_prefix, keys))
+    spooled = ledger.store.keys(f"{SPOOL}/{task_instance_of(records[0].key)}/")
+    others += (key for key in spooled if key.startswith(spools))
     return _Objects(records, _saved_for_retries(ledger, records, days), others)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key
+from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key, spool_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
@@ -229,3 +229,22 @@ async def test_many_task_instances_of_a_bucket_go_with_few_requests(
     assert sorted(await purged(left)) == sorted(record_key(item, 1) for item in items)
     assert methods.count("POST") == 2  # what belongs to the records, and the records
     assert "DELETE" not in methods
+
+
+@pytest.mark.parametrize("spooled", [True, False])
+async def test_nothing_goes_of_a_task_that_has_bought_again_since_the_records_were_listed(
+    disk_left: OrphanedRecords, spooled: bool
+) -> None:
+    ledger, late = disk_left.ledger, dataclasses.replace(ITEM, run_id="z")
+    for item in [*(dataclasses.replace(ITEM, run_id=f"a{number}") for number in range(500)), late]:
+        ledger.create(landed(item))
+    going = reconcile.purge(ledger, SCOPE, days=0.0)
+    await anext(going)  # the records were listed at the start
+    record = make_record(late, n=2, state="answered")
+    bytes_of_image = spool_key(record.key, record.claim, 0)
+    if spooled:
+        disk_left.store.create(bytes_of_image, b"the paid image")
+    ledger.create(dataclasses.replace(record, spooled=[bytes_of_image] if spooled else []))
+    assert len([key async for key in going]) == 499
+    assert [key for key in disk_left.records() if "/z/" in key] == [record_key(late, 1), record_key(late, 2)]
+    assert list(disk_left.store.keys("spool/")) == ([bytes_of_image] if spooled else [])
