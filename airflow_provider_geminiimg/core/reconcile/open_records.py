@@ -202,7 +202,7 @@ class IndexMender:
         stale = [entry.key for entry in self._index.entries if _is_stale(entry) and entry.record not in self._open]
         if self.failure is not None:  # then records of batches may have no entry of their own yet
             stale = [entry.key for entry in self._index.entries if entry.key in stale and entry.record is not None]
-        if self._read_all and self._scope.is_whole:
+        elif self._read_all and self._scope.is_whole:
             stale += filter(self._is_old, self._index.unreadable)
         self.removed += len(stale)
         if not self._dry_run:

@@ -11,7 +11,9 @@ from airflow_provider_geminiimg.core.ledger.layout import complete_key, open_pre
 from airflow_provider_geminiimg.core.ledger.open_index import STALE_SECONDS, is_complete, mark_complete, read_open_entry
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile import Scope
+from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.core.validation.resolution import Resolution
+from airflow_provider_geminiimg.exceptions import StorageError
 from tests.harness.orphaned_records import SCOPE, OrphanedRecords, nonzero, with_an_extra_job
 from tests.harness.records import ITEM, Traced, age_key, landed, make_record
 
@@ -316,3 +318,33 @@ async def test_a_rebuild_removes_stale_entries_and_marks_the_index_as_complete(l
     assert (done.written, done.removed, done.failure) == (0, 1, None)
     assert entries(left) == []
     assert left.store.read(complete_key("default")) is not None
+
+
+class FullForEntries(LocalStore):
+    """A disk that takes no more entries of the index."""
+
+    full = False
+
+    def create(self, key: str, data: bytes) -> str | None:
+        if self.full and key.startswith(OPEN):
+            raise StorageError("The disk is full.")
+        return super().create(key, data)
+
+
+async def test_an_unreadable_entry_stays_as_long_as_its_record_has_no_other(disk_left: OrphanedRecords) -> None:
+    store = FullForEntries(disk_left.store.uri.removeprefix("file://"))
+    disk_left.store, disk_left.ledger = store, Ledger(store)
+    mark_complete(store, "default")
+    record = make_record(state="submitted", job_id="job", submitted_at=1.0)
+    disk_left.ledger.create(record)
+    (key,) = entries(disk_left)
+    found = store.read(key)
+    assert found is not None
+    store.replace(key, b"{", found.version)
+    age_key(store, key, OLD)
+    for full in (True, False):
+        store.full = full
+        done = await reconcile.reindex(disk_left.ledger, SCOPE)
+        assert (done.failure is not None) == full
+        assert (key in entries(disk_left)) == full
+    assert named(disk_left) == {record.key}
