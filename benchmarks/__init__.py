@@ -18,5 +18,6 @@ BENCHMARKS = {
     "landing": "200 images of 8 MB from the gateway into S3, 16 at a time",
     "reuse": "a batch whose images are all stored already",
     "limits": "four processes at one rate limit, and what a lease costs",
+    "collect": "a collect of ten open records among 1,000 to 100,000 that have ended",
     "growth": "the cost of a batch of 100, 1,000 and 10,000 images",
 }

@@ -55,8 +55,8 @@ def copied(*, root: str, count: int) -> None:
     first, *others = _names(count)
 
     def copy(names: tuple[str, ...]) -> None:
-        _write(f"{root}/{_renamed(key, first, names)}", _renamed(record, first, names).encode())
-        _write(_renamed(uri, first, names), image)
+        write(f"{root}/{_renamed(key, first, names)}", _renamed(record, first, names).encode())
+        write(_renamed(uri, first, names), image)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(copy, others))
@@ -85,8 +85,8 @@ def _renamed(text: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
     return text
 
 
-def _write(uri: str, data: bytes) -> None:
-    """As it would lie there; without the care that a paid image takes."""
+def write(uri: str, data: bytes) -> None:
+    """Write an object as it would lie there, without the care that a paid image takes."""
 
     if uri.startswith("s3://"):
         name, _, key = uri.removeprefix("s3://").partition("/")
