@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,6 +16,10 @@ from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 from PIL import Image
 
+from airflow_provider_geminiimg.core.ledger.layout import open_prefix
+from airflow_provider_geminiimg.core.ledger.open_index import is_open, mark_complete, read_open_entry
+from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.reconcile import Scope, walk_open
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, IncompleteError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -342,6 +347,34 @@ def test_what_a_kill_left_unknown_is_not_sent_again_and_keeps_nothing_else_from_
     assert not became
     assert len(unanswered) == 16
     assert prompts(sandbox) == sorted(prompts_)
+
+
+def test_what_a_killed_batch_leaves_open_is_found_by_the_one_entry_that_it_wrote(
+    sandbox: Sandbox, apimaster: str, tmp_path: Path
+) -> None:
+    with Attempts(tmp_path) as attempts:
+        attempts.start("killed", [f"animal {number}" for number in range(20)], geminiimg_conn_id=apimaster)
+        sandbox.faults(
+            {"route": "apimaster.submit", "times": 4},
+            {"route": "apimaster.submit", "hold": True, "charge": "after", "times": 8},
+        )
+        assert len(sandbox.held(8, timeout=60)) == 8, attempts.said()
+        attempts.kill()
+        sandbox.release()
+        open_ = {found.record.key for found in attempts.records() if is_open(found.record)}
+        assert len(open_) >= 8
+        store = attempts.ledger.store
+        [key] = store.keys(open_prefix("default"))
+        entry = read_open_entry(store, key)
+        assert entry is not None
+        assert len(entry.items) == 20
+        mark_complete(store, "default")
+        assert open_ <= asyncio.run(_walked(attempts.ledger))
+
+
+async def _walked(ledger: Ledger) -> set[str]:
+    """The records that a collect would read."""
+    return {entry.key async for entry in walk_open(ledger, Scope("default"))}
 
 
 def test_fail_fast_starts_no_further_image_and_lands_what_is_under_way(
