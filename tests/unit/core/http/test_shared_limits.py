@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_geminiimg.core.gateways.base import Call
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.http import shared_limits
+from airflow_provider_geminiimg.core.http.rate_limit import Limiter
 from airflow_provider_geminiimg.core.http.shared_limits import SharedConcurrency, SharedRate, Slots
 from airflow_provider_geminiimg.core.ledger.account_limits import AccountLimits
 from airflow_provider_geminiimg.core.storage import LocalStore
@@ -128,3 +130,14 @@ async def test_a_waiting_call_that_is_cancelled_keeps_no_unit(tmp_path: Path) ->
         units.release()
         await asyncio.gather(*waiting, return_exceptions=True)
     assert await asyncio.wait_for(units.acquire(low_priority=True), 5)
+
+
+@pytest.mark.parametrize(("of_the_account", "of_the_batch"), [(10, 5000), (5000, 10)])
+async def test_a_batch_may_lower_the_limit_of_its_account_and_not_raise_it(
+    tmp_path: Path, of_the_account: int, of_the_batch: int
+) -> None:
+    limiter = Limiter(of_the_batch, 100, account(tmp_path, requests_per_minute=of_the_account))
+    call: Call[None] = Call("http://127.0.0.1:1/v1/tasks/none", lambda reply: None)
+    (await limiter.enter(call))()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(limiter.enter(call), 1.0)
