@@ -171,6 +171,12 @@ PROTECTIONS = (
         "batch.guard, None, turn)",
     ),
     Protection(
+        "All shards of a batch write the records of one task",
+        "runtime/wide_batch_task.py",
+        "task_id=shards or self.item.task_id, map_index=-1)",
+        "task_id=shards or self.item.task_id)",
+    ),
+    Protection(
         "A plan that Airflow was never told of is kept to",
         "core/purchase/saved_requests.py",
         "if self.marker is None or saved.told in (None, self.marker.token()):",

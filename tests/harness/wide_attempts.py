@@ -29,10 +29,14 @@ class WideAttempts(Attempts):
     def __enter__(self) -> WideAttempts:
         return self
 
-    def plan(self, dag_id: str, prompts: Sequence[str], shards: int, **arguments: Any) -> None:
-        """Make the plan."""
+    def plan(self, dag_id: str, prompts: Sequence[str], shards: int, *, generation: int = 0, **arguments: Any) -> None:
+        """Make the plan.
+
+        :param generation: how often it was cleared.
+        """
         given = {"resolution": "512", "images_task_id": SHARDS, "requests": list(prompts), "shards": shards}
-        self.start_task(dag_id, "Plan", f"{GROUP}.plan", -1, {**self._usual, **given, **arguments})
+        given |= {**self._usual, **arguments}
+        self.start_task(dag_id, "Plan", f"{GROUP}.plan", -1, given, generation=generation)
         self.prompts = list(prompts)
         said = self.ended()
         assert said["value"], said

@@ -65,6 +65,27 @@ def test_two_shards_killed_while_they_download_lose_nothing_and_pay_once(
     assert row.balance == LANDED
 
 
+def test_two_shards_killed_and_planned_again_with_another_number_of_shards_pay_once(
+    tasks: WideAttempts, sandbox: Sandbox, gateway: str
+) -> None:
+    for number in (0, 1):
+        sandbox.faults(route="download", hold=True)
+        tasks.shard(number, max_concurrency=1)
+        assert sandbox.held(1, timeout=60), tasks.said()
+        tasks.kill()
+        sandbox.release()
+    tasks.plan(tasks.dag_id, PROMPTS, 2, generation=1)
+    for number in range(2):
+        tasks.shard(number)
+        assert tasks.ended()["value"], tasks.said()
+    tasks.merge()
+    assert tasks.ended()["value"]["items"] == 12
+    then = "Clear the plan and the tasks after it. The new shards find what was paid for, land it and buy the rest."
+    event = "Two shards are killed, and the DAG then has another number of shards"
+    row = saved(tasks, sandbox, gateway, event, "while downloading", "success", then)
+    assert row.balance == LANDED
+
+
 def test_two_shards_killed_while_they_send_leave_one_unknown_image_each(
     tasks: WideAttempts, sandbox: Sandbox, gateway: str
 ) -> None:

@@ -6,10 +6,10 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task_group
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg import image_batch
@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.exceptions import BadRequestError, IncompleteErr
 from airflow_provider_geminiimg.gallery.queries import GalleryQueries, RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
+from tests.harness.inprocess import HAS_LOOPS
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -274,3 +275,34 @@ async def test_a_purge_removes_the_plans_of_all_shards_with_the_last_record(
     removed = [key async for key in reconcile.purge(ledger, reconcile.Scope("default", "many"), days=0.0)]
     assert Counter(key.partition("/")[0] for key in removed) == {"batches": 3, "ledger": 12}
     assert list(ledger.store.keys("batches/")) == []
+
+
+@pytest.mark.skipif(not HAS_LOOPS, reason="this Airflow has no loops; 3.4 has")
+def test_each_iteration_of_a_loop_has_images_of_its_own_and_a_clear_of_all_buys_none(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
+) -> None:
+    usual = {**USUAL, "file_name": None}
+    with DAG("looped", schedule=None) as dag:
+
+        @task_group
+        def body() -> None:
+            image_batch("foxes", requests=["fox 1", "fox 2", "fox 3"], shards=2, geminiimg_conn_id=apimaster, **usual)
+
+        cast("Any", body).loop(max_iterations=2)
+    run = airflow.run_dag(dag, timeout=300)
+    manifests = [run.task("body.foxes.merge", -1, iteration).value["manifest"] for iteration in range(2)]
+    assert len({*manifests}) == 2
+    assert len(sandbox.ledger()) == 6
+    run.clear()
+    assert [run.task("body.foxes.merge", -1, iteration).value["counts"]["reused"] for iteration in range(2)] == [3, 3]
+    assert len(sandbox.ledger()) == 6
+
+
+def test_a_root_in_a_bucket_works_as_well(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, s3_root: str
+) -> None:
+    run = airflow.run_dag(wide(ROWS, geminiimg_conn_id=apimaster))
+    assert run.task("foxes.merge").value["manifest"].startswith("s3://")
+    run.clear()
+    assert counts(run) == {"reused": 12}
+    assert len(sandbox.ledger()) == 12
