@@ -186,8 +186,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "keep_records_days": {
         "description": (
             "The collect operator removes the records of task instances that ended longer ago than this number of\n"
-            "days, as ``jobs purge`` does. Images stay. Unset: records are kept for ever. Do not clear a task whose\n"
-            "records were removed: it may pay again.\n"
+            "days, as ``jobs purge`` does; at least 30. Images stay. Unset: records are kept for ever. A task whose\n"
+            "records were removed may pay again if it is cleared or retried: keep them longer than any task waits.\n"
         ),
         "type": "integer",
         "example": "90",

@@ -11,10 +11,11 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_geminiimg._compat import HAS_TASK_STATE_STORE
 from airflow_provider_geminiimg.core.validation.arguments import MAX_IMAGES, whole
+from airflow_provider_geminiimg.exceptions import BadRequestError
 
 SECTION = "geminiimg"
 MOST_BATCH_IMAGES = 1_000_000
-MOST_DAYS = 36_500
+LEAST_DAYS, MOST_DAYS = 30, 36_500
 log = logging.getLogger(__name__)
 
 
@@ -79,10 +80,17 @@ def max_batch_images() -> int:
 def keep_records_days() -> int | None:
     """How many days the collect operator keeps records that have ended; ``None``, the default: for ever.
 
-    :raises BadRequestError: it is no whole number from 1 to `MOST_DAYS`.
+    :raises BadRequestError: it is no whole number from `LEAST_DAYS` to `MOST_DAYS`.
     """
+    name = f"[{SECTION}] keep_records_days"
     given = str(conf.get(SECTION, "keep_records_days", fallback="") or "").strip()
-    return whole(f"[{SECTION}] keep_records_days", given, MOST_DAYS)
+    days = whole(name, given, MOST_DAYS)
+    if days is not None and days < LEAST_DAYS:
+        raise BadRequestError(
+            f"{name} = {days}: must be at least {LEAST_DAYS}.",
+            hint="A task that still waits for a retry may pay again if its records are removed.",
+        )
+    return days
 
 
 def _list(name: str) -> list[str]:

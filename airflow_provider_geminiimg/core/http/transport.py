@@ -49,10 +49,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BILLABLE_WAIT = 15.0  # seconds that a billable call waits for a slot
+AGAIN_SECONDS = 1.0  # until it asks again: a slot that its process has reserved is not wasted then
 DEFAULT_CONCURRENCY = 8  # a semaphore, because a thousand waiters in httpx's own pool cost five times as much CPU
 MAX_RESPONSE_MEMORY = 64_000_000  # bytes of all large responses of one transport
 IN_LOOP = 8_000  # bytes; a response up to this size is parsed in the event loop (always under 10 ms)
 FREE_ATTEMPTS = 3
+
+
+class NoTurnError(RateLimitedError):
+    """A billable call got no slot within `BILLABLE_WAIT`. It can ask again for as long as it likes: nothing was sent.
+
+    It is read back from a record as `RateLimitedError`.
+    """
 
 
 class Transport:
@@ -114,7 +122,7 @@ class Transport:
         """Wait for a slot within the account's limits and hold it, for `send(call, has_turn=True)`.
 
         :param call: the call to send. A billable call waits 15 seconds at most.
-        :raises RateLimitedError: a billable call got no slot in time; nothing was sent.
+        :raises NoTurnError: a billable call got no slot in time; nothing was sent.
         :raises GeminiImageError: the shared limits could not be leased; nothing was sent.
         """
         turn = self._turns[kind_of(call)]
@@ -122,9 +130,9 @@ class Transport:
             with anyio.fail_after(BILLABLE_WAIT) if call.billable else contextlib.nullcontext():
                 leave = await self._take_turn(turn, call)
         except TimeoutError:
-            raise RateLimitedError(
+            raise NoTurnError(
                 "The connection's requests_per_minute or max_concurrency is used up; nothing was sent.",
-                retry_after=BILLABLE_WAIT,
+                retry_after=AGAIN_SECONDS,
             ) from None
         try:
             yield

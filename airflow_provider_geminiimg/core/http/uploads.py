@@ -1,7 +1,8 @@
 """The handles of uploaded input images, so that the images of a task with the same input share one upload.
 
-Invariants: an upload that failed is never used. A handle is used only by the process that uploaded the image, and for a
-limited time, because a paid request with a handle that the gateway has forgotten may fail with an unknown outcome.
+Invariants: an upload that failed is never used. A handle is used only by the process that uploaded the image, for a
+limited time, and not after a paid request with it has failed, because a request with a handle that the gateway has
+forgotten may fail with an unknown outcome.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 REUSE_SECONDS = 3600.0
@@ -53,3 +54,11 @@ class Uploads:
                 known.handle = await upload()
                 known.since = since
             return known.handle
+
+    def forget(self, images: Iterable[str]) -> None:
+        """Upload these images again when they are needed next: the gateway may have forgotten them.
+
+        :param images: hashes of their bytes.
+        """
+        for image_sha256 in images:
+            self._uploads.pop(image_sha256, None)

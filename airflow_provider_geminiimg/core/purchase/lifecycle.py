@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus
-from airflow_provider_geminiimg.core.http.transport import Transport
+from airflow_provider_geminiimg.core.http.transport import NoTurnError, Transport
 from airflow_provider_geminiimg.core.ledger.caps import price_of
 from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reserve_name
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
@@ -107,7 +107,7 @@ class Purchase:
         """
         async with self.history.reading():
             await asyncio.to_thread(self.ledger.store.probe)
-        give_up = time.monotonic() + RESEND_SECONDS
+        give_up, self._until = time.monotonic() + RESEND_SECONDS, time.monotonic() + self.order.timeout
         self._wait_logged = False
         result: LandedImage | JobInFlight | LookAgain | Refuse = LookAgain()
         while isinstance(result, LookAgain):
@@ -316,6 +316,7 @@ class Purchase:
                             wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=release)), claim
                         )
                 except GeminiImageError as error:
+                    transport.uploads.forget(self.history.inputs or ())
                     # After the failure is on record, so that an attempt that dies here leaves no intent.
                     explained = await transport.explain(error, request.operation)
                     if explained is not error:
@@ -392,6 +393,7 @@ class Purchase:
 
     async def _pause_before_resending(self, error: GeminiImageError, give_up: float) -> None:
         seconds = error.retry_after if error.retry_after is not None else random.uniform(2.0, 6.0)
+        give_up = self._until if isinstance(error, NoTurnError) else give_up  # other tasks use the account
         if self.guard.stopped or error.billed is not Billed.NO or time.monotonic() + seconds > give_up:
             raise error
         self.log.warning("%s Sending it again in %.0f s. It is known to be unpaid.", error.message, seconds)

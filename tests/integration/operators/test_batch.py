@@ -463,3 +463,16 @@ def test_an_upload_that_failed_is_made_again_by_the_next_image(
     run = airflow.run_dag(batch(rows, geminiimg_conn_id=onemin, min_success=0))
     assert counts(run) == {"failed": 1, "landed": 2}, run.log
     assert len(sandbox.calls("onemin.upload")) == 2
+
+
+def test_after_a_failed_paid_request_its_input_is_uploaded_again(
+    airflow: AirflowHarness, sandbox: Sandbox, onemin: str, tmp_path: Path
+) -> None:
+    """The gateway may have forgotten the upload, and then all others would fail as well."""
+    place = tmp_path / "red.png"
+    place.write_bytes(png())
+    sandbox.faults(route="onemin.submit", status=400)
+    rows = [{"prompt": f"scene {number}", "image": str(place)} for number in range(4)]
+    run = airflow.run_dag(batch(rows, geminiimg_conn_id=onemin, min_success=0, max_concurrency=1))
+    assert counts(run) == {"failed": 1, "landed": 3}, run.log
+    assert len(sandbox.calls("onemin.upload")) == 2

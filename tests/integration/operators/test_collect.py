@@ -16,6 +16,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg.core import reconcile
+from airflow_provider_geminiimg.core.ledger.layout import complete_key
 from airflow_provider_geminiimg.core.ledger.records import Record
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
@@ -276,15 +277,15 @@ def test_old_records_are_removed_after_a_collect_if_that_is_configured(
     disk_works: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     works = disk_works
-    monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", "2")
-    for run_id, days in (("old", 3.0), ("young", 1.0)):
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", "30")
+    for run_id, days in (("old", 31.0), ("young", 29.0)):
         land_days_ago(works, run_id, days)
     old, young = works.record("old").key, works.record("young").key
     assert collected(works.collect(dry_run=True)) == {"purged": 1}
     assert works.left.records() == [old, young]
     run = works.collect()
     assert run.task("collect").value["purged"] == 1
-    assert "Removed: 1 records that ended more than 2 days ago." in run.log
+    assert "Removed: 1 records that ended more than 30 days ago." in run.log
     assert works.left.records() == [young]
     assert works.paid() == 2
 
@@ -293,10 +294,11 @@ def test_nothing_is_removed_beside_a_record_that_could_not_be_checked(
     disk_works: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     works = disk_works
-    monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", "2")
-    land_days_ago(works, "old", 3.0)
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", "30")
+    land_days_ago(works, "old", 31.0)
     unreadable = works.record("old").key.replace("/old/", "/broken/")
     works.left.store.create(unreadable, b"{")
+    works.left.store.delete(complete_key("default"))  # so that all records are read
     failed(works.collect(), LedgerError)
     assert len(works.left.records()) == 2
 
@@ -305,8 +307,8 @@ def test_a_wrong_number_of_days_is_an_error_and_nothing_is_removed(
     disk_works: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     works = disk_works
-    land_days_ago(works, "old", 3.0)
-    for wrong in ("0", "-1", "two"):
+    land_days_ago(works, "old", 31.0)
+    for wrong in ("0", "-1", "29", "two"):
         monkeypatch.setenv("AIRFLOW__GEMINIIMG__KEEP_RECORDS_DAYS", wrong)
         assert "[geminiimg] keep_records_days" in str(failed(works.collect(), BadRequestError).error)
     assert len(works.left.records()) == 1

@@ -71,3 +71,15 @@ def test_the_oldest_of_too_many_handles_is_dropped(monkeypatch: pytest.MonkeyPat
         return [await known.handle(digest, uploader(made)) for digest in ("a", "b", "c", "c", "a")]
 
     assert asyncio.run(some()) == ["asset 1", "asset 2", "asset 3", "asset 3", "asset 4"]
+
+
+def test_a_handle_that_is_forgotten_is_not_used_again() -> None:
+    made: list[str] = []
+
+    async def twice() -> list[str]:
+        known = Uploads()
+        first = await known.handle("hash", uploader(made))
+        known.forget(["hash", "unknown"])
+        return [first, await known.handle("hash", uploader(made))]
+
+    assert asyncio.run(twice()) == ["asset 1", "asset 2"]

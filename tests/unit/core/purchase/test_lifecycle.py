@@ -22,6 +22,9 @@ import pytest
 
 from airflow_provider_geminiimg.core.execution.byte_semaphore import MEMORY_LIMIT
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
+from airflow_provider_geminiimg.core.http import transport
+from airflow_provider_geminiimg.core.http.rate_limit import limiter_for
+from airflow_provider_geminiimg.core.http.transport import NoTurnError
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.records import Destination
 from airflow_provider_geminiimg.core.purchase import lifecycle
@@ -214,6 +217,21 @@ async def test_what_could_not_be_sent_in_time_is_an_unpaid_failure_and_the_next_
     error = await shop.refused(NotSentError)
     assert "No money was spent." in str(error)
     assert shop.submission(await shop.buy()) == 1
+
+
+async def test_a_turn_is_waited_for_until_the_timeout_however_short_requests_are_sent_again(
+    disk_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = disk_shop
+    monkeypatch.setattr(lifecycle, "RESEND_SECONDS", 0.0)
+    monkeypatch.setattr(transport, "BILLABLE_WAIT", 0.05)
+    monkeypatch.setattr(transport, "AGAIN_SECONDS", 0.01)
+    limiter_for(shop.connection()).pause(1.0)
+    error = await shop.refused(NoTurnError, timeout=0.3)
+    assert "nothing was sent" in str(error)
+    assert shop.states() == []
+    assert shop.submission(await shop.buy()) == 1
+    assert shop.states() == [("landed", None)]
 
 
 @pytest.mark.parametrize("status", [401, 402, 404])

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +148,27 @@ def test_a_removal_that_is_denied_is_an_error(answers: tuple[Answers, Callable[[
     with pytest.raises(StorageError, match="delete_object on"):
         store.delete_all(["a.json"])
     assert list(store.keys("")) == ["a.json"]
+
+
+def test_others_can_write_while_many_objects_are_removed_from_a_slow_disk(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def slowly(path: Path, missing_ok: bool = False) -> None:
+        time.sleep(0.002)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(disk_module, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(Path, "unlink", slowly)
+    version = local.create("record.json", b"1")
+    assert version is not None
+    with ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(local.delete_all, [f"old/{number}.json" for number in range(1500)])
+        for number in range(2, 5):
+            version = local.replace("record.json", str(number).encode(), str(version))
+            assert version is not None
+        removing.result()
 
 
 def test_objects_are_created_in_a_folder_that_is_removed_at_the_same_time(local: Store) -> None:
