@@ -159,7 +159,8 @@ def test_others_can_write_while_many_objects_are_removed_from_a_slow_disk(
         time.sleep(0.002)
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(disk_module, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(disk_module, "LOCK_SECONDS", 2.0)
+    monkeypatch.setattr(disk_module, "_REMOVED_AT_ONCE", 50)
     monkeypatch.setattr(Path, "unlink", slowly)
     version = local.create("record.json", b"1")
     assert version is not None
