@@ -98,6 +98,7 @@ class SharedMarker:
 
     def set(self, value: Mapping[str, Any]) -> None:
         if self._marker is not None:
+            self._marker.token()  # a store without a token of its own counts as empty
             self._marker.set({**value, "token": self._token})
 
 

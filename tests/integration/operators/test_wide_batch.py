@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from airflow.sdk import DAG, task_group
+from airflow.sdk import DAG, Asset, task_group
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg import image_batch
@@ -229,6 +229,20 @@ def test_more_shards_than_airflow_maps_are_refused_when_the_dag_is_parsed_or_by_
     assert "12 images would be 6 shards" in str(run.task("foxes.plan").error)
     assert "images_per_shard to at least 3." in str(run.task("foxes.plan").error)
     assert sandbox.ledger() == []
+
+
+def test_each_argument_of_airflow_reaches_the_tasks_that_it_is_for() -> None:
+    images = Asset("images")
+    dag = wide(ROWS, retries=4, pool="gateway", trigger_rule="none_failed", outlets=[images], max_concurrency=7)
+    plan, shards, merge = (dag.task_dict[f"foxes.{name}"] for name in ("plan", "shards", "merge"))
+    assert (plan.retries, shards.partial_kwargs["retries"], merge.retries) == (4, 4, 4)
+    assert (plan.pool, shards.partial_kwargs["pool"], merge.pool) == ("gateway",) * 3
+    assert (plan.trigger_rule, merge.trigger_rule) == ("none_failed", "all_done_min_one_success")
+    assert (plan.outlets, shards.partial_kwargs.get("outlets") or [], merge.outlets) == ([], [], [images])
+    assert shards.partial_kwargs["max_concurrency"] == 7
+    assert not {"requests", "prompt", "max_cost", "file_name"} & shards.partial_kwargs.keys()
+    with pytest.raises(TypeError, match="colour"):
+        wide(ROWS, colour="red")
 
 
 def test_prompts_are_deleted_after_landing_and_a_missing_plan_of_a_shard_is_an_error(
