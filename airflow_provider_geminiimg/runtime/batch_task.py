@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 from airflow.sdk import Context
@@ -296,7 +297,8 @@ def incomplete(
     """
     total, counts = summary["items"], summary["counts"]
     good = sum(counts[status] for status in GOOD)
-    needed = wanted * total if isinstance(wanted, float) else min(wanted, total)
+    # As it is written: in binary, 0.28 of 25 images would be a little more than 7.
+    needed = Decimal(str(wanted)) * total if isinstance(wanted, float) else min(wanted, total)
     if good >= needed:
         return None
     others = ", ".join(f"{count} {status}" for status, count in counts.items() if count and status not in GOOD)

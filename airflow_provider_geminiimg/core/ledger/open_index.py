@@ -16,7 +16,8 @@ has an entry, which only names it. Invariants:
   belong to a record that is about to be created.
 - The index counts only with the marker of its namespace, which says that each open record has an entry, and if each
   entry can be read. Otherwise all records are read. The marker is written after all of them were read, and together
-  with the identity of a new root.
+  with the identity of a new root. It holds for that identity and URI only: after a ledger was restored or moved, all
+  records are read once.
 
 What remains: versions of this package without the index write no entries. A record that such a version leaves open
 while the marker exists, or whose entry somebody removes, is not found through the index until it is rebuilt (`jobs
@@ -27,7 +28,9 @@ before.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 import secrets
 import threading
 import time
@@ -37,6 +40,7 @@ from typing import Any, Protocol
 
 from airflow_provider_geminiimg.core.ledger.layout import (
     LEDGER,
+    ROOT_KEY,
     complete_key,
     is_record_key,
     open_chunk_key,
@@ -51,6 +55,7 @@ RENEW_SECONDS = 1800.0
 STALE_SECONDS = 86400.0
 VERSION = 1
 _ENDED = ("landed", "failed")
+_CONNECTION = re.compile("//[^@/]*@")  # in the URI of a root; it does not distinguish roots
 
 
 class IndexedRecord(Protocol):
@@ -259,27 +264,39 @@ def read_open_entry(store: Store, key: str) -> OpenEntry | None:
     return OpenEntry(key, blob.age, None, str(task_instance), frozenset(folders))
 
 
+def root_of(store: Store) -> str:
+    """Return what distinguishes this root from others, and from the same root after another ledger was put there.
+
+    :raises StorageError: the store failed.
+    """
+    blob = store.read(ROOT_KEY)
+    place = _CONNECTION.sub("//", store.uri).encode()
+    return "" if blob is None else hashlib.sha256(place + b"\n" + blob.data).hexdigest()[:32]
+
+
 def is_complete(store: Store, namespace: str) -> bool:
     """Return whether each open record of a namespace has an entry.
 
     :raises StorageError: the store failed.
     """
     blob = store.read(complete_key(namespace))
-    return blob is not None and _is_marker(blob)
+    return blob is not None and _is_marker(blob, root_of(store))
 
 
-def mark_complete(store: Store, namespace: str) -> None:
+def mark_complete(store: Store, namespace: str, root: str) -> None:
     """Say that each open record of a namespace has an entry.
 
+    :param root: from `root_of`, before the first record was read.
     :raises StorageError: the store failed.
     """
-    data = json.dumps({"version": VERSION, "at": time.time()}).encode()
-    update(store, complete_key(namespace), lambda blob: None if blob is not None and _is_marker(blob) else data)
+    data = json.dumps({"version": VERSION, "root": root, "at": time.time()}).encode()
+    update(store, complete_key(namespace), lambda blob: None if blob is not None and _is_marker(blob, root) else data)
 
 
-def _is_marker(blob: Blob) -> bool:
+def _is_marker(blob: Blob, root: str) -> bool:
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        return bool(json.loads(blob.data)["version"] == VERSION)
+        values = json.loads(blob.data)
+        return bool(values["version"] == VERSION and values["root"] == root)
     return False
 
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, ROOT_KEY
-from airflow_provider_geminiimg.core.ledger.open_index import mark_complete
+from airflow_provider_geminiimg.core.ledger.open_index import mark_complete, root_of
 from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, encode_segment
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, StorageError
 
@@ -182,7 +182,7 @@ class RootCheck:
     def _mark_complete(self, namespace: str) -> None:
         with contextlib.suppress(StorageError):  # without the marker all records are read
             if encode_segment(namespace) not in self._store.folders(LEDGER):
-                mark_complete(self._store, namespace)
+                mark_complete(self._store, namespace, root_of(self._store))
 
     def _identity(self, blob: Blob) -> Mapping[str, Any]:
         return _parsed(blob.data.decode(errors="replace"), f"{ROOT_KEY} under {self._store.uri}")

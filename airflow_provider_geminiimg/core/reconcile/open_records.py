@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
     is_open,
     mark_complete,
     read_open_entry,
+    root_of,
 )
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
@@ -32,11 +33,13 @@ class IndexState:
     """The index of open records, as far as it concerns a scope.
 
     :param complete: whether each open record has an entry.
+    :param root: the identity of the root when the index was read.
     :param entries: the entries.
     :param unreadable: keys of entries that can't be read; it is not known which records they name.
     """
 
     complete: bool
+    root: str
     entries: list[OpenEntry] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -57,7 +60,8 @@ async def read_index(ledger: Ledger, scope: Scope) -> IndexState:
     :raises StorageError: the store failed.
     """
     store = ledger.store
-    index = IndexState(await asyncio.to_thread(is_complete, store, scope.namespace))
+    root = await asyncio.to_thread(root_of, store)
+    index = IndexState(await asyncio.to_thread(is_complete, store, scope.namespace), root)
 
     def read(key: str) -> OpenEntry | LedgerError | None:
         try:
@@ -170,7 +174,7 @@ class IndexMender:
         try:
             self._remove_stale()
             if self._read_all and self._scope.is_whole and self.failure is None and not self._dry_run:
-                mark_complete(self._ledger.store, self._scope.namespace)
+                mark_complete(self._ledger.store, self._scope.namespace, self._index.root)
         except Exception as error:  # the records count
             self.failure = self.failure or as_outcome(error)
 

@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from PIL import Image
 
 from airflow_provider_geminiimg.core.ledger.layout import open_prefix
-from airflow_provider_geminiimg.core.ledger.open_index import is_open, mark_complete, read_open_entry
+from airflow_provider_geminiimg.core.ledger.open_index import is_open, mark_complete, read_open_entry, root_of
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile import Scope, walk_open
 from airflow_provider_geminiimg.core.storage import Files
@@ -368,7 +368,7 @@ def test_what_a_killed_batch_leaves_open_is_found_by_the_one_entry_that_it_wrote
         entry = read_open_entry(store, key)
         assert entry is not None
         assert len(entry.items) == 20
-        mark_complete(store, "default")
+        mark_complete(store, "default", root_of(store))
         assert open_ <= asyncio.run(_walked(attempts.ledger))
 
 

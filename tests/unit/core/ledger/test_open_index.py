@@ -10,8 +10,14 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_geminiimg.core.ledger import open_index
-from airflow_provider_geminiimg.core.ledger.layout import complete_key, open_prefix
-from airflow_provider_geminiimg.core.ledger.open_index import is_complete, is_open, mark_complete, read_open_entry
+from airflow_provider_geminiimg.core.ledger.layout import ROOT_KEY, complete_key, open_prefix
+from airflow_provider_geminiimg.core.ledger.open_index import (
+    is_complete,
+    is_open,
+    mark_complete,
+    read_open_entry,
+    root_of,
+)
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
@@ -298,13 +304,25 @@ def test_an_entry_that_cannot_be_read_is_an_error(store: Traced, data: bytes) ->
 
 def test_a_marker_says_that_the_index_of_its_namespace_is_complete(store: Traced) -> None:
     assert not is_complete(store, "default")
-    mark_complete(store, "default")
-    mark_complete(store, "default")
+    mark_complete(store, "default", root_of(store))
+    mark_complete(store, "default", root_of(store))
     assert is_complete(store, "default")
     assert not is_complete(store, "other")
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"version": 2}'])
+def test_a_marker_does_not_count_for_a_ledger_that_was_restored_or_moved(store: Traced) -> None:
+    for identity in (b'{"id": "a"}', b'{"id": "b"}'):
+        store.delete(ROOT_KEY)
+        store.create(ROOT_KEY, identity)
+        assert not is_complete(store, "default")
+        mark_complete(store, "default", root_of(store))
+        assert is_complete(store, "default")
+    moved = Traced(store)
+    moved.uri = f"{store.uri}-moved"
+    assert not is_complete(moved, "default")
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"version": 1}', b'{"version": 2, "root": ""}'])
 def test_a_marker_that_this_version_did_not_write_does_not_count(store: Traced, data: bytes) -> None:
     store.create(complete_key("default"), data)
     assert not is_complete(store, "default")

@@ -8,7 +8,13 @@ import pytest
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import complete_key, open_prefix
-from airflow_provider_geminiimg.core.ledger.open_index import STALE_SECONDS, is_complete, mark_complete, read_open_entry
+from airflow_provider_geminiimg.core.ledger.open_index import (
+    STALE_SECONDS,
+    is_complete,
+    mark_complete,
+    read_open_entry,
+    root_of,
+)
 from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
 from airflow_provider_geminiimg.core.reconcile import Scope
 from airflow_provider_geminiimg.core.storage.local import LocalStore
@@ -24,7 +30,7 @@ OLD = STALE_SECONDS + 60
 @pytest.fixture
 def marked(left: OrphanedRecords) -> OrphanedRecords:
     """A root whose index is complete, as a new root's is."""
-    mark_complete(left.store, "default")
+    mark_complete(left.store, "default", root_of(left.store))
     return left
 
 
@@ -117,7 +123,7 @@ async def test_a_collect_of_one_task_reads_the_open_records_of_this_task_only(ma
 async def test_the_marker_of_another_namespace_does_not_count(left: OrphanedRecords) -> None:
     record = await left.submitted()
     lose(left)
-    mark_complete(left.store, "other")
+    mark_complete(left.store, "other", root_of(left.store))
     assert (await left.collect()).keys["landed"] == [record.key]
 
 
@@ -155,7 +161,7 @@ async def test_a_record_that_is_resolved_with_a_job_is_found_again(marked: Orpha
 async def test_a_namespace_finds_its_own_open_records_only(marked: OrphanedRecords) -> None:
     other = make_record(replace(ITEM, namespace="other"), answer_within=0.0)
     assert marked.ledger.create(other) is not None
-    mark_complete(marked.store, "other")
+    mark_complete(marked.store, "other", root_of(marked.store))
     assert nonzero(await marked.collect()) == {}
     assert (await marked.collect(Scope("other"))).keys["unknown"] == [other.key]
 
@@ -334,7 +340,7 @@ class FullForEntries(LocalStore):
 async def test_an_unreadable_entry_stays_as_long_as_its_record_has_no_other(disk_left: OrphanedRecords) -> None:
     store = FullForEntries(disk_left.store.uri.removeprefix("file://"))
     disk_left.store, disk_left.ledger = store, Ledger(store)
-    mark_complete(store, "default")
+    mark_complete(store, "default", root_of(store))
     record = make_record(state="submitted", job_id="job", submitted_at=1.0)
     disk_left.ledger.create(record)
     (key,) = entries(disk_left)
