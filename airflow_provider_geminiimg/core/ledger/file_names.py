@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, is_record_key, name_key
 from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
-from airflow_provider_geminiimg.core.storage import Blob, Files, Store, join_uri, same_place, update
+from airflow_provider_geminiimg.core.storage import Blob, Expected, Files, Store, join_uri, same_place, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
 EXTENSIONS = ("png", "jpg", "webp", "json")
@@ -175,7 +175,7 @@ def _claim(ledger: Ledger, wanted: NameClaim) -> NameClaim | None:
         free = found is None or (found != wanted and _is_free(ledger, found, wanted))
         return wanted.to_json() if free else None
 
-    blob = update(ledger.store, wanted.key, claimed)
+    blob = update(ledger.store, wanted.key, claimed, expected=Expected(None))
     return None if blob is None else _parsed(blob.data, wanted.key)
 
 

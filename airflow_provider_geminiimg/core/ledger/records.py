@@ -43,10 +43,11 @@ from airflow_provider_geminiimg.core.ledger.record_values import (
     sane_cost,
     with_sane_cost,
 )
-from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, update
+from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, create_or_read, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError, from_dict
 
 SCHEMA = 1
+_MAX_WRITTEN = 1000  # records of about 2 KB
 
 State = Literal["intent", "submitted", "answered", "landed", "failed"]
 _NEXT: dict[State, frozenset[State]] = {
@@ -195,6 +196,7 @@ class Ledger:
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
         self.open_index = OpenIndex(store, self.attempt)
         self._ahead: dict[str, int] = {}
+        self._written: dict[str, Blob] = {}  # open records as this attempt wrote them
 
     def read(self, key: str) -> StoredRecord | None:
         """Read the record at `key`; ``None`` only if the store confirms that there is none.
@@ -276,6 +278,7 @@ class Ledger:
         if not stored.ours:
             self.open_index.remove(record)
             return None
+        self._remember(record, stored.blob)
         return self._found(record.key, stored.blob)
 
     def change(self, key: str, step: Callable[[Record], Record | None], *, takes_back: bool = False) -> Record:
@@ -305,9 +308,20 @@ class Ledger:
             moving.step(record, wanted)
             return _RECORD.dump_json(wanted)
 
-        update(self.store, key, stepped, billed=Billed.UNKNOWN)
+        written = self._written.pop(key, None)
+        expected = None if written is None else Expected(written)
+        blob = update(self.store, key, stepped, billed=Billed.UNKNOWN, expected=expected)
         moving.end(last[0])
+        if blob is not None:
+            self._remember(last[0], blob)
         return last[0]
+
+    def _remember(self, record: Record, blob: Blob) -> None:
+        """Spare the next `change` of this attempt the read, in most cases."""
+        if is_open(record):
+            self._written[record.key] = blob
+            if len(self._written) > _MAX_WRITTEN:
+                self._written.pop(next(iter(self._written)), None)
 
     def add_tombstone(self, record: Record) -> None:
         """Write a tombstone before a person removes this record. Only a record with a tombstone may be missing."""

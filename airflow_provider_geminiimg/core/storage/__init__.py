@@ -28,7 +28,7 @@ In reading order:
 from __future__ import annotations
 
 from airflow_provider_geminiimg.core.storage.base import Blob, Openers, Store
-from airflow_provider_geminiimg.core.storage.cas import Stored, create_or_read, replace_or_read, update
+from airflow_provider_geminiimg.core.storage.cas import Expected, Stored, create_or_read, replace_or_read, update
 from airflow_provider_geminiimg.core.storage.files import Files, State, open_store
 from airflow_provider_geminiimg.core.storage.local import IMAGES, LocalStore
 from airflow_provider_geminiimg.core.storage.s3 import S3Store
@@ -46,6 +46,7 @@ __all__ = [
     "IMAGES",
     "WEB_SCHEMES",
     "Blob",
+    "Expected",
     "Files",
     "LocalStore",
     "Openers",

@@ -78,31 +78,46 @@ def replace_or_read(store: Store, key: str, data: bytes, version: str) -> Stored
     return None if found is None else Stored(found, False)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a caller of `update` expects to be stored, so that a read is spared if that is right.
+
+    :param blob: the object; ``None``: nothing.
+    """
+
+    blob: Blob | None
+
+
 def update(
-    store: Store, key: str, step: Callable[[Blob | None], bytes | None], *, billed: Billed = Billed.NO
+    store: Store,
+    key: str,
+    step: Callable[[Blob | None], bytes | None],
+    *,
+    billed: Billed = Billed.NO,
+    expected: Expected | None = None,
 ) -> Blob | None:
     """Change an object with a conditional write; if another writer was first, call the step again.
 
     :param step: receives the stored object (``None``: nothing) and returns the new content, or ``None`` for no change.
         It may be called again after its own write, if the answer was lost and other writers changed the result, so it
         must be repeatable.
+    :param expected: given to the first call of the step instead of the stored object. The condition of the write shows
+        whether it was right; if not, or if the step fails or wants no change, the object is read.
     :param billed: whether money was spent; used in the error after `UPDATE_SECONDS` of failed attempts.
     :returns: the stored object.
     :raises StorageError: the store failed.
     """
     give_up, patience = time.monotonic() + UPDATE_SECONDS, 0.01
+    if expected is not None and (stored := _as_expected(store, key, step, expected.blob)) is not None:
+        return stored
     while True:
         found = store.read(key)
         wanted = step(found)
         if wanted is None or (found is not None and found.data == wanted):
             return found
-        stored = (
-            _created_or_found(store, key, wanted)
-            if found is None
-            else replace_or_read(store, key, wanted, found.version)
-        )
-        if stored is not None and stored.ours:
-            return stored.blob
+        written = _written(store, key, wanted, found)
+        if written is not None and written.ours:
+            return written.blob
         if time.monotonic() > give_up:
             raise StorageError(
                 f"{key} under {store.uri} could not be updated in {UPDATE_SECONDS:.0f} s: others kept writing it.",
@@ -111,6 +126,25 @@ def update(
             )
         time.sleep(random.uniform(0.0, patience))
         patience = min(1.0, patience * 2)
+
+
+def _as_expected(
+    store: Store, key: str, step: Callable[[Blob | None], bytes | None], expected: Blob | None
+) -> Blob | None:
+    """Return the stored object after a change of the expected one; ``None`` if it has to be read."""
+    try:
+        wanted = step(expected)
+    except GeminiImageError:  # perhaps another object is stored
+        return None
+    if wanted is None or (expected is not None and expected.data == wanted):
+        return None
+    written = _written(store, key, wanted, expected)
+    return written.blob if written is not None and written.ours else None
+
+
+def _written(store: Store, key: str, data: bytes, over: Blob | None) -> Stored | None:
+    """Return what is stored after a conditional write; ``None``: nothing."""
+    return _created_or_found(store, key, data) if over is None else replace_or_read(store, key, data, over.version)
 
 
 def _created_or_found(store: Store, key: str, data: bytes) -> Stored:

@@ -56,6 +56,8 @@ class PutModes:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
+        self.exclusive: set[str] = set()
+        """Directories whose store was seen to refuse an existing name."""
         self._known: dict[str, PutMode] = {}
 
     def of(self, directory: str) -> PutMode:
@@ -143,6 +145,8 @@ class S3Files(Backend):
         other = b"other"
         try:
             replaced = self._put(place, other, media_type, mode, exclusive=True)
+            if not replaced:
+                self._modes.exclusive.add(_directory(place))
         except StorageError as error:
             # Refused with any code, or only the answer was lost.
             replaced = not is_refusal(error) and self.sha256(place) == sha256(other)
@@ -170,9 +174,11 @@ class S3Files(Backend):
         raise refusal
 
     def _is_taken(self, place: Location, mode: PutMode) -> bool:
-        """Return whether the file exists. Checked also before a conditional put, because not every store honours the
+        """Return whether the file exists. Checked also before a conditional put, until the store was seen to honour the
         condition.
         """
+        if mode.condition and _directory(place) in self._modes.exclusive:
+            return False
         try:
             return self._s3.call("head_object", place.path, unless=ABSENT) is not None
         except StorageError:

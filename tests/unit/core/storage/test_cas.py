@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import (
     Blob,
+    Expected,
     Files,
     Store,
     create_or_read,
@@ -34,7 +35,7 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.moto import WsgiApp, start_moto
-from tests.harness.records import ITEM, Wire, make_record
+from tests.harness.records import ITEM, Traced, Wire, make_record
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
@@ -257,3 +258,38 @@ def test_answers_of_conditional_writes_get_lost_and_every_image_is_paid_once_and
     run.clear("made")
     assert run.state == "success", run.log
     assert len(sandbox.ledger()) == (3 if many else 1)
+
+
+def test_what_a_caller_expects_spares_the_read_and_never_replaces_another_writers_change(tmp_path: Path) -> None:
+    store = Traced(open_store(tmp_path.as_uri(), AIRFLOW_OPENERS))
+
+    def added(blob: Blob | None) -> bytes:
+        return (b"" if blob is None else blob.data) + b"."
+
+    first = update(store, KEY, added, expected=Expected(None))
+    assert [operation for operation, _ in store.calls] == ["create"]
+    second = update(store, KEY, added, expected=Expected(first))
+    assert [operation for operation, _ in store.calls] == ["create", "replace"]
+    assert second is not None
+    assert second.data == b".."
+    for stale in (None, first):
+        update(store, KEY, added, expected=Expected(stale))
+    assert (store.read(KEY) or Blob(b"", "", 0)).data == b"...."
+
+
+def test_a_step_that_fails_or_changes_nothing_is_repeated_with_what_is_stored(tmp_path: Path) -> None:
+    store = Traced(open_store(tmp_path.as_uri(), AIRFLOW_OPENERS))
+    store.create(KEY, b"stored")
+    seen: list[bytes | None] = []
+
+    def nothing(blob: Blob | None) -> None:
+        seen.append(None if blob is None else blob.data)
+
+    def failing(blob: Blob | None) -> None:
+        nothing(blob)
+        raise StorageError("It does not fit.")
+
+    assert (update(store, KEY, nothing, expected=Expected(None)) or Blob(b"", "", 0)).data == b"stored"
+    with pytest.raises(StorageError, match="does not fit"):
+        update(store, KEY, failing, expected=Expected(None))
+    assert seen == [None, b"stored"] * 2
