@@ -165,14 +165,13 @@ def open_key(key: str, tag: str) -> str:
     return _open_key(key.split("/")[1], f"{key}\n{tag}")
 
 
-def open_chunk_key(task_instance: str, chunk: str, number: int) -> str:
+def open_chunk_key(task_instance: str, tag: str) -> str:
     """Return the key of an entry for some items of a batch.
 
     :param task_instance: as a part of keys.
-    :param chunk: identifies the attempt and the items.
-    :param number: distinguishes the entries for the same items.
+    :param tag: distinguishes it from all other entries.
     """
-    return _open_key(task_instance.split("/")[0], f"{task_instance}\n{chunk}\n{number}")
+    return _open_key(task_instance.split("/")[0], f"{task_instance}\n{tag}")
 
 
 def _open_key(namespace: str, text: str) -> str:

@@ -8,7 +8,7 @@ has an entry, which only names it. Invariants:
   is removed after the record has ended; if that fails, it stays. `Ledger.create` and `Ledger.change` do this, so that
   no caller can forget it. A process that is killed in between leaves a stale entry, never a record without an entry.
 - An entry is written once, under a key of its own, and is never changed: the key depends on the claim of the record, or
-  is random if the record becomes open again. So whoever removes an entry can't remove a later one of the record.
+  is random if the record becomes open again, and in a batch. So whoever removes an entry can't remove a later one.
 - In a batch one entry stands for up to `CHUNK_ITEMS` items, because two more requests for each image are too many. It
   is written before the first of them is claimed, and again under another key if it is older than `RENEW_SECONDS` when
   the next one is claimed. It is removed after all its items have ended and all records that were created under it.
@@ -86,12 +86,10 @@ class OpenIndex:
     """Writes and removes the entries of one attempt. The methods block, and may be called by several threads.
 
     :param store: the root's store.
-    :param attempt: distinguishes this attempt from all others.
     """
 
-    def __init__(self, store: Store, attempt: str) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._attempt = attempt
         self._chunks: dict[str, _Chunk] = {}
 
     def cover(self, items: Sequence[str]) -> None:
@@ -101,7 +99,7 @@ class OpenIndex:
         """
         for start in range(0, len(items), CHUNK_ITEMS):
             names = [encode_segment(item) for item in items[start : start + CHUNK_ITEMS]]
-            self._chunks.update(dict.fromkeys(names, _Chunk(self._store, self._attempt, start // CHUNK_ITEMS, names)))
+            self._chunks.update(dict.fromkeys(names, _Chunk(self._store, names)))
 
     def end(self, item: str) -> None:
         """Note that nothing more of an item is claimed. The entry is removed after its last item and record.
@@ -174,15 +172,13 @@ class Moving:
 class _Chunk:
     """Some items of a batch, and the records that were created under their entry and have not ended."""
 
-    def __init__(self, store: Store, attempt: str, number: int, items: Sequence[str]) -> None:
+    def __init__(self, store: Store, items: Sequence[str]) -> None:
         self._store = store
-        self._name = f"{attempt}-{number}"
         self._items = list(items)
         self._pending = set(items)
         self._open: set[str] = set()
         self._task_instance: str | None = None
         self._key: str | None = None
-        self._renewals = 0
         self._written_at = 0.0
         self._lock = threading.Lock()
 
@@ -199,9 +195,9 @@ class _Chunk:
             return True
 
     def _renew(self, task_instance: str) -> None:
-        before, new = self._key, open_chunk_key(task_instance, self._name, self._renewals)
+        before, new = self._key, open_chunk_key(task_instance, secrets.token_hex(16))
         _written(self._store, new, {"task_instance": task_instance, "items": self._items})
-        self._key, self._renewals = new, self._renewals + 1
+        self._key = new
         if before is not None:
             _deleted(self._store, before)
 

@@ -194,7 +194,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
-        self.open_index = OpenIndex(store, self.attempt)
+        self.open_index = OpenIndex(store)
         self._ahead: dict[str, int] = {}
         self._written: dict[str, Blob] = {}  # open records as this attempt wrote them
 

@@ -266,6 +266,16 @@ def test_an_old_entry_of_a_batch_is_written_again_before_the_next_claim(
     assert entries(store) != before, "what looked stale to a collect may be removed at any moment"
 
 
+def test_items_that_are_covered_later_have_an_entry_of_their_own(store: Traced, ledger: Ledger) -> None:
+    for number in range(2):
+        ledger.open_index.cover([f"{number:016x}"])
+        created(ledger, batch_record(number))
+    found = [entry for key in entries(store) if (entry := read_open_entry(store, key)) is not None]
+    assert {item for entry in found for item in entry.items} == {
+        batch_record(number).key.rpartition("/")[0] for number in range(2)
+    }
+
+
 def test_simultaneous_claims_of_a_batch_wait_for_one_entry(store: Traced, ledger: Ledger) -> None:
     ledger.open_index.cover(names(40))
     with ThreadPoolExecutor(8) as pool:
