@@ -59,7 +59,7 @@ PROMISED = (
         "runtime/environment.py",
         "Transport(connection, account=shared)",
         "Transport(connection)",
-        tests={"integration/test_limits.py": "reserves_from_the_root"},
+        tests={"integration/money/test_limits.py": "reserves_from_the_root"},
     ),
     Protection(
         "No slot of a rate limit is given to two processes",
