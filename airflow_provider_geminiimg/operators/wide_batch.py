@@ -133,8 +133,8 @@ def image_batch(
     :param arguments: the other arguments of `GeminiImageBatchOperator`, and those of ``BaseOperator``. Of these,
         ``trigger_rule`` is for the plan, ``outlets``, ``do_xcom_push`` and ``multiple_outputs`` are for the merge, all
         others for each of the three tasks. `max_concurrency` and `requests_per_minute` apply to each shard. `max_cost`
-        is divided among the shards. A ratio as `min_success` applies to each shard and to the whole, a count as the
-        same ratio.
+        is divided among the shards. A ratio as `min_success` applies to each shard and to the whole; of a count, each
+        shard needs its part.
     :returns: the task group. ``group.children[f"{group.group_id}.merge"].output`` is the summary.
     :raises BadRequestError: an argument is wrong. The plan, the shards and the merge fail with the errors of
         `GeminiImageBatchOperator`.

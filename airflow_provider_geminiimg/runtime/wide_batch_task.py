@@ -196,7 +196,7 @@ def _made(task: BatchTask, described: Mapping[str, Any], context: Context) -> tu
     wanted = arguments.checked("min_success")
     values = {
         "max_cost": shard.max_cost,
-        "min_success": wanted if isinstance(wanted, float) else min(wanted, shard.requested) / shard.requested,
+        "min_success": wanted if isinstance(wanted, float) else shard.part_of(wanted),
     }
     checks = {**arguments.checks, **dict.fromkeys(values, _as_it_is)}
     task = replace(task, arguments=replace(arguments, values={**arguments.values, **values}, checks=checks))

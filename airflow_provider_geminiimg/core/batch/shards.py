@@ -38,6 +38,10 @@ class Shard(Plan):
     max_cost: Decimal | None = None
     first_attempt: bool = False
 
+    def part_of(self, count: int) -> int:
+        """The shard's part of a number of images of the batch, rounded up."""
+        return -(-min(count, self.requested) * len(self.own) // self.requested)
+
     def request(self, item: PlannedImage, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
         found = super().request(item, connection)
         if not item.values and isinstance(found, LedgerError):

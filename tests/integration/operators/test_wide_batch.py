@@ -201,6 +201,7 @@ def test_min_success_counts_the_images_of_all_shards(airflow: AirflowHarness, sa
     assert states(run) == ["success", "failed", "success", "success", "success"], run.log
     assert run.state == "success"
     assert counts(run) == {"landed": 9, "refused": 3}
+    assert "1 of 4 images landed (3 refused), min_success=3." in str(run.tasks("foxes.shards")[0].error)
 
 
 def test_max_cost_is_divided_and_a_cap_that_is_too_low_stops_the_plan(
