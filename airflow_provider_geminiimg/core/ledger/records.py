@@ -20,6 +20,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -197,6 +198,7 @@ class Ledger:
         self.open_index = OpenIndex(store)
         self._ahead: dict[str, int] = {}
         self._written: dict[str, Blob] = {}  # open records as this attempt wrote them
+        self._writing = threading.Lock()
 
     def read(self, key: str) -> StoredRecord | None:
         """Read the record at `key`; ``None`` only if the store confirms that there is none.
@@ -308,7 +310,8 @@ class Ledger:
             moving.step(record, wanted)
             return _RECORD.dump_json(wanted)
 
-        written = self._written.pop(key, None)
+        with self._writing:
+            written = self._written.pop(key, None)
         expected = None if written is None else Expected(written)
         blob = update(self.store, key, stepped, billed=Billed.UNKNOWN, expected=expected)
         moving.end(last[0])
@@ -318,10 +321,12 @@ class Ledger:
 
     def _remember(self, record: Record, blob: Blob) -> None:
         """Spare the next `change` of this attempt the read, in most cases."""
-        if is_open(record):
+        if not is_open(record):
+            return
+        with self._writing:
             self._written[record.key] = blob
             if len(self._written) > _MAX_WRITTEN:
-                self._written.pop(next(iter(self._written)), None)
+                del self._written[next(iter(self._written))]
 
     def add_tombstone(self, record: Record) -> None:
         """Write a tombstone before a person removes this record. Only a record with a tombstone may be missing."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_geminiimg.core.ledger import records
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
 from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Ledger, Record, with_error
 from airflow_provider_geminiimg.core.storage import Store, encode_segment, open_store
@@ -533,3 +535,24 @@ def test_a_root_that_is_removed_under_a_ledger_is_no_silent_success(local_root: 
     shutil.rmtree(disk(ledger.store))
     with pytest.raises(LedgerError, match="does not exist"):
         ledger.change(record.key, lambda stored: with_error(stored, OutcomeUnknownError("?")))
+
+
+def test_many_records_are_open_at_once_in_the_threads_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_MAX_WRITTEN", 10)
+    ledger = Ledger(open_store(tmp_path.as_uri(), AIRFLOW_OPENERS))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+
+        def one(number: int) -> str:
+            item = dataclasses.replace(ITEM, item=f"{number:016x}")
+            created = ledger.create(make_record(item))
+            assert created is not None
+            return ledger.change(created.record.key, lambda stored: dataclasses.replace(stored, deferrals=1)).state
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(one, range(300))) == ["intent"] * 300
+    finally:
+        sys.setswitchinterval(before)
