@@ -128,8 +128,8 @@ def cost_with(cost: Mapping[str, float], status: Status, manifest: Mapping[str, 
 
 
 def billed_of(all_billed: Collection[Billed]) -> Billed:
-    """Whether money was spent on any image."""
-    return next(billed for billed in (Billed.YES, Billed.UNKNOWN, Billed.NO) if billed in all_billed)
+    """Whether money was spent on any image; there may be none."""
+    return next((billed for billed in (Billed.YES, Billed.UNKNOWN) if billed in all_billed), Billed.NO)
 
 
 def totals(counts: Mapping[Status, int], cost: Mapping[str, float]) -> dict[str, Any]:

@@ -313,6 +313,15 @@ def test_each_iteration_of_a_loop_has_images_of_its_own_and_a_clear_of_all_buys_
     assert len(sandbox.ledger()) == 6
 
 
+def test_a_shard_whose_rows_all_repeat_rows_of_earlier_shards_has_nothing_to_make(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
+) -> None:
+    rows = ["a fox", "a wolf", "a fox", "a wolf"]
+    run = airflow.run_dag(wide(rows, geminiimg_conn_id=apimaster, shards=2, file_name=None))
+    assert states(run) == ["success"] * len(states(run)), run.log
+    assert (len(lines(run)), len(sandbox.ledger())) == (4, 2)
+
+
 def test_a_root_in_a_bucket_works_as_well(
     airflow: AirflowHarness, sandbox: Sandbox, apimaster: str, s3_root: str
 ) -> None:
