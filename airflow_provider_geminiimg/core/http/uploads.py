@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
+from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError, RateLimitedError
+
 REUSE_SECONDS = 3600.0
 """How long a handle is used again. The documentation of 1min.ai does not say how long an upload is available."""
 
@@ -55,10 +57,15 @@ class Uploads:
                 known.since = since
             return known.handle
 
-    def forget(self, images: Iterable[str]) -> None:
-        """Upload these images again when they are needed next: the gateway may have forgotten them.
+    def forget(self, images: Iterable[str], error: GeminiImageError) -> None:
+        """Upload these images again when they are needed next, unless the gateway has not looked at the request.
+
+        It may have forgotten them.
 
         :param images: hashes of their bytes.
+        :param error: of the paid request.
         """
+        if isinstance(error, NotSentError | RateLimitedError):
+            return
         for image_sha256 in images:
             self._uploads.pop(image_sha256, None)

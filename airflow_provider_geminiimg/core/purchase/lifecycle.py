@@ -316,7 +316,7 @@ class Purchase:
                             wanted, lambda: reservation.spend(transport.send(call, has_turn=True, sent=release)), claim
                         )
                 except GeminiImageError as error:
-                    transport.uploads.forget(self.history.inputs or ())
+                    transport.uploads.forget(self.history.inputs or (), error)
                     # After the failure is on record, so that an attempt that dies here leaves no intent.
                     explained = await transport.explain(error, request.operation)
                     if explained is not error:

@@ -9,7 +9,13 @@ import pytest
 
 from airflow_provider_geminiimg.core.http import uploads
 from airflow_provider_geminiimg.core.http.uploads import Uploads
-from airflow_provider_geminiimg.exceptions import RateLimitedError
+from airflow_provider_geminiimg.exceptions import (
+    BadRequestError,
+    GeminiImageError,
+    NotSentError,
+    OutcomeUnknownError,
+    RateLimitedError,
+)
 
 
 def uploader(made: list[str], *, fails: int = 0) -> Callable[[], Awaitable[str]]:
@@ -73,13 +79,20 @@ def test_the_oldest_of_too_many_handles_is_dropped(monkeypatch: pytest.MonkeyPat
     assert asyncio.run(some()) == ["asset 1", "asset 2", "asset 3", "asset 3", "asset 4"]
 
 
-def test_a_handle_that_is_forgotten_is_not_used_again() -> None:
+@pytest.mark.parametrize(
+    ("error", "uploads_made"),
+    [(BadRequestError, 2), (OutcomeUnknownError, 2), (NotSentError, 1), (RateLimitedError, 1)],
+)
+def test_a_handle_is_not_used_again_after_a_paid_request_that_the_gateway_has_seen_failed(
+    error: type[GeminiImageError], uploads_made: int
+) -> None:
     made: list[str] = []
 
-    async def twice() -> list[str]:
+    async def twice() -> None:
         known = Uploads()
-        first = await known.handle("hash", uploader(made))
-        known.forget(["hash", "unknown"])
-        return [first, await known.handle("hash", uploader(made))]
+        await known.handle("hash", uploader(made))
+        known.forget(["hash", "unknown"], error("?"))
+        await known.handle("hash", uploader(made))
 
-    assert asyncio.run(twice()) == ["asset 1", "asset 2"]
+    asyncio.run(twice())
+    assert len(made) == uploads_made
