@@ -389,8 +389,8 @@ PROMISED = (
     Protection(
         "A record that becomes open again gets an entry",
         "core/ledger/records.py",
-        "            moving.step(record, wanted)\n",
-        "            moving._ends = is_open(record) and not is_open(wanted)\n",
+        "            entries.step(record, wanted)\n",
+        "            entries._ends = is_open(record) and not is_open(wanted)\n",
         tests={
             "unit/core/ledger/test_open_index.py": "becomes_open_again or new_extra_job",
             "unit/core/reconcile/test_open_records.py": "extra_job_is_found_by_the_entry",

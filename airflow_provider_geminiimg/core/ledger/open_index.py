@@ -134,12 +134,12 @@ class OpenIndex:
         if chunk is None or not chunk.remove(record.key):
             _deleted(self._store, open_key(record.key, record.claim))
 
-    def moving(self) -> Moving:
+    def accompany(self) -> RecordChange:
         """Return what accompanies one change of a record."""
-        return Moving(self)
+        return RecordChange(self)
 
 
-class Moving:
+class RecordChange:
     """One change of a record: its steps, and its end.
 
     :param index: of the attempt.

@@ -293,7 +293,7 @@ class Ledger:
         :raises StorageError: the store failed.
         """
         last: list[Record] = []
-        moving = self.open_index.moving()
+        entries = self.open_index.accompany()
 
         def stepped(blob: Blob | None) -> bytes | None:
             if blob is None:
@@ -307,14 +307,14 @@ class Ledger:
                 return None
             if wanted.state not in (_TAKEN_BACK if takes_back else _NEXT)[record.state]:
                 raise LedgerError(f"Record {key} is {record.state} and cannot become {wanted.state}.")
-            moving.step(record, wanted)
+            entries.step(record, wanted)
             return _RECORD.dump_json(wanted)
 
         with self._writing:
             written = self._written.pop(key, None)
         expected = None if written is None else Expected(written)
         blob = update(self.store, key, stepped, billed=Billed.UNKNOWN, expected=expected)
-        moving.end(last[0])
+        entries.end(last[0])
         if blob is not None:
             self._remember(last[0], blob)
         return last[0]
