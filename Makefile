@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := .venvs/bench
 AXE    := 4.14.1
-# Attacks, and what counts money on every path: they take minutes, so `make test-safety` runs them.
-SAFETY := $(addprefix tests/integration/,attacks money)
+# Attacks, what counts money on every path, and every argument that may come to nothing: they take minutes, so
+# `make test-safety` runs them.
+SAFETY := $(addprefix tests/integration/,attacks money test_rendering.py)
 
 # Airflow is compiled once, not in each of the many processes that import it, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from airflow_provider_geminiimg.core.ledger import records
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
 from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Ledger, Record, with_error
-from airflow_provider_geminiimg.core.storage import Store, encode_segment, open_store
+from airflow_provider_geminiimg.core.storage import Store, cas, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from tests.harness.records import ITEM, Wire, landed, make_record, submitted
@@ -393,7 +393,10 @@ def test_a_change_of_nothing_is_not_written(ledger: Ledger) -> None:
     assert found.version == claimed.version
 
 
-def test_a_store_that_never_lets_a_change_through_is_a_storage_error(store: Store) -> None:
+def test_a_store_that_never_lets_a_change_through_is_a_storage_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cas, "UPDATE_SECONDS", 0.3)
     record = make_record()
     assert Ledger(store).create(record)
 
