@@ -14,7 +14,6 @@ from airflow_provider_geminiimg.core.ledger.records import Destination, Record, 
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import StorageError
-from tests.harness.moto import age_object
 
 ITEM = Item("default", "campaign", "manual__2026-01-01T00:00:00+00:00", "hero", -1)
 ELSEWHERE = Destination("file:///elsewhere", "hero")
@@ -144,5 +143,7 @@ def age_key(store: Store, key: str, seconds: float) -> None:
         written = path.stat().st_mtime - seconds
         os.utime(path, (written, written))
     else:
+        from tests.harness.moto import age_object  # not installed beside each Airflow that is tested
+
         bucket, _, name = place.removeprefix("s3://").partition("/")
         age_object(bucket, name, seconds)
