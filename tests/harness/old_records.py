@@ -129,6 +129,8 @@ def take_up(dag: DAG, *, cleared: bool = False, remembered: bool = True) -> Run:
 def _remember(session: Any, ti: Any, values: Mapping[str, str]) -> None:
     from airflow.models.task_state_store import TaskStateStoreModel
 
-    place = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+    place = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id")}
+    index = "region_index" if hasattr(TaskStateStoreModel, "region_index") else "map_index"  # from Airflow 3.4 on
+    place[index] = ti.map_index
     for key, value in values.items():
         session.add(TaskStateStoreModel(dag_run_id=ti.dag_run.id, key=key, value=value, **place))
