@@ -414,7 +414,7 @@ def test_a_job_that_an_older_record_paid_for_lands_beside_the_image_that_has_its
     assert shop.paid() == 2
 
 
-def test_what_was_purged_keeps_its_files_and_its_names_are_passed_over_when_the_run_is_made_again(shop: Shop) -> None:
+def test_what_was_purged_keeps_its_files_and_nothing_is_paid_beside_them_when_the_run_is_made_again(shop: Shop) -> None:
     async def purged() -> list[str]:
         return [key async for key in reconcile.purge(shop.ledger, Scope(settings.namespace()), days=0)]
 
@@ -423,8 +423,10 @@ def test_what_was_purged_keeps_its_files_and_its_names_are_passed_over_when_the_
     assert shop.record_keys() == []
     shop.run = None
     shop.airflow.close()
-    assert shop.one("a red chair").state == "success", shop.error()
-    assert shop.images() == {"RT-1.png": "a chair", "RT-1-2.png": "a red chair"}
+    assert shop.one("a red chair").state == "failed"
+    assert "RT-1.png exists" in shop.error()
+    assert shop.images() == {"RT-1.png": "a chair"}
+    assert shop.paid() == 1
 
 
 def test_somebody_elses_file_is_refused_where_the_task_instance_has_claimed_other_names(shop: Shop) -> None:

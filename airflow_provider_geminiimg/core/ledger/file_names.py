@@ -90,7 +90,7 @@ def reserve_name(
         if blocking is None and owner == wanted:
             return suffix
         if not suffix:
-            _refuse_foreign(ledger, files, destination, wanted, owner, blocking)
+            _refuse_foreign(ledger, destination, wanted, owner, blocking)
     raise _taken(destination, f"{_SUFFIXES} names with a number added are taken, too")
 
 
@@ -144,20 +144,12 @@ def is_sidecar_of(files: Files, uri: str, record: str, sha256: str | None) -> bo
     :param sha256: digest of its image; ``None`` if it is not known.
     :raises StorageError: the file could not be read.
     """
-    earlier, image = _read_sidecar(files, uri)
-    return earlier == record or (image == sha256 and folder_of(earlier) == folder_of(record))
-
-
-def _read_sidecar(files: Files, uri: str) -> tuple[str, str]:
-    """Return the record and the digest of the first image that a sidecar names; empty texts if it is none.
-
-    :raises StorageError: the file could not be read.
-    """
     try:
         found = json.loads(files.read(uri, max_bytes=MAX_SIDECAR_BYTES))
-        return str(found["record"]), str(found["images"][0]["sha256"])
+        earlier, image = str(found["record"]), str(found["images"][0]["sha256"])
+        return earlier == record or (image == sha256 and folder_of(earlier) == folder_of(record))
     except (BadRequestError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return "", ""
+        return False
 
 
 def _suffixes(n: int) -> Iterator[str]:
@@ -191,19 +183,12 @@ def _is_free(ledger: Ledger, found: NameClaim, wanted: NameClaim) -> bool:
 
 
 def _refuse_foreign(
-    ledger: Ledger,
-    files: Files,
-    destination: Destination,
-    wanted: NameClaim,
-    owner: NameClaim | None,
-    blocking: str | None,
+    ledger: Ledger, destination: Destination, wanted: NameClaim, owner: NameClaim | None, blocking: str | None
 ) -> None:
     """Raise if the name belongs to another task instance or to an unknown file."""
     if owner is not None and not owner.same_task(wanted) and not owner.released:
         raise _taken(destination, f"{owner.item} claimed it")
-    if blocking is None:
-        return
-    if not (_was_own(files, wanted) if owner is None else _may_be_own(ledger, owner, wanted, blocking)):
+    if blocking is not None and not (owner is not None and _may_be_own(ledger, owner, wanted, blocking)):
         raise _taken(destination, f"{blocking} exists")
 
 
@@ -218,15 +203,6 @@ def _may_be_own(ledger: Ledger, owner: NameClaim, wanted: NameClaim, blocking: s
     if owner.released or not _is_free(ledger, owner, wanted):
         return True
     return not blocking.endswith(".json") and bool(ledger.numbers_in(owner.item))
-
-
-def _was_own(files: Files, wanted: NameClaim) -> bool:
-    """Return whether a record of this task instance wrote the existing file, and its claim has been purged."""
-    try:
-        earlier, _ = _read_sidecar(files, f"{wanted.stem}.json")
-    except StorageError:
-        return False
-    return folder_of(folder_of(earlier)) == folder_of(wanted.item)
 
 
 def _blocking_file(files: Files, stem: str, record: str, digest: str | None) -> str | None:
