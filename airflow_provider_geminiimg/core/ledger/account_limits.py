@@ -5,10 +5,10 @@ clock. Slots are one interval apart. A process reserves a block of them with a c
 one. `submit.json` and `poll.json` beside it list who holds how many of the connection's `max_concurrency`.
 
 Invariants: a slot belongs to one process, so any number of processes, including killed ones, never exceed the rate. A
-slot is used within `Pace.late` after its time or not at all. The interval is longer than a minute divided by the limit,
-by `Pace.margin`: this covers late use, the error of the clock, and differences in how long a call is on its way. A
-process that is killed loses its block, at most `Pace.ahead` ahead, and its share of the concurrency after `Pace.held`.
-No lease costs or saves money, so a document that cannot be read is an error before anything is sent.
+slot is used within `LATE` after its time or not at all. The interval is longer than a minute divided by the limit, by
+`MARGIN`: this covers late use, the error of the clock, and differences in how long a call is on its way. A process that
+is killed loses its block, at most `Pace.ahead` ahead, and its share of the concurrency after `Pace.held`. No lease
+costs or saves money, so a document that cannot be read is an error before anything is sent.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ CLOCK_ERROR = 2.0  # seconds by which a holder ends its lease earlier than other
 CLOCK_SECONDS = 60.0  # time between two requests for the store's clock
 MAX_AHEAD = 80.0  # seconds; at one call a minute the next slot is as far ahead
 MAX_PAUSE = 120.0  # seconds; the longest pause after a 429
+LATE = 1.5  # seconds after its time in which a slot may be used
+MARGIN = 4.0  # seconds: LATE, 1 for the clock, whose seconds S3 cuts off, and 1.5 for calls that take longer to send
 _DRIFT = 1e-3  # how fast the clocks of a host and of the store may diverge
 
 _Seconds = Annotated[float, pydantic.Field(ge=0, le=1e11, allow_inf_nan=False)]
@@ -51,19 +53,9 @@ class Pace:
     minute: float = 60.0
 
     @property
-    def margin(self) -> float:
-        """4 s: `late`, 1 s for the clock, whose seconds S3 cuts off, and 1.5 s for calls that take longer to send."""
-        return self.minute / 15
-
-    @property
     def interval(self) -> float:
         """Seconds between two slots."""
-        return (self.minute + self.margin) / self.per_minute
-
-    @property
-    def late(self) -> float:
-        """For how many seconds after its time a slot may be used: 1.5 s."""
-        return self.minute / 40
+        return (self.minute + MARGIN) / self.per_minute
 
     @property
     def held(self) -> float:
@@ -113,7 +105,7 @@ class Timeline(_Document):
         Of an idle account the slots of the last seconds are free, too, so that several calls can start at once.
         """
         ahead, interval = pace.ahead(low_priority=low_priority), pace.interval
-        first = max(self._free_at(now), now - pace.late * 2 / 3)
+        first = max(self._free_at(now), now - LATE * 2 / 3)
         most = max(1, min(most, int(ahead / 2 / interval)))
         free = int((now + ahead - first) / interval) + 1 if first <= now + ahead else 0
         if free < min(most, max(1, int(ahead / 4 / interval))):
@@ -263,8 +255,8 @@ class AccountLimits:
 
     @property
     def late(self) -> float:
-        """For how many seconds after its time a slot may be used."""
-        return self.pace.late
+        """See `LATE`."""
+        return LATE
 
     def pause(self, seconds: float) -> None:
         """Give no slot for `seconds`, in all processes; slots that are reserved already stay.

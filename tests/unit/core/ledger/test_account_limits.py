@@ -11,6 +11,7 @@ import pytest
 
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.ledger.account_limits import (
+    LATE,
     AccountLimits,
     Block,
     Holders,
@@ -57,7 +58,7 @@ def arrivals(pace: Pace, processes: int, seconds: float, seed: int) -> list[floa
                 max(block.first + number * pace.interval, here) + rng.choice([0.0, rng.random() / 2])
                 for number in range(block.count)
             ]
-            assert all(at <= block.first + n * pace.interval + pace.late for n, at in enumerate(used))
+            assert all(at <= block.first + n * pace.interval + LATE for n, at in enumerate(used))
             arrived += [at - wrong[process] + rng.uniform(0.0, 0.5) for at in used]
             heapq.heappush(wakes, (max(now + 0.05, used[-1] - wrong[process] - 2), process))
         else:
