@@ -47,7 +47,7 @@ PROTECTIONS = (
         "A record is created exclusively",
         "core/ledger/records.py",
         "        stored = create_or_read(\n            self.store,\n            record.key,\n",
-        "        bucket, data = getattr(self.store, '_s3', None), _RECORD.dump_json(record)\n"
+        "        bucket, data = getattr(self.store, '_s3', None), dump_record(record)\n"
         "        if bucket is not None:\n"
         "            done = bucket.put(self.store._key(record.key), data, 'application/json')\n"
         "            return StoredRecord(record, done['ETag'], 0.0)\n"

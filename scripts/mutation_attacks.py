@@ -172,9 +172,9 @@ ATTACKED = (
     ),
     Protection(
         "A cost in a record has a range",
-        "core/ledger/records.py",
-        "        return _with_sane_costs(record)\n",
-        "        return record\n",
+        "core/ledger/record.py",
+        "    return _with_sane_costs(record)\n",
+        "    return record\n",
         tests={"integration/attacks/test_numbers.py": "earlier_version_believed"},
     ),
     # Rows

@@ -33,7 +33,8 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     task_instance_of,
 )
 from airflow_provider_geminiimg.core.ledger.manifest import iso
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
 from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RECORD_STATUSES, RecordEntry, billed, look
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment

@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.execution.runner import run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.ledger.caps import caps_set
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, TaskIndex, plan_of, plans_below
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import join_uri

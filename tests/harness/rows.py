@@ -22,7 +22,8 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, OutcomeUnknownError, from_dict
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.gateways.base import ResultImage
 from airflow_provider_geminiimg.core.http.download import DOWNLOAD_SECONDS, download
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, ImageInfo, inspect_image
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 

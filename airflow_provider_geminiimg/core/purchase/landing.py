@@ -34,7 +34,7 @@ from airflow_provider_geminiimg.core.ledger.manifest import (
     sidecar,
     size_in_words,
 )
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.fetching import fetch, with_retries
 from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, thumbnail_keys

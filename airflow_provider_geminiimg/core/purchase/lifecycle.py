@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus
@@ -22,7 +21,8 @@ from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reser
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import copy_to, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import (
@@ -384,7 +384,7 @@ class Purchase:
             ],
             destination=order.destination,
             suffix=suffix,
-            cost=dataclasses.asdict(estimate(request, connection)),
+            cost=asdict(estimate(request, connection)),
             expected_seconds=request.row.expected(request.resolution),
             resubmission=step.resubmission,
             regenerate=step.regenerate,

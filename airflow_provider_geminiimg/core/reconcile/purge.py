@@ -41,7 +41,8 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     task_instance_of,
 )
 from airflow_provider_geminiimg.core.ledger.open_index import is_open
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys

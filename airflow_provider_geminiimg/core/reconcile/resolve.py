@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.core.gateways import get_gateway
 from airflow_provider_geminiimg.core.ledger.job_index import own, owner, search
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.reconcile.scan import billed, entry_at, record_status
 from airflow_provider_geminiimg.core.validation.resolution import Resolution, Word

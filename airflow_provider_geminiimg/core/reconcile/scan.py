@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,

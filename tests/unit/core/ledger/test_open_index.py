@@ -18,7 +18,8 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
     read_open_entry,
     root_of,
 )
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

@@ -13,7 +13,8 @@ import pytest
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key, spool_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
 from airflow_provider_geminiimg.core.request import ImageRequest
