@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.ledger.record_values import (
     sane_cost,
     with_sane_cost,
 )
-from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError, from_dict
+from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError, from_dict
 
 SCHEMA = 1
 
@@ -123,6 +123,15 @@ class Record:
     def error(self) -> GeminiImageError | None:
         """The last error, if any."""
         return None if self.outcome is None else from_dict(self.outcome)
+
+    @property
+    def billed(self) -> Billed:
+        """Whether money was spent, according to the record."""
+        if self.error is not None:
+            return self.error.billed
+        if self.reused_from is not None:
+            return Billed.NO
+        return Billed.UNKNOWN if self.state == "intent" else Billed.YES
 
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)

@@ -30,6 +30,7 @@ from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, r
 from airflow_provider_geminiimg.core.ledger.open_index import OpenIndex, is_open
 from airflow_provider_geminiimg.core.ledger.record import Record, State, dump_record, parse_record
 from airflow_provider_geminiimg.core.ledger.record_values import MAX_BYTES, MAX_NEW_BYTES
+from airflow_provider_geminiimg.core.ledger.summaries import Summaries
 from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, create_or_read, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError
 
@@ -82,7 +83,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
-        self.open_index = OpenIndex(store)
+        self.summaries = Summaries(store, self._record)
+        self.open_index = OpenIndex(store, self.summaries.count)
         self._ahead: dict[str, int] = {}
         self._written: dict[str, Blob] = {}  # open records as this attempt wrote them
         self._writing = threading.Lock()
@@ -95,6 +97,10 @@ class Ledger:
         """
         blob = self.store.read(key, MAX_BYTES)
         return None if blob is None else self._found(key, blob)
+
+    def _record(self, key: str) -> Record | None:
+        found = self.read(key)
+        return None if found is None else found.record
 
     def latest(self, item: Item) -> StoredRecord | None:
         """Read the record that decides for `item`: the one with the highest number.
@@ -165,7 +171,7 @@ class Ledger:
             is_ours=lambda data: parse_record(self.store.uri, record.key, data).claim == record.claim,
         )
         if not stored.ours:
-            self.open_index.remove(record)
+            self.open_index.discard(record)
             return None
         self._remember(record, stored.blob)
         return self._found(record.key, stored.blob)

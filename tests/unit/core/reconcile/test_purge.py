@@ -204,7 +204,7 @@ def folders_under(top: Path) -> set[str]:
 async def test_on_disk_no_empty_folder_of_a_task_is_left(disk_left: OrphanedRecords, local_root: str) -> None:
     record = await disk_left.attempt("old")
     assert await purged(disk_left) == [record.key]
-    assert folders_under(Path(local_root.removeprefix("file://"))) <= {"images", "index", "open", "probe"}
+    assert folders_under(Path(local_root.removeprefix("file://"))) <= {"images", "index", "open", "probe", "summaries"}
 
 
 async def test_an_image_of_two_records_leaves_no_entry_in_the_index(disk_left: OrphanedRecords) -> None:
