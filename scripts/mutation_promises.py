@@ -436,7 +436,7 @@ PROMISED = (
     Protection(
         "A batch's entry stays while one of its records is open",
         "core/ledger/open_index.py",
-        "not self._pending and not self._open:",
+        "not self._pending and not self._open and",
         "not self._pending:",
         tests={"unit/core/ledger/test_open_index.py": "stays_while or stays_if"},
     ),

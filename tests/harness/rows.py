@@ -33,6 +33,7 @@ from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
 from tests.harness.inprocess import AirflowHarness, Run, Task
 from tests.harness.matrix import Balance, Row, weigh
 from tests.harness.s3_proxy import Held
+from tests.harness.totals import totals_agree
 
 ROUTES = {"1min": "onemin", "apimaster": "apimaster"}
 MODES = ("waiting", "deferred")
@@ -317,6 +318,7 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
         stage.is_what_was_asked()
     if case.holds is not None:
         case.holds(stage)
+    totals_agree(stage.root)
     stage.save(group, case, balance)
     if case.again is not None:
         _buy_again(case, stage)
