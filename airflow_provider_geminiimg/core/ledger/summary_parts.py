@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -133,7 +133,9 @@ class PartChanges:
     def __init__(self, part: SummaryPart) -> None:
         self.groups: dict[str, RecordGroup] = {}  # by hash, or by key below the run
         for each in part.counted:
-            self.groups.update(dict.fromkeys((*_split(each.hashes), *each.keys), each.group))
+            self.groups.update(dict.fromkeys(_split(each.hashes), each.group))
+            self.groups.update(dict.fromkeys(each.keys, each.group))
+        self._same = {each.group: each.group for each in part.counted}  # equal groups are one object
         self.removed = Counter({each.group: each.count for each in part.removed})
         self.planned = dict(part.planned)
 
@@ -146,7 +148,8 @@ class PartChanges:
         for name in (hash_of(key), below_run(key)):
             self.groups.pop(name, None)
         if group is not None:
-            self.groups[hash_of(key) if group.status == "landed" else below_run(key)] = group
+            name = hash_of(key) if group.status == "landed" else below_run(key)
+            self.groups[name] = self._same.setdefault(group, group)
 
     def remove(self, names: Iterable[str]) -> None:
         """Count records as removed that are counted.
@@ -157,10 +160,10 @@ class PartChanges:
 
     def part(self) -> SummaryPart:
         """The part after the changes."""
-        names: dict[RecordGroup, list[str]] = defaultdict(list)
+        names: dict[int, list[str]] = {id(group): [] for group in self._same.values()}  # hashing groups takes long
         for name, group in self.groups.items():
-            names[group].append(name)
-        counted = tuple(_of_group(group, some) for group, some in names.items())
+            names[id(group)].append(name)
+        counted = tuple(_of_group(group, some) for group in self._same if (some := names[id(group)]))
         removed = tuple(RemovedRecords(group=group, count=count) for group, count in self.removed.items())
         return SummaryPart(counted=counted, removed=removed, planned=self.planned)
 
