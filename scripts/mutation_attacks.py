@@ -240,7 +240,7 @@ ATTACKED = (
     Protection(
         "Folders that were left open are closed",
         "core/storage/local.py",
-        "            close_folders(self._root / IMAGES, file.parent)\n",
+        '            close_folders(f"{self._root}/{IMAGES}", folder)\n',
         "            pass\n",
         tests={"integration/test_private_root.py": "left_open"},
     ),
