@@ -149,8 +149,8 @@ PROTECTIONS = (
     Protection(
         "What was downloaded is looked at before it counts as an image",
         "core/purchase/fetching.py",
-        "        return data, await asyncio.to_thread(inspect_image, data)\n",
-        "        return data, ImageInfo('image/png', 'png', 1, 1)\n",
+        "        return data, *await asyncio.to_thread(inspected, data)\n",
+        "        return data, ImageInfo('image/png', 'png', 1, 1), sha256(data)\n",
     ),
     Protection(
         "An error after the payment says that it was paid",

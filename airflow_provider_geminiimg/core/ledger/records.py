@@ -86,7 +86,7 @@ class Ledger:
         self.summaries = Summaries(store, self._record)
         self.open_index = OpenIndex(store, self.summaries.count)
         self._ahead: dict[str, int] = {}
-        self._written: dict[str, Blob] = {}  # open records as this attempt wrote them
+        self._written: dict[str, tuple[Record, Blob]] = {}  # open records as this attempt wrote them
         self._writing = threading.Lock()
 
     def read(self, key: str) -> StoredRecord | None:
@@ -173,8 +173,9 @@ class Ledger:
         if not stored.ours:
             self.open_index.discard(record)
             return None
-        self._remember(record, stored.blob)
-        return self._found(record.key, stored.blob)
+        found = self._found(record.key, stored.blob)
+        self._remember(found.record, stored.blob)
+        return found
 
     def change(self, key: str, step: Callable[[Record], Record | None], *, takes_back: bool = False) -> Record:
         """Move a record forward: `step` receives the stored record and returns the new one, or ``None`` for no change.
@@ -193,7 +194,10 @@ class Ledger:
                 raise LedgerError(
                     f"Record {key} under {self.store.uri} does not exist.", hint="Restore it before a retry."
                 )
-            record = parse_record(self.store.uri, key, blob.data)
+            if written is not None and blob is written[1]:
+                record = written[0]  # parsing it again would take longer than everything else here
+            else:
+                record = parse_record(self.store.uri, key, blob.data)
             wanted = step(record)
             last[:] = [record if wanted is None else wanted]
             if wanted is None or wanted == record:
@@ -205,7 +209,7 @@ class Ledger:
 
         with self._writing:
             written = self._written.pop(key, None)
-        expected = None if written is None else Expected(written)
+        expected = None if written is None else Expected(written[1])
         blob = update(self.store, key, stepped, billed=Billed.UNKNOWN, expected=expected)
         entries.end(last[0])
         if blob is not None:
@@ -217,7 +221,7 @@ class Ledger:
         if not is_open(record):
             return
         with self._writing:
-            self._written[record.key] = blob
+            self._written[record.key] = (record, blob)
             if len(self._written) > _MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
 
