@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus
@@ -21,8 +22,7 @@ from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reser
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
-from airflow_provider_geminiimg.core.ledger.record import Destination, Record
-from airflow_provider_geminiimg.core.ledger.records import new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import copy_to, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import (
@@ -97,6 +97,7 @@ class Purchase:
         self.writer = ImageWriter(purchase_context, generation=order.policy.generation, guard=guard)
         self.sharing = DagReuse(order, purchase_context, marker)
         self.submission = Submission(order, purchase_context, guard, marker)
+        self._wait_logged = False
 
     async def start(self, vanished: str | None = None) -> LandedImage | JobInFlight:
         """Decide and act until the image has landed or a job is running.
@@ -105,8 +106,7 @@ class Purchase:
         :raises GeminiImageError: why there is no image.
         """
         async with self.history.reading():
-            if not self.ledger.store.is_probed:
-                await asyncio.to_thread(self.ledger.store.probe)
+            await asyncio.to_thread(self.ledger.store.probe)
         give_up, self._until = time.monotonic() + RESEND_SECONDS, time.monotonic() + self.order.timeout
         self._wait_logged = False
         result: LandedImage | JobInFlight | LookAgain | Refuse = LookAgain()
@@ -195,10 +195,12 @@ class Purchase:
 
     async def _is_still_unknown(self, record: Record) -> bool:
         """Whether a sensor noted that the gateway does not know the job, and the gateway still does not know it."""
-        if isinstance(record.error, OutcomeUnknownError):
-            with contextlib.suppress(GeminiImageError):
-                return (await self.collector(record).poll(record)).state is JobState.VANISHED
-        return False
+        if not isinstance(record.error, OutcomeUnknownError):
+            return False
+        try:
+            return (await self.collector(record).poll(record)).state is JobState.VANISHED
+        except GeminiImageError:
+            return False
 
     # Paid earlier
 
@@ -339,8 +341,7 @@ class Purchase:
                 self.history.log_differences(step.replaces, "the new request is sent", self.history.inputs)
             handles = await handles_of(images, transport, allocation, prompt=request.prompt)
             await allocation.hold(2 * allocation.taken)  # the JSON text, and its bytes
-            submit = transport.gateway.submit  # without images, the call is a small text
-            call = await asyncio.to_thread(submit, request, handles) if handles else submit(request, handles)
+            call = await asyncio.to_thread(transport.gateway.submit, request, handles)
             del handles
             allocation.resize(allocation.taken // 2)
             if not allocation.taken:
@@ -383,7 +384,7 @@ class Purchase:
             ],
             destination=order.destination,
             suffix=suffix,
-            cost=asdict(estimate(request, connection)),
+            cost=dataclasses.asdict(estimate(request, connection)),
             expected_seconds=request.row.expected(request.resolution),
             resubmission=step.resubmission,
             regenerate=step.regenerate,

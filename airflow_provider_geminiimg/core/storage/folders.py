@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,34 +26,34 @@ PRIVATE = Modes(0o700, 0o600, exact=True)
 BY_UMASK = Modes(0o777, 0o666, exact=False)
 
 
-def make_folders(path: str, modes: Modes) -> None:
+def make_folders(path: Path, modes: Modes) -> None:
     """Create a folder and its parents. New folders have their mode and are synced to disk when this returns."""
-    if os.path.isdir(path):
+    if path.is_dir():
         return
-    above = os.path.dirname(path)
-    make_folders(above, modes)
+    make_folders(path.parent, modes)
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path, modes.folder)
+        path.mkdir(modes.folder)
         if modes.exact:
             set_mode(path, modes.folder)
-        sync_folder(above)
+        sync_folder(path.parent)
 
 
-def close_folders(top: str, folder: str) -> None:
+def close_folders(top: Path, folder: Path) -> None:
     """Make `top`, `folder` and the folders between them private; earlier versions left them open."""
-    while f"{folder}/".startswith(f"{top}/"):
-        if stat.S_ISDIR(mode := os.lstat(folder).st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            set_mode(folder, PRIVATE.folder)
-        folder = os.path.dirname(folder)
+    for path in (folder, *folder.parents):
+        if not path.is_relative_to(top):
+            return
+        if stat.S_ISDIR(mode := path.lstat().st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            set_mode(path, PRIVATE.folder)
 
 
-def set_mode(target: str | int, mode: int) -> None:
+def set_mode(target: Path | int, mode: int) -> None:
     """Set the mode of a path or an open file, where the file system has modes."""
     with contextlib.suppress(OSError):  # some file systems have no modes, and some folders belong to another user
-        os.chmod(target, mode)
+        os.chmod(target, mode)  # noqa: PTH101 - it may be an open file
 
 
-def sync_folder(path: str) -> None:
+def sync_folder(path: Path) -> None:
     """Write the entries of a folder to disk, where the file system supports this."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -64,9 +65,9 @@ def sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def remove_empty(folder: str, top: str) -> None:
+def remove_empty(folder: Path, top: Path) -> None:
     """Remove `folder` if it is empty, and then the folders above it up to `top`, which stays."""
     with contextlib.suppress(OSError):  # a folder is not empty, or another process has removed it
         while folder != top:
-            os.rmdir(folder)
-            folder = os.path.dirname(folder)
+            folder.rmdir()
+            folder = folder.parent
