@@ -13,8 +13,8 @@ SAFETY := $(addprefix tests/integration/,attacks money test_rendering.py)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-safety test-heavy check docs postgres chromium test-live test-browser test-a11y fuzz chaos mutation \
-  bench test-compat test-loops test-wheel clean
+.PHONY: help demo ui test test-safety test-heavy check docs postgres redis chromium test-live test-distributed \
+  test-browser test-a11y fuzz chaos mutation bench test-compat test-loops test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
@@ -52,6 +52,9 @@ test-live: $(READY) postgres ## Run the tests that need a real scheduler and tri
 	rm -rf $(addprefix build/matrix/,processes airflow)
 	$(BIN)/python -m pytest tests/live $(if $(CORE),-m core) $(if $(ROWS),-k "$(ROWS)")
 
+test-distributed: $(READY) postgres redis ## Kill workers and triggerers of a distributed Airflow (Celery, Redis, S3) that makes 5,000 images; SHORT=1 for what .ci/run runs
+	SHORT=$(SHORT) $(BIN)/python -m pytest -rP tests/distributed
+
 test-browser: $(READY) chromium ## Look at the gallery with a real Airflow and a real browser; SCREENSHOTS=1 for the docs
 	$(BIN)/python -m pytest tests/browser --ignore=tests/browser/test_accessibility.py
 
@@ -82,6 +85,9 @@ test-wheel: $(READY) ## Install the built wheel into a new environment and ask A
 
 postgres: ## Install Debian's PostgreSQL, unless it is there
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || scripts/as_root apt-get install --quiet --yes --no-install-recommends postgresql
+
+redis: ## Install Debian's Redis, unless it is there
+	@command -v redis-server >/dev/null || scripts/as_root apt-get install --quiet --yes --no-install-recommends redis-server
 
 chromium: ## Install Debian's Chromium, unless it is there
 	@test -x /usr/bin/chromium || scripts/as_root apt-get install --quiet --yes --no-install-recommends chromium

@@ -43,7 +43,7 @@ def ours(*, url: str, directory: str, count: int) -> dict[str, float]:
 async def _land(directory: str, count: int) -> dict[str, float]:
     from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
     from airflow_provider_geminiimg.core.ledger.layout import Item
-    from airflow_provider_geminiimg.core.ledger.records import Destination, Record
+    from airflow_provider_geminiimg.core.ledger.record import Destination, Record
     from airflow_provider_geminiimg.core.purchase.decision import Policy
     from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
     from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase

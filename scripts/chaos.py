@@ -34,7 +34,8 @@ from typing import Any, NoReturn
 import boto3
 import psutil
 
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.sandbox import Sandbox
 from tests.harness.live_airflow import LiveAirflow
 from tests.harness.matrix import Balance, is_unknown, latest, read_records, weigh

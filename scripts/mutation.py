@@ -47,7 +47,7 @@ PROTECTIONS = (
         "A record is created exclusively",
         "core/ledger/records.py",
         "        stored = create_or_read(\n            self.store,\n            record.key,\n",
-        "        bucket, data = getattr(self.store, '_s3', None), _RECORD.dump_json(record)\n"
+        "        bucket, data = getattr(self.store, '_s3', None), dump_record(record)\n"
         "        if bucket is not None:\n"
         "            done = bucket.put(self.store._key(record.key), data, 'application/json')\n"
         "            return StoredRecord(record, done['ETag'], 0.0)\n"
@@ -149,8 +149,8 @@ PROTECTIONS = (
     Protection(
         "What was downloaded is looked at before it counts as an image",
         "core/purchase/fetching.py",
-        "        return data, await asyncio.to_thread(inspect_image, data)\n",
-        "        return data, ImageInfo('image/png', 'png', 1, 1)\n",
+        "        return data, *await asyncio.to_thread(inspected, data)\n",
+        "        return data, ImageInfo('image/png', 'png', 1, 1), sha256(data)\n",
     ),
     Protection(
         "An error after the payment says that it was paid",

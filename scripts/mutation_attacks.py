@@ -172,9 +172,9 @@ ATTACKED = (
     ),
     Protection(
         "A cost in a record has a range",
-        "core/ledger/records.py",
-        "        return _with_sane_costs(record)\n",
-        "        return record\n",
+        "core/ledger/record.py",
+        "    return _with_sane_costs(record)\n",
+        "    return record\n",
         tests={"integration/attacks/test_numbers.py": "earlier_version_believed"},
     ),
     # Rows
@@ -240,7 +240,7 @@ ATTACKED = (
     Protection(
         "Folders that were left open are closed",
         "core/storage/local.py",
-        "            close_folders(self._root / IMAGES, file.parent)\n",
+        '            close_folders(f"{self._root}/{IMAGES}", folder)\n',
         "            pass\n",
         tests={"integration/test_private_root.py": "left_open"},
     ),

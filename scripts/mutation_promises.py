@@ -427,6 +427,44 @@ PROMISED = (
         tests={"unit/core/reconcile/test_open_records.py": "is_a_day_old or replaced_by_entries"},
     ),
     Protection(
+        "A record that could not be counted keeps its entry",
+        "core/ledger/open_index.py",
+        "        if self.counted([record]):\n",
+        "        self.counted([record])\n        if True:\n",
+        tests={"unit/core/ledger/test_summaries.py": "could_not_be_counted or damaged_summary"},
+    ),
+    Protection(
+        "An ended record that changes gets an entry until it is counted again",
+        "core/ledger/open_index.py",
+        " or group_of(before, before.state) != group_of(after, after.state)\n",
+        "\n",
+        tests={"unit/core/ledger/test_summaries.py": "settled_otherwise"},
+    ),
+    Protection(
+        "A record that has not just landed is read again before it is counted",
+        "core/ledger/summaries.py",
+        '            if record.state != "landed" or',
+        "            if False and",
+        tests={"unit/core/ledger/test_summaries.py": "that_is_late_does_not_count"},
+    ),
+    Protection(
+        "A record that is counted and has an entry is counted once",
+        "core/reconcile/run_totals.py",
+        "            counts[counted[entry.key]] -= 1\n",
+        "            pass\n",
+        tests={"unit/core/reconcile/test_run_totals.py": "counted_once or running_batch"},
+    ),
+    Protection(
+        "Open records belong to the totals of a run",
+        "core/reconcile/run_totals.py",
+        "    entries, damaged = _entries(ledger, run)\n",
+        "    entries, damaged = [], 0\n",
+        tests={
+            "unit/core/reconcile/test_run_totals.py": "not_counted_is_counted or open_records_are_added",
+            "matrix/test_index_rows.py": "summary_of_the_run_is_lost",
+        },
+    ),
+    Protection(
         "The old entry of a batch is written again before a claim",
         "core/ledger/open_index.py",
         "            if self._key is None or abs(now - self._written_at) > RENEW_SECONDS:\n",
@@ -436,8 +474,8 @@ PROMISED = (
     Protection(
         "A batch's entry stays while one of its records is open",
         "core/ledger/open_index.py",
-        "not self._pending and not self._open:",
-        "not self._pending:",
+        "not self._pending and not self._open and",
+        "not self._pending and",
         tests={"unit/core/ledger/test_open_index.py": "stays_while or stays_if"},
     ),
 )

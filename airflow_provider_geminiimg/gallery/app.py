@@ -32,7 +32,8 @@ from starlette.middleware.base import RequestResponseEndpoint
 from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, inspect_image, media_type_of
 from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import (

@@ -33,9 +33,10 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     task_instance_of,
 )
 from airflow_provider_geminiimg.core.ledger.manifest import iso
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
-from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RECORD_STATUSES, RecordEntry, billed, look
+from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RECORD_STATUSES, RecordEntry, look
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
@@ -205,7 +206,7 @@ class GalleryQueries:
         return {
             **about,
             "error": _said(record.error),
-            "billed": billed(record).value,
+            "billed": record.billed.value,
             "gateway": record.gateway,
             "model": record.model,
             "operation": record.operation,
@@ -346,7 +347,7 @@ def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
     sums: dict[tuple[str, str], float] = {}
     without = 0
     for record in records:
-        if billed(record).value != "yes":
+        if record.billed.value != "yes":
             continue
         cost = (record.manifest or {}).get("cost") or record.cost
         if cost.get("amount") is None:

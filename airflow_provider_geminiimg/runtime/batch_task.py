@@ -141,6 +141,7 @@ async def _live(
         await asyncio.to_thread(attempt.ledger.store.probe)
         if planned is None:
             planned = await plan_of(task.arguments, attempt, connection, purchase_context, requests)
+            await asyncio.to_thread(attempt.ledger.summaries.plan, attempt.item.task_instance, planned.keys())
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Using %s: %s images.", planned.origin, len(planned.own))

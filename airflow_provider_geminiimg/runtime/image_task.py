@@ -17,7 +17,7 @@ from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.copying import asked_last
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase

@@ -24,13 +24,8 @@ from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, key_of_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import record_key
 from airflow_provider_geminiimg.core.ledger.manifest import Cost
-from airflow_provider_geminiimg.core.ledger.records import (
-    Destination,
-    Record,
-    StoredRecord,
-    new_claim,
-    process_identity,
-)
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord, new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.context import ConnectionChangedError
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, copy_to, find_image, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Copy, Policy, Refetch, Refuse, decide

@@ -13,7 +13,7 @@ from airflow_provider_geminiimg._compat import has_supervisor, iteration_of
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import Item
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
 from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck, RunStart
 from airflow_provider_geminiimg.core.purchase.context import PUT_BACK
 from airflow_provider_geminiimg.core.purchase.landing import mismatch_error

@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.execution.runner import run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.ledger.caps import caps_set
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, TaskIndex, plan_of, plans_below
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import join_uri
@@ -149,6 +149,7 @@ async def _divided(task: BatchTask, size: ShardSize, attempt: WideRun, requests:
             prices = prices_of(await to_buy(batch, planned.items), connection, max_cost)
         planned = planned.model_copy(update={"told": await asyncio.to_thread(lambda: attempt.token)})
         shards = divide(planned, count, prices, max_cost, first_attempt=attempt.is_first_attempt)
+        await asyncio.to_thread(attempt.ledger.summaries.plan, attempt.item.task_instance, planned.keys())
         await _save(attempt, shards)
     return shards
 

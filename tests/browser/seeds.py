@@ -11,7 +11,8 @@ from typing import Any
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.manifest import StoredImage, build
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.thumbnails import render
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

@@ -15,7 +15,8 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_geminiimg import GeminiImageReviewOperator
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 

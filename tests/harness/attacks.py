@@ -22,7 +22,7 @@ from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 from PIL import Image
 
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator

@@ -35,7 +35,7 @@ import psutil
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 # Logs lie on this very disk; a server for them would listen on every address of the machine.
-_ARGUMENTS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}
+_ARGUMENTS = dict.fromkeys(("scheduler", "triggerer", "celery worker"), ("--skip-serve-logs",))
 GRACE = 30  # seconds that a component which is asked to end has for it
 FINISHED = ("success", "failed")
 
@@ -137,17 +137,24 @@ class LiveAirflow:
             self.stop()
             raise
 
-    def spawn(self, component: str, name: str | None = None, env: Mapping[str, str] | None = None) -> int:
-        """Start one more component, say a second triggerer, without waiting for it.
+    def spawn(
+        self,
+        component: str,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> int:
+        """Start one more component, say a second triggerer or a ``celery worker``, without waiting for it.
 
         :param name: what `pids` and `log_file` call it; default: the component's own name.
         :param env: more environment for this one.
+        :param arguments: more arguments of its command.
         :returns: its process id.
         """
         name = name or component
         with self.log_file(name).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", component, *_ARGUMENTS.get(component, [])],
+                [sys.executable, "-m", "airflow", *component.split(), *_ARGUMENTS.get(component, ()), *arguments],
                 env={**self.env, **(env or {})},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,

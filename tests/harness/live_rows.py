@@ -26,7 +26,7 @@ from typing import Any, Literal
 import boto3
 import psutil
 
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.sandbox import Sandbox
 from tests.harness import REPOSITORY, TESTS
 from tests.harness.live_airflow import LiveAirflow, iteration_of

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.storage import Store
 from tests.harness.records import ITEM, landed
 

@@ -13,7 +13,7 @@ import boto3
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import Item
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order

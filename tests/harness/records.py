@@ -10,7 +10,8 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, Item, record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import StorageError

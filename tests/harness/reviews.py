@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
+from airflow_provider_geminiimg.core.ledger.record import Destination
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

@@ -22,7 +22,8 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import GeminiImageError, IncompleteError, OutcomeUnknownError, from_dict
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -32,6 +33,7 @@ from airflow_provider_geminiimg.sandbox import Sandbox, read_submission
 from tests.harness.inprocess import AirflowHarness, Run, Task
 from tests.harness.matrix import Balance, Row, weigh
 from tests.harness.s3_proxy import Held
+from tests.harness.totals import totals_agree
 
 ROUTES = {"1min": "onemin", "apimaster": "apimaster"}
 MODES = ("waiting", "deferred")
@@ -316,6 +318,7 @@ def play(case: Case, stage: Play, group: str, monkeypatch: pytest.MonkeyPatch) -
         stage.is_what_was_asked()
     if case.holds is not None:
         case.holds(stage)
+    totals_agree(stage.root)
     stage.save(group, case, balance)
     if case.again is not None:
         _buy_again(case, stage)

@@ -21,7 +21,8 @@ from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase

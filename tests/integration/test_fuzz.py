@@ -46,7 +46,8 @@ from airflow_provider_geminiimg.core.ledger.budget import Budgets
 from airflow_provider_geminiimg.core.ledger.caps import daily_cap
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
 from airflow_provider_geminiimg.core.ledger.layout import PLANS, RETURNED, is_record_key, record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
+from airflow_provider_geminiimg.core.ledger.record import Destination
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.decision import Asked, Policy, decide
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore

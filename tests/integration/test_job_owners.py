@@ -27,7 +27,7 @@ from tests.harness.orphaned_records import LOGGER, OrphanedRecords
 from tests.harness.records import ITEM, make_record, submitted
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.core.ledger.records import Record
+    from airflow_provider_geminiimg.core.ledger.record import Record
     from airflow_provider_geminiimg.sandbox import Sandbox
     from tests.harness.inprocess import AirflowHarness, Run
 

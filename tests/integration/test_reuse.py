@@ -25,7 +25,8 @@ from PIL import Image
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry
 from airflow_provider_geminiimg.core.ledger.layout import index_key
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.purchase import lifecycle, reuse_decision, submission
 from airflow_provider_geminiimg.core.purchase.decision import Policy, Refuse, Submit, WaitForRecord
 from airflow_provider_geminiimg.core.purchase.reuse_decision import (

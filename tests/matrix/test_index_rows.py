@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_provider_geminiimg.core.ledger.layout import complete_key, open_prefix
+from airflow_provider_geminiimg.core.ledger.layout import complete_key, open_prefix, run_of, summary_key
 from airflow_provider_geminiimg.core.ledger.open_index import STALE_SECONDS, is_complete
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect
+from airflow_provider_geminiimg.core.ledger.summaries import PARTS
+from airflow_provider_geminiimg.core.reconcile import Report, Scope, collect, reindex
 from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.exceptions import StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -19,6 +20,7 @@ from airflow_provider_geminiimg.runtime.environment import Environment
 from tests.harness.orphaned_records import nonzero
 from tests.harness.records import age_key
 from tests.harness.rows import BOTH_PATHS, CROSSED, IN_BATCHES, STRAIGHT, Case, Play, each, play
+from tests.harness.totals import totals_agree
 
 
 def store_of(stage: Play) -> Store:
@@ -79,6 +81,35 @@ def grow_old(stage: Play) -> None:
         age_key(store_of(stage), key, 30 * STALE_SECONDS)
 
 
+def lose_the_summaries(stage: Play) -> None:
+    store = store_of(stage)
+    for key in list(store.keys("summaries/")):
+        store.delete(key)
+
+
+def spoil_the_summaries(stage: Play) -> None:
+    store = store_of(stage)
+    lose_the_summaries(stage)
+    for run in {run_of(key) for key in store.keys("ledger/")}:
+        for part in range(PARTS):
+            store.create(summary_key(run, part), b"{")
+
+
+def lands_and_is_lost(lose: Callable[[Play], None]) -> Callable[[Play], None]:
+    """Collect, and lose the summaries then."""
+
+    def landed(stage: Play) -> None:
+        lands_by(nothing)(stage)
+        lose(stage)
+
+    return landed
+
+
+def is_counted_again(stage: Play) -> None:
+    asyncio.run(reindex(Environment(logging.getLogger("reindex")).ledger, Scope("default")))
+    totals_agree(stage.root)
+
+
 def nothing(stage: Play) -> None:
     """The entries are there, as the first attempt left them."""
 
@@ -124,7 +155,13 @@ def landing(path: str, body: bytes) -> bool:
 WAITING = "while a job is to be collected"
 LANDS = {"prepare": download_fails, "attempts": 2, "holds": is_clean, "images": 3, "where": BOTH_PATHS}
 ALL = "Collect reads all records, and lands the image at no cost. Then the index is complete again."
+COUNTS = {**LANDS, "holds": is_counted_again}
+COUNTED = "Collect lands the image at no cost. `jobs reindex` counts all records again."
 LOST = [
+    Case("The summary of the run is lost", WAITING, COUNTED, between=lands_by(lose_the_summaries), **COUNTS),
+    Case("The summary of the run can't be read", WAITING, COUNTED, between=lands_by(spoil_the_summaries), **COUNTS),
+    Case("The summary of the run is lost", "once the image has landed", COUNTED,
+         between=lands_and_is_lost(lose_the_summaries), **COUNTS),
     Case("No attempt follows", WAITING, "Collect finds the record by the index of open records, and lands the image at "
          "no cost.", between=lands_by(nothing), **LANDS),
     Case("All of `open/` is lost, or the root is from before it", WAITING, ALL, between=lands_by(lose_all), **LANDS),

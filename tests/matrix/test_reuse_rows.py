@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.exceptions import AuthenticationError
 from tests.harness.matrix import read_records
 from tests.harness.rows import CROSSED, LANDED, STRAIGHT, Case, Play, race

@@ -41,6 +41,7 @@ from airflow_provider_geminiimg.exceptions import (
 UNSTORED = 3  # paid images in a row that could not be stored; then no new images
 UNKNOWNS = 3  # unknown outcomes in a row; then no new images, because each may cost money without a result
 PROGRESS_SECONDS = 10.0
+ENDS_AT_ONCE = 16
 _ACCOUNT = (
     InsufficientBalanceError,
     BudgetSpentError,
@@ -147,6 +148,7 @@ class BatchExecutor:
         self._summary = BatchSummary()
         self._since = time.monotonic()
         self._in_flight = 0
+        self._ended: list[str] = []  # items whose end is not noted yet
 
     async def run(self, items: Sequence[PlannedImage]) -> BatchSummary:
         """Make all images.
@@ -163,6 +165,7 @@ class BatchExecutor:
             await asyncio.gather(*(self._work(queue) for _ in range(min(self.options.max_concurrency, len(first)))))
         finally:
             reporter.cancel()
+        await self._note_ends()
         self._say(len(first))
         return self._summary
 
@@ -177,7 +180,19 @@ class BatchExecutor:
                 result = await self._one(item)
                 self._in_flight -= 1
             self._add(item, result)
-            await asyncio.to_thread(self._index.end, item.key)
+            self._ended.append(item.key)
+            if len(self._ended) >= ENDS_AT_ONCE:
+                await self._note_ends()
+
+    async def _note_ends(self) -> None:
+        """Note that nothing more of some items is claimed. Some at once: each hand-over to a thread takes CPU."""
+        ended, self._ended = self._ended, []
+
+        def end() -> None:
+            for key in ended:
+                self._index.end(key)
+
+        await asyncio.to_thread(end)
 
     def _add(self, item: PlannedImage, result: Result) -> None:
         try:

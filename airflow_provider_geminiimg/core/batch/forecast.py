@@ -16,7 +16,8 @@ from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedIma
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.caps import caps_set, price_of, price_of_all, refuse_over
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import Asked, ImageState, Policy, Poll, Step, Submit, decide
 from airflow_provider_geminiimg.core.purchase.history import ImageHistory
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase

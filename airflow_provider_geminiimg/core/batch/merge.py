@@ -25,7 +25,7 @@ from airflow_provider_geminiimg.core.batch.summary import (
     manifest_line,
     totals,
 )
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.exceptions import Billed, OutcomeUnknownError
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.records import Destination
+from airflow_provider_geminiimg.core.ledger.record import Destination
 from airflow_provider_geminiimg.core.purchase.saved_requests import Saved
 from airflow_provider_geminiimg.core.request import CheckedRequest, ImageRequest
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError

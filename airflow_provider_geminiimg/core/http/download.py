@@ -147,7 +147,7 @@ def _parse(link: str | httpx.URL, own: Origin | None) -> _Target:
 async def _hop(target: _Target, buffer: DownloadBuffer, own: Origin | None) -> bytes | _Target:
     """Send one request; returns the body, or the target of a redirect."""
     addresses = await _resolve(target)
-    context = await asyncio.to_thread(tls_context)
+    context = tls_context() if tls_context.cache_info().currsize else await asyncio.to_thread(tls_context)
     why = "no address"
     for address in addresses:
         # A transport for each hop and no client, which would process cookies and the redirect.

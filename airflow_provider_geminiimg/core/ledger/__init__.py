@@ -5,7 +5,10 @@ In reading order:
 - `layout`: builds and parses every key under the root
 - `root_identity`: shows that a ledger was replaced or emptied
 - `open_index`: the records that have not ended, so that nobody has to read all of them
+- `summaries`: counts and costs of DAG runs, so that nobody has to read their records
+- `summary_parts`: the documents of the summaries
 - `records`: one record for every submission that may have cost money
+- `record`: the fields of a record
 - `record_values`: the permitted values of a record
 - `file_names`: file names, claimed before money is spent
 - `fingerprint_index`: the record that has the image of a request

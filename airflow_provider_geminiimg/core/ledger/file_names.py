@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, is_record_key, name_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Blob, Expected, Files, Store, join_uri, same_place, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 

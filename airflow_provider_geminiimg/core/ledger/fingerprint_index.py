@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 
 from airflow_provider_geminiimg.core.ledger.layout import is_record_key
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.storage import Blob, Store, create_or_read, replace_or_read
 from airflow_provider_geminiimg.exceptions import LedgerError
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key, job_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,

@@ -2,8 +2,9 @@
 
     root.json                                     the identity of the root
     ledger/<task instance>/<item>/<n>.json        one record for each submission that may have cost money
-    open/entries/<namespace>/<hash>.json          names an open record, or items of a batch with open records
-    open/complete/<namespace>.json                says that each open record of a namespace has an entry
+    open/entries/<namespace>/<run>-<hash>.json    names an open record, or items of a batch with open records
+    open/complete/<namespace>.json                says that the entries and summaries of a namespace are complete
+    summaries/<namespace>/<dag>/<run>/<part>.json  counts and costs of a run's records
     forgotten/<task instance>/<item>/<n>-<claim>.json   tombstones of records that a person removed
     names/<place>.json                            the owner of a file name
     index/<namespace>/<dag>/<fingerprint>.json    the record that has the image of a request
@@ -45,6 +46,7 @@ PLANS = "batches"
 RETURNED = "returned"
 SHOWN = "shown"
 SPOOL = "spool"
+SUMMARIES = "summaries"
 _OPEN = "open"
 
 _NUMBER = "[1-9][0-9]{0,8}"
@@ -148,9 +150,30 @@ def tombstone_key(key: str, claim: str) -> str:
     return f"forgotten/{_of_record(key)}-{encode_segment(claim)}.json"
 
 
+def run_of(key: str) -> str:
+    """Return namespace, DAG and run of a record, as a part of keys."""
+    return "/".join(key.split("/")[1:4])
+
+
+def summary_key(run: str, part: int) -> str:
+    """Return the key of one part of a run's summary.
+
+    :param run: namespace, DAG and run, as a part of keys.
+    """
+    return f"{SUMMARIES}/{run}/{part}.json"
+
+
 def open_prefix(namespace: str) -> str:
     """What the keys of all entries for open records of a namespace begin with."""
     return f"{_OPEN}/entries/{encode_segment(namespace)}/"
+
+
+def open_prefix_of_run(run: str) -> str:
+    """What the keys of all entries for open records of a run begin with. Those of another run may begin so, too.
+
+    :param run: namespace, DAG and run, as a part of keys.
+    """
+    return f"{_OPEN}/entries/{run.split('/')[0]}/{_short_hash(run)[:16]}-"
 
 
 def open_key(key: str, tag: str) -> str:
@@ -162,7 +185,7 @@ def open_key(key: str, tag: str) -> str:
     :param key: the record's key.
     :param tag: the record's claim, or another text that distinguishes the record's entries.
     """
-    return _open_key(key.split("/")[1], f"{key}\n{tag}")
+    return _open_key(run_of(key), f"{key}\n{tag}")
 
 
 def open_chunk_key(task_instance: str, tag: str) -> str:
@@ -171,15 +194,20 @@ def open_chunk_key(task_instance: str, tag: str) -> str:
     :param task_instance: as a part of keys.
     :param tag: distinguishes it from all other entries.
     """
-    return _open_key(task_instance.split("/")[0], f"{task_instance}\n{tag}")
+    run = "/".join(task_instance.split("/")[:3])
+    return _open_key(run, f"{task_instance}\n{tag}")
 
 
-def _open_key(namespace: str, text: str) -> str:
-    return f"{_OPEN}/entries/{namespace}/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+def _open_key(run: str, text: str) -> str:
+    return f"{open_prefix_of_run(run)}{_short_hash(text)}.json"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def complete_key(namespace: str) -> str:
-    """Return the key of the marker that says that each open record of a namespace has an entry."""
+    """Return the key of the marker that says that the entries and summaries of a namespace are complete."""
     return f"{_OPEN}/complete/{encode_segment(namespace)}.json"
 
 

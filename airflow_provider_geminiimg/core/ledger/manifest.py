@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.request import CheckedRequest
 
 Basis = Literal["gateway", "connection", "google_list", "reused", "unknown"]

@@ -22,35 +22,20 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, record_key, record_number, tombstone_key
 from airflow_provider_geminiimg.core.ledger.open_index import OpenIndex, is_open
-from airflow_provider_geminiimg.core.ledger.record_values import (
-    MAX_BYTES,
-    MAX_NEW_BYTES,
-    UNREADABLE,
-    Seconds,
-    UnixTime,
-    is_copy,
-    is_cost,
-    is_manifest,
-    is_request,
-    parsed,
-    sane_cost,
-    with_sane_cost,
-)
+from airflow_provider_geminiimg.core.ledger.record import Record, State, dump_record, parse_record
+from airflow_provider_geminiimg.core.ledger.record_values import MAX_BYTES, MAX_NEW_BYTES
+from airflow_provider_geminiimg.core.ledger.summaries import Summaries
 from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, create_or_read, update
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, LedgerError, from_dict
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError
 
-SCHEMA = 1
 _MAX_WRITTEN = 1000  # records of about 2 KB
 
-State = Literal["intent", "submitted", "answered", "landed", "failed"]
 _NEXT: dict[State, frozenset[State]] = {
     "intent": frozenset({"intent", "submitted", "answered", "landed", "failed"}),
     "submitted": frozenset({"submitted", "landed", "failed"}),
@@ -62,103 +47,6 @@ _TAKEN_BACK: dict[State, frozenset[State]] = {
     **_NEXT,
     **{state: _NEXT[state] | {"intent"} for state in ("submitted", "answered")},
 }
-
-
-@dataclass(frozen=True)
-class Destination:
-    """The destination of an image: a directory URI, and a file name without its extension."""
-
-    directory: str
-    stem: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """One submission that may have cost money.
-
-    :param key: key of the record, relative to the root.
-    :param n: number of the submission within its item, from 1.
-    :param claim: random; identifies the attempt that created the record.
-    :param generation: ``ti.max_tries`` when it was claimed or landed. A larger value later means a Clear.
-    :param answer_within: seconds from the record's last write until the answer is overdue (read timeout + 60).
-    :param wire_model: the id that was sent for `model`; a poll needs it.
-    :param request_fields: the gateway-neutral request fields, without the prompt.
-    :param inputs: address (without query) and SHA-256 of each input image.
-    :param destination: the requested destination.
-    :param suffix: added to the file name if an earlier image of the same item has, or may still get, the name.
-    :param resubmission: paid again after an unknown outcome, in this generation.
-    :param links: result links, only while ``answered``.
-    :param spooled: keys of inline results under the root, only while ``answered``.
-    :param extra_jobs: further jobs that another concurrent attempt paid for.
-    :param outcome: the last error, from `GeminiImageError.to_dict`.
-    :param manifest: the stored images.
-    :param copies: manifests of copies that a Clear with another destination requested.
-    :param asked: the last requested destination; ``None`` if there is only one, or in records of earlier versions.
-    :param reused_from: key of another task's record whose image was copied; nothing was paid for this record.
-    :param copied_from: keys of the records that the image of `reused_from` was copied from, nearest first. Any of them
-        may have been removed.
-    :param told: token of the task state store that has the claim of this record; ``None`` if Airflow has no such store,
-        or in records of earlier versions.
-    :param regenerate: paid because a Clear requested a new image in place of a stored one, in this generation.
-    :param decided_by: number of the older record that a Clear of this generation returned to; ``None`` if this record
-        decides.
-    :param api_host: host of the base URL that the request was sent to; ``None`` if unknown, then nothing is compared.
-    :param key_digest: `GatewayConnection.key_digest` of the API key; ``None`` if unknown, then nothing is compared.
-    :param buy_again: a person decided that the next attempt pays once, whether or not this submission was charged.
-    """
-
-    key: str
-    n: int
-    state: State
-    claim: str
-    generation: int
-    host: str
-    pid: int
-    claimed_at: UnixTime
-    answer_within: Seconds
-    conn_id: str
-    gateway: str
-    model: str
-    wire_model: str
-    operation: str
-    fingerprint: str
-    request_fields: dict[str, Any]
-    prompt_sha256: str
-    inputs: list[dict[str, str]]
-    destination: Destination
-    cost: dict[str, Any]
-    expected_seconds: Seconds
-    schema: int = SCHEMA
-    suffix: str = ""
-    prompt: str | None = field(default=None, repr=False)
-    resubmission: bool = False
-    job_id: str | None = None
-    submitted_at: UnixTime | None = None
-    landed_at: UnixTime | None = None
-    deferrals: int = 0
-    links: list[str] = field(default_factory=list, repr=False)
-    spooled: list[str] = field(default_factory=list)
-    extra_jobs: list[str] = field(default_factory=list)
-    outcome: dict[str, Any] | None = None
-    manifest: dict[str, Any] | None = None
-    copies: list[dict[str, Any]] = field(default_factory=list)
-    asked: Destination | None = None
-    reused_from: str | None = None
-    copied_from: list[str] = field(default_factory=list)
-    told: str | None = None
-    regenerate: bool = False
-    decided_by: int | None = None
-    api_host: str | None = None
-    key_digest: str | None = None
-    buy_again: bool = False
-
-    @property
-    def error(self) -> GeminiImageError | None:
-        """The last error, if any."""
-        return None if self.outcome is None else from_dict(self.outcome)
-
-
-_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 @dataclass(frozen=True)
@@ -195,9 +83,10 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
-        self.open_index = OpenIndex(store)
+        self.summaries = Summaries(store, self._record)
+        self.open_index = OpenIndex(store, self.summaries.count)
         self._ahead: dict[str, int] = {}
-        self._written: dict[str, Blob] = {}  # open records as this attempt wrote them
+        self._written: dict[str, tuple[Record, Blob]] = {}  # open records as this attempt wrote them
         self._writing = threading.Lock()
 
     def read(self, key: str) -> StoredRecord | None:
@@ -208,6 +97,10 @@ class Ledger:
         """
         blob = self.store.read(key, MAX_BYTES)
         return None if blob is None else self._found(key, blob)
+
+    def _record(self, key: str) -> Record | None:
+        found = self.read(key)
+        return None if found is None else found.record
 
     def latest(self, item: Item) -> StoredRecord | None:
         """Read the record that decides for `item`: the one with the highest number.
@@ -262,7 +155,7 @@ class Ledger:
         :raises StorageError: the store failed, and the record does not exist; or a key is too long for it.
         """
         self.store.check_key(tombstone_key(record.key, record.claim))  # longer than whatever else goes by this one
-        data = _RECORD.dump_json(record)
+        data = dump_record(record)
         if len(data) > MAX_NEW_BYTES:
             raise BadRequestError(
                 f"The request is too long for a record: {len(data)} bytes; at most {MAX_NEW_BYTES} are allowed.",
@@ -275,13 +168,14 @@ class Ledger:
             self.store,
             record.key,
             data,
-            is_ours=lambda data: self._parse(record.key, data).claim == record.claim,
+            is_ours=lambda data: parse_record(self.store.uri, record.key, data).claim == record.claim,
         )
         if not stored.ours:
-            self.open_index.remove(record)
+            self.open_index.discard(record)
             return None
-        self._remember(record, stored.blob)
-        return self._found(record.key, stored.blob)
+        found = self._found(record.key, stored.blob)
+        self._remember(found.record, stored.blob)
+        return found
 
     def change(self, key: str, step: Callable[[Record], Record | None], *, takes_back: bool = False) -> Record:
         """Move a record forward: `step` receives the stored record and returns the new one, or ``None`` for no change.
@@ -300,7 +194,10 @@ class Ledger:
                 raise LedgerError(
                     f"Record {key} under {self.store.uri} does not exist.", hint="Restore it before a retry."
                 )
-            record = self._parse(key, blob.data)
+            if written is not None and blob is written[1]:
+                record = written[0]  # parsing it again would take longer than everything else here
+            else:
+                record = parse_record(self.store.uri, key, blob.data)
             wanted = step(record)
             last[:] = [record if wanted is None else wanted]
             if wanted is None or wanted == record:
@@ -308,11 +205,11 @@ class Ledger:
             if wanted.state not in (_TAKEN_BACK if takes_back else _NEXT)[record.state]:
                 raise LedgerError(f"Record {key} is {record.state} and cannot become {wanted.state}.")
             entries.step(record, wanted)
-            return _RECORD.dump_json(wanted)
+            return dump_record(wanted)
 
         with self._writing:
             written = self._written.pop(key, None)
-        expected = None if written is None else Expected(written)
+        expected = None if written is None else Expected(written[1])
         blob = update(self.store, key, stepped, billed=Billed.UNKNOWN, expected=expected)
         entries.end(last[0])
         if blob is not None:
@@ -324,7 +221,7 @@ class Ledger:
         if not is_open(record):
             return
         with self._writing:
-            self._written[record.key] = blob
+            self._written[record.key] = (record, blob)
             if len(self._written) > _MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
 
@@ -339,62 +236,4 @@ class Ledger:
         return is_record_key(key) and self.store.read(tombstone_key(key, claim)) is not None
 
     def _found(self, key: str, blob: Blob) -> StoredRecord:
-        return StoredRecord(self._parse(key, blob.data), blob.version, blob.age, len(blob.data))
-
-    def _parse(self, key: str, data: bytes) -> Record:
-        where = f"Record {key} under {self.store.uri}"
-        values = parsed(where, data)
-        schema = values.get("schema") if isinstance(values, Mapping) else None
-        if not isinstance(schema, int) or isinstance(schema, bool) or schema > SCHEMA:
-            raise LedgerError(
-                f"{where} has schema {schema!r:.40}; this version reads up to {SCHEMA}.",
-                hint="Nothing was sent. Run the version of airflow-provider-geminiimg that wrote it.",
-            )
-        try:
-            record = _RECORD.validate_python(values)
-        except ValidationError as error:
-            raise _no_record(where, {str(each["loc"][0]) for each in error.errors(include_input=False)}) from None
-        if wrong := _wrong_fields(record):
-            raise _no_record(where, wrong)
-        if record.state == "landed" and record.manifest is None:
-            raise LedgerError(f"{where} has the state landed, but contains no image.", hint=UNREADABLE)
-        if record.key != key or not key.endswith(f"/{record.n}.json"):
-            raise LedgerError(f"{where} contains the key or number of another record.", hint=UNREADABLE)
-        return _with_sane_costs(record)
-
-
-def _with_sane_costs(record: Record) -> Record:
-    """Return the record without implausible amounts, which earlier versions accepted from gateways."""
-    manifest = None if record.manifest is None else with_sane_cost(record.manifest)
-    copies = [{**copy, "manifest": with_sane_cost(copy["manifest"])} for copy in record.copies]
-    return replace(record, cost=sane_cost(record.cost), manifest=manifest, copies=copies)
-
-
-def _wrong_fields(record: Record) -> set[str]:
-    """Return the names of fields with invalid values."""
-    fits = {
-        "outcome": _is_outcome(record),
-        "inputs": all({"uri", "sha256"} <= each.keys() for each in record.inputs),
-        "cost": is_cost(record.cost),
-        "request_fields": is_request(record.request_fields),
-        "manifest": record.manifest is None or is_manifest(record.manifest),
-        "copies": all(map(is_copy, record.copies)),
-    }
-    return {name for name, fit in fits.items() if not fit}
-
-
-def _is_outcome(record: Record) -> bool:
-    try:
-        _ = record.error
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _no_record(where: str, fields: Collection[str]) -> LedgerError:
-    return LedgerError(f"{where} has invalid fields: {', '.join(sorted(fields))}.", hint=UNREADABLE)
-
-
-def with_error(record: Record, error: GeminiImageError, state: State | None = None) -> Record:
-    """Return `record` with an error, and optionally in another state."""
-    return replace(record, outcome=error.to_dict(), state=state or record.state)
+        return StoredRecord(parse_record(self.store.uri, key, blob.data), blob.version, blob.age, len(blob.data))

@@ -13,7 +13,8 @@ from airflow_provider_geminiimg.core.execution.byte_semaphore import ByteSemapho
 from airflow_provider_geminiimg.core.execution.task_log import Logs, SteadyLogs
 from airflow_provider_geminiimg.core.http.transport import Transport
 from airflow_provider_geminiimg.core.ledger.budget import Budgets
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.ledger.root_identity import RootCheck
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError, Billed

@@ -17,7 +17,8 @@ from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.decision import ImageState
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.storage import Files

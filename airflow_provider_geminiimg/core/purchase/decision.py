@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.validation.arguments import OnClear, OnUnknown, ReuseScope
 from airflow_provider_geminiimg.exceptions import (
     Billed,

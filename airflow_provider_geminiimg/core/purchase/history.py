@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import find_image
 from airflow_provider_geminiimg.core.purchase.decision import (

@@ -21,7 +21,7 @@ from airflow_provider_geminiimg.core.execution.boundary import closed, error_and
 from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import ResultImage
-from airflow_provider_geminiimg.core.images.inspection import ImageInfo, inspect_image, mismatch
+from airflow_provider_geminiimg.core.images.inspection import ImageInfo, mismatch
 from airflow_provider_geminiimg.core.ledger.file_names import is_sidecar_of
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to
 from airflow_provider_geminiimg.core.ledger.layout import index_key
@@ -34,9 +34,9 @@ from airflow_provider_geminiimg.core.ledger.manifest import (
     sidecar,
     size_in_words,
 )
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
-from airflow_provider_geminiimg.core.purchase.fetching import fetch, with_retries
+from airflow_provider_geminiimg.core.purchase.fetching import fetch, inspected, with_retries
 from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache, make_thumbnails, thumbnail_keys
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.storage.base import sha256
@@ -106,16 +106,16 @@ class ImageWriter:
             for image in images:
                 try:
                     before = cache.size
-                    data, info = await fetch(self.purchase_context, record, image, allocation, before)
+                    data, info, digest = await fetch(self.purchase_context, record, image, allocation, before)
                     further = bool(stored) or image is not images[-1]
-                    if further and _is_input(record, await asyncio.to_thread(sha256, data)):
+                    if further and _is_input(record, digest):
                         self.log.warning(
                             "The result of record %s also contains an input image; it is not stored.", record.key
                         )
                         continue
                     if image.data is None:
                         allocation.complete(before + len(data))
-                    stored.append(await self._store(record, len(stored), data, info))
+                    stored.append(await self._store(record, len(stored), data, info, digest))
                     cache.add(stored[-1].sha256, data)
                 except (LinkExpiredError, *UNFETCHED) as error:
                     if not stored:
@@ -128,15 +128,16 @@ class ImageWriter:
         await self._drop_thumbnails(record, stored)
         return await self.landed(record, manifest, cache)
 
-    async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo) -> StoredImage:
-        digest = await asyncio.to_thread(sha256, data)
+    async def _store(self, record: Record, index: int, data: bytes, info: ImageInfo, digest: str) -> StoredImage:
         files = self.purchase_context.files
+
+        def write(uri: str) -> bool:
+            files.check(uri, "output_path")
+            return files.write(uri, data, media_type=info.media_type, sha256=digest)
 
         async def written(stem: str) -> str | None:
             uri = join_uri(record.destination.directory, f"{stem}.{info.extension}")
-            await asyncio.to_thread(files.check, uri, "output_path")
-            fits = await asyncio.to_thread(lambda: files.write(uri, data, media_type=info.media_type, sha256=digest))
-            return uri if fits else None
+            return uri if await asyncio.to_thread(write, uri) else None
 
         stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
         try:
@@ -155,7 +156,7 @@ class ImageWriter:
     async def store_all(self, record: Record, contents: Sequence[bytes]) -> tuple[list[StoredImage], ImageCache]:
         images, cache = [], ImageCache()
         for index, data in enumerate(contents):
-            images.append(await self._store(record, index, data, await asyncio.to_thread(inspect_image, data)))
+            images.append(await self._store(record, index, data, *await asyncio.to_thread(inspected, data)))
             cache.add(images[-1].sha256, data)
         return images, cache
 

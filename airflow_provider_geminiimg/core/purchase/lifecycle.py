@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.base import Call, JobState, JobStatus
@@ -22,7 +21,8 @@ from airflow_provider_geminiimg.core.ledger.file_names import IMAGE_BYTES, reser
 from airflow_provider_geminiimg.core.ledger.job_index import another_records_job, owner
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, record_key
 from airflow_provider_geminiimg.core.ledger.manifest import estimate
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record, new_claim, process_identity
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import new_claim, process_identity
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import copy_to, moved_to, reused_manifest
 from airflow_provider_geminiimg.core.purchase.decision import (
@@ -97,7 +97,6 @@ class Purchase:
         self.writer = ImageWriter(purchase_context, generation=order.policy.generation, guard=guard)
         self.sharing = DagReuse(order, purchase_context, marker)
         self.submission = Submission(order, purchase_context, guard, marker)
-        self._wait_logged = False
 
     async def start(self, vanished: str | None = None) -> LandedImage | JobInFlight:
         """Decide and act until the image has landed or a job is running.
@@ -106,7 +105,8 @@ class Purchase:
         :raises GeminiImageError: why there is no image.
         """
         async with self.history.reading():
-            await asyncio.to_thread(self.ledger.store.probe)
+            if not self.ledger.store.is_probed:
+                await asyncio.to_thread(self.ledger.store.probe)
         give_up, self._until = time.monotonic() + RESEND_SECONDS, time.monotonic() + self.order.timeout
         self._wait_logged = False
         result: LandedImage | JobInFlight | LookAgain | Refuse = LookAgain()
@@ -195,12 +195,10 @@ class Purchase:
 
     async def _is_still_unknown(self, record: Record) -> bool:
         """Whether a sensor noted that the gateway does not know the job, and the gateway still does not know it."""
-        if not isinstance(record.error, OutcomeUnknownError):
-            return False
-        try:
-            return (await self.collector(record).poll(record)).state is JobState.VANISHED
-        except GeminiImageError:
-            return False
+        if isinstance(record.error, OutcomeUnknownError):
+            with contextlib.suppress(GeminiImageError):
+                return (await self.collector(record).poll(record)).state is JobState.VANISHED
+        return False
 
     # Paid earlier
 
@@ -341,7 +339,8 @@ class Purchase:
                 self.history.log_differences(step.replaces, "the new request is sent", self.history.inputs)
             handles = await handles_of(images, transport, allocation, prompt=request.prompt)
             await allocation.hold(2 * allocation.taken)  # the JSON text, and its bytes
-            call = await asyncio.to_thread(transport.gateway.submit, request, handles)
+            submit = transport.gateway.submit  # without images, the call is a small text
+            call = await asyncio.to_thread(submit, request, handles) if handles else submit(request, handles)
             del handles
             allocation.resize(allocation.taken // 2)
             if not allocation.taken:
@@ -384,7 +383,7 @@ class Purchase:
             ],
             destination=order.destination,
             suffix=suffix,
-            cost=dataclasses.asdict(estimate(request, connection)),
+            cost=asdict(estimate(request, connection)),
             expected_seconds=request.row.expected(request.resolution),
             resubmission=step.resubmission,
             regenerate=step.regenerate,

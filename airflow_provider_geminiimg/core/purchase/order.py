@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from airflow_provider_geminiimg.core.catalog.lookup import row_name
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import Item, folder_of
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
 from airflow_provider_geminiimg.core.purchase.decision import Policy
 from airflow_provider_geminiimg.core.purchase.inputs import public_uri
 from airflow_provider_geminiimg.core.request import CheckedRequest, prompt_sha256

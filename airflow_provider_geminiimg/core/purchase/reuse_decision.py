@@ -14,7 +14,8 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import index_key
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.purchase.copying import Intact
 from airflow_provider_geminiimg.core.purchase.decision import (
     Policy,

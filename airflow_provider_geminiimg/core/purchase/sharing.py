@@ -19,7 +19,8 @@ from dataclasses import replace
 from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, point_to, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, task_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.copying import Intact, land_copy, read_back
 from airflow_provider_geminiimg.core.purchase.decision import (

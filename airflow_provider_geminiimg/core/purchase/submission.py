@@ -18,7 +18,8 @@ from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.http.exchange import OVERHEAD
 from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
 from airflow_provider_geminiimg.core.ledger.layout import spool_key
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order
 from airflow_provider_geminiimg.core.purchase.results import Answered, LookAgain

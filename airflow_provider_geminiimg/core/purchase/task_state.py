@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, folder_of
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.purchase.order import Marker
 from airflow_provider_geminiimg.exceptions import Billed, GeminiImageError, LedgerError
 

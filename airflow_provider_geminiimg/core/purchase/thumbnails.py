@@ -30,7 +30,7 @@ from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.images.pixels import pixels_of
 from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.storage import Store, create_or_read
 
 if TYPE_CHECKING:

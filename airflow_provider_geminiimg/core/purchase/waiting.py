@@ -16,7 +16,7 @@ from airflow_provider_geminiimg.core.catalog.lookup import LIMITS
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.gateways.base import JobState, JobStatus, ResultImage
 from airflow_provider_geminiimg.core.gateways.polling import VANISHED_GRACE, End, PollSchedule, follow
-from airflow_provider_geminiimg.core.ledger.records import Destination, Record, with_error
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record, with_error
 from airflow_provider_geminiimg.core.purchase.context import ConnectionChangedError, changed_since, connection_changed
 from airflow_provider_geminiimg.core.purchase.landing import UNFETCHED, ImageWriter, paid
 from airflow_provider_geminiimg.core.storage import Blob

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter

@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Set
 from dataclasses import replace
 
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record, process_identity
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger, process_identity
 
 
 def adopted(record: Record, job_id: str) -> Record:

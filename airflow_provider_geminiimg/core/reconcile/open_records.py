@@ -1,8 +1,9 @@
-"""Reads the records of a scope that may be open, through their index, and mends the index.
+"""Reads the records of a scope that may be open, through their index, and mends the index and the summaries.
 
 Invariants: the index only says which records to read; the records decide. Without a complete index, all records of the
-scope are read. The marker of a complete index is written only after all records of the namespace were read and each
-open one has an entry. Only an entry that can't belong to an open record is removed.
+scope are read. The marker of a complete index is written only after all records of the namespace were read, each open
+one has an entry, and each other one is counted in its run's summary. Only an entry that can't belong to an open record
+is removed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
-from airflow_provider_geminiimg.core.ledger.layout import LEDGER, folder_of, open_prefix
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, folder_of, open_prefix, open_prefix_of_run, run_of
 from airflow_provider_geminiimg.core.ledger.open_index import (
     STALE_SECONDS,
     OpenEntry,
@@ -22,9 +23,11 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
     read_open_entry,
     root_of,
 )
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
 from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RecordEntry, Scope, batches, batches_at
+from airflow_provider_geminiimg.core.reconcile.summary_mender import SummaryMender
 from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
 
 
@@ -147,10 +150,12 @@ class IndexMender:
         self._ledger = ledger
         self._scope = scope
         self._index = index
-        self._named = index.records
+        self._named = {entry.record for entry in index.entries if entry.record is not None and _is_named(entry)}
         self._read_all = read_all
         self._dry_run = dry_run
         self._open: set[str] = set()
+        self._summaries = SummaryMender(ledger, read_all=read_all)
+        self._stale = {entry.record for entry in index.entries if _is_stale(entry)}
         # An entry of a batch whose attempt is gone is replaced by entries of its records.
         self._given_up = {item for entry in index.entries if _is_stale(entry) for item in entry.items}
 
@@ -164,7 +169,9 @@ class IndexMender:
         for entry in batch:
             self.read += 1
             if not self._needs_entry(entry):
+                self._see(entry, None if entry.found is None else entry.found.record)
                 continue
+            self._see(entry, None)
             self._open.add(entry.key)
             if entry.key not in self._named and (self._read_all or folder_of(entry.key) in self._given_up):
                 self._write(entry)
@@ -172,11 +179,24 @@ class IndexMender:
     def finish(self) -> None:
         """Remove stale entries, and mark the index as complete, after all records were seen."""
         try:
+            if not self._dry_run:
+                whole = self._read_all and self._scope.is_whole
+                self._summaries.finish(self._scope.namespace if whole else None)
             self._remove_stale()
             if self._read_all and self._scope.is_whole and self.failure is None and not self._dry_run:
                 mark_complete(self._ledger.store, self._scope.namespace, self._index.root)
         except Exception as error:  # the records count
             self.failure = self.failure or as_outcome(error)
+
+    def _see(self, entry: RecordEntry, ended: Record | None) -> None:
+        """Count a record if it may not be counted: if all are read, or if nobody else removes its entry."""
+        is_left = entry.key in self._stale or folder_of(entry.key) in self._given_up
+        if self._dry_run or self.failure is not None or not (self._read_all or is_left):
+            return
+        try:
+            self._summaries.see(entry, ended)
+        except Exception as error:  # the records count
+            self.failure = as_outcome(error)
 
     def _needs_entry(self, entry: RecordEntry) -> bool:
         """Whether a record is open, or can't be read: then it is reported again."""
@@ -215,6 +235,11 @@ class IndexMender:
     def _is_old(self, key: str) -> bool:
         blob = self._ledger.store.read(key)
         return blob is not None and blob.age >= STALE_SECONDS
+
+
+def _is_named(entry: OpenEntry) -> bool:
+    """Whether the gallery finds the entry of a record; earlier entries do not begin with the run."""
+    return entry.record is not None and entry.key.startswith(open_prefix_of_run(run_of(entry.record)))
 
 
 def _is_stale(entry: OpenEntry) -> bool:

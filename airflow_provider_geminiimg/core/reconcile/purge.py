@@ -41,12 +41,13 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     task_instance_of,
 )
 from airflow_provider_geminiimg.core.ledger.open_index import is_open
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
-from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, billed, entry_at, walk
+from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, entry_at, walk
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import (
@@ -218,6 +219,8 @@ def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
     # The record that decides is removed last: an older one would decide otherwise.
     store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
     store.delete_all(list(last.values()))
+    _count_as_removed(ledger, removed)
+    ledger.summaries.remove(removed)
 
 
 def _note(failures: dict[str, GeminiImageError], key: str, error: GeminiImageError) -> None:
@@ -286,7 +289,7 @@ def _given_up(stored: Record) -> Record | None:
     """The record marked as lost before its removal, by a conditional write, so that a concurrent write is not lost."""
     if stored.state in _FINISHED:
         return None
-    error = LinkExpiredError("Given up by hand.", billed=billed(stored))
+    error = LinkExpiredError("Given up by hand.", billed=stored.billed)
     return replace(with_error(stored, error, "failed"), links=[])
 
 
@@ -296,6 +299,13 @@ def _remove(ledger: Ledger, record: Record) -> None:
     others = (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record))
     ledger.store.delete_all(others)
     ledger.store.delete(record.key)
+    _count_as_removed(ledger, [record.key])
+
+
+def _count_as_removed(ledger: Ledger, keys: Collection[str]) -> None:
+    """Count removed records as removed. A summary that can't be read stays as it is until it is made again."""
+    with contextlib.suppress(LedgerError):
+        ledger.summaries.remove(keys)
 
 
 def _remove_index_entry(ledger: Ledger, record: Record, removed: Collection[str]) -> None:
@@ -323,5 +333,5 @@ def _earlier(ledger: Ledger, record: Record, removed: Collection[str]) -> Record
 
 def _refusal(record: Record, why: str, instead: str) -> BadRequestError:
     return BadRequestError(
-        f"Record {record.key} is not removed. {why}", billed=billed(record), hint=f"Nothing was changed. {instead}"
+        f"Record {record.key} is not removed. {why}", billed=record.billed, hint=f"Nothing was changed. {instead}"
     )

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.core.gateways import get_gateway
 from airflow_provider_geminiimg.core.ledger.job_index import own, owner, search
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import is_out_of_reach
-from airflow_provider_geminiimg.core.reconcile.scan import billed, entry_at, record_status
+from airflow_provider_geminiimg.core.reconcile.scan import entry_at, record_status
 from airflow_provider_geminiimg.core.validation.resolution import Resolution, Word
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -92,7 +93,7 @@ def _refuse_anothers_job(ledger: Ledger, record: Record, job_id: str, dry_run: b
     if other is not None:
         raise BadRequestError(
             f"Record {record.key} can't be resolved: job {job_id} belongs to record {other}.",
-            billed=billed(record),
+            billed=record.billed,
             hint="Nothing was changed. Find the job that matches the time and the prompt of this request.",
         )
 
@@ -122,7 +123,7 @@ def _resolved(record: Record, resolution: Resolution) -> Record:
         )
     error = _outcome(resolution.word)
     if resolution.word == "resubmit":
-        error = error.evolve(billed=billed(record))
+        error = error.evolve(billed=record.billed)
     resolved = with_error(record, error, "failed")
     return replace(resolved, links=[], spooled=[], buy_again=resolution.word == "resubmit")
 
@@ -156,5 +157,5 @@ def _is_resolved(record: Record, resolution: Resolution) -> bool:
 def _refusal(record: Record, status: str) -> BadRequestError:
     why, instead = _INSTEAD[status]
     return BadRequestError(
-        f"Record {record.key} can't be resolved: {why}.", billed=billed(record), hint=f"Nothing was changed. {instead}"
+        f"Record {record.key} can't be resolved: {why}.", billed=record.billed, hint=f"Nothing was changed. {instead}"
     )

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from airflow_provider_geminiimg.core.execution.boundary import as_outcome
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.manifest import iso
+from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
-    Billed,
     GeminiImageError,
     LedgerError,
     OutcomeUnknownError,
@@ -123,15 +123,6 @@ def record_status(found: StoredRecord) -> RecordStatus:
     return "in-flight" if young else "to-collect"
 
 
-def billed(record: Record) -> Billed:
-    """Whether money was spent, according to the record."""
-    if record.error is not None:
-        return record.error.billed
-    if record.reused_from is not None:
-        return Billed.NO
-    return Billed.UNKNOWN if record.state == "intent" else Billed.YES
-
-
 async def batches(ledger: Ledger, scope: Scope) -> AsyncIterator[list[RecordEntry]]:
     """The records of `scope` in the order of their keys, in batches of `CONCURRENCY`.
 
@@ -199,6 +190,8 @@ def summary(entry: RecordEntry) -> dict[str, Any]:
         "job_id": record.job_id,
         "extra_jobs": record.extra_jobs,
         "cost": record.cost,
+        "submitted_at": iso(record.submitted_at or record.claimed_at),
+        "landed_at": None if record.landed_at is None else iso(record.landed_at),
     }
 
 

@@ -17,6 +17,7 @@ In reading order:
 - `uris`: path segments and URIs
 - `cas`: create-or-read and update, which handle lost answers
 - `folders`: folders on disk
+- `disk`: files on disk
 - `local`: disk
 - `s3`: the ledger's objects on S3
 - `s3_files`: users' files on S3

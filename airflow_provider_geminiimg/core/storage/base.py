@@ -137,6 +137,11 @@ class Store(abc.ABC):
         """
         checked_key(key)
 
+    @property
+    def is_probed(self) -> bool:
+        """Whether this process has tested the root, so that `probe` returns at once."""
+        return (os.getpid(), self.uri) in _PROBED
+
     def probe(self) -> None:
         """Test that the root supports exclusive creation and conditional replacement, once per process and root.
 
@@ -145,7 +150,7 @@ class Store(abc.ABC):
         :raises StorageError: the same key could be created twice, or replaced with another version's name.
         """
         with _PROBING:
-            if (os.getpid(), self.uri) in _PROBED:
+            if self.is_probed:
                 return
             self._probe()
             _PROBED.add((os.getpid(), self.uri))

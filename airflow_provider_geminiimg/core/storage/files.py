@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
@@ -78,7 +77,8 @@ class Files:
         fences = [locate(fence, setting) for fence in allowed_roots]
         self._roots = {fence.shown: _without_empty_end(fence.segments()) for fence in fences}
         at = None if root is None else locate(root, "root")
-        self._private = Path(os.path.normpath(at.path)) if at is not None and at.scheme == "file" else None
+        private = os.path.normpath(at.path) if at is not None and at.scheme == "file" else None
+        self._disk = DiskFiles(warn=self._warn, root=private)
 
     def check(self, uri: str, field: str) -> None:
         """Refuse a URI that is malformed or outside the allowed roots.
@@ -207,7 +207,7 @@ class Files:
             return S3Files(S3Calls(self._openers.s3_client, place.conn_id, place.bucket), self._modes)
         if place.scheme in WEB_SCHEMES:
             raise BadRequestError(f"{place.shown} is a web address, not a place for files.")
-        return DiskFiles(self._warn, self._private) if place.scheme == "file" else OtherFiles(self._openers.path)
+        return self._disk if place.scheme == "file" else OtherFiles(self._openers.path)
 
     def _warn(self, what: str) -> None:
         if what not in self._warned:

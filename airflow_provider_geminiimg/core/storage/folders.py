@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -26,34 +25,34 @@ PRIVATE = Modes(0o700, 0o600, exact=True)
 BY_UMASK = Modes(0o777, 0o666, exact=False)
 
 
-def make_folders(path: Path, modes: Modes) -> None:
+def make_folders(path: str, modes: Modes) -> None:
     """Create a folder and its parents. New folders have their mode and are synced to disk when this returns."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return
-    make_folders(path.parent, modes)
+    above = os.path.dirname(path)
+    make_folders(above, modes)
     with contextlib.suppress(FileExistsError):
-        path.mkdir(modes.folder)
+        os.mkdir(path, modes.folder)
         if modes.exact:
             set_mode(path, modes.folder)
-        sync_folder(path.parent)
+        sync_folder(above)
 
 
-def close_folders(top: Path, folder: Path) -> None:
+def close_folders(top: str, folder: str) -> None:
     """Make `top`, `folder` and the folders between them private; earlier versions left them open."""
-    for path in (folder, *folder.parents):
-        if not path.is_relative_to(top):
-            return
-        if stat.S_ISDIR(mode := path.lstat().st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            set_mode(path, PRIVATE.folder)
+    while f"{folder}/".startswith(f"{top}/"):
+        if stat.S_ISDIR(mode := os.lstat(folder).st_mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            set_mode(folder, PRIVATE.folder)
+        folder = os.path.dirname(folder)
 
 
-def set_mode(target: Path | int, mode: int) -> None:
+def set_mode(target: str | int, mode: int) -> None:
     """Set the mode of a path or an open file, where the file system has modes."""
     with contextlib.suppress(OSError):  # some file systems have no modes, and some folders belong to another user
-        os.chmod(target, mode)  # noqa: PTH101 - it may be an open file
+        os.chmod(target, mode)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: str) -> None:
     """Write the entries of a folder to disk, where the file system supports this."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -65,9 +64,9 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def remove_empty(folder: Path, top: Path) -> None:
+def remove_empty(folder: str, top: str) -> None:
     """Remove `folder` if it is empty, and then the folders above it up to `top`, which stays."""
     with contextlib.suppress(OSError):  # a folder is not empty, or another process has removed it
         while folder != top:
-            folder.rmdir()
-            folder = folder.parent
+            os.rmdir(folder)
+            folder = os.path.dirname(folder)

@@ -15,9 +15,7 @@ import os
 import random
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from airflow_provider_geminiimg.core.storage.base import (
     OURS,
@@ -26,8 +24,16 @@ from airflow_provider_geminiimg.core.storage.base import (
     Content,
     Store,
     checked_key,
-    pieces,
     sha256,
+)
+from airflow_provider_geminiimg.core.storage.disk import (
+    ABSENT,
+    NoLinksError,
+    create_file,
+    link,
+    move_to_free_name,
+    read_file,
+    temporary_file,
 )
 from airflow_provider_geminiimg.core.storage.folders import (
     BY_UMASK,
@@ -36,7 +42,6 @@ from airflow_provider_geminiimg.core.storage.folders import (
     close_folders,
     make_folders,
     remove_empty,
-    set_mode,
     sync_folder,
 )
 from airflow_provider_geminiimg.core.storage.uris import Location
@@ -46,11 +51,12 @@ LOCK_SECONDS = 30.0
 """Seconds that a writer waits for the root's lock. The lock is held for about a millisecond."""
 
 _REMOVED_AT_ONCE = 200  # files, under one lock: a second on a slow network file system
+_FOLDERS = 1000  # of images, whose modes are remembered
+_VANISHED = 2  # how often a missing folder is made for one new object
 
 IMAGES = "images"
 """Folder under the root for images without an output path of their own."""
 
-_ABSENT = (FileNotFoundError, NotADirectoryError)
 _REFUSALS = (  # permanent failures
     errno.EACCES,
     errno.EFBIG,
@@ -62,7 +68,6 @@ _REFUSALS = (  # permanent failures
     errno.EPERM,
     errno.EROFS,
 )
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class LocalStore(Store):
@@ -72,28 +77,29 @@ class LocalStore(Store):
     """
 
     def __init__(self, root: str) -> None:
-        self._root = Path(os.path.normpath(root))
+        self._root = os.path.normpath(root)
         super().__init__(f"file://{self._root}")
-        self._lock_path = self._root / f".{OURS}lock"
+        self._lock_path = f"{self._root}/.{OURS}lock"
 
     def create(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
         with _failures("Creating", path):
-            make_folders(self._root.parent, BY_UMASK)
-            try:
-                return self._create(path, data)
-            except FileNotFoundError:  # `delete_all` has just removed the empty folder
-                return self._create(path, data)
+            for _ in range(_VANISHED):
+                try:
+                    return self._create(path, data)
+                except FileNotFoundError:  # there was no folder yet, or `delete_all` has just removed the empty one
+                    make_folders(os.path.dirname(self._root), BY_UMASK)
+                    make_folders(os.path.dirname(path), PRIVATE)
+            return self._create(path, data)
 
-    def _create(self, path: Path, data: bytes) -> str | None:
-        make_folders(path.parent, PRIVATE)
-        with _temporary(path, data, PRIVATE) as temporary:
-            return sha256(data) if _link(temporary, path) else None
+    def _create(self, path: str, data: bytes) -> str | None:
+        with temporary_file(path, data, PRIVATE) as temporary:
+            return sha256(data) if link(temporary, path) else None
 
     def read(self, key: str, limit: int | None = None) -> Blob | None:
         path = self._path(key)
         with _failures("Reading", path):
-            found = _read_file(path, limit)
+            found = read_file(path, limit)
             if found is None:
                 return None
             data, changed = found
@@ -102,23 +108,24 @@ class LocalStore(Store):
     def replace(self, key: str, data: bytes, version: str) -> str | None:
         path = self._path(key)
         with _failures("Replacing", path):
-            if not path.parent.is_dir():
+            try:
+                with temporary_file(path, data, PRIVATE) as temporary:
+                    with self._locked():
+                        found = read_file(path)
+                        if found is None or sha256(found[0]) != version:
+                            return None
+                        os.replace(temporary, path)
+                    sync_folder(os.path.dirname(path))
+            except ABSENT:  # without its folder, the object does not exist
                 return None
-            with _temporary(path, data, PRIVATE) as temporary:
-                with self._locked():
-                    found = _read_file(path)
-                    if found is None or sha256(found[0]) != version:
-                        return None
-                    temporary.replace(path)
-                sync_folder(path.parent)
             return sha256(data)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with _failures("Removing", path), contextlib.suppress(*_ABSENT):
-            path.stat()
+        with _failures("Removing", path), contextlib.suppress(*ABSENT):
+            os.stat(path)
             with self._locked():
-                path.unlink()
+                os.unlink(path)
 
     def delete_all(self, keys: Iterable[str]) -> None:
         """See `Store.delete_all`. Folders that are empty then are removed, too."""
@@ -127,11 +134,11 @@ class LocalStore(Store):
             some = paths[start : start + _REMOVED_AT_ONCE]
             with _failures("Removing", some[0]), self._locked():
                 for path in some:
-                    with contextlib.suppress(*_ABSENT):
-                        path.unlink()
+                    with contextlib.suppress(*ABSENT):
+                        os.unlink(path)
             if start + _REMOVED_AT_ONCE < len(paths):
                 time.sleep(0.02)  # the lock has no queue: who waits for it looks every 10 ms at most
-        for folder in {path.parent for path in paths}:
+        for folder in set(map(os.path.dirname, paths)):
             remove_empty(folder, self._root)
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -140,20 +147,20 @@ class LocalStore(Store):
         found: list[str] = []
         with _failures("Listing", start):
             for path, _, names in os.walk(start, onerror=_raise_unless_absent):
-                parent = Path(path).relative_to(self._root)
-                found += [(parent / name).as_posix() for name in names if OURS not in name]
+                parent = path[len(self._root) + 1 :]
+                found += [f"{parent}/{name}" if parent else name for name in names if OURS not in name]
         return iter(sorted((key for key in found if key.startswith(prefix)), key=os.fsencode))
 
     def folders(self, folder: str) -> list[str]:
         start = self._path(folder)
         with _failures("Listing", start):
             try:
-                return sorted(path.name for path in start.iterdir() if path.is_dir())
-            except _ABSENT:
+                return sorted(name for name in os.listdir(start) if os.path.isdir(f"{start}/{name}"))
+            except ABSENT:
                 return []
 
-    def _path(self, key: str) -> Path:
-        return self._root / checked_key(key)
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{checked_key(key)}"
 
     def now(self) -> float:
         """See `Store.now`. Touches a file on the disk and reads its time back."""
@@ -182,17 +189,16 @@ class LocalStore(Store):
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[int]:
         try:
-            handle = _create_file(self._lock_path, os.O_RDWR, PRIVATE)
-        except FileExistsError:
-            handle = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, PRIVATE.file)
+            handle = os.open(self._lock_path, os.O_RDWR)
+        except FileNotFoundError:
+            try:
+                handle = create_file(self._lock_path, os.O_RDWR, PRIVATE)
+            except FileExistsError:  # another process was first
+                handle = os.open(self._lock_path, os.O_RDWR)
         try:
             yield handle
         finally:
             os.close(handle)
-
-
-class _NoLinksError(StorageError):
-    """The file system has no hard links."""
 
 
 class DiskFiles(Backend):
@@ -202,66 +208,77 @@ class DiskFiles(Backend):
     :param root: path of the root, if it is on disk.
     """
 
-    def __init__(self, warn: Callable[[str], None], root: Path | None = None) -> None:
+    def __init__(self, warn: Callable[[str], None], root: str | None = None) -> None:
         self._warn = warn
         self._root = root
+        self._modes: dict[str, Modes] = {}  # of the folders that were written to
 
     def read(self, place: Location, max_bytes: int) -> bytes | None:
         with _failures("Reading", place.file):
-            found = _read_file(place.file, max_bytes)
+            found = read_file(place.file, max_bytes)
         return None if found is None else found[0]
 
     def create(self, place: Location, data: bytes, media_type: str) -> bool:
-        with _failures("Writing", place.file):
-            modes = self._prepare(place.file)
-            with _temporary(place.file, data, modes) as temporary:
+        file = place.file
+        with _failures("Writing", file):
+            modes = self._prepare(file)
+            with temporary_file(file, data, modes) as temporary:
                 try:
-                    return _link(temporary, place.file)
-                except _NoLinksError:
-                    written = _move_to_free_name(temporary, place.file, modes)
+                    return link(temporary, file)
+                except NoLinksError:
+                    written = move_to_free_name(temporary, file, modes)
         self._warn(
-            f"{place.file.parent} is on a file system without hard links: a file replaces an empty file of its name. "
-            "If the worker is killed at that moment, the empty file remains."
+            f"{os.path.dirname(file)} is on a file system without hard links: a file replaces an empty file of its "
+            "name. If the worker is killed at that moment, the empty file remains."
         )
         return written
 
     def sha256(self, place: Location) -> str | None:
         with _failures("Reading", place.file):
-            found = _read_file(place.file)
+            found = read_file(place.file)
         return None if found is None else sha256(found[0])
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
-        with _failures("Writing", place.file):
-            modes = self._prepare(place.file)
-            with _temporary(place.file, content, modes) as temporary:
-                temporary.replace(place.file)
-            sync_folder(place.file.parent)
+        file = place.file
+        with _failures("Writing", file):
+            with temporary_file(file, content, self._prepare(file)) as temporary:
+                os.replace(temporary, file)
+            sync_folder(os.path.dirname(file))
 
     def exists(self, place: Location) -> bool:
         with _failures("Looking for", place.file):
             try:
-                return stat.S_ISREG(place.file.stat().st_mode)
-            except _ABSENT:
+                return stat.S_ISREG(os.stat(place.file).st_mode)
+            except ABSENT:
                 return False
 
     def remove(self, place: Location) -> None:
-        with _failures("Removing", place.file):
-            place.file.unlink(missing_ok=True)
+        with _failures("Removing", place.file), contextlib.suppress(FileNotFoundError):
+            os.unlink(place.file)
 
-    def _prepare(self, file: Path) -> Modes:
-        """Create the folder of a new file, and return the modes for it."""
-        if self._root is None or not _is_below(file, self._root):
-            make_folders(file.parent, BY_UMASK)
+    def _prepare(self, file: str) -> Modes:
+        """Create the folder of a new file, and return the modes for it. What holds for a folder is found out once."""
+        folder = os.path.dirname(file)
+        modes = self._modes.get(folder)
+        if modes is None or not os.path.isdir(folder):
+            if len(self._modes) >= _FOLDERS:
+                self._modes.clear()
+            modes = self._modes[folder] = self._made(folder)
+        return modes
+
+    def _made(self, folder: str) -> Modes:
+        if self._root is None or not _is_below(folder, self._root):
+            make_folders(folder, BY_UMASK)
             return BY_UMASK
-        make_folders(self._root.parent, BY_UMASK)
-        make_folders(file.parent, PRIVATE)
-        if _is_below(file, self._root / IMAGES):
-            close_folders(self._root / IMAGES, file.parent)
+        make_folders(os.path.dirname(self._root), BY_UMASK)
+        make_folders(folder, PRIVATE)
+        if _is_below(folder, f"{self._root}/{IMAGES}"):
+            close_folders(f"{self._root}/{IMAGES}", folder)
         return PRIVATE
 
 
 @contextlib.contextmanager
-def _failures(doing: str, path: Path) -> Iterator[None]:
+def _failures(doing: str, path: str) -> Iterator[None]:
     """Convert any failure of the operating system into a `StorageError` that names the operation and the path."""
     try:
         yield
@@ -273,84 +290,12 @@ def _failures(doing: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    """Return whether `path` is in `folder`, either literally or after symbolic links are resolved."""
-    spellings = (Path(os.path.normpath(path)), Path(os.path.realpath(path)))
-    return any(spelling.is_relative_to(at) for spelling in spellings for at in (folder, Path(os.path.realpath(folder))))
-
-
-@contextlib.contextmanager
-def _temporary(path: Path, content: Content, modes: Modes) -> Iterator[Path]:
-    """Context manager for a synced file with `content` beside `path`; removed at the end unless it was moved."""
-    temporary = path.with_name(f".{OURS}{uuid.uuid4().hex}")
-    try:
-        handle = _create_file(temporary, os.O_WRONLY, modes)
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(pieces(content))
-            file.flush()
-            os.fsync(handle)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _create_file(path: Path, flags: int, modes: Modes) -> int:
-    """Open a new file; fail if it exists."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | flags, modes.file)
-    if modes.exact:
-        set_mode(handle, modes.file)
-    return handle
-
-
-def _link(temporary: Path, path: Path) -> bool:
-    """Give a temporary file its final name; return False if the name is taken."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        # A network file system may have linked it, lost the answer and tried again: then the file has two names.
-        if temporary.stat().st_nlink < 2:
-            return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        raise _NoLinksError(
-            f"{path.parent} is on a file system without hard links, where two writers could replace each other.",
-            retryable=False,
-            hint="Use another disk or a bucket.",
-        ) from error
-    sync_folder(path.parent)
-    return True
-
-
-def _move_to_free_name(temporary: Path, path: Path, modes: Modes) -> bool:
-    """Give a temporary file its final name without a link. An empty file reserves the name until then."""
-    try:
-        os.close(_create_file(path, os.O_WRONLY, modes))
-    except FileExistsError:
-        return False
-    try:
-        temporary.replace(path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return True
-
-
-def _read_file(path: Path, limit: int | None = None) -> tuple[bytes, float] | None:
-    """Return content (at most `limit` + 1 bytes) and modification time; None only if the file does not exist."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, a named pipe would block
-    except _ABSENT:
-        return None
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise StorageError(f"{path} is not a regular file.", retryable=False)
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            return file.read() if limit is None else file.read(limit + 1), found.st_mtime
-    finally:
-        os.close(handle)
+def _is_below(path: str, folder: str) -> bool:
+    """Return whether `path` is `folder` or in it, either literally or after symbolic links are resolved."""
+    spellings = (os.path.normpath(path), os.path.realpath(path))
+    return any(
+        f"{spelling}/".startswith(f"{at}/") for spelling in spellings for at in (folder, os.path.realpath(folder))
+    )
 
 
 def _try_lock(handle: int) -> bool:
@@ -362,5 +307,5 @@ def _try_lock(handle: int) -> bool:
 
 
 def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, _ABSENT):
+    if not isinstance(error, ABSENT):
         raise error

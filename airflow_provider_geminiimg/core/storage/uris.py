@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
 from airflow_provider_geminiimg.core.validation.texts import refuse_lone_surrogates
@@ -101,9 +100,9 @@ class Location:
     uri: str = field(repr=False)
 
     @property
-    def file(self) -> Path:
-        """The path of a file."""
-        return Path(self.path)
+    def file(self) -> str:
+        """The path of a file, without doubled slashes."""
+        return os.path.normpath(self.path)
 
     @property
     def shown(self) -> str:

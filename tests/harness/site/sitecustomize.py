@@ -3,7 +3,8 @@
 A rule is a file in the folder that ``GEMINIIMG_TEST_STRIKES`` names: ``{"event", "path", "victim", "nth"}``. A process
 that is about to do this for the nth time (`os.link`, or ``os.rename`` for `os.replace`, to a path that holds the text)
 takes the rule by removing the file, and kills itself or its parent. ``GEMINIIMG_TEST_HIDDEN`` names a module that can't
-be imported.
+be imported. ``GEMINIIMG_TEST_TICKS`` names a folder, to which each process writes by how many milliseconds its event
+loop was late, at each look.
 """
 
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 
 _FOLDER = os.environ.get("GEMINIIMG_TEST_STRIKES")
 _HIDDEN = os.environ.get("GEMINIIMG_TEST_HIDDEN")
+_TICKS = os.environ.get("GEMINIIMG_TEST_TICKS")
+_TICK = 0.01  # seconds between two looks
 _seen = {}
 
 
@@ -41,7 +44,32 @@ class _Hide:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+def _watch_loops():
+    import asyncio
+    import time
+
+    run = asyncio.run
+
+    async def tick():
+        with (Path(_TICKS) / f"{os.getpid()}.txt").open("a", buffering=1 << 12) as out:
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(_TICK)
+                out.write(f"{(time.monotonic() - before - _TICK) * 1000:.1f}\n")
+
+    async def beside(main):
+        ticking = asyncio.create_task(tick())
+        try:
+            return await main
+        finally:
+            ticking.cancel()
+
+    asyncio.run = lambda main, **options: run(beside(main), **options)
+
+
 if _FOLDER:
     sys.addaudithook(_strike)
 if _HIDDEN:
     sys.meta_path.insert(0, _Hide())
+if _TICKS:
+    _watch_loops()

@@ -22,7 +22,8 @@ from airflow.utils.session import create_session
 
 from airflow_provider_geminiimg import GeminiImageGenerateOperator, GeminiImageReviewOperator, review_markdown
 from airflow_provider_geminiimg.core.ledger.layout import Item
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
+from airflow_provider_geminiimg.core.ledger.record import Destination
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile import Scope, purge
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, default_s3_client

@@ -304,7 +304,7 @@ def test_ids_of_airflow_that_look_like_paths_stay_under_the_root(target: Target,
             assert run.state == "success", run.log
     stays_inside(target, seen)
     files = [path.relative_to(target.root).parts for path in target.root.rglob("*") if path.is_file()]
-    names = {"ledger", "images", "index", "jobs", "names", "open", "thumbs", "root.json", ".#lock"}
+    names = {"ledger", "images", "index", "jobs", "names", "open", "summaries", "thumbs", "root.json", ".#lock"}
     assert {parts[0] for parts in files} == names
     assert [len(parts) for parts in files if parts[0] == "ledger"] == [8] * 4
     assert [len(parts) for parts in files if parts[0] == "images"] == [6] * 8

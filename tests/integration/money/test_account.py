@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, parse_connection
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.validation.resolution import Resolution
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, OutcomeUnknownError
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator

@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import complete_key
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, OutcomeUnknownError
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator

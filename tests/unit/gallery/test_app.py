@@ -22,7 +22,8 @@ from fastapi.routing import APIRoute
 import airflow_provider_geminiimg
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.copying import image_places
 from airflow_provider_geminiimg.core.storage import Files, encode_segment
 from airflow_provider_geminiimg.gallery.addresses import address_of

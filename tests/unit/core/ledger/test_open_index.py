@@ -18,7 +18,8 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
     read_open_entry,
     root_of,
 )
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Store, open_store
 from airflow_provider_geminiimg.exceptions import LedgerError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -78,7 +79,7 @@ def test_an_entry_is_written_before_the_record_and_removed_after_it_has_ended(st
     assert writes(store) == [("replace", "ledger")]
     assert named(store) == {record.key}
     ledger.change(record.key, into(landed()))
-    assert writes(store) == [("replace", "ledger"), ("delete", "open")]
+    assert writes(store) == [("replace", "ledger"), ("create", "summaries"), ("delete", "open")]
     assert entries(store) == []
 
 
@@ -140,7 +141,7 @@ def test_a_late_removal_does_not_take_the_entry_of_a_record_that_is_open_again(s
     record = created(ledger, make_record())
     ledger.change(record.key, into(make_record(state="failed")))
     Ledger(store).change(record.key, into(submitted()))
-    ledger.open_index.remove(record)  # by the attempt that failed, which was held up
+    ledger.open_index.settle(record)  # by the attempt that failed, which was held up
     assert named(store) == {record.key}
 
 
@@ -199,8 +200,8 @@ def names(count: int) -> list[str]:
 
 
 def test_a_batch_writes_one_entry_for_many_items_and_removes_it_at_its_end(store: Traced, ledger: Ledger) -> None:
-    ledger.open_index.cover(names(300))
-    for number in range(300):
+    ledger.open_index.cover(names(75))
+    for number in range(75):
         record = created(ledger, batch_record(number))
         ledger.change(record.key, into(landed()))
         ledger.open_index.end(f"{number:016x}")
@@ -332,7 +333,7 @@ def test_a_marker_does_not_count_for_a_ledger_that_was_restored_or_moved(store: 
     assert not is_complete(moved, "default")
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"version": 1}', b'{"version": 2, "root": ""}'])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"version": 2}', b'{"version": 1, "root": ""}'])
 def test_a_marker_that_this_version_did_not_write_does_not_count(store: Traced, data: bytes) -> None:
     store.create(complete_key("default"), data)
     assert not is_complete(store, "default")

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_geminiimg.core.ledger import records
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
-from airflow_provider_geminiimg.core.ledger.records import SCHEMA, Ledger, Record, with_error
+from airflow_provider_geminiimg.core.ledger.record import SCHEMA, Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Store, cas, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS

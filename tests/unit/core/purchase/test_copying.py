@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 
-from airflow_provider_geminiimg.core.ledger.records import Destination
+from airflow_provider_geminiimg.core.ledger.record import Destination
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
 from tests.harness.records import Wire
 from tests.harness.shop import Shop

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord, with_error
+from airflow_provider_geminiimg.core.ledger.record import Record, with_error
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.purchase.decision import (
     Asked,
     Copy,

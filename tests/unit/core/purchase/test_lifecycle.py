@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.core.http import transport
 from airflow_provider_geminiimg.core.http.rate_limit import limiter_for
 from airflow_provider_geminiimg.core.http.transport import NoTurnError
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination
+from airflow_provider_geminiimg.core.ledger.record import Destination
 from airflow_provider_geminiimg.core.purchase import lifecycle
 from airflow_provider_geminiimg.core.reconcile.scan import record_status
 from airflow_provider_geminiimg.exceptions import (

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_geminiimg.core.http import exchange
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import Destination
+from airflow_provider_geminiimg.core.ledger.record import Destination
 from airflow_provider_geminiimg.core.purchase import lifecycle
 from airflow_provider_geminiimg.core.purchase import submission as submission_module
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase

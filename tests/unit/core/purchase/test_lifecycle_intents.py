@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import with_error
+from airflow_provider_geminiimg.core.ledger.record import with_error
 from airflow_provider_geminiimg.exceptions import Billed, OutcomeUnknownError, StorageError, UpstreamFailedError
 from tests.harness.records import ITEM, landed, make_record
 from tests.harness.shop import HTML, Shop, until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_geminiimg.core.ledger.records import Destination
+from airflow_provider_geminiimg.core.ledger.record import Destination
 from airflow_provider_geminiimg.exceptions import AuthenticationError, BadRequestError
 from tests.harness.records import ITEM
 from tests.harness.shop import Shop, png

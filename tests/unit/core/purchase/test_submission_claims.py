@@ -10,7 +10,8 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.http.transport import Transport
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
+from airflow_provider_geminiimg.core.ledger.record import Destination
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.context import CLAIMS_AT_ONCE, PurchaseContext
 from airflow_provider_geminiimg.core.purchase.lifecycle import Purchase
 from airflow_provider_geminiimg.core.purchase.results import JobInFlight

@@ -26,7 +26,8 @@ from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.ledger.layout import thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Destination, Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase import thumbnails
 from airflow_provider_geminiimg.core.purchase.copying import copy_to
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
@@ -582,7 +583,7 @@ import asyncio, logging, resource, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from airflow_provider_geminiimg.core.purchase import thumbnails
-from airflow_provider_geminiimg.core.ledger.records import Record
+from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.storage import LocalStore
 from tests.harness.records import landed

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile import Report
 from airflow_provider_geminiimg.exceptions import StorageError
 from tests.harness.canaries import Canaries, Text

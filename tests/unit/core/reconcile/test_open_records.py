@@ -15,7 +15,8 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
     read_open_entry,
     root_of,
 )
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile import Scope
 from airflow_provider_geminiimg.core.storage.local import LocalStore
 from airflow_provider_geminiimg.core.validation.resolution import Resolution

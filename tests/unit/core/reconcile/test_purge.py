@@ -13,7 +13,8 @@ import pytest
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key, spool_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
 from airflow_provider_geminiimg.core.request import ImageRequest
@@ -203,7 +204,7 @@ def folders_under(top: Path) -> set[str]:
 async def test_on_disk_no_empty_folder_of_a_task_is_left(disk_left: OrphanedRecords, local_root: str) -> None:
     record = await disk_left.attempt("old")
     assert await purged(disk_left) == [record.key]
-    assert folders_under(Path(local_root.removeprefix("file://"))) <= {"images", "index", "open", "probe"}
+    assert folders_under(Path(local_root.removeprefix("file://"))) <= {"images", "index", "open", "probe", "summaries"}
 
 
 async def test_an_image_of_two_records_leaves_no_entry_in_the_index(disk_left: OrphanedRecords) -> None:

@@ -9,7 +9,8 @@ import pytest
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry
 from airflow_provider_geminiimg.core.ledger.layout import record_key, spool_key, thumbnail_key
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import adopted
 from airflow_provider_geminiimg.core.storage import encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, LedgerError, LinkExpiredError, StorageError

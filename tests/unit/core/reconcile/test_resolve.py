@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.ledger.records import Ledger, Record
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.validation.resolution import Resolution, read_resolutions
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LinkExpiredError, UpstreamFailedError
 from tests.harness.orphaned_records import LOST, NOT_KNOWN, UNPAID, OrphanedRecords, nonzero

@@ -11,7 +11,8 @@ import pytest
 
 from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.layout import record_key
-from airflow_provider_geminiimg.core.ledger.records import Record, StoredRecord
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import StoredRecord
 from airflow_provider_geminiimg.core.reconcile import RecordEntry, Scope
 from airflow_provider_geminiimg.exceptions import BadRequestError, InvalidImageError, LedgerError, UpstreamFailedError
 from tests.harness.orphaned_records import NOT_KNOWN, SCOPE, OrphanedRecords

@@ -17,7 +17,8 @@ from airflow.sdk import DAG
 import airflow_provider_geminiimg
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import point_to, read_entry, write_entry
-from airflow_provider_geminiimg.core.ledger.records import Destination, Ledger
+from airflow_provider_geminiimg.core.ledger.record import Destination
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequestStore
 from airflow_provider_geminiimg.core.storage import (
     Blob,

@@ -1,0 +1,255 @@
+"""Summaries of DAG runs: how many records a run has and what was paid for them, without reading the records.
+
+`summaries/<namespace>/<dag>/<run>/<part>.json` counts the ended records of a run by what `RecordGroup` has. The records
+are spread over `PARTS` parts by a hash, so that the tasks of a run rarely wait for each other.
+
+Invariants:
+
+- A record decides, never a summary. A record that has ended is counted, or has an entry in the index of open records
+  (`open_index`): the entry is removed after the record was counted. So a summary together with the records that have an
+  entry is exact at every moment, also after a process was killed.
+- A part names each record that it counts: a landed one by a hash of its key, any other by its key. Counting a record
+  again changes nothing, and a record that has changed is counted once, with its new values. A part is written
+  conditionally.
+- Only a record that has just landed is counted as the caller has it; it does not change any more. Any other is read
+  after the part was read and before the part is written, so that no late writer counts an old state.
+- Removed records stay counted as removed: what was paid for them was paid.
+- A part that was lost or can't be read is made again from the records (`jobs reindex`); until then, a lost part
+  is missing in the totals, and an unreadable one is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar, cast
+
+import pydantic
+
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, SUMMARIES, folder_of, run_of, summary_key
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.summary_parts import (
+    ENDED,
+    PartChanges,
+    RecordGroup,
+    SummaryPart,
+    below_run,
+    group_of,
+    hash_of,
+)
+from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, encode_segment, update
+from airflow_provider_geminiimg.exceptions import LedgerError
+
+PARTS = 4
+_MAX_BYTES = 64 << 20
+_MAX_KNOWN = 64  # parts that are remembered as they were written
+
+_DAMAGED = SummaryPart()
+_Value = TypeVar("_Value")
+Read = Callable[[str], Record | None]
+"""Reads the record at a key; ``None`` if there is none."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The summary of one run, as stored.
+
+    :param run: namespace, DAG and run, as a part of keys.
+    """
+
+    run: str
+    parts: Sequence[SummaryPart]
+
+    def counts(self) -> Counter[RecordGroup]:
+        """The number of counted records by group."""
+        found: Counter[RecordGroup] = Counter()
+        for each in (each for part in self.parts for each in part.counted):
+            found[each.group] += each.count
+        return found
+
+    def removed(self) -> Counter[RecordGroup]:
+        """The number of records by group that were counted and then removed."""
+        found: Counter[RecordGroup] = Counter()
+        for each in (each for part in self.parts for each in part.removed):
+            found[each.group] += each.count
+        return found
+
+    def planned(self) -> dict[str, int]:
+        """The number of images in the plan of each batch, by its task and index as parts of keys."""
+        return {name: count for part in self.parts for name, count in part.planned.items()}
+
+    def keys(self, is_wanted: Callable[[RecordGroup], bool]) -> list[str]:
+        """The keys of the counted records of some groups; landed records are not among them."""
+        found = (each for part in self.parts for each in part.counted if each.keys and is_wanted(each.group))
+        return [f"{LEDGER}/{self.run}/{key}" for each in found for key in each.keys]
+
+    def names(self) -> set[str]:
+        """The hashes and keys, below the run, of all counted records."""
+        return {name for part in self.parts for name in PartChanges(part).groups}
+
+    def groups(self, keys: Iterable[str]) -> dict[str, RecordGroup]:
+        """The groups that the records at `keys` are counted in; without those that are not counted."""
+        changes = [PartChanges(part) for part in self.parts]
+        found = ((key, group) for key in keys for each in changes if (group := each.group(key)) is not None)
+        return dict(found)
+
+
+class Summaries:
+    """Reads and writes the summaries under one root. The methods block, and may be called by several threads.
+
+    :param store: the root's store.
+    :param read: reads a record.
+    """
+
+    def __init__(self, store: Store, read: Read) -> None:
+        self._store = store
+        self._read = read
+        self._known: dict[str, Blob] = {}
+        self._lock = threading.Lock()
+
+    def count(self, records: Iterable[Record]) -> None:
+        """Count records that have ended, each once, with the values that it has now.
+
+        :raises LedgerError: a part or a record can't be read.
+        :raises StorageError: the store failed.
+        """
+
+        for key, some in _by_part({record.key: record for record in records}).items():
+            self._change(key, partial(self._count, some))
+
+    def _count(self, records: Sequence[Record], changes: PartChanges) -> None:
+        for record in records:
+            counted, now = changes.group(record.key), cast("Record | None", record)
+            if counted == group_of(record, record.state):
+                continue
+            if record.state != "landed" or (counted is not None and counted.status == "landed"):
+                now = self._read(record.key)
+            if now is not None and now.state in ENDED:
+                changes.count(now.key, group_of(now, now.state))
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Count records as removed, after they were removed.
+
+        :raises LedgerError: a part can't be read.
+        :raises StorageError: the store failed.
+        """
+
+        for key, some in _by_part({key: key for key in keys}).items():
+            self._change(key, partial(_remove, _names(some)))
+
+    def plan(self, task_instance: str, items: Collection[str]) -> None:
+        """Note what a batch has planned, before its plan is written.
+
+        :param task_instance: that the records belong to, as a part of keys.
+        :param items: names of the planned items.
+        :raises LedgerError: the part can't be read.
+        :raises StorageError: the store failed.
+        """
+        begun = self._store.folders(f"{LEDGER}/{task_instance}")  # by an earlier plan
+        images = len({*map(encode_segment, items), *begun})
+        name = "/".join(task_instance.split("/")[3:])
+        key = summary_key("/".join(task_instance.split("/")[:3]), 0)
+        self._change(key, lambda changes: changes.planned.__setitem__(name, images))
+
+    def reset_damaged(self, run: str) -> RunSummary:
+        """Replace the parts of a run's summary that can't be read by empty ones, before all its records are counted.
+
+        :param run: namespace, DAG and run, as a part of keys.
+        :raises StorageError: the store failed.
+        """
+        for part in range(PARTS):
+            self._change(summary_key(run, part), lambda changes: None, damaged_is_empty=True)
+        return self.read(run)
+
+    def remove_missing(self, before: RunSummary, keys: Iterable[str], exist: Callable[[], Iterable[str]]) -> None:
+        """Count records as removed that are counted but do not exist.
+
+        :param before: the summary of the run.
+        :param keys: of records that were read.
+        :param exist: lists the keys of all records of the run.
+        :raises LedgerError: a part can't be read.
+        :raises StorageError: the store failed.
+        """
+        gone = before.names() - _names(keys)
+        if gone:  # perhaps only from the given ones: they may have been listed before the summary was read
+            gone -= _names(exist())
+        for part in range(PARTS if gone else 0):
+            self._change(summary_key(before.run, part), partial(_remove, gone))
+
+    def read(self, run: str) -> RunSummary:
+        """Read the summary of a run.
+
+        :param run: namespace, DAG and run, as a part of keys.
+        :raises LedgerError: a part can't be read.
+        :raises StorageError: the store failed.
+        """
+        keys = [summary_key(run, part) for part in range(PARTS)]
+        return RunSummary(run, [self._parse(key, self._store.read(key, _MAX_BYTES)) for key in keys])
+
+    def runs(self, below: str) -> Iterator[str]:
+        """Iterate over the runs that have a summary.
+
+        :param below: namespace, or namespace and DAG, as a part of keys.
+        """
+        last = ""
+        for key in self._store.keys(f"{SUMMARIES}/{below}/"):
+            run = folder_of(key).removeprefix(f"{SUMMARIES}/")
+            if run != last:
+                yield run
+            last = run
+
+    def _change(self, key: str, step: Callable[[PartChanges], object], *, damaged_is_empty: bool = False) -> None:
+        def stepped(blob: Blob | None) -> bytes | None:
+            part = self._parse(key, blob, damaged_is_empty=damaged_is_empty)
+            is_damaged = part is _DAMAGED
+            changes = PartChanges(part)
+            step(changes)
+            after = changes.part()
+            return None if after == part and not is_damaged else after.model_dump_json().encode()
+
+        with self._lock:
+            known = self._known.get(key)
+        blob = update(self._store, key, stepped, expected=None if known is None else Expected(known))
+        with self._lock:
+            self._known.pop(key, None)
+            if blob is not None:
+                self._known[key] = replace(blob, age=0.0)
+                if len(self._known) > _MAX_KNOWN:
+                    del self._known[next(iter(self._known))]
+
+    def _parse(self, key: str, blob: Blob | None, *, damaged_is_empty: bool = False) -> SummaryPart:
+        if blob is None:
+            return SummaryPart()
+        try:
+            return SummaryPart.model_validate_json(blob.data)
+        except pydantic.ValidationError:
+            if damaged_is_empty:
+                return _DAMAGED
+            raise LedgerError(
+                f"The summary {key} under {self._store.uri} can't be read.",
+                hint="`airflow geminiimg jobs reindex` makes it again from the records. Images are not affected.",
+            ) from None
+
+
+def _by_part(values: Mapping[str, _Value]) -> dict[str, list[_Value]]:
+    """Distribute what belongs to records over the keys of their parts.
+
+    :param values: by key of the record.
+    """
+    found: dict[str, list[_Value]] = defaultdict(list)
+    for key, value in values.items():
+        found[summary_key(run_of(key), zlib.crc32(folder_of(key).encode()) % PARTS)].append(value)
+    return found
+
+
+def _names(keys: Iterable[str]) -> set[str]:
+    """The hashes and keys, below the run, of the records at `keys`."""
+    return {name for key in keys for name in (hash_of(key), below_run(key))}
+
+
+def _remove(names: Iterable[str], changes: PartChanges) -> None:
+    changes.remove(names)

@@ -1,0 +1,83 @@
+"""Makes the summaries of runs agree with the records that a collect or a reindex reads.
+
+Invariants: the records decide. A summary counts a record that does not exist only until all records of its run were
+read. Other processes may use the records and the summaries meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key, run_of
+from airflow_provider_geminiimg.core.ledger.record import Record
+from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.summaries import RunSummary
+from airflow_provider_geminiimg.core.reconcile.scan import RecordEntry
+from airflow_provider_geminiimg.core.storage import encode_segment
+
+_TOGETHER = 500  # records that are counted together
+
+
+class SummaryMender:
+    """Counts records that have ended. Its methods block.
+
+    :param ledger: the records.
+    :param read_all: whether all records of some runs are seen, in the order of their keys.
+    """
+
+    def __init__(self, ledger: Ledger, *, read_all: bool) -> None:
+        self._summaries = ledger.summaries
+        self._ledger = ledger
+        self._read_all = read_all
+        self._before: RunSummary | None = None
+        self._seen: set[str] = set()  # keys of the run's records
+        self._runs: set[str] = set()
+        self._ended: list[Record] = []
+
+    def see(self, entry: RecordEntry, record: Record | None) -> None:
+        """Note a record of the scope.
+
+        :param record: to be counted; ``None`` if it has not ended or can't be read.
+        :raises GeminiImageError: a summary can't be read or written.
+        """
+        if self._read_all:
+            self._begin(run_of(entry.key))
+            self._seen.add(entry.key)
+        if record is not None:
+            self._ended.append(record)
+        if len(self._ended) >= _TOGETHER:
+            self._count()
+
+    def finish(self, namespace: str | None) -> None:
+        """Count the last records, after all were seen.
+
+        :param namespace: whose records were all seen; ``None``: not all of a namespace.
+        :raises GeminiImageError: a summary can't be read or written.
+        """
+        self._end()
+        if namespace is None:
+            return
+        for run in list(self._summaries.runs(encode_segment(namespace))):
+            if run not in self._runs:
+                self._begin(run)
+                self._end()
+
+    def _begin(self, run: str) -> None:
+        if self._before is not None and self._before.run == run:
+            return
+        self._end()
+        self._runs.add(run)
+        self._before = self._summaries.reset_damaged(run)
+
+    def _end(self) -> None:
+        self._count()
+        if self._before is not None:
+            self._summaries.remove_missing(self._before, self._seen, self._existing(self._before.run))
+        self._before, self._seen = None, set()
+
+    def _count(self) -> None:
+        self._summaries.count(self._ended)
+        self._ended.clear()
+
+    def _existing(self, run: str) -> Callable[[], list[str]]:
+        return lambda: [key for key in self._ledger.store.keys(f"{LEDGER}/{run}/") if is_record_key(key)]
