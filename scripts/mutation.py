@@ -207,6 +207,12 @@ PROTECTIONS = (
         "",
     ),
     Protection(
+        "No image of a batch gets the name that another row requests, in whichever shard it is",
+        "core/batch/shards.py",
+        "        return super().numbers() if self.numbered is None else self.numbered\n",
+        "        return super().numbers()\n",
+    ),
+    Protection(
         "Every intact place of an image counts",
         "core/purchase/copying.py",
         "    for place in image_places(record, asked):\n        states.append(",

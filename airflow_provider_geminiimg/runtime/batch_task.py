@@ -266,6 +266,8 @@ def _orders(
         "max_cost": arguments.checked("max_cost"),
     }
 
+    numbers = planned.numbers()
+
     def order(item: PlannedImage) -> Order:
         return Order(
             item=dataclasses.replace(attempt.item, item=item.key),
@@ -273,6 +275,7 @@ def _orders(
             destination=planned.destination(item),
             input_sha256=item.input_sha256,
             fingerprint=item.fingerprint,
+            avoid=numbers.get(item.stem.casefold(), ()),
             **usual,
         )
 

@@ -6,11 +6,12 @@ all images have landed, a stored plan holds no prompt and no address of an input
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+from airflow_provider_geminiimg.core.batch.row_file_names import numbers_after
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.record import Destination
 from airflow_provider_geminiimg.core.purchase.saved_requests import Saved
@@ -109,6 +110,10 @@ class Plan(Saved):
     def destination(self, item: PlannedImage) -> Destination:
         """The destination of an image."""
         return Destination(self.directory.rstrip("/"), item.stem)
+
+    def numbers(self) -> Mapping[str, tuple[int, ...]]:
+        """See `numbers_after`, of the names of all images."""
+        return numbers_after(item.stem.casefold() for item in self.items)
 
     def keys(self) -> set[str]:
         """The item names of the images in the ledger."""

@@ -6,8 +6,9 @@ the row.
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from airflow_provider_geminiimg.core.batch.cells import BLANK
 from airflow_provider_geminiimg.core.batch.columns import find_column, listed
@@ -16,6 +17,7 @@ from airflow_provider_geminiimg.core.validation.texts import given, normalized, 
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 MAX_IN_NAME = 1_000  # characters of one label; the whole name may have 120 bytes
+_NUMBERED = re.compile(r"(.+)-([1-9][0-9]{0,8})", re.DOTALL)
 
 
 def file_name(template: str, place: str, values: Mapping[str, str | None]) -> str:
@@ -41,6 +43,21 @@ def file_name(template: str, place: str, values: Mapping[str, str | None]) -> st
         if not parts[name]:
             raise BadRequestError(f"file_name{given(template)}: {name}{given(value)} has no letter or digit.")
     return template.format_map(parts).rstrip(".")  # a value's; Windows drops them, and the template has none there
+
+
+def numbers_after(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The numbers that must not be added to names, because the result is another of the names.
+
+    :param names: from `str.casefold`, because some file systems ignore case.
+    :returns: for ``hero`` and ``hero-2``: 2 for ``hero``.
+    """
+    known = frozenset(names)
+    found: dict[str, set[int]] = {}
+    for name in known:
+        match = _NUMBERED.fullmatch(name)
+        if match is not None and match[1] in known:
+            found.setdefault(match[1], set()).add(int(match[2]))
+    return {name: tuple(sorted(numbers)) for name, numbers in found.items()}
 
 
 def name_part(text: str) -> str:

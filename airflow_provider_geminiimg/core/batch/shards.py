@@ -1,7 +1,8 @@
 """The plan of a wide batch, divided into shards: the part that each mapped task makes.
 
-Invariants: each image belongs to exactly one shard. The shards' parts of `max_cost` together never exceed it. All
-shards write the records of one task instance, so that an image keeps its record when its row moves to another shard.
+Invariants: each image belongs to exactly one shard. No image gets the file name that a row of any shard requests. The
+shards' parts of `max_cost` together never exceed it. All shards write the records of one task instance, so that an
+image keeps its record when its row moves to another shard.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Shard(Plan):
     :param requested: images that all shards request together.
     :param max_cost: the shard's part of the cap, in the currency of the connection; ``None``: no cap.
     :param first_attempt: whether no earlier attempt can have left a record of the batch.
+    :param numbered: see `numbers_after`, of the names of all shards; only for the images of this shard. ``None``: an
+        earlier version of this package made the plan.
     """
 
     origin: ClassVar[str] = "a part of the saved plan"
@@ -37,6 +40,7 @@ class Shard(Plan):
     requested: int
     max_cost: Decimal | None = None
     first_attempt: bool = False
+    numbered: dict[str, tuple[int, ...]] | None = None
 
     def part_of(self, count: int) -> int:
         """The shard's part of a number of images of the batch, rounded up."""
@@ -47,6 +51,9 @@ class Shard(Plan):
         if not item.values and isinstance(found, LedgerError):
             return found.evolve(hint="Clear the plan task and the tasks after it: the batch gets a new plan.")
         return found
+
+    def numbers(self) -> Mapping[str, tuple[int, ...]]:
+        return super().numbers() if self.numbered is None else self.numbered
 
     @property
     def own(self) -> tuple[PlannedImage, ...]:
@@ -95,6 +102,7 @@ def divide(
     ends = list(accumulate([size + 1] * more + [size] * (count - more)))
     rest = 0 if max_cost is None else micro(max_cost, ROUND_FLOOR) - sum(prices.values())
     owners: dict[str, int] = {}
+    numbers = planned.numbers()
     shards = []
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         items = planned.items[start:end]
@@ -111,6 +119,7 @@ def divide(
                 requested=len(planned.items),
                 max_cost=None if max_cost is None else Decimal(part) / MICRO,
                 first_attempt=first_attempt,
+                numbered={name: numbers[name] for each in items if (name := each.stem.casefold()) in numbers},
             )
         )
     return shards

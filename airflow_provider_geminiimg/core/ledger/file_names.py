@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, is_record_key, name_key
@@ -65,6 +65,7 @@ def reserve_name(
     size: int = IMAGE_BYTES["1K"],
     *,
     moves: bool = False,
+    avoid: Container[int] = (),
 ) -> str:
     """Claim the file name of an image.
 
@@ -73,6 +74,7 @@ def reserve_name(
     :param digest: SHA-256 of the image, if it is known: an earlier attempt may have written the file.
     :param size: expected size of the image in bytes.
     :param moves: the submission was paid for earlier, so later submissions of its item may have names as well.
+    :param avoid: numbers that must not be added to the name, because other images of the batch have these names.
     :returns: the suffix of the file name; empty unless another image of this task instance has, or may still get, the
         name.
     :raises BadRequestError: the name belongs to another task instance, or the directory cannot be written.
@@ -82,7 +84,7 @@ def reserve_name(
     files.check_writable(destination.directory, size, destination.stem)
     numbers = ledger.numbers_in(item_path) if moves or digest is not None else range(1, n)
     own = _used(ledger, item_path, (number for number in numbers if number != n))
-    for suffix in _suffixes(n):
+    for suffix in _suffixes(n, avoid):
         wanted = NameClaim(item_path, join_uri(destination.directory, destination.stem + suffix), ledger.attempt)
         if same_place(wanted.stem) in own:
             continue
@@ -153,11 +155,11 @@ def is_sidecar_of(files: Files, uri: str, record: str, sha256: str | None) -> bo
         return False
 
 
-def _suffixes(n: int) -> Iterator[str]:
+def _suffixes(n: int, avoid: Container[int]) -> Iterator[str]:
     """None at first; then the number of the submission, so that a task that buys often need not try all before."""
     yield ""
     first = max(n, 2)
-    yield from (f"-{number}" for number in range(first, first + _SUFFIXES))
+    yield from (f"-{number}" for number in range(first, first + _SUFFIXES) if number not in avoid)
 
 
 def _claim(ledger: Ledger, wanted: NameClaim) -> NameClaim | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -115,8 +115,13 @@ async def _read_place(files: Files, manifest: Mapping[str, Any], allocation: All
     return "there", images
 
 
-async def copy_to(writer: ImageWriter, record: Record, destination: Destination) -> dict[str, Any]:
-    """The manifest of a landed image at another destination. The image is copied there if it is not there yet."""
+async def copy_to(
+    writer: ImageWriter, record: Record, destination: Destination, avoid: Container[int] = ()
+) -> dict[str, Any]:
+    """The manifest of a landed image at another destination. The image is copied there if it is not there yet.
+
+    :param avoid: see `reserve_name`.
+    """
     ledger, files = writer.purchase_context.ledger, writer.purchase_context.files
     for place in image_places(record, destination):
         if place.destination == destination and await image_state(files, place.manifest) == "there":
@@ -126,7 +131,7 @@ async def copy_to(writer: ImageWriter, record: Record, destination: Destination)
         intact, contents = await read_back(files, record, allocation)
         if intact != "there":
             raise StorageError(f"The image of record {record.key} is not the one that landed.", billed=Billed.YES)
-        moved = await moved_to(writer, record, destination)
+        moved = await moved_to(writer, record, destination, avoid)
         images, cache = await writer.store_all(moved, contents)
         manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
         await writer.write_sidecar(images[0], sidecar(manifest, record))
@@ -135,12 +140,16 @@ async def copy_to(writer: ImageWriter, record: Record, destination: Destination)
         return manifest
 
 
-async def moved_to(writer: ImageWriter, record: Record, destination: Destination) -> Record:
-    """`record` with another destination, after claiming the file name there."""
+async def moved_to(writer: ImageWriter, record: Record, destination: Destination, avoid: Container[int] = ()) -> Record:
+    """`record` with another destination, after claiming the file name there.
+
+    :param avoid: see `reserve_name`.
+    """
     purchase_context, item_path = writer.purchase_context, folder_of(record.key)
     digest = (record.manifest or {})["images"][0]["sha256"]
+    ledger, files = purchase_context.ledger, purchase_context.files
     suffix = await asyncio.to_thread(
-        reserve_name, purchase_context.ledger, purchase_context.files, item_path, destination, record.n, digest
+        lambda: reserve_name(ledger, files, item_path, destination, record.n, digest, avoid=avoid)
     )
     return replace(record, destination=destination, suffix=suffix)
 

@@ -219,7 +219,7 @@ class Purchase:
                 return LandedImage.of(await collector.fetch(await self._moved(record, destination)))
             case Copy():
                 self.log.info("The image of record %s has landed earlier; copying it, at no cost.", record.key)
-                manifest = await copy_to(self.writer, record, self.order.destination)
+                manifest = await copy_to(self.writer, record, self.order.destination, self.order.avoid)
                 await self.history.record_decision(record)
                 return LandedImage(record, {**manifest, "reused": True})
             case Reuse():
@@ -229,7 +229,7 @@ class Purchase:
                 return LandedImage(record, {**manifest, "reused": True})
             case Refetch(destination):
                 if destination is not None:
-                    record = await moved_to(self.writer, record, destination)
+                    record = await moved_to(self.writer, record, destination, self.order.avoid)
                 await self.history.record_decision(record)
                 return LandedImage.of(
                     await self.sharing.restore(record, self.writer) or await collector.refetch(record)
@@ -281,9 +281,9 @@ class Purchase:
         order = self.order
         fields = order.request.fields() if isinstance(order.request, CheckedRequest) else {}
         size = IMAGE_BYTES.get(str(fields.get("resolution")), IMAGE_BYTES["1K"])
-        item, to = order.item.path, order.destination
+        item, to, files, avoid = order.item.path, order.destination, self.purchase_context.files, order.avoid
         return await asyncio.to_thread(
-            lambda: reserve_name(self.ledger, self.purchase_context.files, item, to, n, digest, size, moves=moves)
+            lambda: reserve_name(self.ledger, files, item, to, n, digest, size, moves=moves, avoid=avoid)
         )
 
     async def _submit(self, step: Submit, claim: Claim | None = None) -> LandedImage | JobInFlight | LookAgain | Refuse:

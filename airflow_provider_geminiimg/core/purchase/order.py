@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
@@ -44,6 +44,7 @@ class Order:
     :param max_cost: cap on the cost of this attempt, in the currency of the connection; ``None``: no cap.
     :param input_sha256: the planned hashes of the input images; ``None``: any.
     :param fingerprint: the planned fingerprint of the request; ``None``: computed when needed.
+    :param avoid: see `reserve_name`.
     """
 
     item: Item
@@ -57,6 +58,7 @@ class Order:
     max_cost: Decimal | None = None
     input_sha256: tuple[str, ...] | None = None
     fingerprint: str | None = None
+    avoid: Container[int] = ()
 
     def checked(self) -> CheckedRequest:
         """The request.

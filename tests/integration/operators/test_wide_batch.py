@@ -330,3 +330,37 @@ def test_a_root_in_a_bucket_works_as_well(
     run.clear()
     assert counts(run) == {"reused": 12}
     assert len(sandbox.ledger()) == 12
+
+
+def names(run: Run) -> list[str]:
+    """The file names of the images, in the order of the rows."""
+    return [line["images"][0]["uri"].rpartition("/")[2] for line in lines(run)]
+
+
+def test_rows_of_several_shards_never_share_a_name_and_keep_theirs_over_retries_and_clears(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
+) -> None:
+    def rows(hero: str) -> list[dict[str, str]]:
+        skus = {"hero": hero, "hero-2": "second", "hero-3": "third", "HERO-4": "fourth", "other": "fifth"}
+        return [{"sku": sku, "prompt": f"{prompt} fox"} for sku, prompt in skus.items()]
+
+    run = airflow.run_dag(wide(rows("first"), geminiimg_conn_id=apimaster, shards=5))
+    assert names(run) == ["hero.png", "hero-2.png", "hero-3.png", "HERO-4.png", "other.png"]
+    new = [{"sku": "hero-5", "prompt": "a new fox"}]
+    clear(run, wide([*rows("edited"), *new], geminiimg_conn_id=apimaster, shards=3))
+    expected = ["hero-6.png", "hero-2.png", "hero-3.png", "HERO-4.png", "other.png", "hero-5.png"]
+    assert names(run) == expected
+    run.clear("foxes.shards", "foxes.merge")
+    assert names(run) == expected
+    clear(run, wide([*rows("edited"), *new], geminiimg_conn_id=apimaster, shards=6))
+    assert names(run) == expected
+    assert len(sandbox.ledger()) == 7
+
+
+def test_rows_of_several_shards_with_one_name_for_different_images_are_an_error_of_the_plan(
+    airflow: AirflowHarness, sandbox: Sandbox, apimaster: str
+) -> None:
+    rows = [{"sku": "hero", "prompt": "first fox"}, *ROWS, {"sku": "Hero", "prompt": "second fox"}]
+    run = airflow.run_dag(wide(rows, geminiimg_conn_id=apimaster))
+    assert "rows 0 and 13 would both get the name 'Hero'" in str(run.task("foxes.plan").error)
+    assert sandbox.ledger() == []

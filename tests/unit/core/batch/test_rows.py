@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_geminiimg.core.batch.columns import clean_name
 from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec, RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.prompt_columns import columns_in
-from airflow_provider_geminiimg.core.batch.row_file_names import name_part
+from airflow_provider_geminiimg.core.batch.row_file_names import name_part, numbers_after
 from airflow_provider_geminiimg.core.batch.rows import read_rows, records_of
 from airflow_provider_geminiimg.core.storage import Files
 from airflow_provider_geminiimg.core.validation.arguments import delimiter, encoding, stem, whole
@@ -602,3 +602,8 @@ def test_a_name_of_too_many_bytes_is_refused_with_its_row() -> None:
     assert wanted([{"prompt": "x", "Name": "狐" * 40}], file_name="{Name}")[0].stem == "狐" * 40
     assert "row 0" in refusal([{"prompt": "x", "Name": "狐" * 41}], file_name="{Name}")
     assert clean_name(" a\n b\ufeff ") == "a b"
+
+
+def test_a_number_is_not_added_to_a_name_if_the_result_is_another_name() -> None:
+    names = ["hero", "hero-2", "hero-10", "hero-2-3", "hero-02", "hero-x", "rt-1", "rt-2", "-4"]
+    assert numbers_after(names) == {"hero": (2, 10), "hero-2": (3,)}
