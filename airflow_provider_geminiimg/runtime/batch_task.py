@@ -141,7 +141,7 @@ async def _live(
         await asyncio.to_thread(attempt.ledger.store.probe)
         if planned is None:
             planned = await plan_of(task.arguments, attempt, connection, purchase_context, requests)
-            await asyncio.to_thread(attempt.ledger.summaries.plan, attempt.item.task_instance, planned.keys())
+            await asyncio.to_thread(note_planned, task, attempt, planned)
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Using %s: %s images.", planned.origin, len(planned.own))
@@ -214,6 +214,17 @@ async def plan_of(
     planned = await with_known_images(planned, specs, connection, records)
     log_twins(planned, attempt.log)
     return planned
+
+
+def note_planned(task: BatchTask, attempt: TaskRun, planned: Plan) -> None:
+    """Note in the run's summary how many images are planned. Without it, only the gallery lacks a number."""
+    try:
+        attempt.ledger.summaries.plan(attempt.item.task_instance, planned.keys())
+    except GeminiImageError as error:
+        task.log.warning(
+            "The number of planned images was not saved, so the gallery does not show how many are missing: %s %s",
+            error.message, error.hint,
+        )  # fmt: skip
 
 
 def _write_down(

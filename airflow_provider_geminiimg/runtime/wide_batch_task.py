@@ -149,7 +149,7 @@ async def _divided(task: BatchTask, size: ShardSize, attempt: WideRun, requests:
             prices = prices_of(await to_buy(batch, planned.items), connection, max_cost)
         planned = planned.model_copy(update={"told": await asyncio.to_thread(lambda: attempt.token)})
         shards = divide(planned, count, prices, max_cost, first_attempt=attempt.is_first_attempt)
-        await asyncio.to_thread(attempt.ledger.summaries.plan, attempt.item.task_instance, planned.keys())
+        await asyncio.to_thread(batch_task.note_planned, task, attempt, planned)
         await _save(attempt, shards)
     return shards
 

@@ -36,6 +36,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,8 @@ CHUNK_ITEMS = 64
 RENEW_SECONDS = 1800.0
 STALE_SECONDS = 86400.0
 VERSION = 2  # 1: without summaries
+_MAX_LISTS = 5  # for entries that are replaced while they are read
+_READS = 8  # entries that are read concurrently
 _CONNECTION = re.compile("//[^@/]*@")  # in the URI of a root; it does not distinguish roots
 
 
@@ -158,7 +161,7 @@ class OpenIndex:
 
     def counted(self, records: Collection[Record]) -> bool:
         """Count ended records, and return whether that succeeded."""
-        with contextlib.suppress(GeminiImageError):
+        with contextlib.suppress(Exception):  # the record counts; its entry stays
             self._count(records)
             return True
         return False
@@ -303,6 +306,33 @@ def read_open_entry(store: Store, key: str) -> OpenEntry | None:
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise LedgerError(f"The entry {key} under {store.uri} can't be read.") from None
     return OpenEntry(key, blob.age, None, str(task_instance), frozenset(folders))
+
+
+def read_open_entries(store: Store, prefix: str) -> tuple[list[OpenEntry], list[str]]:
+    """Read the entries whose keys begin with `prefix`, and the keys of those that can't be read.
+
+    An entry may be replaced by one with another key after it was listed. So the keys are listed again if a listed entry
+    no longer exists.
+
+    :raises StorageError: the store failed.
+    """
+    found: dict[str, OpenEntry | LedgerError | None] = {}
+    with ThreadPoolExecutor(_READS) as pool:
+        for _ in range(_MAX_LISTS):
+            new = [key for key in store.keys(prefix) if key not in found]
+            read = dict(zip(new, pool.map(lambda key: _entry_or_error(store, key), new), strict=True))
+            found.update(read)
+            if None not in read.values():
+                break
+    entries = [entry for entry in found.values() if isinstance(entry, OpenEntry)]
+    return entries, [key for key, entry in found.items() if isinstance(entry, LedgerError)]
+
+
+def _entry_or_error(store: Store, key: str) -> OpenEntry | LedgerError | None:
+    try:
+        return read_open_entry(store, key)
+    except LedgerError as error:
+        return error
 
 
 def root_of(store: Store) -> str:

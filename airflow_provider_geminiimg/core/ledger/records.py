@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, record_key, record_number, tombstone_key
@@ -35,6 +36,7 @@ from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, creat
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError
 
 _MAX_WRITTEN = 1000  # records of about 2 KB
+_COUNT_SECONDS = 5.0  # for counting a record while others count: a landing must not wait long, and its entry stays
 
 _NEXT: dict[State, frozenset[State]] = {
     "intent": frozenset({"intent", "submitted", "answered", "landed", "failed"}),
@@ -84,7 +86,7 @@ class Ledger:
         self.store = store
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
         self.summaries = Summaries(store, self._record)
-        self.open_index = OpenIndex(store, self.summaries.count)
+        self.open_index = OpenIndex(store, partial(self.summaries.count, seconds=_COUNT_SECONDS))
         self._ahead: dict[str, int] = {}
         self._written: dict[str, tuple[Record, Blob]] = {}  # open records as this attempt wrote them
         self._writing = threading.Lock()

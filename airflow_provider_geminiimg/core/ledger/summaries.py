@@ -15,16 +15,19 @@ Invariants:
   after the part was read and before the part is written, so that no late writer counts an old state.
 - Removed records stay counted as removed: what was paid for them was paid.
 - A part that was lost or can't be read is made again from the records (`jobs reindex`); until then, a lost part
-  is missing in the totals, and an unreadable one is an error.
+  is missing in the totals, and an unreadable one is an error, and its records keep their entries. An unreadable part is
+  replaced with one write, after all records of its run were read. What was removed before the loss and what was
+  planned are not in the records, so the new part lacks them. A part that a later version wrote is never replaced.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -34,6 +37,7 @@ from airflow_provider_geminiimg.core.ledger.layout import LEDGER, SUMMARIES, fol
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.summary_parts import (
     ENDED,
+    VERSION,
     PartChanges,
     RecordGroup,
     SummaryPart,
@@ -42,13 +46,12 @@ from airflow_provider_geminiimg.core.ledger.summary_parts import (
     hash_of,
 )
 from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, encode_segment, update
-from airflow_provider_geminiimg.exceptions import LedgerError
+from airflow_provider_geminiimg.exceptions import Billed, LedgerError
 
 PARTS = 4
 _MAX_BYTES = 64 << 20
 _MAX_KNOWN = 64  # parts that are remembered as they were written
 
-_DAMAGED = SummaryPart()
 _Value = TypeVar("_Value")
 Read = Callable[[str], Record | None]
 """Reads the record at a key; ``None`` if there is none."""
@@ -59,10 +62,12 @@ class RunSummary:
     """The summary of one run, as stored.
 
     :param run: namespace, DAG and run, as a part of keys.
+    :param damaged: versions, by key, of the parts that can't be read and are not in `parts`.
     """
 
     run: str
     parts: Sequence[SummaryPart]
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     def counts(self) -> Counter[RecordGroup]:
         """The number of counted records by group."""
@@ -111,15 +116,16 @@ class Summaries:
         self._known: dict[str, Blob] = {}
         self._lock = threading.Lock()
 
-    def count(self, records: Iterable[Record]) -> None:
+    def count(self, records: Iterable[Record], *, seconds: float = 0.0) -> None:
         """Count records that have ended, each once, with the values that it has now.
 
+        :param seconds: maximum time for waiting for others that count. 0: `storage.cas.UPDATE_SECONDS`.
         :raises LedgerError: a part or a record can't be read.
         :raises StorageError: the store failed.
         """
 
         for key, some in _by_part({record.key: record for record in records}).items():
-            self._change(key, partial(self._count, some))
+            self._change(key, partial(self._count, some), seconds=seconds)
 
     def _count(self, records: Sequence[Record], changes: PartChanges) -> None:
         for record in records:
@@ -155,15 +161,17 @@ class Summaries:
         key = summary_key("/".join(task_instance.split("/")[:3]), 0)
         self._change(key, lambda changes: changes.planned.__setitem__(name, images))
 
-    def reset_damaged(self, run: str) -> RunSummary:
-        """Replace the parts of a run's summary that can't be read by empty ones, before all its records are counted.
+    def replace_damaged(self, before: RunSummary, records: Mapping[str, RecordGroup]) -> None:
+        """Replace the parts of a run's summary that can't be read, after all its records were read.
 
-        :param run: namespace, DAG and run, as a part of keys.
+        :param before: the summary as it was when the first record was read.
+        :param records: the groups, by key, of all records of the run that have ended.
+        :raises LedgerError: a part can't be read, and is not as it was.
         :raises StorageError: the store failed.
         """
-        for part in range(PARTS):
-            self._change(summary_key(run, part), lambda changes: None, damaged_is_empty=True)
-        return self.read(run)
+        by_part = _by_part({key: (key, group) for key, group in records.items()})
+        for key, version in before.damaged.items():
+            self._change(key, partial(_count_missing, by_part.get(key, [])), damaged=version)
 
     def remove_missing(self, before: RunSummary, keys: Iterable[str], exist: Callable[[], Iterable[str]]) -> None:
         """Count records as removed that are counted but do not exist.
@@ -180,15 +188,24 @@ class Summaries:
         for part in range(PARTS if gone else 0):
             self._change(summary_key(before.run, part), partial(_remove, gone))
 
-    def read(self, run: str) -> RunSummary:
+    def read(self, run: str, *, despite_damage: bool = False) -> RunSummary:
         """Read the summary of a run.
 
         :param run: namespace, DAG and run, as a part of keys.
-        :raises LedgerError: a part can't be read.
+        :param despite_damage: return the parts that can be read instead of raising an error. Default: ``False``.
+        :raises LedgerError: a part can't be read, or a later version of this package wrote it.
         :raises StorageError: the store failed.
         """
-        keys = [summary_key(run, part) for part in range(PARTS)]
-        return RunSummary(run, [self._parse(key, self._store.read(key, _MAX_BYTES)) for key in keys])
+        parts: list[SummaryPart] = []
+        damaged: dict[str, str] = {}
+        for key in (summary_key(run, part) for part in range(PARTS)):
+            blob = self._store.read(key, _MAX_BYTES)
+            part = self._parse(key, blob, damaged=blob.version if despite_damage and blob is not None else None)
+            if part is not None:
+                parts.append(part)
+            elif blob is not None:
+                damaged[key] = blob.version
+        return RunSummary(run, parts, damaged)
 
     def runs(self, below: str) -> Iterator[str]:
         """Iterate over the runs that have a summary.
@@ -202,18 +219,25 @@ class Summaries:
                 yield run
             last = run
 
-    def _change(self, key: str, step: Callable[[PartChanges], object], *, damaged_is_empty: bool = False) -> None:
+    def _change(
+        self,
+        key: str,
+        step: Callable[[PartChanges], object],
+        *,
+        damaged: str | None = None,
+        seconds: float = 0.0,
+    ) -> None:
         def stepped(blob: Blob | None) -> bytes | None:
-            part = self._parse(key, blob, damaged_is_empty=damaged_is_empty)
-            is_damaged = part is _DAMAGED
-            changes = PartChanges(part)
+            part = self._parse(key, blob, damaged=damaged)
+            changes = PartChanges(part or SummaryPart())
             step(changes)
             after = changes.part()
-            return None if after == part and not is_damaged else after.model_dump_json().encode()
+            return None if after == part else after.model_dump_json().encode()
 
         with self._lock:
             known = self._known.get(key)
-        blob = update(self._store, key, stepped, expected=None if known is None else Expected(known))
+        expected = None if known is None else Expected(known)
+        blob = update(self._store, key, stepped, expected=expected, seconds=seconds)
         with self._lock:
             self._known.pop(key, None)
             if blob is not None:
@@ -221,16 +245,25 @@ class Summaries:
                 if len(self._known) > _MAX_KNOWN:
                     del self._known[next(iter(self._known))]
 
-    def _parse(self, key: str, blob: Blob | None, *, damaged_is_empty: bool = False) -> SummaryPart:
+    def _parse(self, key: str, blob: Blob | None, *, damaged: str | None = None) -> SummaryPart | None:
+        """Parse a part; ``None`` if it can't be read, and has the version `damaged`."""
         if blob is None:
             return SummaryPart()
         try:
             return SummaryPart.model_validate_json(blob.data)
         except pydantic.ValidationError:
-            if damaged_is_empty:
-                return _DAMAGED
+            where = f"The summary {key} under {self._store.uri}"
+            if (version := _version(blob.data)) > VERSION:
+                raise LedgerError(
+                    f"{where} has version {version}; this version reads up to {VERSION}.",
+                    billed=Billed.NO,
+                    hint="Run the version of airflow-provider-geminiimg that wrote it. Images are not affected.",
+                ) from None
+            if blob.version == damaged:
+                return None
             raise LedgerError(
-                f"The summary {key} under {self._store.uri} can't be read.",
+                f"{where} can't be read.",
+                billed=Billed.NO,
                 hint="`airflow geminiimg jobs reindex` makes it again from the records. Images are not affected.",
             ) from None
 
@@ -242,8 +275,13 @@ def _by_part(values: Mapping[str, _Value]) -> dict[str, list[_Value]]:
     """
     found: dict[str, list[_Value]] = defaultdict(list)
     for key, value in values.items():
-        found[summary_key(run_of(key), zlib.crc32(folder_of(key).encode()) % PARTS)].append(value)
+        found[part_key(key)].append(value)
     return found
+
+
+def part_key(record_key: str) -> str:
+    """Return the key of the part that counts a record."""
+    return summary_key(run_of(record_key), zlib.crc32(folder_of(record_key).encode()) % PARTS)
 
 
 def _names(keys: Iterable[str]) -> set[str]:
@@ -253,3 +291,18 @@ def _names(keys: Iterable[str]) -> set[str]:
 
 def _remove(names: Iterable[str], changes: PartChanges) -> None:
     changes.remove(names)
+
+
+def _count_missing(records: Iterable[tuple[str, RecordGroup]], changes: PartChanges) -> None:
+    for key, group in records:
+        if changes.group(key) is None:  # otherwise somebody who saw a later state has counted it
+            changes.count(key, group)
+
+
+def _version(data: bytes) -> int:
+    """The version of a part; 0 if it can't be read."""
+    try:
+        version = json.loads(data)["version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return version if isinstance(version, int) else 0

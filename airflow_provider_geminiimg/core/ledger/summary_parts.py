@@ -20,6 +20,7 @@ from airflow_provider_geminiimg.core.ledger.layout import index_of
 from airflow_provider_geminiimg.core.ledger.record import Record
 
 ENDED = ("landed", "failed")
+VERSION = 1
 _HASH = 12  # characters
 
 

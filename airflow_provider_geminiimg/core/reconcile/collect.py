@@ -96,8 +96,8 @@ async def collect(purchase_context: PurchaseContext, scope: Scope, *, dry_run: b
     await asyncio.to_thread(mender.finish)
     if mender.failure is not None:
         purchase_context.log.warning(
-            "The index of open records was not mended (%s: %s). The next collect tries again.",
-            mender.failure.kind, mender.failure.message,
+            "The index of open records was not mended (%s: %s). The next collect tries again. %s",
+            mender.failure.kind, mender.failure.message, mender.failure.hint or "",
         )  # fmt: skip
     return work.report
 

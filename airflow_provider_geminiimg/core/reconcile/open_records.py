@@ -20,15 +20,15 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
     is_complete,
     is_open,
     mark_complete,
-    read_open_entry,
+    read_open_entries,
     root_of,
 )
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
-from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RecordEntry, Scope, batches, batches_at
+from airflow_provider_geminiimg.core.reconcile.scan import RecordEntry, Scope, batches, batches_at
 from airflow_provider_geminiimg.core.reconcile.summary_mender import SummaryMender
-from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
+from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 
 @dataclass(frozen=True)
@@ -64,23 +64,10 @@ async def read_index(ledger: Ledger, scope: Scope) -> IndexState:
     """
     store = ledger.store
     root = await asyncio.to_thread(root_of, store)
-    index = IndexState(await asyncio.to_thread(is_complete, store, scope.namespace), root)
-
-    def read(key: str) -> OpenEntry | LedgerError | None:
-        try:
-            return read_open_entry(store, key)
-        except LedgerError as error:
-            return error
-
-    keys = await asyncio.to_thread(lambda: list(store.keys(open_prefix(scope.namespace))))
-    for start in range(0, len(keys), CONCURRENCY):
-        some = keys[start : start + CONCURRENCY]
-        for key, entry in zip(some, await asyncio.gather(*(asyncio.to_thread(read, key) for key in some)), strict=True):
-            if isinstance(entry, LedgerError):
-                index.unreadable.append(key)
-            elif entry is not None and scope.covers(entry.record or f"{LEDGER}/{entry.task_instance}/"):
-                index.entries.append(entry)
-    return index
+    complete = await asyncio.to_thread(is_complete, store, scope.namespace)
+    entries, unreadable = await asyncio.to_thread(read_open_entries, store, open_prefix(scope.namespace))
+    covered = [entry for entry in entries if scope.covers(entry.record or f"{LEDGER}/{entry.task_instance}/")]
+    return IndexState(complete, root, covered, unreadable)
 
 
 async def open_batches(ledger: Ledger, scope: Scope, index: IndexState) -> AsyncIterator[list[RecordEntry]]:
@@ -154,7 +141,7 @@ class IndexMender:
         self._read_all = read_all
         self._dry_run = dry_run
         self._open: set[str] = set()
-        self._summaries = SummaryMender(ledger, read_all=read_all)
+        self._summaries = SummaryMender(ledger, read_all=read_all, whole_runs=scope.task_id is None)
         self._stale = {entry.record for entry in index.entries if _is_stale(entry)}
         # An entry of a batch whose attempt is gone is replaced by entries of its records.
         self._given_up = {item for entry in index.entries if _is_stale(entry) for item in entry.items}
@@ -223,10 +210,10 @@ class IndexMender:
             self.failure = self.failure or as_outcome(error)
 
     def _remove_stale(self) -> None:
+        if self.failure is not None:  # then records may have neither an entry of their own nor a place in a summary
+            return
         stale = [entry.key for entry in self._index.entries if _is_stale(entry) and entry.record not in self._open]
-        if self.failure is not None:  # then records of batches may have no entry of their own yet
-            stale = [entry.key for entry in self._index.entries if entry.key in stale and entry.record is not None]
-        elif self._read_all and self._scope.is_whole:
+        if self._read_all and self._scope.is_whole:
             stale += filter(self._is_old, self._index.unreadable)
         self.removed += len(stale)
         if not self._dry_run:

@@ -5,6 +5,7 @@ Invariants:
 - A record that may stand for a paid image is removed only if a person asks for it, and is first marked as lost, so that
   it is never just missing.
 - Image files are never removed.
+- What was paid for a removed record stays in the totals of its run: it is counted before it is removed.
 - Removing a record by name leaves a tombstone. Only with a tombstone does an attempt that knows the record from
   Airflow's task state submit again. Removing old records leaves no tombstone, so nothing is bought again by mistake.
 """
@@ -83,6 +84,7 @@ def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
     if not force and has_unknown_jobs(ledger, record):
         raise _refusal(record, "It has extra jobs that may have been paid for.", "`jobs collect` stores their images.")
     removed = ledger.change(key, _given_up)
+    ledger.summaries.count([removed])  # what was paid for it stays in the totals
     ledger.add_tombstone(removed)
     release_names(ledger, removed)
     _remove(ledger, removed)
@@ -113,7 +115,9 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
     for key in await asyncio.to_thread(_purge_shown, ledger, scope, days, dry_run):
         yield key
     if failures:
-        named = " ".join(f"{name}: {error.message}" for name, error in list(failures.items())[:_NAMED])
+        named = " ".join(
+            f"{name}: {error.message} {error.hint}".strip() for name, error in list(failures.items())[:_NAMED]
+        )
         raise LedgerError(
             f"The records of {len(failures)} task instances could not be removed. {named}",
             billed=Billed.NO,
@@ -210,6 +214,7 @@ async def _removed(
 def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
     """Remove what belongs to the records, then the records; an interruption leaves a valid state at each point."""
     records = [record for each in found for record in each.records]
+    ledger.summaries.count(records)  # what was paid for them stays in the totals
     removed = {record.key for record in records}
     last = {folder_of(record.key): record.key for record in records}
     for record in records:
@@ -220,7 +225,6 @@ def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
     store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
     store.delete_all(list(last.values()))
     _count_as_removed(ledger, removed)
-    ledger.summaries.remove(removed)
 
 
 def _note(failures: dict[str, GeminiImageError], key: str, error: GeminiImageError) -> None:

@@ -19,13 +19,12 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     open_prefix_of_run,
     run_of,
 )
-from airflow_provider_geminiimg.core.ledger.open_index import OpenEntry, is_complete, read_open_entry
+from airflow_provider_geminiimg.core.ledger.open_index import OpenEntry, is_complete, read_open_entries
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.ledger.summaries import RunSummary
 from airflow_provider_geminiimg.core.ledger.summary_parts import RecordGroup, group_of
 from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RecordEntry, look
 from airflow_provider_geminiimg.core.storage import encode_segment
-from airflow_provider_geminiimg.exceptions import LedgerError
 
 MAX_READ = 2_000  # open records, and items of batches, that are read
 UNREADABLE = "unreadable"
@@ -64,7 +63,7 @@ def run_totals(ledger: Ledger, namespace: str, run: str) -> RunTotals:
     :raises StorageError: the store failed.
     """
     # In this order: a record that is counted in between is in both, and counted once.
-    entries, damaged = _entries(ledger, run)
+    entries, unreadable = _entries(ledger, run)
     summary = ledger.summaries.read(run)
     counts, removed = summary.counts(), summary.removed()
     keys = list(itertools.islice(_keys(ledger, entries, run), MAX_READ + 1))
@@ -77,13 +76,13 @@ def run_totals(ledger: Ledger, namespace: str, run: str) -> RunTotals:
         if entry.found is not None:
             counts[group_of(entry.found.record, entry.status)] += 1
         open_records[entry.key] = entry.status
-    damaged += sum(entry.found is None for entry in found)
+    unreadable += sum(entry.found is None for entry in found)
     return RunTotals(
         counts=+counts,
         removed=removed,
         open=open_records,
-        unreadable=damaged,
-        not_started=_not_started(summary, +counts),
+        unreadable=unreadable,
+        not_started=_not_started(summary, +counts + removed),
         complete=is_complete(ledger.store, namespace),
         more=len(keys) > MAX_READ,
         summary=summary,
@@ -92,17 +91,9 @@ def run_totals(ledger: Ledger, namespace: str, run: str) -> RunTotals:
 
 def _entries(ledger: Ledger, run: str) -> tuple[list[OpenEntry], int]:
     """The entries of a run in the index of open records, and the number of those that can't be read."""
-    found: list[OpenEntry] = []
-    damaged = 0
-    for key in ledger.store.keys(open_prefix_of_run(run)):
-        try:
-            entry = read_open_entry(ledger.store, key)
-        except LedgerError:
-            damaged += 1
-            continue
-        if entry is not None and run_of(entry.record or f"{LEDGER}/{entry.task_instance}/0/") == run:
-            found.append(entry)
-    return found, damaged
+    entries, unreadable = read_open_entries(ledger.store, open_prefix_of_run(run))
+    own = [entry for entry in entries if run_of(entry.record or f"{LEDGER}/{entry.task_instance}/0/") == run]
+    return own, len(unreadable)
 
 
 def _keys(ledger: Ledger, entries: Sequence[OpenEntry], run: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Makes the summaries of runs agree with the records that a collect or a reindex reads.
 
 Invariants: the records decide. A summary counts a record that does not exist only until all records of its run were
-read. Other processes may use the records and the summaries meanwhile.
+read. A part that can't be read is replaced only then, too, with one write. Other processes may use the records and the
+summaries meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, is_record_key, run_of
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.ledger.summaries import RunSummary
+from airflow_provider_geminiimg.core.ledger.summaries import RunSummary, part_key
+from airflow_provider_geminiimg.core.ledger.summary_parts import RecordGroup, group_of
 from airflow_provider_geminiimg.core.reconcile.scan import RecordEntry
 from airflow_provider_geminiimg.core.storage import encode_segment
 
@@ -22,17 +24,20 @@ class SummaryMender:
     """Counts records that have ended. Its methods block.
 
     :param ledger: the records.
-    :param read_all: whether all records of some runs are seen, in the order of their keys.
+    :param read_all: whether all records of a scope are seen, in the order of their keys.
+    :param whole_runs: whether the scope consists of whole runs.
     """
 
-    def __init__(self, ledger: Ledger, *, read_all: bool) -> None:
+    def __init__(self, ledger: Ledger, *, read_all: bool, whole_runs: bool) -> None:
         self._summaries = ledger.summaries
         self._ledger = ledger
         self._read_all = read_all
+        self._whole_runs = whole_runs
         self._before: RunSummary | None = None
         self._seen: set[str] = set()  # keys of the run's records
         self._runs: set[str] = set()
         self._ended: list[Record] = []
+        self._of_damaged: dict[str, RecordGroup] = {}  # records of parts that can't be read
 
     def see(self, entry: RecordEntry, record: Record | None) -> None:
         """Note a record of the scope.
@@ -43,7 +48,9 @@ class SummaryMender:
         if self._read_all:
             self._begin(run_of(entry.key))
             self._seen.add(entry.key)
-        if record is not None:
+        if record is not None and self._before is not None and part_key(record.key) in self._before.damaged:
+            self._of_damaged[record.key] = group_of(record, record.state)
+        elif record is not None:
             self._ended.append(record)
         if len(self._ended) >= _TOGETHER:
             self._count()
@@ -67,13 +74,14 @@ class SummaryMender:
             return
         self._end()
         self._runs.add(run)
-        self._before = self._summaries.reset_damaged(run)
+        self._before = self._summaries.read(run, despite_damage=self._whole_runs)
 
     def _end(self) -> None:
         self._count()
         if self._before is not None:
+            self._summaries.replace_damaged(self._before, self._of_damaged)
             self._summaries.remove_missing(self._before, self._seen, self._existing(self._before.run))
-        self._before, self._seen = None, set()
+        self._before, self._seen, self._of_damaged = None, set(), {}
 
     def _count(self) -> None:
         self._summaries.count(self._ended)

@@ -95,6 +95,7 @@ def update(
     *,
     billed: Billed = Billed.NO,
     expected: Expected | None = None,
+    seconds: float = 0.0,
 ) -> Blob | None:
     """Change an object with a conditional write; if another writer was first, call the step again.
 
@@ -103,11 +104,12 @@ def update(
         must be repeatable.
     :param expected: given to the first call of the step instead of the stored object. The condition of the write shows
         whether it was right; if not, or if the step fails or wants no change, the object is read.
-    :param billed: whether money was spent; used in the error after `UPDATE_SECONDS` of failed attempts.
+    :param billed: whether money was spent; used in the error after failed attempts.
+    :param seconds: maximum time for attempts. 0: `UPDATE_SECONDS`.
     :returns: the stored object.
     :raises StorageError: the store failed.
     """
-    give_up, patience = time.monotonic() + UPDATE_SECONDS, 0.01
+    give_up, patience = time.monotonic() + (seconds := seconds or UPDATE_SECONDS), 0.01
     if expected is not None and (stored := _as_expected(store, key, step, expected.blob)) is not None:
         return stored
     while True:
@@ -120,7 +122,7 @@ def update(
             return written.blob
         if time.monotonic() > give_up:
             raise StorageError(
-                f"{key} under {store.uri} could not be updated in {UPDATE_SECONDS:.0f} s: others kept writing it.",
+                f"{key} under {store.uri} could not be updated in {seconds:.0f} s: others kept writing it.",
                 billed=billed,
                 hint="A retry continues.",
             )

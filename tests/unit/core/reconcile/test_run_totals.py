@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.core.ledger.layout import open_prefix, run_of
-from airflow_provider_geminiimg.core.ledger.open_index import mark_complete, root_of
+from airflow_provider_geminiimg.core.ledger.layout import open_key, open_prefix, run_of
+from airflow_provider_geminiimg.core.ledger.open_index import STALE_SECONDS, mark_complete, root_of
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.reconcile import Scope, reindex
+from airflow_provider_geminiimg.core.reconcile import Scope, forget, purge, reindex
+from airflow_provider_geminiimg.core.reconcile.open_records import IndexMender, open_batches, read_index
 from airflow_provider_geminiimg.core.reconcile.run_totals import RunTotals, run_totals
-from airflow_provider_geminiimg.core.storage import open_store
+from airflow_provider_geminiimg.core.reconcile.scan import batches
+from airflow_provider_geminiimg.core.storage import Store, open_store
+from airflow_provider_geminiimg.exceptions import Billed, LedgerError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from tests.harness.records import ITEM, Traced, landed, make_record, submitted
+from tests.harness.records import ITEM, Traced, age_key, landed, make_record, submitted
 
 RUN = run_of(make_record().key)
 
@@ -169,3 +174,183 @@ async def test_a_ledger_of_an_earlier_version_is_incomplete_until_all_records_we
     found = totals(ledger)
     assert found.complete
     assert statuses(found) == {"landed": 7}
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Killing(Traced):
+    """A store whose process is killed before a write.
+
+    :param writes: number of writes before it.
+    """
+
+    def __init__(self, real: Store, writes: int) -> None:
+        super().__init__(real)
+        self.left = writes
+
+    def _call(self, operation: str, key: str, *args: Any) -> Any:
+        if operation in ("create", "replace", "delete"):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+        return super()._call(operation, key, *args)
+
+
+class Replacing(Traced):
+    """A store in which another process replaces a record's entry after it was listed."""
+
+    def __init__(self, real: Store, ledger: Ledger, record: Record) -> None:
+        super().__init__(real)
+        self._entry = open_key(record.key, record.claim)
+        self._replace = lambda: (ledger.open_index.add_again(record.key), real.delete(self._entry))
+
+    def _call(self, operation: str, key: str, *args: Any) -> Any:
+        if (operation, key) == ("read", self._entry):
+            self._replace()
+        return super()._call(operation, key, *args)
+
+
+def ended_uncounted(ledger: Ledger, store: Traced, record: Record) -> None:
+    """A record that has landed while its summary could not be written."""
+    ledger.create(record)
+    store.prefix, store.always = "summaries/", dict.fromkeys(("read", "create", "replace"), "before")
+    ledger.change(record.key, lambda stored: replace(landed(), key=stored.key, claim=stored.claim))
+    store.prefix, store.always = "", {}
+
+
+@pytest.mark.parametrize("how", ["purge", "forget"])
+async def test_what_was_paid_for_a_removed_record_stays_in_the_totals_if_it_was_never_counted(
+    ledger: Ledger, store: Traced, how: str
+) -> None:
+    [record] = items(1)
+    ended_uncounted(ledger, store, record)
+    await remove(how, Ledger(store), record.key)
+    assert store.read(record.key) is None
+    found = totals(ledger)
+    assert (sum(found.counts.values()), sum(found.removed.values())) == (0, 1)
+
+
+@pytest.mark.parametrize("how", ["purge", "forget"])
+async def test_records_are_not_removed_while_their_summary_cannot_be_read(
+    ledger: Ledger, store: Traced, how: str
+) -> None:
+    records = items(4)
+    for record in records:
+        finish(ledger, record)
+    damage(store)
+    with pytest.raises(LedgerError, match="reindex") as caught:
+        await remove(how, Ledger(store), records[0].key)
+    assert caught.value.billed is Billed.NO
+    assert sorted(store.keys("ledger/")) == sorted(record.key for record in records)
+    await reindex(Ledger(store), Scope("default"))
+    assert statuses(totals(ledger)) == {"landed": 4}
+
+
+async def test_purged_images_are_not_shown_as_not_started(ledger: Ledger, store: Traced) -> None:
+    records = items(5)
+    task_instance = records[0].key.removeprefix("ledger/").rsplit("/", 2)[0]
+    ledger.summaries.plan(task_instance, [record.key.split("/")[-2] for record in records])
+    for record in records[:3]:
+        finish(ledger, record)
+    await remove("purge", ledger, "")
+    assert totals(ledger).not_started == {"batch/-1": 2}
+
+
+async def test_an_entry_whose_record_could_not_be_counted_stays_when_another_entry_cannot_be_written(
+    ledger: Ledger, store: Traced
+) -> None:
+    mark_complete(store, "default", root_of(store))
+    first, *_ = items(2, "a_batch")
+    ledger.open_index.cover([first.key.split("/")[-2]])
+    ledger.create(first)  # its attempt ends here, so it needs an entry of its own
+    [alone] = items(1, "z_alone")
+    ended_uncounted(Ledger(store), store, alone)
+    for key in list(store.keys(open_prefix("default"))):
+        age_key(store, key, STALE_SECONDS + 1)
+    before = totals(ledger).counts
+    store.prefix, store.once = "open/", {"create": "before"}
+    later = Ledger(store)
+    index = await read_index(later, Scope("default"))
+    mender = IndexMender(later, Scope("default"), index, read_all=False)
+    async for batch in open_batches(later, Scope("default"), index):
+        mender.see(batch)
+    mender.finish()
+    assert mender.failure is not None
+    assert totals(ledger).counts == before
+
+
+async def test_a_reindex_of_one_task_replaces_no_summary_of_its_run(ledger: Ledger, store: Traced) -> None:
+    for record in (*items(8, "a"), *items(8, "b")):
+        finish(ledger, record)
+    damage(store)
+    done = await reindex(Ledger(store), Scope("default", task_id="a"))
+    assert done.failure is not None
+    with pytest.raises(LedgerError, match="reindex"):
+        totals(ledger)
+    await reindex(Ledger(store), Scope("default"))
+    assert statuses(totals(ledger)) == {"landed": 16}
+
+
+@pytest.mark.parametrize("killed_after", range(1, 12))
+async def test_a_reindex_that_is_killed_leaves_unreadable_or_exact_summaries(
+    ledger: Ledger, store: Traced, killed_after: int
+) -> None:
+    mark_complete(store, "default", root_of(store))
+    for record in items(16):
+        finish(ledger, record)
+    damage(store)
+    with contextlib.suppress(Killed):
+        await reindex(Ledger(Killing(store, writes=killed_after)), Scope("default"))
+    with contextlib.suppress(LedgerError):
+        assert statuses(totals(ledger)) == {"landed": 16}
+
+
+async def test_a_record_that_ends_during_a_reindex_of_damaged_summaries_is_counted(
+    ledger: Ledger, store: Traced
+) -> None:
+    records = items(6)
+    for record in records[:5]:
+        finish(ledger, record)
+    ledger.create(records[5])
+    damage(store)
+    scope = Scope("default")
+    mender = IndexMender(ledger, scope, await read_index(ledger, scope), read_all=True)
+    async for batch in batches(ledger, scope):
+        mender.see(batch)
+    ledger.change(records[5].key, lambda stored: replace(landed(), key=stored.key, claim=stored.claim))
+    mender.finish()
+    assert mender.failure is None
+    assert statuses(totals(ledger)) == {"landed": 6}
+
+
+async def test_a_summary_of_a_later_version_is_refused_and_stays(ledger: Ledger, store: Traced) -> None:
+    for record in items(3):
+        finish(ledger, record)
+    data = b'{"version": 2, "counted": {}}'
+    damage(store, data)
+    done = await reindex(Ledger(store), Scope("default"))
+    assert done.failure is not None
+    assert "version 2" in done.failure.message
+    assert {blob.data for key in store.keys("summaries/") if (blob := store.read(key)) is not None} == {data}
+
+
+def test_an_entry_that_is_replaced_while_the_totals_are_read_is_not_missed(ledger: Ledger, store: Traced) -> None:
+    [record] = items(1)
+    ledger.create(record)
+    assert statuses(run_totals(Ledger(Replacing(store, ledger, record)), "default", RUN)) == {"waiting": 1}
+
+
+async def remove(how: str, ledger: Ledger, key: str) -> None:
+    """Remove one record by name, or all."""
+    if how == "forget":
+        forget(ledger, key)
+    else:
+        assert [each async for each in purge(ledger, Scope("default"), days=0.0)]
+
+
+def damage(store: Traced, data: bytes = b"{") -> None:
+    for key in list(store.keys("summaries/")):
+        store.delete(key)
+        store.create(key, data)
