@@ -481,7 +481,7 @@ PROMISED = (
     Protection(
         "No entry is removed after a record was not counted",
         "core/reconcile/open_records.py",
-        "        if self.failure is not None:  # then records may have neither an entry of their own nor a place in a summary\n",
+        "        if self.failure is not None:  # records may have neither an entry nor a count\n",
         "        if False:\n",
         tests={"unit/core/reconcile/test_run_totals.py": "another_entry_cannot_be_written"},
     ),

@@ -210,7 +210,7 @@ class IndexMender:
             self.failure = self.failure or as_outcome(error)
 
     def _remove_stale(self) -> None:
-        if self.failure is not None:  # then records may have neither an entry of their own nor a place in a summary
+        if self.failure is not None:  # records may have neither an entry nor a count
             return
         stale = [entry.key for entry in self._index.entries if _is_stale(entry) and entry.record not in self._open]
         if self._read_all and self._scope.is_whole:
