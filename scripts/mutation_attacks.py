@@ -196,7 +196,7 @@ ATTACKED = (
     Protection(
         "A page reads a part of the records",
         "gallery/queries.py",
-        "self._read(keys[:MAX_READ])",
+        "self._read(itertools.islice(keys, MAX_READ))",
         "self._read(keys)",
         tests={"unit/gallery/test_app.py": "filter_without_hits"},
     ),

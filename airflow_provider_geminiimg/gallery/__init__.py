@@ -9,6 +9,8 @@ In reading order:
 - `plugin`: registers the gallery in Airflow
 - `app`: the FastAPI application
 - `queries`: reads records and images from the ledger
+- `run_records`: the keys of a run's records, in the order of the pages
+- `run_totals`: the totals of a run, from what is counted of it
 - `addresses`: converts between record keys and addresses
 - `page`: the HTML page and its static files
 - `link`: the link on a task instance

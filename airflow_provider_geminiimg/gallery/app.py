@@ -45,7 +45,8 @@ from airflow_provider_geminiimg.exceptions import (
 )
 from airflow_provider_geminiimg.gallery import page, routes
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
-from airflow_provider_geminiimg.gallery.queries import GalleryQueries, RecordFilter
+from airflow_provider_geminiimg.gallery.queries import GalleryQueries
+from airflow_provider_geminiimg.gallery.run_records import RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 MAX_THUMBNAIL_BYTES = 4 << 20  # one of ours has less than 1 MB

@@ -8,74 +8,32 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from airflow_provider_geminiimg.core.batch.plan import Plan
-from airflow_provider_geminiimg.core.ledger.layout import (
-    LEDGER,
-    PLANS,
-    TaskIndex,
-    encode_once,
-    folder_of,
-    index_of,
-    is_record_key,
-    of_all_shards,
-    plan_of,
-    saved_key,
-    task_instance_of,
-)
+from airflow_provider_geminiimg.core.ledger.layout import LEDGER, folder_of, index_of, task_instance_of
 from airflow_provider_geminiimg.core.ledger.manifest import iso
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.summary_parts import group_of
 from airflow_provider_geminiimg.core.purchase.copying import asked_last, image_places
 from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RECORD_STATUSES, RecordEntry, look
+from airflow_provider_geminiimg.core.reconcile.spend import Spend
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.gallery.addresses import Address, address_of
+from airflow_provider_geminiimg.gallery.run_records import RecordFilter, RunRecords, is_shown, place_of
+from airflow_provider_geminiimg.gallery.run_totals import complete_totals, counted, counted_summary, shown_costs
 
-MAX_LOOKED_AT = 5_000  # records that a summary reads
+MAX_LOOKED_AT = 5_000  # records that a summary reads if they are not counted
 MAX_READ = 1_000  # records that a page reads; with a selective filter, the next page continues
 MAX_PAGE_BYTES = 16 << 20  # bytes of records that a page reads
 MAX_SUMMARY_BYTES = 32 << 20  # bytes of records that a summary reads
-MAX_PLANS = 200  # batch plans that a summary reads
 MAX_IMAGES = 100  # images of one record that are shown; an answer of a gateway has at most 16
 MAX_PLACES = 8  # copies of one image that are tried
-MAX_PLAN_BYTES = 64 << 20
 MAX_SIDECAR_BYTES = 1 << 20
-_NUMBER = re.compile(r"-?[0-9]{1,18}")  # longer numbers are not written by this package, and may exceed Python's limit
-
-
-@dataclass(frozen=True)
-class RecordFilter:
-    """Filter for the records of a run; ``None`` means no restriction.
-
-    :param status: see `core.reconcile.RECORD_STATUSES`.
-    """
-
-    dag_id: str
-    run_id: str
-    task_id: str | None = None
-    map_index: int | None = None
-    iteration: int | None = None
-    model: str | None = None
-    status: str | None = None
-
-    def fits(self, entry: RecordEntry) -> bool:
-        """Return whether a record passes the filter."""
-        model = None if entry.found is None else entry.found.record.model
-        return self.model in (None, model) and self.status in (None, entry.status)
-
-    def fits_index(self, index: TaskIndex) -> bool:
-        """Return whether a task instance passes the filter."""
-        return self.map_index in (None, index.map_index) and self.iteration in (None, index.iteration)
 
 
 class GalleryQueries:
@@ -104,31 +62,56 @@ class GalleryQueries:
         :param after: the cursor from an earlier page.
         :param limit: maximum number of records.
         """
-        keys = self._keys(wanted)
-        if after:
-            first = _order(after)
-            keys = [key for key in keys if _order(key) > first]
+        keys = self._candidates(wanted, after or None)
         found: list[RecordEntry] = []
-        last = None
-        for entry, size in self._read(keys[:MAX_READ]):
+        last = after or None
+        begun = False
+        for entry, size in self._read(itertools.islice(keys, MAX_READ)):
             fits = wanted.fits(entry)
-            if last is not None and (size > MAX_PAGE_BYTES or (fits and len(found) == limit)):
+            if begun and (size > MAX_PAGE_BYTES or (fits and len(found) == limit)):
                 return list(map(self.item, found)), last
             found += [entry] if fits else []
-            last = entry.key
-        return list(map(self.item, found)), keys[MAX_READ - 1] if len(keys) > MAX_READ else None
+            last, begun = entry.key, True
+        return list(map(self.item, found)), None if next(keys, None) is None else last
+
+    def _candidates(self, wanted: RecordFilter, after: str | None) -> Iterator[str]:
+        """The keys of the records behind a cursor that may pass the filter, in order."""
+        records = RunRecords(self.ledger.store, self.namespace, wanted)
+        is_narrow = wanted.status is not None or wanted.model is not None
+        totals = complete_totals(self.ledger, self.namespace, records.run) if is_narrow else None
+        groups = None if totals is None or totals.more else counted(totals, wanted)
+        if totals is None or groups is None:
+            return records.keys(after)
+        if wanted.status in (None, "landed"):
+            return records.keys(after, {group.task for group in groups})
+        keys = {key for key, status in totals.open.items() if status == wanted.status}
+        keys.update(totals.summary.keys(wanted.fits_group))
+        start = place_of(after) if after and is_shown(after) else None
+        places = sorted((place_of(key), key) for key in keys if wanted.fits_key(key))
+        return iter([key for place, key in places if start is None or place > start])
 
     def summary(self, wanted: RecordFilter) -> dict[str, Any]:
         """Return totals for the records of a run or of a part of it.
 
-        Reads at most `MAX_LOOKED_AT` records and `MAX_SUMMARY_BYTES`.
+        They are those that are counted. Where records are not counted, at most `MAX_LOOKED_AT` records and
+        `MAX_SUMMARY_BYTES` are read.
         """
-        keys = self._keys(wanted)
+        records = RunRecords(self.ledger.store, self.namespace, wanted)
+        totals = complete_totals(self.ledger, self.namespace, records.run)
+        groups = None if totals is None else counted(totals, wanted)
+        if totals is None or groups is None:
+            return {**self._read_summary(records), "complete": totals is not None}
+        return counted_summary(totals, groups, wanted)
+
+    def _read_summary(self, run: RunRecords) -> dict[str, Any]:
+        keys = list(itertools.islice(run.keys(), MAX_LOOKED_AT + 1))
         read = itertools.takewhile(lambda each: each[1] <= MAX_SUMMARY_BYTES, self._read(keys[:MAX_LOOKED_AT]))
         entries = [entry for entry, _ in read]
         records = [entry.found.record for entry in entries if entry.found is not None]
-        costs, without_price = _total(records)
-        not_started, unreadable, more = self._not_started(wanted, keys)
+        paid = Spend()
+        for record in records:
+            paid.add(group_of(record, record.state), 1)
+        not_started, unreadable = _not_started(run, keys)
         statuses = Counter(entry.status for entry in entries)
         statuses.update({"unreadable": unreadable} if unreadable else {})
         return {
@@ -136,13 +119,13 @@ class GalleryQueries:
             "not_started": not_started,
             "wanted": len({folder_of(key) for key in keys}) + not_started,
             "images": sum(len(_images(record)) for record in records),
-            "costs": costs,
-            "without_price": without_price,
+            "costs": shown_costs(paid),
+            "without_price": paid.without_price,
             "tasks": sorted({address_of(key).task_id for key in keys}),
             "models": sorted({record.model for record in records}),
             "iterations": sorted({at.iteration for key in keys if (at := index_of(key)) and at.iteration is not None}),
             "looked_at": len(entries),
-            "more": more or len(keys) > len(entries),
+            "more": run.has_more_plans or len(keys) > len(entries),
         }
 
     def record(self, address: Address) -> Record:
@@ -152,7 +135,7 @@ class GalleryQueries:
         :raises GeminiImageError: it cannot be read.
         """
         key = address.key(self.namespace)
-        entry = look(self.ledger, key) if _is_shown(key) else None
+        entry = look(self.ledger, key) if is_shown(key) else None
         if entry is None:
             raise BadRequestError("There is no such image.")
         return entry.readable().record
@@ -184,7 +167,7 @@ class GalleryQueries:
         try:
             sidecar = f"{source['uri'].rpartition('.')[0]}.json"
             key = json.loads(self.files.read(sidecar, max_bytes=MAX_SIDECAR_BYTES))["record"]
-            entry = look(self.ledger, key) if _is_shown(key) and key.startswith(f"{self._folder}/") else None
+            entry = look(self.ledger, key) if is_shown(key) and key.startswith(f"{self._folder}/") else None
             images = _images(entry.readable().record) if entry else []
         except (GeminiImageError, ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -252,61 +235,7 @@ class GalleryQueries:
             return "It is outside the folders that the gallery may read: add its folder to [geminiimg] gallery_roots."
         return None
 
-    def _not_started(self, wanted: RecordFilter, keys: Sequence[str]) -> tuple[int, int, bool]:
-        """Return the number of planned batch images without a record, the number of unreadable plans, and whether more
-        plans exist than were read.
-        """
-        begun: dict[str, set[str]] = defaultdict(set)
-        for key in keys:
-            begun[task_instance_of(key)].add(key.split("/")[-2])
-        latest = self._latest_plans(wanted)
-        missing: dict[str, set[str]] = defaultdict(set)
-        unreadable = 0
-        for (of_task, index), n in itertools.islice(latest.items(), MAX_PLANS):
-            planned = self._plan(saved_key(PLANS, of_task, n))
-            unreadable += planned is None
-            of_all = of_all_shards(of_task, index)
-            missing[of_all] |= (planned or set()) - begun[of_task] - begun[of_all]
-        return sum(map(len, missing.values())), unreadable, len(latest) > MAX_PLANS
-
-    def _latest_plans(self, wanted: RecordFilter) -> dict[tuple[str, TaskIndex], int]:
-        """Return the latest generation of the plan of each task instance."""
-        latest: dict[tuple[str, TaskIndex], int] = {}
-        for key in self.ledger.store.keys(self._below(f"{PLANS}/{encode_segment(self.namespace)}", wanted)):
-            if (plan := plan_of(key)) is not None and wanted.fits_index(plan[1]):
-                latest[plan[:2]] = max(plan[2], latest.get(plan[:2], 0))
-        return latest
-
-    def _plan(self, key: str) -> set[str] | None:
-        """Return the item names of a plan's images; ``None`` if the plan cannot be read."""
-        blob = self.ledger.store.read(key, MAX_PLAN_BYTES)
-        if blob is None:  # the plan was removed, because all its images have just been stored
-            return set()
-        try:
-            return Plan.model_validate_json(blob.data).keys()
-        except (ValidationError, GeminiImageError):
-            return None
-
-    def _below(self, folder: str, wanted: RecordFilter) -> str:
-        names = [encode_segment(wanted.dag_id), encode_once(wanted.run_id)]
-        names += [] if wanted.task_id is None else [encode_once(wanted.task_id)]
-        return "/".join((folder, *names, ""))
-
-    def _keys(self, wanted: RecordFilter) -> list[str]:
-        keys = list(filter(is_record_key, self.ledger.store.keys(self._below(self._folder, wanted))))
-        found = [key for key in keys if (at := index_of(key)) and wanted.fits_index(at)]
-        if not found and wanted.task_id is not None and wanted.map_index is not None:
-            found = self._of_shard(wanted, keys)
-        return sorted(found, key=_order)
-
-    def _of_shard(self, wanted: RecordFilter, keys: Sequence[str]) -> list[str]:
-        """Return the records of one shard of a wide batch; they belong to the index -1 of its task."""
-        items: dict[str, set[str]] = defaultdict(set)
-        for (of_task, index), n in itertools.islice(self._latest_plans(wanted).items(), MAX_PLANS):
-            items[of_all_shards(of_task, index)] |= self._plan(saved_key(PLANS, of_task, n)) or set()
-        return [key for key in keys if key.split("/")[-2] in items[task_instance_of(key)]]
-
-    def _read(self, keys: Sequence[str]) -> Iterator[tuple[RecordEntry, int]]:
+    def _read(self, keys: Iterable[str]) -> Iterator[tuple[RecordEntry, int]]:
         """Iterate over the records, each with the total size of all records read so far."""
         size = 0
         with ThreadPoolExecutor(CONCURRENCY) as pool:
@@ -317,13 +246,17 @@ class GalleryQueries:
                     yield entry, size
 
 
-def _is_shown(key: str) -> bool:
-    return is_record_key(key) and index_of(key) is not None
-
-
-def _order(key: str) -> tuple[Any, ...]:
-    """Sort key for record keys: numbers in numeric order, and before names."""
-    return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in re.split(r"[/.]", key))
+def _not_started(run: RunRecords, keys: Iterable[str]) -> tuple[int, int]:
+    """Return the number of planned batch images without a record, and the number of unreadable plans."""
+    begun: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        begun[task_instance_of(key)].add(key.split("/")[-2])
+    missing: dict[str, set[str]] = defaultdict(set)
+    unreadable = 0
+    for of_task, of_all, planned in run.plans():
+        unreadable += planned is None
+        missing[of_all] |= (planned or set()) - begun[of_task] - begun[of_all]
+    return sum(map(len, missing.values())), unreadable
 
 
 def _places(record: Record) -> list[Sequence[Mapping[str, Any]]]:
@@ -340,21 +273,3 @@ def _said(error: GeminiImageError | None) -> dict[str, Any] | None:
     if error is None:
         return None
     return {"code": error.kind, "message": str(error), "billed": error.billed.value, "hint": error.hint}
-
-
-def _total(records: Iterable[Record]) -> tuple[list[dict[str, Any]], int]:
-    """Return the paid amounts by currency and basis, and the number of paid images without a known price."""
-    sums: dict[tuple[str, str], float] = {}
-    without = 0
-    for record in records:
-        if record.billed.value != "yes":
-            continue
-        cost = (record.manifest or {}).get("cost") or record.cost
-        if cost.get("amount") is None:
-            without += 1
-            continue
-        which = (str(cost.get("currency")), str(cost.get("basis")))
-        sums[which] = sums.get(which, 0.0) + float(cost["amount"])
-    # An infinite sum comes from implausible amounts; it is shown as unknown.
-    known = {which: round(amount, 6) if math.isfinite(amount) else None for which, amount in sorted(sums.items())}
-    return [{"amount": amount, "currency": c, "basis": b} for (c, b), amount in known.items()], without

@@ -110,8 +110,8 @@ class Wire(Store):
     def delete(self, key: str) -> None:
         self._call("delete", key)
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        return iter(self._call("keys", prefix))
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        return iter(self._call("keys", prefix, after))
 
     def folders(self, folder: str) -> list[str]:
         return self._call("folders", folder)  # type: ignore[no-any-return]

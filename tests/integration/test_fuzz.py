@@ -79,7 +79,7 @@ from airflow_provider_geminiimg.exceptions import (
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.gallery.markdown import review_markdown
 from airflow_provider_geminiimg.gallery.queries import GalleryQueries as GalleryShelf
-from airflow_provider_geminiimg.gallery.queries import RecordFilter
+from airflow_provider_geminiimg.gallery.run_records import RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.runtime import jobs_command
 from tests.harness.api_server import api_server, ask_raw, gallery_app
@@ -369,7 +369,7 @@ class DictStore(Store):
 
     def delete(self, key: str) -> None: ...
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         return iter([record_key(ITEM, 1)])
 
     def folders(self, folder: str) -> list[str]:
@@ -454,8 +454,8 @@ class Memory(Store):
     def delete(self, key: str) -> None:
         self.held.pop(key, None)
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        return iter(sorted(key for key in self.held if key.startswith(prefix)))
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        return iter(sorted(key for key in self.held if key.startswith(prefix) and key > after))
 
     def folders(self, folder: str) -> list[str]:
         return sorted({key.removeprefix(f"{folder}/").split("/")[0] for key in self.keys(f"{folder}/")})

@@ -330,7 +330,13 @@ def index_of(key: str) -> TaskIndex | None:
 def names_of(key: str) -> list[str]:
     """Return DAG, run, task, index and item of a record's key. A name that was cut stays encoded."""
     _, _, *parts, _ = key.split("/")
-    return [part if (name := decode_segment(part)) is None or _has_surrogates(name) else name for part in parts]
+    return [name_of(part) for part in parts]
+
+
+def name_of(part: str) -> str:
+    """Return the name that a part of a key stands for. A name that was cut stays encoded."""
+    name = decode_segment(part)
+    return part if name is None or _has_surrogates(name) else name
 
 
 def key_of_names(namespace: str, dag_id: str, names: Sequence[str], n: int) -> str:

@@ -14,6 +14,7 @@ In reading order:
 - `open_records`: reads the records that may be open, and mends their index
 - `summary_mender`: makes the summaries of runs agree with the records
 - `run_totals`: the totals of one run, from its summary and its open records
+- `spend`: what records cost
 - `collect`: stores images that were paid for and have not landed
 - `resolve`: applies a person's decision (`core.validation.resolution`) to the record
 - `purge`: removes records

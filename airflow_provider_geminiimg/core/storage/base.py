@@ -119,8 +119,11 @@ class Store(abc.ABC):
             self.delete(key)
 
     @abc.abstractmethod
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Iterate over all keys that start with `prefix`, in byte order."""
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        """Iterate over all keys that start with `prefix`, in byte order.
+
+        :param after: only keys behind this one, which need not exist; the store does not list what lies before it.
+        """
 
     @abc.abstractmethod
     def folders(self, folder: str) -> list[str]:

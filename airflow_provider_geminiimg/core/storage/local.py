@@ -141,15 +141,22 @@ class LocalStore(Store):
         for folder in set(map(os.path.dirname, paths)):
             remove_empty(folder, self._root)
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         folder, slash, _ = prefix.rpartition("/")
-        start = self._path(folder) if slash else self._root
-        found: list[str] = []
-        with _failures("Listing", start):
-            for path, _, names in os.walk(start, onerror=_raise_unless_absent):
-                parent = path[len(self._root) + 1 :]
-                found += [f"{parent}/{name}" if parent else name for name in names if OURS not in name]
-        return iter(sorted((key for key in found if key.startswith(prefix)), key=os.fsencode))
+        return self._below(self._path(folder) if slash else self._root, folder + slash, prefix, after)
+
+    def _below(self, path: str, folder: str, prefix: str, after: str) -> Iterator[str]:
+        """Walk through a folder in the order of the keys; folders without a wanted key are not read.
+
+        :param folder: its path in keys, with a slash at its end; empty for the root.
+        """
+        for key in _listed(path, folder):
+            is_before = os.fsencode(key) <= os.fsencode(after)
+            if not key.endswith("/"):
+                if key.startswith(prefix) and not is_before:
+                    yield key
+            elif key.startswith(prefix[: len(key)]) and (not is_before or after.startswith(key)):
+                yield from self._below(f"{self._root}/{key[:-1]}", key, prefix, after)
 
     def folders(self, folder: str) -> list[str]:
         start = self._path(folder)
@@ -306,6 +313,17 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, ABSENT):
-        raise error
+def _listed(path: str, folder: str) -> list[str]:
+    """Return the keys of the files in a folder, and of its folders with a slash at their end, in byte order."""
+    with _failures("Listing", path):
+        try:
+            with os.scandir(path) as entries:
+                names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if _is_ours(entry)]
+        except ABSENT:
+            return []
+    return sorted((folder + name for name in names), key=os.fsencode)
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry may be an object or hold objects: no temporary file, and no link to a folder."""
+    return OURS not in entry.name and not (entry.is_symlink() and entry.is_dir())

@@ -276,8 +276,9 @@ class S3Store(Store):
         while some := list(itertools.islice(rest, _DELETED_AT_ONCE)):
             self._s3.delete_some(some)
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        for page in self._s3.pages(Prefix=self._prefix + prefix):
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        start = {"StartAfter": self._prefix + after} if after else {}
+        for page in self._s3.pages(Prefix=self._prefix + prefix, **start):
             yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", ()))
 
     def folders(self, folder: str) -> list[str]:

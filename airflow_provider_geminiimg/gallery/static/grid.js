@@ -4,6 +4,9 @@ import { chip, h } from "./dom.js";
 import { BASES, counted, priceOf, proportion, ratioOf } from "./format.js";
 import { STATUSES } from "./records.js";
 
+const NOT_COUNTED = "An earlier version wrote this ledger, so the records are read each time, and only some of a large "
+  + "run. `jobs collect` or `jobs reindex` counts them once.";
+
 /** The arrow keys move between cards, up and down by their position on the screen. */
 export function walk(event) {
   const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 };
@@ -51,5 +54,6 @@ export function totalsOf(seen) {
       return chip(tone, `${count.toLocaleString()} ${text.toLowerCase()}`);
     }),
     ...(seen.not_started ? [chip("plain", `${seen.not_started.toLocaleString()} not started`)] : []),
+    ...(seen.complete ? [] : [total("Not all records are counted yet", NOT_COUNTED)]),
   ];
 }

@@ -17,7 +17,8 @@ from airflow_provider_geminiimg.core import reconcile
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, IncompleteError, LedgerError
-from airflow_provider_geminiimg.gallery.queries import GalleryQueries, RecordFilter
+from airflow_provider_geminiimg.gallery.queries import GalleryQueries
+from airflow_provider_geminiimg.gallery.run_records import RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from tests.harness.inprocess import HAS_LOOPS

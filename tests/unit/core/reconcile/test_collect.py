@@ -198,10 +198,9 @@ async def test_an_extra_job_is_looked_at_once_where_its_new_record_is_listed_by_
     class Paged(Wire):
         """Lists as a bucket does: what comes late is on a later page."""
 
-        def keys(self, prefix: str) -> Iterator[str]:
-            last = ""
-            while (key := next((key for key in super().keys(prefix) if key > last), None)) is not None:
-                yield (last := key)
+        def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+            while (key := next(super().keys(prefix, after), None)) is not None:
+                yield (after := key)
 
     left = disk_left
     left.sandbox.settings(latency=60)

@@ -240,6 +240,36 @@ def test_keys_come_sorted_below_a_prefix_and_without_temporary_files(store: Stor
     assert list(store.keys("nothing/here/")) == []
 
 
+@pytest.mark.parametrize("after", ["", "a/x", "b", "b-", "b/", "b/.hidden", "b/1", "b/3/4", "b/3/x", "b/4", "c"])
+def test_a_listing_goes_on_behind_any_key(store: Store, after: str) -> None:
+    keys = ["a/x", "b-c/1", "b/.hidden", "b/10", "b/2", "b/3/x", "b/3/y/z", "b/30"]
+    for key in reversed(keys):
+        store.create(key, b"-")
+    assert list(store.keys("", after)) == [key for key in keys if key > after]
+    assert list(store.keys("b/", after)) == [key for key in keys if key > after and key.startswith("b/")]
+
+
+def test_a_listing_on_disk_reads_no_folder_without_a_wanted_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = disk_module.LocalStore(str(tmp_path))
+    for number in range(100):
+        store.create(f"run/{number:03}/1.json", b"-")
+    read: list[str] = []
+    scandir = os.scandir
+
+    def noted(path: str) -> Any:
+        read.append(path.rpartition("/")[2])
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    found = store.keys("run/", "run/089/1.json")
+    assert [next(found), next(found)] == ["run/090/1.json", "run/091/1.json"]
+    assert read == ["run", "089", "090", "091"]
+    assert [*store.keys("run/099")] == ["run/099/1.json"]
+    assert read[4:] == ["run", "099"]
+
+
 def test_folders_are_the_next_parts_of_keys_and_nothing_else(store: Store) -> None:
     for key in ("b/2/x", "b/10/y", "b/10/z", "b/file", "bc/1/x"):
         store.create(key, b"-")
