@@ -19,5 +19,6 @@ BENCHMARKS = {
     "reuse": "a batch whose images are all stored already",
     "limits": "four processes at one rate limit, and what a lease costs",
     "collect": "a collect of ten open records among 1,000 to 100,000 that have ended",
+    "plan": "the plan and the merge of a wide batch with 1,000 to 100,000 rows",
     "growth": "the cost of a batch of 100, 1,000 and 10,000 images",
 }

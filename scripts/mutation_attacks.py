@@ -181,15 +181,15 @@ ATTACKED = (
     Protection(
         "A batch asks for no more images than are allowed",
         "core/batch/image_specs.py",
-        "    _refuse_too_many(rows, defaults.variants, most)\n",
-        "    pass\n",
+        "    if total > most:\n        raise too_many(f",
+        "    if False:\n        raise too_many(f",
         tests={"integration/attacks/test_texts.py": "million_images or own_n_counts or raises_and_lowers"},
     ),
     Protection(
         "Rows of a file are read no further than are allowed",
         "core/batch/row_files.py",
-        "            if len(found) == source.most:\n",
-        "            if False:\n",
+        "    rows = itertools.islice(begin(), source.most)\n",
+        "    rows = begin()\n",
         tests={"integration/attacks/test_texts.py": "not_read_on"},
     ),
     # The gallery, and whoever looks at records

@@ -6,8 +6,9 @@ Invariant: the plan is saved before the first paid request, so that a retry make
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
@@ -18,9 +19,9 @@ from airflow_provider_geminiimg import settings
 from airflow_provider_geminiimg.core.batch.executor import BatchContext, BatchExecutor, BatchOptions
 from airflow_provider_geminiimg.core.batch.forecast import refusals
 from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
-from airflow_provider_geminiimg.core.batch.known_images import TaskRecords, with_known_images
+from airflow_provider_geminiimg.core.batch.known_images import TaskRecords, known_images
 from airflow_provider_geminiimg.core.batch.plan import Plan, PlannedImage
-from airflow_provider_geminiimg.core.batch.planner import PlanHeader, log_twins, plan
+from airflow_provider_geminiimg.core.batch.planner import DraftPlan, PlanHeader, drafted, plan_of
 from airflow_provider_geminiimg.core.batch.rows import read_rows
 from airflow_provider_geminiimg.core.batch.summary import GOOD, BatchSummary
 from airflow_provider_geminiimg.core.execution.boundary import closed
@@ -140,8 +141,9 @@ async def _live(
     async with attempt.purchase_context() as purchase_context:
         await asyncio.to_thread(attempt.ledger.store.probe)
         if planned is None:
-            planned = await plan_of(task.arguments, attempt, connection, purchase_context, requests)
-            await asyncio.to_thread(note_planned, task, attempt, planned)
+            async with drafts_of(task.arguments, attempt, connection, purchase_context, requests) as drafts:
+                planned = drafts.plan()
+            await asyncio.to_thread(note_planned, task, attempt, planned.keys())
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Using %s: %s images.", planned.origin, len(planned.own))
@@ -181,14 +183,15 @@ def batch_context(
     return BatchContext(orders, purchase_context, task.guard, connection, attempt.item_marker)
 
 
-async def plan_of(
+@contextlib.asynccontextmanager
+async def drafts_of(
     arguments: TaskArguments,
     attempt: TaskRun,
     connection: GatewayConnection,
     purchase_context: PurchaseContext,
     requests: Any,
-) -> Plan:
-    """Read the rows and plan an image for each.
+) -> AsyncIterator[DraftPlan]:
+    """Read the rows and draft an image for each.
 
     :raises BadRequestError: rows are wrong.
     :raises GeminiImageError: the store failed, or a record can't be read.
@@ -209,17 +212,20 @@ async def plan_of(
     specs = image_specs(rows, defaults, most=most)
     directory = checked("output_path")
     header = PlanHeader(attempt.generation, directory or attempt.folder, attempt.destination(directory, None).stem)
-    planned = await plan(specs, connection, purchase_context, header)
-    records = TaskRecords(attempt.ledger, attempt.item.path, of_dag=checked("reuse") == "dag")
-    planned = await with_known_images(planned, specs, connection, records)
-    log_twins(planned, attempt.log)
-    return planned
+    async with drafted(specs, connection, purchase_context, header) as drafts:
+        del rows  # their text
+        records = TaskRecords(attempt.ledger, attempt.item.path, of_dag=checked("reuse") == "dag")
+        drafts.rename(await known_images(drafts, connection, records))
+        yield plan_of(header, drafts, attempt.log)
 
 
-def note_planned(task: BatchTask, attempt: TaskRun, planned: Plan) -> None:
-    """Note in the run's summary how many images are planned. Without it, only the gallery lacks a number."""
+def note_planned(task: BatchTask, attempt: TaskRun, items: Set[str]) -> None:
+    """Note in the run's summary how many images are planned. Without it, only the gallery lacks a number.
+
+    :param items: names of the planned items in the ledger.
+    """
     try:
-        attempt.ledger.summaries.plan(attempt.item.task_instance, planned.keys())
+        attempt.ledger.summaries.plan(attempt.item.task_instance, items)
     except GeminiImageError as error:
         task.log.warning(
             "The number of planned images was not saved, so the gallery does not show how many are missing: %s %s",

@@ -1,6 +1,7 @@
 """The tasks of a batch that several workers make: one plans, mapped tasks make a shard each, one merges the results.
 
-Invariants: the plan is saved before the first paid request. All records belong to one task instance, that of the shards
+Invariants: the plan is saved before the first paid request; its first shard is saved last, so that a plan counts only
+when it is complete. All records belong to one task instance, that of the shards
 without map index, so that neither another number of shards nor a row in another shard buys an image again.
 """
 
@@ -17,7 +18,7 @@ from airflow.sdk import Context
 from airflow_provider_geminiimg.core.batch.forecast import prices_of, to_buy
 from airflow_provider_geminiimg.core.batch.merge import MergedResults
 from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, PlannedImage
-from airflow_provider_geminiimg.core.batch.shards import CLEARS, Shard, ShardSize, divide
+from airflow_provider_geminiimg.core.batch.shards import CLEARS, Shard, Shards, ShardSize
 from airflow_provider_geminiimg.core.batch.summary import result_lines
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import run
@@ -37,6 +38,7 @@ from airflow_provider_geminiimg.runtime.task_state import SharedMarker
 
 _IN_MEMORY = 8 << 20  # bytes of the manifest that are merged in memory; a longer one is written to a temporary file
 PREFETCHED = 10  # shards in a batch; with more, a shard lists only the records of its own images
+_SAVED_AT_ONCE = 4_000  # images in plans that are being saved
 MAX_RESULTS = 1 << 30  # bytes of the results of one shard
 
 
@@ -123,47 +125,46 @@ def run_plan(task: BatchTask, size: ShardSize, shards: str, context: Context) ->
         attempt = WideRun(context, task.log, shards)
         attempt.plans(0, attempt.plan_marker).read(attempt.planned)  # refuses if the plan of an earlier try is missing
         requests = task.rows(context)
-        made = run(lambda: closed(_divided(task, size, attempt, requests)), task.guard)
-        if isinstance(made, GeminiImageError):
-            raise made
+        sizes = run(lambda: closed(_divided(task, size, attempt, requests)), task.guard)
+        if isinstance(sizes, GeminiImageError):
+            raise sizes
     except GeminiImageError as error:
         raise_outcome(error)
-    task.log.info("%s images in %s shards.", sum(len(shard.items) for shard in made), len(made))
-    return [
-        {"shard": number, "images": len(shard.items), "generation": shard.generation}
-        for number, shard in enumerate(made)
-    ]
+    task.log.info("%s images in %s shards.", sum(sizes), len(sizes))
+    return [{"shard": number, "images": images, "generation": attempt.planned} for number, images in enumerate(sizes)]
 
 
-async def _divided(task: BatchTask, size: ShardSize, attempt: WideRun, requests: Any) -> list[Shard]:
+async def _divided(task: BatchTask, size: ShardSize, attempt: WideRun, requests: Any) -> list[int]:
+    """Save a plan for each shard; return the numbers of their images."""
     connection = batch_task.connection_of(task.arguments, attempt)
     max_cost = task.arguments.checked("max_cost")
     async with attempt.purchase_context() as purchase_context:
         await asyncio.to_thread(attempt.ledger.store.probe)
-        planned = await batch_task.plan_of(task.arguments, attempt, connection, purchase_context, requests)
-        count = size.shards_for(len(planned.items))
-        prices: Mapping[str, int] = {}
-        if caps_set(connection, max_cost):
-            await asyncio.to_thread(attempt.prefetch)
-            batch = batch_task.batch_context(task, attempt, purchase_context, connection, planned)
-            prices = prices_of(await to_buy(batch, planned.items), connection, max_cost)
-        planned = planned.model_copy(update={"told": await asyncio.to_thread(lambda: attempt.token)})
-        shards = divide(planned, count, prices, max_cost, first_attempt=attempt.is_first_attempt)
-        await asyncio.to_thread(batch_task.note_planned, task, attempt, planned)
-        await _save(attempt, shards)
-    return shards
+        async with batch_task.drafts_of(task.arguments, attempt, connection, purchase_context, requests) as drafts:
+            count = size.shards_for(len(drafts.drafts))
+            prices: Mapping[str, int] = {}
+            if caps_set(connection, max_cost):
+                await asyncio.to_thread(attempt.prefetch)
+                batch = batch_task.batch_context(task, attempt, purchase_context, connection, drafts.empty())
+                wanted = {item.key async for item in to_buy(batch, drafts.drafts.items())}
+                prices = prices_of((item for item in drafts.drafts.items() if item.key in wanted), connection, max_cost)
+            told = await asyncio.to_thread(lambda: attempt.token)
+            shards = Shards(drafts, count, prices, max_cost, first_attempt=attempt.is_first_attempt, told=told)
+            await asyncio.to_thread(batch_task.note_planned, task, attempt, drafts.keys)
+            await _save(attempt, shards)
+    return [shards.size(number) for number in range(count)]
 
 
-async def _save(attempt: WideRun, shards: Sequence[Shard]) -> None:
+async def _save(attempt: WideRun, shards: Shards) -> None:
     """Save the plans of all shards, the first one last, and delete those of shards that are no more."""
-    turn = asyncio.Semaphore(READS_AT_ONCE)
+    turn = asyncio.Semaphore(max(1, min(READS_AT_ONCE, _SAVED_AT_ONCE // shards.size(0))))
 
-    async def save(number: int, shard: Shard) -> None:
+    async def save(number: int, marker: Marker | None = None) -> None:
         async with turn:
-            await asyncio.to_thread(attempt.plans(number).write, attempt.planned, shard)
+            await asyncio.to_thread(attempt.plans(number, marker).write, attempt.planned, shards.shard(number))
 
-    await asyncio.gather(*(save(number, shard) for number, shard in enumerate(shards) if number))
-    await asyncio.to_thread(attempt.plans(0, attempt.plan_marker).write, attempt.planned, shards[0])
+    await asyncio.gather(*map(save, range(1, len(shards))))
+    await save(0, attempt.plan_marker)
     await asyncio.to_thread(_delete_others, attempt, len(shards))
 
 

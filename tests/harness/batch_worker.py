@@ -11,7 +11,7 @@ from typing import Any
 from airflow_provider_geminiimg.core.batch.executor import BatchContext, BatchExecutor, BatchOptions
 from airflow_provider_geminiimg.core.batch.image_specs import RowDefaults, image_specs
 from airflow_provider_geminiimg.core.batch.plan import PlannedImage
-from airflow_provider_geminiimg.core.batch.planner import PlanHeader, plan
+from airflow_provider_geminiimg.core.batch.planner import PlanHeader, drafted, plan_of
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard
 from airflow_provider_geminiimg.core.gateways.connection import parse_connection
 from airflow_provider_geminiimg.core.http.transport import Transport
@@ -62,16 +62,15 @@ async def _work(job: Work) -> None:
             Ledger(open_store(job.root, AIRFLOW_OPENERS)), files, connect, logging.getLogger()
         )
         stack.push_async_callback(purchase_context.budgets.close)
-        wanted = image_specs(
-            [{"prompt": prompt} for prompt in job.prompts],
-            RowDefaults({"resolution": "512"}, connection.gateway, connection.model),
+        wanted = list(
+            image_specs(
+                [{"prompt": prompt} for prompt in job.prompts],
+                RowDefaults({"resolution": "512"}, connection.gateway, connection.model),
+            )
         )
-        planned = await plan(
-            wanted,
-            connection,
-            purchase_context,
-            PlanHeader(job.generation, join_uri(job.root, f"pictures/{job.task_id}"), "fox"),
-        )
+        header = PlanHeader(job.generation, join_uri(job.root, f"pictures/{job.task_id}"), "fox")
+        async with drafted(wanted, connection, purchase_context, header) as drafts:
+            planned = plan_of(header, drafts, logging.getLogger()).plan()
 
         def order(item: PlannedImage) -> Order:
             return Order(

@@ -603,7 +603,7 @@ def test_any_list_of_rows_is_specs_or_refused(value: Any, template: str | None) 
 def are_specs_or_refused(rows: Any, template: str | None) -> None:
     for gateway, shared in itertools.product(GATEWAYS, ({}, {"prompt": "a {sku} in {x}"})):
         try:
-            wanted = image_specs(rows, RowDefaults(shared, gateway, file_name=template))
+            wanted = list(image_specs(rows, RowDefaults(shared, gateway, file_name=template)))
         except BadRequestError as error:
             is_short(error)
             continue

@@ -9,6 +9,7 @@ In reading order:
 - `prompt_columns`: columns in a prompt
 - `row_file_names`: columns in a file name
 - `image_specs`: rows turned into checked requests
+- `drafts`: the images of a plan that is being made, in a temporary file
 - `planner`: makes the plan: input images, fingerprints, file names
 - `known_images`: images that have a record under an earlier fingerprint
 - `plan`: the plan, as it is stored

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from decimal import Decimal
 
 from airflow_provider_geminiimg.core.batch.executor import BatchContext
@@ -78,7 +78,7 @@ async def refusals(
     """
     if not caps_set(batch.connection, max_cost):
         return {}
-    wanted = await to_buy(batch, items)
+    wanted = [item async for item in to_buy(batch, items)]
     try:
         prices_of(wanted, batch.connection, max_cost)
     except (BadRequestError, OverBudgetError) as error:
@@ -86,21 +86,21 @@ async def refusals(
     return {}
 
 
-async def to_buy(batch: BatchContext, items: Sequence[PlannedImage]) -> list[PlannedImage]:
+async def to_buy(batch: BatchContext, items: Iterable[PlannedImage]) -> AsyncIterator[PlannedImage]:
     """The images that would be bought, each once.
 
     :param items: of the plan.
     """
-    distinct = list({item.fingerprint: item for item in items}.values())
-    wanted: list[PlannedImage] = []
-    for start in range(0, len(distinct), READS_AT_ONCE):
-        some = distinct[start : start + READS_AT_ONCE]
-        wanted += itertools.compress(some, await asyncio.gather(*(_forecast(batch, item).would_buy() for item in some)))
-    return wanted
+    seen: set[str] = set()
+    distinct = (item for item in items if not (item.key in seen or seen.add(item.key)))  # type: ignore[func-returns-value]
+    while some := list(itertools.islice(distinct, READS_AT_ONCE)):
+        bought = await asyncio.gather(*(_forecast(batch, item).would_buy() for item in some))
+        for item in itertools.compress(some, bought):
+            yield item
 
 
 def prices_of(
-    wanted: Sequence[PlannedImage], connection: GatewayConnection, max_cost: Decimal | None
+    wanted: Iterable[PlannedImage], connection: GatewayConnection, max_cost: Decimal | None
 ) -> dict[str, int]:
     """The estimated price of each image in millionths of the connection's currency, by fingerprint.
 
@@ -108,11 +108,18 @@ def prices_of(
     :raises BadRequestError: a price is unknown, and there is a cap.
     :raises OverBudgetError: the total is over `max_cost`.
     """
-    checked = {item.fingerprint: item.request(connection) for item in wanted}
-    requests = {name: request for name, request in checked.items() if isinstance(request, CheckedRequest)}
-    total = price_of_all(requests.values(), connection, max_cost)
-    refuse_over(max_cost, total, connection, f"Buying {len(requests)} images")
-    return {name: price_of(request, connection, max_cost) for name, request in requests.items()}
+    prices: dict[str, int] = {}
+    unpriced: dict[tuple[str, str | None], CheckedRequest] = {}
+    for item in wanted:
+        request = item.request(connection)
+        if isinstance(request, CheckedRequest):
+            try:
+                prices[item.fingerprint] = price_of(request, connection, max_cost)
+            except BadRequestError:
+                unpriced.setdefault((request.model, request.resolution), request)
+    price_of_all(unpriced.values(), connection, max_cost)  # one error for all
+    refuse_over(max_cost, sum(prices.values()), connection, f"Buying {len(prices)} images")
+    return prices
 
 
 def _forecast(batch: BatchContext, item: PlannedImage) -> Forecast:

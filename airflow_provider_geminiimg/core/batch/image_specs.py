@@ -6,7 +6,8 @@ with ``n`` is the image that the row without ``n`` would make.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,30 +90,37 @@ class RowDefaults:
     file_name: str | None = None
 
 
-def image_specs(rows: Sequence[Mapping[str, Any]], defaults: RowDefaults, *, most: int = MAX_IMAGES) -> list[ImageSpec]:
-    """The images of all rows, in order; a row with ``n`` gives ``n`` images.
+def image_specs(
+    rows: Iterable[Mapping[str, Any]], defaults: RowDefaults, *, most: int = MAX_IMAGES
+) -> Iterator[ImageSpec]:
+    """Iterate over the images of all rows, in order; a row with ``n`` gives ``n`` images.
 
+    All rows are checked before the iteration ends, so nothing may depend on an image before that.
+
+    :param rows: iterated over several times; one row at a time is in memory.
     :param most: limit on the number of images. They are counted before the first row is checked.
     :raises BadRequestError: rows are wrong (the message names the first few), or there are too many images.
     """
-    names = _names_of(rows)
-    _refuse_too_many(rows, defaults.variants, most)
-    maker = _Maker(defaults, names)
-    found: list[ImageSpec] = []
+    maker = _Maker(defaults, _names_of(rows))
+    total = _refuse_too_many(rows, defaults.variants, most)
+    variants = _Variants()
     wrong: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
         try:
-            found += maker.of_row(number, row)
+            specs = list(maker.of_row(number, row))
         except BadRequestError as error:
             said = " ".join(filter(None, (error.message, error.hint)))
             wrong.setdefault(said, []).append(place_of(number, getattr(row, "line", None), maker.labels(row)))
+            continue
+        if not wrong:
+            variants.add(specs)
+            yield from specs
     if wrong:
-        raise _wrong_rows(wrong, len(rows))
-    _refuse_shared_variants(found)
-    return found
+        raise _wrong_rows(wrong, total)
+    variants.check()
 
 
-def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Of all columns that rows have."""
     names: dict[str, None] = {}
     for row in rows:
@@ -124,43 +132,60 @@ def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(names)
 
 
-def _refuse_too_many(rows: Sequence[Mapping[str, Any]], variants: int, most: int) -> None:
-    """:raises BadRequestError: the rows ask for more than `most` images in all."""
-    total = 0
+def _refuse_too_many(rows: Iterable[Mapping[str, Any]], variants: int, most: int) -> int:
+    """The number of rows.
+
+    :raises BadRequestError: the rows ask for more than `most` images in all.
+    """
+    total = count = 0
     for row in rows:
+        count += 1
         own = next((cell(value) for name, value in row.items() if clean_name(name).casefold() == "n"), None)
         try:
             total += whole("n", field_value("n", own), MAX_VARIANTS) or variants
         except BadRequestError:  # named with its row
             total += 1
     if total > most:
-        raise too_many(f"{len(rows)} rows ask for {total} images", most)
+        raise too_many(f"{count} rows ask for {total} images", most)
+    return count
 
 
-def _refuse_shared_variants(specs: Sequence[ImageSpec]) -> None:
-    """A further image of one row that is another row's only one would be made once, and fewer than were asked for.
-
-    :raises BadRequestError: there is such a pair.
+class _Variants:
+    """The images with a variant, to refuse a further image of one row that is another row's only one: it would be made
+    once, and fewer images than requested.
     """
-    own: dict[str, ImageSpec] = {}
-    further: dict[str, ImageSpec] = {}
-    for before, spec in zip([None, *specs], specs, strict=False):
-        if spec.request.variant is not None:
-            is_further = before is not None and before.row == spec.row
-            (further if is_further else own).setdefault(_identity(spec.request), spec)
-    for key, spec in further.items():
-        if key in own and own[key].row != spec.row:
-            variant = given(spec.request.variant)
+
+    def __init__(self) -> None:
+        self._own: dict[bytes, tuple[int, str]] = {}
+        self._further: dict[bytes, tuple[int, str]] = {}
+        self._shared: tuple[str, str, str] | None = None
+
+    def add(self, specs: Sequence[ImageSpec]) -> None:
+        """Add the images of one row."""
+        for index, spec in enumerate(specs):
+            if spec.request.variant is None:
+                continue
+            key, place = _identity(spec.request), (spec.row, spec.place)
+            other = (self._own if index else self._further).get(key)
+            (self._further if index else self._own).setdefault(key, place)
+            if other is not None and other[0] != spec.row and self._shared is None:
+                places = (spec.place, other[1]) if index else (other[1], spec.place)
+                self._shared = (given(spec.request.variant), *places)
+
+    def check(self) -> None:
+        """:raises BadRequestError: there is such a pair."""
+        if self._shared is not None:
+            variant, further, own = self._shared
             raise BadRequestError(
-                f"{spec.place}: one of its n images has the variant{variant}, and so has {own[key].place}, which "
-                "asks for the same otherwise.",
+                f"{further}: one of its n images has the variant{variant}, and so has {own}, which asks for the same "
+                "otherwise.",
                 hint="Give one of them another variant, or ask for all in one row.",
             )
 
 
-def _identity(request: CheckedRequest) -> str:
+def _identity(request: CheckedRequest) -> bytes:
     parts = (request.row.fingerprint_model, request.operation, request.prompt, request.input_images, request.fields())
-    return repr(parts)
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _wrong_rows(wrong: Mapping[str, Sequence[str]], total: int) -> BadRequestError:

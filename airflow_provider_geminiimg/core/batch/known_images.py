@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from urllib.parse import urlsplit
 
-from airflow_provider_geminiimg.core.batch.image_specs import ImageSpec
-from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, Plan, PlannedImage, fingerprints_of, host_of
+from airflow_provider_geminiimg.core.batch.drafts import Alias, Draft, Drafts
+from airflow_provider_geminiimg.core.batch.plan import READS_AT_ONCE, fingerprints_of, host_of, key_of
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
 from airflow_provider_geminiimg.core.ledger.layout import index_key, is_record_key
 from airflow_provider_geminiimg.core.ledger.records import Ledger
@@ -55,13 +55,13 @@ class TaskRecords:
         folder = index_key(self._path, "").rpartition("/")[0]
         return set(self._ledger.store.keys(f"{folder}/")) if self._of_dag else set()
 
-    async def further_hosts(self, known: Collection[str], planned: Plan) -> list[str]:
+    async def further_hosts(self, known: Collection[str], items: Container[str]) -> list[str]:
         """Further API hosts in records of images that are not in the plan; empty if no record is left.
 
         :param known: hosts that are not returned.
+        :param items: item names of the images in the plan.
         :raises LedgerError: a record can't be read.
         """
-        items = planned.keys()
         unread = (key for key in self._unread if _item_of(key) not in items)
         while some := list(itertools.islice(unread, READS_AT_ONCE)):
             records = await asyncio.gather(*(asyncio.to_thread(self._ledger.read, key) for key in some))
@@ -77,10 +77,8 @@ def _item_of(key: str) -> str:
     return key.split("/")[-2]
 
 
-async def with_known_images(
-    planned: Plan, specs: Sequence[ImageSpec], connection: GatewayConnection, records: TaskRecords
-) -> Plan:
-    """The plan, in which each image with a record under an earlier fingerprint has that fingerprint.
+async def known_images(drafts: Drafts, connection: GatewayConnection, records: TaskRecords) -> dict[int, Alias]:
+    """The earlier fingerprints of images that have a record under one, by index.
 
     An earlier fingerprint differs in one of these: an earlier API host of the connection; the variant ``1``, which
     earlier versions gave to the first of several images of a row; another spelling of a whole number as variant;
@@ -88,33 +86,28 @@ async def with_known_images(
 
     Earlier hosts are read from the records, until each image is found or no record is left.
 
-    :param specs: the specs of the plan, in its order.
     :raises LedgerError: a record can't be read.
     """
     await asyncio.to_thread(records.load)
-    renumbered = any(spec.earlier_variant or spec.earlier_spellings for spec in specs)
+    renumbered = drafts.has_earlier_variants
     if await asyncio.to_thread(lambda: records.none(of_dag=renumbered)):
-        return planned
+        return {}
     hosts: list[str] = []
     while True:
         known = partial(records.has, of_dag=renumbered or bool(hosts))
+        unknown = {index for index, draft in enumerate(drafts) if not known(draft.item.fingerprint)}
         aliases = _Aliases(connection, tuple(hosts))
-        found = await asyncio.to_thread(_known_under, planned, specs, aliases, known)
-        if all(known(item.fingerprint) for item in found.items):
+        found = await asyncio.to_thread(_known_under, drafts, unknown, aliases, known) if unknown else {}
+        if len(found) == len(unknown):
             return found
-        further = await records.further_hosts([host_of(connection), *hosts], found)
+        keys = {
+            draft.item.key if index not in found else key_of(found[index].fingerprint)
+            for index, draft in enumerate(drafts)
+        }
+        further = await records.further_hosts([host_of(connection), *hosts], keys)
         if not further:
             return found
         hosts += further
-
-
-@dataclass(frozen=True, slots=True)
-class _Alias:
-    """An earlier fingerprint of an image, with its variant and API host."""
-
-    variant: str | None
-    host: str | None
-    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,42 +120,39 @@ class _Aliases:
     connection: GatewayConnection
     other_hosts: tuple[str, ...]
 
-    def of(self, spec: ImageSpec, item: PlannedImage) -> Iterator[_Alias]:
+    def of(self, draft: Draft) -> Iterator[Alias]:
         """All earlier fingerprints of an image."""
-        earlier = spec.earlier_variant or spec.request.variant
-        return self._of(spec, item, [spec.request.variant, earlier, *spec.earlier_spellings])
+        variant = draft.item.values.get("variant")
+        return self._of(draft, [variant, draft.earlier_variant or variant, *draft.earlier_spellings])
 
-    def of_today(self, spec: ImageSpec, item: PlannedImage) -> Iterator[_Alias]:
+    def of_today(self, draft: Draft) -> Iterator[Alias]:
         """The earlier fingerprints with today's variant of the image."""
-        return self._of(spec, item, [spec.request.variant])
+        return self._of(draft, [draft.item.values.get("variant")])
 
-    def _of(self, spec: ImageSpec, item: PlannedImage, variants: Sequence[str | None]) -> Iterator[_Alias]:
+    def _of(self, draft: Draft, variants: Sequence[str | None]) -> Iterator[Alias]:
+        checked = draft.item.checked(self.connection)
         for variant, host in itertools.product(dict.fromkeys(variants), [None, *self.other_hosts]):
-            request = replace(spec.request, variant=variant)
-            for fingerprint in fingerprints_of(request, item.input_sha256, self.connection, host):
-                yield _Alias(variant, host, fingerprint)
+            request = replace(checked, variant=variant)
+            for fingerprint in fingerprints_of(request, draft.item.input_sha256, self.connection, host):
+                yield Alias(variant, host, fingerprint)
 
 
-def _known_under(planned: Plan, specs: Sequence[ImageSpec], aliases: _Aliases, known: Callable[[str], bool]) -> Plan:
-    """The plan with earlier fingerprints, for the given hosts. Two images never get the same record."""
-    owners = {item.fingerprint: item.fingerprint for item in planned.items}
-    pairs = list(zip(specs, planned.items, strict=True))
-    for spec, item in pairs:
-        for alias in aliases.of_today(spec, item):
-            owners.setdefault(alias.fingerprint, item.fingerprint)
-    items = list(planned.items)
-    for number, (spec, item) in enumerate(pairs):
-        if known(item.fingerprint):
-            continue
-        for alias in aliases.of(spec, item):
-            if known(alias.fingerprint) and owners.setdefault(alias.fingerprint, item.fingerprint) == item.fingerprint:
-                items[number] = _renamed(spec, item, alias)
+def _known_under(
+    drafts: Drafts, unknown: Container[int], aliases: _Aliases, known: Callable[[str], bool]
+) -> dict[int, Alias]:
+    """The earlier fingerprints, for the given hosts. Two images never get the same record.
+
+    :param unknown: indices of the images without a record.
+    """
+    owners = {item.key: item.key for item in drafts.items()}
+    for draft in drafts:
+        for alias in aliases.of_today(draft):
+            owners.setdefault(key_of(alias.fingerprint), draft.item.key)
+    found: dict[int, Alias] = {}
+    for index, draft in enumerate(drafts):
+        for alias in aliases.of(draft) if index in unknown else ():
+            owner = owners.setdefault(key_of(alias.fingerprint), draft.item.key) if known(alias.fingerprint) else ""
+            if owner == draft.item.key:
+                found[index] = alias
                 break
-    return planned.model_copy(update={"items": tuple(items)})
-
-
-def _renamed(spec: ImageSpec, item: PlannedImage, alias: _Alias) -> PlannedImage:
-    values = {**item.values, **({} if alias.variant is None else {"variant": alias.variant})}
-    usual = item.stem.replace(item.fingerprint[:12], alias.fingerprint[:12])
-    stem = usual if spec.stem is None else item.stem
-    return replace(item, values=values, fingerprint=alias.fingerprint, stem=stem, host=alias.host)
+    return found

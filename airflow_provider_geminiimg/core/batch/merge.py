@@ -1,8 +1,8 @@
 """The results of the shards of a wide batch, merged into one manifest and one summary.
 
 Invariants: the lines are in the order of the rows. Every row has one line, also if its shard was killed: then the
-ledger says what is known of its image. One shard is in memory at a time; the lines of images that later shards may
-request as well stay, compressed.
+ledger says what is known of its image. One shard is in memory at a time; the lines of images that several rows request
+stay, compressed.
 """
 
 from __future__ import annotations
@@ -53,9 +53,14 @@ class MergedResults:
         :param results: see `result_lines`; empty if the shard has none.
         """
         for item in shard.items:
-            if item.fingerprint not in self._lines:
-                self._add(item.fingerprint, results.get(item.fingerprint) or self._from_ledger(item))
-            line = json.loads(zlib.decompress(self._lines[item.fingerprint]))
+            packed = self._lines.get(item.fingerprint)
+            if packed is None:
+                line = results.get(item.fingerprint) or self._from_ledger(item)
+                self._count(line)
+                if shard.repeated is None or item.fingerprint in shard.repeated:
+                    self._lines[item.fingerprint] = zlib.compress(json.dumps(line).encode(), 1)
+            else:
+                line = json.loads(zlib.decompress(packed))
             self._counts[line["status"]] += 1
             if "message" in line and len(self.failures) < self._most:
                 self.failures.append(failure_of(item, line))
@@ -71,10 +76,10 @@ class MergedResults:
         """Whether money was spent on any image."""
         return billed_of(self._billed)
 
-    def _add(self, fingerprint: str, line: Mapping[str, Any]) -> None:
+    def _count(self, line: Mapping[str, Any]) -> None:
+        """Count an image."""
         self._cost = cost_with(self._cost, line["status"], line)
         self._billed.add(Billed(line.get("billed", Billed.YES)))
-        self._lines[fingerprint] = zlib.compress(json.dumps(line).encode(), 1)
 
     def _from_ledger(self, item: PlannedImage) -> dict[str, Any]:
         record = self._latest(item)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.core.batch.row_file_names import numbers_after
@@ -51,7 +51,15 @@ class PlannedImage:
     @property
     def key(self) -> str:
         """Its item name in the ledger."""
-        return self.fingerprint[:16]
+        return key_of(self.fingerprint)
+
+    def checked(self, connection: GatewayConnection) -> CheckedRequest:
+        """The request, whatever its fingerprint.
+
+        :raises BadRequestError: the gateway does not accept it.
+        """
+        built = ImageRequest.build(operation=self.operation, **self.values)
+        return built.check(connection.gateway, connection.model)
 
     def request(self, connection: GatewayConnection) -> CheckedRequest | GeminiImageError:
         """The request, or the error: the plan is finished, or the connection has changed since the plan was made."""
@@ -62,8 +70,7 @@ class PlannedImage:
                 hint="Clear the task: it makes a new plan.",
             )
         try:
-            built = ImageRequest.build(operation=self.operation, **self.values)
-            request = built.check(connection.gateway, connection.model)
+            request = self.checked(connection)
         except BadRequestError as error:
             return error
         if len(self.input_sha256) != len(request.input_images):
@@ -113,7 +120,7 @@ class Plan(Saved):
 
     def numbers(self) -> Mapping[str, tuple[int, ...]]:
         """See `numbers_after`, of the names of all images."""
-        return numbers_after(item.stem.casefold() for item in self.items)
+        return numbers_after({item.stem.casefold() for item in self.items})
 
     def keys(self) -> set[str]:
         """The item names of the images in the ledger."""
@@ -131,12 +138,24 @@ def fingerprints_of(
     return request.fingerprints(input_sha256=digests, base_url_host=host, conn_id=connection.conn_id)
 
 
+def key_of(fingerprint: str) -> str:
+    """The item name of an image in the ledger."""
+    return fingerprint[:16]
+
+
 def host_of(connection: GatewayConnection) -> str:
     """The API host of a connection."""
     return urlsplit(connection.base_url).hostname or ""
 
 
-def places_of(items: Sequence[PlannedImage]) -> str:
+class Place(NamedTuple):
+    """The place of a row; see `PlannedImage`."""
+
+    row: int
+    line: int | None
+
+
+def places_of(items: Sequence[Place | PlannedImage]) -> str:
     """The places of rows, for a message."""
     by_line = all(item.line is not None for item in items)
     numbers = [str(item.line if by_line else item.row) for item in items]

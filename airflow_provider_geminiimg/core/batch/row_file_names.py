@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 
 from airflow_provider_geminiimg.core.batch.cells import BLANK
 from airflow_provider_geminiimg.core.batch.columns import find_column, listed
@@ -45,17 +45,16 @@ def file_name(template: str, place: str, values: Mapping[str, str | None]) -> st
     return template.format_map(parts).rstrip(".")  # a value's; Windows drops them, and the template has none there
 
 
-def numbers_after(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def numbers_after(names: Set[str]) -> dict[str, tuple[int, ...]]:
     """The numbers that must not be added to names, because the result is another of the names.
 
     :param names: from `str.casefold`, because some file systems ignore case.
     :returns: for ``hero`` and ``hero-2``: 2 for ``hero``.
     """
-    known = frozenset(names)
     found: dict[str, set[int]] = {}
-    for name in known:
+    for name in names:
         match = _NUMBERED.fullmatch(name)
-        if match is not None and match[1] in known:
+        if match is not None and match[1] in names:
             found.setdefault(match[1], set()).add(int(match[2]))
     return {name: tuple(sorted(numbers)) for name, numbers in found.items()}
 

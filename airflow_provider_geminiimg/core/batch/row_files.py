@@ -1,7 +1,7 @@
 """Reads rows from files: CSV as spreadsheet programs write it in any country, JSON Lines and JSON.
 
 Invariants: a file that can't be read with certainty is refused; the message has the line number and the remedy. No cell
-is dropped, and none gets into another column.
+is dropped, and none gets into another column. Of CSV and JSON Lines, one row at a time is in memory, beside the text.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import io
+import itertools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from airflow_provider_geminiimg.core.batch.columns import FIELDS, clean_name, field_of, listed, refuse_twins
@@ -33,6 +34,8 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SEP_LINE = re.compile(r'[ \t]{0,99}"?sep=(\\t|[^\r\n"\w])?"?[;,\t|]{0,99}[ \t]{0,99}(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
+_LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_JSON_LINES = re.compile(r"[^\n]*\n|[^\n]+")  # only a line feed ends a line of JSON
 _CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 _CONTROLS_OF_BYTES = re.compile("[\x80-\x9f]")  # U+0085 is valid in UTF text; as a byte it is … in cp1252
 
@@ -70,23 +73,34 @@ def is_row_file(text: str) -> bool:
     return _kind(text) in _READERS and "/" in text
 
 
-def read_row_file(uri: str, files: Files, most: int, *, encoding: str | None, delimiter: str | None) -> list[Any]:
-    """The rows of a file.
+def read_row_file(
+    uri: str, files: Files, most: int, *, encoding: str | None, delimiter: str | None
+) -> Callable[[], Iterator[Any]]:
+    """Read a file of rows.
 
     :param most: rows to read at most.
     :param encoding: of a file without a byte order mark. Default: UTF-8.
     :param delimiter: of a CSV file. Default: detected from its header.
-    :raises BadRequestError: the content is wrong; the message has the line.
+    :returns: a function that begins an iteration over the rows. The iteration raises `BadRequestError` if the content
+        is wrong; the message has the line.
+    :raises BadRequestError: the file can't be decoded, or its format is wrong.
     :raises StorageError: the file could not be read.
     """
     files.check(uri, "requests")
     data = files.read(uri, max_bytes=MAX_FILE_BYTES)
     shown = locate(uri, "requests").shown
     kind = _kind(uri)
-    rows = _READERS[kind](_Source(shown, kind, _decoded(data, shown, encoding), delimiter, most))
-    if not rows:
-        raise BadRequestError(f"requests: {shown} is empty.", hint="Give it at least one row, or skip the task.")
-    return rows
+    source = _Source(shown, kind, _decoded(data, shown, encoding), delimiter, most)
+    return partial(_up_to_most, source, _READERS[kind](source))
+
+
+def _up_to_most(source: _Source, begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    rows = itertools.islice(begin(), source.most)
+    first = next(rows, None)
+    if first is None:
+        raise BadRequestError(f"requests: {source.shown} is empty.", hint="Give it at least one row, or skip the task.")
+    yield first
+    yield from rows
 
 
 def parse_json(where: str, text: str) -> Any:
@@ -229,19 +243,20 @@ def _remedy(data: bytes) -> str:
 # CSV
 
 
-def _csv(source: _Source) -> list[Any]:
+def _csv(source: _Source) -> Callable[[], Iterator[Any]]:
     sep_line = _SEP_LINE.match(source.text)
     text = source.text[sep_line.end() :] if sep_line is not None else source.text
     first = 1 if sep_line is None else 2
     said = None if sep_line is None or sep_line[1] is None else sep_line[1].replace("\\t", "\t")
     delimiter = source.delimiter or said or _detected(source, text, first)
-    found: list[Any] = []
+    return partial(_csv_rows, source, text, first, delimiter)
+
+
+def _csv_rows(source: _Source, text: str, first: int, delimiter: str) -> Iterator[LineRow]:
     header: list[str] = []
     for line, cells in _filled_records(source, text, first, delimiter):
         if header:
-            found.append(LineRow(_by_name(source, line, header, cells, delimiter), line))
-            if len(found) == source.most:
-                break
+            yield LineRow(_by_name(source, line, header, cells, delimiter), line)
             continue
         header = [clean_name(name) for name in cells]
         try:
@@ -249,7 +264,6 @@ def _csv(source: _Source) -> list[Any]:
         except BadRequestError as error:
             message = f"requests: {source.shown}, line {line}: {error.message}"
             raise error.evolve(message=message) from error.__cause__
-    return found
 
 
 def _by_name(
@@ -271,7 +285,7 @@ def _by_name(
 
 def _filled_records(source: _Source, text: str, first: int, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The records that are not empty, each with its first line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader((line[0] for line in _LINES.finditer(text)), delimiter=delimiter, strict=True)
     line = first
     try:
         for cells in reader:
@@ -334,9 +348,13 @@ def _fields(header: Sequence[str]) -> int:
 # JSON
 
 
-def _json_lines(source: _Source) -> list[Any]:
-    found: list[Any] = []
-    for number, line in enumerate(io.StringIO(source.text, newline="\n"), 1):  # only a line feed ends a line of JSON
+def _json_lines(source: _Source) -> Callable[[], Iterator[Any]]:
+    return partial(_json_line_rows, source)
+
+
+def _json_line_rows(source: _Source) -> Iterator[LineRow]:
+    for number, found in enumerate(_JSON_LINES.finditer(source.text), 1):
+        line = found[0]
         if not line.strip():
             continue
         where = f"requests: {source.shown}, line {number}"
@@ -344,16 +362,13 @@ def _json_lines(source: _Source) -> list[Any]:
         row = {"prompt": value} if isinstance(value, str) else value
         if not isinstance(row, Mapping):
             raise BadRequestError(f"{where} (given: {type(value).__name__}): takes a prompt or a mapping.")
-        found.append(LineRow(row, number))
-        if len(found) == source.most:
-            break
-    return found
+        yield LineRow(row, number)
 
 
-def _json(source: _Source) -> list[Any]:
+def _json(source: _Source) -> Callable[[], Iterator[Any]]:
     if not source.text.lstrip().startswith("["):
         raise BadRequestError(f"requests: {source.shown}: is not a list of prompts or mappings.")
-    return parse_json_list(f"requests: {source.shown}", source.text, source.most)
+    return parse_json_list(f"requests: {source.shown}", source.text, source.most).__iter__
 
 
 _READERS = {"csv": _csv, "tsv": _csv, "tab": _csv, "jsonl": _json_lines, "ndjson": _json_lines, "json": _json}

@@ -6,7 +6,7 @@ Invariant: at most one row more than allowed is read.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from airflow_provider_geminiimg.core.batch.columns import refuse_twins
@@ -17,9 +17,23 @@ from airflow_provider_geminiimg.core.validation.texts import given
 from airflow_provider_geminiimg.exceptions import BadRequestError
 
 
+class Rows(Iterable[Mapping[str, Any]]):
+    """The rows of a batch. They may be iterated over several times; each row is made anew.
+
+    :param begin: begins an iteration over prompts and mappings.
+    """
+
+    def __init__(self, begin: Callable[[], Iterable[Any]]) -> None:
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for row in self._begin():
+            yield {"prompt": row} if isinstance(row, str) else row
+
+
 def read_rows(
     value: Any, files: Files, *, most: int = MAX_IMAGES, encoding: str | None = None, delimiter: str | None = None
-) -> list[Mapping[str, Any]]:
+) -> Rows:
     """The rows of the argument `requests`.
 
     :param value: a list of prompts and mappings, a data frame, JSON text of a list, or the URI of a file.
@@ -29,22 +43,21 @@ def read_rows(
     :raises BadRequestError: the value is none of these, a row is not a prompt or a mapping, or there are too many rows.
     :raises StorageError: the file could not be read.
     """
-    if isinstance(value, str):
-        text = value.strip()
-        if text.startswith("["):
-            value = parse_json_list("requests", text, most + 1)
-        elif is_row_file(text):
-            value = read_row_file(text, files, most + 1, encoding=encoding, delimiter=delimiter)
-        else:
-            raise _no_list(text)
-    records = records_of(value, most + 1)
-    if len(records) > most:
-        raise too_many(f"there are more than {most} rows", most)
-    rows = [{"prompt": row} if isinstance(row, str) else row for row in records]
+    text = value.strip() if isinstance(value, str) else ""
+    if is_row_file(text) and not text.startswith("["):
+        rows = Rows(read_row_file(text, files, most + 1, encoding=encoding, delimiter=delimiter))
+    else:
+        records = records_of(parse_json_list("requests", text, most + 1) if text.startswith("[") else value, most + 1)
+        rows = Rows(records.__iter__)
+    number, wrong = -1, None
     for number, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
-            raise BadRequestError(f"requests[{number}] (given: {type(row).__name__}): takes a prompt or a mapping.")
-    if not rows:
+        if wrong is None and not (isinstance(row, Mapping) and all(isinstance(name, str) for name in row)):
+            wrong = f"requests[{number}] (given: {type(row).__name__}): takes a prompt or a mapping."
+    if number >= most:
+        raise too_many(f"there are more than {most} rows", most)
+    if wrong is not None:
+        raise BadRequestError(wrong)
+    if number < 0:
         raise BadRequestError("requests: is empty.", hint="Give at least one prompt, or skip the task.")
     return rows
 

@@ -266,7 +266,7 @@ def test_rows_of_a_function_with_numbers_that_can_not_be_written_are_the_rows_ow
     rows = [{"prompt": "a fox", "sku": 10**5_000}, {"prompt": 10**5_000}, {"prompt": "a fox", "n": 10**5_000}]
     rows += [{"prompt": "a fox", "variant": Decimal("1e999999999")}, {"prompt": "a fox", "sku": Decimal("sNaN")}]
     with pytest.raises(BadRequestError) as caught:
-        image_specs(rows, RowDefaults({}, "1min"))
+        list(image_specs(rows, RowDefaults({}, "1min")))
     said = str(caught.value)
     assert all(f"row {number}" in said for number in range(3)), said
     assert len(said) < 1500
@@ -415,7 +415,7 @@ def answered(text: str) -> None:
 def rows_of(text: str) -> None:
     for row in ({"prompt": text}, {"prompt": "a", "sku": text}, {"prompt": "a", text: "1"}, {"aspect_ratio": text}):
         with contextlib.suppress(BadRequestError):
-            image_specs([row], RowDefaults({"prompt": text}, "1min", file_name="{sku}"))
+            list(image_specs([row], RowDefaults({"prompt": text}, "1min", file_name="{sku}")))
 
 
 def braces(text: str) -> None:
@@ -482,7 +482,7 @@ def test_the_first_line_of_a_table_is_read_in_a_time_that_adds_up(
 
 def test_a_name_longer_than_any_is_refused() -> None:
     with pytest.raises(BadRequestError, match=f"more than {MAX_NAME} characters"):
-        image_specs([{"prompt": "a", "b" * (MAX_NAME + 1): 1}], RowDefaults({}, "1min"))
+        list(image_specs([{"prompt": "a", "b" * (MAX_NAME + 1): 1}], RowDefaults({}, "1min")))
 
 
 @pytest.mark.parametrize("text", ["&#" + "9" * 5_000 + ";", "&#x" + "f" * 5_000, "&#" + "0" * 5_000 + "97;"])
@@ -510,5 +510,5 @@ def test_a_batch_that_fails_over_its_rows_has_bought_nothing(
 def test_a_table_of_half_a_million_labels_is_read_in_seconds() -> None:
     row = {"prompt": "a fox", **{f"column {number}": "é" for number in range(500)}}
     began = time.process_time()
-    assert len(image_specs([dict(row) for _ in range(1_000)], RowDefaults({}, "1min"))) == 1_000
+    assert len(list(image_specs([dict(row) for _ in range(1_000)], RowDefaults({}, "1min")))) == 1_000
     assert time.process_time() - began < 10

@@ -38,7 +38,7 @@ def read(tmp_path: Path) -> Callable[..., list[Mapping[str, Any]]]:
     def read(content: str | bytes, name: str = "rows.csv", **arguments: Any) -> list[Mapping[str, Any]]:
         path = tmp_path / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return read_rows(str(path), FILES, **arguments)
+        return list(read_rows(str(path), FILES, **arguments))
 
     return read
 
@@ -46,7 +46,7 @@ def read(tmp_path: Path) -> Callable[..., list[Mapping[str, Any]]]:
 def wanted(
     rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any
 ) -> list[ImageSpec]:
-    return image_specs(rows, RowDefaults(shared, "apimaster", variants=n, file_name=file_name))
+    return list(image_specs(rows, RowDefaults(shared, "apimaster", variants=n, file_name=file_name)))
 
 
 def refusal(rows: Sequence[Mapping[str, Any]], n: int = 1, file_name: str | None = None, **shared: Any) -> str:
@@ -348,7 +348,7 @@ def test_a_ratio_that_a_spreadsheet_took_for_a_time_is_a_ratio(value: Any) -> No
 
 def test_decimal_commas_and_the_words_of_other_countries_for_true_are_taken() -> None:
     row = {"prompt": "a fox", "temperature": "0,7", "top_p": "0,95"}
-    [spec] = image_specs([row], RowDefaults({}, "1min", "gemini-3.1-flash-image-preview"))
+    [spec] = list(image_specs([row], RowDefaults({}, "1min", "gemini-3.1-flash-image-preview")))
     assert (spec.request.temperature, spec.request.top_p) == (0.7, 0.95)
     for word, flag in (("WAHR", True), ("FALSCH", False), ("vrai", True), ("TRUE", True), ("0", False)):
         assert wanted([{"prompt": "a fox", "google_search": word}])[0].request.google_search is flag
