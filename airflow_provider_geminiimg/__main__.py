@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.exceptions import GeminiImageError
-from airflow_provider_geminiimg.runtime import jobs_command
+from airflow_provider_geminiimg.runtime import command_line, jobs_command, spend_command
 
 
 def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "jobs": ("list, collect and resolve what was paid for", jobs_command.add_arguments, jobs_command.run),
+    "jobs": ("list, collect and resolve what was paid for", jobs_command.add_arguments, command_line.run),
+    "spend": (spend_command.SPEND.help, spend_command.add_arguments, command_line.run),
     "sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox),
 }
 
@@ -65,17 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def airflow_commands() -> list[Any]:
-    """``airflow geminiimg jobs``, for Airflow's own command line."""
+    """``airflow geminiimg jobs`` and ``spend``, for Airflow's own command line."""
     from airflow.cli.cli_config import GroupCommand
 
     text = _COMMANDS["jobs"][0]
     jobs = GroupCommand("jobs", text, jobs_command.for_airflow(_run_in_airflow))
-    return [GroupCommand("geminiimg", "Gemini images: what was paid for", [jobs])]
+    spend = spend_command.SPEND.for_airflow("spend", _run_in_airflow)
+    return [GroupCommand("geminiimg", "Gemini images: what was paid for", [jobs, spend])]
 
 
 def _run_in_airflow(arguments: argparse.Namespace) -> NoReturn:
     _prepare_streams()
-    sys.exit(_status(jobs_command.run, arguments))
+    sys.exit(_status(command_line.run, arguments))
 
 
 def _prepare_streams() -> None:

@@ -7,21 +7,19 @@ open records are requests without an answer, so that a collect reports them and 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bucket import bucket
+from benchmarks.copies import Copies
 from benchmarks.gateway import gateway
-from benchmarks.making import environment, make
+from benchmarks.making import environment
 from benchmarks.measure import fresh
 from benchmarks.results import Row
-from benchmarks.reuse import write
 
 OPEN = 10
 SIZES = {1_000: True, 10_000: True, 100_000: False}  # whether all records are read for comparison
@@ -33,33 +31,18 @@ ALL = "reading all records"
 
 def filled(*, root: str, count: int) -> None:
     """Write `count` records that have landed, and `OPEN` that have not, with their index."""
-    from airflow_provider_geminiimg.core.ledger.open_index import mark_complete
+    from airflow_provider_geminiimg.core.ledger.open_index import mark_complete, root_of
     from airflow_provider_geminiimg.core.ledger.records import Ledger
-    from airflow_provider_geminiimg.core.storage import open_store
-    from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
-    make(count=1, width=1, poll_interval=0.01, warm=0)
-    store = open_store(root, AIRFLOW_OPENERS)
-    (key,) = store.keys("ledger/")
-    blob = store.read(key)
-    assert blob is not None
-    record, item = json.loads(blob.data), key.split("/")[-2]
-
-    def add(number: int, **values: Any) -> str:
-        name = f"{number:016x}"
-        new = key.replace(f"/{item}/", f"/{name}/")
-        write(f"{root}/{new}", json.dumps({**record, "key": new, "claim": f"{number:032x}", **values}).encode())
-        return new
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(add, range(1, count)))
-    ledger = Ledger(store)
+    copies = Copies(root)
+    copies.fill(range(1, count))
+    ledger = Ledger(copies.store)
     for number in range(count, count + OPEN):
         unanswered = {"state": "intent", "job_id": None, "manifest": None, "answer_within": 0.0}
-        found = ledger.read(add(number, **unanswered))
+        found = ledger.read(copies.add(number, **unanswered))
         assert found is not None
         ledger.open_index.add(found.record)
-    mark_complete(store, "default")
+    mark_complete(copies.store, "default", root_of(copies.store))
 
 
 def collected(*, by_index: bool) -> dict[str, float]:

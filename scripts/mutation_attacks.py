@@ -217,7 +217,7 @@ ATTACKED = (
     # The terminal
     Protection(
         "What is printed moves no cursor",
-        "runtime/jobs_command.py",
+        "runtime/command_line.py",
         "    print(printable(text), file=file, flush=True)\n",
         "    print(text, file=file, flush=True)\n",
         tests={"unit/runtime/test_jobs_command.py": "moves_a_cursor"},

@@ -5,10 +5,14 @@ Invariants: an address contains only names, each quoted. It identifies one recor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, key_of_names, names_of
 from airflow_provider_geminiimg.gallery.routes import IMAGE, THUMBNAIL
+
+_VERSION = 32  # hex digits of the image's hash
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,22 @@ class Address:
         """Return the gallery's address of one of its images."""
         return IMAGE.at(**vars(self), image=index)
 
-    def thumbnail(self, index: int) -> str:
-        """Return the gallery's address of the thumbnail of one of its images."""
-        return THUMBNAIL.at(**vars(self), image=index)
+    def thumbnail(self, index: int, version: str | None = None) -> str:
+        """Return the gallery's address of the thumbnail of one of its images.
+
+        :param version: from `version_of`: browsers may keep what is at such an address for ever.
+        """
+        address = THUMBNAIL.at(**vars(self), image=index)
+        return address if version is None else f"{address}?v={version}"
+
+
+def version_of(image: Mapping[str, Any]) -> str | None:
+    """Return what distinguishes an image from any other one at its address; ``None`` if that is not known.
+
+    :param image: an image of a record's manifest.
+    """
+    digest = image.get("sha256")
+    return digest[:_VERSION] if isinstance(digest, str) and len(digest) >= _VERSION else None
 
 
 def address_of(key: str) -> Address:

@@ -34,7 +34,8 @@ from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, i
 from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
-from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES
+from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES, Scope
+from airflow_provider_geminiimg.core.reconcile.spend import BY, spend
 from airflow_provider_geminiimg.core.storage import Files, open_store
 from airflow_provider_geminiimg.exceptions import (
     BadRequestError,
@@ -44,15 +45,18 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
 )
 from airflow_provider_geminiimg.gallery import page, routes
-from airflow_provider_geminiimg.gallery.addresses import Address, address_of
+from airflow_provider_geminiimg.gallery.addresses import Address, address_of, version_of
 from airflow_provider_geminiimg.gallery.queries import GalleryQueries
 from airflow_provider_geminiimg.gallery.run_records import RecordFilter
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 
 MAX_THUMBNAIL_BYTES = 4 << 20  # one of ours has less than 1 MB
+MAX_DAGS = 200  # whose permissions are asked for at once
+MAX_RUNS = 20  # whose spend is added up at once
 MAX_SOURCES = 32  # that are looked for at once; no model takes more than 14
 READ = ["GET", "HEAD"]
-_FOR_EVER = "public, max-age=31536000, immutable"  # what lies at this address never changes
+_FOR_EVER = "max-age=31536000, immutable"  # what lies at this address never changes
+_FOR_A_WHILE = "max-age=600"
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -73,6 +77,7 @@ _STATUS: tuple[tuple[type[GeminiImageError], int], ...] = (
     (GeminiImageError, 500),
 )
 _NOTHING = "There is nothing at this address."
+_DAG = re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}")  # without "~", which means any DAG
 # Airflow's patterns for ids, without "." and "..", and with the ``=`` of names that were too long for the ledger.
 _NAME = re.compile(r"(?!\.{1,2}$)[\w.~:+=-]{1,250}")
 # Administrators ([scheduler] allowed_run_id_pattern) and timetables decide which characters a run's id may contain.
@@ -81,7 +86,7 @@ _TAG = re.compile('"[^"]*"')
 _COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
 _MAP_INDEX = re.compile(rf"-1|{_COUNT.pattern}")
 _PARTS: Mapping[str, re.Pattern[str]] = {
-    "dag_id": re.compile(r"(?!\.{1,2}$)[\w.-]{1,250}"),  # without "~", which means any DAG
+    "dag_id": _DAG,
     "run_id": _RUN,
     "task_id": _NAME,
     "index": re.compile(rf"(?:(?:{_COUNT.pattern})\.)?(?:{_MAP_INDEX.pattern})"),
@@ -101,6 +106,11 @@ _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
     "status": (re.compile("|".join(RECORD_STATUSES)), f"one of {', '.join(RECORD_STATUSES)}"),
     "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
+    "after_dag": (re.compile(rf"|{_DAG.pattern}"), "what an earlier page gave as next"),
+    "after_run": (re.compile(r"|[\w.~+%:=/-]{1,1000}", re.ASCII), "what an earlier part gave as next"),
+    "by": (re.compile("|".join(BY)), f"one of {', '.join(BY)}"),
+    "position": (_COUNT, "a whole number from 0"),
+    "v": (re.compile("[0-9a-f]{1,64}"), "what a list of images gave"),
     "limit": (re.compile("[1-9][0-9]{0,2}"), f"a whole number from 1 to {page.MAX_PAGE_SIZE}"),
 }
 
@@ -171,13 +181,14 @@ def static(version: str, name: str) -> Response:
     if version != page.VERSION or name not in page.FILES:
         raise HTTPException(404, _NOTHING)
     kind = page.MEDIA_TYPES[PurePath(name).suffix]
-    return Response(page.FILES[name], media_type=kind, headers={"Cache-Control": _FOR_EVER})
+    return Response(page.FILES[name], media_type=kind, headers={"Cache-Control": f"public, {_FOR_EVER}"})
 
 
-@pages.api_route(f"/{routes.DAGS.path}", methods=READ)
-def dags(request: Request, user: GetUserDep, queries: QueriesDep) -> dict[str, Any]:
-    """List the DAGs with records that this user may read."""
-    return {"dags": [dag_id for dag_id in queries.dags() if _may_read(request, user, dag_id)]}
+@pages.api_route(f"/{routes.DAGS.path}", methods=READ, dependencies=[Depends(_known)])
+def dags(request: Request, user: GetUserDep, queries: QueriesDep, after_dag: str = "") -> dict[str, Any]:
+    """List the DAGs with records that this user may read, in pages."""
+    names, following = queries.dags(after_dag, MAX_DAGS)
+    return {"dags": [dag_id for dag_id in names if _may_read(request, user, dag_id)], "next": following}
 
 
 @per_dag.api_route(f"/{routes.IMAGES.path}", methods=READ)
@@ -191,11 +202,12 @@ def images(
     model: str | None = None,
     status: str | None = None,
     after: str | None = None,
+    position: int = 0,
     limit: Annotated[int, Query(ge=1, le=page.MAX_PAGE_SIZE)] = page.PAGE_SIZE,
 ) -> dict[str, Any]:
     """List the records of a run, in pages."""
     wanted = RecordFilter(dag_id, run_id, task_id, map_index, iteration, model, status)
-    items, following = queries.page(wanted, after, limit)
+    items, following = queries.page(wanted, after, limit, position)
     return {"items": items, "next": following}
 
 
@@ -210,6 +222,19 @@ def summary(
 ) -> dict[str, Any]:
     """Return totals for the records of a run."""
     return queries.summary(RecordFilter(dag_id, run_id, task_id, map_index, iteration))
+
+
+@per_dag.api_route(f"/{routes.SPEND.path}", methods=READ)
+def spent(dag_id: str, queries: QueriesDep, by: str = "month", after_run: str = "") -> dict[str, Any]:
+    """Return what the runs of a DAG cost, in parts of some runs, which the page adds up."""
+    report = spend(queries.ledger, Scope(queries.namespace, dag_id), [by], after=after_run, max_runs=MAX_RUNS)
+    return {
+        "rows": [{"value": value, **paid.values()} for (value,), paid in report.rows.items()],
+        "complete": report.complete,
+        "unreadable": report.unreadable,
+        "more": report.more,
+        "next": report.following,
+    }
 
 
 @per_dag.api_route(f"/{routes.SOURCES.path}", methods=READ)
@@ -264,38 +289,41 @@ def thumbnail(
     queries: QueriesDep,
     address: AddressDep,
     image: int,
+    v: str | None = None,
 ) -> Response:
     """Serve an image's thumbnail, or the image itself if there is none."""
     record = queries.record(address)
-    queries.image(record, image)
+    lifetime = _FOR_EVER if v is not None and v == version_of(queries.image(record, image)) else _FOR_A_WHILE
     blob = queries.ledger.store.read(thumbnail_key(record.key, image), MAX_THUMBNAIL_BYTES)
     if blob is None or len(blob.data) > MAX_THUMBNAIL_BYTES:
-        return _image(request, queries, record, image)
-    return _answer(request, blob.data, blob.version)
+        return _image(request, queries, record, image, lifetime)
+    return _answer(request, blob.data, blob.version, lifetime)
 
 
-def _image(request: Request, queries: GalleryQueries, record: Record, index: int) -> Response:
+def _image(
+    request: Request, queries: GalleryQueries, record: Record, index: int, lifetime: str = _FOR_A_WHILE
+) -> Response:
     *places, last = queries.places(record, index)
     for image in places:
         with contextlib.suppress(GeminiImageError):  # deleted, or not permitted: try another copy
-            return _landed(request, queries, image)
-    return _landed(request, queries, last)
+            return _landed(request, queries, image, lifetime)
+    return _landed(request, queries, last, lifetime)
 
 
-def _landed(request: Request, queries: GalleryQueries, image: Mapping[str, Any]) -> Response:
+def _landed(request: Request, queries: GalleryQueries, image: Mapping[str, Any], lifetime: str) -> Response:
     data = queries.files.read(str(image["uri"]), max_bytes=MAX_IMAGE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != image.get("sha256"):
         raise InvalidImageError("The file is not the image that was stored there: somebody replaced it.")
-    return _answer(request, data, digest)
+    return _answer(request, data, digest, lifetime)
 
 
-def _answer(request: Request, data: bytes, version: str) -> Response:
+def _answer(request: Request, data: bytes, version: str, lifetime: str) -> Response:
     """Return a response with these bytes, or 304 if the client has them. The bytes were inspected before they were
     stored.
     """
     # Vary: after another login in the same browser, the image is requested again.
-    headers = {"Cache-Control": "private, max-age=600", "Vary": "Cookie, Authorization"}
+    headers = {"Cache-Control": f"private, {lifetime}", "Vary": "Cookie, Authorization"}
     headers["ETag"] = f'"{version.strip(chr(34))}"'
     if _is_known(headers["ETag"], ",".join(request.headers.getlist("if-none-match"))):
         return Response(status_code=304, headers=headers)

@@ -31,6 +31,7 @@ _HANDED_ON = {
     "dags": routes.DAGS,
     "images": routes.IMAGES,
     "summary": routes.SUMMARY,
+    "spend": routes.SPEND,
     "sources": routes.SOURCES,
 }
 

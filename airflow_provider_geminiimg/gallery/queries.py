@@ -23,9 +23,15 @@ from airflow_provider_geminiimg.core.reconcile.scan import CONCURRENCY, RECORD_S
 from airflow_provider_geminiimg.core.reconcile.spend import Spend
 from airflow_provider_geminiimg.core.storage import Files, decode_segment, encode_segment
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
-from airflow_provider_geminiimg.gallery.addresses import Address, address_of
+from airflow_provider_geminiimg.gallery.addresses import Address, address_of, version_of
 from airflow_provider_geminiimg.gallery.run_records import RecordFilter, RunRecords, is_shown, place_of
-from airflow_provider_geminiimg.gallery.run_totals import complete_totals, counted, counted_summary, shown_costs
+from airflow_provider_geminiimg.gallery.run_totals import (
+    complete_totals,
+    counted,
+    counted_summary,
+    records_by_task,
+    shown_costs,
+)
 
 MAX_LOOKED_AT = 5_000  # records that a summary reads if they are not counted
 MAX_READ = 1_000  # records that a page reads; with a selective filter, the next page continues
@@ -48,12 +54,20 @@ class GalleryQueries:
         self.ledger, self.namespace, self.files = ledger, namespace, files
         self._folder = f"{LEDGER}/{encode_segment(namespace)}"
 
-    def dags(self) -> list[str]:
-        """Return the DAGs that have records, except those whose id was too long for the ledger."""
-        names = map(decode_segment, self.ledger.store.folders(self._folder))
-        return [name for name in names if name is not None]
+    def dags(self, after: str, limit: int) -> tuple[list[str], str | None]:
+        """Return some DAGs that have records, and the cursor for the next ones; ``None`` at the end.
 
-    def page(self, wanted: RecordFilter, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        DAGs whose id was too long for the ledger are left out.
+
+        :param after: the cursor from an earlier call; empty: the beginning.
+        """
+        names = map(decode_segment, self.ledger.store.folders(self._folder))
+        rest = sorted(name for name in names if name is not None and name > after)
+        return rest[:limit], rest[limit - 1] if len(rest) > limit else None
+
+    def page(
+        self, wanted: RecordFilter, after: str | None, limit: int, position: int = 0
+    ) -> tuple[list[dict[str, Any]], str | None]:
         """Return some records, and the cursor for the next page; ``None`` at the end.
 
         Each page reads a limited part of the run. With a filter it may return few records or none, together with a
@@ -61,8 +75,10 @@ class GalleryQueries:
 
         :param after: the cursor from an earlier page.
         :param limit: maximum number of records.
+        :param position: without a cursor, how many records to pass over, if the run's records are counted. In a batch
+            it is approximate, because its records are in the order of hashes.
         """
-        keys = self._candidates(wanted, after or None)
+        keys = self._candidates(wanted, after or None, position)
         found: list[RecordEntry] = []
         last = after or None
         begun = False
@@ -74,21 +90,24 @@ class GalleryQueries:
             last, begun = entry.key, True
         return list(map(self.item, found)), None if next(keys, None) is None else last
 
-    def _candidates(self, wanted: RecordFilter, after: str | None) -> Iterator[str]:
-        """The keys of the records behind a cursor that may pass the filter, in order."""
+    def _candidates(self, wanted: RecordFilter, after: str | None, position: int) -> Iterator[str]:
+        """The keys of the records behind a cursor or a position that may pass the filter, in order."""
         records = RunRecords(self.ledger.store, self.namespace, wanted)
         is_narrow = wanted.status is not None or wanted.model is not None
-        totals = complete_totals(self.ledger, self.namespace, records.run) if is_narrow else None
+        is_jump = position > 0 and after is None
+        totals = complete_totals(self.ledger, self.namespace, records.run) if is_narrow or is_jump else None
         groups = None if totals is None or totals.more else counted(totals, wanted)
         if totals is None or groups is None:
             return records.keys(after)
         if wanted.status in (None, "landed"):
-            return records.keys(after, {group.task for group in groups})
+            tasks = records_by_task(groups)
+            return records.keys(records.cursor_at(position, tasks) if is_jump else after, tasks if is_narrow else None)
         keys = {key for key, status in totals.open.items() if status == wanted.status}
         keys.update(totals.summary.keys(wanted.fits_group))
         start = place_of(after) if after and is_shown(after) else None
         places = sorted((place_of(key), key) for key in keys if wanted.fits_key(key))
-        return iter([key for place, key in places if start is None or place > start])
+        found = (key for place, key in places if start is None or place > start)
+        return itertools.islice(found, position if is_jump else 0, None)
 
     def summary(self, wanted: RecordFilter) -> dict[str, Any]:
         """Return totals for the records of a run or of a part of it.
@@ -223,7 +242,7 @@ class GalleryQueries:
             **{name: image.get(name) for name in known},
             "name": image["uri"].rpartition("/")[2],
             "href": None if why else address.image(index),
-            "thumb": address.thumbnail(index),
+            "thumb": address.thumbnail(index, version_of(image)),
             "why": why,
         }
 

@@ -38,10 +38,11 @@ class Route:
 
 _RUN = "api/dags/{dag_id}/runs/{run_id}"
 _IMAGE = "{dag_id}/{run_id}/{task_id}/{index}/{item}/{n}/{image}"
-DAGS = Route("api/dags")
-IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "iteration", "model", "status", "after", "limit"))
+DAGS = Route("api/dags", ("after_dag",))
+IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "iteration", "model", "status", "after", "position", "limit"))
 SUMMARY = Route(f"{_RUN}/summary", ("task_id", "map_index", "iteration"))
+SPEND = Route("api/dags/{dag_id}/spend", ("by", "after_run"))
 SOURCES = Route(f"{_RUN}/sources", ("task_id", "map_index", "iteration", "item", "n"))
 IMAGE = Route(f"f/{_IMAGE}")
-THUMBNAIL = Route(f"thumbs/{_IMAGE}")
+THUMBNAIL = Route(f"thumbs/{_IMAGE}", ("v",))
 STATIC = Route("static/{version}/{name}")

@@ -7,7 +7,7 @@ Nothing is sorted except the names of a run's tasks and of a task's instances.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,6 +106,28 @@ class RunRecords:
                     yield from self._instance(f"{LEDGER}/{self.run}/{task}/{index}", cursor)
             if not indexes and self._wanted.task is not None and self._wanted.map_index is not None:
                 yield from self._of_shard(cursor)
+
+    def cursor_at(self, position: int, counts: Mapping[str, int]) -> str | None:
+        """Return a cursor before about this record.
+
+        :param position: from 0.
+        :param counts: number of records by task, as a part of keys.
+        """
+        rest = min(position, sum(counts.values()) - 1)
+        for task in sorted(counts):
+            if rest < counts[task]:
+                return self._cursor_in(task, rest / counts[task])
+            rest -= counts[task]
+        return None
+
+    def _cursor_in(self, task: str, share: float) -> str | None:
+        indexes = self._indexes(task)
+        if not indexes:
+            return None
+        folder = f"{LEDGER}/{self.run}/{task}/{indexes[int(share * len(indexes))]}"
+        # The items of a batch are named by hashes, so that they are spread evenly. "%" lies before all names of items.
+        item = "%" if len(indexes) > 1 else f"{int(share * 16**16):016x}"
+        return f"{folder}/{item if share else '%'}/1.json"
 
     def plans(self) -> Iterator[tuple[str, str, set[str] | None]]:
         """Iterate over the latest plans: task instance of the plan, that of its records, and names of its items;

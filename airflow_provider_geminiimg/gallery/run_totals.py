@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, index_of, name_of
@@ -35,6 +36,14 @@ def counted(totals: RunTotals, wanted: RecordFilter) -> dict[RecordGroup, int] |
     if wanted.map_index >= 0 and (not own or any(group.map_index is None for group in groups)):
         return None
     return own
+
+
+def records_by_task(groups: Mapping[RecordGroup, int]) -> Counter[str]:
+    """Return the number of records by task, as a part of keys."""
+    found: Counter[str] = Counter()
+    for group, count in groups.items():
+        found[group.task] += count
+    return found
 
 
 def counted_summary(totals: RunTotals, groups: dict[RecordGroup, int], wanted: RecordFilter) -> dict[str, Any]:

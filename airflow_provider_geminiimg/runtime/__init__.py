@@ -13,5 +13,7 @@ In reading order:
 - `image_task`, `batch_task`, `sensor_task`, `collect_task`: one module per kind of task
 - `wide_batch_task`: the three kinds of tasks of a batch that several workers make
 - `returned_request`: the saved request of a decorated function
+- `command_line`: what the commands share
 - `jobs_command`: ``python -m airflow_provider_geminiimg jobs``
+- `spend_command`: ``python -m airflow_provider_geminiimg spend``
 """

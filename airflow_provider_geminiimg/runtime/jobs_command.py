@@ -1,115 +1,48 @@
 """The command line for the ledger: ``python -m airflow_provider_geminiimg jobs``, or ``airflow geminiimg jobs``.
 
-Invariants: no line shows a link or a prompt; only `show` prints the prompt, if prompts are recorded. Airflow is
-imported only when a command runs.
+Invariant: no line shows a link or a prompt; only `show` prints the prompt, if prompts are recorded.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
-from airflow_provider_geminiimg.core.redaction.printable import printable, printable_json
+from airflow_provider_geminiimg.core.redaction.printable import printable_json
+from airflow_provider_geminiimg.runtime.command_line import WHERE, Command, add_filters, print_line, scope_of
 
 if TYPE_CHECKING:
-    from airflow_provider_geminiimg.core.reconcile import Scope
     from airflow_provider_geminiimg.runtime.environment import Environment
 
-_WHERE = (
-    "The command uses the ledger at [geminiimg] root and namespace of this machine's Airflow configuration, like the "
-    "workers. Connections come from Airflow too: environment, secrets backends, metadata database."
-)
 _AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _WIDEST, _JOBS_SHOWN = 512, 20
 _OPEN_STATES = ("waiting", "in-flight", "to-collect", "unknown")
 _STATES = (*_OPEN_STATES, "landed", "failed", "unreadable")
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
-    """Print one line, with control characters and line breaks of the text escaped."""
-    print(printable(text), file=file, flush=True)
-
-
-class _Printed:
-    """A log that prints to the terminal."""
-
-    def debug(self, message: Any, /, *args: Any) -> None:
-        """Print nothing."""
-
-    def info(self, message: Any, /, *args: Any) -> None:
-        _print(_said(message, args))
-
-    def warning(self, message: Any, /, *args: Any) -> None:
-        _print(f"warning: {_said(message, args)}")
-
-    def error(self, message: Any, /, *args: Any) -> None:
-        _print(f"error: {_said(message, args)}", sys.stderr)
-
-
-def _said(message: Any, args: tuple[Any, ...]) -> str:
-    return str(message) % args if args else str(message)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands of ``jobs`` to a parser."""
-    parser.epilog = _WHERE
+    parser.epilog = WHERE
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, job in _JOBS.items():
-        job.add_arguments(commands.add_parser(name, help=job.help, description=job.description, epilog=_WHERE))
+        job.add_arguments(commands.add_parser(name, help=job.help, description=job.description, epilog=WHERE))
 
 
 def for_airflow(run: Callable[[argparse.Namespace], None]) -> list[Any]:
     """The commands for Airflow's own command line.
 
-    :param run: runs a command and ends the process with its exit status.
+    :param run: see `Command.for_airflow`.
     """
-    from airflow.cli.cli_config import ActionCommand
-
-    # Airflow expects one object per argument. Here one object adds all arguments of a command.
-    arguments = {name: SimpleNamespace(flags=(name,), add_to_parser=job.add_arguments) for name, job in _JOBS.items()}
-    where = _WHERE.replace("[", r"\[")  # Airflow's console treats brackets as style tags
-    return [
-        ActionCommand(name, job.help, run, [cast("Any", arguments[name])], job.description, where)
-        for name, job in _JOBS.items()
-    ]
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run a command and return its exit status.
-
-    :raises GeminiImageError: the command failed. Other exceptions are converted, because their text may hold a prompt
-        or a signed link.
-    """
-    # Like Airflow's own commands, so that connections may come from the metadata database.
-    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    from airflow_provider_geminiimg.core.execution.boundary import as_outcome
-    from airflow_provider_geminiimg.runtime.environment import Environment
-
-    job: Callable[[argparse.Namespace, Environment], int] = arguments.job
-    try:
-        return job(arguments, Environment(_Printed()))
-    except OSError:  # an error of the terminal or of this machine has a clear message
-        raise
-    except Exception as error:
-        raise as_outcome(error) from None
+    return [job.for_airflow(name, run) for name, job in _JOBS.items()]
 
 
 # Arguments
 
 
-def _filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dag", metavar="ID", help="only records of this DAG")
-    parser.add_argument("--run", dest="dag_run", metavar="ID", help="only records of this DAG run")
-    parser.add_argument("--task", metavar="ID", help="only records of this task")
-
-
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    _filters(parser)
+    add_filters(parser)
     parser.add_argument("--state", choices=_STATES, help="only records with this status")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
@@ -119,7 +52,7 @@ def _key(parser: argparse.ArgumentParser) -> None:
 
 
 def _collect_arguments(parser: argparse.ArgumentParser) -> None:
-    _filters(parser)
+    add_filters(parser)
     _dry_run(parser)
 
 
@@ -165,12 +98,6 @@ def _days(text: str) -> float:
 # Commands
 
 
-def _scope(arguments: argparse.Namespace, environment: Environment) -> Scope:
-    from airflow_provider_geminiimg.core.reconcile import Scope
-
-    return Scope(environment.namespace, arguments.dag, arguments.dag_run, arguments.task)
-
-
 def _list(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
     from airflow_provider_geminiimg.core.execution.runner import run as run_async
@@ -178,11 +105,11 @@ def _list(arguments: argparse.Namespace, environment: Environment) -> int:
     async def listed() -> int:
         unreadable = 0
         walk = reconcile.walk_open if arguments.state in _OPEN_STATES else reconcile.walk
-        async for entry in walk(environment.ledger, _scope(arguments, environment)):
+        async for entry in walk(environment.ledger, scope_of(arguments, environment)):
             unreadable += entry.found is None
             if arguments.state in (None, entry.status):
                 line = reconcile.summary(entry)
-                _print(printable_json(line) if arguments.json else _line(line))
+                print_line(printable_json(line) if arguments.json else _line(line))
         return unreadable
 
     unreadable = run_async(listed)
@@ -224,10 +151,12 @@ def _collect(arguments: argparse.Namespace, environment: Environment) -> int:
 
     async def collected() -> reconcile.Report:
         async with environment.purchase_context() as purchase_context:
-            return await reconcile.collect(purchase_context, _scope(arguments, environment), dry_run=arguments.dry_run)
+            return await reconcile.collect(
+                purchase_context, scope_of(arguments, environment), dry_run=arguments.dry_run
+            )
 
     report = run_async(collected)
-    _print(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
+    print_line(", ".join(f"{what.replace('_', ' ')}: {count}" for what, count in report.counts().items()))
     failure = report.failure()
     if failure is not None:
         raise failure
@@ -242,9 +171,9 @@ def _resolve(arguments: argparse.Namespace, environment: Environment) -> int:
     word = said[0] if said else {"job": arguments.job_id}
     [(key, resolution)] = read_resolutions({arguments.key: word}).items()
     if reconcile.resolve(environment.ledger, key, resolution):
-        _print(f"{key} is resolved: {resolution}.")
+        print_line(f"{key} is resolved: {resolution}.")
     else:
-        _print(f"{key} was already resolved: {resolution}. Nothing was changed.")
+        print_line(f"{key} was already resolved: {resolution}. Nothing was changed.")
     return 0
 
 
@@ -252,12 +181,12 @@ def _forget(arguments: argparse.Namespace, environment: Environment) -> int:
     from airflow_provider_geminiimg.core import reconcile
 
     removed = reconcile.forget(environment.ledger, arguments.key, force=arguments.force)
-    _print(f"{removed.key} is removed (job {removed.job_id}).")
+    print_line(f"{removed.key} is removed (job {removed.job_id}).")
     earlier = environment.ledger.numbers_in(folder_of(removed.key))
     if earlier:
-        _print(f"The next attempt of its task uses record {earlier[-1]} of the same item.")
+        print_line(f"The next attempt of its task uses record {earlier[-1]} of the same item.")
     else:
-        _print("The next attempt of its task sends a new paid request.")
+        print_line("The next attempt of its task sends a new paid request.")
     return 0
 
 
@@ -271,13 +200,13 @@ def _purge(arguments: argparse.Namespace, environment: Environment) -> int:
         scope = reconcile.Scope(environment.namespace)
         days, dry_run = arguments.older_than, arguments.dry_run
         async for key in reconcile.purge(environment.ledger, scope, days=days, dry_run=dry_run):
-            _print(key)
+            print_line(key)
             removed.append(key)
 
     try:
         run_async(purged)
     finally:
-        _print(f"{len(removed)} records {'would be' if arguments.dry_run else 'are'} removed.")
+        print_line(f"{len(removed)} records {'would be' if arguments.dry_run else 'are'} removed.")
     return 0
 
 
@@ -293,33 +222,23 @@ def _reindex(arguments: argparse.Namespace, environment: Environment) -> int:
     if done.failure is not None:
         raise done.failure
     verb = "would be" if arguments.dry_run else "were"
-    _print(
+    print_line(
         f"{done.read} records were read, {done.open} are open. {done.written} entries {verb} written, {done.removed} "
         f"{verb} removed."
     )
     return 0
 
 
-class _Job(NamedTuple):
-    help: str
-    own_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Environment], int]
-
-    @property
-    def description(self) -> str:
-        return f"{self.help[0].upper()}{self.help[1:]}."
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        self.own_arguments(parser)
-        parser.set_defaults(job=self.run, output=None)  # for a command with an `output` Airflow logs to standard error
-
-
 _JOBS = {
-    "list": _Job("list the records of the ledger, one per line", _list_arguments, _list),
-    "show": _Job("show one record, and what to do about it", _key, _show),
-    "collect": _Job("store images that were paid for and have not landed; never submits", _collect_arguments, _collect),
-    "resolve": _Job("record what you found out about a request with an unknown outcome", _resolve_arguments, _resolve),
-    "forget": _Job("remove a record, so that its task submits again", _forget_arguments, _forget),
-    "purge": _Job("remove old records of finished task instances; images stay", _purge_arguments, _purge),
-    "reindex": _Job("read all records and rebuild the index of open records", _dry_run, _reindex),
+    "list": Command("list the records of the ledger, one per line", _list_arguments, _list),
+    "show": Command("show one record, and what to do about it", _key, _show),
+    "collect": Command(
+        "store images that were paid for and have not landed; never submits", _collect_arguments, _collect
+    ),
+    "resolve": Command(
+        "record what you found out about a request with an unknown outcome", _resolve_arguments, _resolve
+    ),
+    "forget": Command("remove a record, so that its task submits again", _forget_arguments, _forget),
+    "purge": Command("remove old records of finished task instances; images stay", _purge_arguments, _purge),
+    "reindex": Command("read all records and rebuild the index of open records", _dry_run, _reindex),
 }

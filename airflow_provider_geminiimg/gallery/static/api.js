@@ -27,6 +27,17 @@ async function getJson(address, options = {}) {
   throw new Trouble(answer.status, typeof body?.detail === "string" ? body.detail : `HTTP ${answer.status}`);
 }
 
+/** All DAGs that have images and that this user may read. */
+export async function readableDags() {
+  const found = [];
+  for (let after = ""; after !== null; ) {
+    const page = await ask("dags", { after_dag: after });
+    found.push(...page.dags);
+    after = page.next;
+  }
+  return found;
+}
+
 /** The gallery's answer at one of its routes; see `routeTo`. */
 export const ask = async (which, values = {}) => getJson(routeTo(which, values));
 

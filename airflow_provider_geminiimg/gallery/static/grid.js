@@ -4,7 +4,7 @@ import { chip, h } from "./dom.js";
 import { BASES, counted, priceOf, proportion, ratioOf } from "./format.js";
 import { STATUSES } from "./records.js";
 
-const NOT_COUNTED = "An earlier version wrote this ledger, so the records are read each time, and only some of a large "
+export const NOT_COUNTED = "An earlier version wrote this ledger, so the records are read each time, and only some of a large "
   + "run. `jobs collect` or `jobs reindex` counts them once.";
 
 /** The arrow keys move between cards, up and down by their position on the screen. */

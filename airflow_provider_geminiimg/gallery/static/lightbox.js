@@ -82,7 +82,7 @@ class Lightbox extends Dialog {
     const { item, image } = entry;
     this.stage.show(image, describe(item, image));
     $("lightbox-title").textContent = nameOf(image);
-    const goesOn = entry.listing.next && !entry.listing.limit;
+    const goesOn = entry.listing.goesOn && !entry.listing.limit;
     $("lightbox-place").textContent = `${this.place + 1} of ${this.all.length}${goesOn ? " and more" : ""}`;
     this.element.querySelector("[data-do=before]").disabled = this.place === 0;
     this.element.querySelector("[data-do=after]").disabled = this.place + 1 === this.all.length && !goesOn;

@@ -3,7 +3,7 @@
 import { LOOK, PAGE, viewAddress } from "./addresses.js";
 import { ask, beginnings, runOf } from "./api.js";
 import { otherCard, imageCard, troubleRow } from "./cards.js";
-import { chip, h, say } from "./dom.js";
+import { $, chip, h, say } from "./dom.js";
 import { counted } from "./format.js";
 import { setShape, totalsOf, walk } from "./grid.js";
 import { lightbox } from "./lightbox.js";
@@ -15,15 +15,17 @@ import { listings } from "./state.js";
 const PAUSE = 3000; // milliseconds between two updates
 const LONGEST_PAUSE = 60_000;
 const FEW = 2; // failures that are shown expanded
+const WINDOW = 2000; // shown at once
 
 export class Listing {
   /**
    * @param where the `dag`, `run`, `task` and `index` that the page shows, as far as they are given
    * @param filters the selected filters
    * @param limit maximum number of images; `null`: all, in pages
+   * @param begin where the images begin: a `position`, or `after` an earlier page
    */
-  constructor(where, filters = {}, limit = null) {
-    Object.assign(this, { where, filters, limit, items: [], next: null, entries: [], cards: new Map() });
+  constructor(where, filters = {}, limit = null, begin = {}) {
+    Object.assign(this, { where, filters, limit, start: begin, items: [], next: null, entries: [], cards: new Map() });
     Object.assign(this, { summary: null, run: null, began: new Map(), pause: PAUSE, visible: true });
     Object.assign(this, { loops: new Map(), chains: new Map(), decisions: new Map() });
     this.totals = h("div", { class: "totals" });
@@ -53,7 +55,8 @@ export class Listing {
 
   page(after, limit) {
     const { model, state } = this.filters;
-    return ask("images", { ...this.names, ...this.query, model, status: state, after, limit });
+    const begin = after === null ? this.start : { after };
+    return ask("images", { ...this.names, ...this.query, model, status: state, ...begin, limit });
   }
 
   readSummary() {
@@ -81,7 +84,7 @@ export class Listing {
   }
 
   async more() {
-    if (!this.next) return false;
+    if (!this.goesOn) return false;
     this.reading ??= this.readMore().finally(() => { this.reading = null; });
     return this.reading;
   }
@@ -97,7 +100,12 @@ export class Listing {
       this.below.replaceChildren(notice(error));
       return false;
     }
-    return this.next !== null;
+    return this.goesOn;
+  }
+
+  /** Whether a further page is shown below. */
+  get goesOn() {
+    return this.next !== null && this.items.length < WINDOW;
   }
 
   take({ items, next }) {
@@ -266,13 +274,22 @@ export class Listing {
     this.changed?.();
   }
 
+  furtherButton() {
+    const onclick = () => {
+      this.further(this.next);
+      $("view").scrollIntoView();
+    };
+    return h("button", { type: "button", class: "button", onclick }, "Further images");
+  }
+
   rest(seen) {
     if (!seen.looked_at && !this.limit) return [emptyNote(this)];
     if (!seen.looked_at) return [h("p", { class: "quiet" }, this.isBusy ? "No image yet." : "No images.")];
     const nothing = "No image here is like that. Choose other filters to see more.";
     if (!this.items.length && this.next) return [h("p", { class: "quiet" }, "None so far. Looking further.")];
     if (!this.items.length) return [h("p", { class: "notice plain" }, nothing)];
-    if (!this.limit || !this.next) return [];
+    if (!this.next) return [];
+    if (!this.limit) return this.goesOn ? [] : [this.furtherButton()];
     const { dag, run, task } = this.where;
     return [h("a", { class: "button", href: viewAddress(dag, run, task) }, "All images of this run")];
   }

@@ -9,7 +9,7 @@ import { $ } from "./dom.js";
 import { notice } from "./messages.js";
 import { chosen, listings, showChosen } from "./state.js";
 import { followTheme } from "./theme.js";
-import { browse, ofDag, ofRunView } from "./views.js";
+import { browse, ofDag, ofRunView, ofSpend } from "./views.js";
 
 /** Reads the query from this page, or from Airflow's surrounding page if this one has none. */
 function takeQuery() {
@@ -39,7 +39,8 @@ function start() {
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) for (const listing of listings) listing.wake();
   });
-  if (!where.dag) browse().catch((error) => $("view").replaceChildren(notice(error)));
+  if (query.has("spend")) ofSpend(where);
+  else if (!where.dag) browse().catch((error) => $("view").replaceChildren(notice(error)));
   else if (!where.run) ofDag(where);
   else ofRunView(where);
 }

@@ -1,14 +1,16 @@
 /* The views of the page: recent runs, the runs of a DAG, one run. */
 
 import { asQuery, HOME, theQuery, viewAddress } from "./addresses.js";
-import { ask, runsOfDag, runsOfDags } from "./api.js";
+import { ask, readableDags, runsOfDag, runsOfDags } from "./api.js";
 import { $, chip, h, icon, say } from "./dom.js";
 import { FILTERS, showFilters } from "./filters.js";
 import { counted, timeOf } from "./format.js";
 import { totalsOf } from "./grid.js";
+import { jumps } from "./jumps.js";
 import { Listing } from "./listing.js";
 import { emptyNote, notice } from "./messages.js";
 import { labelOf, RUN_TONES } from "./records.js";
+import { spendAddress, spendView } from "./spend.js";
 import { listings } from "./state.js";
 import { endless, framed, thumbnail, whenSeen } from "./viewport.js";
 
@@ -29,12 +31,20 @@ function showHead(where, title) {
 const runHead = (run, href) => h("div", { class: "run-head" },
   h("h2", null, h("a", { href }, run.dag_run_id)), h("p", { class: "quiet" }, timeOf(run.run_after)));
 
+const spendLink = (dag) => h("p", null, h("a", { class: "button", href: spendAddress(dag) }, "Spend"));
+
+/** What was paid for a DAG, or for all. */
+export function ofSpend(where) {
+  showHead({ ...where, run: "spend" }, "Spend");
+  return spendView(where.dag);
+}
+
 /** Recent runs of all DAGs that have images and that this user may read. */
 export async function browse() {
   showHead({}, "Images");
   const grid = h("ul", { class: "runs", "aria-label": "Recent runs with images" });
-  const { dags } = await ask("dags");
-  $("view").replaceChildren(grid);
+  const dags = await readableDags();
+  $("view").replaceChildren(spendLink(null), grid);
   let offset = 0;
   endless($("view"), async () => {
     const page = dags.length ? await runsOfDags(dags, offset).catch((error) => { $("view").append(notice(error)); }) : null;
@@ -68,7 +78,7 @@ async function runCard(run) {
 export function ofDag(where) {
   showHead(where, where.task ?? where.dag);
   const list = h("div", { class: "sections" });
-  $("view").replaceChildren(list);
+  $("view").replaceChildren(spendLink(where.dag), list);
   let offset = 0;
   const near = whenSeen("200px", (section) => {
     section.listing.visible = true;
@@ -103,13 +113,18 @@ export function ofRunView(where) {
   const bar = h("div", { class: "bar" });
   const place = h("div");
   $("view").replaceChildren(bar, place);
-  const show = () => {
+  const show = (first = {}) => {
     for (const old of listings.splice(0)) clearTimeout(old.timer);
-    const listing = new Listing(where, { ...filters });
+    const listing = new Listing(where, { ...filters }, null, first);
     const selects = h("div", { class: "filters", role: "group", "aria-label": "Filters" });
-    bar.replaceChildren(listing.totals, selects);
+    const jump = h("div", { class: "jump" });
+    bar.replaceChildren(listing.totals, selects, jump);
     place.replaceChildren(listing.element);
-    listing.changed = () => showFilters(selects, listing.summary, filters, choose);
+    listing.further = (after) => show({ after });
+    listing.changed = () => {
+      showFilters(selects, listing.summary, filters, choose);
+      if (!jump.contains(document.activeElement)) jump.replaceChildren(...jumps(listing, show));
+    };
     return listing.load().then(() => {
       if (listing.items.length || listing.next) endless(place, () => listing.more());
     });

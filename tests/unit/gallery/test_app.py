@@ -43,6 +43,7 @@ DAG, RUN = ITEM.dag_id, ITEM.run_id
 STATIC = Path(airflow_provider_geminiimg.__file__).parent / "gallery" / "static"
 LISTING = f"api/dags/{DAG}/runs/{quote(RUN)}/images"
 SUMMARY = f"api/dags/{DAG}/runs/{quote(RUN)}/summary"
+SPEND = f"api/dags/{DAG}/spend"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def files_of(page: str) -> list[str]:
 def addresses(record: Record) -> list[str]:
     path = address_of(record.key).image(0).removeprefix("f/")
     sources = f"api/dags/{DAG}/runs/{quote(RUN)}/sources?task_id=hero&map_index=-1&item=0&n=1"
-    return [LISTING, SUMMARY, sources, f"f/{path}", f"thumbs/{path}"]
+    return [LISTING, SUMMARY, SPEND, sources, f"f/{path}", f"thumbs/{path}"]
 
 
 async def test_only_who_may_read_the_dag_sees_anything(left: OrphanedRecords, ask: Callable[..., Any]) -> None:
@@ -117,8 +118,8 @@ async def test_only_who_may_read_the_dag_sees_anything(left: OrphanedRecords, as
         for nobody in (None, "norole"):
             assert set(said[nobody].json()) == {"detail"}
     assert ask("api/dags", user=None).status_code == 401
-    assert ask("api/dags", user="norole").json() == {"dags": []}
-    assert ask("api/dags").json() == {"dags": [DAG]}
+    assert ask("api/dags", user="norole").json() == {"dags": [], "next": None}
+    assert ask("api/dags").json() == {"dags": [DAG], "next": None}
 
 
 def test_the_page_itself_is_open_and_holds_nothing(get: Callable[..., Any], local_root: str) -> None:
@@ -165,7 +166,7 @@ def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any],
         for route in gallery_app().routes
         if isinstance(route, APIRoute)
     }
-    assert data["routes"].keys() == {"dags", "images", "summary", "sources"}
+    assert data["routes"].keys() == {"dags", "images", "summary", "spend", "sources"}
     for route in data["routes"].values():
         assert served[f"/{route['path']}"] == set(route["query"])
     assert get(LISTING + f"?limit={data['max_page_size']}").status_code == 200
@@ -174,7 +175,7 @@ def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any],
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_nothing_can_be_changed_from_here(get: Callable[..., Any], local_root: str, method: str) -> None:
-    for path in ("", "api/dags", LISTING, SUMMARY, image_of(landed())):
+    for path in ("", "api/dags", LISTING, SUMMARY, SPEND, image_of(landed())):
         assert get(path, user="admin", method=method).status_code == 405
 
 
@@ -186,10 +187,10 @@ def test_where_there_are_teams_a_deleted_dag_is_shown_to_nobody(
 
     path = address_of(put(left, ITEM, prompt="a secret fox").key).image(0).removeprefix("f/")
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
-    for address in (LISTING, SUMMARY, f"f/{path}", f"thumbs/{path}"):
+    for address in (LISTING, SUMMARY, SPEND, f"f/{path}", f"thumbs/{path}"):
         answer = get(address)
         assert (answer.status_code, "no such DAG" in answer.text, "fox" in answer.text) == (404, True, False)
-    assert get("api/dags").json() == {"dags": []}
+    assert get("api/dags").json() == {"dags": [], "next": None}
     with create_session() as session:
         session.add(DagModel(dag_id=DAG, bundle_name="dags-folder"))
     try:
@@ -342,6 +343,29 @@ async def test_a_thumbnail_is_small_and_where_there_is_none_the_image_comes(
     left.store.delete(thumbnail_key(record.key, 0))
     whole = get(path)
     assert hashlib.sha256(whole.content).hexdigest() == (record.manifest or {})["images"][0]["sha256"]
+
+
+async def test_a_browser_keeps_a_thumbnail_of_a_listing_for_ever_and_any_other_for_a_while(
+    left: OrphanedRecords, get: Callable[..., Any]
+) -> None:
+    record = await left.attempt()
+    [item] = get(LISTING).json()["items"]
+    listed = item["images"][0]["thumb"]
+    for thumbnail in (True, False):
+        answer = get(listed)
+        assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+        assert {"cookie", "authorization"} <= set(answer.headers["vary"].lower().replace(",", " ").split())
+        for other in (listed.partition("?")[0], f"{listed}0", listed[:-1]):
+            given = get(other)
+            assert (given.status_code, given.headers["cache-control"]) == (200, "private, max-age=600"), other
+        if thumbnail:
+            left.store.delete(thumbnail_key(record.key, 0))
+    image = (record.manifest or {})["images"][0]
+    left.change(record, manifest={**(record.manifest or {}), "images": [{**image, "sha256": "0" * 64}]})
+    assert get(listed).status_code == 415  # what lies there is another image by now
+    assert "immutable" not in get(listed).headers["cache-control"]
+    [item] = get(LISTING).json()["items"]
+    assert item["images"][0]["thumb"] != listed
 
 
 async def test_a_page_of_html_by_the_name_of_an_image_is_not_served(
@@ -639,7 +663,7 @@ def test_names_that_are_no_text_stand_for_themselves(left: OrphanedRecords, get:
         assert left.store.create(key, b"{")
     assert left.store.create("ledger/default/%ED%A0%80/run/task/-1/0/1.json", b"{")
     assert [item["task_id"] for item in get(LISTING).json()["items"]] == ["%ED%A0%80", "9" * 200, "fine"]
-    assert get("api/dags").json() == {"dags": [DAG]}
+    assert get("api/dags").json() == {"dags": [DAG], "next": None}
 
 
 def test_a_filter_without_hits_reads_a_part_and_says_where_to_look_further(
@@ -764,6 +788,9 @@ BAD_QUESTIONS = {
     "item": ["", "..", "a/b", "%00", "x" * 300, "%ed%a0%80"],
     "task_id": ["", "..", "a/b", "a%00", "a%0a", "%ed%a0%80", "x" * 300],
     "status": ["", "good", "LANDED", "landed%00", "9" * 5_000, "__class__"],
+    "position": ["-1", "x", "1.5", "", "9" * 5_000],
+    "by": ["", "price", "DAG", "dag%00", "9" * 5_000],
+    "after_run": ["%00", "a b", "\u0661", "9" * 5_000],
     "model": ["", "a%00b", "a%1b%5b2J", "%c2%9b", "x" * 5_000],
 }
 
@@ -777,6 +804,7 @@ def test_no_question_that_makes_no_sense_is_an_error_of_the_server(
         asked = {**good, name: "%s"} if name in good else {name: "%s"}
         query = "&".join(f"{each}={value}" for each, value in asked.items())
         path = f"api/dags/{DAG}/runs/{quote(RUN)}/{'sources' if name in ('item', 'n') else 'images'}"
+        path = SPEND if name in ("by", "after_run") else path
         for value in values:
             answer = get(f"{path}?{query.replace('%s', value)}")
             assert answer.status_code == 422, (name, value[:40], answer.text)
@@ -794,6 +822,30 @@ def test_a_root_that_can_not_be_read_is_an_error_that_says_what_to_do(
     answer = get(LISTING)
     assert answer.status_code == 503
     assert "Create the bucket" in answer.json()["detail"]
+
+
+# --- what is paid -----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_dag_cost_is_listed_in_parts_with_the_basis_of_each_amount(
+    left: OrphanedRecords, get: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_geminiimg.gallery.app.MAX_RUNS", 2)
+    for number in range(5):
+        cost = {"amount": 0.1, "currency": "USD", "basis": "gateway" if number else "google_list"}
+        record = put(left, replace(ITEM, run_id=f"run{number}"), cost=cost, model=f"m{number % 2}")
+        left.ledger.summaries.count([record])
+    left.ledger.summaries.count([put(left, replace(ITEM, dag_id="other"), cost=cost)])
+    parts, after = [], ""
+    while after is not None:
+        answer = get(f"{SPEND}?by=model&after_run={quote(after, safe='')}").json()
+        parts += [{row["value"]: (row["paid"], [cost["basis"] for cost in row["costs"]]) for row in answer["rows"]}]
+        after = answer["next"]
+    assert parts == [
+        {"m0": (1, ["google_list"]), "m1": (1, ["gateway"])},
+        {"m0": (1, ["gateway"]), "m1": (1, ["gateway"])},
+        {"m0": (1, ["gateway"])},
+    ]
 
 
 # --- where an image comes from ---------------------------------------------------------------------------------------

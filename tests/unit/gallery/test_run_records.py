@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -14,10 +16,16 @@ from airflow_provider_geminiimg.core.ledger.open_index import mark_complete, roo
 from airflow_provider_geminiimg.core.ledger.record import Record, dump_record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import Files, open_store
+from airflow_provider_geminiimg.gallery import app
+from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.gallery.queries import GalleryQueries
 from airflow_provider_geminiimg.gallery.run_records import RecordFilter, place_of
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from tests.harness.api_server import USERS, api_server
 from tests.harness.records import ITEM, Traced, landed, make_record, submitted
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 WANTED = RecordFilter(ITEM.dag_id, ITEM.run_id)
 
@@ -150,3 +158,117 @@ def test_a_damaged_summary_is_replaced_by_reading_the_records(tmp_path: Path) ->
     (tmp_path / key).write_bytes(b"{")
     found = queries.summary(WANTED)
     assert (found["complete"], found["images"]) == (False, 1)
+
+
+def hashed(number: int) -> Item:
+    return replace(ITEM, task_id="catalogue", item=hashlib.sha256(str(number).encode()).hexdigest()[:16])
+
+
+def test_a_jump_into_a_long_run_lands_near_its_place_and_costs_as_much_as_a_page(tmp_path: Path) -> None:
+    each = [landed(replace(ITEM, task_id="each", map_index=index)) for index in range(50)]
+    records = sorted([*(landed(hashed(number)) for number in range(2_000)), *each], key=lambda each: place_of(each.key))
+    queries, store = gallery(tmp_path, records)
+    keys = [record.key for record in records]
+    for position in (0, 1, 700, 1_999, 2_000, 2_025, 2_049):
+        store.listed = 0
+        store.calls.clear()
+        items, _ = queries.page(WANTED, None, 20, position)
+        found = keys.index(items[0]["record"])
+        assert abs(found - position) <= (100 if position < 2_000 else 0), position
+        assert [item["record"] for item in items] == keys[found : found + 20]
+        assert store.listed < 100
+        assert len(store.calls) < 60
+    assert queries.page(WANTED, None, 20, 10**8)[0][0]["record"] == keys[-1]
+    _, after = queries.page(WANTED, None, 20)
+    assert queries.page(WANTED, after, 20, 700)[0][0]["record"] == keys[20]  # a cursor goes before a position
+
+
+def test_a_jump_in_filtered_records_counts_those(tmp_path: Path) -> None:
+    records = [make_record(hashed(number), state="failed", outcome=None) for number in range(30)]
+    queries, _ = gallery(tmp_path, [*records, *(landed(hashed(number)) for number in range(30, 60))])
+    wanted = replace(WANTED, status="failed")
+    shown = [item["record"] for item in queries.page(wanted, None, 60)[0]]
+    assert [item["record"] for item in queries.page(wanted, None, 5, 12)[0]] == shown[12:17]
+
+
+def test_a_jump_where_records_are_not_counted_is_the_beginning(tmp_path: Path) -> None:
+    queries, store = gallery(tmp_path, [landed(hashed(number)) for number in range(10)])
+    store.delete(complete_key("default"))
+    assert queries.page(WANTED, None, 5, 7) == queries.page(WANTED, None, 5)
+
+
+def test_dags_come_in_pages(tmp_path: Path) -> None:
+    queries, _ = gallery(tmp_path, [landed(replace(ITEM, dag_id=f"dag{number}")) for number in range(5)])
+    assert queries.dags("", 2) == (["dag0", "dag1"], "dag1")
+    assert queries.dags("dag1", 2) == (["dag2", "dag3"], "dag3")
+    assert queries.dags("dag3", 2) == (["dag4"], None)
+
+
+@pytest.fixture(scope="module")
+def server(_airflow_home: Path) -> Iterator[TestClient]:
+    """Airflow's API server, asked by a user who may read any DAG."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    with api_server() as client:
+        token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="vera", role=USERS["vera"]))
+        client.headers["Authorization"] = f"Bearer {token}"
+        yield client
+
+
+OF_RUN = f"api/dags/{ITEM.dag_id}/runs/{quote(ITEM.run_id)}"
+QUESTIONS = [
+    "api/dags",
+    f"{OF_RUN}/images",
+    f"{OF_RUN}/images?after={quote(landed(batch_item(1 << 63)).key, safe='')}",
+    f"{OF_RUN}/images?position=100",
+    f"{OF_RUN}/images?status=landed",
+    f"{OF_RUN}/images?status=failed",
+    f"{OF_RUN}/images?model=none",
+    f"{OF_RUN}/images?task_id=each&map_index=7",
+    f"{OF_RUN}/summary",
+    f"{OF_RUN}/summary?task_id=catalogue&map_index=-1",
+    f"{OF_RUN}/summary?task_id=each&map_index=7",
+    f"{OF_RUN}/sources?task_id=each&map_index=7&item=0&n=1",
+    f"api/dags/{ITEM.dag_id}/spend?by=day",
+    address_of(landed(replace(ITEM, task_id="each", map_index=7)).key).image(0),
+    address_of(landed(replace(ITEM, task_id="each", map_index=7)).key).thumbnail(0),
+]
+
+
+def many_kinds(count: int) -> list[Record]:
+    """Records of one long batch, and a tenth of that each of mapped tasks, runs and DAGs."""
+    return [
+        *(landed(hashed(number)) for number in range(count)),
+        *(landed(replace(ITEM, task_id="each", map_index=number)) for number in range(count // 10)),
+        *(landed(replace(ITEM, run_id=f"run{number}")) for number in range(count // 10)),
+        *(landed(replace(ITEM, dag_id=f"dag{number}")) for number in range(count // 10)),
+    ]
+
+
+def test_no_question_makes_the_server_work_in_proportion_to_the_ledger(
+    tmp_path: Path, server: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    may_read = app._may_read
+
+    def counted(request: Any, user: Any, dag_id: str) -> bool:
+        asked.append(dag_id)
+        return may_read(request, user, dag_id)
+
+    monkeypatch.setattr(app, "MAX_DAGS", 20)
+    monkeypatch.setattr(app, "_may_read", counted)
+    costs: list[dict[str, tuple[list[str], int, int]]] = []
+    for count in (300, 3_000):
+        _, store = gallery(tmp_path / str(count), many_kinds(count))
+        monkeypatch.setattr(app, "open_store", lambda root, openers, store=store: store)
+        seen = {}
+        for question in QUESTIONS:
+            store.calls.clear()
+            asked.clear()
+            store.listed = 0
+            assert server.get(question).status_code in (200, 404), question
+            seen[question] = (sorted(operation for operation, _ in store.calls), store.listed, len(asked))
+        costs.append(seen)
+    assert costs[0] == costs[1]
+    assert all(len(calls) < 200 and listed < 200 and dags <= 20 for calls, listed, dags in costs[1].values())
