@@ -19,8 +19,8 @@ ATTACKED = (
     Protection(
         "Whatever a fetch raises is an outcome",
         "core/http/download.py",
-        "        found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)\n",
-        "        found = await _followed(url, max_bytes, timeout, exempt, hold, where)\n",
+        "    found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)\n",
+        "    found = await _followed(url, max_bytes, timeout, exempt, hold, where)\n",
         tests={"integration/attacks/test_boundary.py": "input_whose_host_breaks"},
     ),
     Protection(

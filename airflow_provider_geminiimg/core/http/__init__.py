@@ -11,6 +11,7 @@ In reading order:
 - `uploads`: the handles of input images that were uploaded
 - `key_auth`: adds the API key
 - `poll_client`: the HTTP client of polls
+- `download_client`: the HTTP client of downloads
 - `download`: downloads an image, without the API key
 - `download_buffer`: the memory of a download
 - `public_addresses`: resolves hosts, and tells public from private IP addresses

@@ -14,16 +14,18 @@ A gateway can name any address, and the worker runs inside a private network. Wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import ssl
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import httpx
 
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.http.download_buffer import DownloadBuffer, Hold, Pace
-from airflow_provider_geminiimg.core.http.log_filter import quiet_http
 from airflow_provider_geminiimg.core.http.public_addresses import is_public, look_up
 from airflow_provider_geminiimg.core.http.tls import DEFAULT_PORTS, Origin, origin_of, tls_context
 from airflow_provider_geminiimg.core.validation.hosts import is_usable
@@ -35,9 +37,14 @@ from airflow_provider_geminiimg.exceptions import (
     UpstreamFailedError,
 )
 
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
+Opened: TypeAlias = "Callable[..., AbstractAsyncContextManager[ClientResponse]]"
 DOWNLOAD_SECONDS = 300.0  # time limit for one image
 MAX_REDIRECTS = 5
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # between two chunks; the caller limits the total time
+_CONNECT_SECONDS = 10.0
+_READ_SECONDS = 30.0  # between two chunks; the caller limits the total time
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "airflow-provider-geminiimg"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RETRY_LATER = {408, 425, 429}
@@ -67,8 +74,7 @@ async def download(
         the link is not allowed.
     """
     where = _Where()
-    with quiet_http(show_path=False):
-        found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)
+    found = await closed(_followed(url, max_bytes, timeout, exempt, hold, where), where.broken)
     if isinstance(found, GeminiImageError):
         raise found
     return found
@@ -83,10 +89,9 @@ class _Where:
     def broken(self, error: Exception) -> GeminiImageError:
         """The error for any other exception. The exception's text is not used, because it may contain the link."""
         message = f"Downloading from {self.host} failed: {type(error).__name__}."
-        if isinstance(error, httpx.RemoteProtocolError):
-            # httpcore's pool raises again `from None`, so the parser's error is only in the context.
-            if error.__cause__ is not None and error.__cause__.__context__ is not None:
-                return InvalidImageError(message)  # a parser error: the response is not valid HTTP
+        if isinstance(error, httpx.LocalProtocolError):
+            return InvalidImageError(message.replace("LocalProtocolError", "the response is not valid HTTP"))
+        if isinstance(error, httpx.CloseError):
             return _failed(f"{self.host} closed the connection without a response.")
         return _failed(message, isinstance(error, _MAY_PASS))
 
@@ -147,22 +152,24 @@ def _parse(link: str | httpx.URL, own: Origin | None) -> _Target:
 async def _hop(target: _Target, buffer: DownloadBuffer, own: Origin | None) -> bytes | _Target:
     """Send one request; returns the body, or the target of a redirect."""
     addresses = await _resolve(target)
-    context = tls_context() if tls_context.cache_info().currsize else await asyncio.to_thread(tls_context)
+    opened, tls = _opened() if tls_context.cache_info().currsize else await asyncio.to_thread(_opened)
+    name, headers = target.host.strip("[]"), {"Host": target.netloc, **_HEADERS}
     why = "no address"
     for address in addresses:
-        # A transport for each hop and no client, which would process cookies and the redirect.
-        async with httpx.AsyncHTTPTransport(verify=context, trust_env=False) as transport:
-            try:
-                response = await transport.handle_async_request(_request(target, address))
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                why = str(error) or type(error).__name__  # contains no link: the error is from connecting
-                continue
-            _log.info("HTTP request to %s://%s/…: %s", target.url.scheme, target.netloc, response.status_code)
-            async with contextlib.aclosing(response):
-                if response.status_code in _REDIRECTS and "location" in response.headers:
+        try:
+            url = target.url.copy_with(host=address)
+            async with opened(url, name, headers, tls, connect=_CONNECT_SECONDS, read=_READ_SECONDS) as response:
+                _log.info("HTTP request to %s://%s/…: %s", target.url.scheme, target.netloc, response.status)
+                if response.status in _REDIRECTS and "location" in response.headers:
                     return _parse(_joined(target.url, response.headers["location"]), own)
-                _check_status(response, target.host)
+                _check_status(response.status, target.host)
                 return await _body(response, buffer, target.host)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            why = str(error) or type(error).__name__  # contains no link: the error is from connecting
+        except httpx.RemoteProtocolError:
+            raise InvalidImageError(
+                f"The download from {target.host} ended early, after {buffer.size} bytes."
+            ) from None
     raise _failed(f"Connecting to {target.host} (port {target.port}) failed: {why}.")
 
 
@@ -178,10 +185,11 @@ async def _resolve(target: _Target) -> list[str]:
     return addresses
 
 
-def _request(target: _Target, address: str) -> httpx.Request:
-    headers = {"Host": target.netloc, **_HEADERS}
-    extensions = {"sni_hostname": target.host.strip("[]"), "timeout": _TIMEOUT.as_dict()}
-    return httpx.Request("GET", target.url.copy_with(host=address), headers=headers, extensions=extensions)
+def _opened() -> tuple[Opened, ssl.SSLContext]:
+    """The HTTP client and the TLS context; slow at the first call."""
+    from airflow_provider_geminiimg.core.http.download_client import opened
+
+    return opened, tls_context()
 
 
 def _joined(url: httpx.URL, location: str) -> httpx.URL:
@@ -191,8 +199,7 @@ def _joined(url: httpx.URL, location: str) -> httpx.URL:
         raise _failed("The link redirects to something that is not a URL.", False) from None
 
 
-def _check_status(response: httpx.Response, host: str) -> None:
-    status = response.status_code
+def _check_status(status: int, host: str) -> None:
     if status == 200:
         return
     if status >= 500 or status in _RETRY_LATER:
@@ -202,7 +209,7 @@ def _check_status(response: httpx.Response, host: str) -> None:
     raise _failed(f"{host} responded without an image (HTTP {status}).")
 
 
-async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> bytes:
+async def _body(response: ClientResponse, body: DownloadBuffer, host: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise InvalidImageError(f"{host} sent the image with a content encoding, which was not requested.")
@@ -216,11 +223,8 @@ async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> by
     if announced is not None and announced > body.most:
         raise too_large
     body.announced = announced or 0
-    try:
-        with body.pace.window:
-            await _read(response, body, host, too_large)
-    except httpx.RemoteProtocolError:
-        raise InvalidImageError(f"The download from {host} ended early, after {body.size} bytes.") from None
+    with body.pace.window:
+        await _read(response, body, host, too_large)
     if body.pace.window.cancelled_caught:
         received = f"{body.size} bytes, almost none of them in the last {body.pace.seconds:g} s"
         raise _failed(f"{host} sends the image too slowly: {received}.")
@@ -231,10 +235,10 @@ async def _body(response: httpx.Response, body: DownloadBuffer, host: str) -> by
     return body.getvalue()
 
 
-async def _read(response: httpx.Response, body: DownloadBuffer, host: str, too_large: InvalidImageError) -> None:
+async def _read(response: ClientResponse, body: DownloadBuffer, host: str, too_large: InvalidImageError) -> None:
     body.pace.progress(0)
     pieces = 0
-    async for piece in response.aiter_raw():
+    async for piece in response.content.iter_any():
         await body.add(piece)
         if body.size > body.most:
             raise too_large

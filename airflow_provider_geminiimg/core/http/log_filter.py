@@ -16,41 +16,36 @@ from collections.abc import Iterator
 import httpx
 
 _LOGGERS = ("httpx", *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")))
-_show_path: contextvars.ContextVar[bool | None] = contextvars.ContextVar("geminiimg_quiet_http", default=None)
+_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("geminiimg_quiet_http", default=False)
 # httpcore logs "<event> <name>=<repr> …"; only these values are useful and contain no secret.
 _HARMLESS = re.compile(r"\b(?:host|port|timeout)=(?:'[^']*'|[\d.]+)")
 
 
 @contextlib.contextmanager
-def quiet_http(*, show_path: bool = True) -> Iterator[None]:
-    """Context manager: remove URL queries and header values from the log lines of httpx and httpcore.
-
-    :param show_path: whether to log the path of a URL; ``False`` if the path may be a secret.
-    """
-    token = _show_path.set(show_path)
+def quiet_http() -> Iterator[None]:
+    """Context manager: remove URL queries and header values from the log lines of httpx and httpcore."""
+    token = _quiet.set(True)
     try:
         yield
     finally:
-        _show_path.reset(token)
+        _quiet.reset(token)
 
 
 def _quieten(record: logging.LogRecord) -> bool:
-    show_path = _show_path.get()
-    if show_path is None:
+    if not _quiet.get():
         return True
     if record.name == "httpx":
         url = next((arg for arg in record.args or () if isinstance(arg, httpx.URL)), None)
         status = next((arg for arg in record.args or () if isinstance(arg, int)), "")
-        record.msg, record.args = "HTTP request to %s: %s", (_bare(url, show_path) if url else "?", status)
+        record.msg, record.args = "HTTP request to %s: %s", (_bare(url) if url else "?", status)
     else:
         event = record.getMessage()
         record.msg, record.args = " ".join([event.partition(" ")[0], *_HARMLESS.findall(event)]), ()
     return True
 
 
-def _bare(url: httpx.URL, show_path: bool) -> str:
-    netloc = url.netloc.decode("ascii", "replace")
-    return f"{url.scheme}://{netloc}{url.path if show_path else '/…'}"
+def _bare(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}{url.path}"
 
 
 for _name in _LOGGERS:

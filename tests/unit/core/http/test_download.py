@@ -347,13 +347,14 @@ async def test_no_part_of_a_link_but_its_host_is_logged(
     host: Host, everything_logged: pytest.LogCaptureFixture
 ) -> None:
     host.routes["/CANARY-path"] = answer(302, b"", Location="/CANARY-next?sig=CANARY", Set_Cookie="a=CANARY")
+    host.routes["/CANARY-cookies"] = answer(Set_Cookie="a b[]=CANARY; CANARY")
     host.routes["/CANARY-next"] = answer(X_Amz_Meta="CANARY")
     host.routes["/CANARY-gone"] = answer(403, b"CANARY")
     await fetch(host, "/CANARY-path?sig=CANARY")
+    await fetch(host, "/CANARY-cookies")
     with pytest.raises(GeminiImageError) as caught:
         await fetch(host, "/CANARY-gone?sig=CANARY")
     assert f"HTTP request to {host.url}/…: 302" in everything_logged.messages
-    assert any(message.startswith("connect_tcp.started host='127.0.0.1'") for message in everything_logged.messages)
     assert "CANARY" not in everything_logged.text
     assert "CANARY" not in str(caught.value)
 
