@@ -221,8 +221,11 @@ class Backend(abc.ABC):
         """Return at most `max_bytes` + 1 bytes; None if the file does not exist."""
 
     @abc.abstractmethod
-    def create(self, place: Location, data: bytes, media_type: str) -> bool:
-        """Write a new file; return False if the name is taken."""
+    def create(self, place: Location, data: bytes, media_type: str, digest: str) -> bool:
+        """Write a new file; return False if the name is taken.
+
+        :param digest: hex SHA-256 of `data`.
+        """
 
     @abc.abstractmethod
     def sha256(self, place: Location) -> str | None:

@@ -225,7 +225,7 @@ class DiskFiles(Backend):
             found = read_file(place.file, max_bytes)
         return None if found is None else found[0]
 
-    def create(self, place: Location, data: bytes, media_type: str) -> bool:
+    def create(self, place: Location, data: bytes, media_type: str, digest: str) -> bool:
         file = place.file
         with _failures("Writing", file):
             modes = self._prepare(file)

@@ -35,7 +35,7 @@ class OtherFiles(Backend):
             except FileNotFoundError:
                 return None
 
-    def create(self, place: Location, data: bytes, media_type: str) -> bool:
+    def create(self, place: Location, data: bytes, media_type: str, digest: str) -> bool:
         if self.exists(place):
             return False
         self.put(place, data, media_type)

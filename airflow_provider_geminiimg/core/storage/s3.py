@@ -11,7 +11,6 @@ import base64
 import contextlib
 import contextvars
 import email.utils
-import hashlib
 import io
 import itertools
 import random
@@ -19,13 +18,14 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from airflow_provider_geminiimg.core.storage.base import Blob, S3ClientFactory, Store, checked_key
+from airflow_provider_geminiimg.core.storage.base import Blob, S3ClientFactory, Store, checked_key, sha256
 from airflow_provider_geminiimg.core.storage.uris import locate
 from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 _CONFLICT_TRIES = 5
 _DELETED_AT_ONCE = 1000  # the limit of DeleteObjects
 _MAX_KEY = 1024  # bytes
+_CHECKSUM = "x-amz-checksum-sha256"
 _JSON = "application/json"
 
 TAKEN = {"PreconditionFailed", "412"}
@@ -88,6 +88,14 @@ def _ask_for_no_checksums(context: Any, **_: Any) -> None:
         context["client_config"] = context["client_config"].merge(less)
 
 
+def _name_checksum(request: Any, **_: Any) -> None:
+    """Tell botocore which header has the checksum of the body. The signature covers this header, so that over TLS
+    botocore does not hash the body once more for the signature.
+    """
+    if _CHECKSUM in request.headers:
+        request.context["checksum"] = {"request_algorithm": {"in": "header", "name": _CHECKSUM}}
+
+
 class S3Calls:
     """Calls for the objects of one bucket. Every failure of boto3 becomes a `StorageError`."""
 
@@ -136,14 +144,18 @@ class S3Calls:
                 return self.call("get_object", key, unless={"NoSuchKey"})
             raise
 
-    def put(self, key: str, data: bytes, media_type: str | None, *, checksum: bool = True, **condition: str) -> Any:
-        """Write one complete object; ``None`` if the condition is not met."""
+    def put(self, key: str, data: bytes, media_type: str | None, digest: str | None, **condition: str) -> Any:
+        """Write one complete object; ``None`` if the condition is not met.
+
+        :param digest: hex SHA-256 of `data`, which the store compares; ``None``: no checksum is sent.
+        """
         unmet = TAKEN | (ABSENT if "IfMatch" in condition else set())
         arguments: dict[str, str] = {} if media_type is None else {"ContentType": media_type}
-        if checksum:
+        if digest is not None:
             arguments["ChecksumAlgorithm"] = "SHA256"
-            arguments["ChecksumSHA256"] = base64.b64encode(hashlib.sha256(data).digest()).decode()
-        with contextlib.nullcontext() if checksum else self.plainly():
+            arguments["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(digest)).decode()
+            self._client().meta.events.register("before-sign.s3.PutObject", _name_checksum, unique_id=_CHECKSUM)
+        with contextlib.nullcontext() if digest is not None else self.plainly():
             return self._put(key, data, unmet, {**arguments, **condition})
 
     def _put(self, key: str, data: bytes, unmet: set[str], arguments: dict[str, str]) -> Any:
@@ -256,7 +268,7 @@ class S3Store(Store):
         media_type = (
             "image/webp" if key.endswith(".webp") else _JSON
         )  # thumbnails are WebP; all other objects except spooled images are JSON
-        done = self._s3.put(self._key(key), data, media_type, IfNoneMatch="*")
+        done = self._s3.put(self._key(key), data, media_type, sha256(data), IfNoneMatch="*")
         return None if done is None else str(done["ETag"])
 
     def read(self, key: str, limit: int | None = None) -> Blob | None:
@@ -265,7 +277,7 @@ class S3Store(Store):
         return None if found is None else Blob(self._s3.body(key, found, limit), str(found["ETag"]), _age(found))
 
     def replace(self, key: str, data: bytes, version: str) -> str | None:
-        done = self._s3.put(self._key(key), data, _JSON, IfMatch=version)
+        done = self._s3.put(self._key(key), data, _JSON, sha256(data), IfMatch=version)
         return None if done is None else str(done["ETag"])
 
     def delete(self, key: str) -> None:

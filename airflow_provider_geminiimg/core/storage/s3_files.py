@@ -92,13 +92,13 @@ class S3Files(Backend):
         found = self._s3.get(place.path)
         return None if found is None else self._s3.body(place.path, found, max_bytes)
 
-    def create(self, place: Location, data: bytes, media_type: str) -> bool:
-        return self._write(place, data, media_type, exclusive=True)
+    def create(self, place: Location, data: bytes, media_type: str, digest: str) -> bool:
+        return self._write(place, data, media_type, digest, exclusive=True)
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
         data = b"".join(pieces(content))
         try:
-            self._write(place, data, media_type, exclusive=False)
+            self._write(place, data, media_type, sha256(data), exclusive=False)
         except StorageError as failure:
             if failure.retryable:  # perhaps only the answer was lost
                 with contextlib.suppress(StorageError):
@@ -144,7 +144,7 @@ class S3Files(Backend):
             return
         other = b"other"
         try:
-            replaced = self._put(place, other, media_type, mode, exclusive=True)
+            replaced = self._put(place, other, media_type, sha256(other), mode, exclusive=True)
             if not replaced:
                 self._modes.exclusive.add(_directory(place))
         except StorageError as error:
@@ -153,14 +153,14 @@ class S3Files(Backend):
         if replaced:
             self._modes.learn(_directory(place), dataclasses.replace(mode, condition=False))
 
-    def _write(self, place: Location, data: bytes, media_type: str, *, exclusive: bool) -> bool:
+    def _write(self, place: Location, data: bytes, media_type: str, digest: str, *, exclusive: bool) -> bool:
         """Write with the known features of the directory, then with fewer; return False if the name is taken."""
         directory = _directory(place)
         refusal: StorageError | None = None
         for mode in self._modes.to_try(directory, exclusive=exclusive):
             try:
                 written = not (exclusive and self._is_taken(place, mode)) and self._put(
-                    place, data, media_type, mode, exclusive=exclusive
+                    place, data, media_type, digest, mode, exclusive=exclusive
                 )
             except StorageError as error:
                 if not is_refusal(error):
@@ -186,10 +186,12 @@ class S3Files(Backend):
                 raise
             return False  # without permission to check, rely on the condition
 
-    def _put(self, place: Location, data: bytes, media_type: str, mode: PutMode, *, exclusive: bool) -> bool:
+    def _put(
+        self, place: Location, data: bytes, media_type: str, digest: str, mode: PutMode, *, exclusive: bool
+    ) -> bool:
         condition = {"IfNoneMatch": "*"} if exclusive and mode.condition else {}
         done = self._s3.put(
-            place.path, data, media_type if mode.media_type else None, checksum=mode.checksum, **condition
+            place.path, data, media_type if mode.media_type else None, digest if mode.checksum else None, **condition
         )
         if done is None:
             return False

@@ -38,7 +38,7 @@ def write_new(backend: Backend, place: Location, data: bytes, media_type: str, d
     :param digest: hex SHA-256 of `data`.
     """
     try:
-        if backend.create(place, data, media_type):
+        if backend.create(place, data, media_type, digest):
             return True
     except StorageError as failure:
         if failure.retryable:
