@@ -251,7 +251,7 @@ class Transport:
                 reply = await self._reply(exchange)
                 if image_memory is not None and len(reply.content) > LARGE_ANSWER:
                     await image_memory.wait_below_limit()
-                if not call.billable and len(reply.content) <= IN_LOOP:
+                if len(reply.content) + len(call.prompt or "") <= IN_LOOP:
                     return exchange.parsed(reply)
                 return await self._in_thread(lambda: exchange.parsed(reply))
         except asyncio.CancelledError as error:
@@ -292,11 +292,8 @@ class Transport:
 
     async def _client(self, *, connections: int, keep: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=keep)
-        client = await asyncio.to_thread(
-            lambda: httpx.AsyncClient(
-                verify=tls_context(), limits=limits, follow_redirects=False, trust_env=self._trust_env
-            )
-        )
+        tls = tls_context() if tls_context.cache_info().currsize else await asyncio.to_thread(tls_context)
+        client = httpx.AsyncClient(verify=tls, limits=limits, follow_redirects=False, trust_env=self._trust_env)
         if self._closed:
             raise NotSentError("This transport is closed.")
         return client

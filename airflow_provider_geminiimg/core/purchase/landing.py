@@ -176,7 +176,6 @@ class ImageWriter:
         landed, recorded = await self._record_landing(record, manifest)
         self._report(landed)
         if recorded:
-            await self._after_landing(record, landed)
             await self.make_thumbnails(landed, cache)
         return landed
 
@@ -203,9 +202,13 @@ class ImageWriter:
                 manifest=manifest,
             )
 
-        ledger = self.purchase_context.ledger
+        def write() -> Record:
+            updated = self.purchase_context.ledger.change(record.key, landed)
+            self._after_landing(record, updated)
+            return updated
+
         try:
-            updated = await with_retries(lambda: asyncio.to_thread(ledger.change, record.key, landed))
+            updated = await with_retries(lambda: asyncio.to_thread(write))
         except GeminiImageError as error:
             # The image is in storage. Failing the task now would hide it.
             self.log.error(
@@ -215,7 +218,7 @@ class ImageWriter:
             return landed(record) or record, False
         return updated, True
 
-    async def _after_landing(self, record: Record, landed: Record) -> None:
+    def _after_landing(self, record: Record, landed: Record) -> None:
         store = self.purchase_context.ledger.store
         # What was bought is the newest. A copy stands in for what it was made from, which goes first.
         key, older = index_key(landed.key, landed.fingerprint), landed.reused_from
@@ -223,7 +226,7 @@ class ImageWriter:
         steps += [partial(store.delete, spooled) for spooled in record.spooled]
         for step in steps:
             try:
-                await asyncio.to_thread(step)
+                step()
             except GeminiImageError as error:
                 self.log.warning("Could not clean up after record %s (%s).", landed.key, error.kind)
 
