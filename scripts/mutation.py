@@ -62,7 +62,7 @@ PROTECTIONS = (
     Protection(
         "The gateway's answer is on record before anything else happens",
         "core/purchase/submission.py",
-        "            await asyncio.to_thread(self._record_answer, answer, inline)\n        except",
+        "            await asyncio.to_thread(self._record_answer, record, answer, inline)\n        except",
         "            pass\n        except",
     ),
     Protection(
@@ -257,19 +257,19 @@ PROTECTIONS = (
     Protection(
         "An answer is on record before it is noted whose job it is",
         "core/purchase/submission.py",
-        "        try:\n            await asyncio.to_thread(self._record_answer, answer, inline)\n"
+        "        try:\n            await asyncio.to_thread(self._record_answer, record, answer, inline)\n"
         "        except Exception as failure:",
         "        await self.own(answer)\n"
-        "        try:\n            await asyncio.to_thread(self._record_answer, answer, inline)\n"
+        "        try:\n            await asyncio.to_thread(self._record_answer, record, answer, inline)\n"
         "        except Exception as failure:",
         tests={"unit/core/purchase/test_submission.py": "the_next_attempt_finds_the_job"},
     ),
     Protection(
-        "A look at whose job it is keeps no answer from its record",
+        "A note of whose job it is keeps no image from landing",
         "core/purchase/submission.py",
-        "await asyncio.wait([looking], timeout=LOOKING_SECONDS)",
-        "await asyncio.wait([looking])",
-        tests={"unit/core/purchase/test_submission.py": "slow_look"},
+        "await asyncio.wait([owning], timeout=OWNING_SECONDS)",
+        "await asyncio.wait([owning])",
+        tests={"unit/core/purchase/test_submission.py": "slow_note"},
     ),
     Protection(
         "A job that turns out to be another record's is taken out of the record again",

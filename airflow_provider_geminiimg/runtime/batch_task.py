@@ -28,6 +28,7 @@ from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.execution.runner import SubmitGuard, run
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection
+from airflow_provider_geminiimg.core.ledger.caps import caps_set
 from airflow_provider_geminiimg.core.ledger.layout import PLANS
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
 from airflow_provider_geminiimg.core.purchase.decision import Policy
@@ -147,9 +148,12 @@ async def _live(
             await asyncio.to_thread(plans.write, attempt.generation, planned)
         else:
             task.log.info("Using %s: %s images.", planned.origin, len(planned.own))
-        await asyncio.to_thread(attempt.prefetch)
+        own, max_cost = {item.key for item in planned.own}, task.arguments.checked("max_cost")
+        await asyncio.to_thread(attempt.prefetch, own)
         batch = batch_context(task, attempt, purchase_context, connection, planned)
-        refused = await refusals(batch, planned.own, task.arguments.checked("max_cost"))
+        refused = await refusals(batch, planned.own, max_cost)
+        if caps_set(connection, max_cost):  # then the forecast has used what was listed
+            await asyncio.to_thread(attempt.prefetch, own)
         options = BatchOptions(
             max_concurrency=task.arguments.checked("max_concurrency") or DEFAULT_WIDTH,
             fail_fast=task.arguments.checked("on_item_failure") == "fail_fast",

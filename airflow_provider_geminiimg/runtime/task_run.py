@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -101,9 +101,9 @@ class TaskRun(Environment):
         except GeminiImageError:
             return True
 
-    def prefetch(self) -> None:
-        """Read ahead which records of this task instance exist."""
-        self.ledger.prefetch(self.item)
+    def prefetch(self, items: Iterable[str]) -> None:
+        """Read ahead which of these items of this task instance have records."""
+        self.ledger.prefetch(self.item, items)
 
     def item_marker(self, item: str) -> Marker | None:
         """Marker for one image of a batch in the task state store; ``None`` before Airflow 3.3."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from airflow_provider_geminiimg.runtime.task_run import TaskRun
 from airflow_provider_geminiimg.runtime.task_state import SharedMarker
 
 _IN_MEMORY = 8 << 20  # bytes of the manifest that are merged in memory; a longer one is written to a temporary file
-PREFETCHED = 10  # shards in a batch; with more, a shard lists only the records of its own images
+PREFETCHED = 100  # shards in a batch; with more, a shard lists only the records of its own images
 _SAVED_AT_ONCE = 4_000  # images in plans that are being saved
 MAX_RESULTS = 1 << 30  # bytes of the results of one shard
 
@@ -84,9 +84,9 @@ class WideRun(TaskRun):
         images = replace(self.item, map_index=number).images
         return join_uri(self.root, f"{images}/manifest-{self.planned}.jsonl")
 
-    def prefetch(self) -> None:
+    def prefetch(self, items: Iterable[str]) -> None:
         if self.shard is None or self.shard.requested <= PREFETCHED * len(self.shard.items):
-            super().prefetch()
+            super().prefetch(items)
 
     @property
     def manifest(self) -> str:
@@ -144,7 +144,7 @@ async def _divided(task: BatchTask, size: ShardSize, attempt: WideRun, requests:
             count = size.shards_for(len(drafts.drafts))
             prices: Mapping[str, int] = {}
             if caps_set(connection, max_cost):
-                await asyncio.to_thread(attempt.prefetch)
+                await asyncio.to_thread(attempt.prefetch, drafts.keys)
                 batch = batch_task.batch_context(task, attempt, purchase_context, connection, drafts.empty())
                 wanted = {item.key async for item in to_buy(batch, drafts.drafts.items())}
                 prices = prices_of((item for item in drafts.drafts.items() if item.key in wanted), connection, max_cost)

@@ -3,7 +3,8 @@
 Invariants:
 
 - A record is created exclusively before the request that may cost money is sent. An attempt that loses this race reads
-  again.
+  again. So a batch may rely on one listing of its items: what another attempt has created since then makes the create
+  fail.
 - Only the record with the highest number of an item decides. Records are never moved or reused. A person may remove
   one; its tombstone is written first (`Ledger.add_tombstone`).
 - States only move forward: ``intent`` → ``submitted`` | ``answered`` → ``failed`` | ``landed``. A stored image, or a
@@ -22,7 +23,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -87,7 +88,7 @@ class Ledger:
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
         self.summaries = Summaries(store, self._record)
         self.open_index = OpenIndex(store, partial(self.summaries.count, seconds=_COUNT_SECONDS))
-        self._ahead: dict[str, int] = {}
+        self._ahead: dict[str, int] = {}  # the highest number of an item when it was listed; 0: no record
         self._written: dict[str, tuple[Record, Blob]] = {}  # open records as this attempt wrote them
         self._writing = threading.Lock()
 
@@ -111,6 +112,8 @@ class Ledger:
         :raises StorageError: the store failed.
         """
         ahead = self._ahead.pop(item.path, None)
+        if ahead == 0:  # see `is_known_absent`
+            return None
         if ahead is not None and (found := self.read(record_key(item, ahead))) is not None:
             return found
         numbers = self.numbers(item)
@@ -125,18 +128,26 @@ class Ledger:
             )
         return found
 
-    def prefetch(self, item: Item) -> None:
-        """List the records of all items of this item's task instance in one request, for the next `latest` of each.
+    def prefetch(self, item: Item, names: Iterable[str]) -> None:
+        """List the records of some items of this item's task instance in one request, for the next `latest` of each.
 
-        A prefetched number is used once, and only if its record exists; a missing record is always confirmed by the
-        store. If a record has a newer successor by then, the exclusive create of the next submission fails.
+        What was listed is used once for each item. If another attempt has created a record since then, also the first
+        one of an item, the exclusive create of the next submission fails, and the next `latest` asks the store.
 
+        :param names: the items.
         :raises StorageError: the store failed.
         """
-        for key in self.store.keys(f"{item.path.rpartition('/')[0]}/"):
+        task_instance = item.path.rpartition("/")[0]
+        ahead = dict.fromkeys((f"{task_instance}/{name}" for name in names), 0)
+        for key in self.store.keys(f"{task_instance}/"):
             folder, _, name = key.rpartition("/")
-            if number := record_number(name):
-                self._ahead[folder] = max(number, self._ahead.get(folder, 0))
+            if folder in ahead and (number := record_number(name)):
+                ahead[folder] = max(number, ahead[folder])
+        self._ahead.update(ahead)
+
+    def is_known_absent(self, item: Item) -> bool:
+        """Whether the next `latest` of `item` returns ``None`` without a request."""
+        return self._ahead.get(item.path) == 0
 
     def numbers(self, item: Item) -> list[int]:
         """Return the numbers of `item`'s records in ascending order."""

@@ -2,6 +2,11 @@
 
 Invariants: the record exists before the paid request is sent. Only the process that created the record sends the
 request, once. The answer is recorded before anything else happens.
+
+Whose job the answer names is noted after that, by an exclusive create and without a look before it. A process that dies
+in between leaves a record whose job may be another record's. Whoever collects it (the next attempt, or `jobs collect`)
+first notes whose job it is, and so takes the job out of the record again. A look before would cost a request for each
+image, and the answer itself if the process died meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from airflow_provider_geminiimg.core.execution.boundary import as_outcome, close
 from airflow_provider_geminiimg.core.execution.runner import CancelledUnsentError, SubmitGuard, to_its_end
 from airflow_provider_geminiimg.core.gateways.base import JobStatus
 from airflow_provider_geminiimg.core.http.exchange import OVERHEAD
-from airflow_provider_geminiimg.core.ledger.job_index import answered_with_anothers, has, own, owner, take_back
+from airflow_provider_geminiimg.core.ledger.job_index import has, own, take_back
 from airflow_provider_geminiimg.core.ledger.layout import spool_key
 from airflow_provider_geminiimg.core.ledger.record import Record, with_error
 from airflow_provider_geminiimg.core.ledger.records import StoredRecord
@@ -30,7 +35,6 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, NotSentError
 
 ANSWER_MARGIN = 60.0  # seconds after the read timeout, to record the answer
 CLAIM_SECONDS = ANSWER_MARGIN - OVERHEAD  # abort if claiming took longer: other attempts may consider it abandoned
-LOOKING_SECONDS = 0.2  # how long reading the owner of the job may delay recording the answer
 OWNING_SECONDS = 2.0  # how long writing the owner of the job may take after the answer is recorded
 RECORDING_SECONDS = 30.0  # how long to wait for a delayed record before the wait for the job starts
 RECORD_AGAIN = 2.0  # seconds between tries to record an answer
@@ -55,6 +59,7 @@ class Submission:
         self.claims = purchase_context.claims
         self.memory = purchase_context.memory
         self.log = purchase_context.log
+        self._claimed_at = 0.0, 0.0  # when the claim began, by the monotonic and by the wall clock
         self._recording: asyncio.Task[None] | None = None
 
     async def submit(
@@ -72,7 +77,7 @@ class Submission:
             await claiming.enter_async_context(self.claims)
             self.guard.check()
             with self.guard.submitting():
-                since = time.monotonic()
+                self._claimed_at = time.monotonic(), time.time()
                 if claim is not None and not await asyncio.to_thread(claim.write, self.ledger.store, wanted):
                     self.log.info("Another task claimed the image of record %s first; reading again.", wanted.key)
                     return LookAgain()
@@ -80,7 +85,7 @@ class Submission:
                 if claimed is None:
                     self.log.warning("Another attempt claimed record %s first; reading again.", wanted.key)
                     return LookAgain()
-                status = await self._send(claimed.record, since, send, claiming)
+                status = await self._send(claimed.record, send, claiming)
                 with self.memory.held(sum(len(image.data or b"") for image in status.images)):
                     return Answered(await to_its_end(self._write_answer(claimed.record, status)), status)
 
@@ -91,6 +96,11 @@ class Submission:
             self._note_failure(wanted, NotSentError("The task was killed before the request was sent."))
         return claimed
 
+    def _since_claim(self) -> float:
+        """Seconds since the claim began, by the clock that says more: one may stand still in a suspended machine."""
+        monotonic, wall = self._claimed_at
+        return max(time.monotonic() - monotonic, time.time() - wall)
+
     async def wait_until_recorded(self) -> None:
         """Wait for an answer whose recording was delayed, at most `RECORDING_SECONDS`."""
         if self._recording is not None:
@@ -99,19 +109,17 @@ class Submission:
     async def _send(
         self,
         record: Record,
-        since: float,
         send: Callable[[], Awaitable[JobStatus]],
         claiming: contextlib.AsyncExitStack,
     ) -> JobStatus:
         """Send the paid request. An error is recorded before it is raised.
 
-        :param since: start of the claim, by the monotonic clock.
         :param claiming: closed just before sending, so that other purchases may claim.
         """
         async with self._noting_failure(record, _unsent):
             await save_marker(self.marker, record)
             self.guard.check()
-            if time.monotonic() - since > CLAIM_SECONDS:
+            if self._since_claim() > CLAIM_SECONDS:
                 raise NotSentError("Claiming the record took so long that another attempt may consider it abandoned.")
             await claiming.aclose()
         async with self._noting_failure(record, _broken_off):
@@ -158,13 +166,12 @@ class Submission:
             self.log.error("The failure could not be written to record %s (%s); it stays an intent.", record.key, kind)
 
     async def _write_answer(self, record: Record, status: JobStatus) -> Record:
-        """Record the answer. If that fails, continue and retry in the background.
+        """Record the answer, then whose job it is. If recording fails, continue and retry in the background.
 
         :raises OutcomeUnknownError: the job belongs to another record, so the answer says nothing about this request.
         """
         # Log before recording: the process may be killed while it records.
         self.log.info("Submitted as job %s (record %s).", status.job_id, record.key)
-        await self._refuse_owned(record, status.job_id)
         inline = [image.data for image in status.images if image.data is not None]
         keys = [spool_key(record.key, record.claim, index) for index in range(len(inline))]
         by_link = status.job_id is None or bool(inline)
@@ -177,7 +184,7 @@ class Submission:
             spooled=keys,
         )
         try:
-            await asyncio.to_thread(self._record_answer, answer, inline)
+            await asyncio.to_thread(self._record_answer, record, answer, inline)
         except Exception as failure:  # the job is paid in any case
             error = as_outcome(failure)
             self.log.error(
@@ -187,24 +194,9 @@ class Submission:
             )  # fmt: skip
             with contextlib.suppress(Exception):  # an error of Airflow's API must not stop the landing
                 await save_marker(self.marker, answer)
-            self._recording = asyncio.create_task(self._keep_recording(answer, inline))
+            self._recording = asyncio.create_task(self._keep_recording(record, answer, inline))
         await self.own(answer)
         return answer
-
-    async def _refuse_owned(self, record: Record, job_id: str | None) -> None:
-        """Check the owner of a job, within `LOOKING_SECONDS`: if the process is killed now, the answer is lost.
-
-        :raises OutcomeUnknownError: the job belongs to another record.
-        """
-        if job_id is None:
-            return
-        looking = asyncio.ensure_future(asyncio.to_thread(owner, self.ledger, record.gateway, job_id))
-        done, _ = await asyncio.wait([looking], timeout=LOOKING_SECONDS)
-        other = None if not done or looking.exception() else looking.result()
-        if other not in (None, record.key):
-            unknown = answered_with_anothers(record, job_id, str(other))
-            await self._write_failure(record, unknown)
-            raise unknown
 
     async def own(self, record: Record) -> None:
         """Note that the job belongs to the record. If the store fails or is slow, the image lands anyway.
@@ -231,11 +223,21 @@ class Submission:
                 self._recording.cancel()
             raise await asyncio.to_thread(take_back, self.ledger, record, other, self.log)
 
-    def _record_answer(self, answer: Record, inline: Sequence[bytes]) -> None:
+    def _record_answer(self, record: Record, answer: Record, inline: Sequence[bytes]) -> None:
+        """Write the answer to the record, and report a later record of the item.
+
+        Another attempt claims the next record only after the answer deadline of this one, or after a change of it. If
+        neither has happened, the later records need not be listed.
+
+        :param record: as it was claimed.
+        """
+        unchanged = False
         for key, data in zip(answer.spooled, inline, strict=True):
             create_or_read(self.ledger.store, key, data)
 
         def answered(stored: Record) -> Record | None:
+            nonlocal unchanged
+            unchanged = stored == record
             # A failed record without a job id was resolved by hand before this answer arrived.
             if stored.claim == answer.claim and stored.job_id is None and stored.state in ("intent", "failed"):
                 return replace(answer, generation=stored.generation)
@@ -252,6 +254,8 @@ class Submission:
         if stored.state == "landed" and stored.claim == answer.claim:  # before this could be written
             for key in answer.spooled:
                 self.ledger.store.delete(key)
+        if unchanged and self._since_claim() < record.answer_within:
+            return
         later = [n for n in self.ledger.numbers(self.order.item) if n > answer.n]
         if later:
             self.log.error(
@@ -259,12 +263,12 @@ class Submission:
                 later[-1], answer.key,
             )  # fmt: skip
 
-    async def _keep_recording(self, answer: Record, inline: Sequence[bytes]) -> None:
+    async def _keep_recording(self, record: Record, answer: Record, inline: Sequence[bytes]) -> None:
         give_up = time.monotonic() + self.order.timeout
         while time.monotonic() < give_up:
             await asyncio.sleep(RECORD_AGAIN)
             with contextlib.suppress(Exception):
-                await asyncio.to_thread(self._record_answer, answer, inline)
+                await asyncio.to_thread(self._record_answer, record, answer, inline)
                 return
 
 

@@ -76,10 +76,12 @@ async def look(ledger: Ledger, item: Item, marker: Marker | None) -> StoredRecor
     :raises LedgerError: the task state store has a record that is missing; or the record can't be read.
     :raises StorageError: the store failed.
     """
-    found = await asyncio.to_thread(ledger.latest, item)
+    found = ledger.latest(item) if ledger.is_known_absent(item) else await asyncio.to_thread(ledger.latest, item)
     if marker is None or (found is not None and not _lacks_its_answer(found.record)):
         return found
     mark = await asyncio.to_thread(marker.get)
+    if mark is not None and found is None:  # another attempt may have created the record after it was listed
+        found = await asyncio.to_thread(ledger.latest, item)
     if mark is not None and found is not None:
         return await _recalled(ledger, found, mark)
     if mark is not None:

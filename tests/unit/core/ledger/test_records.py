@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from airflow_provider_geminiimg.core.ledger import records
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key
 from airflow_provider_geminiimg.core.ledger.record import SCHEMA, Record, with_error
-from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.records import Ledger, new_claim
 from airflow_provider_geminiimg.core.storage import Store, cas, encode_segment, open_store
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError, OutcomeUnknownError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
@@ -203,30 +203,43 @@ def test_after_looking_ahead_the_records_of_a_task_are_read_without_listing_them
     ledger = Ledger(wire := Wire(store))
     for record in (make_record(n=1), make_record(n=2), make_record(n=10), make_record(OTHER, 3)):
         assert ledger.create(record)
-    ledger.prefetch(ITEM)
+    ledger.prefetch(ITEM, [ITEM.item, OTHER.item, "without"])
     wire.always["keys"] = "before"
-    found = [ledger.latest(ITEM), ledger.latest(OTHER)]
-    assert [one and one.record.n for one in found] == [10, 3]
+    found = [ledger.latest(item) for item in (ITEM, OTHER, dataclasses.replace(ITEM, item="without"))]
+    assert [one and one.record.n for one in found] == [10, 3, None]
 
 
 def test_what_was_listed_ahead_is_believed_once(ledger: Ledger) -> None:
     assert ledger.create(make_record(n=1))
-    ledger.prefetch(ITEM)
+    ledger.prefetch(ITEM, [ITEM.item])
     assert ledger.create(make_record(n=2))
     found = [ledger.latest(ITEM), ledger.latest(ITEM)]
     assert [one and one.record.n for one in found] == [1, 2]
 
 
-def test_a_record_that_came_after_looking_ahead_is_found(ledger: Ledger) -> None:
-    ledger.prefetch(ITEM)
-    assert ledger.create(make_record())
-    assert ledger.latest(ITEM) is not None
+def test_a_record_that_came_after_looking_ahead_makes_the_create_fail_and_is_found_then(ledger: Ledger) -> None:
+    ledger.prefetch(ITEM, [ITEM.item])
+    other = Ledger(ledger.store).create(make_record())
+    assert other is not None
+    assert ledger.latest(ITEM) is None
+    assert ledger.create(dataclasses.replace(make_record(), claim=new_claim())) is None
+    found = ledger.latest(ITEM)
+    assert found is not None
+    assert found.record == other.record
+
+
+def test_an_item_that_was_not_looked_for_is_not_believed_to_have_no_record(ledger: Ledger) -> None:
+    ledger.prefetch(ITEM, [ITEM.item])
+    assert ledger.create(make_record(OTHER, 3))
+    found = ledger.latest(OTHER)
+    assert found is not None
+    assert found.record.n == 3
 
 
 def test_a_record_that_went_after_looking_ahead_gives_way_to_the_one_before(ledger: Ledger) -> None:
     assert ledger.create(make_record(n=1))
     assert ledger.create(make_record(n=2))
-    ledger.prefetch(ITEM)
+    ledger.prefetch(ITEM, [ITEM.item])
     ledger.store.delete(record_key(ITEM, 2))
     found = ledger.latest(ITEM)
     assert found is not None

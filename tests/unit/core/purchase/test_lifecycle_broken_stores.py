@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from typing import Any
 
 import pytest
 
@@ -73,22 +72,23 @@ async def test_an_answer_that_could_be_neither_recorded_nor_landed_at_once_is_on
 async def test_an_attempt_that_is_interrupted_before_its_answer_is_recorded_records_it_first(each_shop: Shop) -> None:
     shop = each_shop
     await asyncio.to_thread(shop.real.probe)
-    looking, go_on = threading.Event(), threading.Event()
+    recording, go_on = threading.Event(), threading.Event()
 
     class Slow(Wire):
-        def read(self, key: str, limit: int | None = None) -> Any:
-            if key.startswith("jobs/"):
-                looking.set()
+        def replace(self, key: str, data: bytes, version: str) -> str | None:
+            if key.startswith("ledger/"):
+                recording.set()
                 go_on.wait(10)
-            return super().read(key, limit)
+            return super().replace(key, data, version)
 
     shop.store = Slow(shop.real)
     attempt = asyncio.create_task(shop.buy())
-    await asyncio.to_thread(looking.wait, 10)
+    await asyncio.to_thread(recording.wait, 10)
     attempt.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await attempt
-    go_on.set()
     assert shop.record.state == "submitted"
     assert shop.submission(await shop.buy()) == 1
     assert shop.submits() == 1

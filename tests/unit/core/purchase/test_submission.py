@@ -72,10 +72,11 @@ async def test_while_it_is_noted_whose_job_it_is_the_next_attempt_finds_the_job(
     assert left.record().state == "landed"
 
 
-async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorded(
-    left: OrphanedRecords, s3_proxy: S3Proxy
+async def test_a_slow_note_of_whose_job_it_is_keeps_no_image_from_landing(
+    left: OrphanedRecords, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = s3_proxy.hold("GET", "/jobs/")
+    monkeypatch.setattr(submission, "OWNING_SECONDS", 0.2)
+    held = s3_proxy.hold("PUT", "/jobs/")
     first = asyncio.create_task(left.attempt())
     await asyncio.to_thread(held.reached)
     landed = await asyncio.wait_for(first, 45.0)  # less than S3's client waits for an answer
@@ -85,16 +86,12 @@ async def test_a_slow_look_at_whose_job_it_is_keeps_no_answer_from_being_recorde
 
 @pytest.mark.parametrize("on_unknown", ["fail", "resubmit"])
 async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_record_again(
-    left: OrphanedRecords, s3_proxy: S3Proxy, on_unknown: str
+    left: OrphanedRecords, on_unknown: str
 ) -> None:
     other = await left.submitted("other")
     answers_with(left, str(other.job_id))
-    held = s3_proxy.hold("GET", "/jobs/")
-    task = asyncio.create_task(left.attempt("hero"))
-    await asyncio.to_thread(held.reached)
     with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {other.key}")):
-        await task
-    held.let_go()
+        await left.attempt("hero")
     record = left.record("hero")
     assert (record.state, record.job_id) == ("intent", None)
     assert isinstance(record.error, OutcomeUnknownError)
@@ -106,6 +103,25 @@ async def test_a_job_that_turns_out_to_be_another_records_is_taken_out_of_the_re
         assert left.image(await left.attempt("hero", on_unknown="resubmit"))[1] == 3
         assert left.paid() == 3
     assert left.image(await left.attempt("other"))[1] == 1
+
+
+async def test_another_records_job_that_a_killed_process_recorded_is_taken_out_by_the_next_attempt(
+    left: OrphanedRecords, s3_proxy: S3Proxy
+) -> None:
+    other = await left.submitted("other")
+    answers_with(left, str(other.job_id))
+    held = s3_proxy.hold("PUT", "/jobs/")
+    first = asyncio.create_task(left.attempt("hero", land=False))
+    await asyncio.to_thread(held.reached)
+    assert left.record("hero").job_id == other.job_id  # what lies there if the process is killed now
+    first.cancel()
+    with pytest.raises(OutcomeUnknownError, match=re.escape(f"belongs to record {other.key}")):
+        await left.attempt("hero")
+    assert (left.record("hero").state, left.record("hero").job_id) == ("intent", None)
+    held.let_go()
+    await asyncio.wait([first])
+    assert left.image(await left.attempt("other"))[1] == 1
+    assert left.paid() == 2
 
 
 async def test_a_job_that_was_never_noted_is_noted_by_the_attempt_that_collects_it(
