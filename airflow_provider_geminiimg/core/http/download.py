@@ -159,7 +159,7 @@ async def _hop(target: _Target, buffer: DownloadBuffer, own: Origin | None) -> b
         try:
             url = target.url.copy_with(host=address)
             async with opened(url, name, headers, tls, connect=_CONNECT_SECONDS, read=_READ_SECONDS) as response:
-                _log.info("HTTP request to %s://%s/…: %s", target.url.scheme, target.netloc, response.status)
+                _log.debug("HTTP request to %s://%s/…: %s", target.url.scheme, target.netloc, response.status)
                 if response.status in _REDIRECTS and "location" in response.headers:
                     return _parse(_joined(target.url, response.headers["location"]), own)
                 _check_status(response.status, target.host)

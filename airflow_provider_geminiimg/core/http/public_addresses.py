@@ -7,6 +7,7 @@ embeds a private IPv4 address; a name server that does not respond blocks only o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import weakref
@@ -26,6 +27,8 @@ async def look_up(name: str, port: int) -> list[str]:
 
     :raises OSError: the host cannot be resolved.
     """
+    with contextlib.suppress(ValueError):  # no name, so that nobody has to be asked
+        return [str(ipaddress.ip_address(name))]
     found = await asyncio.get_running_loop().run_in_executor(
         _resolvers(), lambda: socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     )

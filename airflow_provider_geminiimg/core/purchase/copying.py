@@ -1,7 +1,7 @@
 """Images that landed earlier: checks whether they still exist, and copies them to other destinations.
 
 Invariants: nothing here calls a gateway or costs money. A copy has the same bytes as the landed image. The source is
-only read.
+only read. Inside one store the store itself copies, if it can be trusted not to replace a file (`Files.copy`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES
 from airflow_provider_geminiimg.core.ledger.file_names import reserve_name
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
-from airflow_provider_geminiimg.core.ledger.manifest import build, sidecar
+from airflow_provider_geminiimg.core.ledger.manifest import StoredImage, build, sidecar
 from airflow_provider_geminiimg.core.ledger.record import Destination, Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.decision import ImageState
-from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
-from airflow_provider_geminiimg.core.storage import Files
+from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, file_stem
+from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache
+from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
 
@@ -128,16 +129,30 @@ async def copy_to(
             await _note_asked(ledger, record, destination)
             return dict(place.manifest)
     async with writer.purchase_context.memory.acquire(empty=True) as allocation:
-        intact, contents = await read_back(files, record, allocation)
-        if intact != "there":
-            raise StorageError(f"The image of record {record.key} is not the one that landed.", billed=Billed.YES)
-        moved = await moved_to(writer, record, destination, avoid)
-        images, cache = await writer.store_all(moved, contents)
+        moved, cache = await moved_to(writer, record, destination, avoid), ImageCache()
+        images = await asyncio.to_thread(_copied, files, record, moved)
+        if images is None:
+            intact, contents = await read_back(files, record, allocation)
+            if intact != "there":
+                raise StorageError(f"The image of record {record.key} is not the one that landed.", billed=Billed.YES)
+            images, cache = await writer.store_all(moved, contents)
         manifest = {**(record.manifest or {}), "images": [dataclasses.asdict(image) for image in images]}
         await writer.write_sidecar(images[0], sidecar(manifest, record))
         await asyncio.to_thread(ledger.change, record.key, lambda stored: _with_copy(stored, destination, manifest))
         await writer.make_thumbnails(record, cache)
         return manifest
+
+
+def _copied(files: Files, record: Record, moved: Record) -> list[StoredImage] | None:
+    """The images of a landed record after a copy inside their store; ``None`` if they must be read and written."""
+    images = []
+    for index, image in enumerate((record.manifest or {})["images"]):
+        extension = image["uri"].rpartition(".")[2]
+        uri = join_uri(moved.destination.directory, f"{file_stem(moved, index)}.{extension}")
+        if not files.copy(image["uri"], uri, sha256=image["sha256"]):
+            return None
+        images.append(StoredImage(**{**image, "uri": uri}))
+    return images
 
 
 async def moved_to(writer: ImageWriter, record: Record, destination: Destination, avoid: Container[int] = ()) -> Record:

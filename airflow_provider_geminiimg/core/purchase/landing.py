@@ -139,7 +139,7 @@ class ImageWriter:
             uri = join_uri(record.destination.directory, f"{stem}.{info.extension}")
             return uri if await asyncio.to_thread(write, uri) else None
 
-        stem = f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
+        stem = file_stem(record, index)
         try:
             uri = await written(stem)
         except (BadRequestError, StorageError) as error:
@@ -271,6 +271,11 @@ class ImageWriter:
         self.log.info("Record %s: %s.", record.key, cost_in_words((record.manifest or {}).get("cost") or {}))
         if (record.manifest or {}).get("mismatch"):
             self.log.warning("The image does not match the request: %s", (record.manifest or {})["mismatch"])
+
+
+def file_stem(record: Record, index: int) -> str:
+    """The file name of an image of `record`, without extension."""
+    return f"{record.destination.stem}{record.suffix}{f'+{index}' if index else ''}"
 
 
 def _write_sidecar(files: Files, uri: str, body: bytes, record: str, image_sha256: str) -> bool:

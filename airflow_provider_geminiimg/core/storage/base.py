@@ -227,6 +227,13 @@ class Backend(abc.ABC):
         :param digest: hex SHA-256 of `data`.
         """
 
+    def copy(self, source: Location, place: Location, digest: str) -> bool:
+        """Copy a file inside the store to a new one; return False if it must be read and written instead.
+
+        :param digest: hex SHA-256 that the file must have.
+        """
+        return False
+
     @abc.abstractmethod
     def sha256(self, place: Location) -> str | None:
         """Return the hex digest of a file; None if it does not exist."""

@@ -121,6 +121,18 @@ class Files:
         with self._doubting(uri):
             return write_new(self._backend(place), place, data, media_type, sha256)
 
+    def copy(self, source: str, uri: str, *, sha256: str) -> bool:
+        """Copy a recorded image inside its store to a new file, so that its bytes do not pass through here.
+
+        :param sha256: hex digest of the image.
+        :returns: False if it must be read and written instead: the store can't copy, the file differs or is gone, or
+            the name is taken.
+        """
+        place, target = self._place(source, "uri", landed=True), self._place(uri, "uri")
+        if (place.scheme, place.conn_id) != (target.scheme, target.conn_id):
+            return False
+        return self._backend(target).copy(place, target, sha256)
+
     def put(self, uri: str, content: Content, *, media_type: str) -> None:
         """Write a complete file, replacing an existing one.
 

@@ -102,14 +102,25 @@ class S3Calls:
     def __init__(self, factory: S3ClientFactory, conn_id: str | None, bucket: str) -> None:
         self._factory, self._conn_id, self.bucket = factory, conn_id, bucket
 
-    def call(self, operation: str, key: str | None, *, unless: Collection[str] = (), **arguments: Any) -> Any:
-        """Call `operation` of the client; return ``None`` if it fails with a code of `unless`."""
+    def call(
+        self,
+        operation: str,
+        key: str | None,
+        *,
+        unless: Collection[str] = (),
+        bucket: str | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Call `operation` of the client; return ``None`` if it fails with a code of `unless`.
+
+        :param bucket: default: this bucket.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         if key is not None:
             arguments["Key"] = key
         try:
-            return getattr(self._client(), operation)(Bucket=self.bucket, **arguments)
+            return getattr(self._client(), operation)(Bucket=bucket or self.bucket, **arguments)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in unless:

@@ -13,8 +13,10 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_provider_geminiimg.core.storage.base import Backend, Content, pieces, sha256
 from airflow_provider_geminiimg.core.storage.s3 import ABSENT, TAKEN, S3Calls, is_refusal
@@ -58,6 +60,8 @@ class PutModes:
         self._warn = warn
         self.exclusive: set[str] = set()
         """Directories whose store was seen to refuse an existing name."""
+        self.copies: dict[str, bool] = {}
+        """Whether the store of a directory refuses an existing name also for copies."""
         self._known: dict[str, PutMode] = {}
 
     def of(self, directory: str) -> PutMode:
@@ -106,6 +110,44 @@ class S3Files(Backend):
                         return
             raise
 
+    def copy(self, source: Location, place: Location, digest: str) -> bool:
+        try:
+            found = self._s3.call(
+                "head_object", source.path, bucket=source.bucket, unless=ABSENT, ChecksumMode="ENABLED"
+            )
+            if found is None or _stored_sha256(found) != digest or not self._copies_exclusively(place):
+                return False
+            if self._s3.call("head_object", place.path, unless=ABSENT) is not None:
+                return False
+            return self._copy(source, place, CopySourceIfMatch=found["ETag"])
+        except StorageError:
+            return False
+
+    def _copy(self, source: Location, place: Location, **more: str) -> bool:
+        where = {"Bucket": source.bucket, "Key": source.path}
+        unmet = TAKEN | ABSENT
+        return (
+            self._s3.call("copy_object", place.path, unless=unmet, CopySource=where, IfNoneMatch="*", **more)
+            is not None
+        )
+
+    def _copies_exclusively(self, place: Location) -> bool:
+        """Whether the store refuses to copy to an existing name: some ignore the condition of a copy. Tried once for a
+        directory, with a file that is copied onto itself.
+        """
+        directory = _directory(place)
+        if not self._modes.of(directory).condition:
+            return False
+        if directory not in self._modes.copies:
+            name = f".geminiimg-{uuid.uuid4().hex}.json"
+            sample = dataclasses.replace(place, path=f"{place.path.rpartition('/')[0]}/{name}".lstrip("/"))
+            self._s3.put(sample.path, b"{}", "application/json", sha256(b"{}"), IfNoneMatch="*")
+            try:
+                self._modes.copies[directory] = not self._copy(sample, sample, MetadataDirective="REPLACE")
+            finally:
+                self.remove(sample)
+        return self._modes.copies[directory]
+
     def sha256(self, place: Location) -> str | None:
         try:
             found = self._s3.call("head_object", place.path, unless=ABSENT, ChecksumMode="ENABLED")
@@ -113,9 +155,9 @@ class S3Files(Backend):
             if not is_refusal(error):
                 raise
             found = None
-        stored = (found or {}).get("ChecksumSHA256", "")
-        if stored and "-" not in stored:  # with a dash it is a checksum of the checksums of parts
-            return base64.b64decode(stored).hex()
+        stored = _stored_sha256(found or {})
+        if stored is not None:
+            return stored
         found = self._s3.get(place.path)
         return None if found is None else sha256(self._s3.body(place.path, found))
 
@@ -234,6 +276,12 @@ class S3Files(Backend):
                 return self._s3.call("delete_object", place.path, unless=TAKEN | ABSENT, IfMatch=etag) is not None
         except StorageError:
             return False
+
+
+def _stored_sha256(found: Mapping[str, Any]) -> str | None:
+    """The hex digest that the store keeps of an object; with a dash it is a checksum of the checksums of parts."""
+    stored = found.get("ChecksumSHA256", "")
+    return base64.b64decode(stored).hex() if stored and "-" not in stored else None
 
 
 def _directory(place: Location) -> str:
