@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.sandbox import Sandbox
     from tests.harness.api_users import ApiUsers
     from tests.harness.inprocess import AirflowHarness
+    from tests.harness.servers import Server
 
 
 STARTED = pytest.StashKey[float]()
@@ -167,6 +168,54 @@ def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"test-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def _google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.harness.servers import google_storage
+
+    with google_storage(tmp_path_factory.mktemp("google")) as server:
+        yield server
+
+
+@pytest.fixture
+def gs(_google: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new, empty bucket at a local Google Cloud Storage, as ``gs://bucket``."""
+    from tests.harness.stores import new_google_bucket
+
+    return new_google_bucket(_google, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.harness.servers import azure_storage
+
+    with azure_storage(tmp_path_factory.mktemp("azure")) as server:
+        yield server
+
+
+@pytest.fixture
+def abfs(_azure: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new, empty container at a local Azure Blob Storage, as ``abfs://conn_id@container``."""
+    from tests.harness.stores import new_azure_container
+
+    return new_azure_container(_azure, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.harness.servers import seaweedfs
+
+    with seaweedfs(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def seaweed(_seaweed: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new, empty prefix of a bucket at a local SeaweedFS, as ``s3://bucket/prefix``."""
+    from tests.harness.stores import new_seaweed
+
+    return new_seaweed(_seaweed, monkeypatch)
 
 
 @pytest.fixture

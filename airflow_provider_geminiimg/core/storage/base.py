@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_geminiimg.core.storage.uris import Location
-from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
+from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
-S3ClientFactory = Callable[[str | None], Any]
-"""Returns a boto3 S3 client for an Airflow connection id, or for ``None`` with boto3's own credential chain."""
+ClientFactory = Callable[[str | None], Any]
+"""Returns a store's client for an Airflow connection id, or for ``None`` with the machine's own credentials. It is
+called for every request, so it should cache the client."""
 
 PathFactory = Callable[[str, str | None], Any]
 """Returns the `ObjectStoragePath` of a URI for an Airflow connection id; raises ValueError for unsupported URIs."""
@@ -26,15 +27,23 @@ def _no_path(uri: str, conn_id: str | None) -> Any:
     raise ValueError("nothing that opens other stores was given")
 
 
+def _no_client(conn_id: str | None) -> Any:
+    raise BadRequestError("Nothing that opens this kind of store was given.")
+
+
 @dataclass(frozen=True, slots=True)
 class Openers:
     """Functions that open storage, provided by code that depends on Airflow.
 
-    :param s3_client: for ``s3://``.
-    :param path: for everything except ``s3://``, ``file://`` and plain paths. Default: these are not supported.
+    :param s3_client: for ``s3://``, a client of boto3.
+    :param google_client: for ``gs://``, a `google.cloud.storage.Client`. Default: not supported.
+    :param azure_client: for ``abfs://``, an `azure.storage.blob.BlobServiceClient`. Default: not supported.
+    :param path: for all other URIs except ``file://`` and plain paths. Default: these are not supported.
     """
 
-    s3_client: S3ClientFactory
+    s3_client: ClientFactory
+    google_client: ClientFactory = _no_client
+    azure_client: ClientFactory = _no_client
     path: PathFactory = _no_path
 
 

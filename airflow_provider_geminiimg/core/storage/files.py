@@ -9,11 +9,15 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.core.storage.base import Backend, Content, Openers, Store
+from airflow_provider_geminiimg.core.storage.azure_blobs import AzureDriver
+from airflow_provider_geminiimg.core.storage.base import Backend, ClientFactory, Content, Openers, Store
+from airflow_provider_geminiimg.core.storage.bucket_files import BucketFiles, PutModes
+from airflow_provider_geminiimg.core.storage.bucket_store import BucketStore
+from airflow_provider_geminiimg.core.storage.drivers import Driver
+from airflow_provider_geminiimg.core.storage.gcs import GoogleDriver
 from airflow_provider_geminiimg.core.storage.local import DiskFiles, LocalStore
 from airflow_provider_geminiimg.core.storage.object_storage import OtherFiles
-from airflow_provider_geminiimg.core.storage.s3 import S3Calls, S3Store
-from airflow_provider_geminiimg.core.storage.s3_files import PutModes, S3Files
+from airflow_provider_geminiimg.core.storage.s3 import S3Driver
 from airflow_provider_geminiimg.core.storage.uris import WEB_SCHEMES, Location, join_uri, locate, refuse_chain
 from airflow_provider_geminiimg.core.storage.write_checks import WritingChecks, write_new
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
@@ -26,14 +30,16 @@ log = logging.getLogger(__name__)
 def open_store(uri: str, openers: Openers) -> Store:
     """Open the store at a root URI.
 
-    :param uri: ``s3://[conn_id@]bucket[/prefix]``, ``file:///folder`` or ``/folder``.
+    :param uri: ``s3://[conn_id@]bucket[/prefix]``, ``gs://[conn_id@]bucket[/prefix]``,
+        ``abfs://conn_id@container[/prefix]``, ``file:///folder`` or ``/folder``.
     :param openers: open the connection of the URI.
     :raises BadRequestError: another scheme, which has no exclusive creation.
     """
     place = locate(uri, "root")
     refuse_chain(uri, "root")
-    if place.scheme == "s3":
-        return S3Store(uri, openers.s3_client)
+    driver = _driver(place, openers)
+    if driver is not None:
+        return BucketStore(uri, driver)
     if place.scheme == "file" and os.path.normpath(place.path).strip("/"):
         return LocalStore(place.path)
     if place.scheme == "file":
@@ -42,7 +48,7 @@ def open_store(uri: str, openers: Openers) -> Store:
             hint="Set [geminiimg] root to a folder, such as file:///shared/geminiimg; leave it unset for the default.",
         )
     raise BadRequestError(
-        f"root: {place.shown} cannot hold the ledger; allowed: s3:// and file://.",
+        f"root: {place.shown} cannot hold the ledger; allowed: s3://, gs://, abfs:// and file://.",
         hint="[geminiimg] root needs a store with exclusive creation. Images may be elsewhere (output_path).",
     )
 
@@ -50,8 +56,8 @@ def open_store(uri: str, openers: Openers) -> Store:
 class Files:
     """Reads and writes images at any URI. The methods block: call them through `asyncio.to_thread`.
 
-    ``s3://`` uses boto3, ``file://`` and plain paths use the disk, and all other URIs use Airflow's
-    ``ObjectStoragePath``. Web addresses can be checked here, but are downloaded elsewhere.
+    ``s3://``, ``gs://`` and ``abfs://`` use the clouds' own clients, ``file://`` and plain paths use the disk, and all
+    other URIs use Airflow's ``ObjectStoragePath``. Web addresses can be checked here, but are downloaded elsewhere.
 
     :param openers: open the connection of a URI.
     :param allowed_roots: URI prefixes, connection part included. Every URI must be under one of them; whole path
@@ -215,8 +221,9 @@ class Files:
         return place
 
     def _backend(self, place: Location) -> Backend:
-        if place.scheme == "s3":
-            return S3Files(S3Calls(self._openers.s3_client, place.conn_id, place.bucket), self._modes)
+        driver = _driver(place, self._openers)
+        if driver is not None:
+            return BucketFiles(driver, self._modes)
         if place.scheme in WEB_SCHEMES:
             raise BadRequestError(f"{place.shown} is a web address, not a place for files.")
         return self._disk if place.scheme == "file" else OtherFiles(self._openers.path)
@@ -225,6 +232,19 @@ class Files:
         if what not in self._warned:
             self._warned.add(what)
             log.warning("%s", printable(what))
+
+
+def _driver(place: Location, openers: Openers) -> Driver | None:
+    """The driver of a bucket; ``None`` if `place` is in none, or in one of a store without a driver."""
+    drivers: dict[str, tuple[type[Driver], ClientFactory]] = {
+        "s3": (S3Driver, openers.s3_client),
+        "gs": (GoogleDriver, openers.google_client),
+        "abfs": (AzureDriver, openers.azure_client),
+    }
+    if place.scheme not in drivers:
+        return None
+    kind, factory = drivers[place.scheme]
+    return kind(factory, place.conn_id, place.bucket)
 
 
 def _without_empty_end(segments: tuple[str, ...]) -> tuple[str, ...]:

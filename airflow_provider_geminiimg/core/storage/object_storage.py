@@ -15,7 +15,6 @@ from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
 _REFUSALS = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)  # permanent failures
-_CONTENT_TYPE_ARGUMENT = {"gs": "content_type"}  # other stores guess the type or have none
 
 
 class OtherFiles(Backend):
@@ -47,15 +46,13 @@ class OtherFiles(Backend):
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
         data = b"".join(pieces(content))  # the write may be repeated
-        argument = _CONTENT_TYPE_ARGUMENT.get(place.scheme)
-        arguments = {argument: media_type} if argument else {}
         with self._errors("Writing", place):
             path = self._path(place)
             try:
-                self._write(path, data, arguments)
+                self._write(path, data)
             except FileNotFoundError:  # only file systems with real folders raise this
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._write(path, data, arguments)
+                self._write(path, data)
 
     def exists(self, place: Location) -> bool:
         with self._errors("Looking for", place):
@@ -75,8 +72,8 @@ class OtherFiles(Backend):
             else:
                 path.unlink()
 
-    def _write(self, path: Any, data: bytes, arguments: dict[str, str]) -> None:
-        with path.open("wb", **arguments) as file:
+    def _write(self, path: Any, data: bytes) -> None:
+        with path.open("wb") as file:
             file.write(data)
 
     def _path(self, place: Location) -> Any:

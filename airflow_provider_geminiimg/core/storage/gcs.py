@@ -1,0 +1,167 @@
+"""Google Cloud Storage through Google's own client.
+
+Invariant: a missing object is told from a missing bucket by the text of the answer, or by asking for the bucket.
+"""
+
+from __future__ import annotations
+
+import email.utils
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from airflow_provider_geminiimg.core.storage.base import Blob
+from airflow_provider_geminiimg.core.storage.drivers import FULL, NO_OBJECT, Driver, PutMode
+
+_Result = TypeVar("_Result")
+_SECONDS = 60.0  # for one request
+_RETRY_SECONDS = 30.0  # for one request and its repetitions
+_UNMET, _ABSENT = 412, 404
+_NO_SUCH_OBJECT = "No such object"  # in an answer about an object; otherwise the bucket may be missing
+_MAY_PASS = {408, 425, 429}  # and all from 500 on: https://cloud.google.com/storage/docs/retry-strategy
+_GRANT = "Grant the worker's service account roles/storage.objectUser on {bucket}."
+_HINTS = {
+    400: "Correct the name of the bucket {bucket}.",
+    401: "Give the worker Google credentials, or name an Airflow connection: gs://conn_id@{bucket}/key.",
+    403: _GRANT,
+    404: "Create the bucket {bucket}, or correct its name.",
+    413: "An object is larger than the store permits.",
+}
+
+
+class GoogleDriver(Driver):
+    """One bucket of Google Cloud Storage. The client is a `google.cloud.storage.Client`."""
+
+    scheme = "gs"
+
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        media_type: str,
+        digest: str,
+        *,
+        condition: str | None = None,
+        mode: PutMode = FULL,
+    ) -> str | None:
+        generation = None if condition is None else 0 if condition == NO_OBJECT else int(condition)
+
+        def write(client: Any) -> str:
+            blob = client.bucket(self.bucket).blob(key)
+            blob.upload_from_string(
+                data, content_type=media_type, checksum="crc32c", timeout=_SECONDS, if_generation_match=generation
+            )
+            return str(blob.generation)
+
+        return self._call("Writing", key, write, unless=(_UNMET, _ABSENT) if generation else (_UNMET,))
+
+    def get(self, key: str, limit: int | None = None) -> Blob | None:
+        def read(client: Any) -> Blob:
+            # The client's own download hides the headers, and would ask again for what they say.
+            with _asked(client, f"/download{self._path(key)}?alt=media") as answer:
+                data = answer.raw.read(None if limit is None else limit + 1, decode_content=True)
+                age = _seconds(answer, "Date") - _seconds(answer, "Last-Modified")
+                return Blob(data, answer.headers["X-Goog-Generation"], max(0.0, age))
+
+        return self._call("Reading", key, _repeated(read), unless=(_ABSENT,))
+
+    def version(self, key: str) -> str | None:
+        def look(client: Any) -> str:
+            with _asked(client, f"{self._path(key)}?fields=generation") as answer:
+                return str(answer.json()["generation"])
+
+        return self._call("Looking for", key, _repeated(look), unless=(_ABSENT,))
+
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        pages = self._pages(prefix=prefix, fields="items(name),nextPageToken", start_offset=after or None)
+        return (blob.name for page in pages for blob in page if blob.name > after)
+
+    def folders(self, prefix: str) -> list[str]:
+        pages = self._pages(prefix=prefix, delimiter="/", fields="prefixes,nextPageToken")
+        return [found[len(prefix) :].rstrip("/") for page in pages for found in page.prefixes]
+
+    def delete(self, key: str, version: str | None = None) -> bool:
+        def remove(client: Any) -> bool:
+            generation = None if version is None else int(version)
+            client.bucket(self.bucket).delete_blob(key, if_generation_match=generation, timeout=_SECONDS)
+            return True
+
+        return self._call("Removing", key, remove, unless=(_UNMET, _ABSENT)) is not None or version is None
+
+    def now(self, prefix: str) -> float:
+        def look(client: Any) -> float:
+            with _asked(client, f"{self._path()}?maxResults=1&fields=kind&prefix={quote(prefix, safe='')}") as answer:
+                return _seconds(answer, "Date")
+
+        found = self._call("Listing", prefix, _repeated(look))
+        assert found is not None
+        return found
+
+    def _pages(self, **wanted: Any) -> Iterator[Any]:
+        """Iterate over the pages of a listing."""
+        pages: Any = self._call(
+            "Listing", wanted["prefix"], lambda client: client.list_blobs(self.bucket, timeout=_SECONDS, **wanted).pages
+        )
+        while (page := self._call("Listing", wanted["prefix"], lambda _: next(pages, None))) is not None:
+            yield page
+
+    def _path(self, key: str | None = None) -> str:
+        objects = f"/storage/v1/b/{quote(self.bucket, safe='')}/o"
+        return objects if key is None else f"{objects}/{quote(key, safe='')}"
+
+    def _call(
+        self, doing: str, key: str, work: Callable[[Any], _Result], *, unless: Sequence[int] = ()
+    ) -> _Result | None:
+        """Call `work` with the client; return ``None`` if the answer has a status of `unless`."""
+        from google.api_core.exceptions import GoogleAPICallError
+        from google.auth.exceptions import GoogleAuthError
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        client = self._client()
+        try:
+            return work(client)
+        except GoogleAPICallError as error:
+            status = int(error.code or 0)
+            if status in unless and (status != _ABSENT or _NO_SUCH_OBJECT in str(error) or self._has_bucket()):
+                return None
+            may_pass = status in _MAY_PASS or status >= 500
+            hint = "" if may_pass else _HINTS.get(status, "")
+            raise self._failed(doing, key, f"HTTP {status}", may_pass=may_pass, hint=hint) from error
+        except GoogleAuthError as error:
+            raise self._failed(doing, key, type(error).__name__, may_pass=error.retryable, hint=_HINTS[401]) from error
+        except (RequestException, HTTPError, OSError) as error:
+            raise self._failed(doing, key, type(error).__name__, may_pass=True, hint="") from error
+
+    def _has_bucket(self) -> bool:
+        """Whether the bucket exists.
+
+        :raises StorageError: it does not, or nothing is known.
+        """
+        self.now("")
+        return True
+
+
+def _asked(client: Any, path: str) -> Any:
+    """The answer to a GET, a context manager.
+
+    :raises GoogleAPICallError: it is an error.
+    """
+    from google.api_core.exceptions import from_http_response
+
+    answer = client._http.get(client.api_endpoint + path, stream=True, timeout=_SECONDS)
+    if answer.status_code >= 300:
+        with answer:
+            raise from_http_response(answer)  # type: ignore[no-untyped-call]
+    return answer
+
+
+def _repeated(work: Callable[[Any], _Result]) -> Callable[[Any], _Result]:
+    """`work`, repeated after failures that may pass."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)(work)  # type: ignore[no-any-return]
+
+
+def _seconds(answer: Any, header: str) -> float:
+    return email.utils.parsedate_to_datetime(answer.headers[header]).timestamp()
