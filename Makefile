@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := .venvs/bench
+STORES := .venvs/stores
 AXE    := 4.14.1
+AZURITE := 3.35.0
 # Attacks, what counts money on every path, and every argument that may come to nothing: they take minutes, so
 # `make test-safety` runs them.
 SAFETY := $(addprefix tests/integration/,attacks money test_rendering.py)
@@ -14,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo ui test test-safety test-heavy check docs postgres redis chromium test-live test-distributed \
-  test-browser test-a11y fuzz chaos mutation bench test-compat test-loops test-wheel clean
+  test-stores test-browser test-a11y fuzz chaos mutation bench test-compat test-loops test-wheel clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
@@ -54,6 +56,10 @@ test-live: $(READY) postgres ## Run the tests that need a real scheduler and tri
 
 test-distributed: $(READY) postgres redis ## Kill workers and triggerers of a distributed Airflow (Celery, Redis, S3) that makes 5,000 images; SHORT=1 for what .ci/run runs
 	SHORT=$(SHORT) $(BIN)/python -m pytest -rP tests/distributed
+
+test-stores: $(STORES)/.ready ## Run the storage tests on all kinds of stores: disk, S3 (moto, SeaweedFS), Google Cloud Storage, Azure
+	npm install --silent --no-save --no-package-lock --prefix build/azurite azurite@$(AZURITE)
+	STORES='disk s3 seaweed gs abfs' $(STORES)/bin/python -m pytest tests/unit/core/storage
 
 test-browser: $(READY) chromium ## Look at the gallery with a real Airflow and a real browser; SCREENSHOTS=1 for the docs
 	$(BIN)/python -m pytest tests/browser --ignore=tests/browser/test_accessibility.py
@@ -101,6 +107,15 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The whole providers bring 300 packages, and other versions of what everything else runs with. Their storage hooks need
+# only those of the extra.
+$(STORES)/.ready: pyproject.toml constraints.txt | $(READY)
+	test -x $(STORES)/bin/python || $(PYTHON) -m venv $(STORES)
+	VIRTUAL_ENV=$(CURDIR)/$(STORES) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,stores]'
+	VIRTUAL_ENV=$(CURDIR)/$(STORES) $(BIN)/uv pip install --quiet --no-deps -c constraints.txt \
+	  apache-airflow-providers-google apache-airflow-providers-microsoft-azure
 	@touch $@
 
 # The peers are many, so they are not in the environment that everything else runs from.

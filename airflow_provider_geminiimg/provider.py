@@ -137,8 +137,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "root": {
         "description": (
             "Folder URI for the data of the provider: the ledger of paid requests, and the images of tasks without an\n"
-            "output path. Every worker must see the same folder, so use ``s3://`` if workers share no disk.\n"
-            "``file://`` and ``s3://`` are supported; ``s3://conn_id@bucket/prefix`` names an AWS connection.\n"
+            "output path. Every worker must see the same folder, so use a bucket if workers share no disk.\n"
+            "``file://``, ``s3://``, ``gs://`` and ``abfs://`` are supported; ``s3://conn_id@bucket/prefix`` names an\n"
+            "Airflow connection.\n"
         ),
         "type": "string",
         "example": "s3://aws_default@my-bucket/geminiimg",

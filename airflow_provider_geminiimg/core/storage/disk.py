@@ -75,7 +75,7 @@ def link(temporary: str, path: str) -> bool:
         raise NoLinksError(
             f"{folder} is on a file system without hard links, where two writers could replace each other.",
             retryable=False,
-            hint="Use another disk or a bucket.",
+            hint="Use another disk, or name a bucket: s3://, gs:// or abfs://.",
         ) from error
     sync_folder(folder)
     return True

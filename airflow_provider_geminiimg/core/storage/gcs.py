@@ -113,7 +113,7 @@ class GoogleDriver(Driver):
         self, doing: str, key: str, work: Callable[[Any], _Result], *, unless: Sequence[int] = ()
     ) -> _Result | None:
         """Call `work` with the client; return ``None`` if the answer has a status of `unless`."""
-        from google.api_core.exceptions import GoogleAPICallError
+        from google.api_core.exceptions import GoogleAPICallError, RetryError
         from google.auth.exceptions import GoogleAuthError
         from requests import RequestException
         from urllib3.exceptions import HTTPError
@@ -128,6 +128,8 @@ class GoogleDriver(Driver):
             may_pass = status in _MAY_PASS or status >= 500
             hint = "" if may_pass else _HINTS.get(status, "")
             raise self._failed(doing, key, f"HTTP {status}", may_pass=may_pass, hint=hint) from error
+        except RetryError as error:
+            raise self._failed(doing, key, type(error.cause).__name__, may_pass=True, hint="") from error
         except GoogleAuthError as error:
             raise self._failed(doing, key, type(error).__name__, may_pass=error.retryable, hint=_HINTS[401]) from error
         except (RequestException, HTTPError, OSError) as error:

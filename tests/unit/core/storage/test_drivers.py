@@ -1,0 +1,149 @@
+"""What the driver of each kind of store has to tell apart: no object, no bucket, no permission, no answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+
+from airflow_provider_geminiimg.core.storage import Files, Store, locate, open_store
+from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
+from airflow_provider_geminiimg.hooks import object_stores
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from tests.harness.stores import BUCKETS
+
+PNG = "image/png"
+
+
+@pytest.fixture(params=BUCKETS)
+def place(request: pytest.FixtureRequest) -> str:
+    """A URI in a bucket of each kind."""
+    return f"{request.getfixturevalue(request.param)}/root"
+
+
+@pytest.fixture
+def store(place: str) -> Store:
+    return open_store(place, AIRFLOW_OPENERS)
+
+
+def elsewhere(uri: str) -> str:
+    """The same URI in a bucket that does not exist."""
+    found = locate(uri)
+    conn = f"{found.conn_id}@" if found.conn_id else ""
+    return f"{found.scheme}://{conn}no-{found.bucket}/root"
+
+
+ASKED: dict[str, Callable[[Store], object]] = {
+    "read": lambda store: store.read("a/b.json"),
+    "create": lambda store: store.create("a/b.json", b"-"),
+    "keys": lambda store: list(store.keys("a/")),
+    "folders": lambda store: store.folders("a"),
+    "now": lambda store: store.now(),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_missing_bucket_is_an_error_that_names_it_and_never_an_absent_object(place: str, asked: str) -> None:
+    store = open_store(elsewhere(place), AIRFLOW_OPENERS)
+    with pytest.raises(StorageError, match=r"no-\S+ failed|no-\S+/\S* failed") as caught:
+        ASKED[asked](store)
+    assert not caught.value.retryable
+    assert "Create the" in caught.value.hint
+
+
+def test_a_missing_bucket_is_no_missing_file(place: str) -> None:
+    files, uri = Files(AIRFLOW_OPENERS), f"{elsewhere(place)}/a.png"
+    assert files.state(uri) == "unknown"
+    with pytest.raises(StorageError):
+        files.read(uri, max_bytes=9)
+    with pytest.raises(BadRequestError, match="cannot be written to"):
+        files.check_writable(elsewhere(place))
+
+
+def test_nobody_listening_is_an_error_that_may_pass(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(object_stores, "_CLIENTS", {})
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        monkeypatch.setattr("airflow_provider_geminiimg.core.storage.gcs._RETRY_SECONDS", 0.1)
+        account = f"DefaultEndpointsProtocol=http;AccountName=a;AccountKey=YQ==;BlobEndpoint={url}/a;"
+        extra = {"connection_string": account, "retry_total": 0}
+        monkeypatch.setenv("AIRFLOW_CONN_AZURITE", json.dumps({"conn_type": "wasb", "extra": extra}))
+        with pytest.raises(StorageError) as caught:
+            open_store(place, AIRFLOW_OPENERS).read("a.json")
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ü/é", "per%20cent", "plus+", "amp&er", "equals=", "~tilde", "com,ma", "co:lon"]
+)
+def test_names_are_literal(store: Store, name: str) -> None:
+    assert store.create(name, b"-")
+    assert store.read(name) is not None
+    assert list(store.keys("")) == [name]
+    store.delete(name)
+    assert list(store.keys("")) == []
+
+
+def test_an_empty_object_is_an_object(store: Store) -> None:
+    assert store.create("empty", b"")
+    found = store.read("empty")
+    assert found is not None
+    assert found.data == b""
+    assert store.create("empty", b"-") is None
+
+
+def test_of_a_large_object_a_part_is_read(store: Store) -> None:
+    store.create("large", b"x" * 100_000)
+    found = store.read("large", 10)
+    assert found is not None
+    assert found.data == b"x" * 11
+
+
+@pytest.fixture
+def many(store: Store) -> list[str]:
+    keys = [f"{folder}/{number:03}.json" for folder in ("a", "b", "b-c") for number in range(4)]
+    for key in keys:
+        store.create(key, b"{}")
+    return keys
+
+
+def test_each_key_is_listed_once_from_wherever_a_listing_goes_on(store: Store, many: list[str]) -> None:
+    found: list[str] = []
+    while some := list(islice(store.keys("", found[-1] if found else ""), 5)):
+        found += some
+    assert sorted(found) == sorted(many)
+    assert len({key.rpartition("/")[0]: None for key in found}) == 3
+
+
+def test_a_listing_goes_on_after_a_key_that_is_gone(store: Store, many: list[str]) -> None:
+    store.delete("b/001.json")
+    assert list(store.keys("b/", "b/001.json")) == ["b/002.json", "b/003.json"]
+    assert list(store.keys("b/", "b/003.json")) == []
+
+
+def test_all_of_many_objects_are_removed(store: Store, many: list[str]) -> None:
+    store.delete_all([*many[1:], "never/was.json"])
+    assert list(store.keys("")) == many[:1]
+
+
+def test_an_image_is_written_once_and_other_bytes_do_not_replace_it(place: str) -> None:
+    files, data, uri = Files(AIRFLOW_OPENERS), b"\x89PNG" * 1000, f"{place}/out/a.png"
+    digest = hashlib.sha256(data).hexdigest()
+    assert files.write(uri, data, media_type=PNG, sha256=digest)
+    assert files.write(uri, data, media_type=PNG, sha256=digest)
+    assert not files.write(uri, b"other", media_type=PNG, sha256=hashlib.sha256(b"other").hexdigest())
+    assert files.read(uri, max_bytes=len(data)) == data
+    assert files.sha256(uri) == digest
+    assert files.state(uri) == "there"
+    assert files.there([uri, f"{place}/out/b.png"]) == [uri]
+    files.put(uri, b"new", media_type=PNG)
+    assert files.read(uri, max_bytes=9) == b"new"
+    assert files.state(f"{place}/out/b.png") == "gone"
