@@ -59,7 +59,7 @@ test-distributed: $(READY) postgres redis ## Kill workers and triggerers of a di
 
 test-stores: $(STORES)/.ready ## Run the storage tests on all kinds of stores: disk, S3 (moto, SeaweedFS), Google Cloud Storage, Azure
 	npm install --silent --no-save --no-package-lock --prefix build/azurite azurite@$(AZURITE)
-	STORES='disk s3 seaweed gs abfs' $(STORES)/bin/python -m pytest tests/unit/core/storage
+	STORES='disk s3 seaweed gs abfs' $(STORES)/bin/python -m pytest tests/unit/core/storage tests/stores
 
 test-browser: $(READY) chromium ## Look at the gallery with a real Airflow and a real browser; SCREENSHOTS=1 for the docs
 	$(BIN)/python -m pytest tests/browser --ignore=tests/browser/test_accessibility.py
