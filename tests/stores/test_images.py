@@ -150,10 +150,10 @@ def _states(ledger: Ledger) -> list[str]:
 def _dies_before_a_landed_record(job: Work) -> None:
     write = BucketStore.replace
 
-    def replace(store: BucketStore, key: str, data: bytes, version: str) -> str | None:
+    def replace(self: BucketStore, key: str, data: bytes, version: str) -> str | None:
         if key.startswith("ledger/") and b'"state":"landed"' in data:
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(store, key, data, version)
+        return write(self, key, data, version)
 
     BucketStore.replace = replace  # type: ignore[method-assign]
     work(job)

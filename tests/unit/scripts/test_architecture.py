@@ -139,7 +139,7 @@ def test_each_name_that_a_map_of_the_code_gives_for_a_module_is_in_it(page: str)
 # The tree of tests
 
 UNIT = TESTS / "unit"
-SUITES = ("browser", "compat", "distributed", "heavy", "integration", "live", "matrix", "unit")
+SUITES = ("browser", "compat", "distributed", "heavy", "integration", "live", "matrix", "stores", "unit")
 ELSEWHERE = {"benchmarks": REPOSITORY / "benchmarks", "harness": TESTS / "harness", "scripts": REPOSITORY / "scripts"}
 
 

@@ -12,7 +12,7 @@ from botocore.awsrequest import AWSResponse
 from urllib3 import HTTPResponse
 
 from airflow_provider_geminiimg.core.storage.base import sha256
-from airflow_provider_geminiimg.core.storage.s3 import S3Calls
+from airflow_provider_geminiimg.core.storage.s3 import S3Driver
 
 
 @pytest.mark.parametrize(("scheme", "signed"), [("https", "UNSIGNED-PAYLOAD"), ("http", sha256(b"data"))])
@@ -33,7 +33,7 @@ def test_over_tls_the_signature_covers_the_checksum_of_the_body_instead_of_anoth
         return AWSResponse(request.url, 200, {"ETag": '"1"'}, HTTPResponse(io.BytesIO(), preload_content=False))
 
     client.meta.events.register("before-send.s3", answer)
-    S3Calls(lambda _: client, None, "bucket").put("key", b"data", "text/plain", sha256(b"data"))
+    S3Driver(lambda _: client, None, "bucket").put("key", b"data", "text/plain", sha256(b"data"))
     headers = {
         name: str(value, "ascii") if isinstance(value, bytes) else value for name, value in sent[0].headers.items()
     }
