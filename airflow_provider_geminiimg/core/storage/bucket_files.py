@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Sequence
 
 from airflow_provider_geminiimg.core.storage.base import Backend, Content, pieces, sha256
@@ -36,6 +37,8 @@ class PutModes:
         self._warn = warn
         self.exclusive: set[str] = set()
         """Directories whose store was seen to refuse an existing name."""
+        self.copies: dict[str, bool] = {}
+        """Whether the store of a directory refuses an existing name also for copies."""
         self._known: dict[str, PutMode] = {}
 
     def of(self, directory: str) -> PutMode:
@@ -87,6 +90,36 @@ class BucketFiles(Backend):
                     if self.sha256(place) == sha256(data):
                         return
             raise
+
+    def copy(self, source: Location, place: Location, digest: str) -> bool:
+        origin = self._driver.beside(source.bucket)
+        try:
+            version = origin.version(source.path)
+            if version is None or origin.stored_sha256(source.path) != digest or not self._copies_exclusively(place):
+                return False
+            if self._driver.version(place.path) is not None:
+                return False
+            return self._driver.copy(source.path, place.path, bucket=source.bucket, version=version)
+        except StorageError:
+            return False
+
+    def _copies_exclusively(self, place: Location) -> bool:
+        """Whether the store refuses to copy to an existing name: some ignore the condition of a copy. Tried once for a
+        directory, with a file that is copied onto itself.
+        """
+        directory = _directory(place)
+        if not self._modes.of(directory).condition:
+            return False
+        if directory not in self._modes.copies:
+            name = f".geminiimg-{uuid.uuid4().hex}.json"
+            sample = dataclasses.replace(place, path=f"{place.path.rpartition('/')[0]}/{name}".lstrip("/"))
+            self._driver.put(sample.path, b"{}", "application/json", sha256(b"{}"), condition=NO_OBJECT)
+            try:
+                replaced = self._driver.copy(sample.path, sample.path, bucket=place.bucket)
+                self._modes.copies[directory] = not replaced
+            finally:
+                self.remove(sample)
+        return self._modes.copies[directory]
 
     def sha256(self, place: Location) -> str | None:
         try:

@@ -93,6 +93,21 @@ class Driver(abc.ABC):
         """Return the hex digest that the store has compared with an object's bytes; ``None`` if it keeps none."""
         return None
 
+    def copy(self, source: str, key: str, *, bucket: str, version: str | None = None) -> bool:
+        """Copy an object inside the store to a new one; return ``False`` if the store can't, or if that name is taken.
+
+        Some stores ignore that the name is taken: see `BucketFiles`.
+
+        :param source: its key.
+        :param bucket: its bucket.
+        :param version: that it must have. Default: any.
+        """
+        return False
+
+    def beside(self, bucket: str) -> Driver:
+        """Return the driver of another bucket of the same store and connection."""
+        return type(self)(self._factory, self._conn_id, bucket)
+
     @abc.abstractmethod
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         """Iterate over the keys that begin with `prefix`.

@@ -172,6 +172,14 @@ class S3Driver(Driver):
         # With a dash it is a checksum of the checksums of parts.
         return base64.b64decode(stored).hex() if stored and "-" not in stored else None
 
+    def copy(self, source: str, key: str, *, bucket: str, version: str | None = None) -> bool:
+        arguments: dict[str, Any] = {"CopySource": {"Bucket": bucket, "Key": source}, "IfNoneMatch": "*"}
+        if version is not None:
+            arguments["CopySourceIfMatch"] = version
+        if (bucket, source) == (self.bucket, key):  # otherwise S3 refuses it whatever the condition says
+            arguments["MetadataDirective"] = "REPLACE"
+        return self._call("copy_object", key, unless=_TAKEN | _ABSENT, **arguments) is not None
+
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         for page in self._pages(Prefix=prefix, **({"StartAfter": after} if after else {})):
             yield from (entry["Key"] for entry in page.get("Contents", ()))
