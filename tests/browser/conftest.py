@@ -98,9 +98,9 @@ def open_world(home: Path) -> Iterator[World]:
         airflow.start(("api-server", "scheduler", "dag-processor"))
         for dag_id in ("campaign", "hostile", "nothing", "thousand", "review"):
             airflow.trigger(dag_id, RUN)
-        seed(root, "thousand", RUN, "tiles", 1000)
         ended = {dag_id: airflow.wait(dag_id, RUN) for dag_id in ("campaign", "nothing")}
         assert ended == {"campaign": "failed", "nothing": "success"}
+        seed(root, "thousand", RUN, "tiles", 1000)  # after the ledger of a new root was found complete
         yield World(airflow, root, boxes["held"])
 
 

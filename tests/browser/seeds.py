@@ -31,6 +31,7 @@ def seed(root: str, dag_id: str, run_id: str, task_id: str, count: int) -> None:
     files = Files(AIRFLOW_OPENERS)
     drawn = [draw(Sketch(i + 1, MODEL, f"tile {i}", shape("512", RATIOS[i % 4], "webp"))) for i in range(8)]
     thumbnails = [render(data) for data in drawn]
+    records = []
     for i in range(count):
         data = drawn[i % len(drawn)]
         record = _record(Item("default", dag_id, run_id, task_id, i), f"{root}/pictures/{run_id}", f"tile-{i}", i)
@@ -44,6 +45,8 @@ def seed(root: str, dag_id: str, run_id: str, task_id: str, count: int) -> None:
         landed = Record(**{**vars(record), "state": "landed", "landed_at": time.time(), "manifest": manifest})
         assert ledger.create(landed) is not None
         assert ledger.store.create(thumbnail_key(record.key, 0), thumbnails[i % len(drawn)]) is not None
+        records.append(landed)
+    ledger.summaries.count(records)
 
 
 def seed_loop(root: str, dag_id: str, run_id: str, task_id: str, changes: Sequence[Mapping[str, Any]]) -> None:
@@ -65,7 +68,9 @@ def seed_loop(root: str, dag_id: str, run_id: str, task_id: str, changes: Sequen
         manifest = build(
             record, [StoredImage(uri, "image/webp", 512, 512, 1000, digest)], mismatch=None, cost=record.cost
         )
-        assert ledger.create(replace(record, state="landed", manifest=manifest)) is not None
+        landed = replace(record, state="landed", manifest=manifest)
+        assert ledger.create(landed) is not None
+        ledger.summaries.count([landed])
         inputs = [{"uri": uri, "sha256": digest}]
 
 

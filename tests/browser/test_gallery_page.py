@@ -13,11 +13,12 @@ import pytest
 from playwright.sync_api import Frame, Locator, Page, Request, Route, expect
 
 from airflow_provider_geminiimg.core.ledger.layout import Item
+from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from tests.browser.conftest import HOSTILE_MESSAGE, RUN, VIEWPORT, World, gallery, shot
 from tests.browser.dags import HOSTILE_NAME, HOSTILE_PROMPT, IDEA
-from tests.browser.seeds import seed_loop
+from tests.browser.seeds import seed, seed_loop
 from tests.harness.records import plan_of
 
 SignIn = Callable[..., Page]
@@ -461,17 +462,45 @@ def test_a_thousand_images_load_as_they_come_onto_the_screen(
 def test_a_batch_says_how_many_of_its_images_are_there_and_how_many_are_not_started(
     sign_in: SignIn, world: World
 ) -> None:
-    store = open_store(world.root, AIRFLOW_OPENERS)
-    plan = plan_of(store, Item("default", "thousand", RUN, "catalogue", -1), [f"{n:064x}"[::-1] for n in range(12)])
+    ledger = Ledger(open_store(world.root, AIRFLOW_OPENERS))
+    batch, items = Item("default", "thousand", "planned", "catalogue", -1), [f"{n:064x}"[::-1] for n in range(12)]
+    seed(world.root, "thousand", "planned", "tiles", 3)
+    ledger.summaries.plan(batch.task_instance, [item[:16] for item in items])
+    plan_of(ledger.store, batch, items)
     page = sign_in("ada")
-    address = f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}"
-    try:
-        page.goto(address)
-        expect(page.locator(".totals")).to_contain_text(re.compile("1,000 of 1,012 images.*12 not started"))
-    finally:
-        store.delete(plan)
-    page.goto(address)
-    expect(page.locator(".totals")).to_contain_text("1,000 images")
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id=planned")
+    expect(page.locator(".totals")).to_contain_text(re.compile("3 of 15 images.*12 not started"))
+
+
+def test_a_long_run_can_be_entered_at_any_place(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand&run_id={RUN}")
+    number = page.get_by_role("spinbutton", name="Go to image")
+    number.fill("501")
+    number.press("Enter")
+    expect(page.locator(".card .name").first).to_have_text("tile-500.webp")
+    expect(page.locator(".card").first.locator("img.loaded")).to_be_visible()
+    page.get_by_role("button", name="To the first").click()
+    expect(page.locator(".card .name").first).to_have_text("tile-0.webp")
+    expect(page.get_by_role("button", name="To the first")).to_have_count(0)
+
+
+def test_what_was_paid_is_a_page_with_the_basis_of_each_amount(sign_in: SignIn, world: World) -> None:
+    page = sign_in("ada")
+    page.goto(f"{world.airflow.url}/geminiimg/?browse")
+    page.get_by_role("link", name="Spend").click()
+    expect(page.get_by_role("table")).to_contain_text("Perhaps paid")
+    page.get_by_role("combobox", name="By").select_option("DAG")
+    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="thousand"))
+    expect(row).to_contain_text(re.compile(r"\$20\.\d+.*reported by the gateway"))
+    expect(page.get_by_role("row").filter(has_text="Total")).to_have_count(1)
+    expect(page.locator(".quiet", has_text="Adding up")).to_have_count(0)
+
+    page.goto(f"{world.airflow.url}/geminiimg/?dag_id=thousand")
+    page.get_by_role("link", name="Spend").click()
+    page.get_by_role("combobox", name="By").select_option("Task")
+    expect(page.get_by_role("rowheader", name="tiles")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="hero")).to_have_count(0)
 
 
 def _tile(request: Request) -> str:
