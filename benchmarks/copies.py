@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,18 @@ class Copies:
         from airflow_provider_geminiimg.core.ledger.records import Ledger
 
         ledger = Ledger(self.store)
+        record = parse_record(self._root, *self._copy(0))
         for start in range(numbers.start, numbers.stop, _TOGETHER):
             some = range(start, min(start + _TOGETHER, numbers.stop))
-            ledger.summaries.count([parse_record(self._root, *self._copy(number)) for number in some])
+            ledger.summaries.count([replace(record, key=self._key_of(number)) for number in some])
         mark_complete(self.store, "default", root_of(self.store))
 
-    def _copy(self, number: int, **values: Any) -> tuple[str, bytes]:
-        name = hashlib.sha256(str(number).encode()).hexdigest()[:16]
+    def _key_of(self, number: int) -> str:
         *folders, _, n = self._key.split("/")
-        key = "/".join((*folders, name, n))
+        return "/".join((*folders, hashlib.sha256(str(number).encode()).hexdigest()[:16], n))
+
+    def _copy(self, number: int, **values: Any) -> tuple[str, bytes]:
+        key = self._key_of(number)
         return key, json.dumps({**self._record, "key": key, "claim": f"{number:032x}", **values}).encode()
 
 

@@ -8,6 +8,7 @@ Times come from the disk, which may differ from this machine's clock.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -150,9 +151,13 @@ class LocalStore(Store):
 
         :param folder: its path in keys, with a slash at its end; empty for the root.
         """
-        for key in _listed(path, folder):
+        names = _listed(path)
+        rest = after.removeprefix(folder) if after.startswith(folder) else ""
+        begin, slash, _ = rest.partition("/")
+        for name in names[bisect.bisect_left(names, os.fsencode(begin + slash), key=os.fsencode) :]:
+            key = folder + name
             is_before = os.fsencode(key) <= os.fsencode(after)
-            if not key.endswith("/"):
+            if not name.endswith("/"):
                 if key.startswith(prefix) and not is_before:
                     yield key
             elif key.startswith(prefix[: len(key)]) and (not is_before or after.startswith(key)):
@@ -313,17 +318,19 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def _listed(path: str, folder: str) -> list[str]:
-    """Return the keys of the files in a folder, and of its folders with a slash at their end, in byte order."""
+def _listed(path: str) -> list[str]:
+    """Return the names of the files in a folder, and of its folders with a slash at their end, in byte order."""
     with _failures("Listing", path):
         try:
             with os.scandir(path) as entries:
-                names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if _is_ours(entry)]
+                names = [name for entry in entries if OURS not in entry.name and (name := _name_of(entry))]
         except ABSENT:
             return []
-    return sorted((folder + name for name in names), key=os.fsencode)
+    names.sort(key=None if all(map(str.isascii, names)) else os.fsencode)
+    return names
 
 
-def _is_ours(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry may be an object or hold objects: no temporary file, and no link to a folder."""
-    return OURS not in entry.name and not (entry.is_symlink() and entry.is_dir())
+def _name_of(entry: os.DirEntry[str]) -> str | None:
+    if entry.is_dir(follow_symlinks=False):
+        return f"{entry.name}/"
+    return None if entry.is_symlink() and entry.is_dir() else entry.name
