@@ -324,6 +324,51 @@ PROMISED = (
     ),
     # The gallery
     Protection(
+        "Permissions are asked for some DAGs at a time",
+        "gallery/queries.py",
+        "return rest[:limit], rest[limit - 1] if len(rest) > limit else None",
+        "return rest, None",
+        tests={"unit/gallery/test_run_records.py": "dags_come_in_pages or no_question"},
+    ),
+    Protection(
+        "A thumbnail that is kept for ever is one of this image",
+        "gallery/app.py",
+        "lifetime = _FOR_EVER if v is not None and v == version_of(queries.image(record, image)) else",
+        "lifetime = _FOR_EVER if v is not None and queries.image(record, image) else",
+        tests={"unit/gallery/test_app.py": "for_ever"},
+    ),
+    # What was paid
+    Protection(
+        "Only what was paid is an amount",
+        "core/reconcile/spend.py",
+        """        if group.billed != "yes":
+""",
+        """        if group.billed == "no":
+""",
+        tests={"integration/money/test_spend.py": "unknown_outcome"},
+    ),
+    Protection(
+        "What was removed stays paid",
+        "core/reconcile/spend.py",
+        "(totals.counts + totals.removed + extra)",
+        "(totals.counts + extra)",
+        tests={"integration/money/test_spend.py": "was_removed"},
+    ),
+    Protection(
+        "A second job of an image is paid, too",
+        "core/reconcile/spend.py",
+        "(totals.counts + totals.removed + extra)",
+        "(totals.counts + totals.removed)",
+        tests={"integration/money/test_spend.py": "another_attempt_paid_for"},
+    ),
+    Protection(
+        "Spend is added up for some runs at a time",
+        "core/reconcile/spend.py",
+        "some = runs[:max_runs]",
+        "some = runs",
+        tests={"unit/gallery/test_app.py": "listed_in_parts", "unit/gallery/test_run_records.py": "no_question"},
+    ),
+    Protection(
         "A page reads a part of the bytes of records",
         "gallery/queries.py",
         "(size > MAX_PAGE_BYTES or (fits",
