@@ -121,12 +121,17 @@ def release_names(ledger: Ledger, record: Record) -> None:
 def claims_of(ledger: Ledger, record: Record) -> list[str]:
     """Return the keys of the name claims of a record whose whole task instance is about to be removed.
 
+    The claim of a landed record's name is not read: no other item gets a name that a landed record has.
+
     :raises StorageError: a claim cannot be read.
     """
     item_path = folder_of(record.key)
-    keys = [name_key(place) for place in _places({_wanted_stem(record), *_stems(record)})]
+    wanted = _wanted_stem(record)
+    own = [wanted] if record.state == "landed" else []
+    keys = {name_key(place) for place in _places({wanted, *_stems(record)}.difference(own))}
     claims = ((key, read_claim(ledger.store, key)) for key in keys)
-    return [key for key, claim in claims if claim is not None and claim.item == item_path and not claim.released]
+    others = [key for key, claim in claims if claim is not None and claim.item == item_path and not claim.released]
+    return [*map(name_key, _places(own)), *others]
 
 
 def read_claim(store: Store, key: str) -> NameClaim | None:

@@ -205,7 +205,7 @@ def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
         if each is not record and each.state == "landed":
             yield each
         folder = folder_of(each.key)
-        older = [f"{folder}/{n}.json" for n in ledger.numbers_in(folder) if n < each.n]
+        older = [f"{folder}/{n}.json" for n in ledger.numbers_in(folder) if n < each.n] if each.n > 1 else []
         for key in (*older, *reversed(each.copied_from), each.reused_from):  # the last one is checked first
             if key is not None and key not in seen:
                 seen.add(key)

@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -48,7 +52,7 @@ from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
 from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
-from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, entry_at, walk
+from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, entry_at, look
 from airflow_provider_geminiimg.core.request import prompt_sha256
 from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.exceptions import (
@@ -60,8 +64,12 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
 )
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _FINISHED = ("landed", "failed")
 _NAMED = 3  # task instances named in an error
+_READERS = 24  # objects that are read at the same time; boto3's client has 32 connections
+_ENTRIES = 64  # entries of the index between a read and the removal; few, because others may change them meanwhile
 _TOGETHER = 500  # records that are removed together, at least; the records of a task instance stay together
 
 
@@ -129,7 +137,7 @@ async def _windows(ledger: Ledger, scope: Scope) -> AsyncIterator[list[list[Reco
     """The records of `scope`, grouped by task instance; some task instances at once."""
     window: list[list[RecordEntry]] = []
     count = 0
-    async for entry in walk(ledger, scope):
+    async for entry in _entries(ledger, scope):
         if window and _task_instance(window[-1][0].key) == _task_instance(entry.key):
             window[-1].append(entry)
         else:
@@ -140,6 +148,23 @@ async def _windows(ledger: Ledger, scope: Scope) -> AsyncIterator[list[list[Reco
         count += 1
     if window:
         yield window
+
+
+async def _entries(ledger: Ledger, scope: Scope) -> AsyncIterator[RecordEntry]:
+    """The records of `scope`."""
+    keys = await asyncio.to_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
+    while some := await asyncio.to_thread(lambda: list(itertools.islice(keys, _TOGETHER))):
+        for entry in await asyncio.to_thread(_at_once, partial(look, ledger), some):
+            if entry is not None:
+                yield entry
+
+
+def _at_once(read: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    """The results for all items; some are read at the same time, because each read from S3 is a wait."""
+    if len(items) < 2:
+        return list(map(read, items))
+    with ThreadPoolExecutor(min(_READERS, len(items))) as pool:
+        return list(pool.map(read, items))
 
 
 def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
@@ -179,7 +204,10 @@ def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) ->
     if any(key not in keys and is_record_key(key) for key in stored):
         return _Objects((), (), ())
     records.sort(key=lambda record: (folder_of(record.key), record.n))
-    others = [key for record in records for key in (*claims_of(ledger, record), *_own_objects(record))]
+    others = [key for record in records for key in _own_objects(record)]
+    claims = partial(claims_of, ledger)
+    others += itertools.chain.from_iterable(_at_once(claims, [each for each in records if each.state != "landed"]))
+    others += (key for each in records if each.state == "landed" for key in claims(each))  # most need no read
     spools = tuple(map(spool_prefix, keys))
     spooled = ledger.store.keys(f"{SPOOL}/{task_instance_of(records[0].key)}/")
     others += (key for key in spooled if key.startswith(spools))
@@ -217,9 +245,10 @@ def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
     ledger.summaries.count(records)  # what was paid for them stays in the totals
     removed = {record.key for record in records}
     last = {folder_of(record.key): record.key for record in records}
-    for record in records:
-        _remove_index_entry(ledger, record, removed)
     store = ledger.store
+    for start in range(0, len(records), _ENTRIES):
+        some = _at_once(partial(_index_entry, ledger, removed), records[start : start + _ENTRIES])
+        store.delete_all([key for key in some if key is not None])
     store.delete_all([key for each in found for key in (*each.saved, *each.others)])
     # The record that decides is removed last: an older one would decide otherwise.
     store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
@@ -298,7 +327,9 @@ def _given_up(stored: Record) -> Record | None:
 
 
 def _remove(ledger: Ledger, record: Record) -> None:
-    _remove_index_entry(ledger, record, {record.key})
+    entry = _index_entry(ledger, {record.key}, record)
+    if entry is not None:
+        ledger.store.delete(entry)
     disown(ledger, record)
     others = (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record))
     ledger.store.delete_all(others)
@@ -312,20 +343,20 @@ def _count_as_removed(ledger: Ledger, keys: Collection[str]) -> None:
         ledger.summaries.remove(keys)
 
 
-def _remove_index_entry(ledger: Ledger, record: Record, removed: Collection[str]) -> None:
-    """Remove the record from the index of fingerprints; an earlier record with the same image takes its place.
+def _index_entry(ledger: Ledger, removed: Collection[str], record: Record) -> str | None:
+    """The key of the record's entry in the index of fingerprints; the caller removes it. ``None``: there is none, or an
+    earlier record with the same image takes its place.
 
     :param removed: keys of all records that are about to be removed.
     """
     index = index_key(record.key, record.fingerprint)
     noted = read_entry(ledger.store, index)
     if noted is None or noted.record != record.key:
-        return
+        return None
     earlier = _earlier(ledger, record, removed)
-    if earlier is None:
-        ledger.store.delete(index)
-    else:  # if another process changes the entry in the meantime, its change stays
+    if earlier is not None:  # if another process changes the entry in the meantime, its change stays
         write_entry(ledger.store, index, earlier, noted)
+    return index if earlier is None else None
 
 
 def _earlier(ledger: Ledger, record: Record, removed: Collection[str]) -> Record | None:

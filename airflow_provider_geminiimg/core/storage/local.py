@@ -12,11 +12,13 @@ import bisect
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import random
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from airflow_provider_geminiimg.core.storage.base import (
     OURS,
@@ -51,6 +53,7 @@ from airflow_provider_geminiimg.exceptions import StorageError
 LOCK_SECONDS = 30.0
 """Seconds that a writer waits for the root's lock. The lock is held for about a millisecond."""
 
+_REMOVERS = 8  # folders that are removed at the same time
 _REMOVED_AT_ONCE = 200  # files, under one lock: a second on a slow network file system
 _FOLDERS = 1000  # of images, whose modes are remembered
 _VANISHED = 2  # how often a missing folder is made for one new object
@@ -139,8 +142,9 @@ class LocalStore(Store):
                         os.unlink(path)
             if start + _REMOVED_AT_ONCE < len(paths):
                 time.sleep(0.02)  # the lock has no queue: who waits for it looks every 10 ms at most
-        for folder in set(map(os.path.dirname, paths)):
-            remove_empty(folder, self._root)
+        with ThreadPoolExecutor(_REMOVERS) as pool:  # some file systems take a millisecond for a folder
+            for _ in pool.map(remove_empty, set(map(os.path.dirname, paths)), itertools.repeat(self._root)):
+                pass
 
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         folder, slash, _ = prefix.rpartition("/")
