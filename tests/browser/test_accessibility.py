@@ -35,6 +35,14 @@ def test_axe_finds_nothing_serious_in_any_view(sign_in: Callable[..., Page], wor
     expect(page.locator(".run-card img.loaded").first).to_be_visible()
     assert not findings(page)
 
+    page.goto(f"{base}?spend=dag")
+    expect(page.get_by_role("rowheader", name="thousand")).to_be_visible()
+    assert not findings(page)
+
+    page.goto(f"{base}?dag_id=thousand&run_id={RUN}")
+    expect(page.get_by_role("spinbutton", name="Go to image")).to_be_visible()
+    assert not findings(page)
+
     page.goto(f"{base}?dag_id=nothing&run_id={RUN}")
     expect(page.locator(".empty")).to_be_visible()
     assert not findings(page)
