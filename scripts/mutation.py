@@ -272,6 +272,27 @@ PROTECTIONS = (
         tests={"unit/core/purchase/test_submission.py": "slow_note"},
     ),
     Protection(
+        "A later record is reported if another attempt may have claimed it meanwhile",
+        "core/purchase/submission.py",
+        "        if unchanged and self._since_claim() < record.answer_within:\n",
+        "        if self._since_claim() < record.answer_within:\n",
+        tests={"unit/core/purchase/test_lifecycle_intents.py": "comes_back_from_the_dead"},
+    ),
+    Protection(
+        "A record that came after the listing of a batch is no lost one",
+        "core/purchase/task_state.py",
+        "    if mark is not None and found is None:  # another",
+        "    if False:  # another",
+        tests={"unit/core/purchase/test_task_state.py": "after_the_listing"},
+    ),
+    Protection(
+        "A server copies only if it refuses to copy to an existing name",
+        "core/storage/s3_files.py",
+        "self._modes.copies[directory] = not self._copy(",
+        "self._modes.copies[directory] = True or self._copy(",
+        tests={"unit/core/purchase/test_copying_by_server.py": "ignores_the_condition"},
+    ),
+    Protection(
         "A job that turns out to be another record's is taken out of the record again",
         "core/purchase/submission.py",
         "            raise await asyncio.to_thread(take_back, self.ledger, record, other, self.log)\n",
