@@ -287,9 +287,9 @@ PROTECTIONS = (
     ),
     Protection(
         "A server copies only if it refuses to copy to an existing name",
-        "core/storage/s3_files.py",
-        "self._modes.copies[directory] = not self._copy(",
-        "self._modes.copies[directory] = True or self._copy(",
+        "core/storage/bucket_files.py",
+        "self._modes.copies[directory] = not replaced\n",
+        "self._modes.copies[directory] = True\n",
         tests={"unit/core/purchase/test_copying_by_server.py": "ignores_the_condition"},
     ),
     Protection(
