@@ -19,8 +19,9 @@ BENCHMARKS = {
     "reuse": "a batch whose images are all stored already",
     "limits": "four processes at one rate limit, and what a lease costs",
     "collect": "a collect of ten open records among 1,000 to 100,000 that have ended",
-    "purge": "a purge of 1,000 to 100,000 old records, compared with deleting without reading",
+    "purge": "a purge of 1,000 and 10,000 old records, compared with deleting without reading",
     "plan": "the plan and the merge of a wide batch with 1,000 to 100,000 rows",
     "gallery": "a page, the totals and a jump in a run of 1,000 to 100,000 images",
+    "ledger": "a ledger of a million records: a collect, and the totals of the run",
     "growth": "the cost of a batch of 100, 1,000 and 10,000 images",
 }

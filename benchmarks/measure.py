@@ -50,13 +50,20 @@ def sandbox(latency: float = 0.2, **settings: Any) -> Iterator[SandboxClient]:
 
 
 def fresh(
-    function: Callable[..., Any], /, *, env: Mapping[str, str] | None = None, stdin: Any = None, **arguments: Any
+    function: Callable[..., Any],
+    /,
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: Any = None,
+    patience: float = PATIENCE,
+    **arguments: Any,
 ) -> Any:
     """Call a function of a module in a new interpreter, without inherited memory, and return its result.
 
     :param function: a function of a module, with plain JSON values as arguments and result.
     :param env: additional environment, for example an ``AIRFLOW_CONN_…``.
     :param stdin: file 0 of the process.
+    :param patience: maximum time in seconds.
     :param arguments: its keyword arguments.
     """
     with tempfile.TemporaryDirectory(prefix="geminiimg-bench-") as home:
@@ -67,7 +74,7 @@ def fresh(
             stdin=stdin,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=patience,
             check=False,
         )
     said = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
