@@ -23,7 +23,8 @@ COUNT, QUICK = 1_000_000, 100
 REPEATS = 3
 PLOT = ROOT / "docs" / "images" / "scale.svg"
 PATIENCE = 3600  # seconds for writing the records
-# Title of a plot, its unit, and its lines: label, benchmark, and figure with the number of records.
+# Title of a plot, the label of its axis (first word: the unit), and its lines: label, benchmark, and figure with the
+# number of records.
 PLOTS = (
     ("a collect, and the totals of a run", "s", (
         ("collect of 10 open records", "collect", "10 open among {} records on disk"),
@@ -31,7 +32,7 @@ PLOTS = (
         ("totals of a run", "gallery", "totals, {} images"),
         ("totals of a run", "ledger", "totals of a run of {} records"),
     )),
-    ("a purge", "s", (("purge of all records", "purge", "{} records on disk, time"),)),
+    ("a purge", "ms of CPU per record", (("purge", "purge", "{} records on disk, CPU of a record"),)),
     ("the plan and the merge of a batch", "MB", (
         ("plan", "plan", "plan of {} rows, peak memory above idle"),
         ("merge", "plan", "merge of {} rows, peak memory above idle"),
@@ -103,7 +104,7 @@ def plot(rows: list[Row]) -> None:
         points: dict[str, dict[int, float]] = {}
         for label, benchmark, name in lines:
             for size in SIZES:
-                value = known.get((benchmark, name.format(f"{size:,}"), unit))
+                value = known.get((benchmark, name.format(f"{size:,}"), unit.split()[0]))
                 if value is not None:
                     points.setdefault(label, {})[size] = value
         for label, values in points.items():

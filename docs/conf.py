@@ -133,6 +133,7 @@ MATRIX_HEAD = ("What happens", "When", "Where", "Submitted", "Paid", "Landed", "
 
 MACHINE, MEASURED = results.read()
 GROWTH = HERE / "images" / "growth.svg"
+SCALE = HERE / "images" / "scale.svg"
 
 myst_substitutions = {
     **{
@@ -141,6 +142,7 @@ myst_substitutions = {
     },
     # Drawn by the benchmark itself, so there is none before its first run.
     "bench_growth_plot": "![What a batch costs, by its size](images/growth.svg)" if GROWTH.exists() else "No plot yet.",
+    "bench_scale_plot": "![Cost against the number of records](images/scale.svg)" if SCALE.exists() else "No plot yet.",
     "bench_machine": ", ".join(f"{name} {value}" for name, value in MACHINE.items()),
     **{f"matrix_{group}": table(MATRIX_HEAD, rows_of(group)) for group in failure_matrix.GROUPS},
     **{f"matrix_{name}": str(count) for name, count in failure_matrix.total(MATRIX).items()},
