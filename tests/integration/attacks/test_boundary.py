@@ -35,6 +35,7 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
     UpstreamFailedError,
 )
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
 from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
 from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
@@ -444,7 +445,7 @@ def test_a_purge_goes_on_after_what_it_can_not_remove_and_names_it(target: Targe
             GeminiImageGenerateOperator(**target.arguments({"task_id": f"made-{number}"}))
     assert target._run(dag).state == "success"
     key = _spoil(target, 1, spooled=["../../outside\x00"])
-    ledger = Ledger(open_store(target.root.as_uri(), lambda _: None))
+    ledger = Ledger(open_store(target.root.as_uri(), AIRFLOW_OPENERS))
     removed: list[str] = []
 
     async def purge() -> None:
