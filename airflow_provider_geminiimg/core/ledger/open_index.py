@@ -57,7 +57,7 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, LedgerError
 CHUNK_ITEMS = 64
 RENEW_SECONDS = 1800.0
 STALE_SECONDS = 86400.0
-VERSION = 2  # 1: without summaries
+VERSION = 3  # 1: without summaries, 2: with summaries of version 1
 _MAX_LISTS = 5  # for entries that are replaced while they are read
 _READS = 8  # entries that are read concurrently
 _CONNECTION = re.compile("//[^@/]*@")  # in the URI of a root; it does not distinguish roots

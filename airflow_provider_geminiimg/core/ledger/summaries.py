@@ -8,12 +8,12 @@ Invariants:
 - A record decides, never a summary. A record that has ended is counted, or has an entry in the index of open records
   (`open_index`): the entry is removed after the record was counted. So a summary together with the records that have an
   entry is exact at every moment, also after a process was killed.
-- A part names each record that it counts: a landed one by a hash of its key, any other by its key. Counting a record
-  again changes nothing, and a record that has changed is counted once, with its new values. A part is written
-  conditionally.
-- Only a record that has just landed is counted as the caller has it; it does not change any more. Any other is read
-  after the part was read and before the part is written, so that no late writer counts an old state.
-- Removed records stay counted as removed: what was paid for them was paid.
+- A part names each record that it counts, by its key and claim. Counting a record again changes nothing, and a record
+  that has changed is counted once, with its new values. A part is written conditionally.
+- Only a record that landed and is not counted yet is counted as the caller has it; it does not change any more. Any
+  other is read after the part was read and before the part is written, so that no late writer counts an old state.
+- A removed record stays named and counted as removed: what was paid for it was paid, and a late writer does not count
+  it again. If its removal was not noted, that is done when another record is counted under its key, or by a reindex.
 - A part that was lost or can't be read is made again from the records (`jobs reindex`); until then, a lost part
   is missing in the totals, and an unreadable one is an error, and its records keep their entries. An unreadable part is
   replaced with one write, after all records of its run were read. What was removed before the loss and what was
@@ -36,14 +36,16 @@ import pydantic
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, SUMMARIES, folder_of, run_of, summary_key
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.summary_parts import (
+    CLAIM,
     ENDED,
     VERSION,
     PartChanges,
     RecordGroup,
     SummaryPart,
-    below_run,
     group_of,
     hash_of,
+    hash_of_claim,
+    name_of,
 )
 from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, encode_segment, update
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError
@@ -62,45 +64,45 @@ class RunSummary:
     """The summary of one run, as stored.
 
     :param run: namespace, DAG and run, as a part of keys.
+    :param parts: by key.
     :param damaged: versions, by key, of the parts that can't be read and are not in `parts`.
     """
 
     run: str
-    parts: Sequence[SummaryPart]
+    parts: Mapping[str, SummaryPart]
     damaged: Mapping[str, str] = field(default_factory=dict)
 
     def counts(self) -> Counter[RecordGroup]:
         """The number of counted records by group."""
         found: Counter[RecordGroup] = Counter()
-        for each in (each for part in self.parts for each in part.counted):
+        for each in (each for part in self.parts.values() for each in part.counted):
             found[each.group] += each.count
         return found
 
     def removed(self) -> Counter[RecordGroup]:
         """The number of records by group that were counted and then removed."""
         found: Counter[RecordGroup] = Counter()
-        for each in (each for part in self.parts for each in part.removed):
+        for each in (each for part in self.parts.values() for each in part.removed):
             found[each.group] += each.count
         return found
 
     def planned(self) -> dict[str, int]:
         """The number of images in the plan of each batch, by its task and index as parts of keys."""
-        return {name: count for part in self.parts for name, count in part.planned.items()}
+        return {name: count for part in self.parts.values() for name, count in part.planned.items()}
 
     def keys(self, is_wanted: Callable[[RecordGroup], bool]) -> list[str]:
         """The keys of the counted records of some groups; landed records are not among them."""
-        found = (each for part in self.parts for each in part.counted if each.keys and is_wanted(each.group))
+        found = (each for part in self.parts.values() for each in part.counted if each.keys and is_wanted(each.group))
         return [f"{LEDGER}/{self.run}/{key}" for each in found for key in each.keys]
 
-    def names(self) -> set[str]:
-        """The hashes and keys, below the run, of all counted records."""
-        return {name for part in self.parts for name in PartChanges(part).groups}
+    def groups(self, claims: Mapping[str, str | None]) -> dict[str, RecordGroup]:
+        """The groups that records are counted in; without those that are not counted.
 
-    def groups(self, keys: Iterable[str]) -> dict[str, RecordGroup]:
-        """The groups that the records at `keys` are counted in; without those that are not counted."""
-        changes = [PartChanges(part) for part in self.parts]
-        found = ((key, group) for key in keys for each in changes if (group := each.group(key)) is not None)
-        return dict(found)
+        :param claims: of the records, by key; ``None`` for a record that can't be read.
+        """
+        changes = [PartChanges(part) for part in self.parts.values()]
+        found = ((key, each.group(key, claim)) for key, claim in claims.items() for each in changes)
+        return {key: group for key, group in found if group is not None}
 
 
 class Summaries:
@@ -129,23 +131,25 @@ class Summaries:
 
     def _count(self, records: Sequence[Record], changes: PartChanges) -> None:
         for record in records:
-            counted, now = changes.group(record.key), cast("Record | None", record)
+            if changes.has_removed(record.key, record.claim):
+                continue
+            counted, now = changes.group(record.key, record.claim), cast("Record | None", record)
             if counted == group_of(record, record.state):
                 continue
-            if record.state != "landed" or (counted is not None and counted.status == "landed"):
+            if record.state != "landed" or hash_of(record.key) in changes.counted:
                 now = self._read(record.key)
-            if now is not None and now.state in ENDED:
-                changes.count(now.key, group_of(now, now.state))
+            if now is not None and now.state in ENDED and not changes.has_removed(now.key, now.claim):
+                changes.count(now.key, now.claim, group_of(now, now.state))
 
-    def remove(self, keys: Iterable[str]) -> None:
-        """Count records as removed, after they were removed.
+    def remove(self, records: Iterable[Record]) -> None:
+        """Count records as removed, after they were counted and removed.
 
         :raises LedgerError: a part can't be read.
         :raises StorageError: the store failed.
         """
 
-        for key, some in _by_part({key: key for key in keys}).items():
-            self._change(key, partial(_remove, _names(some)))
+        for key, some in _by_part({record.key: record for record in records}).items():
+            self._change(key, partial(_remove, [name_of(record.key, record.claim) for record in some]))
 
     def plan(self, task_instance: str, items: Collection[str]) -> None:
         """Note what a batch has planned, before its plan is written.
@@ -161,32 +165,46 @@ class Summaries:
         key = summary_key("/".join(task_instance.split("/")[:3]), 0)
         self._change(key, lambda changes: changes.planned.__setitem__(name, images))
 
-    def replace_damaged(self, before: RunSummary, records: Mapping[str, RecordGroup]) -> None:
+    def replace_damaged(self, before: RunSummary, records: Mapping[str, tuple[str, RecordGroup]]) -> None:
         """Replace the parts of a run's summary that can't be read, after all its records were read.
 
         :param before: the summary as it was when the first record was read.
-        :param records: the groups, by key, of all records of the run that have ended.
+        :param records: claims and groups, by key, of all records of the run that have ended.
         :raises LedgerError: a part can't be read, and is not as it was.
         :raises StorageError: the store failed.
         """
-        by_part = _by_part({key: (key, group) for key, group in records.items()})
+        by_part = _by_part({key: (key, *values) for key, values in records.items()})
         for key, version in before.damaged.items():
             self._change(key, partial(_count_missing, by_part.get(key, [])), damaged=version)
 
-    def remove_missing(self, before: RunSummary, keys: Iterable[str], exist: Callable[[], Iterable[str]]) -> None:
-        """Count records as removed that are counted but do not exist.
+    def remove_missing(
+        self, before: RunSummary, claims: Mapping[str, str | None], exist: Callable[[], Iterable[str]]
+    ) -> None:
+        """Count records as removed that are counted but do not exist, and none in a part that is not its own.
 
         :param before: the summary of the run.
-        :param keys: of records that were read.
+        :param claims: of the records that were read, by key; ``None`` for a record that can't be read.
         :param exist: lists the keys of all records of the run.
         :raises LedgerError: a part can't be read.
         :raises StorageError: the store failed.
         """
-        gone = before.names() - _names(keys)
-        if gone:  # perhaps only from the given ones: they may have been listed before the summary was read
-            gone -= _names(exist())
-        for part in range(PARTS if gone else 0):
-            self._change(summary_key(before.run, part), partial(_remove, gone))
+        seen = {
+            hash_of(key): (part_key(key), None if claim is None else hash_of_claim(claim))
+            for key, claim in claims.items()
+        }
+        for key, part in before.parts.items():
+            counted = PartChanges(part).counted
+            strange = [each for each in counted if each in seen and seen[each][0] != key]
+            gone = {
+                each + found.claim
+                for each, found in counted.items()
+                if each not in seen or (seen[each][0] == key and seen[each][1] not in (None, found.claim))
+            }
+            if any(name[:-CLAIM] not in seen for name in gone):  # perhaps listed before the summary was read
+                later = {hash_of(each) for each in exist()}
+                gone = {name for name in gone if name[:-CLAIM] in seen or name[:-CLAIM] not in later}
+            if gone or strange:
+                self._change(key, partial(_correct, gone, strange))
 
     def read(self, run: str, *, despite_damage: bool = False) -> RunSummary:
         """Read the summary of a run.
@@ -196,13 +214,13 @@ class Summaries:
         :raises LedgerError: a part can't be read, or a later version of this package wrote it.
         :raises StorageError: the store failed.
         """
-        parts: list[SummaryPart] = []
+        parts: dict[str, SummaryPart] = {}
         damaged: dict[str, str] = {}
         for key in (summary_key(run, part) for part in range(PARTS)):
             blob = self._store.read(key, _MAX_BYTES)
             part = self._parse(key, blob, damaged=blob.version if despite_damage and blob is not None else None)
             if part is not None:
-                parts.append(part)
+                parts[key] = part
             elif blob is not None:
                 damaged[key] = blob.version
         return RunSummary(run, parts, damaged)
@@ -284,19 +302,24 @@ def part_key(record_key: str) -> str:
     return summary_key(run_of(record_key), zlib.crc32(folder_of(record_key).encode()) % PARTS)
 
 
-def _names(keys: Iterable[str]) -> set[str]:
-    """The hashes and keys, below the run, of the records at `keys`."""
-    return {name for key in keys for name in (hash_of(key), below_run(key))}
-
-
 def _remove(names: Iterable[str], changes: PartChanges) -> None:
-    changes.remove(names)
+    for name in names:
+        found = changes.counted.get(name[:-CLAIM])
+        if found is not None and name.endswith(found.claim):
+            changes.discard(name[:-CLAIM])
 
 
-def _count_missing(records: Iterable[tuple[str, RecordGroup]], changes: PartChanges) -> None:
-    for key, group in records:
-        if changes.group(key) is None:  # otherwise somebody who saw a later state has counted it
-            changes.count(key, group)
+def _correct(gone: Iterable[str], strange: Iterable[str], changes: PartChanges) -> None:
+    _remove(gone, changes)
+    for key_hash in strange:
+        changes.counted.pop(key_hash, None)
+
+
+def _count_missing(records: Iterable[tuple[str, str, RecordGroup]], changes: PartChanges) -> None:
+    for key, claim, group in records:
+        # Otherwise somebody who saw a later state has counted it.
+        if hash_of(key) not in changes.counted and not changes.has_removed(key, claim):
+            changes.count(key, claim, group)
 
 
 def _version(data: bytes) -> int:

@@ -1,15 +1,16 @@
 """One part of a run's summary: the document, what it counts records by, and its changes.
 
-Invariant: a part names each record that it counts: a landed one by a hash of its key, any other by its key below the
-run. So counting a record again changes nothing.
+Invariants: a part names each record that it counts, by hashes of its key and of its claim. So counting a record again
+changes nothing, and a record that is bought under the key of a removed one is another record. A removed record stays
+named, so that a late writer does not count it again.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Literal
@@ -20,8 +21,10 @@ from airflow_provider_geminiimg.core.ledger.layout import index_of
 from airflow_provider_geminiimg.core.ledger.record import Record
 
 ENDED = ("landed", "failed")
-VERSION = 1
-_HASH = 12  # characters
+VERSION = 2  # 1: without claims, in no release
+_HASH = 12  # characters of a key's hash
+CLAIM = 4  # characters of a claim's hash
+_NAME = _HASH + CLAIM
 
 
 @dataclass(frozen=True)
@@ -96,24 +99,23 @@ class _Model(pydantic.BaseModel):
 class CountedRecords(_Model):
     """The records of one group.
 
-    :param hashes: the hashes of the keys of landed records, joined.
-    :param keys: the keys of other records, below the folder of the run.
+    :param names: the names of the records, joined.
+    :param keys: their keys below the folder of the run, in the same order; none for landed and removed records.
     """
 
     group: RecordGroup
-    hashes: Annotated[str, pydantic.Field(pattern=rf"^([\w-]{{{_HASH}}})*$")] = ""
+    names: Annotated[str, pydantic.Field(pattern=rf"^([\w-]{{{_NAME}}})+$")]
     keys: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _one_key_each(self) -> CountedRecords:
+        if self.keys and len(self.keys) != self.count:
+            raise ValueError("there is not one key for each name")
+        return self
 
     @property
     def count(self) -> int:
-        return len(self.hashes) // _HASH + len(self.keys)
-
-
-class RemovedRecords(_Model):
-    """How many records of one group were removed."""
-
-    group: RecordGroup
-    count: Annotated[int, pydantic.Field(ge=0)]
+        return len(self.names) // _NAME
 
 
 class SummaryPart(_Model):
@@ -122,65 +124,116 @@ class SummaryPart(_Model):
     :param planned: number of images that each batch has planned or begun, by its task and index.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     counted: tuple[CountedRecords, ...] = ()
-    removed: tuple[RemovedRecords, ...] = ()
+    removed: tuple[CountedRecords, ...] = ()
     planned: Mapping[str, Annotated[int, pydantic.Field(ge=0)]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How a record is counted.
+
+    :param claim: the hash of its claim.
+    :param key: its key below the run; empty for a landed record.
+    """
+
+    claim: str
+    group: RecordGroup
+    key: str
 
 
 class PartChanges:
     """A part while it is changed."""
 
     def __init__(self, part: SummaryPart) -> None:
-        self.groups: dict[str, RecordGroup] = {}  # by hash, or by key below the run
-        for each in part.counted:
-            self.groups.update(dict.fromkeys(_split(each.hashes), each.group))
-            self.groups.update(dict.fromkeys(each.keys, each.group))
-        self._same = {each.group: each.group for each in part.counted}  # equal groups are one object
-        self.removed = Counter({each.group: each.count for each in part.removed})
+        self.counted: dict[str, Counted] = {}
+        """By the hash of the record's key."""
+        self.removed: dict[str, RecordGroup] = {}
+        """By name."""
         self.planned = dict(part.planned)
+        self._same: dict[RecordGroup, RecordGroup] = {}  # equal groups are one object: hashing them takes long
+        for each in part.counted:
+            group, keys = self._one(each.group), each.keys or itertools.repeat("")
+            for name, key in zip(_split(each.names), keys):  # noqa: B905 - the second may be endless
+                self.counted[name[:_HASH]] = Counted(name[_HASH:], group, key)
+        for each in part.removed:
+            self.removed.update(dict.fromkeys(_split(each.names), self._one(each.group)))
 
-    def group(self, key: str) -> RecordGroup | None:
-        """The group that the record at `key` is counted in."""
-        return self.groups.get(hash_of(key)) or self.groups.get(below_run(key))
+    def count(self, key: str, claim: str, group: RecordGroup) -> None:
+        """Count the record at `key` in `group` only. One that had its key before was removed."""
+        self.discard(hash_of(key), but=hash_of_claim(claim))
+        below = "" if group.status == "landed" else below_run(key)
+        self.counted[hash_of(key)] = Counted(hash_of_claim(claim), self._one(group), below)
 
-    def count(self, key: str, group: RecordGroup | None) -> None:
-        """Count the record at `key` in `group` only."""
-        for name in (hash_of(key), below_run(key)):
-            self.groups.pop(name, None)
-        if group is not None:
-            name = hash_of(key) if group.status == "landed" else below_run(key)
-            self.groups[name] = self._same.setdefault(group, group)
+    def discard(self, key_hash: str, *, but: str | None = None) -> None:
+        """Count the record with a key as removed, if it is counted.
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Count records as removed that are counted.
-
-        :param names: hashes, or keys below the run.
+        :param but: the hash of a claim: not the record with that claim.
         """
-        self.removed.update(filter(None, [self.groups.pop(name, None) for name in names]))
+        before = self.counted.get(key_hash)
+        if before is not None and before.claim != but:
+            del self.counted[key_hash]
+            self.removed[key_hash + before.claim] = before.group
+
+    def group(self, key: str, claim: str | None) -> RecordGroup | None:
+        """The group that a record is counted in.
+
+        :param claim: ``None``: not known, because the record can't be read.
+        """
+        found = self.counted.get(hash_of(key))
+        if found is None or (claim is not None and hash_of_claim(claim) != found.claim):
+            return None
+        return found.group
+
+    def has_removed(self, key: str, claim: str) -> bool:
+        """Whether a record is counted as removed."""
+        return name_of(key, claim) in self.removed
 
     def part(self) -> SummaryPart:
         """The part after the changes."""
-        names: dict[int, list[str]] = {id(group): [] for group in self._same.values()}  # hashing groups takes long
-        for name, group in self.groups.items():
-            names[id(group)].append(name)
-        counted = tuple(_of_group(group, some) for group in self._same if (some := names[id(group)]))
-        removed = tuple(RemovedRecords(group=group, count=count) for group, count in self.removed.items())
-        return SummaryPart(counted=counted, removed=removed, planned=self.planned)
+        counted: dict[int, list[tuple[str, str]]] = {id(group): [] for group in self._same.values()}
+        removed: dict[int, list[tuple[str, str]]] = {id(group): [] for group in self._same.values()}
+        for key_hash, each in self.counted.items():
+            counted[id(each.group)].append((key_hash + each.claim, each.key))
+        for name, group in self.removed.items():
+            removed[id(group)].append((name, ""))
+        return SummaryPart(
+            counted=tuple(_of_group(group, some) for group in self._same if (some := counted[id(group)])),
+            removed=tuple(_of_group(group, some) for group in self._same if (some := removed[id(group)])),
+            planned=self.planned,
+        )
+
+    def _one(self, group: RecordGroup) -> RecordGroup:
+        return self._same.setdefault(group, group)
 
 
-def _of_group(group: RecordGroup, names: Sequence[str]) -> CountedRecords:
-    if group.status == "landed":
-        return CountedRecords(group=group, hashes="".join(names))
-    return CountedRecords(group=group, keys=tuple(names))
+def _of_group(group: RecordGroup, some: Sequence[tuple[str, str]]) -> CountedRecords:
+    names = "".join(name for name, _ in some)
+    return CountedRecords(group=group, names=names, keys=tuple(key for _, key in some if key))
 
 
 def hash_of(key: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.blake2b(key.encode(), digest_size=_HASH * 3 // 4).digest()).decode()
+    """The hash of a record's key."""
+    return _hash(key, _HASH)
 
 
-def _split(hashes: str) -> list[str]:
-    return [hashes[at : at + _HASH] for at in range(0, len(hashes), _HASH)]
+def hash_of_claim(claim: str) -> str:
+    """The hash of a record's claim."""
+    return _hash(claim, CLAIM)
+
+
+def name_of(key: str, claim: str) -> str:
+    """The name of a record in its part."""
+    return hash_of(key) + hash_of_claim(claim)
+
+
+def _hash(text: str, characters: int) -> str:
+    return base64.urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=characters * 3 // 4).digest()).decode()
+
+
+def _split(names: str) -> list[str]:
+    return [names[at : at + _NAME] for at in range(0, len(names), _NAME)]
 
 
 def below_run(key: str) -> str:

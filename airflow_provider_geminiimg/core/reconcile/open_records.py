@@ -26,7 +26,7 @@ from airflow_provider_geminiimg.core.ledger.open_index import (
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
-from airflow_provider_geminiimg.core.reconcile.scan import RecordEntry, Scope, batches, batches_at
+from airflow_provider_geminiimg.core.reconcile.scan import RecordEntry, Scope, batches, batches_at, look
 from airflow_provider_geminiimg.core.reconcile.summary_mender import SummaryMender
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 
@@ -131,9 +131,7 @@ class IndexMender:
         """Entries that were written, or would be."""
         self.removed = 0
         """Entries that were removed, or would be."""
-        self.failure: GeminiImageError | None = None
-        """The first error, if the index could not be mended."""
-
+        self._failure: GeminiImageError | None = None  # while the index was mended
         self._ledger = ledger
         self._scope = scope
         self._index = index
@@ -145,6 +143,11 @@ class IndexMender:
         self._stale = {entry.record for entry in index.entries if _is_stale(entry)}
         # An entry of a batch whose attempt is gone is replaced by entries of its records.
         self._given_up = {item for entry in index.entries if _is_stale(entry) for item in entry.items}
+
+    @property
+    def failure(self) -> GeminiImageError | None:
+        """The first error, if the index or a summary could not be mended."""
+        return self._failure or next(iter(self._summaries.failures.values()), None)
 
     @property
     def open(self) -> int:
@@ -173,17 +176,14 @@ class IndexMender:
             if self._read_all and self._scope.is_whole and self.failure is None and not self._dry_run:
                 mark_complete(self._ledger.store, self._scope.namespace, self._index.root)
         except Exception as error:  # the records count
-            self.failure = self.failure or as_outcome(error)
+            self._failure = self._failure or as_outcome(error)
 
     def _see(self, entry: RecordEntry, ended: Record | None) -> None:
         """Count a record if it may not be counted: if all are read, or if nobody else removes its entry."""
         is_left = entry.key in self._stale or folder_of(entry.key) in self._given_up
-        if self._dry_run or self.failure is not None or not (self._read_all or is_left):
-            return
-        try:
+        self._stale.discard(entry.key)
+        if not self._dry_run and (self._read_all or is_left):
             self._summaries.see(entry, ended)
-        except Exception as error:  # the records count
-            self.failure = as_outcome(error)
 
     def _needs_entry(self, entry: RecordEntry) -> bool:
         """Whether a record is open, or can't be read: then it is reported again."""
@@ -207,12 +207,18 @@ class IndexMender:
             else:
                 self._ledger.open_index.add(entry.found.record)
         except Exception as error:  # the records count
-            self.failure = self.failure or as_outcome(error)
+            self._failure = self._failure or as_outcome(error)
 
     def _remove_stale(self) -> None:
-        if self.failure is not None:  # records may have neither an entry nor a count
+        if self._failure is not None:  # records of batches may have no entry of their own
             return
-        stale = [entry.key for entry in self._index.entries if _is_stale(entry) and entry.record not in self._open]
+        # Records that exist and were not listed, perhaps because of a link to a folder.
+        self._open.update(key for key in self._stale if key is not None and look(self._ledger, key) is not None)
+        stale = [
+            entry.key
+            for entry in self._index.entries
+            if _is_stale(entry) and entry.record not in self._open and _run(entry) not in self._summaries.failures
+        ]
         if self._read_all and self._scope.is_whole:
             stale += filter(self._is_old, self._index.unreadable)
         self.removed += len(stale)
@@ -227,6 +233,10 @@ class IndexMender:
 def _is_named(entry: OpenEntry) -> bool:
     """Whether the gallery finds the entry of a record; earlier entries do not begin with the run."""
     return entry.record is not None and entry.key.startswith(open_prefix_of_run(run_of(entry.record)))
+
+
+def _run(entry: OpenEntry) -> str:
+    return run_of(entry.record or f"{LEDGER}/{entry.task_instance}/0/")
 
 
 def _is_stale(entry: OpenEntry) -> bool:

@@ -42,6 +42,7 @@ from airflow_provider_geminiimg.core.ledger.layout import (
     open_key,
     plan_of,
     plans_below,
+    run_of,
     spool_prefix,
     task_instance_of,
 )
@@ -91,6 +92,7 @@ def forget(ledger: Ledger, key: str, *, force: bool = False) -> Record:
         raise _refusal(record, RECORD_STATUSES[entry.status], "To remove it in any case, add --force.")
     if not force and has_unknown_jobs(ledger, record):
         raise _refusal(record, "It has extra jobs that may have been paid for.", "`jobs collect` stores their images.")
+    ledger.summaries.read(run_of(key))  # nothing is changed if it can't be read
     removed = ledger.change(key, _given_up)
     ledger.summaries.count([removed])  # what was paid for it stays in the totals
     ledger.add_tombstone(removed)
@@ -253,7 +255,7 @@ def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
     # The record that decides is removed last: an older one would decide otherwise.
     store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
     store.delete_all(list(last.values()))
-    _count_as_removed(ledger, removed)
+    _count_as_removed(ledger, records)
 
 
 def _note(failures: dict[str, GeminiImageError], key: str, error: GeminiImageError) -> None:
@@ -334,13 +336,13 @@ def _remove(ledger: Ledger, record: Record) -> None:
     others = (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record))
     ledger.store.delete_all(others)
     ledger.store.delete(record.key)
-    _count_as_removed(ledger, [record.key])
+    _count_as_removed(ledger, [record])
 
 
-def _count_as_removed(ledger: Ledger, keys: Collection[str]) -> None:
-    """Count removed records as removed. A summary that can't be read stays as it is until it is made again."""
-    with contextlib.suppress(LedgerError):
-        ledger.summaries.remove(keys)
+def _count_as_removed(ledger: Ledger, records: Collection[Record]) -> None:
+    """Count removed records as removed. If that fails, they stay counted as they were until a reindex."""
+    with contextlib.suppress(GeminiImageError):
+        ledger.summaries.remove(records)
 
 
 def _index_entry(ledger: Ledger, removed: Collection[str], record: Record) -> str | None:

@@ -68,7 +68,8 @@ def run_totals(ledger: Ledger, namespace: str, run: str) -> RunTotals:
     counts, removed = summary.counts(), summary.removed()
     keys = list(itertools.islice(_keys(ledger, entries, run), MAX_READ + 1))
     found = sorted(_read(ledger, keys[:MAX_READ]), key=lambda entry: entry.key)
-    counted = summary.groups(entry.key for entry in found)
+    claims = {entry.key: None if entry.found is None else entry.found.record.claim for entry in found}
+    counted = summary.groups(claims)
     open_records: dict[str, str] = {}
     for entry in found:
         if entry.key in counted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from airflow_provider_geminiimg.core.reconcile.open_records import IndexMender, 
 from airflow_provider_geminiimg.core.reconcile.run_totals import RunTotals, run_totals
 from airflow_provider_geminiimg.core.reconcile.scan import batches
 from airflow_provider_geminiimg.core.storage import Store, open_store
-from airflow_provider_geminiimg.exceptions import Billed, LedgerError
+from airflow_provider_geminiimg.exceptions import Billed, LedgerError, StorageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 from tests.harness.records import ITEM, Traced, age_key, landed, make_record, submitted
 
@@ -212,6 +213,23 @@ class Replacing(Traced):
         return super()._call(operation, key, *args)
 
 
+class Failing(Traced):
+    """A store that fails to write what begins so, after the record was removed."""
+
+    def __init__(self, real: Store, prefix: str) -> None:
+        super().__init__(real)
+        self._fails = prefix
+        self._removed = False
+        self.failed = False
+
+    def _call(self, operation: str, key: str, *args: Any) -> Any:
+        self._removed = self._removed or (operation == "delete" and key.startswith("ledger/"))
+        if self._removed and operation == "replace" and key.startswith(self._fails):
+            self.failed = True
+            raise StorageError("The line is down.")
+        return super()._call(operation, key, *args)
+
+
 def ended_uncounted(ledger: Ledger, store: Traced, record: Record) -> None:
     """A record that has landed while its summary could not be written."""
     ledger.create(record)
@@ -328,11 +346,11 @@ async def test_a_record_that_ends_during_a_reindex_of_damaged_summaries_is_count
 async def test_a_summary_of_a_later_version_is_refused_and_stays(ledger: Ledger, store: Traced) -> None:
     for record in items(3):
         finish(ledger, record)
-    data = b'{"version": 2, "counted": {}}'
+    data = b'{"version": 3, "counted": {}}'
     damage(store, data)
     done = await reindex(Ledger(store), Scope("default"))
     assert done.failure is not None
-    assert "version 2" in done.failure.message
+    assert "version 3" in done.failure.message
     assert {blob.data for key in store.keys("summaries/") if (blob := store.read(key)) is not None} == {data}
 
 
@@ -350,7 +368,118 @@ async def remove(how: str, ledger: Ledger, key: str) -> None:
         assert [each async for each in purge(ledger, Scope("default"), days=0.0)]
 
 
-def damage(store: Traced, data: bytes = b"{") -> None:
-    for key in list(store.keys("summaries/")):
+def damage(store: Traced, data: bytes = b"{", run: str = "") -> None:
+    for key in list(store.keys(f"summaries/{run}")):
         store.delete(key)
         store.create(key, data)
+
+
+def in_run(run_id: str, count: int = 16) -> list[Record]:
+    return [make_record(replace(ITEM, run_id=run_id, item=f"{number:016x}")) for number in range(count)]
+
+
+@pytest.mark.parametrize("trouble", ["a later version", "a failed read"])
+async def test_a_run_whose_summary_cannot_be_mended_stops_no_other_run(
+    ledger: Ledger, store: Traced, trouble: str
+) -> None:
+    first, second = in_run("a"), in_run("b")
+    for record in (*first, *second):
+        finish(ledger, record)
+    runs = [run_of(records[0].key) for records in (first, second)]
+    if trouble == "a later version":
+        damage(store, b'{"version": 3}', runs[0])
+    damage(store, b"{", runs[1])
+    if trouble == "a failed read":
+        store.prefix, store.always = f"summaries/{runs[0]}", {"read": "before"}
+    done = await reindex(Ledger(store), Scope("default"))
+    store.always = {}
+    assert done.failure is not None
+    assert sum(run_totals(Ledger(store), "default", runs[1]).counts.values()) == 16
+    if trouble == "a failed read":
+        await reindex(Ledger(store), Scope("default"))
+        assert sum(run_totals(Ledger(store), "default", runs[0]).counts.values()) == 16
+
+
+def test_an_image_that_is_forgotten_while_its_batch_runs_is_counted_once(ledger: Ledger, store: Traced) -> None:
+    first, second = items(2)
+    ledger.open_index.cover([record.key.split("/")[-2] for record in (first, second)])
+    finish(ledger, first)
+    forget(Ledger(store), first.key)
+    finish(ledger, second)
+    for record in (first, second):
+        ledger.open_index.end(record.key.split("/")[-2])
+    found = totals(ledger)
+    assert (sum(found.counts.values()), sum(found.removed.values())) == (1, 1)
+
+
+async def test_a_record_that_is_purged_while_a_reindex_has_read_it_is_counted_once(
+    ledger: Ledger, store: Traced
+) -> None:
+    for record in items(3):
+        finish(ledger, record)
+    for key in list(store.keys("summaries/")):
+        store.delete(key)
+    scope = Scope("default")
+    mender = IndexMender(Ledger(store), scope, await read_index(ledger, scope), read_all=True)
+    async for batch in batches(ledger, scope):
+        mender.see(batch)
+    await remove("purge", Ledger(store), "")
+    mender.finish()
+    await reindex(Ledger(store), scope)
+    found = totals(ledger)
+    assert (sum(found.counts.values()), sum(found.removed.values())) == (0, 3)
+
+
+@pytest.mark.parametrize("how", ["purge", "forget"])
+async def test_what_was_paid_for_a_removed_record_is_counted_beside_what_was_bought_again(
+    ledger: Ledger, store: Traced, how: str
+) -> None:
+    [record] = items(1)
+    finish(ledger, record)
+    writes = Failing(store, f"summaries/{RUN}")
+    await remove(how, Ledger(writes), record.key)
+    assert writes.failed
+    finish(ledger, replace(record, claim="another"))
+    found = totals(ledger)
+    assert (sum(found.counts.values()), sum(found.removed.values())) == (1, 1)
+    await reindex(Ledger(store), Scope("default"))
+    assert sum(totals(ledger).removed.values()) == 1
+
+
+def test_nothing_is_given_up_while_the_summary_cannot_be_read(ledger: Ledger, store: Traced) -> None:
+    first, second = items(2)
+    finish(ledger, first)
+    ledger.create(second)
+    damage(store)
+    with pytest.raises(LedgerError, match="reindex"):
+        forget(Ledger(store), second.key, force=True)
+    found = ledger.read(second.key)
+    assert found is not None
+    assert found.record.state == "intent"
+
+
+async def test_a_part_of_another_runs_place_is_corrected_by_a_reindex(ledger: Ledger, store: Traced) -> None:
+    for record in items(16):
+        finish(ledger, record)
+    first, second = list(store.keys("summaries/"))[:2]
+    blob = store.read(first)
+    assert blob is not None
+    store.delete(second)
+    store.create(second, blob.data)  # restored from the wrong file
+    await reindex(Ledger(store), Scope("default"))
+    assert statuses(totals(ledger)) == {"landed": 16}
+    assert totals(ledger).removed == {}
+
+
+async def test_an_entry_stays_if_its_record_exists_and_is_not_listed(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "root").as_uri(), AIRFLOW_OPENERS)
+    ledger = Ledger(store)
+    [record] = items(1)
+    ledger.create(record)
+    folder = tmp_path / "root" / Path(record.key).parents[2]
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    for key in list(store.keys(open_prefix("default"))):
+        age_key(store, key, STALE_SECONDS + 1)
+    await reindex(Ledger(store), Scope("default"))
+    assert list(store.keys(open_prefix("default")))
