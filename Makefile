@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH  := .venvs/bench
 STORES := .venvs/stores
 AXE    := 4.14.1
-AZURITE := 3.35.0
+AZURITE := build/azurite/node_modules/azurite/package.json
 # Attacks, what counts money on every path, and every argument that may come to nothing: they take minutes, so
 # `make test-safety` runs them.
 SAFETY := $(addprefix tests/integration/,attacks money test_rendering.py)
@@ -57,8 +57,7 @@ test-live: $(READY) postgres ## Run the tests that need a real scheduler and tri
 test-distributed: $(READY) postgres redis ## Kill workers and triggerers of a distributed Airflow (Celery, Redis, S3) that makes 5,000 images; SHORT=1 for what .ci/run runs
 	SHORT=$(SHORT) $(BIN)/python -m pytest -rP tests/distributed
 
-test-stores: $(STORES)/.ready ## Run the storage tests on all kinds of stores: disk, S3 (moto, SeaweedFS), Google Cloud Storage, Azure
-	npm install --silent --no-save --no-package-lock --prefix build/azurite azurite@$(AZURITE)
+test-stores: $(STORES)/.ready $(AZURITE) ## Run the storage tests on all kinds of stores: disk, S3 (moto, SeaweedFS), Google Cloud Storage, Azure
 	STORES='disk s3 seaweed gs abfs' $(STORES)/bin/python -m pytest tests/unit/core/storage tests/stores
 
 test-browser: $(READY) chromium ## Look at the gallery with a real Airflow and a real browser; SCREENSHOTS=1 for the docs
@@ -77,7 +76,7 @@ chaos: $(READY) postgres ## Kill processes of a real Airflow at random and count
 mutation: $(READY) postgres ## Take out one protection at a time, and see which rows and tests turn red
 	@$(BIN)/python -m scripts.mutation
 
-bench: $(BENCH)/.ready ## Measure the package beside what one would otherwise write; NAMES='poll parse' QUICK=1
+bench: $(BENCH)/.ready $(AZURITE) ## Measure the package beside what one would otherwise write; NAMES='poll parse' QUICK=1
 	@$(BENCH)/bin/python -m benchmarks $(NAMES) $(if $(QUICK),--quick)
 
 test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the other Pythons that are here
@@ -108,6 +107,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
+
+$(AZURITE):
+	npm install --silent --no-save --no-package-lock --prefix build/azurite azurite@3.35.0
 
 # The whole providers bring 300 packages, and other versions of what everything else runs with. Their storage hooks need
 # only those of the extra.

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "end_to_end": "200 images in one Airflow, compared with mapped tasks",
     "landing": "200 images of 8 MB from the gateway into S3, 16 at a time",
     "reuse": "a batch whose images are all stored already",
+    "stores": "the operations of a store, on each kind of store",
     "limits": "four processes at one rate limit, and what a lease costs",
     "collect": "a collect of ten open records among 1,000 to 100,000 that have ended",
     "purge": "a purge of 1,000 and 10,000 old records, compared with deleting without reading",

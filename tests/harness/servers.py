@@ -128,7 +128,7 @@ def azure_storage(folder: Path) -> Iterator[Server]:
     :raises RuntimeError: it is not installed, or does not start.
     """
     if not AZURITE.exists():
-        raise RuntimeError("Azurite is not installed: make build/azurite")
+        raise RuntimeError("Azurite is not installed: make test-stores does it")
     port = free_port()
     options = ["--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
     command = ["node", str(AZURITE), *options, "--blobHost", "127.0.0.1", "--blobPort", str(port)]

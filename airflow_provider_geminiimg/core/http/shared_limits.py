@@ -224,7 +224,7 @@ class SharedConcurrency:
             self._waiters.append(waiter)
             self._grant()
             if not waiter.done():
-                self._ask()
+                self._ask(waiter)
         try:
             await asyncio.wrap_future(waiter)
         except asyncio.CancelledError:
@@ -270,13 +270,19 @@ class SharedConcurrency:
                 self._in_use += 1
                 waiter.set_result(None)
 
-    def _ask(self) -> None:
+    def _ask(self, waiter: Future[None]) -> None:
         """Wake the thread that holds the units if it has not asked for so many; start it if there is none."""
         if self._in_use + len(self._waiters) > self._asked or time.monotonic() - self._asked_at > WAITING_BEAT:
             self._changed.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._hold, name=f"geminiimg-limit-{self._kind}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._hold, name=f"geminiimg-limit-{self._kind}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process may have no further thread
+                self._waiters.remove(waiter)
+                waiter.set_exception(as_outcome(error))
+            else:
+                self._thread = thread
 
     def _hold(self) -> None:
         while True:

@@ -154,7 +154,9 @@ class Holders(_Document):
         :param wanted: number of units it can use; 0: it gives all back.
         :param in_use: number of calls in flight. They keep their units.
         """
-        others = {other: holder for other, holder in self.holders.items() if holder.until > now and other != name}
+        # A later end is from before the store's clock was set back.
+        live = {other: holder for other, holder in self.holders.items() if now < holder.until <= until + CLOCK_ERROR}
+        others = {other: holder for other, holder in live.items() if other != name}
         free = max(0, limit - sum(holder.units for holder in others.values()))
         if any(holder.wanted > holder.units for holder in others.values()):
             free = min(free, self._fair(limit, len(others), self.holders.get(name)))

@@ -32,12 +32,11 @@ from airflow_provider_geminiimg.core.ledger.layout import Item, is_record_key, r
 from airflow_provider_geminiimg.core.ledger.open_index import OpenIndex, is_open
 from airflow_provider_geminiimg.core.ledger.record import Record, State, dump_record, parse_record
 from airflow_provider_geminiimg.core.ledger.record_values import MAX_BYTES, MAX_NEW_BYTES
-from airflow_provider_geminiimg.core.ledger.summaries import Summaries
+from airflow_provider_geminiimg.core.ledger.summaries import COUNT_SECONDS, Summaries
 from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, create_or_read, update
 from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, LedgerError
 
 _MAX_WRITTEN = 1000  # records of about 2 KB
-_COUNT_SECONDS = 5.0  # for counting a record while others count: a landing must not wait long, and its entry stays
 
 _NEXT: dict[State, frozenset[State]] = {
     "intent": frozenset({"intent", "submitted", "answered", "landed", "failed"}),
@@ -87,7 +86,7 @@ class Ledger:
         self.store = store
         self.attempt = new_claim()  # distinguishes this attempt's file name claims from those of others
         self.summaries = Summaries(store, self._record)
-        self.open_index = OpenIndex(store, partial(self.summaries.count, seconds=_COUNT_SECONDS))
+        self.open_index = OpenIndex(store, partial(self.summaries.count, seconds=COUNT_SECONDS))
         self._ahead: dict[str, int] = {}  # the highest number of an item when it was listed; 0: no record
         self._written: dict[str, tuple[Record, Blob]] = {}  # open records as this attempt wrote them
         self._writing = threading.Lock()

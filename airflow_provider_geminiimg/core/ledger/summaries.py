@@ -51,6 +51,8 @@ from airflow_provider_geminiimg.core.storage import Blob, Expected, Store, encod
 from airflow_provider_geminiimg.exceptions import Billed, LedgerError
 
 PARTS = 4
+COUNT_SECONDS = 5.0
+"""Seconds for which a task waits for others that change the same part. If it gives up, the record's entry remains."""
 _MAX_BYTES = 64 << 20
 _MAX_KNOWN = 64  # parts that are remembered as they were written
 
@@ -163,7 +165,7 @@ class Summaries:
         images = len({*map(encode_segment, items), *begun})
         name = "/".join(task_instance.split("/")[3:])
         key = summary_key("/".join(task_instance.split("/")[:3]), 0)
-        self._change(key, lambda changes: changes.planned.__setitem__(name, images))
+        self._change(key, lambda changes: changes.planned.__setitem__(name, images), seconds=COUNT_SECONDS)
 
     def replace_damaged(self, before: RunSummary, records: Mapping[str, tuple[str, RecordGroup]]) -> None:
         """Replace the parts of a run's summary that can't be read, after all its records were read.
@@ -282,7 +284,8 @@ class Summaries:
             raise LedgerError(
                 f"{where} can't be read.",
                 billed=Billed.NO,
-                hint="`airflow geminiimg jobs reindex` makes it again from the records. Images are not affected.",
+                hint="`python -m airflow_provider_geminiimg jobs reindex` makes it again from the records. "
+                "Images are not affected.",
             ) from None
 
 

@@ -56,7 +56,7 @@ LOCK_SECONDS = 30.0
 _REMOVERS = 8  # folders that are removed at the same time
 _REMOVED_AT_ONCE = 200  # files, under one lock: a second on a slow network file system
 _FOLDERS = 1000  # of images, whose modes are remembered
-_VANISHED = 2  # how often a missing folder is made for one new object
+_VANISHED = 10  # how often a missing folder is made for one new object
 
 IMAGES = "images"
 """Folder under the root for images without an output path of their own."""
@@ -88,13 +88,16 @@ class LocalStore(Store):
     def create(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
         with _failures("Creating", path):
-            for _ in range(_VANISHED):
+            for attempt in range(_VANISHED + 1):
                 try:
+                    if attempt:
+                        make_folders(os.path.dirname(self._root), BY_UMASK)
+                        make_folders(os.path.dirname(path), PRIVATE)
                     return self._create(path, data)
-                except FileNotFoundError:  # there was no folder yet, or `delete_all` has just removed the empty one
-                    make_folders(os.path.dirname(self._root), BY_UMASK)
-                    make_folders(os.path.dirname(path), PRIVATE)
-            return self._create(path, data)
+                except FileNotFoundError:  # there was no folder yet, or `delete_all` has just removed an empty one
+                    if attempt == _VANISHED:
+                        raise
+        raise AssertionError("unreachable")
 
     def _create(self, path: str, data: bytes) -> str | None:
         with temporary_file(path, data, PRIVATE) as temporary:

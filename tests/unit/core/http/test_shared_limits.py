@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from airflow_provider_geminiimg.core.http.rate_limit import Limiter
 from airflow_provider_geminiimg.core.http.shared_limits import SharedConcurrency, SharedRate, Slots
 from airflow_provider_geminiimg.core.ledger.account_limits import AccountLimits
 from airflow_provider_geminiimg.core.storage import LocalStore
+from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 
 class CountedLimits(AccountLimits):
@@ -141,3 +143,19 @@ async def test_a_batch_may_lower_the_limit_of_its_account_and_not_raise_it(
     (await limiter.enter(call))()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(limiter.enter(call), 1.0)
+
+
+async def test_a_process_that_may_start_no_thread_is_told_so_and_goes_on_when_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = SharedConcurrency(account(tmp_path, max_concurrency=1), "submit")
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(GeminiImageError, match="No lease"):
+            await units.acquire(low_priority=False)
+    assert await asyncio.wait_for(units.acquire(low_priority=False), 10)
+    units.release()

@@ -200,6 +200,12 @@ def test_the_share_of_a_killed_process_is_free_within_a_minute() -> None:
     assert shares(waiting.share("other", START + HELD, START + HELD + HELD, 4, wanted=3, in_use=0)) == {"other": 3}
 
 
+def test_the_share_of_a_killed_process_is_free_after_the_clock_of_the_store_was_set_back() -> None:
+    holders = Holders().share("killed", START, START + HELD, 4, wanted=4, in_use=4)
+    now = START - 6 * 3600
+    assert shares(holders.share("other", now, now + HELD, 4, wanted=3, in_use=0)) == {"other": 3}
+
+
 def test_calls_in_flight_keep_their_units_while_others_wait() -> None:
     holders = (
         Holders()
