@@ -133,8 +133,6 @@ class Summaries:
 
     def _count(self, records: Sequence[Record], changes: PartChanges) -> None:
         for record in records:
-            if changes.has_removed(record.key, record.claim):
-                continue
             counted, now = changes.group(record.key, record.claim), cast("Record | None", record)
             if counted == group_of(record, record.state):
                 continue

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.core.ledger.layout import open_key, open_prefix, run_of
+from airflow_provider_geminiimg.core.ledger.layout import open_key, open_prefix, run_of, summary_key
 from airflow_provider_geminiimg.core.ledger.open_index import STALE_SECONDS, mark_complete, root_of
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.summaries import PARTS
 from airflow_provider_geminiimg.core.reconcile import Scope, forget, purge, reindex
 from airflow_provider_geminiimg.core.reconcile.open_records import IndexMender, open_batches, read_index
 from airflow_provider_geminiimg.core.reconcile.run_totals import RunTotals, run_totals
@@ -398,6 +399,41 @@ async def test_a_run_whose_summary_cannot_be_mended_stops_no_other_run(
     if trouble == "a failed read":
         await reindex(Ledger(store), Scope("default"))
         assert sum(run_totals(Ledger(store), "default", runs[0]).counts.values()) == 16
+
+
+async def test_the_entry_of_a_record_that_cannot_be_counted_stays(ledger: Ledger, store: Traced) -> None:
+    mark_complete(store, "default", root_of(store))
+    [record] = items(1)
+    ended_uncounted(ledger, store, record)
+    for part in range(PARTS):
+        store.create(summary_key(RUN, part), b"{")
+    entries = list(store.keys(open_prefix("default")))
+    for key in entries:
+        age_key(store, key, STALE_SECONDS + 1)
+    index = await read_index(ledger, Scope("default"))
+    mender = IndexMender(ledger, Scope("default"), index, read_all=False)
+    async for batch in open_batches(ledger, Scope("default"), index):
+        mender.see(batch)
+    mender.finish()
+    assert mender.failure is not None
+    assert list(store.keys(open_prefix("default"))) == entries
+
+
+async def test_a_failure_while_a_run_is_counted_leaves_its_unreadable_summary_as_it_is(
+    ledger: Ledger, store: Traced
+) -> None:
+    for record in in_run("a", 40):
+        finish(ledger, record)
+    first, second, *_ = store.keys("summaries/")
+    for key, data in ((first, b"{"), (second, b'{"version": 2}')):  # the second lost what it had counted
+        store.delete(key)
+        store.create(key, data)
+    store.prefix, store.always = second, {"replace": "before"}
+    done = await reindex(Ledger(store), Scope("default"))
+    assert done.failure is not None
+    blob = store.read(first)
+    assert blob is not None
+    assert blob.data == b"{"
 
 
 def test_an_image_that_is_forgotten_while_its_batch_runs_is_counted_once(ledger: Ledger, store: Traced) -> None:
