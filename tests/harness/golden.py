@@ -70,9 +70,12 @@ class Stable:
     def objects(self, objects: Mapping[str, bytes]) -> dict[str, str]:
         """Keys and contents; of an image only what kind it is.
 
-        The root's identity and the index of open records have random keys or contents, and are in every story.
+        The root's identity and the index of open records have random keys or contents, and the summaries follow from
+        the records. They are in every story.
         """
-        objects = {key: data for key, data in objects.items() if key != ROOT_KEY and not key.startswith("open/")}
+        objects = {
+            key: data for key, data in objects.items() if key != ROOT_KEY and not key.startswith(("open/", "summaries/"))
+        }
         for key, data in sorted(objects.items()):
             if media_type(data) and data != TINY and not key.startswith("thumbs/"):
                 self._name(hashlib.sha256(data).hexdigest())
