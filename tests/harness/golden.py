@@ -74,7 +74,9 @@ class Stable:
         the records. They are in every story.
         """
         objects = {
-            key: data for key, data in objects.items() if key != ROOT_KEY and not key.startswith(("open/", "summaries/"))
+            key: data
+            for key, data in objects.items()
+            if key != ROOT_KEY and not key.startswith(("open/", "summaries/"))
         }
         for key, data in sorted(objects.items()):
             if media_type(data) and data != TINY and not key.startswith("thumbs/"):

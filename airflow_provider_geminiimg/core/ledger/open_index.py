@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import secrets
@@ -308,18 +309,19 @@ def read_open_entry(store: Store, key: str) -> OpenEntry | None:
     return OpenEntry(key, blob.age, None, str(task_instance), frozenset(folders))
 
 
-def read_open_entries(store: Store, prefix: str) -> tuple[list[OpenEntry], list[str]]:
+def read_open_entries(store: Store, prefix: str, most: int | None = None) -> tuple[list[OpenEntry], list[str]]:
     """Read the entries whose keys begin with `prefix`, and the keys of those that can't be read.
 
     An entry may be replaced by one with another key after it was listed. So the keys are listed again if a listed entry
     no longer exists.
 
+    :param most: maximum number of entries. Default: all.
     :raises StorageError: the store failed.
     """
     found: dict[str, OpenEntry | LedgerError | None] = {}
     with ThreadPoolExecutor(_READS) as pool:
         for _ in range(_MAX_LISTS):
-            new = [key for key in store.keys(prefix) if key not in found]
+            new = [key for key in itertools.islice(store.keys(prefix), most) if key not in found]
             read = dict(zip(new, pool.map(lambda key: _entry_or_error(store, key), new), strict=True))
             found.update(read)
             if None not in read.values():

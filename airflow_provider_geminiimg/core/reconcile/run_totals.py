@@ -85,14 +85,14 @@ def run_totals(ledger: Ledger, namespace: str, run: str) -> RunTotals:
         unreadable=unreadable,
         not_started=_not_started(summary, +counts + removed),
         complete=is_complete(ledger.store, namespace),
-        more=len(keys) > MAX_READ,
+        more=max(len(keys), len(entries)) > MAX_READ,
         summary=summary,
     )
 
 
 def _entries(ledger: Ledger, run: str) -> tuple[list[OpenEntry], int]:
-    """The entries of a run in the index of open records, and the number of those that can't be read."""
-    entries, unreadable = read_open_entries(ledger.store, open_prefix_of_run(run))
+    """Up to `MAX_READ` + 1 entries of a run in the index of open records, and the number of those that can't be read."""
+    entries, unreadable = read_open_entries(ledger.store, open_prefix_of_run(run), MAX_READ + 1)
     own = [entry for entry in entries if run_of(entry.record or f"{LEDGER}/{entry.task_instance}/0/") == run]
     return own, len(unreadable)
 

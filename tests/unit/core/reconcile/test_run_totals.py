@@ -112,6 +112,19 @@ def test_the_totals_of_a_large_run_cost_what_those_of_a_small_one_cost(ledger: L
     assert statuses(totals(ledger)) == {"landed": 80}
 
 
+def test_no_more_entries_are_read_than_records_are_shown(
+    ledger: Ledger, store: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_geminiimg.core.reconcile.run_totals.MAX_READ", 5)
+    for record in items(9):
+        ledger.create(record)
+    store.calls.clear()
+    found = totals(ledger)
+    assert found.more
+    assert statuses(found) == {"waiting": 5}
+    assert len([key for operation, key in store.calls if operation == "read" and key.startswith("open/entries/")]) == 6
+
+
 def test_planned_images_without_a_record_are_not_started(ledger: Ledger) -> None:
     records = items(5)
     task_instance = records[0].key.removeprefix("ledger/").rsplit("/", 2)[0]
