@@ -91,7 +91,7 @@ def run_totals(ledger: Ledger, namespace: str, run: str) -> RunTotals:
 
 
 def _entries(ledger: Ledger, run: str) -> tuple[list[OpenEntry], int]:
-    """Up to `MAX_READ` + 1 entries of a run in the index of open records, and the number of those that can't be read."""
+    """At most `MAX_READ` + 1 entries of a run in the index, and the number of those that can't be read."""
     entries, unreadable = read_open_entries(ledger.store, open_prefix_of_run(run), MAX_READ + 1)
     own = [entry for entry in entries if run_of(entry.record or f"{LEDGER}/{entry.task_instance}/0/") == run]
     return own, len(unreadable)
