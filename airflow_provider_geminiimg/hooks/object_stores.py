@@ -15,6 +15,9 @@ from airflow_provider_geminiimg.exceptions import BadRequestError
 
 _CLIENTS: dict[tuple[int, str, str | None], Any] = {}
 _CLIENTS_LOCK = threading.Lock()
+CONNECTIONS = 32
+"""Connections that a client keeps open, one for each thread of a batch. With fewer, each further request would make one
+of its own, and log a warning."""
 DEFAULT_AZURE_CONNECTION = "wasb_default"
 """Of the azure provider. A container does not name its account, so there is always a connection."""
 
@@ -51,18 +54,22 @@ def _plain_client() -> tuple[Any, bool]:
     import boto3
     from botocore.config import Config
 
-    config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard"}, max_pool_connections=32)
+    retries: Any = {"mode": "standard"}
+    config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=CONNECTIONS)
     session = boto3.session.Session()
     return session.client("s3", config=config), session.get_credentials() is not None
 
 
 def _airflow_client(conn_id: str) -> Any:
+    from botocore.config import Config
+
     with _needing("s3", conn_id, "amazon", "Install {package}, or remove the connection from the URI."):
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         hook = S3Hook(aws_conn_id=conn_id)
         hook.get_connection(conn_id)  # without this check S3Hook would use other credentials
-    return hook.get_conn()
+    own = hook.conn_config.botocore_config or Config()
+    return hook.get_client_type(config=Config(max_pool_connections=CONNECTIONS).merge(own))
 
 
 def default_google_client(conn_id: str | None) -> Any:
@@ -72,7 +79,13 @@ def default_google_client(conn_id: str | None) -> Any:
         respects `STORAGE_EMULATOR_HOST`.
     :raises BadRequestError: the connection does not exist, or the google provider is not installed.
     """
-    return _cached("gs", conn_id, lambda: (_plain_google() if conn_id is None else _airflow_google(conn_id), True))
+
+    def make() -> Any:
+        client = _plain_google() if conn_id is None else _airflow_google(conn_id)
+        _widen(client._http)
+        return client
+
+    return _cached("gs", conn_id, lambda: (make(), True))
 
 
 def _plain_google() -> Any:
@@ -101,7 +114,15 @@ def default_azure_client(conn_id: str | None) -> Any:
     :param conn_id: an Airflow connection of the azure provider. Default: `DEFAULT_AZURE_CONNECTION`.
     :raises BadRequestError: the connection does not exist, or the azure provider is not installed.
     """
-    return _cached("abfs", conn_id, lambda: (_airflow_azure(conn_id or DEFAULT_AZURE_CONNECTION), True))
+
+    def make() -> Any:
+        client = _airflow_azure(conn_id or DEFAULT_AZURE_CONNECTION)
+        transport = client._pipeline._transport
+        transport.open()  # makes the session
+        _widen(transport.session)
+        return client
+
+    return _cached("abfs", conn_id, lambda: (make(), True))
 
 
 def _airflow_azure(conn_id: str) -> Any:
@@ -111,6 +132,12 @@ def _airflow_azure(conn_id: str) -> Any:
         hook = WasbHook(wasb_conn_id=conn_id)
         hook.get_connection(conn_id)
     return hook.get_conn()
+
+
+def _widen(session: Any) -> None:
+    """Let a session of requests keep `CONNECTIONS` connections open."""
+    for adapter in session.adapters.values():
+        adapter.init_poolmanager(CONNECTIONS, CONNECTIONS)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from airflow_provider_geminiimg.core.storage import Files, Store, locate, open_store
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
 from airflow_provider_geminiimg.hooks import object_stores
-from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
+from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, CONNECTIONS
 from tests.harness.stores import BUCKETS
 
 PNG = "image/png"
@@ -147,3 +148,21 @@ def test_an_image_is_written_once_and_other_bytes_do_not_replace_it(place: str) 
     files.put(uri, b"new", media_type=PNG)
     assert files.read(uri, max_bytes=9) == b"new"
     assert files.state(f"{place}/out/b.png") == "gone"
+
+
+def test_a_batchs_threads_need_no_more_connections_than_the_client_keeps(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        assert all(pool.map(lambda number: store.create(f"a/{number}.json", b"{}"), range(4 * CONNECTIONS)))
+    assert "Connection pool is full" not in caplog.text
+
+
+def test_the_threads_of_an_airflow_connection_to_s3_find_their_connections(
+    s3: str, connect: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    connect("aws", conn_type="aws", login="test", password="test")
+    store = open_store(s3.replace("s3://", "s3://aws@"), AIRFLOW_OPENERS)
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        assert all(pool.map(lambda number: store.create(f"a/{number}.json", b"{}"), range(4 * CONNECTIONS)))
+    assert "Connection pool is full" not in caplog.text
