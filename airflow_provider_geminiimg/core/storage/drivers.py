@@ -152,7 +152,9 @@ class Driver(abc.ABC):
         except Exception as error:
             name = f"the connection {self._conn_id!r}" if self._conn_id else "the machine's own credentials"
             raise StorageError(
-                f"No client for {self.scheme}://{self.bucket} could be made from {name}: {type(error).__name__}."
+                f"No client for {self.scheme}://{self.bucket} could be made from {name}: {type(error).__name__}.",
+                hint="Give the worker credentials, or name an Airflow connection that has them: "
+                f"{self.scheme}://conn_id@{self.bucket}/folder.",
             ) from error
 
     def _failed(self, doing: str, key: str | None, why: str, *, may_pass: bool, hint: str) -> StorageError:

@@ -275,9 +275,9 @@ def test_a_command_that_is_not_understood_does_nothing(words: list[str], capsys:
 
 
 def test_a_root_that_can_not_be_used_is_an_error_in_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", "gs://bucket/root")
+    monkeypatch.setenv("AIRFLOW__GEMINIIMG__ROOT", "hdfs://name/root")
     [line] = shell.refused("list").splitlines()
-    assert line.startswith("error: root: gs://bucket/root")
+    assert line.startswith("error: root: hdfs://name/root")
 
 
 def test_no_command_shows_a_link_or_a_prompt(shell: Shell) -> None:

@@ -24,12 +24,15 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 
 class CountedLimits(AccountLimits):
-    """The leases, and how many slots each reservation asked for."""
+    """The leases, and how many slots each reservation asked for. A reservation waits while `opened` is not set."""
 
     asked: list[int]
+    opened: threading.Event
 
     def reserve(self, most: int, *, low_priority: bool) -> tuple[float, float, int] | float:
         vars(self).setdefault("asked", []).append(most)
+        if "opened" in vars(self):
+            assert self.opened.wait(30)
         return super().reserve(most, low_priority=low_priority)
 
 
@@ -73,14 +76,19 @@ async def test_a_single_call_reserves_one_slot_and_many_reserve_blocks(tmp_path:
 
 
 async def test_polls_wait_while_submits_of_this_process_wait(tmp_path: Path) -> None:
-    rate, order = SharedRate(account(tmp_path, requests_per_minute=600)), list[str]()
+    own = account(tmp_path, requests_per_minute=600)
+    rate, order = SharedRate(own), list[str]()
 
     async def send(kind: str) -> None:
         assert await rate.admit(low_priority=kind == "poll")
         order.append(kind)
 
     await rate.admit(low_priority=True)
-    await asyncio.gather(*(send("poll") for _ in range(8)), *(send("submit") for _ in range(8)))
+    vars(own)["opened"] = threading.Event()
+    sending = asyncio.gather(*(send("poll") for _ in range(8)), *(send("submit") for _ in range(8)))
+    await asyncio.sleep(0)  # now all wait
+    own.opened.set()
+    await sending
     assert order.index("poll") >= 7
 
 
