@@ -14,7 +14,7 @@ BENCHMARKS = {
     "detection": "polls of an image, and the time from done to known",
     "parse": "CPU for importing the operators in a DAG file",
     "batch": "a batch of 1,000 images, compared with a simulation without any cost",
-    "end_to_end": "200 images in one Airflow, compared with mapped tasks",
+    "end_to_end": "1,000 images in one Airflow, compared with mapped tasks",
     "landing": "200 images of 8 MB from the gateway into S3, 16 at a time",
     "reuse": "a batch whose images are all stored already",
     "stores": "the operations of a store, on each kind of store",

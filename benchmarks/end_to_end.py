@@ -1,4 +1,4 @@
-"""Two hundred images in one complete Airflow: our batch compared with code that a user might write instead.
+"""A thousand images in one complete Airflow: our batch compared with code that a user might write instead.
 
 All contestants use the same gateway, whose images take 2 s, and the same bucket. A mapped task needs a scheduler
 decision and a process for every image. The mapped contestants make fewer images, and are compared by the seconds per
@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_geminiimg.sandbox.client import SandboxClient
-from benchmarks.bucket import bucket
+from benchmarks.bucket import real_bucket
 from benchmarks.gateway import gateway
 from benchmarks.measure import ROOT
 from benchmarks.results import Row
 from tests.harness.live_airflow import LiveAirflow
 
 LATENCY, TARGET = 2.0, 10.0
-COUNT, MAPPED = 200, 30  # images of our batch, and of each mapped contestant
+COUNT, MAPPED = 1000, 30  # images of our batch, and of each mapped contestant
+WIDTH = 200
 QUICK = 4
 PEERS = {
     "python_operator": "mapped PythonOperator",
@@ -86,7 +87,7 @@ def made(prompt):
 with DAG("ours", **LIMITS):
     GeminiImageBatchOperator(
         task_id="images", requests=[f"image number {{number}}" for number in range(COUNT)], resolution="512",
-        output_path=f"s3://{{BUCKET}}/ours", poll_interval=1.0, max_concurrency=100,
+        output_path=f"s3://{{BUCKET}}/ours", poll_interval=1.0, max_concurrency={width},
     )
 
 with DAG("ours_mapped", **LIMITS):
@@ -119,10 +120,11 @@ with DAG("http_operator", **LIMITS):
 def run(quick: bool) -> list[Row]:
     """One run of each: a run is the sum of hundreds of scheduler rounds, which is a mean already."""
     count, mapped = (QUICK, QUICK) if quick else (COUNT, MAPPED)
-    with tempfile.TemporaryDirectory() as home, bucket() as (uri, keys), gateway([LATENCY]) as client:
+    with tempfile.TemporaryDirectory() as home, real_bucket() as (uri, keys), gateway([LATENCY]) as client:
         folder = Path(home, "dags")
         folder.mkdir()
-        values = {"count": count, "mapped": mapped, "bucket": uri.removeprefix("s3://"), "url": client.apimaster_url}
+        values: dict[str, Any] = {"count": count, "mapped": mapped, "width": WIDTH}
+        values |= {"bucket": uri.removeprefix("s3://"), "url": client.apimaster_url}
         (folder / "contestants.py").write_text(textwrap.dedent(DAGS.format(**values)))
         with LiveAirflow(Path(home, "airflow"), folder, _environment(client, home, keys)) as airflow:
             ours = _seconds(airflow, "ours") / count
