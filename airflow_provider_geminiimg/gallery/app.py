@@ -106,7 +106,6 @@ _ASKED: Mapping[str, tuple[re.Pattern[str], str]] = {
     "model": (re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,500}"), "a model's id"),
     "status": (re.compile("|".join(RECORD_STATUSES)), f"one of {', '.join(RECORD_STATUSES)}"),
     "after": (re.compile(r"|(?=.{1,2000}$)ledger/[\w.~+%:=/-]+\.json", re.ASCII), "what an earlier page gave as next"),
-    "after_dag": (re.compile(rf"|{_DAG.pattern}"), "what an earlier page gave as next"),
     "after_run": (re.compile(r"|[\w.~+%:=/-]{1,1000}", re.ASCII), "what an earlier part gave as next"),
     "by": (re.compile("|".join(BY)), f"one of {', '.join(BY)}"),
     "position": (_COUNT, "a whole number from 0"),
@@ -185,9 +184,9 @@ def static(version: str, name: str) -> Response:
 
 
 @pages.api_route(f"/{routes.DAGS.path}", methods=READ, dependencies=[Depends(_known)])
-def dags(request: Request, user: GetUserDep, queries: QueriesDep, after_dag: str = "") -> dict[str, Any]:
+def dags(request: Request, user: GetUserDep, queries: QueriesDep, position: int = 0) -> dict[str, Any]:
     """List the DAGs with records that this user may read, in pages."""
-    names, following = queries.dags(after_dag, MAX_DAGS)
+    names, following = queries.dags(position, MAX_DAGS)
     return {"dags": [dag_id for dag_id in names if _may_read(request, user, dag_id)], "next": following}
 
 

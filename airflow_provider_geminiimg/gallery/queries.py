@@ -54,16 +54,17 @@ class GalleryQueries:
         self.ledger, self.namespace, self.files = ledger, namespace, files
         self._folder = f"{LEDGER}/{encode_segment(namespace)}"
 
-    def dags(self, after: str, limit: int) -> tuple[list[str], str | None]:
-        """Return some DAGs that have records, and the cursor for the next ones; ``None`` at the end.
+    def dags(self, position: int, limit: int) -> tuple[list[str], int | None]:
+        """Return some DAGs that have records, and the position of the next ones; ``None`` at the end.
 
-        DAGs whose id was too long for the ledger are left out.
+        DAGs whose id was too long for the ledger are left out. A position names no DAG, which the user may not read.
 
-        :param after: the cursor from an earlier call; empty: the beginning.
+        :param position: how many DAGs to pass over.
         """
         names = map(decode_segment, self.ledger.store.folders(self._folder))
-        rest = sorted(name for name in names if name is not None and name > after)
-        return rest[:limit], rest[limit - 1] if len(rest) > limit else None
+        known = sorted(name for name in names if name is not None)
+        end = position + limit
+        return known[position:end], end if end < len(known) else None
 
     def page(
         self, wanted: RecordFilter, after: str | None, limit: int, position: int = 0

@@ -38,7 +38,7 @@ class Route:
 
 _RUN = "api/dags/{dag_id}/runs/{run_id}"
 _IMAGE = "{dag_id}/{run_id}/{task_id}/{index}/{item}/{n}/{image}"
-DAGS = Route("api/dags", ("after_dag",))
+DAGS = Route("api/dags", ("position",))
 IMAGES = Route(f"{_RUN}/images", ("task_id", "map_index", "iteration", "model", "status", "after", "position", "limit"))
 SUMMARY = Route(f"{_RUN}/summary", ("task_id", "map_index", "iteration"))
 SPEND = Route("api/dags/{dag_id}/spend", ("by", "after_run"))

@@ -62,7 +62,7 @@ def _line(values: list[str], row: dict[str, Any]) -> str:
 
 def _amount(cost: dict[str, Any]) -> str:
     basis = f"{cost['basis']}, estimate" if cost["estimate"] else cost["basis"]
-    return f"{cost['amount']:.10g} {cost['currency']} ({basis})"
+    return f"{cost['amount']:.15g} {cost['currency']} ({basis})"
 
 
 def _is_whole(report: SpendReport) -> bool:

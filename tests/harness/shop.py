@@ -118,9 +118,17 @@ class Shop:
 
     @asynccontextmanager
     async def attempt(
-        self, *, marker: Memory | None = None, guard: SubmitGuard | None = None, **more: Any
+        self,
+        *,
+        marker: Memory | None = None,
+        guard: SubmitGuard | None = None,
+        ledger: Ledger | None = None,
+        **more: Any,
     ) -> AsyncIterator[Purchase]:
-        """One attempt: `more` are fields of the order, its policy, or its request."""
+        """One attempt: `more` are fields of the order, its policy, or its request.
+
+        :param ledger: that has listed records before. Default: a new one.
+        """
         async with AsyncExitStack() as stack:
 
             async def connect(conn_id: str) -> Transport:
@@ -129,7 +137,7 @@ class Shop:
                     return await stack.enter_async_context(Transport(self.connection(nowhere())))
                 return await stack.enter_async_context(Transport(self.connection()))
 
-            purchase_context = PurchaseContext(Ledger(self.store), self.files, connect, self.log)
+            purchase_context = PurchaseContext(ledger or Ledger(self.store), self.files, connect, self.log)
             yield Purchase(self.order(**more), purchase_context, guard or SubmitGuard(), marker)
 
     async def buy(self, **more: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ aiohttp is slow, so import this module only before the first download.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -61,7 +63,13 @@ async def opened(
     :raises httpx.CloseError: the connection was closed without a response.
     :raises httpx.TransportError: any other failure.
     """
-    connector = aiohttp.TCPConnector(limit=1, ssl=tls, resolver=_NoResolver())
+    sockets: list[socket.socket] = []
+
+    def new_socket(address: tuple[Any, ...]) -> socket.socket:
+        sockets.append(socket.socket(*address[:3]))
+        return sockets[-1]
+
+    connector = aiohttp.TCPConnector(limit=1, ssl=tls, resolver=_NoResolver(), socket_factory=new_socket)
     async with aiohttp.ClientSession(
         connector=connector,
         cookie_jar=_NoCookies(),
@@ -78,6 +86,10 @@ async def opened(
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             kind = next(kind for known, kind in _KINDS if isinstance(error, known))
             raise kind(_why(error) if kind is httpx.ConnectError else "") from None
+        finally:
+            for each in sockets:  # otherwise TLS waits for a host that says nothing more
+                with contextlib.suppress(OSError):  # it is closed
+                    each.shutdown(socket.SHUT_RDWR)
 
 
 def _why(error: Exception) -> str:

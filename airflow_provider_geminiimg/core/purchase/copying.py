@@ -24,7 +24,7 @@ from airflow_provider_geminiimg.core.purchase.landing import ImageWriter, file_s
 from airflow_provider_geminiimg.core.purchase.thumbnails import ImageCache
 from airflow_provider_geminiimg.core.storage import Files, join_uri
 from airflow_provider_geminiimg.core.storage.base import sha256
-from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, StorageError
+from airflow_provider_geminiimg.exceptions import BadRequestError, Billed, GeminiImageError, StorageError
 
 Intact = Literal["there", "changed", "gone", "unknown"]
 """Whether a landed image is unchanged in storage."""
@@ -149,9 +149,15 @@ def _copied(files: Files, record: Record, moved: Record) -> list[StoredImage] | 
     for index, image in enumerate((record.manifest or {})["images"]):
         extension = image["uri"].rpartition(".")[2]
         uri = join_uri(moved.destination.directory, f"{file_stem(moved, index)}.{extension}")
-        if not files.copy(image["uri"], uri, sha256=image["sha256"]):
+        try:
+            if not files.copy(image["uri"], uri, sha256=image["sha256"]):
+                return None
+            images.append(StoredImage(**{**image, "uri": uri}))
+        except (
+            GeminiImageError,
+            TypeError,
+        ):  # another place of the image may be readable, or its record is an older one
             return None
-        images.append(StoredImage(**{**image, "uri": uri}))
     return images
 
 

@@ -216,6 +216,7 @@ class Purchase:
                 await self.submission.own(record)  # the submitting attempt may have died before it noted this
                 return JobInFlight(record)
             case Fetch(destination):
+                await self.submission.own(record)
                 return LandedImage.of(await collector.fetch(await self._moved(record, destination)))
             case Copy():
                 self.log.info("The image of record %s has landed earlier; copying it, at no cost.", record.key)

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from airflow_provider_geminiimg.core.execution.byte_semaphore import Allocation
 from airflow_provider_geminiimg.core.ledger.fingerprint_index import Entry, point_to, read_entry, write_entry
-from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, task_key
+from airflow_provider_geminiimg.core.ledger.layout import folder_of, index_key, record_number, task_key
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger, StoredRecord
 from airflow_provider_geminiimg.core.purchase.context import PurchaseContext
@@ -29,6 +29,7 @@ from airflow_provider_geminiimg.core.purchase.decision import (
 )
 from airflow_provider_geminiimg.core.purchase.landing import ImageWriter
 from airflow_provider_geminiimg.core.purchase.order import Marker, Order, differences
+from airflow_provider_geminiimg.core.purchase.results import LookAgain
 from airflow_provider_geminiimg.core.purchase.reuse_decision import CopyFrom, IndexedImage, ReuseDecision, decide_reuse
 from airflow_provider_geminiimg.core.purchase.task_state import save_marker
 from airflow_provider_geminiimg.exceptions import (
@@ -53,7 +54,7 @@ class DagReuse:
         self.log = purchase_context.log
         self._logged_wait: str | None = None
 
-    async def look(self, step: Submit, fingerprint: str, allocation: Allocation) -> ReuseDecision:
+    async def look(self, step: Submit, fingerprint: str, allocation: Allocation) -> ReuseDecision | LookAgain:
         """Read the index and decide about an image that this task would buy.
 
         :param step: the step according to the task's own records.
@@ -63,10 +64,21 @@ class DagReuse:
         :raises StorageError: the store failed.
         """
         known = await self._known(step, fingerprint, allocation)
+        if await self._has_newer(known, step):
+            return LookAgain()
         decision = decide_reuse(step, known, self.order.policy, self.order.timeout)
         if isinstance(decision, WaitForRecord) and known.entry is not None:
             self._log_wait(known.entry.record, decision)
         return decision
+
+    async def _has_newer(self, known: IndexedImage, step: Submit) -> bool:
+        """Whether the index names a record of this item that is newer than those that the step was decided by.
+
+        They may have been listed a while ago. A claim in the index must not replace the newer record.
+        """
+        if known.entry is None or not known.own or (record_number(known.entry.record.rpartition("/")[2]) or 0) < step.n:
+            return False
+        return await asyncio.to_thread(self.ledger.read, known.entry.record) is not None
 
     async def _known(self, step: Submit, fingerprint: str, allocation: Allocation) -> IndexedImage:
         """What the index and the records of other tasks say about the image."""

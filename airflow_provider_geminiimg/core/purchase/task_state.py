@@ -80,7 +80,7 @@ async def look(ledger: Ledger, item: Item, marker: Marker | None) -> StoredRecor
     if marker is None or (found is not None and not _lacks_its_answer(found.record)):
         return found
     mark = await asyncio.to_thread(marker.get)
-    if mark is not None and found is None:  # another attempt may have created the record after it was listed
+    if mark is not None and (found is None or _is_later(mark, found.record)):  # created after the records were listed
         found = await asyncio.to_thread(ledger.latest, item)
     if mark is not None and found is not None:
         return await _recalled(ledger, found, mark)

@@ -70,7 +70,6 @@ _R = TypeVar("_R")
 _FINISHED = ("landed", "failed")
 _NAMED = 3  # task instances named in an error
 _READERS = 24  # objects that are read at the same time; boto3's client has 32 connections
-_ENTRIES = 64  # entries of the index between a read and the removal; few, because others may change them meanwhile
 _TOGETHER = 500  # records that are removed together, at least; the records of a task instance stay together
 
 
@@ -248,9 +247,7 @@ def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
     removed = {record.key for record in records}
     last = {folder_of(record.key): record.key for record in records}
     store = ledger.store
-    for start in range(0, len(records), _ENTRIES):
-        some = _at_once(partial(_index_entry, ledger, removed), records[start : start + _ENTRIES])
-        store.delete_all([key for key in some if key is not None])
+    _at_once(partial(_remove_index_entry, ledger, removed), records)
     store.delete_all([key for each in found for key in (*each.saved, *each.others)])
     # The record that decides is removed last: an older one would decide otherwise.
     store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
@@ -329,9 +326,7 @@ def _given_up(stored: Record) -> Record | None:
 
 
 def _remove(ledger: Ledger, record: Record) -> None:
-    entry = _index_entry(ledger, {record.key}, record)
-    if entry is not None:
-        ledger.store.delete(entry)
+    _remove_index_entry(ledger, {record.key}, record)
     disown(ledger, record)
     others = (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record))
     ledger.store.delete_all(others)
@@ -345,20 +340,22 @@ def _count_as_removed(ledger: Ledger, records: Collection[Record]) -> None:
         ledger.summaries.remove(records)
 
 
-def _index_entry(ledger: Ledger, removed: Collection[str], record: Record) -> str | None:
-    """The key of the record's entry in the index of fingerprints; the caller removes it. ``None``: there is none, or an
-    earlier record with the same image takes its place.
+def _remove_index_entry(ledger: Ledger, removed: Collection[str], record: Record) -> None:
+    """Remove the record from the index of fingerprints; an earlier record with the same image takes its place.
+
+    The entry is removed as soon as it was read: a newer purchase may be about to change it.
 
     :param removed: keys of all records that are about to be removed.
     """
     index = index_key(record.key, record.fingerprint)
     noted = read_entry(ledger.store, index)
     if noted is None or noted.record != record.key:
-        return None
+        return
     earlier = _earlier(ledger, record, removed)
-    if earlier is not None:  # if another process changes the entry in the meantime, its change stays
+    if earlier is None:
+        ledger.store.delete(index)
+    else:  # if another process changes the entry in the meantime, its change stays
         write_entry(ledger.store, index, earlier, noted)
-    return index if earlier is None else None
 
 
 def _earlier(ledger: Ledger, record: Record, removed: Collection[str]) -> Record | None:

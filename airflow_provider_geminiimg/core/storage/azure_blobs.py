@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from airflow_provider_geminiimg.core.storage.base import Blob
 from airflow_provider_geminiimg.core.storage.drivers import FULL, NO_OBJECT, Driver, PutMode
+from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 _Result = TypeVar("_Result")
 _TAKEN = {"BlobAlreadyExists", "ConditionNotMet"}
@@ -38,19 +39,19 @@ class AzureDriver(Driver):
         condition: str | None = None,
         mode: PutMode = FULL,
     ) -> str | None:
-        from azure.core import MatchConditions
-        from azure.storage.blob import ContentSettings
-
-        arguments: dict[str, Any] = {"overwrite": condition != NO_OBJECT}
-        if condition not in (None, NO_OBJECT):
-            arguments |= {"etag": condition, "match_condition": MatchConditions.IfNotModified}
 
         def write(container: Any) -> str:
+            from azure.core import MatchConditions
+            from azure.storage.blob import ContentSettings
+
+            arguments: dict[str, Any] = {"overwrite": condition != NO_OBJECT}
+            if condition not in (None, NO_OBJECT):
+                arguments |= {"etag": condition, "match_condition": MatchConditions.IfNotModified}
             kind = ContentSettings(content_type=media_type)
             done = container.get_blob_client(key).upload_blob(
                 data, length=len(data), content_settings=kind, validate_content=True, **arguments
             )
-            return str(done["etag"])
+            return _version(done["etag"])
 
         return self._call("Writing", key, write, unless=_TAKEN if condition == NO_OBJECT else _TAKEN | _ABSENT)
 
@@ -60,7 +61,7 @@ class AzureDriver(Driver):
             found = container.get_blob_client(key).download_blob(raw_response_hook=_into(headers))
             data = found.readall() if limit is None else found.read(limit + 1)
             age = _seconds(headers["date"]) - found.properties.last_modified.timestamp()
-            return Blob(bytes(data), str(found.properties.etag), max(0.0, age))
+            return Blob(bytes(data), _version(found.properties.etag), max(0.0, age))
 
         return self._call("Reading", key, read, unless=_ABSENT)
 
@@ -68,7 +69,7 @@ class AzureDriver(Driver):
         return self._call(
             "Looking for",
             key,
-            lambda container: str(container.get_blob_client(key).get_blob_properties().etag),
+            lambda container: _version(container.get_blob_client(key).get_blob_properties().etag),
             unless=_ABSENT,
         )
 
@@ -86,11 +87,11 @@ class AzureDriver(Driver):
         return [each.name[len(prefix) :].rstrip("/") for each in found if each.name.endswith("/")]
 
     def delete(self, key: str, version: str | None = None) -> bool:
-        from azure.core import MatchConditions
-
-        arguments = {} if version is None else {"etag": version, "match_condition": MatchConditions.IfNotModified}
 
         def remove(container: Any) -> bool:
+            from azure.core import MatchConditions
+
+            arguments = {} if version is None else {"etag": version, "match_condition": MatchConditions.IfNotModified}
             container.delete_blob(key, **arguments)
             return True
 
@@ -114,28 +115,41 @@ class AzureDriver(Driver):
         self, doing: str, key: str, work: Callable[[Any], _Result], *, unless: Collection[str] = ()
     ) -> _Result | None:
         """Call `work` with the container's client; return ``None`` if it fails with a code of `unless`."""
-        from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+        client = self._client()  # says so if what is imported here is missing
+        from azure.core.exceptions import AzureError, HttpResponseError
 
-        client = self._client()
         try:
             return work(client.get_container_client(self.bucket))
         except HttpResponseError as error:
             code, status = _code_of(error), int(error.status_code or 0)
             if code in unless:
                 return None
-            if isinstance(error, ClientAuthenticationError):  # some come from the credentials, without an answer
-                status = status or 401
+            # Some failures of credentials come without an answer, also if a server does not answer.
             may_pass = status in _MAY_PASS or status >= 500 or status == 0
-            hint = "" if may_pass else _HINTS.get(status, "")
+            hint = _GRANT if status == 0 else "" if may_pass else _HINTS.get(status, "")
             raise self._failed(doing, key, f"{code} (HTTP {status})", may_pass=may_pass, hint=hint) from error
         except (AzureError, OSError) as error:
             raise self._failed(doing, key, type(error).__name__, may_pass=True, hint="") from error
+        except GeminiImageError:
+            raise
+        except Exception as error:
+            raise self._strange(doing, key, error) from error
 
 
 def _code_of(error: Any) -> str:
     """The code of an error, which the client has as a text or as an enumeration."""
     code = getattr(error, "error_code", None)
     return str(getattr(code, "value", code) or "")
+
+
+def _version(etag: Any) -> str:
+    """The version that an answer names.
+
+    :raises ValueError: it names none, so the store did not give it.
+    """
+    if not etag:
+        raise ValueError("no ETag")
+    return str(etag)
 
 
 def _into(headers: dict[str, str]) -> Callable[[Any], None]:

@@ -99,9 +99,14 @@ class BucketFiles(Backend):
                 return False
             if self._driver.version(place.path) is not None:
                 return False
-            return self._driver.copy(source.path, place.path, bucket=source.bucket, version=version)
+            if not self._driver.copy(source.path, place.path, bucket=source.bucket, version=version):
+                return False
+            if self._driver.stored_sha256(place.path) == digest:
+                return True
+            self._driver.delete(place.path)  # the source was replaced meanwhile, and the store did not notice
         except StorageError:
             return False
+        return False
 
     def _copies_exclusively(self, place: Location) -> bool:
         """Whether the store refuses to copy to an existing name: some ignore the condition of a copy. Tried once for a

@@ -21,6 +21,7 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 NO_OBJECT = "*"
 """As the condition of a write: there is no object yet."""
+_STRANGE = "Check the endpoint of {bucket}, and proxies on the way. A retry reads again."
 _DELETES = 16  # concurrent requests where a store has none for several objects
 
 
@@ -156,6 +157,11 @@ class Driver(abc.ABC):
                 hint="Give the worker credentials, or name an Airflow connection that has them: "
                 f"{self.scheme}://conn_id@{self.bucket}/folder.",
             ) from error
+
+    def _strange(self, doing: str, key: str | None, error: Exception | None = None) -> StorageError:
+        """Return the error for an answer that is not the store's, perhaps that of a proxy."""
+        what = "the answer" if error is None else f"the answer ({type(error).__name__})"
+        return self._failed(doing, key, f"{what} is not one of this kind of store", may_pass=True, hint=_STRANGE)
 
     def _failed(self, doing: str, key: str | None, why: str, *, may_pass: bool, hint: str) -> StorageError:
         """Return the error for a failed request.

@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 from airflow_provider_geminiimg.core.storage.base import Blob
 from airflow_provider_geminiimg.core.storage.drivers import FULL, NO_OBJECT, Driver, PutMode
+from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 _Result = TypeVar("_Result")
 _SECONDS = 60.0  # for one request
 _RETRY_SECONDS = 30.0  # for one request and its repetitions
 _UNMET, _ABSENT = 412, 404
-_NO_SUCH_OBJECT = "No such object"  # in an answer about an object; otherwise the bucket may be missing
+_NO_SUCH_OBJECT = ("No such object", "NoSuchKey")  # in an answer about an object; otherwise the bucket may be missing
 _MAY_PASS = {408, 425, 429}  # and all from 500 on: https://cloud.google.com/storage/docs/retry-strategy
 _GRANT = "Grant the worker's service account roles/storage.objectUser on {bucket}."
 _HINTS = {
@@ -49,19 +50,20 @@ class GoogleDriver(Driver):
         def write(client: Any) -> str:
             blob = client.bucket(self.bucket).blob(key)
             blob.upload_from_string(
-                data, content_type=media_type, checksum="crc32c", timeout=_SECONDS, if_generation_match=generation
+                data, content_type=media_type, checksum="crc32c", if_generation_match=generation, **_patience()
             )
-            return str(blob.generation)
+            return str(int(blob.generation))
 
         return self._call("Writing", key, write, unless=(_UNMET, _ABSENT) if generation else (_UNMET,))
 
     def get(self, key: str, limit: int | None = None) -> Blob | None:
         def read(client: Any) -> Blob:
-            # The client's own download hides the headers, and would ask again for what they say.
-            with _asked(client, f"/download{self._path(key)}?alt=media") as answer:
+            # The client's own download hides the headers, and the JSON API does not say when the object was written.
+            with _asked(client, f"/{quote(self.bucket, safe='')}/{quote(key)}") as answer:
                 data = answer.raw.read(None if limit is None else limit + 1, decode_content=True)
+                _refuse_short(answer, data, limit)
                 age = _seconds(answer, "Date") - _seconds(answer, "Last-Modified")
-                return Blob(data, answer.headers["X-Goog-Generation"], max(0.0, age))
+                return Blob(data, str(int(answer.headers["X-Goog-Generation"])), max(0.0, age))
 
         return self._call("Reading", key, _repeated(read), unless=(_ABSENT,))
 
@@ -83,7 +85,7 @@ class GoogleDriver(Driver):
     def delete(self, key: str, version: str | None = None) -> bool:
         def remove(client: Any) -> bool:
             generation = None if version is None else int(version)
-            client.bucket(self.bucket).delete_blob(key, if_generation_match=generation, timeout=_SECONDS)
+            client.bucket(self.bucket).delete_blob(key, if_generation_match=generation, **_patience())
             return True
 
         return self._call("Removing", key, remove, unless=(_UNMET, _ABSENT)) is not None or version is None
@@ -100,7 +102,7 @@ class GoogleDriver(Driver):
     def _pages(self, **wanted: Any) -> Iterator[Any]:
         """Iterate over the pages of a listing."""
         pages: Any = self._call(
-            "Listing", wanted["prefix"], lambda client: client.list_blobs(self.bucket, timeout=_SECONDS, **wanted).pages
+            "Listing", wanted["prefix"], lambda client: client.list_blobs(self.bucket, **wanted, **_patience()).pages
         )
         while (page := self._call("Listing", wanted["prefix"], lambda _: next(pages, None))) is not None:
             yield page
@@ -113,17 +115,19 @@ class GoogleDriver(Driver):
         self, doing: str, key: str, work: Callable[[Any], _Result], *, unless: Sequence[int] = ()
     ) -> _Result | None:
         """Call `work` with the client; return ``None`` if the answer has a status of `unless`."""
+        client = self._client()  # says so if what is imported here is missing
         from google.api_core.exceptions import GoogleAPICallError, RetryError
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
         from requests import RequestException
         from urllib3.exceptions import HTTPError
 
-        client = self._client()
         try:
             return work(client)
         except GoogleAPICallError as error:
             status = int(error.code or 0)
-            if status in unless and (status != _ABSENT or _NO_SUCH_OBJECT in str(error) or self._has_bucket()):
+            if status in unless and (
+                status != _ABSENT or any(text in str(error) for text in _NO_SUCH_OBJECT) or self._has_bucket()
+            ):
                 return None
             may_pass = status in _MAY_PASS or status >= 500
             hint = "" if may_pass else _HINTS.get(status, "")
@@ -131,9 +135,14 @@ class GoogleDriver(Driver):
         except RetryError as error:
             raise self._failed(doing, key, type(error.cause).__name__, may_pass=True, hint="") from error
         except GoogleAuthError as error:
-            raise self._failed(doing, key, type(error).__name__, may_pass=error.retryable, hint=_HINTS[401]) from error
+            may_pass = not isinstance(error, DefaultCredentialsError)  # the others also if a server does not answer
+            raise self._failed(doing, key, type(error).__name__, may_pass=may_pass, hint=_HINTS[401]) from error
         except (RequestException, HTTPError, OSError) as error:
             raise self._failed(doing, key, type(error).__name__, may_pass=True, hint="") from error
+        except GeminiImageError:
+            raise
+        except Exception as error:
+            raise self._strange(doing, key, error) from error
 
     def _has_bucket(self) -> bool:
         """Whether the bucket exists.
@@ -158,11 +167,31 @@ def _asked(client: Any, path: str) -> Any:
     return answer
 
 
-def _repeated(work: Callable[[Any], _Result]) -> Callable[[Any], _Result]:
-    """`work`, repeated after failures that may pass."""
+def _refuse_short(answer: Any, data: bytes, limit: int | None) -> None:
+    """Raise an error if a body ended early, which urllib3 before version 2 does not notice."""
+    expected = answer.headers.get("Content-Length", "")
+    if answer.headers.get("Content-Encoding", "identity") == "identity" and expected.isdigit():
+        least = int(expected) if limit is None else min(int(expected), limit + 1)
+        if len(data) < least:
+            raise ConnectionError("The answer ended early.")
+
+
+def _patience() -> dict[str, Any]:
+    """Time-outs for calls of the client."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)(work)  # type: ignore[no-any-return]
+    return {"timeout": _SECONDS, "retry": DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)}
+
+
+def _repeated(work: Callable[[Any], _Result]) -> Callable[[Any], _Result]:
+    """`work`, repeated after failures that may pass."""
+
+    def repeated(client: Any) -> _Result:
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        return DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)(work)(client)  # type: ignore[no-any-return]
+
+    return repeated
 
 
 def _seconds(answer: Any, header: str) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 from airflow_provider_geminiimg.core.storage.base import Blob
 from airflow_provider_geminiimg.core.storage.drivers import FULL, NO_OBJECT, Driver, PutMode
-from airflow_provider_geminiimg.exceptions import StorageError
+from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 _CONFLICT_TRIES = 5
 _CHECKSUM = "x-amz-checksum-sha256"
@@ -119,7 +119,7 @@ class S3Driver(Driver):
         unmet = _TAKEN | (_ABSENT if "IfMatch" in arguments else set())
         with contextlib.nullcontext() if mode.checksum else self._plainly():
             done = self._put(key, data, unmet, arguments)
-        return None if done is None else str(done.get("ETag", ""))
+        return None if done is None else self._version_of("put_object", key, done)
 
     def _put(self, key: str, data: bytes, unmet: set[str], arguments: dict[str, str]) -> Any:
         for attempt in range(1, _CONFLICT_TRIES + 1):
@@ -133,7 +133,14 @@ class S3Driver(Driver):
 
     def get(self, key: str, limit: int | None = None) -> Blob | None:
         found = self._get(key)
-        return None if found is None else Blob(self._body(key, found, limit), str(found["ETag"]), _age(found))
+        if found is None:
+            return None
+        version = self._version_of("get_object", key, found)
+        try:
+            age = _age(found)
+        except Exception as error:
+            raise self._strange("get_object on", key, error) from error
+        return Blob(self._body(key, found, limit), version, age)
 
     def _get(self, key: str) -> Any:
         """Call `get_object`; ``None`` if the object does not exist. Repeats it without checksum headers if they are
@@ -154,13 +161,24 @@ class S3Driver(Driver):
 
         try:
             with contextlib.closing(found["Body"]) as stream:
-                return bytes(stream.read() if limit is None else stream.read(limit + 1))
+                data = bytes(stream.read() if limit is None else stream.read(limit + 1))
         except (BotoCoreError, HTTPError, OSError) as error:
             raise self._error("get_object", key, type(error).__name__) from error
+        # The client compares lengths and checksums only at the end of a body, which a part of a read does not reach.
+        expected = int(found.get("ContentLength") or 0)
+        if len(data) < (expected if limit is None else min(expected, limit + 1)):
+            raise self._error("get_object", key, "the answer ended early")
+        return data
 
     def version(self, key: str) -> str | None:
         found = self._call("head_object", key, unless=_ABSENT)
-        return None if found is None else str(found.get("ETag", ""))
+        return None if found is None else self._version_of("head_object", key, found)
+
+    def _version_of(self, operation: str, key: str, answer: Any) -> str:
+        version = str(answer.get("ETag") or "")
+        if not version:
+            raise self._strange(f"{operation} on", key)
+        return version
 
     def exists(self, key: str) -> bool:
         # The 404 of a HEAD has no body that would tell a missing object from a missing bucket.
@@ -209,7 +227,7 @@ class S3Driver(Driver):
             self.delete(key)
 
     def now(self, prefix: str) -> float:
-        return _dated(self._call("list_objects_v2", None, Prefix=prefix, MaxKeys=1))
+        return _dated(self._page(Prefix=prefix, MaxKeys=1))
 
     def is_refusal(self, error: StorageError) -> bool:
         code, status = _answer_of(error)
@@ -218,11 +236,17 @@ class S3Driver(Driver):
     def _pages(self, **wanted: str) -> Iterator[Any]:
         """Iterate over the answers of a listing."""
         while True:
-            page = self._call("list_objects_v2", None, **wanted)
+            page = self._page(**wanted)
             yield page
             if not page.get("IsTruncated"):
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _page(self, **wanted: Any) -> Any:
+        page = self._call("list_objects_v2", None, **wanted)
+        if not {"Name", "KeyCount", "IsTruncated"} & page.keys():
+            raise self._strange("list_objects_v2 on", wanted["Prefix"])
+        return page
 
     def _call(self, operation: str, key: str | None, *, unless: Collection[str] = (), **arguments: Any) -> Any:
         """Call `operation` of the client; return ``None`` if it fails with a code of `unless`."""
@@ -241,6 +265,10 @@ class S3Driver(Driver):
         except (BotoCoreError, OSError) as error:
             name = type(error).__name__
             raise self._error(operation, key, name, name) from error
+        except GeminiImageError:
+            raise
+        except Exception as error:
+            raise self._strange(f"{operation} on", key, error) from error
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:

@@ -30,10 +30,10 @@ async function getJson(address, options = {}) {
 /** All DAGs that have images and that this user may read. */
 export async function readableDags() {
   const found = [];
-  for (let after = ""; after !== null; ) {
-    const page = await ask("dags", { after_dag: after });
+  for (let position = 0; position !== null; ) {
+    const page = await ask("dags", { position });
     found.push(...page.dags);
-    after = page.next;
+    position = page.next;
   }
   return found;
 }

@@ -177,7 +177,7 @@ def test_a_jump_into_a_long_run_lands_near_its_place_and_costs_as_much_as_a_page
         assert abs(found - position) <= (100 if position < 2_000 else 0), position
         assert [item["record"] for item in items] == keys[found : found + 20]
         assert store.listed < 100
-        assert len(store.calls) < 60
+        assert len(store.calls) < 80
     assert queries.page(WANTED, None, 20, 10**8)[0][0]["record"] == keys[-1]
     _, after = queries.page(WANTED, None, 20)
     assert queries.page(WANTED, after, 20, 700)[0][0]["record"] == keys[20]  # a cursor goes before a position
@@ -199,9 +199,9 @@ def test_a_jump_where_records_are_not_counted_is_the_beginning(tmp_path: Path) -
 
 def test_dags_come_in_pages(tmp_path: Path) -> None:
     queries, _ = gallery(tmp_path, [landed(replace(ITEM, dag_id=f"dag{number}")) for number in range(5)])
-    assert queries.dags("", 2) == (["dag0", "dag1"], "dag1")
-    assert queries.dags("dag1", 2) == (["dag2", "dag3"], "dag3")
-    assert queries.dags("dag3", 2) == (["dag4"], None)
+    assert queries.dags(0, 2) == (["dag0", "dag1"], 2)
+    assert queries.dags(2, 2) == (["dag2", "dag3"], 4)
+    assert queries.dags(4, 2) == (["dag4"], None)
 
 
 @pytest.fixture(scope="module")

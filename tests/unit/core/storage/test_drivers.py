@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,8 @@ from airflow_provider_geminiimg.core.storage import Files, Store, locate, open_s
 from airflow_provider_geminiimg.exceptions import BadRequestError, StorageError
 from airflow_provider_geminiimg.hooks import object_stores
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS, CONNECTIONS
-from tests.harness.stores import BUCKETS
+from tests.harness.moto import WsgiApp, start_moto
+from tests.harness.stores import BUCKETS, use_s3
 
 PNG = "image/png"
 
@@ -166,3 +169,84 @@ def test_the_threads_of_an_airflow_connection_to_s3_find_their_connections(
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         assert all(pool.map(lambda number: store.create(f"a/{number}.json", b"{}"), range(4 * CONNECTIONS)))
     assert "Connection pool is full" not in caplog.text
+
+
+class Answering:
+    """A WSGI middleware that changes what S3 answers."""
+
+    def __init__(self) -> None:
+        self.change: Callable[[bytes], bytes] | None = None
+
+    def __call__(self, app: WsgiApp) -> WsgiApp:
+        def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            body = b"".join(app(environ, start_response))  # with the length of all of it
+            return [body if self.change is None else self.change(body)]
+
+        return answer
+
+
+@pytest.fixture
+def answering(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Answering, str]]:
+    script = Answering()
+    with start_moto(script) as url:
+        use_s3(url, monkeypatch)
+        yield script, f"{s3}/root"
+
+
+@pytest.mark.parametrize("limit", [None, 5_000, 100_000])
+def test_a_body_that_ends_early_is_an_error_that_may_pass(answering: tuple[Answering, str], limit: int | None) -> None:
+    script, uri = answering
+    store, files = open_store(uri, AIRFLOW_OPENERS), Files(AIRFLOW_OPENERS)
+    store.create("a.json", b"x" * 10_000)
+    files.put(f"{uri}/out.csv", b"row\n" * 2_500, media_type="text/csv")
+    script.change = lambda body: body[: len(body) // 4]
+    with pytest.raises(StorageError) as caught:
+        store.read("a.json", limit)
+    assert caught.value.retryable
+    with pytest.raises(StorageError):
+        files.read(f"{uri}/out.csv", max_bytes=limit or 1 << 20)
+
+
+PAGE = b"<html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize("asked", [*ASKED, "version"])
+def test_a_page_of_a_proxy_is_not_taken_for_an_answer_of_the_store(
+    asked: str, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    def proxy(app: WsgiApp) -> WsgiApp:
+        def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/html")])
+            return [PAGE]
+
+        return answer
+
+    with start_moto(proxy) as url:
+        use_s3(url, monkeypatch)
+        store = open_store(f"{s3}/root", AIRFLOW_OPENERS)
+        if asked == "version":
+            assert Files(AIRFLOW_OPENERS).state(f"{s3}/a.png") == "unknown"
+        else:
+            with pytest.raises(StorageError) as caught:
+                ASKED[asked](store)
+            assert caught.value.retryable
+
+
+@pytest.mark.parametrize("scheme", ["gs", "abfs"])
+def test_a_missing_extra_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_stores, "_CLIENTS", {})
+    names = (
+        "google.cloud.storage",
+        "google.cloud.storage.retry",
+        "google.api_core.exceptions",
+        "google.auth.exceptions",
+        "azure.core.exceptions",
+    )
+    for name in (*names, "azure.storage.blob", "airflow.providers.microsoft.azure.hooks.wasb"):
+        monkeypatch.setitem(sys.modules, name, None)
+    store = open_store(f"{scheme}://bucket/root", AIRFLOW_OPENERS)
+    for asked in ASKED.values():
+        with pytest.raises(BadRequestError, match="install") as caught:
+            asked(store)
+        assert "airflow-provider-geminiimg[" in caught.value.hint
+    assert Files(AIRFLOW_OPENERS).state(f"{scheme}://bucket/a.png") == "unknown"
