@@ -281,9 +281,12 @@ PROTECTIONS = (
     Protection(
         "A record that came after the listing of a batch is no lost one",
         "core/purchase/task_state.py",
-        "    if mark is not None and found is None:  # another",
-        "    if False:  # another",
-        tests={"unit/core/purchase/test_task_state.py": "after_the_listing"},
+        "    if mark is not None and (found is None or _is_later(mark, found.record)):  # created",
+        "    if False:  # created",
+        tests={
+            "unit/core/purchase/test_task_state.py": "after_the_listing",
+            "unit/core/purchase/test_lifecycle_listings.py": "found_by_the_task_state",
+        },
     ),
     Protection(
         "A server copies only if it refuses to copy to an existing name",

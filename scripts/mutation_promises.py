@@ -326,8 +326,8 @@ PROMISED = (
     Protection(
         "Permissions are asked for some DAGs at a time",
         "gallery/queries.py",
-        "return rest[:limit], rest[limit - 1] if len(rest) > limit else None",
-        "return rest, None",
+        "return known[position:end], end if end < len(known) else None",
+        "return known, None",
         tests={"unit/gallery/test_run_records.py": "dags_come_in_pages or no_question"},
     ),
     Protection(
@@ -508,6 +508,27 @@ PROMISED = (
             "unit/core/reconcile/test_run_totals.py": "not_counted_is_counted or open_records_are_added",
             "matrix/test_index_rows.py": "summary_of_the_run_is_lost",
         },
+    ),
+    Protection(
+        "An old listing does not take the index from a newer record",
+        "core/purchase/sharing.py",
+        "        if await self._has_newer(known, step):\n",
+        "        if False:\n",
+        tests={"unit/core/purchase/test_lifecycle_listings.py": "take_the_index"},
+    ),
+    Protection(
+        "A job's owner is noted before its image is fetched",
+        "core/purchase/lifecycle.py",
+        "            case Fetch(destination):\n                await self.submission.own(record)\n",
+        "            case Fetch(destination):\n",
+        tests={"unit/core/purchase/test_lifecycle_listings.py": "died_before_it_noted_the_owner"},
+    ),
+    Protection(
+        "A body that was cut is not taken for an object",
+        "core/storage/s3.py",
+        "        if len(data) < (expected if limit is None else min(expected, limit + 1)):\n",
+        "        if False:\n",
+        tests={"unit/core/storage/test_drivers.py": "ends_early"},
     ),
     Protection(
         "A record is counted before a purge removes it",

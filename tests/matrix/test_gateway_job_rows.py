@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
 import pytest
 
 from airflow_provider_geminiimg.core.gateways.base import Call
@@ -52,7 +51,7 @@ REFUSED_FREE = dataclasses.replace(UNPAID, submitted=1)
 QUICK_CALLS = (
     (Call.__init__, "__defaults__", (False, 0.2, None, False)),
 )  # the read timeout of a call that costs nothing
-QUICK_DOWNLOADS = ((download, "_TIMEOUT", httpx.Timeout(0.2)),)
+QUICK_DOWNLOADS = ((download, "_READ_SECONDS", 0.2),)
 
 
 def polls_fail(stage: Play) -> None:

@@ -235,10 +235,9 @@ def test_keys_come_sorted_below_a_prefix_and_without_temporary_files(store: Stor
     assert version
     store.replace("b/3", b"+", version)
     assert list(store.keys("b/")) == ["b/.hidden", "b/10", "b/2", "b/3"]
-    found = list(store.keys("b"))
-    assert sorted(found) == ["b-c/1", "b/.hidden", "b/10", "b/2", "b/3"]
-    assert found in (sorted(found), [*sorted(found)[1:], "b-c/1"])  # some stores list folder by folder
-    assert list(store.keys("")) == ["a/x", "b-c/1", "b/.hidden", "b/10", "b/2", "b/3"]
+    found = ["b-c/1", "b/.hidden", "b/10", "b/2", "b/3"]
+    assert list(store.keys("b")) == sorted(found, key=place_of(store))
+    assert list(store.keys("")) == ["a/x", *sorted(found, key=place_of(store))]
     assert list(store.keys("nothing/here/")) == []
 
 
@@ -247,8 +246,23 @@ def test_a_listing_goes_on_behind_any_key(store: Store, after: str) -> None:
     keys = ["a/x", "b-c/1", "b/.hidden", "b/10", "b/2", "b/3/x", "b/3/y/z", "b/30"]
     for key in reversed(keys):
         store.create(key, b"-")
-    assert list(store.keys("", after)) == [key for key in keys if key > after]
-    assert list(store.keys("b/", after)) == [key for key in keys if key > after and key.startswith("b/")]
+    place, found = place_of(store), list(store.keys("", after))
+    behind = sorted((key for key in keys if place(key) > place(after)), key=place)
+    if place is by_folder and after in ("b", "b-"):  # between a file and a folder; nothing is asked for behind these
+        whole = list(store.keys(""))
+        assert found == whole[len(whole) - len(found) :]
+    else:
+        assert found == behind
+        assert list(store.keys("b/", after)) == [key for key in behind if key.startswith("b/")]
+
+
+def by_folder(key: str) -> list[str]:
+    return key.split("/")
+
+
+def place_of(store: Store) -> Callable[[str], Any]:
+    """What a store orders keys by: SeaweedFS lists folder by folder, the others list by all bytes."""
+    return by_folder if store.uri.startswith("s3://images/") else os.fsencode
 
 
 def test_a_listing_on_disk_reads_no_folder_without_a_wanted_key(
