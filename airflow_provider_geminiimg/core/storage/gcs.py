@@ -20,11 +20,10 @@ _RETRY_SECONDS = 30.0  # for one request and its repetitions
 _UNMET, _ABSENT = 412, 404
 _NO_SUCH_OBJECT = ("No such object", "NoSuchKey")  # in an answer about an object; otherwise the bucket may be missing
 _MAY_PASS = {408, 425, 429}  # and all from 500 on: https://cloud.google.com/storage/docs/retry-strategy
-_GRANT = "Grant the worker's service account roles/storage.objectUser on {bucket}."
 _HINTS = {
     400: "Correct the name of the bucket {bucket}.",
     401: "Give the worker Google credentials, or name an Airflow connection: gs://conn_id@{bucket}/key.",
-    403: _GRANT,
+    403: "Grant the worker's service account roles/storage.objectUser on {bucket}.",
     404: "Create the bucket {bucket}, or correct its name.",
     413: "An object is larger than the store permits.",
 }
