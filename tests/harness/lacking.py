@@ -56,6 +56,7 @@ class LackingStore:
         self.puts: list[str] = []
         self.encrypts = False  # then an ETag is no MD5
         self.corrupts = False  # then what comes without a checksum is stored with other bytes
+        self.unquoted = False  # then an ETag in quotes is none that it knows, as in Ceph
 
     def refuse(self, matches: Matches, status: int, code: str, *, under: str) -> None:
         """Answer such requests with an error, without doing them."""
@@ -80,6 +81,11 @@ class LackingStore:
                         return _refusal(environ, start_response, status, code)
                 for header in self._unheeded:
                     environ.pop(header, None)
+            if self.unquoted and (version := environ.get("HTTP_IF_MATCH")):
+                if version.startswith('"'):
+                    self.puts.append(environ["PATH_INFO"])
+                    return _refusal(environ, start_response, 412, "PreconditionFailed")
+                environ["HTTP_IF_MATCH"] = f'"{version}"'
             if environ["REQUEST_METHOD"] == "PUT":
                 self.puts.append(environ["PATH_INFO"])
             if self.encrypts:

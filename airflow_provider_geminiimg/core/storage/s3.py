@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_provider_geminiimg.core.storage.base import Blob
 from airflow_provider_geminiimg.core.storage.drivers import FULL, NO_OBJECT, Driver, PutMode
@@ -24,11 +25,13 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 _CONFLICT_TRIES = 5
 _CHECKSUM = "x-amz-checksum-sha256"
+_AMAZON = ".amazonaws.com"
 
 _TAKEN = {"PreconditionFailed", "412"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted"}  # another conditional write is in progress
-_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
+_UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _MAY_PASS = {"RequestTimeout", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}  # temporary, HTTP 400
 _MAY_PASS_STATUSES = {408, 409, 425, 429}
@@ -43,7 +46,7 @@ _NO_NAME = {  # invalid bucket name, region or endpoint; the keys of this packag
 _GRANT = "Grant the worker's AWS identity s3:GetObject, s3:PutObject, s3:ListBucket on {bucket}."
 _REGION = "Set the region and the endpoint that the bucket {bucket} belongs to."
 _HINTS = {
-    **dict.fromkeys(_NO_SUCH_BUCKET, "Create the bucket {bucket}, or correct its name."),
+    **dict.fromkeys(_NO_SUCH_BUCKET, "Create the bucket {bucket} at {endpoint}, or correct its name or the endpoint."),
     **dict.fromkeys(
         _NO_NAME,
         "Correct the name, region and endpoint of the bucket {bucket}. Write an access point with colons only: "
@@ -53,6 +56,11 @@ _HINTS = {
         _NO_CREDENTIALS, "Give the worker AWS credentials, or name an Airflow connection: s3://conn_id@bucket/key."
     ),
     **dict.fromkeys(_DENIED, _GRANT),
+    **dict.fromkeys(
+        _UNKNOWN_KEY,
+        "Check the access key and the secret key, which {endpoint} does not accept for {bucket}, and the worker's "
+        "clock. If they belong to another store, set its endpoint_url.",
+    ),
     **dict.fromkeys(
         _TOO_LARGE, "Raise the maximum object size of the store of {bucket}, and of any proxy in front of it."
     ),
@@ -64,6 +72,13 @@ _STATUS_HINTS = {
     **dict.fromkeys(
         (400, 405, 411, 415, 501), "The store of {bucket} does not support this S3 operation. Use another store."
     ),
+}
+_NO_ANSWER_HINTS = {
+    **dict.fromkeys(
+        ("EndpointConnectionError", "ConnectTimeoutError"),
+        "Check the endpoint {endpoint} of the bucket {bucket}, and the worker's network.",
+    ),
+    "SSLError": "Check the certificate of {endpoint}. If the name {bucket} has dots, set addressing_style to path.",
 }
 _REFUSALS = {400, 403, 405, 411, 415, 501}
 """HTTP statuses with which a store may refuse a single header of a request."""
@@ -83,9 +98,10 @@ def _ask_for_no_checksums(context: Any, **_: Any) -> None:
 
 def _name_checksum(request: Any, **_: Any) -> None:
     """Tell botocore which header has the checksum of the body. The signature covers this header, so that over TLS
-    botocore does not hash the body once more for the signature.
+    botocore does not hash the body once more for the signature. Other stores than Amazon's may ignore the header, so
+    that only the hash in the signature tells them when a body has changed.
     """
-    if _CHECKSUM in request.headers:
+    if _CHECKSUM in request.headers and _AMAZON in urlsplit(request.url).netloc:
         request.context["checksum"] = {"request_algorithm": {"in": "header", "name": _CHECKSUM}}
 
 
@@ -93,6 +109,8 @@ class S3Driver(Driver):
     """One bucket of S3, or of a store that speaks its language. The client is one of boto3."""
 
     scheme = "s3"
+    _quoted: bool | None = None
+    """Whether the store accepts a version in quotes, as HTTP requires; ``None``: not known yet. Ceph refuses it."""
 
     modes = sorted(
         (PutMode(*asked) for asked in itertools.product((True, False), repeat=3)),
@@ -110,18 +128,34 @@ class S3Driver(Driver):
         mode: PutMode = FULL,
     ) -> str | None:
         arguments: dict[str, str] = {"ContentType": media_type} if mode.media_type else {}
-        if condition is not None:
-            arguments["IfNoneMatch" if condition == NO_OBJECT else "IfMatch"] = condition
+        if condition == NO_OBJECT:
+            arguments["IfNoneMatch"] = NO_OBJECT
         if mode.checksum:
             arguments["ChecksumAlgorithm"] = "SHA256"
             arguments["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(digest)).decode()
             self._client().meta.events.register("before-sign.s3.PutObject", _name_checksum, unique_id=_CHECKSUM)
-        unmet = _TAKEN | (_ABSENT if "IfMatch" in arguments else set())
         with contextlib.nullcontext() if mode.checksum else self._plainly():
-            done = self._put(key, data, unmet, arguments)
+            if condition is None or condition == NO_OBJECT:
+                done = self._put(key, data, **arguments)
+            else:
+                done = self._replace(key, data, condition, **arguments)
         return None if done is None else self._version_of("put_object", key, done)
 
-    def _put(self, key: str, data: bytes, unmet: set[str], arguments: dict[str, str]) -> Any:
+    def _replace(self, key: str, data: bytes, version: str, **arguments: str) -> Any:
+        """Write over a version. It is sent without quotes only after the store has refused it in quotes although it is
+        the stored one: a store that knows quotes might take it for no condition.
+        """
+        known, bare = self._quoted, version.strip('"')
+        done = self._put(key, data, **arguments, IfMatch=bare if known is False else version)
+        if known is None and done is not None:
+            self._quoted = True
+        elif known is None and self.version(key) == version:
+            done = self._put(key, data, **arguments, IfMatch=bare)
+            self._quoted = None if done is None else False
+        return done
+
+    def _put(self, key: str, data: bytes, **arguments: str) -> Any:
+        unmet = _TAKEN | (_ABSENT if "IfMatch" in arguments else set())
         for attempt in range(1, _CONFLICT_TRIES + 1):
             try:
                 return self._call("put_object", key, unless=unmet, Body=io.BytesIO(data), **arguments)
@@ -284,7 +318,10 @@ class S3Driver(Driver):
     def _error(self, operation: str, key: str | None, why: str, code: str = "", status: int = 0) -> StorageError:
         """Return the error for a failed call; a status of 0 means that there was no answer."""
         may_pass = code in _BUSY or _may_pass(code, status)
-        hint = "" if may_pass else _HINTS.get(code) or _STATUS_HINTS.get(status, "")
+        hint = _NO_ANSWER_HINTS.get(code, "") if may_pass else _HINTS.get(code) or _STATUS_HINTS.get(status, "")
+        if "{endpoint}" in hint:
+            host = urlsplit(self._client().meta.endpoint_url).netloc.rpartition("@")[2]
+            hint = hint.replace("{endpoint}", host)
         return self._failed(f"{operation} on", key, why, may_pass=may_pass, hint=hint)
 
 
