@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -171,51 +173,36 @@ def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def _google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.harness.servers import google_storage
+def _cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """The server of a name in `tests.harness.servers`, which is started once."""
+    from tests.harness import servers
 
-    with google_storage(tmp_path_factory.mktemp("google")) as server:
-        yield server
+    with contextlib.ExitStack() as running:
+        yield functools.cache(lambda name: running.enter_context(getattr(servers, name)(tmp_path_factory.mktemp(name))))
 
 
 @pytest.fixture
-def gs(_google: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def gs(_cloud: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch) -> str:
     """A new, empty bucket at a local Google Cloud Storage, as ``gs://bucket``."""
     from tests.harness.stores import new_google_bucket
 
-    return new_google_bucket(_google, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def _azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.harness.servers import azure_storage
-
-    with azure_storage(tmp_path_factory.mktemp("azure")) as server:
-        yield server
+    return new_google_bucket(_cloud("google_storage"), monkeypatch)
 
 
 @pytest.fixture
-def abfs(_azure: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def abfs(_cloud: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch) -> str:
     """A new, empty container at a local Azure Blob Storage, as ``abfs://conn_id@container``."""
     from tests.harness.stores import new_azure_container
 
-    return new_azure_container(_azure, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def _seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.harness.servers import seaweedfs
-
-    with seaweedfs(tmp_path_factory.mktemp("seaweed")) as server:
-        yield server
+    return new_azure_container(_cloud("azure_storage"), monkeypatch)
 
 
 @pytest.fixture
-def seaweed(_seaweed: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def seaweed(_cloud: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch) -> str:
     """A new, empty prefix of a bucket at a local SeaweedFS, as ``s3://bucket/prefix``."""
     from tests.harness.stores import new_seaweed
 
-    return new_seaweed(_seaweed, monkeypatch)
+    return new_seaweed(_cloud("seaweedfs"), monkeypatch)
 
 
 @pytest.fixture

@@ -124,6 +124,8 @@ class AzureDriver(Driver):
             code, status = _code_of(error), int(error.status_code or 0)
             if code in unless:
                 return None
+            if 200 <= status < 300:  # its body is not what the client expects
+                raise self._strange(doing, key, error) from error
             # Some failures of credentials come without an answer, also if a server does not answer.
             may_pass = status in _MAY_PASS or status >= 500 or status == 0
             hint = _GRANT if status == 0 else "" if may_pass else _HINTS.get(status, "")

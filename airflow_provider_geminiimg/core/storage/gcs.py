@@ -92,6 +92,7 @@ class GoogleDriver(Driver):
     def now(self, prefix: str) -> float:
         def look(client: Any) -> float:
             with _asked(client, f"{self._path()}?maxResults=1&fields=kind&prefix={quote(prefix, safe='')}") as answer:
+                answer.json()["kind"]  # fails if the answer is a proxy's
                 return _seconds(answer, "Date")
 
         found = self._call("Listing", prefix, _repeated(look))

@@ -68,18 +68,21 @@ def test_a_missing_bucket_is_no_missing_file(place: str) -> None:
         files.check_writable(elsewhere(place))
 
 
+def lead_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clients of all kinds of stores ask this server, once."""
+    use_s3(url, monkeypatch)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setattr("airflow_provider_geminiimg.core.storage.gcs._RETRY_SECONDS", 0.1)
+    account = f"DefaultEndpointsProtocol=http;AccountName=a;AccountKey=YQ==;BlobEndpoint={url}/a;"
+    extra = {"connection_string": account, "retry_total": 0}
+    monkeypatch.setenv("AIRFLOW_CONN_AZURITE", json.dumps({"conn_type": "wasb", "extra": extra}))
+
+
 def test_nobody_listening_is_an_error_that_may_pass(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and does not listen
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(object_stores, "_CLIENTS", {})
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-        monkeypatch.setattr("airflow_provider_geminiimg.core.storage.gcs._RETRY_SECONDS", 0.1)
-        account = f"DefaultEndpointsProtocol=http;AccountName=a;AccountKey=YQ==;BlobEndpoint={url}/a;"
-        extra = {"connection_string": account, "retry_total": 0}
-        monkeypatch.setenv("AIRFLOW_CONN_AZURITE", json.dumps({"conn_type": "wasb", "extra": extra}))
+        lead_to(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         with pytest.raises(StorageError) as caught:
             open_store(place, AIRFLOW_OPENERS).read("a.json")
     assert caught.value.retryable
@@ -212,7 +215,7 @@ PAGE = b"<html><body>Please log in</body></html>"
 
 @pytest.mark.parametrize("asked", [*ASKED, "version"])
 def test_a_page_of_a_proxy_is_not_taken_for_an_answer_of_the_store(
-    asked: str, monkeypatch: pytest.MonkeyPatch, s3: str
+    asked: str, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def proxy(app: WsgiApp) -> WsgiApp:
         def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -222,10 +225,10 @@ def test_a_page_of_a_proxy_is_not_taken_for_an_answer_of_the_store(
         return answer
 
     with start_moto(proxy) as url:
-        use_s3(url, monkeypatch)
-        store = open_store(f"{s3}/root", AIRFLOW_OPENERS)
+        lead_to(url, monkeypatch)
+        store = open_store(place, AIRFLOW_OPENERS)
         if asked == "version":
-            assert Files(AIRFLOW_OPENERS).state(f"{s3}/a.png") == "unknown"
+            assert Files(AIRFLOW_OPENERS).state(f"{place}/a.png") == "unknown"
         else:
             with pytest.raises(StorageError) as caught:
                 ASKED[asked](store)
