@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
     from airflow_provider_geminiimg.operators.batch import GeminiImageBatchOperator
     from airflow_provider_geminiimg.operators.collect import GeminiImageCollectOperator
+    from airflow_provider_geminiimg.operators.doctor import GeminiImageDoctorOperator
     from airflow_provider_geminiimg.operators.edit import GeminiImageEditOperator
     from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
     from airflow_provider_geminiimg.operators.retry_policy import IMAGE_RETRY_POLICY
@@ -31,6 +32,7 @@ __all__ = [
     "IMAGE_RETRY_POLICY",
     "GeminiImageBatchOperator",
     "GeminiImageCollectOperator",
+    "GeminiImageDoctorOperator",
     "GeminiImageEditOperator",
     "GeminiImageGenerateOperator",
     "GeminiImageHook",
@@ -49,6 +51,7 @@ _HOMES = {
     "IMAGE_RETRY_POLICY": "operators.retry_policy",
     "GeminiImageBatchOperator": "operators.batch",
     "GeminiImageCollectOperator": "operators.collect",
+    "GeminiImageDoctorOperator": "operators.doctor",
     "GeminiImageEditOperator": "operators.edit",
     "GeminiImageGenerateOperator": "operators.generate",
     "GeminiImageHook": "hooks.geminiimg",

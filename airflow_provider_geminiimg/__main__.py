@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from airflow_provider_geminiimg.core.redaction.printable import printable
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.runtime import command_line, jobs_command, spend_command
+from airflow_provider_geminiimg.runtime.doctor import command as doctor_command
 
 
 def _sandbox_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,7 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 _COMMANDS = {
     "jobs": ("list, collect and resolve what was paid for", jobs_command.add_arguments, command_line.run),
     "spend": (spend_command.SPEND.help, spend_command.add_arguments, command_line.run),
+    "doctor": (doctor_command.DOCTOR.help, doctor_command.add_arguments, command_line.run),
     "sandbox": ("both gateways in a box, without keys or money", _sandbox_arguments, _sandbox),
 }
 
@@ -66,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def airflow_commands() -> list[Any]:
-    """``airflow geminiimg jobs`` and ``spend``, for Airflow's own command line."""
+    """``airflow geminiimg jobs``, ``spend`` and ``doctor``, for Airflow's own command line."""
     from airflow.cli.cli_config import GroupCommand
 
     text = _COMMANDS["jobs"][0]
     jobs = GroupCommand("jobs", text, jobs_command.for_airflow(_run_in_airflow))
     spend = spend_command.SPEND.for_airflow("spend", _run_in_airflow)
-    return [GroupCommand("geminiimg", "Gemini images: what was paid for", [jobs, spend])]
+    doctor = doctor_command.DOCTOR.for_airflow("doctor", _run_in_airflow)
+    return [GroupCommand("geminiimg", "Gemini images: what was paid for", [jobs, spend, doctor])]
 
 
 def _run_in_airflow(arguments: argparse.Namespace) -> NoReturn:

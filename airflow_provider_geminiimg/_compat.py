@@ -42,6 +42,7 @@ __all__ = [
     "CAN_SCOPE_TABS",
     "GIVEN",
     "HAS_TASK_STATE_STORE",
+    "LACKS",
     "NEVER_EXPIRE",
     "TESTED_AIRFLOWS",
     "LiteralXComMixin",
@@ -60,6 +61,13 @@ __all__ = [
 
 # Oldest first. `scripts/test_compat.py` tests them; docs/compatibility.md says what each one lacks.
 TESTED_AIRFLOWS = ("3.1", "3.2", "3.3", "3.4")
+LACKS = {
+    "3.1": "command `airflow geminiimg`, connection form of the provider, downloads in the gallery, loops and retry "
+    "policies",
+    "3.2": "downloads in the gallery, loops and retry policies",
+    "3.3": "loops",
+}
+"""What an older Airflow does not offer to this package; docs/compatibility.md."""
 log = logging.getLogger(__name__)
 
 

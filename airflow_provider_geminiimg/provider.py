@@ -220,12 +220,12 @@ def get_provider_info() -> dict[str, Any]:
         "operators": at(
             *(
                 f"operators.{name}"
-                for name in ("generate", "edit", "submit", "batch", "wide_batch", "collect", "review")
+                for name in ("generate", "edit", "submit", "batch", "wide_batch", "collect", "review", "doctor")
             ),
         ),
         "sensors": at("sensors.job"),
         "hooks": at("hooks.geminiimg"),
-        "triggers": at("triggers.job"),
+        "triggers": at("triggers.job", "triggers.root_view"),
         "task-decorators": [
             {"name": name, "class-name": f"{_PACKAGE}.decorators.gemini_image.{name}_task"}
             for name in ("gemini_image", "gemini_image_batch")

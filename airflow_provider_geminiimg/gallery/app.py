@@ -2,8 +2,9 @@
 
 Invariants:
 
-- Every route except the page and its static files asks Airflow whether the user may read the XComs of the DAG in its
-  path. Airflow takes the DAG from the path parameter ``dag_id``, and from the query only if there is no such parameter.
+- Every route except the page, its static files and the view of the root asks Airflow whether the user may read the
+  XComs of the DAG in its path. Airflow takes the DAG from the path parameter ``dag_id``, and from the query only if
+  there is no such parameter.
 - Airflow allows everybody to read a DAG that it does not know. With teams, the gallery shows such a DAG to nobody.
 - All routes are read-only: GET and HEAD.
 - An image is read from the location in its record, if the gallery may read that location. It is served only if the
@@ -17,6 +18,8 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -29,11 +32,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.base import RequestResponseEndpoint
 
-from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg import __version__, settings
 from airflow_provider_geminiimg.core.images.inspection import MAX_IMAGE_BYTES, inspect_image, media_type_of
 from airflow_provider_geminiimg.core.ledger.layout import TaskIndex, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.root_token import TOKEN, view_of
 from airflow_provider_geminiimg.core.reconcile import RECORD_STATUSES, Scope
 from airflow_provider_geminiimg.core.reconcile.spend import BY, spend
 from airflow_provider_geminiimg.core.storage import Files, open_store
@@ -93,6 +97,7 @@ _PARTS: Mapping[str, re.Pattern[str]] = {
     "item": _NAME,
     "n": _COUNT,
     "image": _COUNT,
+    "token": TOKEN,
 }
 
 
@@ -188,6 +193,13 @@ def dags(request: Request, user: GetUserDep, queries: QueriesDep, position: int 
     """List the DAGs with records that this user may read, in pages."""
     names, following = queries.dags(position, MAX_DAGS)
     return {"dags": [dag_id for dag_id in names if _may_read(request, user, dag_id)], "next": following}
+
+
+@pages.api_route(f"/{routes.ROOT.path}", methods=READ, dependencies=[Depends(_known)])
+def root(token: str, user: GetUserDep) -> dict[str, Any]:
+    """Tell any user whether a token of the doctor lies in this server's root."""
+    open_root = partial(open_store, settings.root(), AIRFLOW_OPENERS)
+    return asdict(view_of(open_root, settings.namespace(), __version__, token))
 
 
 @per_dag.api_route(f"/{routes.IMAGES.path}", methods=READ)

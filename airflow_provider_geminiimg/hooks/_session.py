@@ -49,6 +49,10 @@ class Session:
     async def check(self) -> CheckResult:
         return await self.transport.send_free(self.gateway.check(), prompt="")
 
+    async def models(self) -> tuple[str, ...]:
+        seen = (await self.check()).models
+        return seen or (await self.transport.send(self.gateway.models(), prompt="")).models
+
     async def test(self) -> str:
         """The result of the free check, as a message."""
         began = time.monotonic()

@@ -48,8 +48,8 @@ class GeminiImageHook(BaseHook):
     The hook writes no ledger and does not protect against paying twice: a task that is retried submits and pays again.
     The operators do protect. `submit` is the only method that costs money.
 
-    Each method has an asynchronous counterpart: ``acheck``, ``aupload``, ``asubmit``, ``astatus``, ``await_job``,
-    ``adownload``, ``aconnection``.
+    Each method has an asynchronous counterpart: ``acheck``, ``amodels``, ``aupload``, ``asubmit``, ``astatus``,
+    ``await_job``, ``adownload``, ``aconnection``.
 
     :param geminiimg_conn_id: id of the Airflow connection.
     """
@@ -93,6 +93,20 @@ class GeminiImageHook(BaseHook):
     async def acheck(self) -> CheckResult:
         """Same as `check`."""
         return await self._arun(lambda session: session.check())
+
+    def models(self) -> tuple[str, ...]:
+        """Check the API key, and list the models. Free, without side effects.
+
+        :returns: the model ids that the key can use; if the gateway does not list them, its public list of image
+            models; empty if there is none.
+        :raises AuthenticationError: the gateway rejects the key.
+        :raises GeminiImageError: the gateway could not be reached or gave no usable response.
+        """
+        return self._run(lambda session: session.models())
+
+    async def amodels(self) -> tuple[str, ...]:
+        """Same as `models`."""
+        return await self._arun(lambda session: session.models())
 
     def upload(self, image: str | bytes) -> str:
         """Upload an input image to the gateway. Free.

@@ -10,5 +10,6 @@ In reading order:
 - `batch`: many images in one task
 - `collect`: stores images that were paid for and are not in storage
 - `review`: asks a person to approve images
+- `doctor`: checks an installation
 - `retry_policy`: an optional retry policy for Airflow 3.3
 """

@@ -27,6 +27,7 @@ from airflow_provider_geminiimg.core.validation.arguments import (
     seconds,
     stem,
     text,
+    texts,
     whole,
 )
 from airflow_provider_geminiimg.core.validation.resolution import read_resolutions
@@ -75,7 +76,9 @@ def _min_success(name: str, value: Any) -> int | float:
 
 _PARSERS: Checks = MappingProxyType(
     {
+        "api_conn_id": text,
         "choose": partial(choice, allowed=Choose),
+        "conn_ids": texts,
         "deferrable": _deferrable,
         "delimiter": delimiter,
         "dry_run": _dry_run,
@@ -98,6 +101,7 @@ _PARSERS: Checks = MappingProxyType(
         "on_reject": partial(choice, allowed=OnReject),
         "on_unknown": partial(choice, allowed=OnUnknown),
         "output_path": text,
+        "output_paths": texts,
         "poll_interval": seconds,
         "requests_per_minute": partial(whole, most=1_000_000),
         "resolve": _resolutions,

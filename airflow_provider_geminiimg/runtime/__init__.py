@@ -16,4 +16,5 @@ In reading order:
 - `command_line`: what the commands share
 - `jobs_command`: ``python -m airflow_provider_geminiimg jobs``
 - `spend_command`: ``python -m airflow_provider_geminiimg spend``
+- `doctor`: checks an installation
 """

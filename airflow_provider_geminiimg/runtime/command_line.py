@@ -59,7 +59,7 @@ class Command(NamedTuple):
 
     help: str
     own_arguments: Callable[[argparse.ArgumentParser], None]
-    call: Callable[[argparse.Namespace, Environment], int]
+    call: Callable[[argparse.Namespace], int]
 
     @property
     def description(self) -> str:
@@ -81,6 +81,17 @@ class Command(NamedTuple):
         arguments = SimpleNamespace(flags=(name,), add_to_parser=self.add_arguments)
         where = WHERE.replace("[", r"\[")  # Airflow's console treats brackets as style tags
         return ActionCommand(name, self.help, run, [cast("Any", arguments)], self.description, where)
+
+
+def on_ledger(call: Callable[[argparse.Namespace, Environment], int]) -> Callable[[argparse.Namespace], int]:
+    """Give a command the ledger and the connections of this machine's Airflow configuration."""
+
+    def opened(arguments: argparse.Namespace) -> int:
+        from airflow_provider_geminiimg.runtime.environment import Environment
+
+        return call(arguments, Environment(_Printed()))
+
+    return opened
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
@@ -106,11 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
     # Like Airflow's own commands, so that connections may come from the metadata database.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     from airflow_provider_geminiimg.core.execution.boundary import as_outcome
-    from airflow_provider_geminiimg.runtime.environment import Environment
 
-    call: Callable[[argparse.Namespace, Environment], int] = arguments.call
+    call: Callable[[argparse.Namespace], int] = arguments.call
     try:
-        return call(arguments, Environment(_Printed()))
+        return call(arguments)
     except OSError:  # an error of the terminal or of this machine has a clear message
         raise
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of
 from airflow_provider_geminiimg.core.redaction.printable import printable_json
-from airflow_provider_geminiimg.runtime.command_line import WHERE, Command, add_filters, print_line, scope_of
+from airflow_provider_geminiimg.runtime.command_line import WHERE, Command, add_filters, on_ledger, print_line, scope_of
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.runtime.environment import Environment
@@ -230,15 +230,15 @@ def _reindex(arguments: argparse.Namespace, environment: Environment) -> int:
 
 
 _JOBS = {
-    "list": Command("list the records of the ledger, one per line", _list_arguments, _list),
-    "show": Command("show one record, and what to do about it", _key, _show),
+    "list": Command("list the records of the ledger, one per line", _list_arguments, on_ledger(_list)),
+    "show": Command("show one record, and what to do about it", _key, on_ledger(_show)),
     "collect": Command(
-        "store images that were paid for and have not landed; never submits", _collect_arguments, _collect
+        "store images that were paid for and have not landed; never submits", _collect_arguments, on_ledger(_collect)
     ),
     "resolve": Command(
-        "record what you found out about a request with an unknown outcome", _resolve_arguments, _resolve
+        "record what you found out about a request with an unknown outcome", _resolve_arguments, on_ledger(_resolve)
     ),
-    "forget": Command("remove a record, so that its task submits again", _forget_arguments, _forget),
-    "purge": Command("remove old records of finished task instances; images stay", _purge_arguments, _purge),
-    "reindex": Command("read all records and rebuild the index of open records", _dry_run, _reindex),
+    "forget": Command("remove a record, so that its task submits again", _forget_arguments, on_ledger(_forget)),
+    "purge": Command("remove old records of finished task instances; images stay", _purge_arguments, on_ledger(_purge)),
+    "reindex": Command("read all records and rebuild the index of open records", _dry_run, on_ledger(_reindex)),
 }

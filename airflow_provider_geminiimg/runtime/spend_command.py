@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_geminiimg.core.redaction.printable import printable_json
-from airflow_provider_geminiimg.runtime.command_line import WHERE, Command, add_filters, print_line, scope_of
+from airflow_provider_geminiimg.runtime.command_line import WHERE, Command, add_filters, on_ledger, print_line, scope_of
 
 if TYPE_CHECKING:
     from airflow_provider_geminiimg.core.reconcile.spend import SpendReport
@@ -83,4 +83,4 @@ def _warnings(report: SpendReport) -> list[str]:
     return found
 
 
-SPEND = Command("add up what was paid, each amount with its basis", _arguments, _spend)
+SPEND = Command("add up what was paid, each amount with its basis", _arguments, on_ledger(_spend))

@@ -4,6 +4,7 @@ In reading order:
 
 - `layout`: builds and parses every key under the root
 - `root_identity`: shows that a ledger was replaced or emptied
+- `root_token`: whether two processes use the same root
 - `open_index`: the records that have not ended, so that nobody has to read all of them
 - `summaries`: counts and costs of DAG runs, so that nobody has to read their records
 - `summary_parts`: the documents of the summaries

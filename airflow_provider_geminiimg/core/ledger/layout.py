@@ -19,6 +19,7 @@
     spool/<task instance>/<item>/<n>.json.<claim>.<index>   image bytes from an inline answer, until they are stored
     thumbs/<task instance>/<item>/<n>/<index>.webp   thumbnails of stored images
     images/<dag>/<run>/<task>/<index>/            images without an output path of their own
+    probe/<name>                                  tests of the root, and tokens of the doctor; removed at once
 
 A task instance is ``<namespace>/<dag>/<run>/<task>/<index>``, each part encoded by `encode_segment`. The index is the
 map index, ``-1`` for a task that is not mapped. In a loop (Airflow 3.4) the iteration, counted from 0, stands before
@@ -280,6 +281,11 @@ def limit_key(namespace: str, conn_id: str, name: str) -> str:
 
 
 # Documents of a task instance
+
+
+def token_key(token: str) -> str:
+    """Key of a token of the doctor."""
+    return f"probe/{token}.json"
 
 
 def saved_key(folder: str, task_instance: str, generation: int) -> str:

@@ -128,16 +128,38 @@ class RootCheck:
         if found is None:
             self._refuse_missing(remembered)
             found = self._created(replaces=remembered["id"])
-        if found["id"] != remembered["id"]:
-            if found.get("replaces") != remembered["id"]:
-                raise self._refusal(
-                    f"The ledger under {self._store.uri} is not the one that this Airflow used there before: workers "
-                    "do not share it, or it was replaced."
-                )
+        if self._is_successor(found, remembered):
             self._log.warning(_STARTED_ANEW, self._store.uri)
             remembered = {**found, "replaced_at": self._store.now(), "replaced_by": self._run.digest}
             self._known.write(json.dumps(remembered))
         self._refuse_earlier_run(remembered)
+
+    def compare(self) -> bool:
+        """Compare the identity of the root with Airflow's copy. Writes nothing.
+
+        :returns: whether the root has an identity. It gets one before the first purchase.
+        :raises LedgerError: they differ, or only Airflow has one.
+        """
+        text, blob = self._known.read(), self._store.read(ROOT_KEY)
+        found = None if blob is None else self._identity(blob)
+        if text is not None:
+            remembered = _parsed(text, f"Airflow's Variable {self._known.name!r}")
+            if found is None:
+                self._refuse_missing(remembered)
+            else:
+                self._is_successor(found, remembered)
+        return found is not None
+
+    def _is_successor(self, found: Mapping[str, Any], remembered: Mapping[str, Any]) -> bool:
+        """Return whether the ledger replaced the remembered one; refuse any other one."""
+        if found["id"] == remembered["id"]:
+            return False
+        if found.get("replaces") != remembered["id"]:
+            raise self._refusal(
+                f"The ledger under {self._store.uri} is not the one that this Airflow used there before: workers "
+                "do not share it, or it was replaced."
+            )
+        return True
 
     def _refuse_missing(self, remembered: Mapping[str, Any]) -> None:
         """Refuse a root without an identity to a later attempt, and on the local disk of another host.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
@@ -53,6 +53,20 @@ def text(name: str, value: Any) -> str | None:
         raise BadRequestError(f"{name}{given(value)}: must be text, not {type(value).__name__}.")
     refuse_lone_surrogates(name, value)
     return value
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """One text or a sequence of them; ``None`` and empty mean none.
+
+    :raises BadRequestError: a value is not text, or empty.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        one = text(name, value)
+        return () if one is None else (one,)
+    found = [text(f"{name}[{index}]", each) for index, each in enumerate(value)]
+    if None in found:
+        raise BadRequestError(f"{name}: one of the values is empty.")
+    return tuple(filter(None, found))
 
 
 def choice(name: str, value: Any, allowed: Any) -> Any:
