@@ -22,7 +22,7 @@ from airflow_provider_geminiimg.core.ledger.root_token import RootView, view_of
 from airflow_provider_geminiimg.core.storage import open_store
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from airflow_provider_geminiimg.triggers.job import MIN_SECONDS
+from airflow_provider_geminiimg.triggers import job
 
 
 class GeminiImageRootTrigger(BaseTrigger):
@@ -43,7 +43,7 @@ class GeminiImageRootTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look once, then fire; not earlier than `MIN_SECONDS` after the start, as `GeminiImageJobTrigger`."""
-        earliest = time.monotonic() + MIN_SECONDS
+        earliest = time.monotonic() + job.MIN_SECONDS
         # In a thread of asgiref, from which Airflow's synchronous look-up of the root's connection works.
         view = await closed(sync_to_async(_view, thread_sensitive=False)(self.token))
         if isinstance(view, GeminiImageError):

@@ -72,3 +72,30 @@ async def ask_raw(app: Any, path: str, query: bytes, headers: list[tuple[bytes, 
 
     await app(scope, receive, send)
     return status, body
+
+
+@contextmanager
+def over_http(client: TestClient) -> Iterator[str]:
+    """The address of the server of `api_server`, on a free port."""
+    import threading
+
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_level="warning"))
+    listening = server.config.bind_socket()
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+
+
+def token_of(user: str) -> str:
+    """An access token of one of `USERS`; needs `api_server`."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    return str(get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=user, role=USERS[user])))

@@ -48,6 +48,7 @@ RETURNED = "returned"
 SHOWN = "shown"
 SPOOL = "spool"
 SUMMARIES = "summaries"
+TESTS = "probe/"
 _OPEN = "open"
 
 _NUMBER = "[1-9][0-9]{0,8}"
@@ -285,7 +286,7 @@ def limit_key(namespace: str, conn_id: str, name: str) -> str:
 
 def token_key(token: str) -> str:
     """Key of a token of the doctor."""
-    return f"probe/{token}.json"
+    return f"{TESTS}{token}.json"
 
 
 def saved_key(folder: str, task_instance: str, generation: int) -> str:

@@ -6,18 +6,21 @@ a store's error, because everybody who is logged in may ask the API server for i
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from airflow_provider_geminiimg.core.ledger.layout import token_key
+from airflow_provider_geminiimg.core.ledger.layout import TESTS, token_key
 from airflow_provider_geminiimg.core.storage import Store, create_or_read
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 
 TOKEN = re.compile("[0-9a-f]{32}")
 MAX_TOKEN_BYTES = 10_000
+LEFT_SECONDS = 3600.0  # no process needs a test object for so long
+MAX_REMOVED = 100  # at once
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,15 @@ class RootView:
 
 
 def leave_token(store: Store, namespace: str) -> str:
-    """Write a token into a root, and return its name.
+    """Write a token into a root, and return its name. Removes what killed processes have left.
 
     :param namespace: of this process.
     :raises StorageError: it could not be written.
     """
+    for key in itertools.islice(store.keys(TESTS), MAX_REMOVED):
+        left = store.read(key, MAX_TOKEN_BYTES)
+        if left is not None and left.age > LEFT_SECONDS:
+            store.delete(key)
     token = secrets.token_hex(16)
     create_or_read(store, token_key(token), json.dumps({"namespace": namespace}).encode())
     return token

@@ -80,7 +80,7 @@ def skew(check: Check, theirs: float, before: float, after: float, whose: str) -
     off = max(0.0, before - (theirs + 1.0), theirs - after)
     if off <= MAX_SKEW:
         return check.ok(f"The clocks of this machine and of {whose} agree.")
-    message = f"The clocks of this machine and of {whose} differ by {off:.0f} s."
+    message = f"The clocks of this machine and of {whose} differ by about {off:.0f} s."
     return (check.error if off > REFUSED_SKEW else check.warning)(message, _SYNCHRONIZE)
 
 

@@ -17,6 +17,10 @@ from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding
 from airflow_provider_geminiimg.runtime.doctor.storage import open_root
 
 _SECONDS = 60.0
+_NO_GALLERY = (
+    "The API server does not have the gallery: the package is not installed there, or an older version is.",
+    "Install this version of the package for the API server, and restart it.",
+)
 _VIEW = pydantic.TypeAdapter(RootView)
 
 
@@ -94,6 +98,8 @@ def _asked(check: Check, conn_id: str, token: str) -> RootView | Finding:
             access = _access_token(client, base, found.login, found.password)
             answer = client.get(f"{base}{PREFIX}/{ROOT.at(token=token)}", headers={"Authorization": f"Bearer {access}"})
             answer.raise_for_status()
+            if "json" not in answer.headers.get("content-type", ""):
+                return check.error(*_NO_GALLERY)  # Airflow's own page, for an address that it does not know
             return _VIEW.validate_python(answer.json())
     except httpx.HTTPStatusError as error:
         return _refused(check, error.response)
@@ -112,10 +118,7 @@ def _refused(check: Check, response: httpx.Response) -> Finding:
             "Correct user and password of the connection, or put a new access token into its password.",
         )
     if status == 404:
-        return check.error(
-            "The API server does not have the gallery: the package is not installed there, or an older version is.",
-            "Install this version of the package for the API server, and restart it.",
-        )
+        return check.error(*_NO_GALLERY)
     return check.error(f"The API server answered HTTP {status}.", "Look at the log of the API server.")
 
 

@@ -24,8 +24,9 @@ from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.ledger.layout import Item, record_key, thumbnail_key
 from airflow_provider_geminiimg.core.ledger.record import Destination, Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
+from airflow_provider_geminiimg.core.ledger.root_token import leave_token
 from airflow_provider_geminiimg.core.purchase.copying import image_places
-from airflow_provider_geminiimg.core.storage import Files, encode_segment
+from airflow_provider_geminiimg.core.storage import Files, LocalStore, encode_segment
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.api_server import USERS, api_server, gallery_app
@@ -171,6 +172,19 @@ def test_the_page_is_told_the_routes_as_they_are_served(get: Callable[..., Any],
         assert served[f"/{route['path']}"] == set(route["query"])
     assert get(LISTING + f"?limit={data['max_page_size']}").status_code == 200
     assert get(LISTING + f"?limit={data['max_page_size'] + 1}").status_code == 422
+
+
+def test_only_a_user_who_is_logged_in_learns_whether_a_token_is_in_the_root(
+    ask: Callable[..., Any], local_root: str
+) -> None:
+    token = leave_token(LocalStore(urlsplit(local_root).path), "default")
+    view = {"found": True, "same_namespace": True, "version": airflow_provider_geminiimg.__version__, "problem": None}
+    assert ask(f"api/root/{token}", user=None).status_code == 401
+    for user in USERS:
+        assert ask(f"api/root/{token}", user=user).json() == view
+    assert ask(f"api/root/{'0' * 32}").json() == {**view, "found": False, "same_namespace": False}
+    for other in (token.upper(), token[:-1], "..%2Froot", "%2e%2e"):
+        assert ask(f"api/root/{other}").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
