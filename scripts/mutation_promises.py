@@ -531,6 +531,20 @@ PROMISED = (
         tests={"unit/core/storage/test_drivers.py": "ends_early"},
     ),
     Protection(
+        "A version is sent without quotes only if the stored one was refused in quotes",
+        "core/storage/s3.py",
+        "        elif known is None and self.version(key) == version:\n",
+        "        elif known is None:\n",
+        tests={"unit/core/storage/test_s3.py": "never_sent_without_quotes"},
+    ),
+    Protection(
+        "A store that may ignore checksums compares the body with the signature",
+        "core/storage/s3.py",
+        "    if _CHECKSUM in request.headers and _AMAZON in urlsplit(request.url).netloc:\n",
+        "    if _CHECKSUM in request.headers:\n",
+        tests={"unit/core/storage/test_s3.py": "signature_covers"},
+    ),
+    Protection(
         "A record is counted before a purge removes it",
         "core/reconcile/purge.py",
         "    ledger.summaries.count(records)  # what was paid for them stays in the totals\n",

@@ -59,7 +59,10 @@ def _created(
             return Stored(found, is_ours(found.data)), failure
         if failure is not None:
             return None, failure
-    return None, StorageError(f"{key} under {store.uri} is refused as existing, but does not exist when it is read.")
+    return None, StorageError(
+        f"{key} under {store.uri} is refused as existing, but does not exist when it is read.",
+        hint="If the versioning of this bucket is suspended, use a bucket that never had versioning.",
+    )
 
 
 def replace_or_read(store: Store, key: str, data: bytes, version: str) -> Stored | None:

@@ -21,7 +21,9 @@ from airflow_provider_geminiimg.exceptions import GeminiImageError, StorageError
 
 NO_OBJECT = "*"
 """As the condition of a write: there is no object yet."""
-_STRANGE = "Check the endpoint of {bucket}, and proxies on the way. A retry reads again."
+_STRANGE = (
+    "Check the endpoint of {bucket}, proxies on the way, and the version of the store's client. A retry asks again."
+)
 _DELETES = 16  # concurrent requests where a store has none for several objects
 
 
@@ -97,7 +99,8 @@ class Driver(abc.ABC):
     def copy(self, source: str, key: str, *, bucket: str, version: str | None = None) -> bool:
         """Copy an object inside the store to a new one; return ``False`` if the store can't, or if that name is taken.
 
-        Some stores ignore that the name is taken: see `BucketFiles`.
+        Some stores ignore that the name is taken: see `BucketFiles`. Google's and Azure's keep no SHA-256 with which a
+        copy could be compared.
 
         :param source: its key.
         :param bucket: its bucket.
@@ -159,9 +162,12 @@ class Driver(abc.ABC):
             ) from error
 
     def _strange(self, doing: str, key: str | None, error: Exception | None = None) -> StorageError:
-        """Return the error for an answer that is not the store's, perhaps that of a proxy."""
-        what = "the answer" if error is None else f"the answer ({type(error).__name__})"
-        return self._failed(doing, key, f"{what} is not one of this kind of store", may_pass=True, hint=_STRANGE)
+        """Return the error for an answer that is not the store's, perhaps that of a proxy.
+
+        :param error: of the client, which fails in all kinds of ways on such an answer.
+        """
+        why = f"the client reports {type(error).__name__}" if error else "the answer is not one of this kind of store"
+        return self._failed(doing, key, why, may_pass=True, hint=_STRANGE)
 
     def _failed(self, doing: str, key: str | None, why: str, *, may_pass: bool, hint: str) -> StorageError:
         """Return the error for a failed request.

@@ -30,6 +30,7 @@ _AMAZON = ".amazonaws.com"
 _TAKEN = {"PreconditionFailed", "412"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted"}  # another conditional write is in progress
+_DAMAGED = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}  # on the way; if each time, the store lacks it
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
@@ -160,7 +161,7 @@ class S3Driver(Driver):
             try:
                 return self._call("put_object", key, unless=unmet, Body=io.BytesIO(data), **arguments)
             except StorageError as error:
-                if attempt == _CONFLICT_TRIES or _answer_of(error)[0] not in _BUSY:
+                if attempt == _CONFLICT_TRIES or _answer_of(error)[0] not in _BUSY | _DAMAGED:
                     raise
                 time.sleep(random.uniform(0.05, 0.2) * attempt)
         raise AssertionError("unreachable")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import os
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import boto3
@@ -12,12 +14,13 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from urllib3 import HTTPResponse
 
-from airflow_provider_geminiimg.core.storage import Store, open_store
+from airflow_provider_geminiimg.core.storage import Files, Store, open_store
 from airflow_provider_geminiimg.core.storage.base import sha256
 from airflow_provider_geminiimg.core.storage.s3 import S3Driver
 from airflow_provider_geminiimg.exceptions import StorageError
+from airflow_provider_geminiimg.hooks import object_stores
 from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
-from tests.harness.lacking import LackingStore
+from tests.harness.lacking import LackingStore, is_put
 from tests.harness.moto import start_moto
 from tests.harness.stores import use_s3
 
@@ -67,9 +70,37 @@ def unquoted(monkeypatch: pytest.MonkeyPatch, s3: str) -> Iterator[tuple[Lacking
         yield server, open_store(f"{s3}/root", AIRFLOW_OPENERS)
 
 
-def test_a_root_may_be_in_a_store_that_refuses_versions_in_quotes(unquoted: tuple[LackingStore, Store]) -> None:
-    _, store = unquoted
+@pytest.mark.parametrize("encrypts", [False, True])
+def test_a_root_may_be_in_a_store_that_refuses_versions_in_quotes_or_encrypts(
+    unquoted: tuple[LackingStore, Store], encrypts: bool
+) -> None:
+    server, store = unquoted
+    server.encrypts, server.unquoted = encrypts, not encrypts
     store.probe()
+
+
+def test_the_settings_of_an_airflow_connection_hold_and_the_checksum_is_sent_all_the_same(
+    s3: str, monkeypatch: pytest.MonkeyPatch, connect: Callable[..., str]
+) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    use_s3("http://127.0.0.1:1", monkeypatch)
+    config = {
+        "s3": {"addressing_style": "path"},
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    extra = {"region_name": "eu-west-1", "config_kwargs": config, "service_config": {"s3": {"endpoint_url": endpoint}}}
+    connect("store", conn_type="aws", login="test", password="test", extra=extra)
+    client = object_stores.default_s3_client("store")
+    bucket = f"with.dots.{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    sent: list[str] = []
+    client.meta.events.register("before-send.s3", lambda request, **_: sent.append(request.url))
+    open_store(f"s3://store@{bucket}/root", AIRFLOW_OPENERS).probe()
+    assert all(url.startswith(f"{endpoint}/{bucket}") for url in sent)
+    driver = S3Driver(lambda _: client, None, bucket)
+    driver.put("key", b"data", "text/plain", sha256(b"data"))
+    assert driver.stored_sha256("key") == sha256(b"data")
 
 
 def test_of_two_writers_one_replaces_an_object_where_quotes_are_refused(unquoted: tuple[LackingStore, Store]) -> None:
@@ -92,13 +123,30 @@ def test_a_version_that_is_gone_is_never_sent_without_quotes(s3: str, monkeypatc
     server = LackingStore()
     with start_moto(server) as url:
         use_s3(url, monkeypatch)
-        store = open_store(f"{s3}/root", AIRFLOW_OPENERS)
+        store, other = (open_store(f"{s3}/root", AIRFLOW_OPENERS) for _ in range(2))
         first = store.create("a", b"one")
         assert first is not None
-        assert store.replace("a", b"two", first) is not None
+        assert other.replace("a", b"two", first) is not None
         server.puts.clear()
         assert store.replace("a", b"three", first) is None
-        assert len(server.puts) == 1
+        assert other.replace("a", b"three", first) is None
+        assert len(server.puts) == 2
+
+
+@pytest.mark.parametrize("code", ["BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"])
+def test_a_body_that_was_damaged_on_the_way_is_sent_again_and_checksums_are_not_given_up(
+    s3: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    server = LackingStore()
+    with start_moto(server) as url:
+        use_s3(url, monkeypatch)
+        damaged = iter([True, False, True])
+        server.refuse(lambda *asked: is_put()(*asked) and next(damaged, False), 400, code, under="/")
+        assert open_store(f"{s3}/root", AIRFLOW_OPENERS).create("a", b"data") is not None
+        files = Files(AIRFLOW_OPENERS)
+        assert files.write(f"{s3}/a.png", b"data", media_type="image/png", sha256=sha256(b"data"))
+        assert files.sha256(f"{s3}/a.png") == sha256(b"data")
+    assert "does not support checksums" not in caplog.text
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"])
