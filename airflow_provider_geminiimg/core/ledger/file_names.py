@@ -13,6 +13,7 @@ import contextlib
 import json
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from airflow_provider_geminiimg.core.ledger.layout import folder_of, is_record_key, name_key
 from airflow_provider_geminiimg.core.ledger.record import Destination, Record
@@ -42,10 +43,15 @@ class NameClaim:
     attempt: str = ""
     released: bool = False
 
+    @cached_property
+    def place(self) -> str:
+        """See `same_place`. On disk, each part of the path is looked up once."""
+        return same_place(self.stem)
+
     @property
     def key(self) -> str:
         """The key of the claim, relative to the root."""
-        return name_key(same_place(self.stem))
+        return name_key(self.place)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -86,7 +92,7 @@ def reserve_name(
     own = _used(ledger, item_path, (number for number in numbers if number != n))
     for suffix in _suffixes(n, avoid):
         wanted = NameClaim(item_path, join_uri(destination.directory, destination.stem + suffix), ledger.attempt)
-        if same_place(wanted.stem) in own:
+        if wanted.place in own:
             continue
         blocking = _blocking_file(files, wanted.stem, f"{item_path}/{n}.json", digest)
         owner = _claim(ledger, wanted) if blocking is None else read_claim(ledger.store, wanted.key)
@@ -187,7 +193,7 @@ def _is_free(ledger: Ledger, found: NameClaim, wanted: NameClaim) -> bool:
         return True
     if found.attempt == wanted.attempt:  # its record may not be written yet
         return False
-    return same_place(wanted.stem) not in _used(ledger, found.item, ledger.numbers_in(found.item))
+    return wanted.place not in _used(ledger, found.item, ledger.numbers_in(found.item))
 
 
 def _refuse_foreign(

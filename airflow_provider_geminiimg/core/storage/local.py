@@ -16,6 +16,7 @@ import itertools
 import os
 import random
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,8 @@ _VANISHED = 10  # how often a missing folder is made for one new object
 
 IMAGES = "images"
 """Folder under the root for images without an output path of their own."""
+
+_LOCKS: dict[tuple[int, str], threading.Lock] = {}  # of the threads, by process and path: a fork copies their state
 
 _REFUSALS = (  # permanent failures
     errno.EACCES,
@@ -192,18 +195,31 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the root's lock. Each call opens the file itself, so that threads exclude each other as processes do."""
-        with self._lock_file() as handle:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while not _try_lock(handle):
-                if time.monotonic() > deadline:
-                    raise StorageError(f"{self._lock_path} has been locked for {LOCK_SECONDS:.0f} s.")
-                time.sleep(random.uniform(0.001, 0.01))
-            try:
-                yield
-            finally:
-                # Closing is not enough: a process that was forked in the meantime holds a copy of the handle.
-                fcntl.flock(handle, fcntl.LOCK_UN)
+        """Hold the root's lock.
+
+        The threads of this process wait for each other first, because nobody wakes those who wait for the lock of a
+        file: they try again and again.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
+        of_process = _LOCKS.setdefault((os.getpid(), self._lock_path), threading.Lock())
+        if not of_process.acquire(timeout=LOCK_SECONDS):
+            raise self._still_locked()
+        try:
+            with self._lock_file() as handle:
+                while not _try_lock(handle):
+                    if time.monotonic() > deadline:
+                        raise self._still_locked()
+                    time.sleep(random.uniform(0.001, 0.01))
+                try:
+                    yield
+                finally:
+                    # Closing is not enough: a process that was forked in the meantime holds a copy of the handle.
+                    fcntl.flock(handle, fcntl.LOCK_UN)
+        finally:
+            of_process.release()
+
+    def _still_locked(self) -> StorageError:
+        return StorageError(f"{self._lock_path} has been locked for {LOCK_SECONDS:.0f} s.")
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[int]:
