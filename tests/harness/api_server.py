@@ -83,6 +83,7 @@ def over_http(client: TestClient) -> Iterator[str]:
 
     server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_level="warning"))
     listening = server.config.bind_socket()
+    listening.listen()  # so that nobody is refused until the server is ready
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:
