@@ -79,7 +79,8 @@ _NO_ANSWER_HINTS = {
         ("EndpointConnectionError", "ConnectTimeoutError"),
         "Check the endpoint {endpoint} of the bucket {bucket}, and the worker's network.",
     ),
-    "SSLError": "Check the certificate of {endpoint}. If the name {bucket} has dots, set addressing_style to path.",
+    "SSLError": "Check the certificate of {endpoint}. If its authority is your own, write the file of its certificate to "
+    "verify in the connection's extra, or to AWS_CA_BUNDLE.",
 }
 _REFUSALS = {400, 403, 405, 411, 415, 501}
 """HTTP statuses with which a store may refuse a single header of a request."""
@@ -275,7 +276,9 @@ class S3Driver(Driver):
             yield page
             if not page.get("IsTruncated"):
                 return
-            wanted["ContinuationToken"] = page["NextContinuationToken"]
+            if not (token := page.get("NextContinuationToken")):
+                raise self._strange("list_objects_v2 on", wanted["Prefix"])
+            wanted["ContinuationToken"] = token
 
     def _page(self, **wanted: Any) -> Any:
         page = self._call("list_objects_v2", None, **wanted)

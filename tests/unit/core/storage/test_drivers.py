@@ -210,6 +210,18 @@ def test_a_body_that_ends_early_is_an_error_that_may_pass(answering: tuple[Answe
         files.read(f"{uri}/out.csv", max_bytes=limit or 1 << 20)
 
 
+def test_a_listing_that_does_not_say_where_it_goes_on_is_not_taken_for_a_whole_one(
+    answering: tuple[Answering, str],
+) -> None:
+    script, uri = answering
+    store = open_store(uri, AIRFLOW_OPENERS)
+    store.create("a.json", b"{}")
+    script.change = lambda body: body.replace(b">false</IsTruncated>", b">true</IsTruncated>")
+    with pytest.raises(StorageError) as caught:
+        list(store.keys(""))
+    assert caught.value.retryable
+
+
 PAGE = b"<html><body>Please log in</body></html>"
 
 
