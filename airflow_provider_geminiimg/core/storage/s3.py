@@ -79,8 +79,8 @@ _NO_ANSWER_HINTS = {
         ("EndpointConnectionError", "ConnectTimeoutError"),
         "Check the endpoint {endpoint} of the bucket {bucket}, and the worker's network.",
     ),
-    "SSLError": "Check the certificate of {endpoint}. If its authority is your own, write the file of its certificate to "
-    "verify in the connection's extra, or to AWS_CA_BUNDLE.",
+    "SSLError": "Check the certificate of {endpoint}. If its authority is your own, set verify in the connection's "
+    "extra, or AWS_CA_BUNDLE, to the file with the authority's certificate.",
 }
 _REFUSALS = {400, 403, 405, 411, 415, 501}
 """HTTP statuses with which a store may refuse a single header of a request."""
