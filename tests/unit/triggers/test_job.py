@@ -111,6 +111,16 @@ async def test_the_arguments_survive_airflows_storage(sandbox: Sandbox, onemin: 
     assert (await events(again))[0]["status"] == "done"
 
 
+def test_the_arguments_that_version_0_1_stored_make_a_trigger() -> None:
+    stored: dict[str, Any] = {
+        "geminiimg_conn_id": "a", "job_id": "b", "model": MODEL,
+        "submitted_at": 1.0, "deadline": 61.0, "expected_seconds": 12.0, "poll_interval": None,
+    }  # fmt: skip
+    path, values = GeminiImageJobTrigger(**stored).serialize()
+    assert path == "airflow_provider_geminiimg.triggers.job.GeminiImageJobTrigger"
+    assert values.items() >= stored.items()
+
+
 async def test_forty_triggers_share_one_look_up_one_client_and_a_few_connections(
     sandbox: Sandbox, geminiimg_conn_id: str, look_ups: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:

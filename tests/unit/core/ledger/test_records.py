@@ -294,6 +294,18 @@ def test_a_record_that_is_wrong_is_a_ledger_error_that_names_it(ledger: Ledger, 
     assert "canary-prompt" not in said
 
 
+def test_a_field_that_a_later_version_has_added_is_ignored_and_gone_after_a_change(ledger: Ledger) -> None:
+    record = make_record()
+    write(ledger.store, record.key, {**values_of(record), "news": True})
+    found = ledger.latest(ITEM)
+    assert found is not None
+    assert found.record == record
+    ledger.change(record.key, lambda stored: dataclasses.replace(stored, deferrals=1))
+    blob = ledger.store.read(record.key)
+    assert blob is not None
+    assert b"news" not in blob.data
+
+
 def test_a_record_that_is_wrong_is_not_won_by_a_second_claim(ledger: Ledger) -> None:
     write(ledger.store, record_key(ITEM, 1), b"{")
     with pytest.raises(LedgerError):
