@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo ui test test-safety test-heavy check docs postgres redis chromium test-live test-distributed \
-  test-stores test-browser test-a11y fuzz chaos mutation bench test-compat test-loops test-wheel clean
+  test-stores test-browser test-a11y fuzz chaos mutation bench test-compat test-loops test-wheel release clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
@@ -85,8 +85,11 @@ test-compat: $(READY) ## Run the built wheel on the older Airflows, and on the o
 test-loops: $(READY) postgres $(if $(BROWSER),chromium) ## Run the live tests of loops with the newest Airflow (3.4); CORE=1 for what .ci/run runs; ALL=1 for every live test; BROWSER=1 for the gallery's
 	@$(BIN)/python -m scripts.test_loops $(if $(CORE),--core) $(if $(ALL),--all) $(if $(BROWSER),--browser)
 
-test-wheel: $(READY) ## Install the built wheel into a new environment and ask Airflow for it
+test-wheel: $(READY) ## Build into dist and check it; install the wheel with pip into a new environment, and ask Airflow and mypy for it
 	scripts/test_wheel
+
+release: test-wheel docs ## Everything of a release into dist, nothing published: wheel, sdist, bills of materials, docs; check the licences
+	@$(BIN)/python -m scripts.release
 
 postgres: ## Install Debian's PostgreSQL, unless it is there
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || scripts/as_root apt-get install --quiet --yes --no-install-recommends postgresql
@@ -101,11 +104,13 @@ clean: ## Remove what the targets made
 	rm -rf $(VENV) .venvs .demo .ui dist build docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp lies inside the environment, so that removing the one removes the other.
+# The stamp lies inside the environment, so that removing the one removes the other. Without uv, pip does the same in more
+# time.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt uv && \
+	  VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]' || \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(AZURITE):

@@ -7,6 +7,7 @@ returns the images that were already paid for.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
@@ -39,7 +40,7 @@ with DAG(
     ).expand(variant=["calm", "bold", "playful"])
 
     @task(multiple_outputs=False)
-    def pick(images: list[dict], number: int) -> dict:
+    def pick(images: list[dict[str, Any]], number: int) -> dict[str, Any]:
         """Return one manifest. In production, a person or a model selects it."""
         return images[number]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
@@ -16,7 +17,7 @@ with DAG(
 ):
 
     @task
-    def products() -> list[dict]:
+    def products() -> list[dict[str, str]]:
         """Return the arguments that differ between rows."""
         with Path(__file__).with_name("products.csv").open(newline="") as file:
             return [
@@ -36,7 +37,7 @@ with DAG(
     ).expand_kwargs(products())
 
     @task
-    def index(manifests: list[dict]) -> dict[str, str]:
+    def index(manifests: list[dict[str, Any]]) -> dict[str, str]:
         """Return the location of every image by file name."""
         uris = [image["uri"] for manifest in manifests for image in manifest["images"]]
         return {uri.rsplit("/", 1)[-1]: uri for uri in uris}

@@ -7,7 +7,9 @@ their locations. A rejection skips these tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, Asset, Metadata, Param, task
 
@@ -56,7 +58,7 @@ with DAG(
     ).expand(image=review.output)
 
     @task(outlets=[published])
-    def publish(manifests: list[dict]):
+    def publish(manifests: list[dict[str, Any]]) -> Iterator[Metadata]:
         """Add the locations of the images to the asset event."""
         yield Metadata(published, {"images": [image["uri"] for each in manifests for image in each["images"]]})
 

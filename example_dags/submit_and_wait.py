@@ -6,6 +6,8 @@ second payment.
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow.sdk import DAG, task
 
 from airflow_provider_geminiimg.operators.submit import GeminiImageSubmitOperator
@@ -22,7 +24,7 @@ with DAG("geminiimg_submit_and_wait", tags=["geminiimg"]):
     image = GeminiImageJobSensor(task_id="image", job=order.output, mode="reschedule", timeout=1800)
 
     @task
-    def publish(manifest: dict, caption: str) -> str:
+    def publish(manifest: dict[str, Any], caption: str) -> str:
         return f"{caption} {manifest['images'][0]['uri']}"
 
     publish(image.output, write_caption())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
@@ -28,7 +29,7 @@ with DAG(
     )
 
     @task
-    def publish(summary: dict) -> str:
+    def publish(summary: dict[str, Any]) -> str:
         """Return a sentence about the batch."""
         return f"{summary['counts']['landed']} new images of {summary['items']}: {summary['manifest']}"
 
