@@ -35,11 +35,15 @@ project = "airflow-provider-geminiimg"
 author = "The airflow-provider-geminiimg authors"
 copyright = f"2026, {author}"
 version = release = airflow_provider_geminiimg.__version__
+# The day of the release, or "unreleased"; a version without a section is an error.
+[released] = re.findall(
+    rf"^## {re.escape(version)} \((.+)\)$", (HERE.parent / "CHANGELOG.md").read_text(), re.MULTILINE
+)
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
-html_title = f"Gemini Images for Airflow {version}"
+html_title = f"Gemini Images for Airflow {version} ({released})"
 
 myst_enable_extensions = ["substitution", "deflist", "colon_fence"]
 myst_heading_anchors = 3
