@@ -46,4 +46,4 @@ SOURCES = Route(f"{_RUN}/sources", ("task_id", "map_index", "iteration", "item",
 IMAGE = Route(f"f/{_IMAGE}")
 THUMBNAIL = Route(f"thumbs/{_IMAGE}", ("v",))
 STATIC = Route("static/{version}/{name}")
-ROOT = Route("api/root/{token}")
+ROOT = Route("api/same-root/{token}")

@@ -179,12 +179,12 @@ def test_only_a_user_who_is_logged_in_learns_whether_a_token_is_in_the_root(
 ) -> None:
     token = leave_token(LocalStore(urlsplit(local_root).path), "default")
     view = {"found": True, "same_namespace": True, "version": airflow_provider_geminiimg.__version__, "problem": None}
-    assert ask(f"api/root/{token}", user=None).status_code == 401
+    assert ask(f"api/same-root/{token}", user=None).status_code == 401
     for user in USERS:
-        assert ask(f"api/root/{token}", user=user).json() == view
-    assert ask(f"api/root/{'0' * 32}").json() == {**view, "found": False, "same_namespace": False}
+        assert ask(f"api/same-root/{token}", user=user).json() == view
+    assert ask(f"api/same-root/{'0' * 32}").json() == {**view, "found": False, "same_namespace": False}
     for other in (token.upper(), token[:-1], "..%2Froot", "%2e%2e"):
-        assert ask(f"api/root/{other}").status_code == 404
+        assert ask(f"api/same-root/{other}").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
