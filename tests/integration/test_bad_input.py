@@ -518,7 +518,7 @@ UNREADABLE = {
     "a scheme that nobody serves": ("nowhere://in/cat.png", "no installed Airflow provider supports"),
     "a query that no store knows": (f"nowhere://in/cat.png?{SIGNATURE}", "'nowhere://in/cat.png' contains \"?\""),
     "an object that is not there": ("{s3}/absent.png", "absent.png': does not exist"),
-    "a bucket that is not there": ("s3://no-such-bucket-here/cat.png", "Create the bucket no-such-bucket-here"),
+    "a bucket that is not there": ("{s3}-gone/cat.png", "Create the bucket test-"),
     "a bucket without a name": ("s3:///cat.png", "names no bucket"),
     "a connection that is not there": (
         "s3://nowhere@in/cat.png",
@@ -620,7 +620,7 @@ FOLDERS = {
     "a folder where none can be made": ("/proc/nowhere", ["/proc/nowhere", "cannot be written to"]),
     "a relative folder": ("pictures/out", ["'pictures/out/", "is neither a URI nor an absolute path", "Write it as"]),
     "a folder that leads upwards": ("{folder}/../out", ['contains ".."']),
-    "a bucket that is not there": ("s3://no-such-bucket-here/out", ["NoSuchBucket", "Create the bucket"]),
+    "a bucket that is not there": ("{s3}-gone/out", ["NoSuchBucket", "Create the bucket"]),
     "a bucket without a name": ("s3:///out", ["s3:///out/fox names no bucket"]),
     "a bucket that denies writing": ("{refusing}/denied", ["AccessDenied (HTTP 403)", "Grant the worker's AWS"]),
     "a connection that is not there": (
