@@ -547,9 +547,23 @@ PROMISED = (
     Protection(
         "A record is counted before a purge removes it",
         "core/reconcile/purge.py",
-        "    ledger.summaries.count(records)  # what was paid for them stays in the totals\n",
+        "    ledger.summaries.count(record for each in found for record in each.records)  # for the totals\n",
         "",
         tests={"unit/core/reconcile/test_run_totals.py": "never_counted or not_removed_while"},
+    ),
+    Protection(
+        "A failed record that has changed since a purge has listed it stays",
+        "core/reconcile/purge.py",
+        "    found = _unchanged(ledger, found)\n",
+        "    found = list(found)\n",
+        tests={"unit/core/reconcile/test_purge.py": "answered_since"},
+    ),
+    Protection(
+        "On disk, an entry that was checked is removed before anybody can replace it",
+        "core/storage/local.py",
+        '            with _failures("Locking", self._lock_path), self._locked():\n',
+        '            with _failures("Locking", self._lock_path):\n',
+        tests={"unit/core/storage/test_storage.py": "between_its_check_and_its_removal"},
     ),
     Protection(
         "A record is counted before a person removes it",

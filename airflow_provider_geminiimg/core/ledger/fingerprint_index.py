@@ -39,10 +39,14 @@ def read_entry(store: Store, key: str) -> Entry | None:
     :raises StorageError: the store failed.
     """
     blob = store.read(key)
-    return None if blob is None else _parsed(store, key, blob)
+    return None if blob is None else parsed_entry(store, key, blob)
 
 
-def _parsed(store: Store, key: str, blob: Blob) -> Entry:
+def parsed_entry(store: Store, key: str, blob: Blob) -> Entry:
+    """Parse an entry.
+
+    :raises LedgerError: it cannot be read.
+    """
     try:
         values = json.loads(blob.data)
         record, claim = values["record"], values["claim"]
@@ -69,7 +73,7 @@ def write_entry(store: Store, key: str, record: Record, over: Entry | None) -> b
     """
     data = json.dumps({"record": record.key, "claim": record.claim}).encode()
     stored = create_or_read(store, key, data) if over is None else replace_or_read(store, key, data, over.version)
-    return stored is not None and (stored.ours or _names(_parsed(store, key, stored.blob), record))
+    return stored is not None and (stored.ours or _names(parsed_entry(store, key, stored.blob), record))
 
 
 def point_to(store: Store, key: str, record: Record, *, instead_of: str | None = None) -> None:

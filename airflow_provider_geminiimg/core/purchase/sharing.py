@@ -225,6 +225,11 @@ def earlier_holders(ledger: Ledger, record: Record) -> Iterator[Record]:
                 waiting += [] if found is None else [found.record]
 
 
+def may_have_earlier_holders(record: Record) -> bool:
+    """Whether `earlier_holders` has to look for any."""
+    return record.n > 1 or bool(record.copied_from) or record.reused_from is not None
+
+
 def _lineage(ledger: Ledger, record: Record) -> Iterator[Record]:
     yield record
     yield from earlier_holders(ledger, record)

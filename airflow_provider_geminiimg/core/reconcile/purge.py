@@ -4,6 +4,8 @@ Invariants:
 
 - A record that may stand for a paid image is removed only if a person asks for it, and is first marked as lost, so that
   it is never just missing.
+- Old records are removed only if those that failed are read again before and have not changed: a late answer may have
+  brought an image. What has landed does not change any more.
 - Image files are never removed.
 - What was paid for a removed record stays in the totals of its run: it is counted before it is removed.
 - Removing a record by name leaves a tombstone. Only with a tombstone does an attempt that knows the record from
@@ -15,18 +17,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from pydantic import ValidationError
 
 from airflow_provider_geminiimg.core.batch.plan import Plan
 from airflow_provider_geminiimg.core.execution.boundary import closed
 from airflow_provider_geminiimg.core.ledger.file_names import claims_of, release_names
-from airflow_provider_geminiimg.core.ledger.fingerprint_index import read_entry, write_entry
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import parsed_entry, read_entry, write_entry
 from airflow_provider_geminiimg.core.ledger.job_index import disown, has
 from airflow_provider_geminiimg.core.ledger.layout import (
     LEDGER,
@@ -50,7 +50,7 @@ from airflow_provider_geminiimg.core.ledger.open_index import is_open
 from airflow_provider_geminiimg.core.ledger.record import Record, with_error
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest
-from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders
+from airflow_provider_geminiimg.core.purchase.sharing import earlier_holders, may_have_earlier_holders
 from airflow_provider_geminiimg.core.purchase.thumbnails import thumbnail_keys
 from airflow_provider_geminiimg.core.reconcile.extra_jobs import has_unknown_jobs
 from airflow_provider_geminiimg.core.reconcile.scan import RECORD_STATUSES, RecordEntry, Scope, entry_at, look
@@ -65,11 +65,8 @@ from airflow_provider_geminiimg.exceptions import (
     StorageError,
 )
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 _FINISHED = ("landed", "failed")
 _NAMED = 3  # task instances named in an error
-_READERS = 24  # objects that are read at the same time; boto3's client has 32 connections
 _TOGETHER = 500  # records that are removed together, at least; the records of a task instance stay together
 
 
@@ -155,17 +152,9 @@ async def _entries(ledger: Ledger, scope: Scope) -> AsyncIterator[RecordEntry]:
     """The records of `scope`."""
     keys = await asyncio.to_thread(lambda: filter(scope.holds, ledger.store.keys(scope.prefix)))
     while some := await asyncio.to_thread(lambda: list(itertools.islice(keys, _TOGETHER))):
-        for entry in await asyncio.to_thread(_at_once, partial(look, ledger), some):
+        for entry in await asyncio.to_thread(ledger.store.map, partial(look, ledger), some):
             if entry is not None:
                 yield entry
-
-
-def _at_once(read: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """The results for all items; some are read at the same time, because each read from S3 is a wait."""
-    if len(items) < 2:
-        return list(map(read, items))
-    with ThreadPoolExecutor(min(_READERS, len(items))) as pool:
-        return list(pool.map(read, items))
 
 
 def _purge_shown(ledger: Ledger, scope: Scope, days: float, dry_run: bool) -> list[str]:
@@ -185,11 +174,13 @@ class _Objects:
     :param records: its records, those of one item in the order of their numbers.
     :param saved: saved requests and plans.
     :param others: what else belongs to the records.
+    :param versions: of those records, by key, whose state may still change.
     """
 
     records: Sequence[Record]
     saved: Sequence[str]
     others: Sequence[str]
+    versions: Mapping[str, str]
 
 
 def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) -> _Objects:
@@ -200,19 +191,21 @@ def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) ->
     records = [each.found.record for each in together if each.found is not None and _is_old(each, days)]
     keys = {record.key for record in records}
     if len(records) < len(together) or any(has_unknown_jobs(ledger, record, keys) for record in records):
-        return _Objects((), (), ())
+        return _Objects((), (), (), {})
     stored = ledger.store.keys(f"{_task_instance(together[0].key)}/")
     if any(key not in keys and is_record_key(key) for key in stored):
-        return _Objects((), (), ())
+        return _Objects((), (), (), {})
     records.sort(key=lambda record: (folder_of(record.key), record.n))
     others = [key for record in records for key in _own_objects(record)]
     claims = partial(claims_of, ledger)
-    others += itertools.chain.from_iterable(_at_once(claims, [each for each in records if each.state != "landed"]))
+    others += itertools.chain.from_iterable(ledger.store.map(claims, [r for r in records if r.state != "landed"]))
     others += (key for each in records if each.state == "landed" for key in claims(each))  # most need no read
     spools = tuple(map(spool_prefix, keys))
     spooled = ledger.store.keys(f"{SPOOL}/{task_instance_of(records[0].key)}/")
     others += (key for key in spooled if key.startswith(spools))
-    return _Objects(records, _saved_for_retries(ledger, records, days), others)
+    listed = (each.found for each in together if each.found is not None)
+    versions = {each.record.key: each.version for each in listed if each.record.state != "landed"}
+    return _Objects(records, _saved_for_retries(ledger, records, days), others, versions)
 
 
 def _own_objects(record: Record) -> Iterator[str]:
@@ -229,30 +222,46 @@ async def _removed(
     ledger: Ledger, found: Sequence[_Objects], failures: dict[str, GeminiImageError], dry_run: bool
 ) -> AsyncIterator[str]:
     """Remove the objects of some task instances, and iterate over the keys of their saved requests and records."""
-    done = None if dry_run else await closed(asyncio.to_thread(_remove_all, ledger, found))
-    for each in found:
-        if isinstance(done, GeminiImageError):  # alone, each gets an error of its own
+    done = found if dry_run else await closed(asyncio.to_thread(_remove_all, ledger, found))
+    if isinstance(done, GeminiImageError):  # alone, each gets an error of its own
+        done = []
+        for each in found:
             alone = await closed(asyncio.to_thread(_remove_all, ledger, [each]))
             if isinstance(alone, GeminiImageError):
                 _note(failures, each.records[0].key, alone)
-                continue
+            else:
+                done += alone
+    for each in done:
         for key in (*each.saved, *(record.key for record in each.records)):
             yield key
 
 
-def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> None:
-    """Remove what belongs to the records, then the records; an interruption leaves a valid state at each point."""
+def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> list[_Objects]:
+    """Remove what belongs to the records, then the records; an interruption leaves a valid state at each point.
+
+    :returns: what was removed: not the objects of a task instance whose records have changed since they were listed.
+    """
+    ledger.summaries.count(record for each in found for record in each.records)  # for the totals
+    found = _unchanged(ledger, found)
     records = [record for each in found for record in each.records]
-    ledger.summaries.count(records)  # what was paid for them stays in the totals
     removed = {record.key for record in records}
     last = {folder_of(record.key): record.key for record in records}
     store = ledger.store
-    _at_once(partial(_remove_index_entry, ledger, removed), records)
+    _remove_index_entries(ledger, removed, records)
     store.delete_all([key for each in found for key in (*each.saved, *each.others)])
     # The record that decides is removed last: an older one would decide otherwise.
     store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
     store.delete_all(list(last.values()))
     _count_as_removed(ledger, records)
+    return found
+
+
+def _unchanged(ledger: Ledger, found: Sequence[_Objects]) -> list[_Objects]:
+    """The task instances whose failed records are as they were listed: a late answer may have brought an image."""
+    versions = {key: version for each in found for key, version in each.versions.items()}
+    now = zip(versions, ledger.store.map(ledger.read, list(versions)), strict=True)
+    changed = {key for key, stored in now if stored is not None and stored.version != versions[key]}
+    return [each for each in found if changed.isdisjoint(each.versions)]
 
 
 def _note(failures: dict[str, GeminiImageError], key: str, error: GeminiImageError) -> None:
@@ -326,7 +335,7 @@ def _given_up(stored: Record) -> Record | None:
 
 
 def _remove(ledger: Ledger, record: Record) -> None:
-    _remove_index_entry(ledger, {record.key}, record)
+    _remove_index_entries(ledger, {record.key}, [record])
     disown(ledger, record)
     others = (*record.spooled, *ledger.store.keys(spool_prefix(record.key)), *thumbnail_keys(record))
     ledger.store.delete_all(others)
@@ -340,20 +349,33 @@ def _count_as_removed(ledger: Ledger, records: Collection[Record]) -> None:
         ledger.summaries.remove(records)
 
 
-def _remove_index_entry(ledger: Ledger, removed: Collection[str], record: Record) -> None:
-    """Remove the record from the index of fingerprints; an earlier record with the same image takes its place.
+def _remove_index_entries(ledger: Ledger, removed: Collection[str], records: Sequence[Record]) -> None:
+    """Remove records from the index of fingerprints; earlier records with the same images take their places.
 
-    The entry is removed as soon as it was read: a newer purchase may be about to change it.
+    An entry is removed as soon as it was read: a newer purchase may be about to change it.
 
     :param removed: keys of all records that are about to be removed.
     """
+    alone = {record.key for record in records if not may_have_earlier_holders(record)}
+    entries = dict.fromkeys(index_key(record.key, record.fingerprint) for record in records if record.key in alone)
+    ledger.store.delete_where(entries, partial(_names_one_of, ledger.store, alone))
+    ledger.store.map(partial(_hand_over, ledger, removed), [record for record in records if record.key not in alone])
+
+
+def _names_one_of(store: Store, records: Collection[str], key: str, data: bytes) -> bool:
+    """Whether an entry of the index of fingerprints names one of some records."""
+    return parsed_entry(store, key, Blob(data, "", 0.0)).record in records
+
+
+def _hand_over(ledger: Ledger, removed: Collection[str], record: Record) -> None:
+    """Let the entry of a record name an earlier one with the same image that stays; remove it if there is none."""
     index = index_key(record.key, record.fingerprint)
     noted = read_entry(ledger.store, index)
     if noted is None or noted.record != record.key:
         return
     earlier = _earlier(ledger, record, removed)
     if earlier is None:
-        ledger.store.delete(index)
+        ledger.store.delete_where([index], partial(_names_one_of, ledger.store, {record.key}))
     else:  # if another process changes the entry in the meantime, its change stays
         write_entry(ledger.store, index, earlier, noted)
 

@@ -9,12 +9,15 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError, StorageError
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 ClientFactory = Callable[[str | None], Any]
 """Returns a store's client for an Airflow connection id, or for ``None`` with the machine's own credentials. It is
 called for every request, so it should cache the client."""
@@ -92,6 +95,9 @@ class Store(abc.ABC):
     :param uri: the root, without a trailing slash.
     """
 
+    concurrency = 24
+    """How much `map` does at the same time: each request to a bucket is a wait. boto3's client has 32 connections."""
+
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
@@ -126,6 +132,34 @@ class Store(abc.ABC):
         """Remove objects in any order; none of them has to exist. If this fails, some of them may be removed."""
         for key in keys:
             self.delete(key)
+
+    def delete_where(self, keys: Iterable[str], is_wanted: Callable[[str, bytes], bool]) -> None:
+        """Remove objects, each only if its content is as wanted, and as soon as it was read; none of them has to exist.
+        On disk, nobody can replace an object between the read and the removal.
+
+        :param is_wanted: receives key and content. It must not use the store.
+        """
+
+        def remove(key: str) -> None:
+            blob = self.read(key)
+            if blob is not None and is_wanted(key, blob.data):
+                self.delete(key)
+
+        self.map(remove, list(keys))
+
+    def map(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """The results for all items; `concurrency` of them at the same time."""
+        threads = min(self.concurrency, len(items))
+        if threads < 2:
+            return list(map(work, items))
+        rest, results = iter(enumerate(items)), dict[int, _R]()
+
+        def take(_: int) -> None:  # one future for each thread: one for each item takes longer than a read from a disk
+            results.update((index, work(item)) for index, item in rest)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(take, range(threads)))
+        return [results[index] for index in range(len(items))]
 
     @abc.abstractmethod
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:

@@ -64,9 +64,10 @@ def sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def remove_empty(folder: str, top: str) -> None:
-    """Remove `folder` if it is empty, and then the folders above it up to `top`, which stays."""
-    with contextlib.suppress(OSError):  # a folder is not empty, or another process has removed it
-        while folder != top:
-            os.rmdir(folder)
-            folder = os.path.dirname(folder)
+def remove_empty(folder: str) -> bool:
+    """Remove a folder if it is empty; return whether it was removed."""
+    try:
+        os.rmdir(folder)
+    except OSError:  # it is not empty, or another process has removed it
+        return False
+    return True

@@ -12,14 +12,12 @@ import bisect
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import random
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from airflow_provider_geminiimg.core.storage.base import (
     OURS,
@@ -52,10 +50,10 @@ from airflow_provider_geminiimg.core.storage.uris import Location
 from airflow_provider_geminiimg.exceptions import StorageError
 
 LOCK_SECONDS = 30.0
-"""Seconds that a writer waits for the root's lock. The lock is held for about a millisecond."""
+"""Seconds that a writer waits for the root's lock. The lock is held for about a millisecond, or `_HELD_SECONDS`."""
 
-_REMOVERS = 8  # folders that are removed at the same time
-_REMOVED_AT_ONCE = 200  # files, under one lock: a second on a slow network file system
+_HELD_SECONDS = 0.02  # for which a removal of many files holds the lock, and for one more file of each thread
+_FREE_SECONDS = 0.011  # until it locks again: the lock has no queue, and who waits for it looks every 10 ms at most
 _FOLDERS = 1000  # of images, whose modes are remembered
 _VANISHED = 10  # how often a missing folder is made for one new object
 
@@ -82,6 +80,8 @@ class LocalStore(Store):
 
     :param root: its absolute path; created with the first write.
     """
+
+    concurrency = 8  # some file systems take a millisecond for an operation
 
     def __init__(self, root: str) -> None:
         self._root = os.path.normpath(root)
@@ -140,17 +140,44 @@ class LocalStore(Store):
     def delete_all(self, keys: Iterable[str]) -> None:
         """See `Store.delete_all`. Folders that are empty then are removed, too."""
         paths = [self._path(key) for key in keys]
-        for start in range(0, len(paths), _REMOVED_AT_ONCE):
-            some = paths[start : start + _REMOVED_AT_ONCE]
-            with _failures("Removing", some[0]), self._locked():
-                for path in some:
-                    with contextlib.suppress(*ABSENT):
-                        os.unlink(path)
-            if start + _REMOVED_AT_ONCE < len(paths):
-                time.sleep(0.02)  # the lock has no queue: who waits for it looks every 10 ms at most
-        with ThreadPoolExecutor(_REMOVERS) as pool:  # some file systems take a millisecond for a folder
-            for _ in pool.map(remove_empty, set(map(os.path.dirname, paths)), itertools.repeat(self._root)):
-                pass
+        self._each_locked(paths, os.unlink)
+        folders = set(map(os.path.dirname, paths))
+        while folders := set(filter(None, self.map(self._folder_above_removed, list(folders)))):
+            pass
+
+    def _folder_above_removed(self, folder: str) -> str | None:
+        """Remove a folder if it is empty, and return the folder above it, which may be empty now."""
+        return os.path.dirname(folder) if folder != self._root and remove_empty(folder) else None
+
+    def delete_where(self, keys: Iterable[str], is_wanted: Callable[[str, bytes], bool]) -> None:
+        paths = {self._path(key): key for key in keys}
+
+        def remove(path: str) -> None:
+            found = read_file(path)
+            if found is not None and is_wanted(paths[path], found[0]):
+                os.unlink(path)
+
+        self._each_locked(list(paths), remove)
+
+    def _each_locked(self, paths: Sequence[str], remove: Callable[[str], None]) -> None:
+        """Remove files while holding the root's lock, which others get in between."""
+        rest, are_left = iter(paths), bool(paths)
+
+        def take(end: float) -> bool:
+            """Remove some files, and return whether more may be left."""
+            for path in rest:
+                with _failures("Removing", path), contextlib.suppress(*ABSENT):
+                    remove(path)
+                if time.monotonic() > end:
+                    return True
+            return False
+
+        while are_left:
+            with _failures("Locking", self._lock_path), self._locked():
+                ends = [time.monotonic() + _HELD_SECONDS] * min(self.concurrency, len(paths))
+                are_left = any(self.map(take, ends))
+            if are_left:
+                time.sleep(_FREE_SECONDS)
 
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         folder, slash, _ = prefix.rpartition("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import time
 from collections.abc import Sequence
@@ -231,20 +232,41 @@ async def test_many_task_instances_of_a_bucket_go_with_few_requests(
     assert "DELETE" not in methods
 
 
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first record is removed after the second one was read, and before any other is."""
+    monkeypatch.setattr(importlib.import_module(reconcile.purge.__module__), "_TOGETHER", 1)
+
+
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("spooled", [True, False])
 async def test_nothing_goes_of_a_task_that_has_bought_again_since_the_records_were_listed(
     disk_left: OrphanedRecords, spooled: bool
 ) -> None:
     ledger, late = disk_left.ledger, dataclasses.replace(ITEM, run_id="z")
-    for item in [*(dataclasses.replace(ITEM, run_id=f"a{number}") for number in range(500)), late]:
+    for item in (dataclasses.replace(ITEM, run_id="a"), late):
         ledger.create(landed(item))
     going = reconcile.purge(ledger, SCOPE, days=0.0)
-    await anext(going)  # the records were listed at the start
+    await anext(going)
     record = make_record(late, n=2, state="answered")
     bytes_of_image = spool_key(record.key, record.claim, 0)
     if spooled:
         disk_left.store.create(bytes_of_image, b"the paid image")
     ledger.create(dataclasses.replace(record, spooled=[bytes_of_image] if spooled else []))
-    assert len([key async for key in going]) == 499
+    assert [key async for key in going] == []
     assert [key for key in disk_left.records() if "/z/" in key] == [record_key(late, 1), record_key(late, 2)]
     assert list(disk_left.store.keys("spool/")) == ([bytes_of_image] if spooled else [])
+
+
+@pytest.mark.usefixtures("one_by_one")
+async def test_nothing_goes_of_a_task_whose_failed_request_was_answered_since_the_records_were_listed(
+    disk_left: OrphanedRecords,
+) -> None:
+    ledger, late = disk_left.ledger, make_record(dataclasses.replace(ITEM, run_id="z"), state="failed")
+    for record in (landed(dataclasses.replace(ITEM, run_id="a")), late):
+        ledger.create(record)
+    going = reconcile.purge(ledger, SCOPE, days=0.0)
+    await anext(going)
+    ledger.change(late.key, lambda stored: dataclasses.replace(stored, state="submitted", job_id="paid"))
+    assert [key async for key in going] == []
+    assert disk_left.records() == [late.key]

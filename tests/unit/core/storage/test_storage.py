@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,36 @@ def test_many_objects_are_removed_at_once_and_none_has_to_exist(store: Store) ->
     assert list(store.keys("")) == ["dag/other.json"]
 
 
+def test_objects_are_removed_only_if_their_content_is_as_wanted(store: Store) -> None:
+    for number in range(5):
+        store.create(f"dag/{number}.json", str(number).encode())
+    seen = {}
+
+    def is_wanted(key: str, data: bytes) -> bool:
+        seen[key] = data
+        return int(data) > 1
+
+    store.delete_where(["dag/absent.json", *(f"dag/{number}.json" for number in range(4))], is_wanted)
+    assert seen == {f"dag/{number}.json": str(number).encode() for number in range(4)}
+    assert list(store.keys("")) == ["dag/0.json", "dag/1.json", "dag/4.json"]
+
+
+def test_on_disk_nobody_replaces_an_object_between_its_check_and_its_removal(local: Store) -> None:
+    version = local.create("entry.json", b"old")
+    assert version is not None
+    with ThreadPoolExecutor(1) as pool:
+        replaced: list[Future[str | None]] = []
+
+        def is_wanted(key: str, data: bytes) -> bool:
+            replaced.append(pool.submit(local.replace, key, b"new", version))
+            done, _ = wait(replaced, timeout=0.2)  # it must wait for the removal
+            return not done
+
+        local.delete_where(["entry.json"], is_wanted)
+        assert replaced[0].result() is None
+    assert local.read("entry.json") is None
+
+
 def test_more_objects_than_one_request_takes_are_removed(
     answers: tuple[Answers, Callable[[str | None], Any], str],
 ) -> None:
@@ -160,7 +190,6 @@ def test_others_can_write_while_many_objects_are_removed_from_a_slow_disk(
         unlink(path)
 
     monkeypatch.setattr(disk_module, "LOCK_SECONDS", 2.0)
-    monkeypatch.setattr(disk_module, "_REMOVED_AT_ONCE", 50)
     monkeypatch.setattr(os, "unlink", slowly)
     version = local.create("record.json", b"1")
     assert version is not None
