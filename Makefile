@@ -107,7 +107,7 @@ clean: ## Remove what the targets made
 # The stamp lies inside the environment, so that removing the one removes the other. Without uv, pip does the same in more
 # time.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv && \
 	  VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]' || \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -420,7 +420,7 @@ class LiveAirflow:
             answer = self._ask_for_token()
             if answer.is_success:
                 headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-                self._client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+                self._client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
                 return True
         return False
 
