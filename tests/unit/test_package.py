@@ -156,3 +156,13 @@ def test_the_entry_point_and_the_version_agree_with_the_package() -> None:
     assert distribution.version == airflow_provider_geminiimg.__version__
     [entry] = [point for point in distribution.entry_points if point.group == "apache_airflow_provider"]
     assert entry.load() is get_provider_info
+
+
+def test_the_distribution_has_what_lists_of_providers_ask_for() -> None:
+    described = metadata.metadata("airflow-provider-geminiimg")
+    assert {
+        "Framework :: Apache Airflow",
+        "Framework :: Apache Airflow :: Provider",
+        "Typing :: Typed",
+    } <= set(described.get_all("Classifier", []))
+    assert (described["License-Expression"], described["License-File"]) == ("Apache-2.0", "LICENSE")
