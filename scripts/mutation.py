@@ -203,7 +203,7 @@ PROTECTIONS = (
     Protection(
         "Another image of a task instance gets a name beside the first",
         "core/ledger/file_names.py",
-        "        if same_place(wanted.stem) in own:\n            continue\n",
+        "        if wanted.place in own:\n            continue\n",
         "",
     ),
     Protection(

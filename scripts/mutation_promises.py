@@ -563,7 +563,7 @@ PROMISED = (
         "core/storage/local.py",
         '            with _failures("Locking", self._lock_path), self._locked():\n',
         '            with _failures("Locking", self._lock_path):\n',
-        tests={"unit/core/storage/test_storage.py": "between_its_check_and_its_removal"},
+        tests={"unit/core/storage/test_local.py": "between_its_check_and_its_removal"},
     ),
     Protection(
         "A record is counted before a person removes it",
