@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -57,6 +58,7 @@ from airflow_provider_geminiimg.hooks.object_stores import AIRFLOW_OPENERS
 MAX_THUMBNAIL_BYTES = 4 << 20  # one of ours has less than 1 MB
 MAX_DAGS = 200  # whose permissions are asked for at once
 MAX_RUNS = 20  # whose spend is added up at once
+_VIEWS = threading.BoundedSemaphore(2)  # a store that does not answer keeps two threads of the server at most
 MAX_SOURCES = 32  # that are looked for at once; no model takes more than 14
 READ = ["GET", "HEAD"]
 _FOR_EVER = "max-age=31536000, immutable"  # what lies at this address never changes
@@ -198,8 +200,13 @@ def dags(request: Request, user: GetUserDep, queries: QueriesDep, position: int 
 @pages.api_route(f"/{routes.ROOT.path}", methods=READ, dependencies=[Depends(_known)])
 def root(token: str, user: GetUserDep) -> dict[str, Any]:
     """Tell any user whether a token of the doctor lies in this server's root."""
-    open_root = partial(open_store, settings.root(), AIRFLOW_OPENERS)
-    return asdict(view_of(open_root, settings.namespace(), __version__, token))
+    if not _VIEWS.acquire(blocking=False):
+        raise HTTPException(503, "The root is being looked at. Try again.")
+    try:
+        open_root = partial(open_store, settings.root(), AIRFLOW_OPENERS)
+        return asdict(view_of(open_root, settings.namespace(), __version__, token))
+    finally:
+        _VIEWS.release()
 
 
 @per_dag.api_route(f"/{routes.IMAGES.path}", methods=READ)

@@ -209,7 +209,7 @@ class GeminiImageHook(BaseHook):
         """
         target, notes = "", []
         try:
-            with _recorded_warnings() as notes:
+            with recorded_warnings() as notes:
                 connection = self.connection()
             target = f" Asked: {connection.adapter().label} at {connection.base_url}."
             message = run(lambda: _with_session(connection, lambda session: session.test()))
@@ -276,8 +276,8 @@ class GeminiImageHook(BaseHook):
 
 
 @contextlib.contextmanager
-def _recorded_warnings() -> Iterator[list[str]]:
-    """Collect the texts of this package's warnings for the message of the connection test, and warn as usual."""
+def recorded_warnings() -> Iterator[list[str]]:
+    """Context manager: collect the texts of this package's warnings, and warn as usual afterwards."""
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     call: Callable[[argparse.Namespace], int] = arguments.call
     try:
         return call(arguments)
-    except OSError:  # an error of the terminal or of this machine has a clear message
+    except (ImportError, OSError):  # an error of the installation, the terminal or this machine has a clear message
         raise
     except Exception as error:
         raise as_outcome(error) from None

@@ -19,7 +19,7 @@ import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from airflow_provider_geminiimg.core.execution.task_log import Logs
 from airflow_provider_geminiimg.core.ledger.layout import LEDGER, ROOT_KEY
@@ -134,10 +134,11 @@ class RootCheck:
             self._known.write(json.dumps(remembered))
         self._refuse_earlier_run(remembered)
 
-    def compare(self) -> bool:
+    def compare(self) -> Literal["known", "unknown", "new"]:
         """Compare the identity of the root with Airflow's copy. Writes nothing.
 
-        :returns: whether the root has an identity. It gets one before the first purchase.
+        :returns: ``new``: the root has no identity yet; it gets one before the first purchase. ``unknown``: Airflow has
+            no copy yet; the next purchase makes one.
         :raises LedgerError: they differ, or only Airflow has one.
         """
         text, blob = self._known.read(), self._store.read(ROOT_KEY)
@@ -148,7 +149,7 @@ class RootCheck:
                 self._refuse_missing(remembered)
             else:
                 self._is_successor(found, remembered)
-        return found is not None
+        return "new" if found is None else "unknown" if text is None else "known"
 
     def _is_successor(self, found: Mapping[str, Any], remembered: Mapping[str, Any]) -> bool:
         """Return whether the ledger replaced the remembered one; refuse any other one."""

@@ -42,7 +42,10 @@ class OtherFiles(Backend):
 
     def sha256(self, place: Location) -> str | None:
         with self._errors("Reading", place):
-            return sha256(self._path(place).read_bytes())
+            try:
+                return sha256(self._path(place).read_bytes())
+            except FileNotFoundError:
+                return None
 
     def put(self, place: Location, content: Content, media_type: str) -> None:
         data = b"".join(pieces(content))  # the write may be repeated

@@ -6,6 +6,7 @@ link. A check that fails is a finding, and the others are still made.
 In reading order:
 
 - `findings`: the result of a check, and its table
+- `exchange`: one HTTP exchange with a deadline
 - `installation`: versions, packages, provider, plugin, settings
 - `storage`: the root, its identity and clock, and the other URIs in use
 - `network`: proxies and TLS

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_geminiimg import settings
+from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.runtime.doctor.findings import UnavailableError
+from airflow_provider_geminiimg.runtime.doctor.limits import UNLIMITED
 from airflow_provider_geminiimg.runtime.root_variable import RootVariable
 
 
@@ -31,26 +33,20 @@ class StoredRoot:
         raise AssertionError("the doctor writes no Variable")
 
 
-class PoolSlots:
-    """The slots of a pool.
+def pool_slots(name: str) -> int:
+    """Return the number of slots of a pool.
 
-    :param name: of the pool.
+    :raises BadRequestError: there is no such pool.
+    :raises UnavailableError: the database can't be read.
     """
+    from airflow.models import Pool
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self) -> int:
-        """Return the number of slots.
-
-        :raises UnavailableError: there is no such pool, or the database can't be read.
-        """
-        from airflow.models import Pool
-
-        pool = _asked(lambda session: Pool.get_pool(self.name, session=session))
-        if pool is None:
-            raise UnavailableError(f"There is no pool {self.name!r}.", f"Run airflow pools set {self.name} SLOTS ''.")
-        return int(pool.slots) if pool.slots >= 0 else 1 << 30  # -1: unlimited
+    pool = _asked(lambda session: Pool.get_pool(name, session=session))
+    if pool is None:
+        raise BadRequestError(
+            f"There is no pool {name!r}, so its tasks never run.", hint=f"Run airflow pools set {name} SLOTS ''."
+        )
+    return int(pool.slots) if pool.slots >= 0 else UNLIMITED  # -1
 
 
 def _asked(question: Callable[[Any], Any]) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_geminiimg.core.redaction.printable import printable_json
 from airflow_provider_geminiimg.runtime.command_line import WHERE, Command, print_line
 
 if TYPE_CHECKING:
+    from airflow_provider_geminiimg.core.ledger.root_identity import KnownRoot
     from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding
 
 _TRIGGERER = (
@@ -46,24 +48,36 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
-    from airflow_provider_geminiimg.runtime.doctor.airflow_database import PoolSlots, StoredRoot
     from airflow_provider_geminiimg.runtime.doctor.examination import Examination
-    from airflow_provider_geminiimg.runtime.doctor.findings import Level, lines, summary
+    from airflow_provider_geminiimg.runtime.doctor.findings import Level, summary
 
     examination = Examination(
-        known=StoredRoot(),
-        slots=PoolSlots(arguments.pool),
-        conn_ids=tuple(arguments.conn_id or [GeminiImageHook.default_conn_name]),
+        known=_known,
+        slots=partial(_slots, arguments.pool),
+        conn_ids=tuple(arguments.conn_id or ["geminiimg_default"]),
         outputs=tuple(arguments.output_path),
         api_conn_id=arguments.api_conn_id,
     )
-    findings = list(examination.findings({"triggerer": _triggerer}))
-    for line in (printable_json(finding.values()) for finding in findings) if arguments.json else lines(findings):
-        print_line(line)
+    findings = []
+    for finding in examination.findings({"triggerer": _triggerer}):
+        findings.append(finding)
+        for line in [printable_json(finding.values())] if arguments.json else finding.lines():
+            print_line(line)
     if not arguments.json:
         print_line(summary(findings))
     return int(any(finding.level is Level.ERROR for finding in findings))
+
+
+def _known() -> KnownRoot:
+    from airflow_provider_geminiimg.runtime.doctor.airflow_database import StoredRoot
+
+    return StoredRoot()
+
+
+def _slots(pool: str) -> int:
+    from airflow_provider_geminiimg.runtime.doctor.airflow_database import pool_slots
+
+    return pool_slots(pool)
 
 
 def _triggerer(check: Check) -> Iterator[Finding]:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_provider_geminiimg.core.redaction.printable import printable
-from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.exceptions import GeminiImageError, UnexpectedError
+
+_WIDTH = 28  # of the names of checks in the table
 
 
 class Level(str, enum.Enum):
@@ -38,6 +40,12 @@ class Finding:
     def values(self) -> dict[str, Any]:
         """This finding as JSON values."""
         return {**asdict(self), "level": self.level.value}
+
+    def lines(self) -> Iterator[str]:
+        """Its lines in the table."""
+        yield f"{self.level.value:9}{self.check:{_WIDTH}}  {printable(self.message)}"
+        if self.remedy:
+            yield f"{'':{_WIDTH + 11}}What to do: {printable(self.remedy)}"
 
 
 class UnavailableError(Exception):
@@ -75,23 +83,16 @@ class Check:
 
     def failed(self, error: GeminiImageError, level: Level = Level.ERROR) -> Finding:
         """The finding for an error of this package."""
+        if isinstance(error, UnexpectedError):
+            return Finding(
+                self.name, level, error.message, "Run the doctor again. If it happens again, report this line."
+            )
         # The hints of errors are written for tasks.
         hint = error.hint.replace(", then clear the task", "").replace("Nothing was sent by this attempt. ", "")
         said = f" The answer was: {error.gateway_message}" if error.gateway_message else ""
         return Finding(
             self.name, level, f"{error.message}{said}", hint or "Read the message, and run the doctor again."
         )
-
-
-def lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """The table of the findings, line by line."""
-    found = list(findings)
-    width = max((len(finding.check) for finding in found), default=0)
-    indent = " " * (width + 11)
-    for finding in found:
-        yield f"{finding.level.value:9}{finding.check:{width}}  {printable(finding.message)}"
-        if finding.remedy:
-            yield f"{indent}What to do: {printable(finding.remedy)}"
 
 
 def summary(findings: Iterable[Finding]) -> str:

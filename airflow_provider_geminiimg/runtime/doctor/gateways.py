@@ -13,11 +13,11 @@ import httpx
 from airflow_provider_geminiimg.core.catalog.lookup import default_model, lookup, other_id
 from airflow_provider_geminiimg.core.gateways.connection import GatewayConnection, is_loopback
 from airflow_provider_geminiimg.core.ledger.caps import caps_set, currency_of
-from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
+from airflow_provider_geminiimg.exceptions import GeminiImageError
+from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook, recorded_warnings
+from airflow_provider_geminiimg.runtime.doctor.exchange import exchange
 from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding
 from airflow_provider_geminiimg.runtime.doctor.storage import skew
-
-_SECONDS = 15.0
 
 
 def connection(check: Check, conn_id: str) -> Iterator[Finding]:
@@ -25,11 +25,10 @@ def connection(check: Check, conn_id: str) -> Iterator[Finding]:
 
     :raises GeminiImageError: the connection is wrong, or the gateway refuses the key.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with recorded_warnings() as messages:
         found = GeminiImageHook(conn_id).connection()
-    for each in caught:
-        yield check.warning(str(each.message), f"Correct the connection {conn_id!r}.")
+    for message in messages:
+        yield check.warning(message, f"Correct the connection {conn_id!r}.")
     yield from _price(check, found)
     base = httpx.URL(found.base_url)
     if base.scheme == "http" and not is_loopback(base.host):
@@ -66,8 +65,18 @@ def _price(check: Check, found: GatewayConnection) -> Iterator[Finding]:
 
 
 def _models(check: Check, found: GatewayConnection) -> Iterator[Finding]:
-    models = GeminiImageHook(found.conn_id).models()
+    hook = GeminiImageHook(found.conn_id)
     label, model = found.adapter().label, default_model(found.gateway, found.model)
+    models = hook.check().models
+    if not models:
+        try:
+            models = hook.models()
+        except GeminiImageError as error:
+            yield check.warning(
+                f"{label} accepts the key, and its list of models could not be read: {error.message}",
+                "Try again later.",
+            )
+            return
     if not models:
         yield check.ok(f"{label} accepts the key. It lists no models.")
     elif model in models:
@@ -85,12 +94,15 @@ def _models(check: Check, found: GatewayConnection) -> Iterator[Finding]:
 
 def _gateway_clock(check: Check, found: GatewayConnection) -> Iterator[Finding]:
     """Compare clocks, with a request without the key."""
+    unknown = check.skipped(f"{urlsplit(found.base_url).hostname} does not tell its time.")
     before = time.time()
     try:
-        with httpx.Client(timeout=_SECONDS) as client:
-            answer = client.head(found.base_url)
-        at = parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (httpx.HTTPError, KeyError, ValueError, TypeError):
-        yield check.skipped(f"{urlsplit(found.base_url).hostname} does not tell its time.")
+        headers = exchange("HEAD", found.base_url).headers
+        at = parsedate_to_datetime(headers["date"])
+    except (httpx.HTTPError, TimeoutError, KeyError, ValueError, TypeError):
+        yield unknown
+        return
+    if at.tzinfo is None or "age" in headers:  # of a cache, whose answer is old
+        yield unknown
     else:
-        yield skew(check, at, before, time.time(), f"the gateway of {found.conn_id}")
+        yield skew(check, at.timestamp(), before, time.time(), f"the gateway of {found.conn_id}", signs=False)

@@ -1,4 +1,7 @@
-"""Checks of what is installed: versions, packages, provider, plugin, settings."""
+"""Checks of what is installed: versions, packages, provider, plugin, settings.
+
+Invariant: importing this module imports nothing that may be missing, because its checks find what is missing.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,27 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import airflow
-from packaging.requirements import Requirement
-
-from airflow_provider_geminiimg import __version__, settings
-from airflow_provider_geminiimg._compat import LACKS, TESTED_AIRFLOWS
+from airflow_provider_geminiimg import __version__
 from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 _NAME = "airflow-provider-geminiimg"
 _PLUGIN = "airflow_provider_geminiimg.gallery.plugin.GalleryPlugin"
 _TESTED_PYTHONS = ((3, 10), (3, 13))  # pyproject.toml
-_REINSTALL = f"Install the package itself (pip install {_NAME}), not only a copy of its files, and restart Airflow."
+_EXTRAS = ("amazon", "azure", "google", "thumbnails")  # the others are for developers
+REINSTALL = f"Install the package itself (pip install {_NAME}), not only a copy of its files, and restart Airflow."
 
 
 def versions(check: Check) -> Iterator[Finding]:
     """Airflow and Python, and whether this package is tested with them."""
+    import airflow
+
+    from airflow_provider_geminiimg._compat import LACKS, TESTED_AIRFLOWS
+
     name = ".".join(airflow.__version__.split(".")[:2])
     here = f"{_NAME} {__version__} on Airflow {airflow.__version__}"
     if name in TESTED_AIRFLOWS:
@@ -45,15 +53,24 @@ def versions(check: Check) -> Iterator[Finding]:
 
 def packages(check: Check) -> Iterator[Finding]:
     """The packages that this one requires, and those of its extras that are installed."""
+    from packaging.requirements import Requirement
+
     try:
         required = [Requirement(text) for text in importlib.metadata.requires(_NAME) or ()]
     except importlib.metadata.PackageNotFoundError:
-        yield check.error("The package is not installed: its metadata is missing.", _REINSTALL)
+        yield check.error("The package is not installed: its metadata is missing.", REINSTALL)
         return
-    wrong = dict.fromkeys(filter(None, map(_conflict, required)))
-    for conflict, requirement in wrong:
-        yield check.error(conflict, f'Run pip install "{requirement}" with the constraints file of your Airflow.')
-    if not wrong:
+    all_right = True
+    for requirement in required:
+        conflict = _conflict(requirement)
+        if conflict is None or not (_applies(requirement, "") or any(_applies(requirement, name) for name in _EXTRAS)):
+            continue
+        all_right = False
+        remedy = (
+            f'Run pip install "{requirement.name}{requirement.specifier}" with the constraints file of your Airflow.'
+        )
+        yield (check.error if _applies(requirement, "") else check.warning)(conflict, remedy)
+    if all_right:
         yield check.ok("All required packages have supported versions.")
     if importlib.util.find_spec("PIL") is None:
         yield check.warning(
@@ -62,17 +79,19 @@ def packages(check: Check) -> Iterator[Finding]:
         )
 
 
-def _conflict(requirement: Requirement) -> tuple[str, str] | None:
-    """Why an installed package does not meet a requirement, and the requirement; packages of extras may be missing."""
-    is_extra = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
-    wanted = f"{requirement.name}{requirement.specifier}"
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or bool(requirement.marker.evaluate({"extra": extra}))
+
+
+def _conflict(requirement: Requirement) -> str | None:
+    """Why an installed package does not meet a requirement; packages of extras may be missing."""
     try:
         installed = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return None if is_extra else (f"{requirement.name} is not installed.", wanted)
+        return f"{requirement.name} is not installed." if _applies(requirement, "") else None
     if requirement.specifier.contains(installed, prereleases=True):
         return None
-    return f"{requirement.name} {installed} is installed, and {wanted} is required.", wanted
+    return f"{requirement.name} {installed} is installed, and {requirement.name}{requirement.specifier} is required."
 
 
 def provider(check: Check) -> Iterator[Finding]:
@@ -84,11 +103,11 @@ def provider(check: Check) -> Iterator[Finding]:
         return
     manager = ProvidersManager()  # type: ignore[no-untyped-call]
     if _NAME not in manager.providers:
-        yield check.error("Airflow does not know the provider, so it has no connection type geminiimg.", _REINSTALL)
+        yield check.error("Airflow does not know the provider, so it has no connection type geminiimg.", REINSTALL)
         return
     yield check.ok("Airflow has registered the provider and its connection type.")
     if _PLUGIN not in [plugin.plugin_class for plugin in manager.plugins]:
-        yield check.error("Airflow has not registered the gallery's plugin.", _REINSTALL)
+        yield check.error("Airflow has not registered the gallery's plugin.", REINSTALL)
         return
     try:
         with warnings.catch_warnings():
@@ -104,8 +123,30 @@ def provider(check: Check) -> Iterator[Finding]:
 
 
 def configuration(check: Check) -> Iterator[Finding]:
-    """The section ``[geminiimg]``."""
-    read = (settings.max_batch_images, settings.keep_records_days, settings.gallery_tabs, settings.record_prompts)
-    values = {each.__name__: each() for each in read}
-    shown = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
-    yield check.ok(f"root = {settings.root()}, namespace = {settings.namespace()}, {shown}")
+    """The section ``[geminiimg]``, each setting apart."""
+    from airflow_provider_geminiimg import settings
+    from airflow_provider_geminiimg.core.storage import locate
+    from airflow_provider_geminiimg.exceptions import GeminiImageError
+
+    read = {
+        "root": lambda: locate(settings.root(), "root").shown,
+        "namespace": settings.namespace,
+        "allowed_roots": lambda: [locate(uri, "allowed_roots").shown for uri in settings.allowed_roots()],
+        "gallery_roots": lambda: [locate(uri, "gallery_roots").shown for uri in settings.gallery_roots()],
+        "max_batch_images": settings.max_batch_images,
+        "keep_records_days": settings.keep_records_days,
+        "gallery_tabs": settings.gallery_tabs,
+        "record_prompts": settings.record_prompts,
+    }
+    shown = []
+    for name, value in read.items():
+        try:
+            shown.append(f"{name} = {value()}")
+        except GeminiImageError as error:
+            yield check.failed(error)
+        except Exception as error:
+            yield check.error(
+                f"[geminiimg] {name} can't be read ({type(error).__name__}).",
+                f"Correct the value: airflow config get-value geminiimg {name} shows it.",
+            )
+    yield check.ok(", ".join(shown))

@@ -11,9 +11,12 @@ from airflow_provider_geminiimg.core.gateways.connection import GatewayConnectio
 from airflow_provider_geminiimg.exceptions import GeminiImageError
 from airflow_provider_geminiimg.hooks.geminiimg import GeminiImageHook
 from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding, UnavailableError
+from airflow_provider_geminiimg.runtime.doctor.storage import runs_elsewhere
 
 CALLS_PER_IMAGE = 4
 """A submit and about three polls; docs/benchmarks.md, "A batch"."""
+
+UNLIMITED = 1_000_000  # tasks at once
 
 Slots = Callable[[], int]
 """Returns the slots of the pool of the image tasks; raises `UnavailableError` if they are not known."""
@@ -28,18 +31,20 @@ def limits(check: Check, conn_id: str, slots: Slots) -> Iterator[Finding]:
         found = GeminiImageHook(conn_id).connection()
     except GeminiImageError:
         return
-    at_once = conf.getint("core", "parallelism", fallback=32)
+    at_once = conf.getint("core", "parallelism", fallback=32) or UNLIMITED
     try:
         at_once = min(at_once, slots())
     except UnavailableError as error:
         yield check.skipped(error.message, error.remedy)
+    if not at_once:
+        yield check.error("The pool has no slots, so no task of it ever runs.", "Give it slots: airflow pools set.")
+        return
     yield from _connection(check, found, at_once)
     yield from _triggerer(check, found)
 
 
 def _connection(check: Check, found: GatewayConnection, at_once: int) -> Iterator[Finding]:
-    executor = conf.get("core", "executor", fallback="LocalExecutor")
-    if not found.shared_limits and "LocalExecutor" not in executor:
+    if not found.shared_limits and runs_elsewhere():
         yield check.warning(
             "shared_limits is off: each worker process and triggerer has the limits of the connection for itself.",
             "Switch shared_limits on, or divide the limits by the number of processes.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -36,22 +38,33 @@ def root(check: Check) -> Iterator[Finding]:
     store = open_root()
     store.probe()
     yield check.ok(f"{store.uri} can be written from here, and only one of two writers creates an object.")
-    executor = conf.get("core", "executor", fallback="LocalExecutor")
-    if store.uri.startswith("file:") and "LocalExecutor" not in executor:
+    if store.uri.startswith("file:") and runs_elsewhere():
         yield check.warning(
-            f"The root is a folder, and the executor is {executor}: all workers and triggerers and the API server must "
-            "see this same folder.",
+            "The root is a folder, and the executor starts tasks on other machines or in containers: all workers and "
+            "triggerers and the API server must see this same folder.",
             "Mount it on every machine, or set [geminiimg] root to a bucket. The doctor as a task compares what they "
             "see.",
         )
 
 
-def identity(check: Check, known: KnownRoot) -> Iterator[Finding]:
+def runs_elsewhere() -> bool:
+    """Whether one of the executors may start tasks on other machines."""
+    names = re.split("[,;]", conf.get("core", "executor", fallback="LocalExecutor"))
+    # Each is "name", "path.of.a.Class", and either of them with "team=" before and ":alias" after it.
+    classes = {name.rpartition("=")[2].partition(":")[0].rpartition(".")[2].strip() for name in names}
+    return not classes <= {"LocalExecutor", "SequentialExecutor"}
+
+
+_IDENTITIES = {
+    "known": "The root is the one that this Airflow knows.",
+    "unknown": "The root was used before, but not by this Airflow: its first purchase adopts it.",
+    "new": "The root is new: nothing was bought under it yet.",
+}
+
+
+def identity(check: Check, known: Callable[[], KnownRoot]) -> Iterator[Finding]:
     """Whether this is the root that this Airflow used before."""
-    if RootCheck(open_root(), known, _NO_LOG, first_attempt=False).compare():
-        yield check.ok("The root is the one that this Airflow knows.")
-    else:
-        yield check.ok("The root is new: nothing was bought under it yet.")
+    yield check.ok(_IDENTITIES[RootCheck(open_root(), known(), _NO_LOG, first_attempt=False).compare()])
 
 
 class _NoLog:
@@ -72,16 +85,17 @@ def clock(check: Check) -> Iterator[Finding]:
     yield skew(check, stores, before, time.time(), "the store of the root")
 
 
-def skew(check: Check, theirs: float, before: float, after: float, whose: str) -> Finding:
+def skew(check: Check, theirs: float, before: float, after: float, whose: str, *, signs: bool = True) -> Finding:
     """The finding for a clock that was read between two times of this machine's clock.
 
     :param theirs: Unix seconds, in whole seconds at the worst.
+    :param signs: whether requests to it are signed with the time.
     """
     off = max(0.0, before - (theirs + 1.0), theirs - after)
     if off <= MAX_SKEW:
         return check.ok(f"The clocks of this machine and of {whose} agree.")
     message = f"The clocks of this machine and of {whose} differ by about {off:.0f} s."
-    return (check.error if off > REFUSED_SKEW else check.warning)(message, _SYNCHRONIZE)
+    return (check.error if signs and off > REFUSED_SKEW else check.warning)(message, _SYNCHRONIZE)
 
 
 def uris(check: Check, outputs: Sequence[str]) -> Iterator[Finding]:
@@ -99,14 +113,23 @@ def uris(check: Check, outputs: Sequence[str]) -> Iterator[Finding]:
             yield check.failed(error)
         else:
             yield check.ok(f"{locate(uri).shown} accepts images.")
-    opened = Files(AIRFLOW_OPENERS)
     for setting, roots in (("allowed_roots", allowed), ("gallery_roots", settings.gallery_roots())):
         for uri in roots:
-            if locate(uri, setting).scheme in WEB_SCHEMES:
-                continue
             try:
-                opened.sha256(join_uri(uri, ".geminiimg-doctor"))  # usually there is none
+                found = _opened(check, uri, setting)
             except GeminiImageError as error:
-                yield check.failed(error, Level.WARNING)
-            else:
-                yield check.ok(f"{locate(uri, setting).shown} of {setting} can be read.")
+                found = check.failed(error, Level.WARNING)
+            yield found
+
+
+def _opened(check: Check, uri: str, setting: str) -> Finding:
+    """The finding for a root of a setting, of which one file is asked for that usually does not exist."""
+    place = locate(uri, setting)
+    if place.scheme in WEB_SCHEMES:
+        return check.skipped(f"{place.shown} of {setting} is a web address.")
+    if place.scheme == "file" and not Path(place.path).is_dir():
+        return check.warning(
+            f"{place.shown} of {setting} is not a folder on this machine.", f"Mount it, or correct {setting}."
+        )
+    Files(AIRFLOW_OPENERS).sha256(join_uri(uri, ".geminiimg-doctor"))
+    return check.ok(f"{place.shown} of {setting} can be opened.")

@@ -15,7 +15,7 @@ from airflow_provider_geminiimg.core.validation.task_arguments import TaskArgume
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.runtime.doctor import views
 from airflow_provider_geminiimg.runtime.doctor.examination import Examination
-from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding, Level, UnavailableError, lines, summary
+from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding, Level, UnavailableError, summary
 from airflow_provider_geminiimg.runtime.doctor.storage import open_root
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
 from airflow_provider_geminiimg.runtime.root_variable import RootVariable
@@ -40,7 +40,7 @@ def start(arguments: TaskArguments) -> str | None:
         arguments.refuse_missing()
     except GeminiImageError as error:
         raise_outcome(error)
-    with contextlib.suppress(GeminiImageError):  # the check of the root says why
+    with contextlib.suppress(Exception):  # the check of the root says why
         return leave_token(open_root(), settings.namespace())
     return None
 
@@ -53,21 +53,21 @@ def finish(arguments: TaskArguments, log: Logs, token: str | None, view: View | 
     :raises AirflowFailException: there is an error.
     """
     if token is not None:
-        with contextlib.suppress(GeminiImageError):
+        with contextlib.suppress(Exception):
             remove_token(open_root(), token)
     more = partial(_not_asked) if view is None else partial(views.triggerer, event=view.event)
     examination = Examination(
-        known=RootVariable(settings.root()),
+        known=lambda: RootVariable(settings.root()),
         slots=_no_slots,
         conn_ids=arguments.checked("conn_ids"),
         outputs=arguments.checked("output_paths"),
         api_conn_id=arguments.checked("api_conn_id"),
     )
-    findings = list(examination.findings({"triggerer": more}))
-    steady = SteadyLogs(log)
-    for finding in findings:
+    steady, findings = SteadyLogs(log), []
+    for finding in examination.findings({"triggerer": more}):
+        findings.append(finding)
         say = {Level.ERROR: steady.error, Level.WARNING: steady.warning}.get(finding.level, steady.info)
-        for line in lines([finding]):
+        for line in finding.lines():
             say(line)
     steady.info(summary(findings))
     errors = [finding for finding in findings if finding.level is Level.ERROR]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import pydantic
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_geminiimg import __version__, settings
+from airflow_provider_geminiimg.core.gateways.connection import is_loopback
 from airflow_provider_geminiimg.core.ledger.root_token import RootView, leave_token, remove_token
 from airflow_provider_geminiimg.exceptions import BadRequestError
 from airflow_provider_geminiimg.gallery.routes import PREFIX, ROOT
+from airflow_provider_geminiimg.runtime.doctor.exchange import Answer, exchange
 from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding
 from airflow_provider_geminiimg.runtime.doctor.storage import open_root
 
-_SECONDS = 60.0
 _NO_GALLERY = (
     "The API server does not have the gallery: the package is not installed there, or an older version is.",
     "Install this version of the package for the API server, and restart it.",
 )
-_VIEW = pydantic.TypeAdapter(RootView)
+
+
+class _SeenView(pydantic.BaseModel):
+    """A `RootView` that another process sent."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    found: bool
+    same_namespace: bool
+    version: Annotated[str, pydantic.Field(pattern=r"^[0-9][0-9A-Za-z.+-]{0,30}$")]
+    problem: Annotated[str, pydantic.Field(pattern="^[a-z_]{1,30}$")] | None = None
 
 
 def api_server(check: Check, conn_id: str | None) -> Iterator[Finding]:
@@ -38,10 +49,9 @@ def api_server(check: Check, conn_id: str | None) -> Iterator[Finding]:
     store = open_root()
     token = leave_token(store, settings.namespace())
     try:
-        view = _asked(check, conn_id, token)
+        yield from _asked(check, conn_id, token)
     finally:
         remove_token(store, token)
-    yield view if isinstance(view, Finding) else seen(check, view, "API server")
 
 
 def triggerer(check: Check, event: Mapping[str, Any] | None) -> Iterator[Finding]:
@@ -55,10 +65,10 @@ def triggerer(check: Check, event: Mapping[str, Any] | None) -> Iterator[Finding
             "Start a triggerer (airflow triggerer), or look at its log: this package must be installed there.",
         )
     else:
-        yield seen(check, _VIEW.validate_python(dict(event)), "triggerer")
+        yield seen(check, _SeenView.model_validate(dict(event)), "triggerer")
 
 
-def seen(check: Check, view: RootView, who: str) -> Finding:
+def seen(check: Check, view: RootView | _SeenView, who: str) -> Finding:
     """The finding for the view of another process."""
     if view.problem is not None:
         return check.error(
@@ -84,7 +94,7 @@ def seen(check: Check, view: RootView, who: str) -> Finding:
     return check.ok(f"The {who} sees the same root.")
 
 
-def _asked(check: Check, conn_id: str, token: str) -> RootView | Finding:
+def _asked(check: Check, conn_id: str, token: str) -> Iterator[Finding]:
     try:
         found = BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
@@ -92,48 +102,97 @@ def _asked(check: Check, conn_id: str, token: str) -> RootView | Finding:
             f"There is no Airflow connection {conn_id!r}.",
             hint="Create it, of type http, with the address of the API server as host.",
         ) from None
-    base = _address(found)
+    base = address(conn_id, found)
+    if base.scheme == "http" and not is_loopback(base.host):
+        yield check.warning(
+            f"The connection {conn_id!r} names an address without encryption: anybody between can read the password or "
+            "the token.",
+            "Use https, except inside a private network.",
+        )
     try:
-        with httpx.Client(timeout=_SECONDS) as client:
-            access = _access_token(client, base, found.login, found.password)
-            answer = client.get(f"{base}{PREFIX}/{ROOT.at(token=token)}", headers={"Authorization": f"Bearer {access}"})
-            answer.raise_for_status()
-            if "json" not in answer.headers.get("content-type", ""):
-                return check.error(*_NO_GALLERY)  # Airflow's own page, for an address that it does not know
-            return _VIEW.validate_python(answer.json())
-    except httpx.HTTPStatusError as error:
-        return _refused(check, error.response)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        return check.error(
-            f"The API server was not reached, or it gave no usable answer ({type(error).__name__}).",
+        access = _access_token(base, found.login, found.password)
+        if isinstance(access, Answer):
+            yield _refused(check, conn_id, access, "login")
+            return
+        url = f"{str(base).rstrip('/')}{PREFIX}/{ROOT.at(token=token)}"
+        answer = exchange("GET", url, headers={"Authorization": f"Bearer {access}"})
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        yield check.error(
+            f"The API server was not reached, or gave no answer in time ({type(error).__name__}).",
             f"Correct the host of the connection {conn_id!r}: the address of Airflow's pages.",
         )
+        return
+    yield _viewed(check, conn_id, answer)
 
 
-def _refused(check: Check, response: httpx.Response) -> Finding:
-    status = response.status_code
-    if status in (401, 403):
-        return check.error(
-            f"The API server refused the login (HTTP {status}).",
-            "Correct user and password of the connection, or put a new access token into its password.",
-        )
-    if status == 404:
+def _viewed(check: Check, conn_id: str, answer: Answer) -> Finding:
+    if answer.status != 200:
+        return _refused(check, conn_id, answer, "gallery")
+    try:
+        return seen(check, _SeenView.model_validate(answer.json()), "API server")
+    except pydantic.ValidationError:  # Airflow's own page, for an address that it does not know
         return check.error(*_NO_GALLERY)
-    return check.error(f"The API server answered HTTP {status}.", "Look at the log of the API server.")
 
 
-def _address(found: Any) -> str:
-    host, port = (found.host or "").rstrip("/"), f":{found.port}" if found.port else ""
-    if "://" not in host:
-        host = f"{found.schema or 'http'}://{host}"
-    return f"{host}{port}"
+def _refused(check: Check, conn_id: str, answer: Answer, asked: Literal["login", "gallery"]) -> Finding:
+    if answer.status in (400, 401, 403, 422):
+        return check.error(
+            f"The API server refused the login (HTTP {answer.status}).",
+            f"Correct user and password of the connection {conn_id!r}, or put only a new access token into its "
+            "password.",
+        )
+    if answer.status == 404 and asked == "gallery":
+        return check.error(*_NO_GALLERY)
+    if 300 <= answer.status < 400 or answer.status == 404:
+        return check.error(
+            f"The address of the connection {conn_id!r} is not that of Airflow's API server (HTTP {answer.status}).",
+            "Correct its host: the address of Airflow's pages, with its path.",
+        )
+    return check.error(f"The API server answered HTTP {answer.status}.", "Look at the log of the API server.")
 
 
-def _access_token(client: httpx.Client, base: str, login: str | None, password: str | None) -> str:
-    """An access token: by login, the password itself, or without a login where everybody is an administrator."""
+def address(conn_id: str, found: Any) -> httpx.URL:
+    """The address of Airflow's pages, without a slash at its end. Without a scheme it is https, or http for a loopback
+    address.
+
+    :raises BadRequestError: the connection is of another type, or has no valid address.
+    """
+    if found.conn_type not in ("http", "https", "", None):
+        raise BadRequestError(
+            f"Connection {conn_id!r} has type {found.conn_type!r}. Allowed: http.", hint="Name another connection."
+        )
+    host = (found.host or "").strip().rstrip("/")
+    if host.count(":") > 1 and not {"/", "["} & set(host):
+        host = f"[{host}]"  # an IPv6 address
+    scheme = "https" if "https" in (found.schema, found.conn_type) else found.schema
+    try:
+        url = httpx.URL(host if "://" in host else f"{scheme}://{host}" if scheme else f"//{host}")
+        if not url.scheme:
+            url = url.copy_with(scheme="http" if is_loopback(url.host) else "https")
+        if found.port and url.port is None:
+            url = url.copy_with(port=int(found.port))
+    except (httpx.InvalidURL, TypeError, ValueError):
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        raise BadRequestError(
+            f"The host of the connection {conn_id!r} is not an address.",
+            hint="Set it to the address of Airflow's pages, such as https://airflow.example.com, and user and password "
+            "to their own fields.",
+        )
+    return url
+
+
+def _access_token(base: httpx.URL, login: str | None, password: str | None) -> str | Answer:
+    """An access token: by login, the password itself, or without a login where everybody is an administrator.
+
+    :returns: the answer if it has no token.
+    """
     if password and not login:
-        return password
-    ask = {"json": {"username": login, "password": password}} if login else {}
-    answer = client.request("POST" if login else "GET", f"{base}/auth/token", **ask)  # type: ignore[arg-type]
-    answer.raise_for_status()
-    return str(answer.json()["access_token"])
+        return password if password.isascii() and password.isprintable() else Answer(401, {}, b"")
+    asked = f"{str(base).rstrip('/')}/auth/token"
+    answer = (
+        exchange("POST", asked, body={"username": login, "password": password}) if login else exchange("GET", asked)
+    )
+    values = answer.json()
+    token = values.get("access_token") if isinstance(values, dict) and 200 <= answer.status < 300 else None
+    return token if isinstance(token, str) and token.isascii() and token.isprintable() else answer

@@ -27,6 +27,7 @@ from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.ledger.root_token import leave_token
 from airflow_provider_geminiimg.core.purchase.copying import image_places
 from airflow_provider_geminiimg.core.storage import Files, LocalStore, encode_segment
+from airflow_provider_geminiimg.gallery import app
 from airflow_provider_geminiimg.gallery.addresses import address_of
 from airflow_provider_geminiimg.operators.generate import GeminiImageGenerateOperator
 from tests.harness.api_server import USERS, api_server, gallery_app
@@ -185,6 +186,20 @@ def test_only_a_user_who_is_logged_in_learns_whether_a_token_is_in_the_root(
     assert ask(f"api/same-root/{'0' * 32}").json() == {**view, "found": False, "same_namespace": False}
     for other in (token.upper(), token[:-1], "..%2Froot", "%2e%2e"):
         assert ask(f"api/same-root/{other}").status_code == 404
+
+
+def test_a_store_that_does_not_answer_keeps_two_threads_busy_with_the_doctors_question_at_most(
+    get: Callable[..., Any], local_root: str
+) -> None:
+    path = f"api/same-root/{'0' * 32}"
+    taken = [app._VIEWS.acquire(blocking=False) for _ in range(2)]
+    try:
+        assert taken == [True, True]
+        assert get(path).status_code == 503
+    finally:
+        for _ in taken:
+            app._VIEWS.release()
+    assert get(path).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import socket
+import subprocess
 import sys
 import time
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import airflow as airflow_package
 import pytest
 from airflow.models import Pool, Variable
 from airflow.providers_manager import ProvidersManager
+from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 
 from airflow_provider_geminiimg.__main__ import main
 from airflow_provider_geminiimg.core.storage import open_store
@@ -221,6 +225,17 @@ def no_pool(_: Doctor, __: pytest.MonkeyPatch) -> Callable[[], object]:
     return lambda: Pool.create_or_update_pool("fewer", 2, "", include_deferred=False)
 
 
+def empty_pool(_: Doctor, __: pytest.MonkeyPatch) -> Callable[[], object]:
+    Pool.create_or_update_pool("empty", 0, "", include_deferred=False)
+    return lambda: Pool.create_or_update_pool("empty", 4, "", include_deferred=False)
+
+
+def remote_gateway(doctor: Doctor, _: pytest.MonkeyPatch) -> Callable[[], object]:
+    """A gateway that is not on this machine, so that a proxy would be used. Nothing leaves it: no proxy listens."""
+    doctor.connection(host="https://gateway.invalid")
+    return doctor.connection
+
+
 @dataclass(frozen=True)
 class Case:
     """A finding.
@@ -241,7 +256,7 @@ class Case:
     arguments: Sequence[str] = ()
 
 
-CELERY = {"AIRFLOW__CORE__EXECUTOR": "CeleryExecutor"}
+CELERY = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor,team1=CeleryExecutor:fast"}
 DEFAULT = "connection geminiimg_default"
 CASES: Mapping[str, Case] = {
     "a newer Airflow": Case(
@@ -276,7 +291,7 @@ CASES: Mapping[str, Case] = {
         environ(AIRFLOW__GEMINIIMG__ROOT="ftp://host/x"),
     ),
     "a root that can't be written": Case("root", "error", "Creating", "", root_below_a_file),
-    "a folder for several machines": Case("root", "warning", "CeleryExecutor", "to a bucket", environ(**CELERY)),
+    "a folder for several machines": Case("root", "warning", "on other machines", "to a bucket", environ(**CELERY)),
     "another ledger": Case("root identity", "error", "is not the one", "delete Airflow's Variable", another_ledger),
     "no ledger": Case("root identity", "error", "There is no root.json", "restore it", no_ledger),
     "a clock that is late": Case("root clock", "warning", "differ by about", "NTP", wrong_clock(-60.0)),
@@ -297,10 +312,39 @@ CASES: Mapping[str, Case] = {
         both(s3_gallery_root, hidden("airflow.providers.amazon.aws.hooks.s3")),
     ),
     "a proxy": Case(
-        "proxy", "warning", "HTTPS_PROXY", "directly", environ(https_proxy="http://user:canary-secret@proxy:3128")
+        "proxy",
+        "warning",
+        "HTTPS_PROXY",
+        "directly",
+        both(environ(https_proxy="http://user:canary-secret@127.0.0.1:9"), remote_gateway),
     ),
-    "a SOCKS proxy": Case("proxy", "error", "socksio", "httpx[socks]", environ(all_proxy="socks5://proxy:1080")),
-    "no certificates": Case("TLS", "error", "does not exist", "SSL_CERT_FILE", environ(SSL_CERT_FILE="/nowhere.pem")),
+    "a SOCKS proxy": Case(
+        "proxy", "error", "socksio", "httpx[socks]", both(environ(all_proxy="socks5://127.0.0.1:9"), remote_gateway)
+    ),
+    "a proxy of an unknown kind": Case(
+        "proxy", "error", "(socks4)", "http, https", both(environ(all_proxy="socks4://127.0.0.1:9"), remote_gateway)
+    ),
+    "a proxy without an address": Case(
+        "proxy", "error", "(no valid address)", "", both(environ(https_proxy="http://pro[xy"), remote_gateway)
+    ),
+    "no certificates": Case("TLS", "error", "nothing that exists", "SSL_CERT_FILE", environ(SSL_CERT_FILE="/no.pem")),
+    "no folder of certificates": Case("TLS", "error", "nothing", "SSL_CERT_DIR", environ(SSL_CERT_DIR="/no:/none")),
+    "a folder that is not mounted": Case(
+        "URIs", "warning", "/no/where of gallery_roots", "Mount", environ(AIRFLOW__GEMINIIMG__GALLERY_ROOTS="/no/where")
+    ),
+    "a setting that is no value of its kind": Case(
+        "settings", "error", "gallery_tabs can't be read", "Correct", environ(AIRFLOW__GEMINIIMG__GALLERY_TABS="maybe")
+    ),
+    "a secret in the root": Case(
+        "settings",
+        "error",
+        "cannot contain a password",
+        "",
+        environ(AIRFLOW__GEMINIIMG__ROOT="s3://AK:canarysecret@bucket/x"),
+    ),
+    "a pool without slots": Case(
+        "limits geminiimg_default", "error", "has no slots", "airflow pools set", empty_pool, ("--pool", "empty")
+    ),
     "certificates that are none": Case(
         "TLS", "error", "can't be loaded", "SSL_CERT_FILE", environ(SSL_CERT_FILE=__file__)
     ),
@@ -374,7 +418,7 @@ CASES: Mapping[str, Case] = {
         environ(AIRFLOW__TRIGGERER__CAPACITY="2"),
     ),
     "no such pool": Case(
-        "limits geminiimg_default", "skipped", "no pool 'fewer'", "airflow pools set", no_pool, ("--pool", "fewer")
+        "limits geminiimg_default", "error", "no pool 'fewer'", "airflow pools set", no_pool, ("--pool", "fewer")
     ),
 }
 
@@ -403,6 +447,71 @@ def test_a_finding_is_provoked_and_gone_when_its_remedy_was_followed(doctor: Doc
     finally:
         with contextlib.suppress(KeyError):
             Variable.delete(RootVariable(doctor.root).name)
+
+
+def test_requirements_of_developers_and_of_other_pythons_are_none(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        'httpx<0.1; extra == "dev"',
+        'httpx<0.1; python_version < "3"',
+        'httpx<0.1; extra == "amazon" and python_version < "3"',
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: lines)
+    _, findings = doctor.run()
+    assert [each["level"] for each in findings if each["check"] == "packages"] == ["ok"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: ['httpx<0.1; extra == "amazon"'])
+    _, findings = doctor.run()
+    assert [each["level"] for each in findings if each["check"] == "packages"] == ["warning"]
+
+
+@pytest.mark.parametrize("module", ["httpx", "pydantic", "airflow.providers.common.compat.sdk", "packaging"])
+def test_a_module_that_is_missing_is_a_finding_and_the_other_checks_are_made(tmp_path: Path, module: str) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from airflow_provider_geminiimg.__main__ import main\n"
+        "sys.exit(main(['doctor', '--json']))"
+    )
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite://"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    findings = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+    assert done.returncode == 1
+    assert any("can't be imported" in each["message"] for each in findings), done.stdout + done.stderr
+    assert findings[-1]["check"] == "triggerer"
+
+
+def test_a_gateway_behind_a_cache_or_without_its_list_of_models_is_no_error(doctor: Doctor) -> None:
+    doctor.sandbox.faults(route="onemin.models", status=503, times=9)
+    status, findings = doctor.run()
+    found = {each["message"]: each["level"] for each in findings if each["check"] == DEFAULT}
+    [level] = [level for message, level in found.items() if "its list of models could not be read" in message]
+    assert (status, level) == (0, "warning")
+
+
+def test_the_checks_of_a_root_that_cannot_be_used_are_skipped(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    root_below_a_file(doctor, monkeypatch)
+    _, findings = doctor.run("--api-conn-id", "none")
+    levels = {each["check"]: each["level"] for each in findings}
+    assert levels["root"] == "error"
+    assert levels["root identity"] == levels["root clock"] == levels["API server"] == "skipped"
+
+
+def test_a_root_of_another_airflow_is_not_called_known(doctor: Doctor) -> None:
+    open_store(doctor.root, AIRFLOW_OPENERS).create("root.json", b'{"id": "this"}')
+    _, findings = doctor.run()
+    [message] = [each["message"] for each in findings if each["check"] == "root identity"]
+    assert "not by this Airflow" in message
+
+
+def test_a_warning_of_other_code_is_no_finding(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backend(EnvironmentVariablesBackend):  # type: ignore[misc]
+        def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+            warnings.warn("https://vault/v1?token=canary-vault", DeprecationWarning, stacklevel=2)
+            return super().get_connection(*args, **kwargs)
+
+    monkeypatch.setattr(EnvironmentVariablesBackend, "get_connection", Backend.get_connection)
+    _, findings = doctor.run()
+    assert "canary" not in json.dumps(findings)
 
 
 def test_a_pool_of_as_many_slots_as_requests_ends_the_warning(doctor: Doctor) -> None:
