@@ -508,7 +508,7 @@ def test_whatever_a_command_meets_is_one_error_in_words(
                 if (operation, words[0]) == ("PutObject", "show"):
                     continue
                 said = shell.refused(*words)
-                assert re.fullmatch(r"error: [^\n]* failed: the answer \(RuntimeError\)[^\n]*\n", said), said
+                assert re.fullmatch(r"error: [^\n]* failed: the client reports RuntimeError\.[^\n]*\n", said), said
                 assert "Signature" not in said
         finally:
             events.unregister(f"before-call.s3.{operation}", unique_id="fail")
