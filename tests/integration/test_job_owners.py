@@ -461,5 +461,5 @@ async def test_a_note_that_fails_leaves_nothing_of_the_failures_text_in_the_log(
     finally:
         events.unregister("before-call.s3.PutObject", unique_id="fail")
     [said] = [line for line in lines.messages if "Could not note that job" in line]
-    assert "(RuntimeError)" in said
+    assert "reports RuntimeError" in said
     assert "Signature" not in lines.text
