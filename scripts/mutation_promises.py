@@ -559,6 +559,20 @@ PROMISED = (
         tests={"unit/core/reconcile/test_purge.py": "answered_since"},
     ),
     Protection(
+        "A landed record that has changed since a purge has listed it stays",
+        "core/reconcile/purge.py",
+        "    return remaining | ledger.store.delete_unchanged(deciding)\n",
+        "    ledger.store.delete_all(deciding)\n    return remaining\n",
+        tests={"unit/core/reconcile/test_purge.py": "landed_record_that_has_changed"},
+    ),
+    Protection(
+        "A purge leaves the index entry of a record that was bought again under the same key",
+        "core/reconcile/purge.py",
+        "    return entry.record in records and entry.claim == records[entry.record].claim\n",
+        "    return entry.record in records\n",
+        tests={"unit/core/reconcile/test_purge.py": "landed_record_that_has_changed"},
+    ),
+    Protection(
         "On disk, an entry that was checked is removed before anybody can replace it",
         "core/storage/local.py",
         '            with _failures("Locking", self._lock_path), self._locked():\n',

@@ -4,8 +4,8 @@ Invariants:
 
 - A record that may stand for a paid image is removed only if a person asks for it, and is first marked as lost, so that
   it is never just missing.
-- Old records are removed only if those that failed are read again before and have not changed: a late answer may have
-  brought an image. What has landed does not change any more.
+- A record is removed only if it is as it was listed: it may have got a late answer, or was removed and bought again.
+  What failed is read again before anything of its task instance is removed.
 - Image files are never removed.
 - What was paid for a removed record stays in the totals of its run: it is counted before it is removed.
 - Removing a record by name leaves a tombstone. Only with a tombstone does an attempt that knows the record from
@@ -121,9 +121,8 @@ async def purge(ledger: Ledger, scope: Scope, *, days: float, dry_run: bool = Fa
     for key in await asyncio.to_thread(_purge_shown, ledger, scope, days, dry_run):
         yield key
     if failures:
-        named = " ".join(
-            f"{name}: {error.message} {error.hint}".strip() for name, error in list(failures.items())[:_NAMED]
-        )
+        some = itertools.islice(failures.items(), _NAMED)
+        named = " ".join(f"{name}: {error.message} {error.hint}".strip() for name, error in some)
         raise LedgerError(
             f"The records of {len(failures)} task instances could not be removed. {named}",
             billed=Billed.NO,
@@ -174,7 +173,7 @@ class _Objects:
     :param records: its records, those of one item in the order of their numbers.
     :param saved: saved requests and plans.
     :param others: what else belongs to the records.
-    :param versions: of those records, by key, whose state may still change.
+    :param versions: of the records, by key, when they were listed.
     """
 
     records: Sequence[Record]
@@ -204,7 +203,7 @@ def _objects_of(ledger: Ledger, together: Sequence[RecordEntry], days: float) ->
     spooled = ledger.store.keys(f"{SPOOL}/{task_instance_of(records[0].key)}/")
     others += (key for key in spooled if key.startswith(spools))
     listed = (each.found for each in together if each.found is not None)
-    versions = {each.record.key: each.version for each in listed if each.record.state != "landed"}
+    versions = {each.record.key: each.version for each in listed}
     return _Objects(records, _saved_for_retries(ledger, records, days), others, versions)
 
 
@@ -239,27 +238,37 @@ async def _removed(
 def _remove_all(ledger: Ledger, found: Sequence[_Objects]) -> list[_Objects]:
     """Remove what belongs to the records, then the records; an interruption leaves a valid state at each point.
 
-    :returns: what was removed: not the objects of a task instance whose records have changed since they were listed.
+    :returns: what was removed: no record that has changed since it was listed.
     """
     ledger.summaries.count(record for each in found for record in each.records)  # for the totals
     found = _unchanged(ledger, found)
     records = [record for each in found for record in each.records]
     removed = {record.key for record in records}
-    last = {folder_of(record.key): record.key for record in records}
-    store = ledger.store
     _remove_index_entries(ledger, removed, records)
-    store.delete_all([key for each in found for key in (*each.saved, *each.others)])
-    # The record that decides is removed last: an older one would decide otherwise.
-    store.delete_all([record.key for record in records if record.key != last[folder_of(record.key)]])
-    store.delete_all(list(last.values()))
-    _count_as_removed(ledger, records)
-    return found
+    ledger.store.delete_all([key for each in found for key in (*each.saved, *each.others)])
+    removed -= _remove_records(ledger, records, {key: at for each in found for key, at in each.versions.items()})
+    _count_as_removed(ledger, [record for record in records if record.key in removed])
+    return [replace(each, records=[record for record in each.records if record.key in removed]) for each in found]
+
+
+def _remove_records(ledger: Ledger, records: Sequence[Record], versions: Mapping[str, str]) -> set[str]:
+    """Remove records that have not changed, and return the keys of those that remain.
+
+    The record that decides is removed last, if no other of its item remains: an older one would decide otherwise.
+    """
+    last = {folder_of(record.key): record.key for record in records}
+    others = {record.key for record in records} - set(last.values())
+    changed = ledger.store.delete_unchanged({key: versions[key] for key in others})
+    remaining = {*changed, *(last[folder_of(key)] for key in changed)}
+    deciding = {key: versions[key] for key in last.values() if key not in remaining}
+    return remaining | ledger.store.delete_unchanged(deciding)
 
 
 def _unchanged(ledger: Ledger, found: Sequence[_Objects]) -> list[_Objects]:
     """The task instances whose failed records are as they were listed: a late answer may have brought an image."""
+    failed = [record.key for each in found for record in each.records if record.state != "landed"]
     versions = {key: version for each in found for key, version in each.versions.items()}
-    now = zip(versions, ledger.store.map(ledger.read, list(versions)), strict=True)
+    now = zip(failed, ledger.store.map(ledger.read, failed), strict=True)
     changed = {key for key, stored in now if stored is not None and stored.version != versions[key]}
     return [each for each in found if changed.isdisjoint(each.versions)]
 
@@ -317,7 +326,6 @@ def _items(records: Sequence[Record]) -> set[str]:
 
 
 def _task_instance(key: str) -> str:
-    """The folder of the records of a task instance."""
     return folder_of(folder_of(key))
 
 
@@ -353,29 +361,28 @@ def _remove_index_entries(ledger: Ledger, removed: Collection[str], records: Seq
     """Remove records from the index of fingerprints; earlier records with the same images take their places.
 
     An entry is removed as soon as it was read: a newer purchase may be about to change it.
-
-    :param removed: keys of all records that are about to be removed.
     """
-    alone = {record.key for record in records if not may_have_earlier_holders(record)}
-    entries = dict.fromkeys(index_key(record.key, record.fingerprint) for record in records if record.key in alone)
+    alone = {record.key: record for record in records if not may_have_earlier_holders(record)}
+    entries = dict.fromkeys(index_key(key, record.fingerprint) for key, record in alone.items())
     ledger.store.delete_where(entries, partial(_names_one_of, ledger.store, alone))
     ledger.store.map(partial(_hand_over, ledger, removed), [record for record in records if record.key not in alone])
 
 
-def _names_one_of(store: Store, records: Collection[str], key: str, data: bytes) -> bool:
-    """Whether an entry of the index of fingerprints names one of some records."""
-    return parsed_entry(store, key, Blob(data, "", 0.0)).record in records
+def _names_one_of(store: Store, records: Mapping[str, Record], key: str, blob: Blob) -> bool:
+    """Whether an entry of the index of fingerprints names one of some records, and not a later one with its key."""
+    entry = parsed_entry(store, key, blob)
+    return entry.record in records and entry.claim == records[entry.record].claim
 
 
 def _hand_over(ledger: Ledger, removed: Collection[str], record: Record) -> None:
     """Let the entry of a record name an earlier one with the same image that stays; remove it if there is none."""
     index = index_key(record.key, record.fingerprint)
     noted = read_entry(ledger.store, index)
-    if noted is None or noted.record != record.key:
+    if noted is None or (noted.record, noted.claim) != (record.key, record.claim):
         return
     earlier = _earlier(ledger, record, removed)
     if earlier is None:
-        ledger.store.delete_where([index], partial(_names_one_of, ledger.store, {record.key}))
+        ledger.store.delete_where([index], partial(_names_one_of, ledger.store, {record.key: record}))
     else:  # if another process changes the entry in the meantime, its change stays
         write_entry(ledger.store, index, earlier, noted)
 

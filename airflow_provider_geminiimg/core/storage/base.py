@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -133,19 +133,32 @@ class Store(abc.ABC):
         for key in keys:
             self.delete(key)
 
-    def delete_where(self, keys: Iterable[str], is_wanted: Callable[[str, bytes], bool]) -> None:
+    def delete_where(self, keys: Iterable[str], is_wanted: Callable[[str, Blob], bool]) -> None:
         """Remove objects, each only if its content is as wanted, and as soon as it was read; none of them has to exist.
-        On disk, nobody can replace an object between the read and the removal.
+        On disk, nobody can replace an object between the read and the removal. In a bucket, a write between the two
+        requests is lost.
 
-        :param is_wanted: receives key and content. It must not use the store.
+        :param is_wanted: receives key and object, whose age may be 0. It must not use the store.
         """
 
         def remove(key: str) -> None:
             blob = self.read(key)
-            if blob is not None and is_wanted(key, blob.data):
+            if blob is not None and is_wanted(key, blob):
                 self.delete(key)
 
         self.map(remove, list(keys))
+
+    def delete_unchanged(self, versions: Mapping[str, str]) -> set[str]:
+        """Remove objects that still have these versions; none of them has to exist. On disk, nobody can replace an
+        object between the read and the removal. In a bucket, all are read first, and then removed together.
+
+        :param versions: by key.
+        :returns: the keys of the objects that have changed, and remain.
+        """
+        found = zip(versions.items(), self.map(self.read, list(versions)), strict=True)
+        changed = {key for (key, version), blob in found if blob is not None and blob.version != version}
+        self.delete_all(key for key in versions if key not in changed)
+        return changed
 
     def map(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
         """The results for all items; `concurrency` of them at the same time."""

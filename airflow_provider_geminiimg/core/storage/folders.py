@@ -71,3 +71,11 @@ def remove_empty(folder: str) -> bool:
     except OSError:  # it is not empty, or another process has removed it
         return False
     return True
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Return whether `path` is `folder` or in it, either literally or after symbolic links are resolved."""
+    spellings = (os.path.normpath(path), os.path.realpath(path))
+    return any(
+        f"{spelling}/".startswith(f"{at}/") for spelling in spellings for at in (folder, os.path.realpath(folder))
+    )

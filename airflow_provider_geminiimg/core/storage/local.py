@@ -17,7 +17,7 @@ import random
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from airflow_provider_geminiimg.core.storage.base import (
     OURS,
@@ -42,6 +42,7 @@ from airflow_provider_geminiimg.core.storage.folders import (
     PRIVATE,
     Modes,
     close_folders,
+    is_below,
     make_folders,
     remove_empty,
     sync_folder,
@@ -54,13 +55,15 @@ LOCK_SECONDS = 30.0
 
 _HELD_SECONDS = 0.02  # for which a removal of many files holds the lock, and for one more file of each thread
 _FREE_SECONDS = 0.011  # until it locks again: the lock has no queue, and who waits for it looks every 10 ms at most
+_TURN_SECONDS = 1.0  # that a thread waits for the other threads of its process before it tries the file's lock
 _FOLDERS = 1000  # of images, whose modes are remembered
 _VANISHED = 10  # how often a missing folder is made for one new object
 
 IMAGES = "images"
 """Folder under the root for images without an output path of their own."""
 
-_LOCKS: dict[tuple[int, str], threading.Lock] = {}  # of the threads, by process and path: a fork copies their state
+_LOCKS: dict[str, threading.RLock] = {}  # of the threads of this process, by path
+os.register_at_fork(after_in_child=_LOCKS.clear)  # a fork copies their states, without the threads that hold them
 
 _REFUSALS = (  # permanent failures
     errno.EACCES,
@@ -141,6 +144,9 @@ class LocalStore(Store):
         """See `Store.delete_all`. Folders that are empty then are removed, too."""
         paths = [self._path(key) for key in keys]
         self._each_locked(paths, os.unlink)
+        self._remove_empty_folders(paths)
+
+    def _remove_empty_folders(self, paths: Iterable[str]) -> None:
         folders = set(map(os.path.dirname, paths))
         while folders := set(filter(None, self.map(self._folder_above_removed, list(folders)))):
             pass
@@ -149,15 +155,28 @@ class LocalStore(Store):
         """Remove a folder if it is empty, and return the folder above it, which may be empty now."""
         return os.path.dirname(folder) if folder != self._root and remove_empty(folder) else None
 
-    def delete_where(self, keys: Iterable[str], is_wanted: Callable[[str, bytes], bool]) -> None:
+    def delete_where(self, keys: Iterable[str], is_wanted: Callable[[str, Blob], bool]) -> None:
         paths = {self._path(key): key for key in keys}
 
         def remove(path: str) -> None:
             found = read_file(path)
-            if found is not None and is_wanted(paths[path], found[0]):
+            if found is not None and is_wanted(paths[path], Blob(found[0], sha256(found[0]), 0.0)):
                 os.unlink(path)
 
         self._each_locked(list(paths), remove)
+
+    def delete_unchanged(self, versions: Mapping[str, str]) -> set[str]:
+        """See `Store.delete_unchanged`. Folders that are empty then are removed, too."""
+        changed = set()
+
+        def is_unchanged(key: str, blob: Blob) -> bool:
+            if blob.version != versions[key]:
+                changed.add(key)
+            return blob.version == versions[key]
+
+        self.delete_where(versions, is_unchanged)
+        self._remove_empty_folders(map(self._path, versions))
+        return changed
 
     def _each_locked(self, paths: Sequence[str], remove: Callable[[str], None]) -> None:
         """Remove files while holding the root's lock, which others get in between."""
@@ -222,20 +241,19 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the root's lock.
+        """Hold the root's lock, which is that of a file.
 
         The threads of this process wait for each other first, because nobody wakes those who wait for the lock of a
-        file: they try again and again.
+        file: they try again and again. A lock that a killed call has left costs each later one `_TURN_SECONDS`.
         """
         deadline = time.monotonic() + LOCK_SECONDS
-        of_process = _LOCKS.setdefault((os.getpid(), self._lock_path), threading.Lock())
-        if not of_process.acquire(timeout=LOCK_SECONDS):
-            raise self._still_locked()
-        try:
+        of_process = _LOCKS.setdefault(self._lock_path, threading.RLock())
+        try:  # a signal handler may raise at any line
+            of_process.acquire(timeout=_TURN_SECONDS)
             with self._lock_file() as handle:
                 while not _try_lock(handle):
                     if time.monotonic() > deadline:
-                        raise self._still_locked()
+                        raise StorageError(f"{self._lock_path} has been locked for {LOCK_SECONDS:.0f} s.")
                     time.sleep(random.uniform(0.001, 0.01))
                 try:
                     yield
@@ -243,10 +261,10 @@ class LocalStore(Store):
                     # Closing is not enough: a process that was forked in the meantime holds a copy of the handle.
                     fcntl.flock(handle, fcntl.LOCK_UN)
         finally:
-            of_process.release()
-
-    def _still_locked(self) -> StorageError:
-        return StorageError(f"{self._lock_path} has been locked for {LOCK_SECONDS:.0f} s.")
+            try:  # noqa: SIM105 - a call of `suppress` could be interrupted before the release
+                of_process.release()
+            except RuntimeError:  # this thread does not hold it
+                pass
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[int]:
@@ -329,12 +347,12 @@ class DiskFiles(Backend):
         return modes
 
     def _made(self, folder: str) -> Modes:
-        if self._root is None or not _is_below(folder, self._root):
+        if self._root is None or not is_below(folder, self._root):
             make_folders(folder, BY_UMASK)
             return BY_UMASK
         make_folders(os.path.dirname(self._root), BY_UMASK)
         make_folders(folder, PRIVATE)
-        if _is_below(folder, f"{self._root}/{IMAGES}"):
+        if is_below(folder, f"{self._root}/{IMAGES}"):
             close_folders(f"{self._root}/{IMAGES}", folder)
         return PRIVATE
 
@@ -350,14 +368,6 @@ def _failures(doing: str, path: str) -> Iterator[None]:
             retryable=error.errno not in _REFUSALS,
             hint="Check that the disk is mounted and writable for the user that runs the worker.",
         ) from error
-
-
-def _is_below(path: str, folder: str) -> bool:
-    """Return whether `path` is `folder` or in it, either literally or after symbolic links are resolved."""
-    spellings = (os.path.normpath(path), os.path.realpath(path))
-    return any(
-        f"{spelling}/".startswith(f"{at}/") for spelling in spellings for at in (folder, os.path.realpath(folder))
-    )
 
 
 def _try_lock(handle: int) -> bool:

@@ -153,7 +153,7 @@ class S3Driver(Driver):
             self._quoted = True
         elif known is None and self.version(key) == version:
             done = self._put(key, data, **arguments, IfMatch=bare)
-            self._quoted = None if done is None else False
+            self._quoted = self._quoted if done is None else False
         return done
 
     def _put(self, key: str, data: bytes, **arguments: str) -> Any:

@@ -6,14 +6,15 @@ import dataclasses
 import importlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_geminiimg.core import reconcile
-from airflow_provider_geminiimg.core.ledger.layout import RETURNED, record_key, spool_key
+from airflow_provider_geminiimg.core.ledger.fingerprint_index import write_entry
+from airflow_provider_geminiimg.core.ledger.layout import RETURNED, index_key, record_key, spool_key
 from airflow_provider_geminiimg.core.ledger.record import Record
 from airflow_provider_geminiimg.core.ledger.records import Ledger
 from airflow_provider_geminiimg.core.purchase.saved_requests import SavedRequest, SavedRequestStore
@@ -270,3 +271,48 @@ async def test_nothing_goes_of_a_task_whose_failed_request_was_answered_since_th
     ledger.change(late.key, lambda stored: dataclasses.replace(stored, state="submitted", job_id="paid"))
     assert [key async for key in going] == []
     assert disk_left.records() == [late.key]
+
+
+def _used_by_a_clear(ledger: Ledger, record: Record) -> None:
+    ledger.change(record.key, lambda stored: dataclasses.replace(stored, generation=1, asked=stored.destination))
+
+
+def _answered_late(ledger: Ledger, record: Record) -> None:
+    ledger.change(record.key, lambda stored: dataclasses.replace(stored, extra_jobs=["paid-too"]))
+
+
+def _forgotten_and_bought_again(ledger: Ledger, record: Record) -> None:
+    reconcile.forget(ledger, record.key, force=True)
+    again = make_record(dataclasses.replace(ITEM, run_id="z"), state="submitted", job_id="paid")
+    ledger.create(again)
+    write_entry(ledger.store, index_key(again.key, again.fingerprint), again, None)
+
+
+@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.parametrize("change", [_used_by_a_clear, _answered_late, _forgotten_and_bought_again])
+async def test_a_landed_record_that_has_changed_since_the_records_were_listed_stays(
+    disk_left: OrphanedRecords, change: Callable[[Ledger, Record], None]
+) -> None:
+    ledger, late = disk_left.ledger, landed(dataclasses.replace(ITEM, run_id="z"))
+    for record in (landed(dataclasses.replace(ITEM, run_id="a")), late):
+        ledger.create(record)
+    going = reconcile.purge(ledger, SCOPE, days=0.0)
+    await anext(going)
+    change(Ledger(disk_left.store), late)
+    indexed = list(disk_left.store.keys("index/"))
+    assert [key async for key in going] == []
+    assert disk_left.records() == [late.key]
+    assert list(disk_left.store.keys("index/")) == indexed
+
+
+@pytest.mark.usefixtures("one_by_one")
+async def test_the_record_that_decides_stays_if_another_one_of_its_item_has_changed(disk_left: OrphanedRecords) -> None:
+    ledger, item = disk_left.ledger, dataclasses.replace(ITEM, run_id="z")
+    first, last = landed(item), landed(item, n=2)
+    for record in (landed(dataclasses.replace(ITEM, run_id="a")), first, last):
+        ledger.create(record)
+    going = reconcile.purge(ledger, SCOPE, days=0.0)
+    await anext(going)
+    _answered_late(Ledger(disk_left.store), first)
+    assert [key async for key in going] == []
+    assert disk_left.records() == [first.key, last.key]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_geminiimg.core.storage import Store
+from airflow_provider_geminiimg.core.storage import Blob, Store
 from airflow_provider_geminiimg.core.storage import local as disk_module
 
 
@@ -25,7 +28,7 @@ def test_on_disk_nobody_replaces_an_object_between_its_check_and_its_removal(loc
     with ThreadPoolExecutor(1) as pool:
         replaced: list[Future[str | None]] = []
 
-        def is_wanted(key: str, data: bytes) -> bool:
+        def is_wanted(key: str, blob: Blob) -> bool:
             replaced.append(pool.submit(local.replace, key, b"new", version))
             done, _ = wait(replaced, timeout=0.2)  # it must wait for the removal
             return not done
@@ -33,6 +36,33 @@ def test_on_disk_nobody_replaces_an_object_between_its_check_and_its_removal(loc
         local.delete_where(["entry.json"], is_wanted)
         assert replaced[0].result() is None
     assert local.read("entry.json") is None
+
+
+def test_a_signal_handler_that_raises_anywhere_leaves_no_lock_behind(local: Store) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    before, delay = signal.signal(signal.SIGALRM, stop), random.Random(3)
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(Stop):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, delay.uniform(1e-5, 6e-4))
+                    for number in range(20):
+                        local.create("dag/1.json", b"%d" % number)
+                        local.delete("dag/1.json")
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with ThreadPoolExecutor(1) as pool:  # another thread, because the lock may be held twice by one
+        local.create("dag/2.json", b"{}")
+        pool.submit(local.delete, "dag/2.json").result(timeout=20)
+    assert local.read("dag/2.json") is None
 
 
 def test_others_can_write_while_many_objects_are_removed_from_a_slow_disk(

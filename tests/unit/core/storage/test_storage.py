@@ -17,6 +17,7 @@ import boto3
 import pytest
 
 from airflow_provider_geminiimg.core.storage import (
+    Blob,
     Files,
     Openers,
     Store,
@@ -116,13 +117,23 @@ def test_objects_are_removed_only_if_their_content_is_as_wanted(store: Store) ->
         store.create(f"dag/{number}.json", str(number).encode())
     seen = {}
 
-    def is_wanted(key: str, data: bytes) -> bool:
-        seen[key] = data
-        return int(data) > 1
+    def is_wanted(key: str, blob: Blob) -> bool:
+        seen[key] = blob.data
+        return int(blob.data) > 1
 
     store.delete_where(["dag/absent.json", *(f"dag/{number}.json" for number in range(4))], is_wanted)
     assert seen == {f"dag/{number}.json": str(number).encode() for number in range(4)}
     assert list(store.keys("")) == ["dag/0.json", "dag/1.json", "dag/4.json"]
+
+
+def test_objects_are_removed_only_if_they_have_not_changed(store: Store) -> None:
+    versions = {f"dag/{number}.json": str(store.create(f"dag/{number}.json", b"old")) for number in range(4)}
+    assert store.replace("dag/1.json", b"new", versions["dag/1.json"])
+    store.delete("dag/2.json")
+    store.create("dag/2.json", b"another")
+    assert store.delete_unchanged({**versions, "dag/absent.json": "1"}) == {"dag/1.json", "dag/2.json"}
+    assert sorted(store.keys("")) == ["dag/1.json", "dag/2.json"]
+    assert store.delete_unchanged({}) == set()
 
 
 def test_more_objects_than_one_request_takes_are_removed(
