@@ -7,9 +7,9 @@ BENCH  := .venvs/bench
 STORES := .venvs/stores
 AXE    := 4.14.1
 AZURITE := build/azurite/node_modules/azurite/package.json
-# Attacks, what counts money on every path, and every argument that may come to nothing: they take minutes, so
-# `make test-safety` runs them.
-SAFETY := $(addprefix tests/integration/,attacks money test_rendering.py)
+# Attacks, what counts money on every path, answers of any bytes, and every argument that may come to nothing: they take
+# minutes, so `make test-safety` runs them.
+SAFETY := $(addprefix tests/integration/,attacks money test_fuzz.py test_rendering.py)
 
 # Airflow is compiled once, not in each of the many processes that import it, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
