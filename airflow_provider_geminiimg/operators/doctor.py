@@ -77,7 +77,7 @@ class GeminiImageDoctorOperator(CheckedArgumentsMixin, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError):
-            return self.execute_complete(context, None, (next_kwargs or {}).get("token"))
+            return self.execute_complete(context)  # Airflow does not keep the name of the token then
 
     def execute_complete(
         self, context: Context, event: dict[str, Any] | None = None, token: str | None = None

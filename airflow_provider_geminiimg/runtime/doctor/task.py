@@ -14,7 +14,7 @@ from airflow_provider_geminiimg.core.ledger.root_token import leave_token, remov
 from airflow_provider_geminiimg.core.validation.task_arguments import TaskArguments
 from airflow_provider_geminiimg.exceptions import BadRequestError, GeminiImageError
 from airflow_provider_geminiimg.runtime.doctor import views
-from airflow_provider_geminiimg.runtime.doctor.examination import Examination
+from airflow_provider_geminiimg.runtime.doctor.examination import Examination, Make
 from airflow_provider_geminiimg.runtime.doctor.findings import Check, Finding, Level, UnavailableError, summary
 from airflow_provider_geminiimg.runtime.doctor.storage import open_root
 from airflow_provider_geminiimg.runtime.errors import raise_outcome
@@ -48,14 +48,14 @@ def start(arguments: TaskArguments) -> str | None:
 def finish(arguments: TaskArguments, log: Logs, token: str | None, view: View | None) -> list[dict[str, Any]]:
     """Make all checks, log their findings, and return them.
 
-    :param token: which to remove.
+    :param token: which to remove; ``None``: its name is not known, and a later doctor removes it.
     :param view: ``None``: the triggerer was not asked.
     :raises AirflowFailException: there is an error.
     """
     if token is not None:
         with contextlib.suppress(Exception):
             remove_token(open_root(), token)
-    more = partial(_not_asked) if view is None else partial(views.triggerer, event=view.event)
+    more: Make = _not_asked if view is None else partial(views.triggerer, event=view.event)
     examination = Examination(
         known=lambda: RootVariable(settings.root()),
         slots=_no_slots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import pickle
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from airflow_provider_geminiimg.core.catalog.lookup import default_model
 from airflow_provider_geminiimg.core.gateways.base import JobState, ResultImage
 from airflow_provider_geminiimg.core.images.inspection import inspect_image
 from airflow_provider_geminiimg.core.request import ImageRequest
@@ -57,6 +59,7 @@ def test_an_image_is_submitted_waited_for_and_downloaded(sandbox: Sandbox, gemin
 async def test_the_asynchronous_twins_do_the_same(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
     hook = GeminiImageHook(geminiimg_conn_id)
     await hook.acheck()
+    assert await hook.amodels() == await asyncio.to_thread(hook.models)
     handle = await hook.aupload(png())
     assert isinstance(handle, str)
     job = await hook.asubmit(ImageRequest.build(operation="generate", prompt="a lighthouse"))
@@ -65,6 +68,18 @@ async def test_the_asynchronous_twins_do_the_same(sandbox: Sandbox, geminiimg_co
     assert (await hook.astatus(job.job_id)).state is JobState.DONE
     assert inspect_image(await hook.adownload(done.images[0])).width > 0
     assert await hook.aconnection() == hook.connection()
+
+
+def test_the_models_are_those_of_the_key_or_of_the_gateways_public_list(
+    sandbox: Sandbox, geminiimg_conn_id: str, connect: Callable[..., str]
+) -> None:
+    hook = GeminiImageHook(geminiimg_conn_id)
+    model = default_model(hook.connection().gateway)
+    assert model in hook.models()
+    assert sandbox.ledger() == []
+    refused = connect("refused", **sandbox.connection(hook.connection().gateway, key="bad-key"))
+    with pytest.raises(AuthenticationError):
+        GeminiImageHook(refused).models()
 
 
 def test_a_synchronous_submit_brings_the_finished_image(sandbox: Sandbox, geminiimg_conn_id: str) -> None:
